@@ -1,0 +1,55 @@
+"""The errors a user can act on, and the one place that prints them.
+
+Every message names the value, the rule it broke and the remedy, on one line.  Anything that is not one of these is a
+fault of the program and keeps its traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one line, exit status 2."""
+
+
+class ConfigError(UserError):
+    """A config file or a key=value word that cannot be right."""
+
+
+class DataError(UserError):
+    """Shards that are missing, changed or of another kind than the program needs."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class BadSample(Exception):
+    """The content of one sample is unusable (checksum, decoding, too many pixels); never an input/output error."""
+
+
+def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
+    """Run a program's `main`, print a UserError as one line and leave with its exit status.
+
+    With several processes an error that all of them share (a config key, a missing manifest) is printed by rank 0 only; `rank_error` marks the others.
+    """
+    try:
+        status = main(None)
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or getattr(error, "of_this_rank", False):
+            where = f" [rank {rank}]" if rank != "0" else ""
+            sys.stderr.write(f"error{where}: {' '.join(str(error).split())}\n")
+            sys.stderr.flush()
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.stdout.flush()
+    raise SystemExit(status or 0)
+
+
+def of_this_rank(error: UserError) -> UserError:
+    """Mark an error that only this rank has met, so that it is printed whatever the rank."""
+    error.of_this_rank = True  # type: ignore[attr-defined]
+    return error

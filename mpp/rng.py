@@ -1,0 +1,40 @@
+"""Random numbers that are a function of their key, the same on every machine and library version.
+
+Raw Philox-4x64 bits (Salmon et al. 2011, as numpy implements the counter) and our own use of them: library sampling routines (`shuffle`,
+`choice`, ...) change between versions, raw bits do not.  Golden values: tests/test_rng.py.
+"""
+
+import numpy as np
+
+# What a key is used for: two uses of one (seed, epoch, sample, view) never share bits.
+SHARDS, STREAM, OFFSET, CROP, MASK, INIT, PREP, PROBE, DROP_PATH = range(9)
+
+
+class Draws:
+    """The bits that belong to one key; each call takes the next ones."""
+
+    def __init__(self, seed: int, use: int, *key: int):
+        """seed: any integer from 0 to 2**63-1; use: one of the constants above; key: up to three further non-negative integers."""
+        numbers = list(key) + [0] * (3 - len(key))
+        self._bits = np.random.Philox(key=[seed, use], counter=[0, *numbers])
+
+    def bits(self, count: int) -> np.ndarray:
+        """uint64 [count]."""
+        return self._bits.random_raw(count)
+
+    def uniform(self, count: int) -> np.ndarray:
+        """float64 [count] in [0, 1): the upper 53 bits."""
+        return (self.bits(count) >> np.uint64(11)) * 2.0**-53
+
+    def below(self, bound: int, count: int) -> np.ndarray:
+        """int64 [count] in [0, bound), bound < 2**32: multiply-shift of the upper 32 bits (bias below bound / 2**32)."""
+        return ((self.bits(count) >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32)).astype(np.int64)
+
+    def permutation(self, count: int) -> np.ndarray:
+        """int64 [count]: a permutation of range(count), by sorting random 64-bit keys (ties, if ever, by index)."""
+        return np.argsort(self.bits(count), kind="stable")
+
+
+def seed_of(seed: int, use: int, *key: int) -> int:
+    """One 63-bit seed for a library's own generator, a function of the key."""
+    return int(Draws(seed, use, *key).bits(1)[0] >> np.uint64(1))
