@@ -1,0 +1,82 @@
+"""Which patches are hidden, and what becomes of them.
+
+A mask is drawn for one sample from the bits of its own key, so it does not depend on the batch, the worker or the rank; counts are exact,
+so every shape is static.
+Letters: B batch, N patches, K visible, M predicted, D embedding dimensions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.config import DropCorruption, RandomMask, ReplaceCorruption
+from mpp.rng import Draws
+
+VISIBLE, MASKED, SWAPPED, KEPT = range(4)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Of one sample.  kind, source: [N]; visible: [K]; predicted: [M].  All int64."""
+
+    kind: np.ndarray  # VISIBLE, MASKED, SWAPPED or KEPT
+    source: np.ndarray  # whose clean embedding a patch shows: another patch's where SWAPPED, else its own
+    visible: np.ndarray  # what a dropping encoder sees, ascending
+    predicted: np.ndarray  # the patches in the loss, ascending
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Draws masks of `patches` patches."""
+
+    patches: int
+    mask: RandomMask
+    corruption: ReplaceCorruption | DropCorruption
+
+    def draw(self, draws: Draws) -> Mask:
+        order = draws.permutation(self.patches)
+        hidden = order[: self.hidden]
+        kind = np.full(self.patches, VISIBLE, dtype=np.int64)
+        source = np.arange(self.patches, dtype=np.int64)
+        if isinstance(self.corruption, ReplaceCorruption):
+            parts = largest_remainder(self.hidden, [self.corruption.mask, self.corruption.swap, self.corruption.keep])
+            kind[hidden] = np.repeat([MASKED, SWAPPED, KEPT], parts)
+            swapped = hidden[parts[0] : parts[0] + parts[1]]
+            # Uniform over the other positions: N - 1 steps onwards at most, never back to itself.
+            source[swapped] = (swapped + 1 + draws.below(self.patches - 1, len(swapped))) % self.patches
+        else:
+            kind[hidden] = MASKED
+        return Mask(kind, source, visible=np.flatnonzero(kind == VISIBLE), predicted=np.flatnonzero(kind != VISIBLE))
+
+    @property
+    def hidden(self) -> int:
+        """How many patches are chosen.  A dropping encoder keeps floor(N (1 - ratio)) (MAE); a replacing one hides round(N ratio)."""
+        if isinstance(self.corruption, DropCorruption):
+            return self.patches - max(1, math.floor(self.patches * (1 - self.mask.ratio) + 1e-9))
+        return min(self.patches - 1, max(1, round(self.patches * self.mask.ratio)))
+
+    @property
+    def drops(self) -> bool:
+        return isinstance(self.corruption, DropCorruption)
+
+
+def largest_remainder(total: int, shares: list[float]) -> list[int]:
+    """Whole numbers that sum to `total`, as near to `total * shares` as can be (Hamilton's method; ties to the earlier share)."""
+    exact = [total * share for share in shares]
+    counts = [math.floor(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (round(counts[i] - exact[i], 9), i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def corrupt(embeddings: Tensor, kind: Tensor, source: Tensor, mask_token: Tensor) -> Tensor:
+    """embeddings [B, N, D], kind [B, N], source [B, N], mask_token [D] -> corrupted embeddings [B, N, D] (ViT B.1.2).
+
+    Swapped patches show the clean embedding of their source, whatever became of the source itself.
+    """
+    shown = embeddings.gather(1, source.unsqueeze(-1).expand_as(embeddings))
+    return torch.where((kind == MASKED).unsqueeze(-1), mask_token.to(shown.dtype), shown)

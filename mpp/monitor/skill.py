@@ -1,0 +1,119 @@
+"""Skill: how much better than trivial the predictions are, 1 - loss / baseline, on masked patches only (kept ones show their answer).
+
+Three trivial predictors that see no more than the model does, each shrunk towards the first by a weight fitted on a training sample:
+    constant   the colour histogram (add-one smoothed) of the sample, or its mean value
+    visible    the histogram, or mean value, of the visible patches of the same image
+    nearest    the nearest cell of the nearest visible patch
+The best of them on that sample is the baseline, once for the run; skill divides by its loss on the hold-out with fixed masks.  Skills of
+different targets are not comparable.
+Letters: B batch, N patches, g cells a side, C classes.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mpp.masking import MASKED, VISIBLE
+from mpp.targets import ColorClasses, Pixels, Target
+
+Cells = Iterable[tuple[Tensor, Tensor]]
+WEIGHTS = tuple(i / 20 for i in range(21))  # of the second and third predictor against the first
+
+
+@dataclass(frozen=True)
+class Baseline:
+    name: str  # of the best trivial predictor
+    weight: float
+    loss: float  # on the hold-out, masked patches
+    losses: dict[str, float]  # of each predictor, on the hold-out
+
+    def skill(self, loss: float) -> float:
+        return 1 - loss / self.loss
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def fit_baseline(target: Target, grid: tuple[int, int], sample: Callable[[], Cells], holdout: Callable[[], Cells]) -> Baseline:
+    """sample, holdout: give batches of (cells of all patches [B, N, g, g(, 3)], kind [B, N]) afresh at each call; the first fits and
+    chooses, the second is quoted."""
+    constant = _constant(target, (cells[kind == MASKED] for cells, kind in sample()))
+    best: dict[str, tuple[float, float]] = {}  # predictor -> (loss on the sample, weight)
+    for name, row in _losses(target, grid, constant, sample()).items():
+        weights = (0.0,) if name == "constant" else WEIGHTS
+        best[name] = min((float(row[WEIGHTS.index(weight)]), weight) for weight in weights)
+    on_holdout = {name: float(row[WEIGHTS.index(best[name][1])]) for name, row in _losses(target, grid, constant, holdout()).items()}
+    chosen = min(best, key=lambda name: best[name][0])
+    return Baseline(chosen, best[chosen][1], on_holdout[chosen], on_holdout)
+
+
+def _constant(target: Target, cells: Iterable[Tensor]) -> Tensor:
+    """The sample's class probabilities [C], or its mean value [3]."""
+    if isinstance(target, ColorClasses):
+        counts = sum((torch.bincount(part.flatten(), minlength=target.classes) for part in cells), torch.zeros(target.classes))
+        return (counts + 1) / (counts + 1).sum()
+    total, count = torch.zeros(3, dtype=torch.float64), 0
+    for part in cells:
+        values = part.flatten(0, -2)
+        total, count = total + values.double().sum(0), count + len(values)
+    return (total / max(1, count)).float()
+
+
+def _losses(target: Target, grid: tuple[int, int], constant: Tensor, batches: Cells) -> dict[str, Tensor]:
+    """For each predictor, its mean loss over the masked patches at each of WEIGHTS [21]."""
+    totals = {name: torch.zeros(len(WEIGHTS), dtype=torch.float64) for name in ("constant", "visible", "nearest")}
+    masked_patches = 0
+    for cells, kind in batches:
+        masked = kind == MASKED
+        masked_patches += int(masked.sum())
+        truth = cells[masked]
+        guesses = {
+            "constant": None,
+            "visible": _visible(target, cells, kind)[masked],
+            "nearest": _nearest(cells, kind, grid)[masked],
+        }
+        for name, guess in guesses.items():
+            for i, weight in enumerate(WEIGHTS if guess is not None else WEIGHTS[:1]):
+                totals[name][i] += _loss(target, constant, guess, weight, truth)
+    return {name: total / max(1, masked_patches) for name, total in totals.items()}
+
+
+def _loss(target: Target, constant: Tensor, guess: Tensor | None, weight: float, truth: Tensor) -> float:
+    """Summed over patches.  truth [m, g, g(, 3)]; guess: probability of the true class, or class, or values, like truth."""
+    if isinstance(target, ColorClasses):
+        probability = constant[truth]
+        if guess is not None:
+            right = guess if guess.is_floating_point() else (guess == truth).float()
+            probability = (1 - weight) * probability + weight * right
+        return float(-probability.clamp_min(1e-12).log().flatten(1).mean(1).sum())
+    assert isinstance(target, Pixels)
+    value = constant.expand_as(truth) if guess is None else (1 - weight) * constant + weight * guess
+    return float((value - truth).abs().pow(target.power).flatten(1).mean(1).sum())
+
+
+def _visible(target: Target, cells: Tensor, kind: Tensor) -> Tensor:
+    """Classes: the share [B, N, g, g] of each cell's true class among the image's visible cells; values: their mean, like cells."""
+    shown = (kind == VISIBLE).view(*kind.shape, *[1] * (cells.dim() - 2))
+    if not isinstance(target, ColorClasses):
+        mean = (cells * shown).sum(dim=(1, 2, 3), keepdim=True) / (shown.sum(dim=(1, 2, 3), keepdim=True) * cells.shape[2] * cells.shape[3])
+        return mean.expand_as(cells)
+    counts = torch.zeros(len(cells), target.classes)
+    counts.scatter_add_(1, cells.flatten(1), shown.expand_as(cells).flatten(1).float())
+    return (counts / counts.sum(1, keepdim=True)).gather(1, cells.flatten(1)).view(cells.shape)
+
+
+def _nearest(cells: Tensor, kind: Tensor, grid: tuple[int, int]) -> Tensor:
+    """For each cell, the nearest cell of its patch's nearest visible patch (centre to centre; the first of equals).  Like cells."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    rows, columns = rows.flatten(), columns.flatten()
+    distance = ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2).float()
+    hidden = (kind != VISIBLE)[:, None, :]
+    source = distance.expand(len(kind), -1, -1).masked_fill(hidden, float("inf")).argmin(-1)  # [B, N]
+    g = cells.shape[2]
+    inside = torch.arange(g)
+    row = (inside + ((rows - rows[source]) * g)[..., None]).clamp(0, g - 1)  # [B, N, g]: this cell's row, seen from the source patch
+    column = (inside + ((columns - columns[source]) * g)[..., None]).clamp(0, g - 1)
+    batch = torch.arange(len(cells))[:, None, None, None]
+    return cells[batch, source[:, :, None, None], row[:, :, :, None], column[:, :, None, :]]

@@ -1,0 +1,339 @@
+"""Pretrain a Vision Transformer by masked patch prediction.
+
+    deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml [key=value ...]
+
+One straight loop.  A step: take this rank's share of the global batch, predict the hidden patches, average the loss over them, step,
+share one small vector among the ranks, and on some steps write down what happened.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mpp.config import PretrainConfig, dump, load
+from mpp.data.augment import Augment
+from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches, training_shards
+from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.shards import ShardSet
+from mpp.errors import CheckpointError, ConfigError, UserError, run_program
+from mpp.masking import Masking
+from mpp.model.pretraining import PretrainingModel, build_model
+from mpp.monitor.board import Board
+from mpp.monitor.pictures import reconstruction
+from mpp.monitor.skill import Baseline, fit_baseline
+from mpp.rng import DROP_PATH, seed_of
+from mpp.targets import Target, make_target, patchify
+from mpp.train.checkpoint import check_fit, restore, save
+from mpp.train.commit import find_commit, newest_commit, prune, read_tensors
+from mpp.train.engine import Engine, World, start_distributed
+from mpp.train.export import PREFIX, write_encoder
+from mpp.train.optim import build_optimiser
+from mpp.train.quarantine import Quarantine
+from mpp.train.run_folder import check_same_run, replace_text, write_run_folder
+from mpp.train.schedule import learning_rate, peak_rate
+from mpp.train.signals import StopRequest
+from mpp.train.step import images_on_device, mask_on_device, predict
+
+BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    config = load(PretrainConfig, arguments.config, arguments.words)
+    if arguments.print_config:
+        print(dump(config), end="")
+        return 0
+    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
+    data, system = config.data, config.system
+
+    # Data: which samples, in which order.
+    shards = ShardSet.open(data.shards)
+    holdout_shards = ShardSet.open(data.holdout_shards) if data.holdout_shards else shards
+    if data.holdout_samples >= len(holdout_shards):
+        raise ConfigError(
+            f"data.holdout_samples={data.holdout_samples} must be fewer than the {len(holdout_shards)} samples of {holdout_shards.path}; lower it"
+        )
+    manifests = {"shards": shards.manifest_hash} | ({"holdout_shards": holdout_shards.manifest_hash} if data.holdout_shards else {})
+    trained_on = training_shards(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
+    if data.holdout_shards:
+        holdout_ids = np.arange(data.holdout_samples)
+    else:
+        holdout_ids = np.arange(len(shards) - data.holdout_samples, len(shards))
+    masking = Masking(config.model.patches, config.mask, config.corruption)
+    augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    dataset = MaskedImages(shards, augment, masking, config.seed, data.max_pixels, sum(trained_on))
+    holdout_data = MaskedImages(holdout_shards, augment, masking, config.seed, data.max_pixels, len(holdout_shards))
+
+    # Model and target, on this world.
+    commit = find_commit(run_dir, config.resume)
+    if commit:
+        check_same_run(commit, config, manifests)
+    target = make_target(config.target, config.model.patch_size, data.mean, data.std)
+    world = start_distributed()
+    fused_attention = system.fused_attention if system.fused_attention is not None else world.device.type == "cuda"
+    model = build_model(config, target.outputs, fused_attention)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if config.init_from and not commit:
+        initialise_from(model, Path(config.init_from))
+    plan = plan_batch(data.global_batch, data.streams, world.size, system.micro_batch_max)
+    order = Order(trained_on, data.global_batch, plan.streams, config.seed, data.block)
+    total_steps = config.optim.total_samples // data.global_batch
+    engine = Engine(model.to(world.device), build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
+
+    first_step, bad_samples = 0, 0
+    if commit:
+        restore(commit, engine, prime=lambda: take_empty_step(engine, config, masking, plan.accumulation, world))
+        first_step, bad_samples = commit.step, commit.record["bad_samples"]
+    workers = system.workers if system.workers is not None else default_workers(world.local_size)
+    stream = batches(
+        dataset, OrderSampler(order, plan, world.rank, world.size, first_step, total_steps), workers, pin_memory=world.device.type == "cuda"
+    )
+    holdout = list(fixed_batches(holdout_data, holdout_ids, plan.micro_batch, world.rank, world.size))
+    quarantine = Quarantine(run_dir, world)
+    (bad_held_out,) = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
+    if bad_held_out > data.max_bad_fraction * data.holdout_samples:
+        quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
+    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, holdout_ids)
+
+    board = None
+    if world.first:
+        write_run_folder(run_dir, config, argv)
+        board = Board(run_dir, first_step * data.global_batch)
+        say(
+            f"run {run_dir} | {'resumes at step ' + str(first_step) if commit else 'starts'} | {world.size} process(es) on {world.device.type}"
+        )
+        say(
+            f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
+            f"{len(holdout[0][0]['predicted'][0])} predicted | {parameters:,} parameters with the decoder | target {config.target.name}"
+        )
+        say(
+            f"{total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
+            f"peak learning rate {peak_rate(config.optim, data.global_batch):.3g} | ZeRO {system.zero_stage}, {system.precision}"
+        )
+        say(
+            f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | {workers} loader process(es) a rank | "
+            f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"
+        )
+        say(f"trivial baseline: {baseline.name}, loss {baseline.loss:.4f} on {len(holdout_ids)} held-out images")
+
+    # The loop.
+    stop = StopRequest()
+    meters = torch.zeros(4, device=world.device)  # sums since the last log: loss, patches, loss of masked ones, masked patches
+    began = last_save = time.perf_counter()
+    busy, waited, logged_step = 0.0, 0.0, first_step
+    for step in range(first_step, total_steps):
+        step_began = time.perf_counter()
+        rate = learning_rate(step * data.global_batch, config.optim, data.global_batch)
+        torch.manual_seed(seed_of(config.seed, DROP_PATH, step, world.rank))  # noise inside the model belongs to (seed, step, rank)
+        bad_now = 0
+        for _ in range(plan.accumulation):
+            asked = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - asked
+            bad_now += quarantine.note(batch["bad"])
+            _, loss, masked = predict(engine, target, batch, config.model.patch_size, data.mean, data.std, world.device)
+            engine.backward(loss.mean())
+            loss = loss.detach()
+            meters += torch.stack([loss.sum(), torch.ones_like(loss).sum(), (loss * masked).sum(), masked.sum()])
+        norm = engine.update(rate)
+        samples_seen = (step + 1) * data.global_batch
+
+        # The one wait for the device in a step: what every rank must decide alike.
+        minutes = (time.perf_counter() - last_save) / 60
+        save_due = world.first and config.checkpoint.every_minutes is not None and minutes >= config.checkpoint.every_minutes
+        broken, stopping, save_now, bad_now = shared_sum([not torch.isfinite(norm), stop.requested, save_due, bad_now], world)
+        busy += time.perf_counter() - step_began
+        if broken:
+            newest = newest_commit(run_dir)
+            raise UserError(
+                f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}): lower optim.base_lr, lengthen optim.warmup_samples "
+                f"or set optim.clip_norm; the newest checkpoint is {newest.folder if newest else 'none'}"
+            )
+        bad_samples += bad_now
+        if bad_samples > data.max_bad_fraction * samples_seen:
+            quarantine.stop(bad_samples, samples_seen, data.max_bad_fraction)
+
+        last = step + 1 == total_steps
+        if (step + 1) % config.log.every_steps == 0 or last or stopping:
+            dist.all_reduce(meters)
+            loss_sum, count, masked_sum, masked_count = meters.tolist()
+            values = {
+                "train/loss": loss_sum / count,
+                "train/skill": baseline.skill(masked_sum / masked_count),
+                "optim/learning_rate": rate,
+                "optim/gradient_norm": float(norm),
+                "speed/samples_per_second": (step + 1 - logged_step) * data.global_batch / busy,
+                "speed/wait_share": waited / busy,
+                "data/bad_samples": float(bad_samples),
+            }
+            if board:
+                board.scalars(samples_seen, step + 1, values)
+                seconds_left = (time.perf_counter() - began) / (step + 1 - first_step) * (total_steps - step - 1)
+                say(progress_line(step + 1, total_steps, samples_seen, values, seconds_left))
+            meters.zero_()
+            busy, waited, logged_step = 0.0, 0.0, step + 1
+        if (step + 1) % config.log.holdout_every_steps == 0 or last:
+            measured = on_holdout(engine, target, holdout, baseline, config, world)
+            if board:
+                board.scalars(samples_seen, step + 1, measured)
+                say(f"  hold-out loss {measured['holdout/loss']:.4f}  skill {measured['holdout/skill']:+.4f}")
+        if (step + 1) % config.log.pictures_every_steps == 0 or last:
+            picture(engine, target, holdout[0][0], config, world, board, samples_seen)
+        every = config.checkpoint.every_samples
+        crossed = every is not None and samples_seen // every > (samples_seen - data.global_batch) // every
+        if save_now or crossed or last or stopping:
+            record = {"step": step + 1, "samples_seen": samples_seen, "bad_samples": bad_samples, "config": config.model_dump(mode="json")}
+            save(run_dir, engine, world, record | {"manifests": manifests, "world_size": world.size, "zero_stage": system.zero_stage})
+            last_save = time.perf_counter()
+            if world.first:
+                prune(run_dir, config.checkpoint.keep)
+        if stopping:
+            break
+
+    if board:
+        board.close()
+        newest = newest_commit(run_dir)
+        if newest is None:
+            raise CheckpointError(f"{run_dir} holds no checkpoint after the run; was it deleted while the run was going?")
+        weights = read_tensors(newest, "weight/" + PREFIX)
+        write_encoder(run_dir / "encoder", weights, config.model, data.mean, data.std, f"{run_dir.name} at {newest.samples_seen} samples")
+        say("done" if newest.step == total_steps else f"stopped as asked at step {newest.step}; the same command goes on from there")
+        say(f"encoder {run_dir}/encoder | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}")
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pretrain a Vision Transformer by masked patch prediction.")
+    parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
+    parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment
+    parser.add_argument("words", nargs="*", metavar="key=value", help="overrides, such as optim.base_lr=1e-3 run_dir=runs/try")
+    return parser.parse_intermixed_args(argv)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, float], seconds_left: float) -> str:
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"step {step}/{steps}  samples {samples_seen:,}  loss {values['train/loss']:.4f}  skill {values['train/skill']:+.4f}  "
+        f"lr {values['optim/learning_rate']:.2e}  norm {values['optim/gradient_norm']:.3f}  {values['speed/samples_per_second']:.0f} img/s  "
+        f"wait {values['speed/wait_share']:.0%}  eta {hours}:{minutes:02d}:{seconds:02d}"
+    )
+
+
+def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:
+    """Collective: each number summed over ranks."""
+    total = torch.tensor([float(number) for number in numbers], device=world.device)
+    dist.all_reduce(total)
+    return [int(number) for number in total.tolist()]
+
+
+@torch.no_grad()
+def on_holdout(
+    engine: Engine, target: Target, holdout: list[tuple[Batch, torch.Tensor]], baseline: Baseline, config: PretrainConfig, world: World
+) -> dict[str, float]:
+    """Collective: loss and skill on the same images with the same crops and masks every time."""
+    engine.train(False)
+    sums = torch.zeros(4, device=world.device)
+    for batch, weight in holdout:
+        _, loss, masked = predict(engine, target, batch, config.model.patch_size, config.data.mean, config.data.std, world.device)
+        counted = weight.to(world.device)[:, None].expand_as(loss)
+        sums += torch.stack([(loss * counted).sum(), counted.sum(), (loss * counted * masked).sum(), (counted * masked).sum()])
+    engine.train(True)
+    dist.all_reduce(sums)
+    loss_sum, count, masked_sum, masked_count = sums.tolist()
+    return {"holdout/loss": loss_sum / count, "holdout/skill": baseline.skill(masked_sum / masked_count)}
+
+
+@torch.no_grad()
+def picture(
+    engine: Engine, target: Target, batch: Batch, config: PretrainConfig, world: World, board: Board | None, samples_seen: int
+) -> None:
+    """Collective (ZeRO-3 gathers weights); rank 0 draws."""
+    if config.log.pictures:
+        few = {name: value[: config.log.pictures] for name, value in batch.items()}
+        engine.train(False)
+        prediction, _, _ = predict(engine, target, few, config.model.patch_size, config.data.mean, config.data.std, world.device)
+        engine.train(True)
+        if board:
+            kind, source, _, predicted = mask_on_device(few, world.device)
+            title = f"{config.target.name}, {samples_seen:,} samples seen"
+            images = images_on_device(few, world.device)
+            drops = config.corruption.name == "drop"
+            sheet = reconstruction(target, config.model.patch_size, images, kind, source, predicted, prediction, title, drops)
+            board.picture(samples_seen, "holdout/reconstruction", sheet)
+
+
+def baseline_of_run(
+    run_dir: Path,
+    world: World,
+    target: Target,
+    config: PretrainConfig,
+    dataset: MaskedImages,
+    holdout_data: MaskedImages,
+    holdout_ids: np.ndarray,
+) -> Baseline:
+    """Collective: fitted once by rank 0 and kept in baseline.json; a resumed run reads it."""
+    path = run_dir / "baseline.json"
+    holder: list[Baseline | None] = [None]
+    if world.first and path.exists():
+        holder[0] = Baseline(**json.loads(path.read_text()))
+    elif world.first:
+        sample = np.linspace(0, dataset.samples - 1, min(BASELINE_SAMPLES, dataset.samples)).astype(np.int64)
+        cells = lambda data, ids: lambda: clean_cells(target, data, ids, config.model.patch_size)
+        side = config.model.image_size // config.model.patch_size
+        holder[0] = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, holdout_ids))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(holder[0].as_dict(), indent=2) + "\n")
+    dist.broadcast_object_list(holder, src=0)
+    assert holder[0] is not None
+    return holder[0]
+
+
+def clean_cells(target: Target, data: MaskedImages, ids: np.ndarray, patch_size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    for batch, weight in fixed_batches(data, ids, batch=32):
+        real = weight > 0
+        images = images_on_device(batch, torch.device("cpu"))[real]
+        yield target.cells(patchify(images, patch_size)), batch["kind"][real]
+
+
+def initialise_from(model: PretrainingModel, run_dir: Path) -> None:
+    """The newest weights of another run: its encoder, which must fit, and of the rest what has the same name and shape."""
+    commit = newest_commit(run_dir)
+    if commit is None:
+        raise CheckpointError(f"init_from={run_dir} holds no checkpoint; give a run folder with checkpoints/*/COMMIT.json")
+    commit.verify()
+    weights, own = read_tensors(commit, "weight/"), model.state_dict()
+    check_fit(
+        {n: w for n, w in weights.items() if n.startswith(PREFIX)},
+        {n: w.shape for n, w in own.items() if n.startswith(PREFIX)},
+        commit.folder,
+    )
+    model.load_state_dict({n: weights[n] if n in weights and weights[n].shape == own[n].shape else own[n] for n in own})
+
+
+def take_empty_step(engine: Engine, config: PretrainConfig, masking: Masking, accumulation: int, world: World) -> None:
+    """An optimiser step at learning rate 0 with zero gradients: changes nothing, creates the optimiser's state."""
+    side, hidden = config.model.image_size, masking.hidden
+    images = torch.zeros(1, 3, side, side, device=world.device)
+    places = torch.arange(masking.patches, device=world.device)[None]
+    for _ in range(accumulation):
+        prediction = engine.predict(images, torch.zeros_like(places), places, places[:, hidden:], places[:, :hidden])
+        engine.backward(prediction.float().sum() * 0)
+    engine.update(0.0)
+
+
+if __name__ == "__main__":
+    run_program(main)

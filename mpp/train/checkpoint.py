@@ -1,0 +1,166 @@
+"""Writing a checkpoint from any topology, and reading it into any other.
+
+float32 weights and optimiser moments by parameter name, dealt out to the ranks by size so that each writes its share; see commit.py for
+what makes it exist.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mpp.errors import CheckpointError
+from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, sync, write_commit
+from mpp.train.engine import Engine, World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any]) -> Commit:
+    """Collective: every rank calls it after the same step.  record: step, samples_seen, config ... ; returns what was committed."""
+    folder = checkpoint_folder(run_dir, record["step"])
+    mine, facts = {}, {}
+    owners = _owners(engine.module, world.size)
+    for name, parameter in engine.module.named_parameters():
+        for kind, tensor in _collect(engine, parameter).items():
+            if owners[name] == world.rank:
+                mine[f"{kind}/{name}"] = tensor.detach().float().cpu().contiguous().clone()
+    _together(world, lambda: _fresh(folder) if world.first else None)
+    if mine:
+        facts = _together(world, lambda: _write(folder / f"rank{world.rank:05d}.safetensors", mine))
+    else:
+        _together(world, lambda: None)
+    gathered: list[dict] = [{} for _ in range(world.size)]
+    dist.all_gather_object(gathered, facts)
+    record = record | {"files": {name: fact for part in gathered for name, fact in sorted(part.items())}}
+    _together(world, lambda: write_commit(folder, record) if world.first else None)
+    return Commit(folder, record)
+
+
+def _together(world: World, work: Callable[[], Any]) -> Any:
+    """Do this rank's part; if it fails on any rank (a full disk, a lost mount), all of them raise the same CheckpointError, and none waits for ever."""
+    result, failure = None, None
+    try:
+        result = work()
+    except (OSError, SafetensorError) as error:
+        failure = f"rank {world.rank}: {error}"
+    failures: list[str | None] = [None] * world.size
+    dist.all_gather_object(failures, failure)
+    if any(failures):
+        raise CheckpointError(
+            f"the checkpoint was not written ({'; '.join(filter(None, failures))}); earlier ones are whole: mend it and run the same command"
+        )
+    return result
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a write that never committed
+    folder.mkdir(parents=True)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    sync(path)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
+
+
+def restore(commit: Commit, engine: Engine, prime: Callable[[], None]) -> None:
+    """Put the weights and the optimiser's state back.  prime: takes one optimiser step at learning rate 0, which creates that state."""
+    commit.verify()
+    prime()
+    restore_weights(commit, engine)
+    moments = {kind: read_tensors(commit, f"{kind}/") for kind in MOMENTS}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            for kind in MOMENTS:
+                _set_moment(engine, parameter, kind, moments[kind][name].to(parameter.device))
+    for state in engine.inner_optimiser.state.values():
+        state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), commit.step)
+
+
+def restore_weights(commit: Commit, engine: Engine) -> None:
+    """Raises CheckpointError where the checkpoint is of another model."""
+    weights = read_tensors(commit, "weight/")
+    check_fit(weights, {name: tuple(_shape(p)) for name, p in engine.module.named_parameters()}, commit.folder)
+    for name, parameter in engine.module.named_parameters():
+        _set_weight(engine, parameter, weights[name].to(parameter.device))
+
+
+def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path) -> None:
+    for name in sorted(weights.keys() | shapes.keys()):
+        theirs, ours = (tuple(weights[name].shape) if name in weights else None), shapes.get(name)
+        if theirs != ours:
+            raise CheckpointError(
+                f"{origin} is of another model: {name} is {theirs or 'absent'} there and {ours or 'absent'} here; "
+                f"use the same model, decoder and target sections, or another run_dir"
+            )
+
+
+def _owners(module: nn.Module, world: int) -> dict[str, int]:
+    """Parameter -> the rank that writes it: largest first, each to the lightest rank so far."""
+    load = [0] * world
+    owners = {}
+    for name, parameter in sorted(module.named_parameters(), key=lambda item: (-_shape(item[1]).numel(), item[0])):
+        rank = min(range(world), key=load.__getitem__)
+        owners[name] = rank
+        load[rank] += _shape(parameter).numel()
+    return owners
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO-3 a parameter is empty between uses
+
+
+def _collect(engine: Engine, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Collective at ZeRO 1-3: the whole float32 weight and moments."""
+    if not parameter.requires_grad:
+        return {"weight": _whole(engine, parameter)}
+    if engine.stage == 0:
+        state = engine.inner_optimiser.state[parameter]
+        return {"weight": parameter, **{kind: state[kind] for kind in MOMENTS}}
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    return {
+        "weight": safe_get_full_fp32_param(parameter),
+        **{kind: safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS},
+    }
+
+
+def _whole(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    if engine.stage < 3:
+        return parameter
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def _set_weight(engine: Engine, parameter: nn.Parameter, value: Tensor) -> None:
+    if engine.stage and parameter.requires_grad:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value)
+    # The setters leave the module's own copy as it was.
+    if engine.stage == 3:
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            parameter.copy_(value)
+    else:
+        with torch.no_grad():
+            parameter.copy_(value)
+
+
+def _set_moment(engine: Engine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+    if engine.stage == 0:
+        engine.inner_optimiser.state[parameter][kind].copy_(value)
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    safe_set_full_optimizer_state(parameter, value, kind)

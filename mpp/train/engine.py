@@ -1,0 +1,146 @@
+"""The only door to DeepSpeed: one process group, one engine, and what an optimiser step needs of them."""
+
+import logging
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mpp.config import SystemConfig
+from mpp.data.order import BatchPlan
+from mpp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def start_distributed() -> World:
+    """Join the process group that the deepspeed launcher, torchrun or srun has described in the environment; alone without one."""
+    quiet_deepspeed()
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if "RANK" not in os.environ:  # plain `python mpp/pretrain.py`
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"LOCAL_RANK={local_rank} but this machine has {torch.cuda.device_count()} GPUs; start that many processes a node"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    elif not (shutil.which("g++") or shutil.which("c++")):
+        __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
+
+
+def quiet_deepspeed() -> None:
+    """Warnings and errors only: its INFO lines would bury the progress line."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # torch brings its own CUDA; nothing is compiled for it here
+
+
+class Engine:
+    """A model, its optimiser and its gradients, on this world.  `accumulation` calls of `backward`, then one of `update`, make a step."""
+
+    def __init__(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, plan: BatchPlan, world: World, system: SystemConfig, clip_norm: float
+    ):
+        import deepspeed
+
+        self.stage, self.clip_norm = system.zero_stage, clip_norm
+        ours: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": plan.micro_batch,
+            "gradient_accumulation_steps": plan.accumulation,
+            "gradient_clipping": clip_norm if self.stage else 0.0,  # at stage 0 the norm is not reported, so it is taken and clipped here
+            "zero_optimization": {"stage": self.stage},
+            "zero_allow_untested_optimizer": True,  # torch's AdamW
+            "torch_autocast": {"enabled": system.precision == "bf16", "dtype": "bfloat16"},
+            "steps_per_print": 2**31,
+        }
+        settings = _merged(ours, system.deepspeed, taken=("train_batch_size",))
+        if system.compile:
+            model.compile()
+        self.deepspeed, self.optimiser, *_ = deepspeed.initialize(
+            model=model, optimizer=optimiser, config=settings, dist_init_required=False
+        )
+        if self.stage == 3:
+            # Parameters that are used outside their own module's forward have to be announced.
+            vit = model.encoder.vit
+            for parameter in (vit.pos_embed, vit.cls_token, vit.reg_token):
+                if parameter is not None:
+                    deepspeed.zero.register_external_parameter(model.encoder, parameter)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.deepspeed.module
+
+    @property
+    def inner_optimiser(self) -> torch.optim.Optimizer:
+        """torch's own, whose state ZeRO keeps in flat pieces."""
+        return self.optimiser.optimizer if self.stage else self.optimiser
+
+    def predict(self, *inputs: Tensor) -> Tensor:
+        return self.deepspeed(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """loss: the mean over this micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
+        self.deepspeed.backward(loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()
+
+    def update(self, learning_rate: float) -> Tensor:
+        """Clip, step, clear the gradients; the global gradient norm before clipping, on the device."""
+        for group in self.inner_optimiser.param_groups:
+            group["lr"] = learning_rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        norm: Any = None
+        if self.stage == 0:
+            parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+        self.deepspeed.step()
+        if norm is None:
+            norm = self.deepspeed.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32)
+
+    def train(self, mode: bool) -> None:
+        self.deepspeed.train(mode)
+
+
+def _merged(ours: dict, theirs: dict, taken: tuple[str, ...]) -> dict:
+    """`system.deepspeed` laid over our settings; what mpp itself decides is refused."""
+    merged = dict(ours)
+    for key, value in theirs.items():
+        if (
+            key in taken
+            or (key in ours and not isinstance(value, dict))
+            or (key == "zero_optimization" and "stage" in value)
+            or key in ("bf16", "fp16")
+        ):
+            raise ConfigError(
+                f"system.deepspeed.{key} is decided by mpp; use data.global_batch, system.micro_batch_max, system.zero_stage, "
+                f"system.precision or optim.clip_norm instead"
+            )
+        merged[key] = {**ours.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged

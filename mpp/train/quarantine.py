@@ -1,0 +1,38 @@
+"""Bad samples are named, counted and replaced, or stop the run: never skipped in silence."""
+
+import json
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mpp.errors import DataError
+from mpp.train.engine import World
+
+
+class Quarantine:
+    """quarantine.rankN.jsonl, one line for each unreadable sample this rank has met."""
+
+    def __init__(self, run_dir: Path, world: World):
+        self.path = run_dir / f"quarantine.rank{world.rank}.jsonl"
+        self.world = world
+        self.newest: dict | None = None
+
+    def note(self, bad: list[dict]) -> int:
+        """Write them down; how many there are."""
+        if bad:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(fault) + "\n" for fault in bad)
+            self.newest = bad[-1]
+        return len(bad)
+
+    def stop(self, count: int, samples_seen: int, allowed: float) -> None:
+        """Collective: every rank raises the same DataError, which names one of the faults whichever rank met it."""
+        found: list[dict | None] = [None] * self.world.size
+        dist.all_gather_object(found, self.newest)
+        fault = next((each for each in found if each), {"where": "?", "reason": "?"})
+        raise DataError(
+            f"{count} unreadable of {samples_seen} samples, more than data.max_bad_fraction={allowed:g} allows, such as {fault['where']}: "
+            f"{fault['reason']}; all are in {self.path.parent}/quarantine.rank*.jsonl: make the shards again, or raise data.max_bad_fraction "
+            f"to have them replaced by the next readable sample"
+        )

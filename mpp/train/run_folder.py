@@ -1,0 +1,92 @@
+"""The run folder: what was asked for, on what, and whether a resumed run still asks for the same."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mpp
+from mpp.config import PretrainConfig, dump
+from mpp.errors import CheckpointError
+from mpp.train.commit import Commit
+
+PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
+PATHS = ("data.shards", "data.holdout_shards")  # may move; the manifest's hash may not
+
+
+def write_run_folder(run_dir: Path, config: PretrainConfig, argv: Sequence[str] | None) -> None:
+    """config.yaml, command.txt (a line each start) and environment.json."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    replace_text(run_dir / "config.yaml", dump(config))
+    with (run_dir / "command.txt").open("a") as file:
+        file.write(shlex.join(sys.argv if argv is None else ["mpp/pretrain.py", *argv]) + "\n")
+    replace_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "mpp": mpp.__version__,
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "host": platform.node(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def check_same_run(commit: Commit, config: PretrainConfig, manifests: dict[str, str]) -> None:
+    """A run that goes on must be the same run.  Raises CheckpointError naming the first difference.
+
+    manifests: sha256 of each manifest in use.
+    """
+    ours, theirs = _flat(config.that_changes_results()), _flat(commit.record["config"])
+    for key in sorted(
+        ours.keys()
+        | {key for key in theirs if key.split(".")[0] in ("seed", "model", "mask", "corruption", "target", "decoder", "optim", "data")}
+    ):
+        if ours.get(key) != theirs.get(key) and key not in PATHS:
+            raise CheckpointError(
+                f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; a resumed run keeps what changes "
+                f"results: set it back, or give another run_dir (with init_from={commit.folder.parent.parent} to begin from its weights)"
+            )
+    for name, digest in manifests.items():
+        if commit.record["manifests"].get(name) != digest:
+            raise CheckpointError(
+                f"the manifest of data.{name} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
+                f"{str(commit.record['manifests'].get(name))[:12]}...): the order of samples would be another; restore the shards, or give another run_dir"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _git_commit() -> str | None:
+    where = Path(__file__).resolve().parents[2]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(where), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,18 @@
+"""A request to stop: the scheduler's SIGTERM or SIGUSR1, or ctrl-C, is remembered until the end of the step that all ranks share."""
+
+import signal
+from types import FrameType
+
+
+class StopRequest:
+    """`requested` turns true at the first signal; a second ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,70 @@
+"""Few-shot probing: closed-form regularised least squares to targets in {-1, 1}^K (ViT 4.1).
+
+As the ViT authors' `fewshot_lsr.py` (big_vision): features are standardised with the labelled images alone, one factorisation serves the
+whole l2 grid, and the smaller of D x D and n x n is factorised.  Three things are ours: float64 throughout; the intercept is left
+out of the penalty exactly, by centring (theirs is a constant column of 100, the same in the limit); and l2 comes from a hold-out of train.
+
+Letters: n labelled images, D columns, K classes, L values of l2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.errors import DataError
+from mpp.rng import PROBE, Draws
+from mpp.transfer.split import SHOTS
+
+EPSILON = 1e-5  # added to a standard deviation (big_vision)
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    weight: Tensor  # float64 [L, D, K], of raw features
+    bias: Tensor  # float64 [L, K]
+
+    def predict(self, features: Tensor, chunk: int = 1024) -> Tensor:
+        """float32 [m, D] -> int64 [L, m]."""
+        flat = self.weight.permute(1, 0, 2).flatten(1)  # [D, L K]
+        out = [(part.to(flat).mm(flat).unflatten(1, self.bias.shape) + self.bias).argmax(dim=2).T.cpu() for part in features.split(chunk)]
+        return torch.cat(out, dim=1)
+
+
+def fit(features: Tensor, labels: Tensor, classes: int, grid: Sequence[float], device: torch.device) -> LeastSquares:
+    """argmin |X W + b - Y|^2 + l2 |W|^2 for every l2 > 0 of the grid, X float32 [n, D] standardised, Y in {-1, 1}^K from labels int64 [n]."""
+    x = features.to(device).double()
+    mean, deviation = x.mean(0), x.std(0, correction=0) + EPSILON
+    x = (x - mean) / deviation
+    y = torch.full((len(x), classes), -1.0, dtype=torch.float64, device=device)
+    y[torch.arange(len(x), device=device), labels.to(device)] = 1.0
+    middle = y.mean(0)
+    y = y - middle  # x and y centred: an intercept without penalty
+    l2 = torch.tensor(grid, dtype=torch.float64, device=device).view(-1, 1, 1)
+    wide = x.shape[1] > x.shape[0]
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    values = values.clamp_min(0).unsqueeze(-1)  # rounding may leave -1e-12
+    left = x.T @ vectors if wide else vectors
+    right = vectors.T @ y if wide else vectors.T @ (x.T @ y)
+    weight = (left @ (right / (values + l2))) / deviation.unsqueeze(-1)
+    return LeastSquares(weight, middle - (mean @ weight))
+
+
+def draw_shots(labels: np.ndarray, rows: np.ndarray, classes: Sequence[str], shots: int, seed: int, trial: int) -> np.ndarray:
+    """int64 [shots * K], ascending: `shots` rows of every class, drawn at random from `rows` by (seed, shots, trial).
+
+    labels: integers [n].  Raises DataError for a class that has fewer.
+    """
+    order = rows[Draws(seed, PROBE, SHOTS, shots * 1_000_000 + trial).permutation(len(rows))]
+    drawn = []
+    for label, name in enumerate(classes):
+        members = order[labels[order] == label]
+        if len(members) < shots:
+            raise DataError(
+                f"few_shot.shots={shots}: class '{name}' has {len(members)} labelled images to draw from; "
+                "give more images (train_samples=) or fewer shots, few_shot.shots=[] for none"
+            )
+        drawn.append(members[:shots])
+    return np.sort(np.concatenate(drawn))

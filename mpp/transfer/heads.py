@@ -1,0 +1,115 @@
+"""The linear probe: a grid of linear heads, learning rates x feature variants, trained in one pass over the features.
+
+Letters: n images, B batch, D columns of a variant, R learning rates, C classes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.rng import PROBE, Draws
+from mpp.transfer.split import BATCHES
+
+MOMENTUM = 0.9  # ViT B.1.1; DINOv2's grid probe
+EPSILON = 1e-6  # added to the variance (MAE's BatchNorm before the head)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one variant, one a learning rate."""
+
+    columns: Tensor  # int64 [D] of the feature table
+    weight: Tensor  # float32 [D, R, C], of standardised features
+    bias: Tensor  # float32 [R, C]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What one pass trains; the standardisation is that of the rows trained on (a BatchNorm without affine, at its end)."""
+
+    mean: Tensor  # float32 [W]
+    scale: Tensor  # float32 [W]: 1 / standard deviation
+    heads: list[Heads]
+
+    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Tensor]:
+        """For each variant int64 [R, len(rows)]: the class each head gives those rows of float32 [n, W]."""
+        parts: list[list[Tensor]] = [[] for _ in self.heads]
+        for chosen in torch.from_numpy(rows).split(batch):
+            x = (values[chosen].to(self.mean.device) - self.mean) * self.scale
+            for part, heads in zip(parts, self.heads, strict=True):
+                logits = (x[:, heads.columns] @ heads.weight.flatten(1)).unflatten(1, heads.bias.shape) + heads.bias
+                part.append(logits.argmax(dim=2).T.cpu())
+        return [torch.cat(part, dim=1) for part in parts]
+
+
+def train_heads(
+    values: Tensor,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    columns: Sequence[Tensor],
+    learning_rates: Sequence[float],
+    *,
+    epochs: int,
+    batch: int,
+    weight_decay: float,
+    seed: int,
+    device: torch.device,
+) -> Grid:
+    """Zero-initialised softmax heads on rows of float32 [n, W], all on the same minibatches; SGD with momentum, cosine to zero.
+
+    rows: int64 [m].  labels: integers [n].  columns: int64 [D] a variant.  No augmentation: features are computed once.
+    A head trained in the grid is the head trained alone; only the rounding of the matrix products may differ.
+    Source: ViT B.1.1 (zero head, momentum .9, cosine); DINOv2 (arXiv 2304.07193, B.3) for the grid in one pass.
+    """
+    mean, scale = standardisation(values, rows)
+    mean, scale = mean.to(device), scale.to(device)
+    places = [c.to(device) for c in columns]
+    # All columns of a table stand in order for the widest variant: then a slice of the batch would only be copied.
+    whole = [len(c) == values.shape[1] and bool((c == torch.arange(len(c))).all()) for c in columns]
+    rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
+    heads = len(rates)
+    rate = rates.repeat_interleave(classes)  # [R C]
+    weights = [torch.zeros(len(c), heads * classes, device=device) for c in places]
+    biases = [torch.zeros(heads * classes, device=device) for _ in places]
+    velocity = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in zip(weights, biases, strict=True)]
+    per_epoch = -(-len(rows) // batch)
+    step, steps = 0, epochs * per_epoch
+    targets = torch.from_numpy(labels.astype(np.int64))
+    for epoch in range(epochs):
+        order = torch.from_numpy(rows[Draws(seed, PROBE, BATCHES, epoch).permutation(len(rows))])
+        for chosen in order.tensor_split(per_epoch):
+            x = (values[chosen].to(device) - mean) * scale
+            y = targets[chosen].to(device)
+            decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+            for i, place in enumerate(places):
+                x_i = x if whole[i] else x[:, place]
+                gradient = torch.addmm(biases[i], x_i, weights[i]).view(len(y), heads, classes).softmax(dim=2)
+                gradient.scatter_add_(2, y.view(-1, 1, 1).expand(-1, heads, 1), gradient.new_full((len(y), heads, 1), -1.0))
+                flat = gradient.view(len(y), -1) / len(y)  # of the mean cross-entropy
+                w, b, (v_w, v_b) = weights[i], biases[i], velocity[i]
+                v_w.mul_(MOMENTUM).addmm_(x_i.T, flat)
+                if weight_decay:
+                    v_w.add_(w, alpha=weight_decay)
+                v_b.mul_(MOMENTUM).add_(flat.sum(0))
+                w.addcmul_(v_w, rate, value=-decay)
+                b.addcmul_(v_b, rate, value=-decay)
+            step += 1
+    trained = [Heads(c, w.view(-1, heads, classes), b.view(heads, classes)) for c, w, b in zip(places, weights, biases, strict=True)]
+    return Grid(mean, scale, trained)
+
+
+def standardisation(values: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + EPSILON), float32 [W] each, of rows of float32 [n, W]; summed in float64, in pieces."""
+    total = torch.zeros(values.shape[1], dtype=torch.float64)
+    for chosen in torch.from_numpy(rows).split(4096):
+        total += values[chosen].double().sum(0)
+    mean = total / len(rows)
+    square = torch.zeros_like(total)
+    for chosen in torch.from_numpy(rows).split(4096):
+        square += (values[chosen].double() - mean).square_().sum(0)
+    return mean.float(), (square / len(rows) + EPSILON).rsqrt().float()

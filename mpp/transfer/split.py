@@ -1,0 +1,49 @@
+"""Which labelled samples a probe fits on, chooses on and reports on: pure functions of a seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpp.errors import DataError
+from mpp.rng import PROBE, Draws
+
+# What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
+SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK = range(6)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one feature table, each ascending; `fit` and `choose` together are what the chosen probe is trained on."""
+
+    fit: np.ndarray  # int64 [n]
+    choose: np.ndarray  # int64 [m]: where every hyper-parameter comes from
+
+    @property
+    def both(self) -> np.ndarray:
+        return np.sort(np.concatenate([self.fit, self.choose]))
+
+
+def subset(total: int, count: int | None, seed: int, key: int = 0) -> np.ndarray:
+    """int64, ascending: `count` of range(total) at random (all of them for None or a count beyond total)."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.sort(Draws(seed, PROBE, SUBSET, key).permutation(total)[:count])
+
+
+def hold_out(labels: np.ndarray, fraction: float, seed: int, use: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (kept, held), each int64 ascending: `fraction` of every class is held, rounded, at least one, chosen at random.
+
+    labels: integers [n].  use: REPORT or CHOOSE.  Raises DataError for a class of which nothing would be left.
+    """
+    order = Draws(seed, PROBE, use).permutation(len(labels))
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        count = max(1, round(fraction * len(members)))
+        if count >= len(members):
+            raise DataError(
+                f"class {label} has {len(members)} labelled images, too few to hold out {fraction:g} of them; "
+                "give more images (train_samples=) or a smaller holdout_fraction="
+            )
+        held[members[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -1,0 +1,344 @@
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mpp.data.shards as module
+from mpp.data.shards import INDEX_DTYPE, Sample, ShardSet, mean_and_std, write_manifest, write_shard
+from mpp.errors import BadSample, DataError
+
+SIZES = [700, 0, 512, 1, 1025, 90]  # bytes; around a tar's block of 512
+
+
+def contents(key: int) -> bytes:
+    return np.random.default_rng(key).bytes(SIZES[key % len(SIZES)] + 3)
+
+
+def make(folder: Path, shards: int = 3, per_shard: int = 4, classes: int = 2) -> Path:
+    folder.mkdir(parents=True)
+    entries, rows = [], []
+    for shard in range(shards):
+        keys = range(shard * 10, shard * 10 + per_shard)
+        samples = [Sample(key, "jpg", contents(key), 30 + key, 40, key % classes if classes else -1) for key in keys]
+        entry, part = write_shard(folder, f"{shard:06d}.tar", samples)
+        entries.append(entry)
+        rows.append(part)
+    colours = np.arange(768).reshape(3, 256)
+    names = [f"class {label}" for label in range(classes)]
+    write_manifest(
+        folder,
+        split=folder.name,
+        shards=entries,
+        rows=rows,
+        classes=names,
+        colours=colours,
+        colour_images=1,
+        rejects=0,
+        source={"name": "test"},
+    )
+    return folder
+
+
+@pytest.fixture
+def split(tmp_path):
+    return make(tmp_path / "out" / "train")
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_every_sample_comes_back_by_id(split):
+    shards = ShardSet.open(split)
+    keys = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]
+    assert len(shards) == 12
+    assert [shards.read(sample) for sample in range(12)] == [contents(key) for key in keys]
+    assert shards.index["key"].tolist() == keys
+    assert shards.index["width"].tolist() == [30 + key for key in keys]
+    assert shards.labels.tolist() == [key % 2 for key in keys]
+    assert shards.labels.dtype == np.int32
+    assert shards.labelled
+    assert shards.classes == ["class 0", "class 1"]
+    assert shards.samples_per_shard == [4, 4, 4]
+    assert shards.manifest_hash == hashlib.sha256((split / "manifest.json").read_bytes()).hexdigest()
+    assert shards.where(5) == f"train/000001.tar: 000000000011 (offset {shards.index['offset'][5]})"
+    for shard in range(3):
+        shards.verify_sha256(shard)
+
+
+def test_without_labels_there_is_no_cls_field(tmp_path):
+    shards = ShardSet.open(make(tmp_path / "train", classes=0))
+    assert not shards.labelled
+    assert set(shards.labels.tolist()) == {-1}
+    with tarfile.open(tmp_path / "train" / "000000.tar") as tar:
+        assert tar.getnames() == [f"{key:012d}.jpg" for key in range(4)]
+
+
+def test_a_shard_is_plain_ustar_that_names_nobody(split):
+    with tarfile.open(split / "000001.tar") as tar:
+        members = tar.getmembers()
+        assert [info.name for info in members] == [f"{key:012d}.{field}" for key in range(10, 14) for field in ("jpg", "cls")]
+        assert {(info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) for info in members} == {(0, 0, 0, "", "", 0o644)}
+        assert tar.extractfile(members[3]).read() == b"1"
+    assert (split / "000001.tar").read_bytes()[257:265] == b"ustar\x0000"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.binary(max_size=1500), st.integers(-1, 12)), min_size=1, max_size=8))
+def test_index_rows_point_at_the_bytes(tmp_path_factory, samples):
+    folder = tmp_path_factory.mktemp("shard")
+    made = [Sample(key * 7, "png", data, 1, 1, label) for key, (data, label) in enumerate(samples)]
+    entry, rows = write_shard(folder, "a.tar", made)
+    data = (folder / "a.tar").read_bytes()
+    assert entry == {"name": "a.tar", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "samples": len(samples)}
+    for row, sample in zip(rows, made, strict=True):
+        assert data[row["offset"] :][: row["size"]] == sample.data
+        assert (row["crc32"], row["label"], row["key"]) == (zlib.crc32(sample.data), sample.label, sample.key)
+    assert [path.name for path in folder.iterdir()] == ["a.tar"]
+
+
+def test_no_samples_make_no_file(tmp_path):
+    entry, rows = write_shard(tmp_path, "a.tar", [])
+    assert (entry["samples"], len(rows), list(tmp_path.iterdir())) == (0, 0, [])
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path):
+    def samples():
+        yield Sample(0, "jpg", b"abc", 1, 1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_shard(tmp_path, "a.tar", samples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_returns_other_bytes_is_noticed_before_the_rename(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def lose_a_bit(handle):
+        sync(handle)
+        os.pwrite(handle, b"\xff", 513)
+
+    monkeypatch.setattr(os, "fsync", lose_a_bit)
+    with pytest.raises(DataError, match=r"read back differs"):
+        write_shard(tmp_path, "a.tar", [Sample(0, "jpg", bytes(100), 1, 1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mean_and_std_are_those_of_the_pixels():
+    pixels = np.random.default_rng(3).integers(0, 256, (5000, 3))
+    mean, std = mean_and_std(np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]))
+    np.testing.assert_allclose(mean, pixels.mean(0) / 255, rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(0) / 255, rtol=1e-12)
+
+
+def damage_missing_folder(split):
+    return split / "nowhere"
+
+
+def damage_parent(split):
+    return split.parent
+
+
+def damage_no_manifest(split):
+    (split / "manifest.json").unlink()
+
+
+def damage_not_json(split):
+    (split / "manifest.json").write_text("{")
+
+
+def damage_version(split):
+    edit(split / "manifest.json", version=2)
+
+
+def damage_lost_key(split):
+    manifest = json.loads((split / "manifest.json").read_text())
+    del manifest["mean"]
+    (split / "manifest.json").write_text(json.dumps(manifest))
+
+
+def damage_total(split):
+    edit(split / "manifest.json", samples=11)
+
+
+def damage_outside_name(split):
+    manifest = json.loads((split / "manifest.json").read_text())
+    manifest["shards"][0]["name"] = "../train/000000.tar"
+    (split / "manifest.json").write_text(json.dumps(manifest))
+
+
+def damage_no_index(split):
+    (split / "index.bin").unlink()
+
+
+def damage_index(split):
+    data = bytearray((split / "index.bin").read_bytes())
+    data[-1] ^= 1
+    (split / "index.bin").write_bytes(data)
+
+
+def damage_no_shard(split):
+    (split / "000001.tar").unlink()
+
+
+def damage_cut_shard(split):
+    os.truncate(split / "000002.tar", (split / "000002.tar").stat().st_size - 512)
+
+
+def damage_swapped_counts(split):
+    manifest = json.loads((split / "manifest.json").read_text())
+    manifest["shards"][0]["samples"] += 1
+    manifest["shards"][1]["samples"] -= 1
+    (split / "manifest.json").write_text(json.dumps(manifest))
+
+
+def reindex(split, change):
+    """A wrong index whose hash is right."""
+    index = np.fromfile(split / "index.bin", INDEX_DTYPE)
+    change(index)
+    index.tofile(split / "index.bin")
+    sha256 = hashlib.sha256(index.tobytes()).hexdigest()
+    edit(split / "manifest.json", index={"name": "index.bin", "bytes": index.nbytes, "sha256": sha256})
+
+
+def damage_offset(split):
+    reindex(split, lambda index: index["offset"].__setitem__(5, 1 << 40))
+
+
+def damage_size(split):
+    reindex(split, lambda index: index["size"].__setitem__(5, (1 << 32) - 1))
+
+
+def damage_label(split):
+    reindex(split, lambda index: index["label"].__setitem__(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_missing_folder, r"nowhere: no such folder of shards; make it with python data_prep/make_shards.py"),
+        (damage_parent, r"did you mean .*out/train\?"),
+        (damage_no_manifest, r"has no manifest.json.*make_shards.py"),
+        (damage_not_json, r"is not a JSON object"),
+        (damage_version, r"version 2, this mpp reads 'mpp-shards' version 1"),
+        (damage_lost_key, r"mean: Field required"),
+        (damage_total, r"says 11 samples, but its parts add up to 12"),
+        (damage_outside_name, r"shards.0.name: String should match"),
+        (damage_no_index, r"index.bin: is missing"),
+        (damage_index, r"index.bin: sha256 is"),
+        (damage_no_shard, r"000001.tar: is missing"),
+        (damage_cut_shard, r"000002.tar: has \d+ bytes, the manifest says \d+: cut or changed"),
+        (damage_swapped_counts, r"rows are not those of the manifest"),
+        (damage_offset, r"row 5 points outside"),
+        (damage_size, r"row 5 points outside"),
+        (damage_label, r"holds labels 0..2 for 2 classes"),
+    ],
+)
+def test_open_names_what_is_wrong(split, damage, message):
+    with pytest.raises(DataError, match=message) as caught:
+        ShardSet.open(damage(split) or split)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_is_found_when_its_sample_is_read_and_by_sha256(split):
+    shards = ShardSet.open(split)
+    offset = int(shards.index["offset"][6])
+    with (split / "000001.tar").open("r+b") as file:
+        file.seek(offset + 2)
+        byte = file.read(1)[0]
+        file.seek(offset + 2)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(BadSample, match=r"^train/000001.tar: 000000000012 \(offset \d+\): CRC-32 is"):
+        shards.read(6)
+    assert shards.read(5) == contents(11)
+    with pytest.raises(DataError, match=r"000001.tar: sha256 is"):
+        shards.verify_sha256(1)
+
+
+def test_a_shard_cut_after_opening_is_a_bad_sample(split):
+    shards = ShardSet.open(split)
+    os.truncate(split / "000000.tar", int(shards.index["offset"][2]) + 5)
+    with pytest.raises(BadSample, match=r"000000000002 .*ends after 5 of the image's 515 bytes"):
+        shards.read(2)
+
+
+def test_system_errors_are_retried_and_then_stop_the_run(split, monkeypatch):
+    shards = ShardSet.open(split)
+    waits, failures = [], [OSError(5, "Input/output error")] * 3
+    pread = os.pread
+
+    def sometimes(*args):
+        if failures:
+            raise failures.pop()
+        return pread(*args)
+
+    monkeypatch.setattr(module.os, "pread", sometimes)
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    assert shards.read(4) == contents(10)
+    assert waits == list(module.RETRY_SECONDS)
+    failures.extend([OSError(5, "Input/output error")] * 4)
+    with pytest.raises(DataError, match=r"train/000001.tar: 000000000010 .*Input/output error.*after 3 retries") as caught:
+        shards.read(4)
+    assert caught.value.of_this_rank
+
+
+def open_descriptors() -> int:
+    return sum(1 for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink() and str(handle.readlink()).endswith(".tar"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_few_files_stay_open_and_none_outlives_the_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OPEN_FILES", 4)
+    shards = ShardSet.open(make(tmp_path / "train", shards=10, per_shard=1))
+    for _ in range(2):
+        assert [shards.read(sample) for sample in range(10)] == [contents(key) for key in range(0, 100, 10)]
+    assert open_descriptors() == 4
+    del shards
+    assert open_descriptors() == 0
+
+
+def test_pickling_carries_no_data_and_notices_a_changed_manifest(split):
+    shards = ShardSet.open(split)
+    shards.read(0)
+    sent = pickle.dumps(shards)
+    assert len(sent) < 1000
+    assert pickle.loads(sent).read(7) == contents(13)
+    edit(split / "manifest.json", rejects=5)
+    with pytest.raises(DataError, match=r"changed while the program was running"):
+        pickle.loads(sent)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(split, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    shards = ShardSet.open(split)
+    first = shards.read(0)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(shards.read, range(12)) == [shards.read(sample) for sample in range(12)]
+    assert first == contents(0)
+
+
+def test_webdataset_reads_the_same_samples(split):
+    webdataset = pytest.importorskip("webdataset")
+    shards = ShardSet.open(split)
+    urls = [str(split / entry["name"]) for entry in shards.manifest["shards"]]
+    found = [(int(sample["__key__"]), sample["jpg"], int(sample["cls"])) for sample in webdataset.WebDataset(urls, shardshuffle=False)]
+    assert found == [(int(shards.index["key"][sample]), shards.read(sample), int(shards.labels[sample])) for sample in range(len(shards))]
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path):
+    one, two = make(tmp_path / "one" / "train"), make(tmp_path / "two" / "train")
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes()
+    assert str(tmp_path) not in (one / "manifest.json").read_text()
