@@ -348,9 +348,14 @@ def summarize(
         print(f"converted to PNG (first frame, without loss): {counts['converted']:,}")
     if counts["resized"]:
         print(f"shrunk to a short side of {args.resize} (JPEG quality {JPEG_QUALITY}): {counts['resized']:,}")
-    rate, shards = len(listing.items) / seconds, sum(map(len, records.values()))
-    speed = f"{rate:,.0f} images/s, {counts['read_bytes'] / 1e6 / seconds:,.1f} MB/s"
-    print(f"took {seconds:,.1f} s: {speed} with {min(args.workers, shards)} workers")
+    every = [record for done in records.values() for record in done]
+    fresh = [record for record in every if not record["kept"]]
+    if len(fresh) < len(every):
+        print(f"kept from an earlier run: {len(every) - len(fresh):,} of {len(every):,} shards")
+    images = sum(len(record["rows"]) + len(record["rejects"]) for record in fresh)  # speed is of this run's own work
+    megabytes = sum(record["counts"]["read_bytes"] for record in fresh) / 1e6
+    workers = min(args.workers, len(every))
+    print(f"took {seconds:,.1f} s: {images / seconds:,.0f} images/s, {megabytes / seconds:,.1f} MB/s with {workers} workers")
     print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out / 'train'}")
 
 

@@ -64,10 +64,10 @@ def start_worker(shared: Any, parent: int) -> None:
 
 
 def build_shard(job: ShardJob) -> dict:
-    """Build one shard, or take over the finished one of an earlier run; returns its record, a pure function of the job."""
+    """Build one shard, or take over the finished one of an earlier run; returns its record, a pure function of the job but for "kept"."""
     if record := _finished(job):
         _shared[job.slot] = len(job.items)
-        return record
+        return record | {"kept": True}
     rejects: list[dict] = []
     colours = np.zeros((3, 256), np.int64)
     counts = Counter(colour_images=0, read_bytes=0, converted=0, resized=0)
@@ -96,7 +96,7 @@ def build_shard(job: ShardJob) -> dict:
         reader.close()
     record = {"entry": entry, "rows": rows.tolist(), "rejects": rejects, "colours": colours.tolist(), "counts": counts}
     write_atomically(job.record, json.dumps(record).encode())
-    return record
+    return record | {"kept": False}
 
 
 def _finished(job: ShardJob) -> dict | None:

@@ -294,7 +294,7 @@ class ProbeConfig(Section):
     test_samples: Positive | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, to choose hyper-parameters
     rank_only: StrictBool = False  # the feature rank alone, which needs no labels
-    rank_samples: Positive = 5000  # train images the feature rank is computed on
+    rank_samples: Positive = 2048  # train images the feature rank is computed on
     baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
     features: FeatureConfig = FeatureConfig()
     linear: LinearProbeConfig = LinearProbeConfig()

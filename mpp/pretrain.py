@@ -8,6 +8,7 @@ share one small vector among the ranks, and on some steps write down what happen
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,22 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = MaskedImages(shards, augment, masking, config.seed, data.max_pixels, sum(trained_on))
     holdout_data = MaskedImages(holdout_shards, augment, masking, config.seed, data.max_pixels, len(holdout_shards))
 
-    # Model and target, on this world.
+    # Everything that can be refused is refused before the processes join.
+    plan = plan_batch(data.global_batch, data.streams, int(os.environ.get("WORLD_SIZE", "1")), system.micro_batch_max)
+    order = Order(trained_on, data.global_batch, plan.streams, config.seed, data.block)
+    total_steps = config.optim.total_samples // data.global_batch
     commit = find_commit(run_dir, config.resume)
     if commit:
         check_same_run(commit, config, manifests)
     target = make_target(config.target, config.model.patch_size, data.mean, data.std)
-    world = start_distributed()
-    fused_attention = system.fused_attention if system.fused_attention is not None else world.device.type == "cuda"
+    fused_attention = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
     model = build_model(config, target.outputs, fused_attention)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not commit:
         initialise_from(model, Path(config.init_from))
-    plan = plan_batch(data.global_batch, data.streams, world.size, system.micro_batch_max)
-    order = Order(trained_on, data.global_batch, plan.streams, config.seed, data.block)
-    total_steps = config.optim.total_samples // data.global_batch
-    engine = Engine(model.to(world.device), build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
 
+    world = start_distributed()
+    engine = Engine(model.to(world.device), build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
     first_step, bad_samples = 0, 0
     if commit:
         restore(commit, engine, prime=lambda: take_empty_step(engine, config, masking, plan.accumulation, world))

@@ -91,6 +91,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
         multiprocessing_context="fork" if workers else None,  # workers touch neither CUDA nor torch's thread pool
     )
     iterator = iter(loader)

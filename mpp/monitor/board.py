@@ -16,7 +16,7 @@ class Board:
         self.run_dir = run_dir
         self.metrics = run_dir / "metrics.jsonl"
         self._cut_back(samples_seen)
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=samples_seen + 1 if samples_seen else None)
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=samples_seen + 1)
 
     def scalars(self, samples_seen: int, step: int, values: dict[str, float]) -> None:
         with self.metrics.open("a") as file:

@@ -135,7 +135,7 @@ def _collect(engine: Engine, parameter: nn.Parameter) -> dict[str, Tensor]:
 def _whole(engine: Engine, parameter: nn.Parameter) -> Tensor:
     if engine.stage < 3:
         return parameter
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([parameter]):
         return parameter.detach().clone()
@@ -148,7 +148,7 @@ def _set_weight(engine: Engine, parameter: nn.Parameter, value: Tensor) -> None:
         safe_set_full_fp32_param(parameter, value)
     # The setters leave the module's own copy as it was.
     if engine.stage == 3:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
             parameter.copy_(value)

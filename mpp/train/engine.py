@@ -69,6 +69,7 @@ class Engine:
         import deepspeed
 
         self.stage, self.clip_norm = system.zero_stage, clip_norm
+        self._state_linked = False
         ours: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": plan.micro_batch,
             "gradient_accumulation_steps": plan.accumulation,
@@ -122,6 +123,11 @@ class Engine:
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
+        if self.stage in (1, 2) and not self._state_linked:
+            # DeepSpeed links parameters to their moments after the first group's first step, when later groups have none yet: once more.
+            self.optimiser._hp_optimizer_states_linked = False
+            self.optimiser._lazy_init_hp_params_optimizer_state()
+            self._state_linked = True
         return torch.as_tensor(norm, dtype=torch.float32)
 
     def train(self, mode: bool) -> None:

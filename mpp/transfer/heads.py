@@ -23,7 +23,7 @@ class Heads:
     """The heads of one variant, one a learning rate."""
 
     columns: Tensor  # int64 [D] of the feature table
-    weight: Tensor  # float32 [D, R, C], of standardised features
+    weight: Tensor  # float32 [R, C, D], of standardised features
     bias: Tensor  # float32 [R, C]
 
 
@@ -38,11 +38,12 @@ class Grid:
     def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Tensor]:
         """For each variant int64 [R, len(rows)]: the class each head gives those rows of float32 [n, W]."""
         parts: list[list[Tensor]] = [[] for _ in self.heads]
+        places = [_place(heads.columns) for heads in self.heads]
         for chosen in torch.from_numpy(rows).split(batch):
             x = (values[chosen].to(self.mean.device) - self.mean) * self.scale
-            for part, heads in zip(parts, self.heads, strict=True):
-                logits = (x[:, heads.columns] @ heads.weight.flatten(1)).unflatten(1, heads.bias.shape) + heads.bias
-                part.append(logits.argmax(dim=2).T.cpu())
+            for part, place, heads in zip(parts, places, self.heads, strict=True):
+                logits = (heads.weight.flatten(0, 1) @ x[:, place].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
+                part.append(logits.argmax(dim=1).cpu())
         return [torch.cat(part, dim=1) for part in parts]
 
 
@@ -66,16 +67,13 @@ def train_heads(
     A head trained in the grid is the head trained alone; only the rounding of the matrix products may differ.
     Source: ViT B.1.1 (zero head, momentum .9, cosine); DINOv2 (arXiv 2304.07193, B.3) for the grid in one pass.
     """
-    mean, scale = standardisation(values, rows)
-    mean, scale = mean.to(device), scale.to(device)
-    places = [c.to(device) for c in columns]
-    # All columns of a table stand in order for the widest variant: then a slice of the batch would only be copied.
-    whole = [len(c) == values.shape[1] and bool((c == torch.arange(len(c))).all()) for c in columns]
-    rates = torch.tensor(learning_rates, dtype=torch.float32, device=device)
-    heads = len(rates)
-    rate = rates.repeat_interleave(classes)  # [R C]
-    weights = [torch.zeros(len(c), heads * classes, device=device) for c in places]
-    biases = [torch.zeros(heads * classes, device=device) for _ in places]
+    mean, scale = (part.to(device) for part in standardisation(values, rows))
+    places = [_place(c) for c in columns]
+    heads = len(learning_rates)
+    rate = torch.tensor(learning_rates, dtype=torch.float32, device=device).repeat_interleave(classes)  # [R C]
+    # Heads lie along the rows, images along the columns: then the softmax and both products run over memory in order.
+    weights = [torch.zeros(heads * classes, len(c), device=device) for c in columns]
+    biases = [torch.zeros(heads * classes, device=device) for _ in columns]
     velocity = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in zip(weights, biases, strict=True)]
     per_epoch = -(-len(rows) // batch)
     step, steps = 0, epochs * per_epoch
@@ -83,24 +81,34 @@ def train_heads(
     for epoch in range(epochs):
         order = torch.from_numpy(rows[Draws(seed, PROBE, BATCHES, epoch).permutation(len(rows))])
         for chosen in order.tensor_split(per_epoch):
-            x = (values[chosen].to(device) - mean) * scale
+            x = values[chosen].to(device).sub_(mean).mul_(scale)
             y = targets[chosen].to(device)
+            here = torch.arange(len(y), device=device)
             decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for i, place in enumerate(places):
-                x_i = x if whole[i] else x[:, place]
-                gradient = torch.addmm(biases[i], x_i, weights[i]).view(len(y), heads, classes).softmax(dim=2)
-                gradient.scatter_add_(2, y.view(-1, 1, 1).expand(-1, heads, 1), gradient.new_full((len(y), heads, 1), -1.0))
-                flat = gradient.view(len(y), -1) / len(y)  # of the mean cross-entropy
-                w, b, (v_w, v_b) = weights[i], biases[i], velocity[i]
-                v_w.mul_(MOMENTUM).addmm_(x_i.T, flat)
+            for place, w, b, (v_w, v_b) in zip(places, weights, biases, velocity, strict=True):
+                x_i = x[:, place]
+                logits = (w @ x_i.T).add_(b.unsqueeze(1)).view(heads, classes, len(y))
+                gradient = logits.softmax(dim=1)
+                gradient[:, y, here] -= 1
+                flat = gradient.view(heads * classes, len(y))
+                v_w.addmm_(flat, x_i, beta=MOMENTUM, alpha=1 / len(y))  # of the mean cross-entropy
+                v_b.mul_(MOMENTUM).add_(flat.mean(dim=1))
                 if weight_decay:
                     v_w.add_(w, alpha=weight_decay)
-                v_b.mul_(MOMENTUM).add_(flat.sum(0))
-                w.addcmul_(v_w, rate, value=-decay)
+                w.addcmul_(v_w, rate.unsqueeze(1), value=-decay)
                 b.addcmul_(v_b, rate, value=-decay)
             step += 1
-    trained = [Heads(c, w.view(-1, heads, classes), b.view(heads, classes)) for c, w, b in zip(places, weights, biases, strict=True)]
+    shape = (heads, classes)
+    trained = [Heads(c.to(device), w.unflatten(0, shape), b.view(shape)) for c, w, b in zip(columns, weights, biases, strict=True)]
     return Grid(mean, scale, trained)
+
+
+def _place(columns: Tensor) -> slice | Tensor:
+    """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
+    first, count = int(columns[0]), len(columns)
+    if torch.equal(columns.cpu(), torch.arange(first, first + count)):
+        return slice(first, first + count)
+    return columns
 
 
 def standardisation(values: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:

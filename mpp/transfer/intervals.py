@@ -16,7 +16,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     share, z2 = right / total, NORMAL**2
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = NORMAL / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return 0.0 if right == 0 else middle - half, 1.0 if right == total else middle + half  # exact at the ends, whatever rounding does
 
 
 def student(values: Sequence[float]) -> tuple[float, float | None]:

@@ -201,6 +201,7 @@ def test_other_formats_become_png_without_loss_and_broken_ones_are_listed(tmp_pa
     assert (tmp_path / "out" / "train" / "000000.tar").stat().st_mtime_ns == stamp  # kept
     assert "converted to PNG (first frame, without loss): 4" in summary
     assert "ignored:  1 (.md 1)" in summary
+    assert "kept from an earlier run: 1 of 1 shards" in summary
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert {reject["name"] for reject in rejects} == {"cut.jpg", "text.png", "empty.webp", "lost.jpg"}
     shards = ShardSet.open(tmp_path / "out" / "train")

@@ -1,0 +1,88 @@
+"""What every test shares: one torch thread, hypothesis without clocks or chance, and small shard sets."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from mpp.data.shards import Sample, write_manifest, write_shard
+
+settings.register_profile(
+    "mpp", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("mpp")
+torch.set_num_threads(1)
+
+
+def picture(key: int, smallest: int) -> bytes:
+    """A PNG of its own size, a colour slope with noise: every sample and every crop of it looks different."""
+    rng = np.random.default_rng(key)
+    height, width = (smallest + rng.integers(0, 17, 2)).tolist()
+    slope = np.linspace(0, 1, height)[:, None, None] * rng.integers(0, 256, 3) + np.linspace(0, 1, width)[:, None] * rng.integers(0, 256, 3)
+    pixels = np.clip(slope / 2 + rng.normal(0, 12, (height, width, 3)) + 40, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 4, smallest: int = 24) -> Path:
+    folder.mkdir(parents=True)
+    entries, rows, key = [], [], 0
+    for number, count in enumerate(samples_per_shard):
+        samples = []
+        for key in range(key, key + count):
+            data = picture(key, smallest)
+            width, height = Image.open(io.BytesIO(data)).size
+            samples.append(Sample(key, "png", data, width, height, key % classes if classes else -1))
+        key += 1
+        entry, part = write_shard(folder, f"{number:06d}.tar", samples)
+        entries.append(entry)
+        rows.append(part)
+    write_manifest(
+        folder,
+        split=folder.name,
+        shards=entries,
+        rows=rows,
+        classes=[f"class {label}" for label in range(classes)],
+        colours=np.ones((3, 256), dtype=np.int64),
+        colour_images=1,
+        rejects=0,
+        source={"name": "test"},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> Callable[..., Path]:
+    """make_shards(folder, samples_per_shard, classes=4, smallest=24): a new shard set of PNGs, `smallest` to `smallest` + 16 pixels a side."""
+    return write_shards
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 labelled images in shards of 16, 13 and 11; shared by all tests, so never to be changed."""
+    return write_shards(tmp_path_factory.mktemp("tiny") / "train", [16, 13, 11])
+
+
+@pytest.fixture
+def damage() -> Callable[[Path, Sequence[int]], None]:
+    """damage(folder, samples): turn one bit in the bytes of each of these samples."""
+
+    def turn(folder: Path, samples: Sequence[int]) -> None:
+        from mpp.data.shards import ShardSet
+
+        shards = ShardSet.open(folder)
+        for sample in samples:
+            row = shards.index[sample]
+            with (folder / shards.manifest["shards"][row["shard"]]["name"]).open("r+b") as file:
+                file.seek(int(row["offset"]) + int(row["size"]) // 2)
+                byte = file.read(1)[0]
+                file.seek(-1, 1)
+                file.write(bytes([byte ^ 16]))
+
+    return turn

@@ -1,0 +1,217 @@
+"""The corruption and the loss, end to end on the model: what the encoder sees, and what the loss is about."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpp.config import PretrainConfig
+from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Mask, Masking
+from mpp.model.pretraining import build_model
+from mpp.rng import MASK, Draws
+from mpp.targets import gather_patches, make_target, patchify
+from mpp.train.step import images_on_device, normalise, predict
+
+N, P = 16, 8
+PAPER = {}
+ONLY_MASKED = {"corruption": {"name": "replace", "mask": 1.0, "swap": 0.0, "keep": 0.0}}
+DROP = {"corruption": {"name": "drop"}, "decoder": {"name": "transformer", "depth": 1, "width": 32, "heads": 2}}
+
+
+def recipe(**changes) -> PretrainConfig:
+    model = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": P, "width": 48, "depth": 2, "heads": 3}
+    return PretrainConfig.model_validate({"model": model, "mask": {"name": "random", "ratio": 0.625}} | changes)
+
+
+def model_of(config: PretrainConfig, outputs: int = 512):
+    return build_model(config, outputs, fused_attention=False).eval()
+
+
+def masks(config: PretrainConfig, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    masking = Masking(config.model.patches, config.mask, config.corruption)
+    drawn: list[Mask] = [masking.draw(Draws(seed, MASK, 0, sample)) for sample in range(batch)]
+    names = ("kind", "source", "visible", "predicted")
+    return {name: torch.from_numpy(np.stack([getattr(mask, name) for mask in drawn])) for name in names}
+
+
+def pictures(batch: int = 2) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def with_other_pixels(images: torch.Tensor, image: int, patch: int) -> torch.Tensor:
+    altered = images.clone()
+    row, column = divmod(patch, 32 // P)
+    altered[image, :, row * P : row * P + P, column * P : column * P + P] = 255 - altered[image, :, row * P : row * P + P, column * P : column * P + P]
+    return altered
+
+
+def step(config: PretrainConfig, model, images: torch.Tensor, mask: dict[str, torch.Tensor], flip: list[bool] | None = None):
+    target = make_target(config.target, P, config.data.mean, config.data.std)
+    batch = {"image": images, "flip": torch.tensor(flip or [False] * len(images)), **mask}
+    return predict(SimpleNamespace(predict=model), target, batch, P, config.data.mean, config.data.std, torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_the_encoder_sees_the_papers_corruption_of_embeddings():
+    config = recipe()
+    model, mask, seen = model_of(config), masks(config), []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = normalise(pictures().float(), config.data.mean, config.data.std)
+    model(images, **mask)
+    clean = model.encoder.embed(images)
+    for b in range(2):
+        for n in range(N):
+            kind = mask["kind"][b, n]
+            expected = model.mask_token if kind == MASKED else clean[b, mask["source"][b, n]]
+            assert torch.equal(seen[0][b, n], expected)
+            assert (mask["source"][b, n] == n) == (kind != SWAPPED)
+    assert torch.bincount(mask["kind"].flatten(), minlength=4).tolist() == [12, 16, 2, 2]  # of each 10 hidden: 8, 1 and 1
+    assert model.mask_token.std() > 0.01
+    assert (seen[0] == model.mask_token).all(-1).sum() == 16
+
+
+@torch.no_grad()
+def test_masked_pixels_cannot_influence_a_replacing_encoder():
+    config = recipe(**ONLY_MASKED)
+    model, mask = model_of(config), masks(config)
+    images = pictures()
+    predictions, _, _ = step(config, model, images, mask)
+    altered = images
+    for b in range(2):
+        for patch in mask["predicted"][b].tolist():
+            altered = with_other_pixels(altered, b, patch)
+    assert torch.equal(step(config, model, altered, mask)[0], predictions)
+    assert not torch.equal(step(config, model, with_other_pixels(images, 0, int(mask["visible"][0, 0])), mask)[0], predictions)
+
+
+@torch.no_grad()
+def test_masked_patches_know_their_place():
+    config = recipe(**ONLY_MASKED)
+    model, mask = model_of(config), masks(config)
+    predictions, _, _ = step(config, model, pictures(), mask)
+    first = predictions[0]
+    assert all((first[i] - first[j]).abs().max() > 1e-4 for i in range(len(first)) for j in range(i))
+
+
+@torch.no_grad()
+def test_dropped_pixels_cannot_influence_the_predictions():
+    config = recipe(**DROP)
+    model, mask = model_of(config), masks(config)
+    images = pictures()
+    predictions, _, _ = step(config, model, images, mask)
+    altered = images
+    for b in range(2):
+        for patch in mask["predicted"][b].tolist():
+            altered = with_other_pixels(altered, b, patch)
+    assert torch.equal(step(config, model, altered, mask)[0], predictions)
+    assert not torch.equal(step(config, model, with_other_pixels(images, 1, int(mask["visible"][1, 2])), mask)[0][1], predictions[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [PAPER, DROP])
+@pytest.mark.parametrize("target", [{"name": "pixels"}, {"name": "color_grid"}])
+def test_the_loss_is_about_all_predicted_patches_and_no_other(changes, target):
+    config = recipe(target=target, **changes)
+    model, mask = model_of(config, outputs=192 if target["name"] == "pixels" else 16 * 512), masks(config, batch=1)
+    model.decoder.head.weight.zero_()  # a constant prediction: only the targets are left in the loss
+    images = pictures(1)
+    _, loss, _ = step(config, model, images, mask)
+    assert loss.shape == (1, 10)
+    model.decoder.head.bias.normal_(generator=torch.Generator().manual_seed(0))
+    _, loss, _ = step(config, model, images, mask)
+    for patch in range(N):
+        _, altered, _ = step(config, model, with_other_pixels(images, 0, patch), mask)
+        changed = (altered != loss)[0].tolist()
+        assert changed == [patch == place for place in mask["predicted"][0].tolist()]
+
+
+@torch.no_grad()
+def test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill():
+    config = recipe()
+    mask = masks(config)
+    _, loss, masked = step(config, model_of(config), pictures(), mask)
+    kinds = mask["kind"].gather(1, mask["predicted"])
+    assert loss.shape == (2, 10)
+    assert sorted(kinds[0].tolist()) == [MASKED] * 8 + [SWAPPED, KEPT]
+    assert torch.equal(masked, (kinds == MASKED).float())
+    assert VISIBLE not in kinds
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", [{"name": "pixels", "normalise": True}, {"name": "mean_color"}])
+def test_the_target_is_the_clean_flipped_unnormalised_image(target):
+    config = recipe(target=target)
+    mask = masks(config)
+    model = model_of(config, outputs=192 if target["name"] == "pixels" else 512)
+    prediction, loss, _ = step(config, model, pictures(), mask, flip=[True, False])
+    images = pictures().float()
+    images[0] = images[0].flip(-1)
+    ours = make_target(config.target, P, config.data.mean, config.data.std)
+    assert torch.equal(loss, ours.loss(prediction, ours.cells(gather_patches(patchify(images, P), mask["predicted"]))))
+    torch.testing.assert_close(prediction, model((images / 255 - 0.5) / 0.5, **mask), atol=1e-6, rtol=1e-5)
+
+
+def test_images_are_flipped_left_to_right_where_the_batch_says_so():
+    images = pictures(3)
+    found = images_on_device({"image": images, "flip": torch.tensor([False, True, False])}, torch.device("cpu"))
+    assert found.dtype == torch.float32
+    assert torch.equal(found[[0, 2]], images[[0, 2]].float())
+    for column in range(32):
+        assert torch.equal(found[1, :, :, column], images[1, :, :, 31 - column].float())
+
+
+def test_normalisation_is_by_channel_in_0_to_1():
+    images = torch.full((1, 3, 2, 2), 51.0)
+    found = normalise(images, (0.0, 0.1, 0.2), (0.5, 0.1, 0.2))
+    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([0.4, 1.0, 0.0]), atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@settings(max_examples=10)
+@given(st.permutations(range(10)), st.integers(0, 100))
+def test_each_prediction_is_its_own_patchs(order, seed):
+    for config in (recipe(), recipe(**DROP)):
+        model, mask = model_of(config, outputs=5), masks(config, seed=seed)
+        images = normalise(pictures().float(), config.data.mean, config.data.std)
+        other = mask | {"predicted": mask["predicted"][:, list(order)]}
+        assert torch.equal(model(images, **other), model(images, **mask)[:, list(order)])
+
+
+@torch.no_grad()
+def test_a_linear_decoder_maps_each_predicted_patchs_own_token():
+    config = recipe()
+    model, mask = model_of(config, outputs=5), masks(config)
+    tokens = torch.randn(2, 1 + N, 48)
+    found = model.decoder(tokens, None, mask["predicted"])
+    for b in range(2):
+        for m, place in enumerate(mask["predicted"][b].tolist()):
+            torch.testing.assert_close(found[b, m], model.decoder.head(tokens[b, 1 + place]))
+
+
+def test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = model_of(recipe(**DROP)).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    again, other = model_of(recipe(**DROP)).state_dict(), model_of(recipe(seed=1, **DROP)).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["decoder.mask_token"], other["decoder.mask_token"])
+    assert not torch.equal(first["encoder.vit.blocks.0.attn.qkv.weight"], other["encoder.vit.blocks.0.attn.qkv.weight"])
+
+
+def test_only_a_replacing_recipe_has_a_mask_token_at_the_encoder():
+    assert "mask_token" in dict(model_of(recipe()).named_parameters())
+    assert "mask_token" not in dict(model_of(recipe(**DROP)).named_parameters())
+
+
+@pytest.mark.parametrize("changes", [PAPER, DROP])
+def test_every_trainable_parameter_gets_a_gradient(changes):
+    config = recipe(**changes)
+    model, mask = model_of(config), masks(config)
+    _, loss, _ = step(config, model, pictures(), mask)
+    loss.mean().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []

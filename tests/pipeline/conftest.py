@@ -1,0 +1,106 @@
+"""Whole runs of the programs, in processes of their own as a launcher would start them, on small noise images."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "model={arch: vit_tiny_patch16_224, image_size: 16, patch_size: 4, width: 32, depth: 2, heads: 2, drop_path: 0.2}",
+    "data={global_batch: 12, holdout_samples: 8, crop_scale: [0.5, 1]}",
+    "optim={base_lr: 1e-3, warmup_samples: 24, total_samples: 96}",
+    "log={every_steps: 1, holdout_every_steps: 4, pictures_every_steps: 4, pictures: 2}",
+    "checkpoint={every_samples: 24, keep: 9}",
+    "system={precision: fp32, micro_batch_max: 12, workers: 0}",
+]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """48 smooth random colour images in two class folders."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(48):
+        path = folder / ("dark" if i % 2 else "light") / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        coarse = rng.integers(0, 128, (4, 4, 3)) + (0 if i % 2 else 127)
+        Image.fromarray(coarse.astype(np.uint8)).resize((24, 20), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(images, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("shards")
+    command = [sys.executable, "data_prep/make_shards.py", str(images), str(out), "--labels", "--samples-per-shard", "10", "--quiet", "--workers", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return out / "train"
+
+
+@dataclass
+class Finished:
+    status: list[int]
+    out: str  # of all ranks
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error")]
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | {name: str(value) for name, value in ours.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(words: list[str], world: int = 1, program: list[str] | None = None) -> list[subprocess.Popen]:
+    """A process for each rank.  program: what to run instead of mpp/pretrain.py."""
+    port = free_port()
+    command = [sys.executable, *(program or ["mpp/pretrain.py"]), *words]
+    return [
+        subprocess.Popen(command, cwd=ROOT, env=environment(rank, world, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 300) -> Finished:
+    texts = [process.communicate(timeout=timeout) for process in processes]
+    return Finished([process.returncode for process in processes], "".join(out for out, _ in texts), "".join(err for _, err in texts))
+
+
+def pretrain(run_dir: Path, shards: Path, *words: str, world: int = 1, program: list[str] | None = None) -> Finished:
+    return finish(start([*TINY, f"data.shards={shards}", f"run_dir={run_dir}", *words], world, program))
+
+
+def succeed(run_dir: Path, shards: Path, *words: str, world: int = 1) -> Finished:
+    finished = pretrain(run_dir, shards, *words, world=world)
+    assert finished.status == [0] * world, finished.err[-3000:]
+    return finished
+
+
+def metrics(run_dir: Path) -> dict[int, dict[str, float]]:
+    """step -> everything measured there that does not depend on the clock."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        rows.setdefault(values["step"], {}).update({name: value for name, value in values.items() if not name.startswith("speed/")})
+    return rows
+
+
+def tensors(run_dir: Path, step: int) -> dict:
+    folder = run_dir / "checkpoints" / f"{step:09d}"
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}

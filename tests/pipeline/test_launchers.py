@@ -1,0 +1,108 @@
+"""The launch lines of the README, with the real launchers: one node, torchrun, and two hosts (network namespaces)."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import ROOT, TINY, metrics, succeed
+
+BIN = Path(sys.executable).parent
+SHORT = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
+
+pytestmark = pytest.mark.slow
+
+
+def run(command: list[str], **more) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, **more)
+
+
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    """The same run in one process: what every launcher must reproduce."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    succeed(folder, shards, *SHORT)
+    return metrics(folder)
+
+
+def assert_the_same_run(run_dir: Path, alone: dict) -> None:
+    found = metrics(run_dir)
+    assert found.keys() == alone.keys()
+    for step in alone:
+        assert found[step]["train/loss"] == pytest.approx(alone[step]["train/loss"], rel=1e-4)
+        assert found[step]["optim/gradient_norm"] == pytest.approx(alone[step]["optim/gradient_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["deepspeed", "--num_gpus", "2", "--master_port", "29731"],
+        ["torchrun", "--nproc_per_node", "2", "--master_port", "29732"],
+        ["python"],
+    ],
+    ids=lambda launcher: launcher[0],
+)
+def test_every_launcher_trains_the_same_run(launcher, alone, shards, tmp_path):
+    finished = run([*launcher, "mpp/pretrain.py", *TINY, *SHORT, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"])
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    assert "done" in finished.stdout
+    assert_the_same_run(tmp_path / "run", alone)
+
+
+def test_a_config_error_under_the_deepspeed_launcher_is_one_line_and_a_failure(shards, tmp_path):
+    words = [*TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "optim.base_lrr=1"]
+    finished = run(["deepspeed", "--num_gpus", "2", "--master_port", "29733", "mpp/pretrain.py", *words])
+    assert finished.returncode != 0
+    assert [line for line in finished.stderr.splitlines() if line.startswith("error")] != []
+    assert "Traceback" not in finished.stderr and finished.stderr.count("optim.base_lrr") <= 2
+
+
+def ip(*words: str) -> bool:
+    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a bridge: 10.77.0.1 and 10.77.0.2.  Skips where they may not be made."""
+    if not shutil.which("ip"):
+        pytest.skip("two hosts need the `ip` program (apt-get install iproute2)")
+    names = [f"mpp{os.getpid()}a", f"mpp{os.getpid()}b"]
+    bridge = f"mppbr{os.getpid() % 100000}"
+    if not ip("netns", "add", names[0]):
+        pytest.skip("network namespaces may not be made here (needs root or CAP_SYS_ADMIN)")
+    try:
+        ok = ip("netns", "add", names[1]) and ip("link", "add", bridge, "type", "bridge") and ip("link", "set", bridge, "up")
+        for i, name in enumerate(names):
+            link = f"v{os.getpid() % 100000}{'ab'[i]}"
+            ok = ok and ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+            ok = ok and ip("link", "set", link, "master", bridge, "up")
+            ok = ok and ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
+            ok = ok and ip("-n", name, "link", "set", "eth0", "up") and ip("-n", name, "link", "set", "lo", "up")
+        if not ok:
+            pytest.skip("virtual network links may not be made here")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+        ip("link", "del", bridge)
+
+
+def test_two_hosts_without_ssh_train_the_same_run(two_hosts, alone, shards, tmp_path):
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
+    words = [*TINY, *SHORT, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
+    hosts = []
+    for rank, name in enumerate(two_hosts):
+        launch = ["--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(rank), "--master_addr", "10.77.0.1", "--master_port", "29734"]
+        settings = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0"}
+        command = ["ip", "netns", "exec", name, "deepspeed", *launch, "mpp/pretrain.py", *words]
+        hosts.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    texts = [host.communicate(timeout=400)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(text[-2000:] for text in texts)
+    assert "2 process(es)" in texts[0]
+    assert_the_same_run(tmp_path / "run", alone)

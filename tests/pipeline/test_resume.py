@@ -1,0 +1,148 @@
+"""Kill it anywhere: a resumed run is the uninterrupted run."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.pipeline.conftest import finish, metrics, pretrain, start, succeed, tensors
+from tests.pipeline.conftest import TINY
+
+STEP, LAST = 4, 8
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    succeed(run, shards)
+    return run
+
+
+def forget_after(run, step):
+    """The state a kill leaves: the newest commit is `step`, and a later write had begun."""
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+    (run / "checkpoints" / f"{step + 2:09d}").mkdir()
+    (run / "checkpoints" / f"{step + 2:09d}" / "rank00000.safetensors").write_bytes(b"half")
+
+
+def assert_same_bits(a, b):
+    ours, theirs = tensors(a, LAST), tensors(b, LAST)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    forget_after(run, STEP)
+    finished = succeed(run, shards)
+    assert f"resumes at step {STEP}" in finished.out
+    assert_same_bits(uninterrupted, run)
+    assert metrics(run) == metrics(uninterrupted)
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_time_then_the_same_command_ends_with_the_same_bits(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    words = [*TINY, f"data.shards={shards}", f"run_dir={run}"]
+    for file in ("checkpoints/000000002/COMMIT.json", "checkpoints/000000006/rank00000.safetensors"):
+        processes = start(words)
+        while not (run / file).exists() and processes[0].poll() is None:
+            time.sleep(0.001)
+        os.kill(processes[0].pid, signal.SIGKILL)
+        finish(processes)
+    succeed(run, shards)
+    assert_same_bits(uninterrupted, run)
+    assert metrics(run) == metrics(uninterrupted)
+
+
+@pytest.mark.slow
+def test_sigterm_commits_the_step_in_hand_and_the_same_command_goes_on(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    processes = start([*TINY, f"data.shards={shards}", f"run_dir={run}", "checkpoint.every_samples=null"])
+    while not (run / "metrics.jsonl").exists() and processes[0].poll() is None:
+        time.sleep(0.001)
+    processes[0].send_signal(signal.SIGTERM)
+    stopped = finish(processes)
+    assert stopped.status == [0], stopped.err
+    commits = list((run / "checkpoints").glob("*/COMMIT.json"))
+    assert len(commits) == 1
+    assert "stopped as asked at step" in stopped.out or "done" in stopped.out
+    succeed(run, shards)
+    assert_same_bits(uninterrupted, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_each_zero_stage_on_two_processes_trains_the_same_model_and_resumes_to_the_same_bits(stage, shards, tmp_path):
+    run, again = tmp_path / "run", tmp_path / "again"
+    words = [f"system.zero_stage={stage}", "model.drop_path=0"]
+    succeed(run, shards, *words, world=2)
+    shutil.copytree(run, again)
+    forget_after(again, STEP)
+    succeed(again, shards, *words, world=2)
+    assert_same_bits(run, again)
+    assert metrics(run) == metrics(again)
+
+
+@pytest.mark.slow
+def test_worlds_accumulations_and_stages_give_one_result_and_a_checkpoint_of_one_resumes_on_another(shards, tmp_path):
+    whole, split, moved = tmp_path / "whole", tmp_path / "split", tmp_path / "moved"
+    succeed(whole, shards, "model.drop_path=0")
+    succeed(split, shards, "model.drop_path=0", "system.micro_batch_max=4", world=1)
+    for step, values in metrics(whole).items():
+        # Accumulation scaled twice, or not at all, would show here at once.
+        assert metrics(split)[step]["optim/gradient_norm"] == pytest.approx(values["optim/gradient_norm"], rel=1e-4)
+        assert metrics(split)[step]["train/loss"] == pytest.approx(values["train/loss"], rel=1e-4)
+    shutil.copytree(whole, moved)
+    forget_after(moved, STEP)
+    succeed(moved, shards, "model.drop_path=0", "system.zero_stage=2", "system.micro_batch_max=3", world=2)
+    ours, theirs = tensors(whole, LAST), tensors(moved, LAST)
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], rtol=0, atol=2e-4), name
+    assert {row["world_size"] for row in (json.loads(path.read_text()) for path in (moved / "checkpoints").glob("*/COMMIT.json"))} == {1, 2}
+
+
+FAULTY = """
+import os, signal, sys
+import mpp.train.checkpoint as checkpoint
+write, calls = checkpoint._write, []
+def faulty(path, tensors):
+    calls.append(path)
+    if len(calls) == 2 and os.environ["RANK"] == "{rank}":
+        path.write_bytes(b"half of a checkpoint")
+        {fault}
+    return write(path, tensors)
+checkpoint._write = faulty
+from mpp.errors import run_program
+from mpp.pretrain import main
+run_program(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_inside_a_checkpoint_leaves_the_one_before(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    killed = pretrain(run, shards, program=["-c", FAULTY.format(rank=0, fault="os.kill(os.getpid(), signal.SIGKILL)")])
+    assert killed.status == [-signal.SIGKILL]
+    assert [path.parent.name for path in (run / "checkpoints").glob("*/COMMIT.json")] == ["000000002"]
+    assert (run / "checkpoints" / "000000004" / "rank00000.safetensors").exists()
+    assert "resumes at step 2" in succeed(run, shards).out
+    assert_same_bits(uninterrupted, run)
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_rank_stops_all_with_one_line_and_keeps_what_was_committed(shards, tmp_path):
+    run = tmp_path / "run"
+    fault = "raise OSError(28, 'No space left on device')"
+    finished = pretrain(run, shards, world=2, program=["-c", FAULTY.format(rank=1, fault=fault)])
+    assert finished.status == [2, 2]
+    assert len(finished.error_lines) == 1 and "No space left" in finished.error_lines[0] and "rank 1" in finished.error_lines[0]
+    assert [path.parent.name for path in (run / "checkpoints").glob("*/COMMIT.json")] == ["000000002"]

@@ -1,0 +1,292 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mpp.config import Count, PretrainConfig, ProbeConfig, Section, dump, load
+from mpp.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+LIST_AS_KEY = pytest.mark.xfail(strict=True, raises=TypeError, reason="a list as a key of a mapping ends in a traceback")
+DUMPED_BARE = pytest.mark.xfail(strict=True, raises=ConfigError, reason="dump() quotes by YAML 1.1's rules, load() reads by YAML 1.2's")
+
+
+class Scalar(Section):
+    value: object = None
+
+
+def scalar(text: str):
+    return load(Scalar, None, [f"value={text}"]).value
+
+
+def refused(*words: str, schema=PretrainConfig, path: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(schema, path, words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4), ("1e6", 1e6), ("1E6", 1e6), (".5", 0.5), ("5.", 5.0), ("-1.5e+3", -1500.0), ("4_096_000.5", 4096000.5),
+        ("7", 7), ("-7", -7), ("+7", 7), ("010", 10), ("4_096_000", 4096000), ("0", 0),
+        ("true", True), ("True", True), ("false", False), ("null", None), ("~", None), ("", None),
+        ("no", "no"), ("yes", "yes"), ("on", "on"), ("off", "off"), ("n", "n"), ("y", "y"), ("NO", "NO"),
+        ("1:30", "1:30"), ("12:30:45", "12:30:45"), ("2024-01-02", "2024-01-02"), ("0x1f", "0x1f"), ("1e", "1e"), ("e5", "e5"),
+        ("1_", "1_"), ("1__0", "1__0"), ("_1", "_1"), ("'1e6'", "1e6"), ('"7"', "7"), ("[1, 2e-1, no]", [1, 0.2, "no"]),
+        ("{a: 1e2, b: off}", {"a": 100.0, "b": "off"}), ("runs/b16", "runs/b16"),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    found = scalar(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_files_and_words_read_scalars_alike(tmp_path):
+    path = tmp_path / "a.yaml"
+    for text in ("3e-4", "1e6", "no", "1:30", "null", "4_096", "true"):
+        path.write_text(f"value: {text}\n")
+        assert load(Scalar, path).value == scalar(text)
+
+
+def test_whole_floats_may_stand_for_counts():
+    config = load(PretrainConfig, None, ["optim.total_samples=1e6", "optim.warmup_samples=1e4", "resume=2e2"])
+    assert (config.optim.total_samples, config.optim.warmup_samples, config.resume) == (1_000_000, 10_000, 200)
+    assert type(config.optim.total_samples) is int
+
+
+def test_words_override_the_file_and_the_file_the_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("optim: {base_lr: 1e-3, weight_decay: 0.1}\ndata:\n  global_batch: 512\n")
+    config = load(PretrainConfig, path, ["optim.base_lr=2e-3", "seed=5"])
+    assert (config.optim.base_lr, config.optim.weight_decay, config.data.global_batch, config.seed) == (2e-3, 0.1, 512, 5)
+    assert config.optim.eps == PretrainConfig().optim.eps
+
+
+def test_the_defaults_are_the_papers_choice():
+    config = PretrainConfig()
+    assert (config.mask.ratio, config.corruption.mask, config.corruption.swap, config.corruption.keep) == (0.5, 0.8, 0.1, 0.1)
+    assert (config.target.name, config.target.bits, config.decoder.name) == ("mean_color", 3, "linear")
+    assert (config.optim.base_lr, config.optim.betas) == (2e-4, (0.9, 0.999))
+    assert (config.optim.warmup_samples, config.optim.total_samples) == (10_000 * 4096, 1_000_000 * 4096)
+    assert config.data.global_batch == 4096
+
+
+def test_a_section_written_as_nothing_means_its_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("model:\ntarget:\nmask: {}\n")
+    assert load(PretrainConfig, path) == PretrainConfig()
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load(PretrainConfig, tmp_path / "empty.yaml") == PretrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"),
+    [
+        ("optim.base_rl=1", "optim.base_lr"),
+        ("optm.base_lr=1", "optim.base_lr"),
+        ("data.batch=3", "data."),
+        ("sed=1", "seed"),
+        ("target.bit=3", "target.bits"),
+        ("mask.ration=0.5", "mask.ratio"),
+        ("log.every=5", "log.every_steps"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, nearest):
+    message = refused(word)
+    assert f"unknown key '{word.partition('=')[0]}'" in message or "unknown key 'optm'" in message
+    assert nearest.partition(".")[0] in message.partition("nearest known one is")[2]
+
+
+def test_the_nearest_key_is_named_in_full():
+    assert refused("optim.base_rl=1").endswith("the nearest known one is 'optim.base_lr'")
+
+
+def test_a_key_of_another_row_is_named_as_such():
+    assert "'target.bits' does not belong to target.name=pixels" in refused("target.name=pixels", "target.bits=3")
+    assert "'decoder.depth' does not belong to decoder.name=linear" in refused("decoder.depth=3")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "optim.base_lr=fast", "optim.base_lr='1e-3'", "optim.base_lr=true", "data.global_batch=4.5", "data.global_batch='8'", "data.flip=no",
+        "data.flip=1", "data.flip=yes", "model.class_token='true'", "seed=-1", "seed=9223372036854775808", "seed=true", "mask.ratio=0",
+        "mask.ratio=1", "mask.name=block", "target.name=hog", "target.bits=5", "target.bits=0", "data.crop_scale=[0.1]",
+        "data.crop_scale=0.1", "system.precision=fp16", "system.zero_stage=4", "checkpoint.keep=1", "resume=maybe", "resume=-1",
+        "optim.weight_decay=-0.1", "model.drop_path=1.5", "model=3", "log.pictures=65", "model.depth=0",
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_right_is_refused_by_name(word):
+    key, _, value = word.partition("=")
+    message = refused(word)
+    # A row that does not exist is named by its section and name: there is no such section to name the key of.
+    assert key in message or (key.endswith(".name") and key.partition(".")[0] in message and value in message), message
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["model.image_size=225"], ["225", "16", "224", "240"]),
+        (["model.image_size=8"], ["8", "16"]),
+        (["model.width=100", "model.heads=3"], ["100", "3"]),
+        (["corruption.mask=0.9"], ["0.9", "0.1", "sum to 1"]),
+        (["corruption.name=drop"], ["decoder.name=transformer"]),
+        (["decoder.name=transformer", "decoder.width=100", "decoder.heads=16"], ["100", "16"]),
+        (["decoder.name=transformer", "decoder.width=18", "decoder.heads=3"], ["18", "multiple of 4"]),
+        (["target.name=color_grid", "target.grid=17"], ["17", "16"]),
+        (["optim.total_samples=4095", "optim.warmup_samples=0"], ["4095", "4096"]),
+        (["optim.total_samples=5000", "optim.warmup_samples=5001"], ["5001", "5000"]),
+        (["data.crop_scale=[0.5, 0.2]"], ["0.5", "0.2", "low <= high"]),
+        (["data.crop_scale=[0, 1]"], ["0 < low"]),
+        (["data.crop_ratio=[2, 1]"], ["crop_ratio"]),
+        (["data.std=[0.5, 0, 0.5]"], ["positive"]),
+        (["model.image_size=32", "model.patch_size=16", "mask.ratio=0.1"], ["0.1", "4 patches"]),
+    ],
+)
+def test_values_that_contradict_each_other_are_named_together(words, parts):
+    message = refused(*words)
+    assert all(part in message for part in parts), message
+
+
+def test_a_repeated_key_is_an_error_that_names_its_line(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("optim:\n  base_lr: 1\n  eps: 1e-8\n  base_lr: 2\n")
+    message = refused(path=path)
+    assert "'base_lr' stands twice" in message
+    assert "line 4" in message
+    assert "stands twice" in refused("data={flip: true, flip: false}")
+
+
+@pytest.mark.parametrize("word", ["seed", "=3", "a b=3", "--seed=3", "1a=2"])
+def test_a_word_that_is_not_key_equals_value_is_refused(word):
+    assert "not of the form key=value" in refused(word)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "- 1\n- 2\n", "just words", "seed: {1: 2}", "7: 8", "\tseed: 1", pytest.param("{[1, 2]: 3}", marks=LIST_AS_KEY)])
+def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    refused(path=path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    assert "none.yaml" in refused(path=tmp_path / "none.yaml")
+
+
+def test_configs_are_frozen():
+    config = PretrainConfig()
+    with pytest.raises(ValidationError):
+        config.seed = 1
+    with pytest.raises(ValidationError):
+        config.optim.base_lr = 1.0
+
+
+finite = st.floats(1e-12, 1e6)
+
+
+@given(
+    st.builds(
+        lambda *values: values,
+        st.integers(0, 2**63 - 1), finite, finite, st.booleans(), st.one_of(st.none(), st.integers(1, 10**9)),
+        st.sampled_from(["no", "on", "1:30", "null", "~", "", "ümlaut: #x", "true", "7", "a\nb", "2024-01-02", "0x1f"]),
+    )
+)  # fmt: skip
+def test_what_is_dumped_loads_back_equal(tmp_path_factory, values):
+    seed, rate, eps, flip, lr_batch, name = values
+    tree = {
+        "seed": seed,
+        "run_dir": name,
+        "optim": {"base_lr": rate, "eps": eps, "lr_batch": lr_batch},
+        "data": {"flip": flip},
+        "corruption": {"name": "drop"},
+        "decoder": {"name": "transformer", "width": 64, "heads": 4},
+        "target": {"name": "pixels", "loss": "l1"},
+        "system": {"deepspeed": {"comms_logger": {"enabled": flip, "debug": name}}},
+    }
+    path = tmp_path_factory.mktemp("config") / "a.yaml"
+    config = PretrainConfig.model_validate(tree)
+    path.write_text(dump(config))
+    assert load(PretrainConfig, path) == config
+
+
+@DUMPED_BARE
+@pytest.mark.parametrize("name", ["1e6", "12e4567", "3e-4"])
+def test_a_name_that_looks_like_a_number_is_dumped_with_quotes(tmp_path, name):
+    path = tmp_path / "a.yaml"
+    config = PretrainConfig(run_dir=name)
+    path.write_text(dump(config))
+    assert load(PretrainConfig, path) == config
+
+
+def test_a_probe_config_loads_back_too(tmp_path):
+    config = load(ProbeConfig, None, ["features.layers=[-1, 3]", "knn.k=[1, 5]", "linear.learning_rates=[1e-3]", "encoder=runs/a"])
+    assert config.features.layers == (-1, 3)
+    (tmp_path / "a.yaml").write_text(dump(config))
+    assert load(ProbeConfig, tmp_path / "a.yaml") == config
+
+
+def test_what_changes_results_is_apart_from_what_changes_speed():
+    assert set(PretrainConfig().that_changes_results()) == {"seed", "model", "mask", "corruption", "target", "decoder", "optim", "data"}
+
+
+def test_a_count_is_never_negative():
+    class Box(Section):
+        count: Count = 0
+
+    assert "count" in refused("count=-1", schema=Box)
+    assert load(Box, None, ["count=3e0"]).count == 3
+
+
+def test_there_are_configs_to_check():
+    assert {"mpp_b16", "mpp_grid_b16", "mpp_l2_b16", "mae_b16"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_says_how_it_is_run(path):
+    load(PretrainConfig, path)
+    lines = path.read_text().splitlines()
+    assert 15 <= len(lines) <= 60
+    header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    commands = [line for line in header if re.search(rf"deepspeed mpp/pretrain\.py --config configs/{path.name}(\s|$)", line)]
+    assert len(commands) == 1
+    words = commands[0].partition(path.name)[2].split()
+    load(PretrainConfig, path, words)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_shipped_config_means_another_thing_under_yaml_1_1(path):
+    """An editor or a script may read it with a plain YAML loader: words must not turn into booleans."""
+
+    def words(tree):
+        return {key: words(value) for key, value in tree.items()} if isinstance(tree, dict) else isinstance(tree, bool)
+
+    ours = load(PretrainConfig, path).model_dump(mode="json")
+    for section, keys in words(yaml.safe_load(path.read_text())).items():
+        for key, is_bool in keys.items() if isinstance(keys, dict) else []:
+            assert is_bool == isinstance(ours[section][key], bool), f"{section}.{key}"
+
+
+def test_the_papers_recipes_differ_in_their_target_alone():
+    color, grid, pixels = (load(PretrainConfig, ROOT / "configs" / f"{name}.yaml") for name in ("mpp_b16", "mpp_grid_b16", "mpp_l2_b16"))
+    trees = [config.that_changes_results() for config in (color, grid, pixels)]
+    targets = [tree.pop("target") for tree in trees]
+    assert trees[0] == trees[1] == trees[2]
+    assert [target["name"] for target in targets] == ["mean_color", "color_grid", "pixels"]
+
+
+def test_maes_numbers_are_the_papers():
+    config = load(PretrainConfig, ROOT / "configs" / "mae_b16.yaml")
+    assert (config.mask.ratio, config.corruption.name, config.target.loss, config.target.normalise) == (0.75, "drop", "l2", True)
+    assert (config.decoder.depth, config.decoder.width, config.decoder.heads) == (8, 512, 16)
+    assert (config.optim.base_lr, config.optim.lr_batch, config.optim.betas, config.optim.weight_decay) == (1.5e-4, 256, (0.9, 0.95), 0.05)
+    assert (config.data.global_batch, config.data.crop_scale, config.model.position) == (4096, (0.2, 1.0), "sincos2d")
+    assert config.optim.warmup_samples * 20 == config.optim.total_samples  # 40 of 800 epochs

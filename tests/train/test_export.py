@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import timm
+import torch
+
+from mpp.config import ModelConfig, PretrainConfig
+from mpp.errors import CheckpointError
+from mpp.model.encoder import build_encoder
+from mpp.model.pretraining import build_model
+from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
+from mpp.train.export import PREFIX, read_encoder, write_encoder
+
+TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+VARIANTS = [{}, {"class_token": False}, {"position": "sincos2d"}, {"drop_path": 0.2}, {"width": None, "heads": None, "depth": 1}]
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def exported(folder, **changes):
+    config = ModelConfig(**(TINY | changes))
+    encoder = build_encoder(config, seed=5, fused_attention=False).eval()
+    write_encoder(folder, encoder.vit.state_dict(), config, MEAN, STD, "a test")
+    return config, encoder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_an_exported_encoder_comes_back_as_it_was(tmp_path, changes):
+    config, encoder = exported(tmp_path / "encoder", **changes)
+    found = read_encoder(tmp_path / "encoder")
+    assert (found.model, found.mean, found.std, found.source) == (config, MEAN, STD, "a test")
+    assert not found.encoder.training
+    weights = found.encoder.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
+    torch.testing.assert_close(found.encoder(found.encoder.embed(images())), encoder(encoder.embed(images())), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_timm_loads_the_folder_by_itself_with_equal_features(tmp_path, changes):
+    config, encoder = exported(tmp_path / "encoder", **changes)
+    model = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    assert torch.equal(model.forward_features(images()), encoder(encoder.embed(images())))
+    data = timm.data.resolve_model_data_config(model)
+    assert (data["input_size"], data["mean"], data["std"], data["interpolation"], data["crop_pct"]) == ((3, 32, 32), MEAN, STD, "bicubic", 1.0)
+    assert model.num_classes == 0
+    pooled = model(images())
+    tokens = encoder(encoder.embed(images()))
+    expected = tokens[:, 0] if config.class_token else tokens.mean(1)
+    torch.testing.assert_close(pooled, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_an_export_replaces_the_one_before_and_leaves_no_temporary_file(tmp_path):
+    folder = tmp_path / "encoder"
+    exported(folder)
+    config, encoder = exported(folder, depth=1)
+    assert read_encoder(folder).model == config
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def commit_of(run_dir, step: int, seed: int) -> PretrainConfig:
+    from safetensors.torch import save_file
+
+    config = PretrainConfig.model_validate({"seed": seed, "model": TINY, "data": {"mean": MEAN, "std": STD}})
+    model = build_model(config, outputs=512)
+    folder = checkpoint_folder(run_dir, step)
+    folder.mkdir(parents=True)
+    path = folder / "rank00000.safetensors"
+    save_file({f"weight/{name}": value.detach().contiguous() for name, value in model.named_parameters()}, str(path))
+    facts = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
+    record = {"step": step, "samples_seen": step * 4096, "files": facts, "config": config.model_dump(mode="json")}
+    write_commit(folder, record)
+    return config
+
+
+def test_a_runs_encoder_is_that_of_its_newest_commit(tmp_path):
+    commit_of(tmp_path / "run", 1, seed=1)
+    config = commit_of(tmp_path / "run", 2, seed=2)
+    found = read_encoder(tmp_path / "run")
+    assert (found.model, found.mean, found.std, found.source) == (config.model, MEAN, STD, "run at 8192 samples")
+    expected = build_model(config, outputs=512).state_dict()
+    for name, value in found.encoder.vit.state_dict().items():
+        assert torch.equal(value, expected[PREFIX + name])
+
+
+def test_what_is_no_encoder_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds neither checkpoints/.*nor model.safetensors"):
+        read_encoder(tmp_path)
+    exported(tmp_path / "encoder")
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\0" * 50)
+    with pytest.raises(CheckpointError, match="is not an encoder folder"):
+        read_encoder(tmp_path / "encoder")
+    exported(tmp_path / "encoder")
+    (tmp_path / "encoder" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is not an encoder folder"):
+        read_encoder(tmp_path / "encoder")
+
+
+def test_weights_of_another_size_are_refused(tmp_path):
+    exported(tmp_path / "encoder")
+    path = tmp_path / "encoder" / "config.json"
+    about = json.loads(path.read_text())
+    about["mpp"]["model"]["depth"] = 3
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        read_encoder(tmp_path / "encoder")
