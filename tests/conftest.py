@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 
 from mpp.data.shards import Sample, write_manifest, write_shard
@@ -15,6 +15,9 @@ from mpp.data.shards import Sample, write_manifest, write_shard
 settings.register_profile(
     "mpp", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
+settings.register_profile(
+    "mpp-first-failure", settings.get_profile("mpp"), phases=[Phase.explicit, Phase.generate]
+)  # tests/test_mutations.py
 settings.load_profile("mpp")
 torch.set_num_threads(1)
 

@@ -171,7 +171,10 @@ def test_a_word_that_is_not_key_equals_value_is_refused(word):
     assert "not of the form key=value" in refused(word)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "- 1\n- 2\n", "just words", "seed: {1: 2}", "7: 8", "\tseed: 1", pytest.param("{[1, 2]: 3}", marks=LIST_AS_KEY)])
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "a: b: c", "- 1\n- 2\n", "just words", "seed: {1: 2}", "7: 8", "\tseed: 1", pytest.param("{[1, 2]: 3}", marks=LIST_AS_KEY)],
+)
 def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(text)

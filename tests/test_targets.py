@@ -161,9 +161,7 @@ def test_each_patch_is_normalised_by_its_own_mean_and_unbiased_variance():
     cells = pixels(normalise=True).cells(patches).double().numpy()
     for b in range(3):
         for m in range(4):
-            values = [
-                (float(patches[b, m, c, i, j]) / 255 - MEAN[c]) / STD[c] for i in range(4) for j in range(4) for c in range(3)
-            ]
+            values = [(float(patches[b, m, c, i, j]) / 255 - MEAN[c]) / STD[c] for i in range(4) for j in range(4) for c in range(3)]
             middle = sum(values) / len(values)
             variance = sum((v - middle) ** 2 for v in values) / (len(values) - 1)
             expected = [(v - middle) / math.sqrt(variance + 1e-6) for v in values]

@@ -39,7 +39,7 @@ def write_encoder(folder: Path, weights: dict[str, Tensor], model: ModelConfig, 
         "num_classes": 0,
         "num_features": width,
         "global_pool": "token" if model.class_token else "avg",
-        "model_args": {key: value for key, value in timm_arguments(model).items() if key not in ("num_classes", "global_pool")},
+        "model_args": {key: value for key, value in timm_arguments(model).items() if key != "num_classes"},
         "pretrained_cfg": {
             "input_size": [3, model.image_size, model.image_size],
             "fixed_input_size": True,

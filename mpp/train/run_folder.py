@@ -56,11 +56,9 @@ def check_same_run(commit: Commit, config: PretrainConfig, manifests: dict[str, 
 
     manifests: sha256 of each manifest in use.
     """
-    ours, theirs = _flat(config.that_changes_results()), _flat(commit.record["config"])
-    for key in sorted(
-        ours.keys()
-        | {key for key in theirs if key.split(".")[0] in ("seed", "model", "mask", "corruption", "target", "decoder", "optim", "data")}
-    ):
+    ours = _flat(config.that_changes_results())
+    theirs = _flat({section: commit.record["config"].get(section) for section in config.that_changes_results()})
+    for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if ours.get(key) != theirs.get(key) and key not in PATHS:
             raise CheckpointError(
                 f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; a resumed run keeps what changes "

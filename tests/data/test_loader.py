@@ -143,7 +143,9 @@ def test_crops_are_distributed_as_torchvisions(width, height, scale, ratio):
     def features(box: np.ndarray) -> np.ndarray:
         w, h = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
         share, aspect = w * h / (width * height), np.log(w / h)
-        return np.stack([share, share**2, aspect, aspect**2, (box[:, 0] + box[:, 2]) / width, (box[:, 1] + box[:, 3]) / height, box[:, 0] ** 2])
+        return np.stack(
+            [share, share**2, aspect, aspect**2, (box[:, 0] + box[:, 2]) / width, (box[:, 1] + box[:, 3]) / height, box[:, 0] ** 2]
+        )
 
     a, b = features(ours), features(theirs)
     error = np.sqrt((a.var(axis=1) + b.var(axis=1)) / draws)

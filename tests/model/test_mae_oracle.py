@@ -174,4 +174,6 @@ def test_neither_sees_the_pixels_of_masked_patches():
     altered = patches.view(3, side, side, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(3, 3, IMAGE, IMAGE)
     assert not torch.equal(altered, images)
     assert torch.equal(model(normalised(altered), **mask), model(normalised(images), **mask))
-    torch.testing.assert_close(oracle(normalised(altered), noise=noise).logits, oracle(normalised(images), noise=noise).logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        oracle(normalised(altered), noise=noise).logits, oracle(normalised(images), noise=noise).logits, atol=1e-6, rtol=0
+    )

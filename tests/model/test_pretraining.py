@@ -44,7 +44,9 @@ def pictures(batch: int = 2) -> torch.Tensor:
 def with_other_pixels(images: torch.Tensor, image: int, patch: int) -> torch.Tensor:
     altered = images.clone()
     row, column = divmod(patch, 32 // P)
-    altered[image, :, row * P : row * P + P, column * P : column * P + P] = 255 - altered[image, :, row * P : row * P + P, column * P : column * P + P]
+    altered[image, :, row * P : row * P + P, column * P : column * P + P] = (
+        255 - altered[image, :, row * P : row * P + P, column * P : column * P + P]
+    )
     return altered
 
 

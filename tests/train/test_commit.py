@@ -21,7 +21,9 @@ from mpp.train.commit import (
     write_commit,
 )
 
-CONFIG = PretrainConfig.model_validate({"seed": 3, "run_dir": "a: b #c", "target": {"name": "pixels", "loss": "l1"}, "data": {"crop_scale": [0.3, 1.0]}})
+CONFIG = PretrainConfig.model_validate(
+    {"seed": 3, "run_dir": "a: b #c", "target": {"name": "pixels", "loss": "l1"}, "data": {"crop_scale": [0.3, 1.0]}}
+)
 
 
 def put(run_dir: Path, step: int, committed: bool = True, value: float = 0.0) -> Path:

@@ -1,0 +1,117 @@
+"""How fast a recipe trains: images a second, peak memory and the share of time spent waiting for data, over N steps.
+
+    deepspeed benchmarks/step.py --config configs/mpp_b16.yaml --steps 200 [key=value ...]                  one batch again and again
+    deepspeed benchmarks/step.py --config configs/mpp_b16.yaml --steps 200 data.shards=SHARDS [key=value ...]    real shards
+
+The same engine, loader and loss as mpp/pretrain.py.  The first tenth of the steps is a warm-up and is not counted; each rank runs
+`--batch` images a step.  Prints one JSON object, on rank 0, also into --out.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mpp.config import PretrainConfig, load
+from mpp.data.augment import Augment
+from mpp.data.loader import Batch, MaskedImages, batches, default_workers
+from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.shards import ShardSet
+from mpp.errors import run_program
+from mpp.masking import Masking
+from mpp.model.pretraining import build_model
+from mpp.rng import MASK, Draws
+from mpp.targets import make_target
+from mpp.train.engine import Engine, start_distributed
+from mpp.train.optim import build_optimiser
+from mpp.train.run_folder import environment
+from mpp.train.step import predict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Time the training step of a recipe.")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=256, help="images a process takes at once")
+    parser.add_argument("--out", help="a JSON file")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(argv)
+    real = any(word.startswith("data.shards=") for word in options.words)
+
+    world = start_distributed()
+    sizes = [f"data.global_batch={options.batch * world.size}", f"system.micro_batch_max={options.batch}", f"data.streams={world.size}"]
+    config = load(PretrainConfig, options.config, [*options.words, *sizes])
+    plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max)
+    target = make_target(config.target, config.model.patch_size, config.data.mean, config.data.std)
+    masking = Masking(config.model.patches, config.mask, config.corruption)
+    fused = config.system.fused_attention if config.system.fused_attention is not None else world.device.type == "cuda"
+    model = build_model(config, target.outputs, fused).to(world.device)
+    engine = Engine(model, build_optimiser(model, config.optim), plan, world, config.system, config.optim.clip_norm)
+    workers = config.system.workers if config.system.workers is not None else default_workers(world.local_size)
+    if real:
+        shards = ShardSet.open(config.data.shards)
+        augment = Augment(config.model.image_size, config.data.crop_scale, config.data.crop_ratio, config.data.flip)
+        dataset = MaskedImages(shards, augment, masking, config.seed, config.data.max_pixels, len(shards))
+        order = Order(tuple(shards.samples_per_shard), config.data.global_batch, plan.streams, config.seed)
+        sampler = OrderSampler(order, plan, world.rank, world.size, 0, options.steps)
+        stream: Iterator[Batch] = batches(dataset, sampler, workers, pin_memory=world.device.type == "cuda")
+    else:
+        stream = itertools.repeat(synthetic_batch(config, masking, options.batch))
+
+    warm_up = max(1, options.steps // 10)
+    times, waited = [], 0.0
+    for step in range(options.steps):
+        began = time.perf_counter()
+        batch = next(stream)
+        if step >= warm_up:
+            waited += time.perf_counter() - began
+        _, loss, _ = predict(engine, target, batch, config.model.patch_size, config.data.mean, config.data.std, world.device)
+        engine.backward(loss.mean())
+        float(engine.update(1e-4))  # waits for the device
+        if step >= warm_up:
+            times.append(time.perf_counter() - began)
+    on_gpu = world.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "config": options.config,
+        "data": config.data.shards if real else "synthetic",
+        "batch_a_process": options.batch,
+        "processes": world.size,
+        "loader_processes": workers if real else 0,
+        "images_per_second": round(config.data.global_batch / float(np.median(times)), 1),
+        "images_per_second_mean": round(config.data.global_batch * len(times) / sum(times), 1),
+        "wait_share": round(waited / sum(times), 4),
+        "peak_memory_gb": round(peak / 1e9, 2),
+        "steps_timed": len(times),
+        "loss": round(float(loss.mean()), 4),
+        "environment": environment(),
+    }
+    if world.first:
+        text = json.dumps(result, indent=1)
+        print(text, flush=True)
+        if options.out:
+            Path(options.out).write_text(text + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def synthetic_batch(config: PretrainConfig, masking: Masking, batch: int) -> Batch:
+    """Noise images with real masks, made once."""
+    side = config.model.image_size
+    pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
+    masks = [masking.draw(Draws(0, MASK, 0, i, 0)) for i in range(batch)]
+    tensors = {name: torch.from_numpy(np.stack([getattr(mask, name) for mask in masks])) for name in ("kind", "source", "visible", "predicted")}
+    return tensors | {"image": torch.from_numpy(pixels), "flip": torch.zeros(batch, dtype=torch.bool), "bad": []}
+
+
+if __name__ == "__main__":
+    run_program(main)
