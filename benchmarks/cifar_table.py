@@ -49,7 +49,14 @@ def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if not (run / "encoder" / "config.json").exists():
         launch = ["deepspeed", "--num_gpus", "1", "--master_port", str(next(_ports)), "mpp/pretrain.py"]
-        words = ["--config", f"configs/cifar_{recipe}.yaml", f"data.shards={options.train}", f"run_dir={run}", f"seed={seed}", *options.words]
+        words = [
+            "--config",
+            f"configs/cifar_{recipe}.yaml",
+            f"data.shards={options.train}",
+            f"run_dir={run}",
+            f"seed={seed}",
+            *options.words,
+        ]
         with (run / "console.log").open("a") as log:
             subprocess.run([*launch, *words], env=environment, stdout=log, stderr=log, check=True)
     results = run / "transfer" / "results.json"
@@ -76,7 +83,10 @@ def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -
 
 def markdown(recipes: Sequence[str], seeds: Sequence[int], table: dict[str, dict]) -> str:
     """One row a recipe, the mean over seeds with each seed's figure in brackets; the baselines first."""
-    lines = ["| recipe | samples seen | seconds | hold-out skill | linear | k-NN | 5-shot | 10-shot | feature rank |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| recipe | samples seen | seconds | hold-out skill | linear | k-NN | 5-shot | 10-shot | feature rank |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for name in ("raw pixels", "random init"):
         rows = [figures(result["probe"]["rows"][name]) for result in table.values()]
         # Raw pixels differ by the probe's seed alone, random init by the seed of the weights too: one figure a seed.

@@ -109,7 +109,9 @@ def synthetic_batch(config: PretrainConfig, masking: Masking, batch: int) -> Bat
     side = config.model.image_size
     pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
     masks = [masking.draw(Draws(0, MASK, 0, i, 0)) for i in range(batch)]
-    tensors = {name: torch.from_numpy(np.stack([getattr(mask, name) for mask in masks])) for name in ("kind", "source", "visible", "predicted")}
+    tensors = {
+        name: torch.from_numpy(np.stack([getattr(mask, name) for mask in masks])) for name in ("kind", "source", "visible", "predicted")
+    }
     return tensors | {"image": torch.from_numpy(pixels), "flip": torch.zeros(batch, dtype=torch.bool), "bad": []}
 
 

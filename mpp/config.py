@@ -263,7 +263,7 @@ class LinearProbeConfig(Section):
     learning_rates: Annotated[tuple[float, ...], Field(strict=False, min_length=1)] = (
         1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1,
     )  # fmt: skip  # 13, as DINOv2's grid
-    last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # with each pooling the encoder has, beside `features` (DINOv2)
+    last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # x poolings, beside `features` (DINOv2)
     epochs: Positive = 30
     batch: Positive = 1024
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -382,7 +382,7 @@ def _with_defaults(schema: type[BaseModel], tree: dict[str, Any]) -> dict[str, A
         default = schema.model_fields[key].default if key in schema.model_fields else None
         if value is None and default is not None:
             continue
-        if isinstance(value, dict) and "name" not in value and hasattr(default, "name"):
+        if isinstance(value, dict) and "name" not in value and default is not None and hasattr(default, "name"):
             value = {"name": default.name, **value}
         out[key] = value
     return out

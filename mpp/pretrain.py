@@ -21,7 +21,7 @@ from mpp.config import PretrainConfig, dump, load
 from mpp.data.augment import Augment
 from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches, training_shards
 from mpp.data.order import Order, OrderSampler, plan_batch
-from mpp.data.shards import ShardSet
+from mpp.data.shards import ShardSet, write_atomically
 from mpp.errors import CheckpointError, ConfigError, UserError, run_program
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model
@@ -36,7 +36,7 @@ from mpp.train.engine import Engine, World, start_distributed
 from mpp.train.export import PREFIX, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.quarantine import Quarantine
-from mpp.train.run_folder import check_same_run, replace_text, write_run_folder
+from mpp.train.run_folder import check_same_run, write_run_folder
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
@@ -288,7 +288,7 @@ def baseline_of_run(
 ) -> Baseline:
     """Collective: fitted once by rank 0 and kept in baseline.json; a resumed run reads it."""
     path = run_dir / "baseline.json"
-    holder: list[Baseline | None] = [None]
+    holder: list = [None]
     if world.first and path.exists():
         holder[0] = Baseline(**json.loads(path.read_text()))
     elif world.first:
@@ -297,9 +297,8 @@ def baseline_of_run(
         side = config.model.image_size // config.model.patch_size
         holder[0] = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, holdout_ids))
         run_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(holder[0].as_dict(), indent=2) + "\n")
+        write_atomically(path, (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())
     dist.broadcast_object_list(holder, src=0)
-    assert holder[0] is not None
     return holder[0]
 
 

@@ -16,8 +16,13 @@ from mpp.config import ColorGridTarget, MeanColorTarget, PixelsTarget
 
 
 class Target(Protocol):
-    outputs: int  # O, numbers the decoder predicts for each patch
-    caption: str  # under its pictures
+    @property
+    def outputs(self) -> int:
+        """O, the numbers that the decoder predicts for each patch."""
+
+    @property
+    def caption(self) -> str:
+        """What stands under its pictures."""
 
     def cells(self, patches: Tensor) -> Tensor:
         """[B, M, 3, P, P] -> what is to be predicted: class numbers int64 [B, M, g, g], or values float [B, M, g, g, 3]."""

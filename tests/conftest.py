@@ -35,14 +35,14 @@ def picture(key: int, smallest: int) -> bytes:
 
 def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 4, smallest: int = 24) -> Path:
     folder.mkdir(parents=True)
-    entries, rows, key = [], [], 0
+    entries, rows, first = [], [], 0
     for number, count in enumerate(samples_per_shard):
         samples = []
-        for key in range(key, key + count):
+        for key in range(first, first + count):
             data = picture(key, smallest)
             width, height = Image.open(io.BytesIO(data)).size
             samples.append(Sample(key, "png", data, width, height, key % classes if classes else -1))
-        key += 1
+        first += count
         entry, part = write_shard(folder, f"{number:06d}.tar", samples)
         entries.append(entry)
         rows.append(part)

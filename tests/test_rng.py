@@ -27,7 +27,7 @@ def test_the_reference_passes_the_published_known_answer():
 
 @given(numbers, st.integers(0, 8), st.lists(numbers, max_size=3))
 def test_bits_are_the_blocks_of_philox_under_their_key(seed, use, key):
-    counter = (key + [0, 0, 0])[:3]
+    counter = [*key, 0, 0, 0][:3]
     blocks = [philox([block, *counter], [seed, use]) for block in (1, 2)]  # numpy counts up before its first block
     assert Draws(seed, use, *key).bits(7).tolist() == (blocks[0] + blocks[1])[:7]
 

@@ -111,7 +111,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         yield batch
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Batch:
     return batch
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpp.config import LinearDecoder as LinearConfig
 from mpp.config import TransformerDecoder as TransformerConfig
-from mpp.model.encoder import gather_tokens, initialise_linear, sincos_positions
+from mpp.model.encoder import choose_attention, gather_tokens, initialise_linear, sincos_positions
 
 
 class LinearDecoder(nn.Module):
@@ -39,16 +39,15 @@ class TransformerDecoder(nn.Module):
         self.embed = nn.Linear(width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         fixed = sincos_positions(config.width, grid)
+        self.positions: Tensor
         self.register_buffer("positions", torch.cat([torch.zeros(prefix, config.width), fixed])[None], persistent=False)
         norm = partial(nn.LayerNorm, eps=1e-6)  # as the encoder's
-        self.blocks = nn.Sequential(*(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)))
+        self.blocks = nn.Sequential(*(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)))  # type: ignore[arg-type]
         self.norm = norm(config.width)
         self.head = nn.Linear(config.width, outputs)
         self.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
-        if fused_attention is not None:
-            for block in self.blocks:
-                block.attn.fused_attn = fused_attention
+        choose_attention(self.blocks, fused_attention)
 
     def forward(self, tokens: Tensor, visible: Tensor | None, predicted: Tensor) -> Tensor:
         """tokens [B, P + K, D] with visible [B, K] (or all of them, visible None), predicted [B, M] -> [B, M, O]."""

@@ -94,10 +94,15 @@ def build_encoder(config: ModelConfig, seed: int, fused_attention: bool | None =
         fixed = sincos_positions(vit.embed_dim, vit.patch_embed.grid_size)
         vit.pos_embed.requires_grad_(False).zero_()
         vit.pos_embed.data[0, -len(fixed) :] = fixed
-    if fused_attention is not None:
-        for block in vit.blocks:
-            block.attn.fused_attn = fused_attention
+    choose_attention(vit.blocks, fused_attention)
     return Encoder(vit)
+
+
+def choose_attention(blocks: nn.Sequential, fused: bool | None) -> None:
+    """Torch's fused attention kernel, plain matrix products, or (None) timm's choice, in every block."""
+    for block in blocks:
+        if fused is not None:
+            block.get_submodule("attn").fused_attn = fused  # type: ignore[assignment]
 
 
 @torch.no_grad()

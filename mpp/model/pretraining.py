@@ -15,7 +15,7 @@ class PretrainingModel(nn.Module):
 
     def __init__(self, encoder: Encoder, decoder: nn.Module, drops: bool):
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Encoder = encoder
         self.decoder = decoder
         # Only a replacing corruption shows a mask token to the encoder.
         self.mask_token = None if drops else nn.Parameter(torch.zeros(encoder.width))

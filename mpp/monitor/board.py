@@ -1,12 +1,13 @@
 """What a run writes down for people: TensorBoard, metrics.jsonl with the same numbers, and pictures.  The x-axis is samples seen."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+
+from mpp.data.shards import write_atomically
 
 
 class Board:
@@ -42,9 +43,7 @@ class Board:
     def _cut_back(self, samples_seen: int) -> None:
         if self.metrics.exists():
             kept = [line for line in self.metrics.read_text().splitlines() if _samples(line) <= samples_seen]
-            temporary = self.metrics.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.metrics)
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
         for picture in (self.run_dir / "pictures").glob("*.png"):
             if int(picture.stem) > samples_seen:
                 picture.unlink()

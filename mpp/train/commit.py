@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mpp.config import PretrainConfig, load
+from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
 
 FORMAT = 1
@@ -65,11 +66,7 @@ def sync(path: Path) -> None:
 
 def write_commit(folder: Path, record: dict[str, Any]) -> None:
     """The instant at which a checkpoint comes to exist."""
-    temporary = folder / "COMMIT.json.tmp"
-    temporary.write_text(json.dumps({"format": FORMAT} | record, indent=1) + "\n")
-    sync(temporary)
-    os.replace(temporary, folder / "COMMIT.json")
-    sync(folder)
+    write_atomically(folder / "COMMIT.json", (json.dumps({"format": FORMAT} | record, indent=1) + "\n").encode())
 
 
 def read_commit(folder: Path) -> Commit | None:
@@ -135,7 +132,7 @@ def read_config(commit: Commit) -> PretrainConfig:
 
 def read_tensors(commit: Commit, prefix: str) -> dict[str, torch.Tensor]:
     """Every stored tensor whose name begins with `prefix`, without it, on the CPU.  Raises CheckpointError."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in commit.record["files"]:
         try:
             with safe_open(str(commit.folder / name), framework="pt") as file:

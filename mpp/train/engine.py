@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpp.config import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError
+from mpp.model.pretraining import PretrainingModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,13 @@ class Engine:
     """A model, its optimiser and its gradients, on this world.  `accumulation` calls of `backward`, then one of `update`, make a step."""
 
     def __init__(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, plan: BatchPlan, world: World, system: SystemConfig, clip_norm: float
+        self,
+        model: PretrainingModel,
+        optimiser: torch.optim.Optimizer,
+        plan: BatchPlan,
+        world: World,
+        system: SystemConfig,
+        clip_norm: float,
     ):
         import deepspeed
 

@@ -4,7 +4,6 @@ timm.create_model("local-dir:RUN/encoder", pretrained=True)
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpp.config import ModelConfig
+from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
 from mpp.model.encoder import Encoder, build_encoder, timm_arguments
 from mpp.train.commit import newest_commit, read_config, read_tensors
@@ -59,9 +59,8 @@ def write_encoder(folder: Path, weights: dict[str, Tensor], model: ModelConfig, 
         str(folder / "model.safetensors.tmp"),
         metadata={"format": "pt"},
     )
-    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2) + "\n")
-    for name in ("model.safetensors", "config.json"):
-        os.replace(folder / f"{name}.tmp", folder / name)
+    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
+    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def read_encoder(path: str | Path) -> LoadedEncoder:

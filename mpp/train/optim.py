@@ -10,7 +10,8 @@ TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours, as MAE)."""
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spare = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in TOKENS

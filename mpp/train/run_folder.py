@@ -15,6 +15,7 @@ import torch
 
 import mpp
 from mpp.config import PretrainConfig, dump
+from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
 from mpp.train.commit import Commit
 
@@ -25,10 +26,10 @@ PATHS = ("data.shards", "data.holdout_shards")  # may move; the manifest's hash 
 def write_run_folder(run_dir: Path, config: PretrainConfig, argv: Sequence[str] | None) -> None:
     """config.yaml, command.txt (a line each start) and environment.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    replace_text(run_dir / "config.yaml", dump(config))
+    write_atomically(run_dir / "config.yaml", dump(config).encode())
     with (run_dir / "command.txt").open("a") as file:
         file.write(shlex.join(sys.argv if argv is None else ["mpp/pretrain.py", *argv]) + "\n")
-    replace_text(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(run_dir / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())
 
 
 def environment() -> dict[str, Any]:
@@ -43,12 +44,6 @@ def environment() -> dict[str, Any]:
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         **{package: version(package) for package in PACKAGES},
     }
-
-
-def replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def check_same_run(commit: Commit, config: PretrainConfig, manifests: dict[str, str]) -> None:
@@ -73,7 +68,7 @@ def check_same_run(commit: Commit, config: PretrainConfig, manifests: dict[str, 
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

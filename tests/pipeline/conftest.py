@@ -40,7 +40,18 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def shards(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shards")
-    command = [sys.executable, "data_prep/make_shards.py", str(images), str(out), "--labels", "--samples-per-shard", "10", "--quiet", "--workers", "1"]
+    command = [
+        sys.executable,
+        "data_prep/make_shards.py",
+        str(images),
+        str(out),
+        "--labels",
+        "--samples-per-shard",
+        "10",
+        "--quiet",
+        "--workers",
+        "1",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return out / "train"
 
@@ -57,7 +68,14 @@ class Finished:
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ours = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | {name: str(value) for name, value in ours.items()}
 
 

@@ -14,7 +14,7 @@ def fails(capsys, *words: str) -> str:
     """Errors that are found before any process group is made: in this process, for speed."""
     with pytest.raises(SystemExit) as leaving:
         run_program(lambda _: main([*TINY, *words]))
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert leaving.value.code == 2
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert "Traceback" not in err
@@ -122,7 +122,11 @@ def test_resuming_with_a_changed_manifest_is_refused(short_run, shards, tmp_path
 
 
 def test_init_from_takes_the_encoder_of_another_recipe_and_refuses_another_encoder(short_run, shards, tmp_path, capsys):
-    row = ["corruption={name: drop}", "decoder={name: transformer, depth: 1, width: 32, heads: 2}", "target={name: pixels, normalise: true}"]
+    row = [
+        "corruption={name: drop}",
+        "decoder={name: transformer, depth: 1, width: 32, heads: 2}",
+        "target={name: pixels, normalise: true}",
+    ]
     short = ["optim.total_samples=12", "optim.warmup_samples=0", "log.every_steps=1"]
     succeed(tmp_path / "mae", shards, *row, *short, f"init_from={short_run}")
     other = pretrain(tmp_path / "other", shards, "model.width=48", "model.heads=3", f"init_from={short_run}")

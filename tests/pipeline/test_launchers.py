@@ -101,7 +101,9 @@ def test_two_hosts_without_ssh_train_the_same_run(two_hosts, alone, shards, tmp_
         launch = ["--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(rank), "--master_addr", "10.77.0.1", "--master_port", "29734"]
         settings = {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0"}
         command = ["ip", "netns", "exec", name, "deepspeed", *launch, "mpp/pretrain.py", *words]
-        hosts.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        hosts.append(
+            subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     texts = [host.communicate(timeout=400)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(text[-2000:] for text in texts)
     assert "2 process(es)" in texts[0]

@@ -9,8 +9,7 @@ import time
 import pytest
 import torch
 
-from tests.pipeline.conftest import finish, metrics, pretrain, start, succeed, tensors
-from tests.pipeline.conftest import TINY
+from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
 
 STEP, LAST = 4, 8
 

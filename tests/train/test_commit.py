@@ -147,7 +147,7 @@ def test_pruning_keeps_the_newest_commits_and_what_is_being_written(tmp_path, ke
     prune(tmp_path, keep)
     assert steps(tmp_path) == [10, 20, 30, 40][-keep:]
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == [f"{step:09d}" for step in [10, 20, 30, 40][-keep:] + [50]]
+    assert names == [f"{step:09d}" for step in [*[10, 20, 30, 40][-keep:], 50]]
 
 
 def test_a_damaged_commit_does_not_count_among_those_kept(tmp_path):

@@ -60,7 +60,7 @@ def test_timm_loads_the_folder_by_itself_with_equal_features(tmp_path, changes):
 def test_an_export_replaces_the_one_before_and_leaves_no_temporary_file(tmp_path):
     folder = tmp_path / "encoder"
     exported(folder)
-    config, encoder = exported(folder, depth=1)
+    config, _ = exported(folder, depth=1)
     assert read_encoder(folder).model == config
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
