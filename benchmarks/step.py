@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if real:
         shards = ShardSet.open(config.data.shards)
         augment = Augment(config.model.image_size, config.data.crop_scale, config.data.crop_ratio, config.data.flip)
-        dataset = MaskedImages(shards, augment, masking, config.seed, config.data.max_pixels, len(shards))
+        dataset = MaskedImages(shards, augment, masking, config.seed, config.data.max_pixels, range(len(shards)))
         order = Order(tuple(shards.samples_per_shard), config.data.global_batch, plan.streams, config.seed)
         sampler = OrderSampler(order, plan, world.rank, world.size, 0, options.steps)
         stream: Iterator[Batch] = batches(dataset, sampler, workers, pin_memory=world.device.type == "cuda")

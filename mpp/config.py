@@ -311,6 +311,8 @@ class _Yaml(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"a key must be a word, not a list or mapping (line {key.start_mark.line + 1})")
             if key.value in seen:
                 raise ConfigError(f"key '{key.value}' stands twice (line {key.start_mark.line + 1}); keep one")
             seen.add(key.value)
@@ -327,6 +329,16 @@ for _tag, _pattern, _first in [
     _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 _Yaml.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
 _Yaml.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value.replace("_", "")))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever either reading of YAML would take for something else than text."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: _Yaml.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    for first in {*_Yaml.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
 
 Schema = TypeVar("Schema", bound=Section)
 
@@ -363,7 +375,7 @@ def load(schema: type[Schema], path: str | Path | None, words: typing.Sequence[s
 
 def dump(config: Section) -> str:
     """The config as YAML that `load` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _parse(text: str, origin: str) -> Any:

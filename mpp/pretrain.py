@@ -62,14 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     manifests = {"shards": shards.manifest_hash} | ({"holdout_shards": holdout_shards.manifest_hash} if data.holdout_shards else {})
     trained_on = training_shards(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
-    if data.holdout_shards:
-        holdout_ids = np.arange(data.holdout_samples)
-    else:
-        holdout_ids = np.arange(len(shards) - data.holdout_samples, len(shards))
+    held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
     masking = Masking(config.model.patches, config.mask, config.corruption)
     augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
-    dataset = MaskedImages(shards, augment, masking, config.seed, data.max_pixels, sum(trained_on))
-    holdout_data = MaskedImages(holdout_shards, augment, masking, config.seed, data.max_pixels, len(holdout_shards))
+    dataset = MaskedImages(shards, augment, masking, config.seed, data.max_pixels, range(sum(trained_on)))
+    holdout_data = MaskedImages(holdout_shards, augment, masking, config.seed, data.max_pixels, held_out)
 
     # Everything that can be refused is refused before the processes join.
     plan = plan_batch(data.global_batch, data.streams, int(os.environ.get("WORLD_SIZE", "1")), system.micro_batch_max)
@@ -95,12 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     stream = batches(
         dataset, OrderSampler(order, plan, world.rank, world.size, first_step, total_steps), workers, pin_memory=world.device.type == "cuda"
     )
-    holdout = list(fixed_batches(holdout_data, holdout_ids, plan.micro_batch, world.rank, world.size))
+    holdout = list(fixed_batches(holdout_data, np.array(held_out), plan.micro_batch, world.rank, world.size))
     quarantine = Quarantine(run_dir, world)
     (bad_held_out,) = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     if bad_held_out > data.max_bad_fraction * data.holdout_samples:
         quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
-    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, holdout_ids)
+    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data)
 
     board = None
     if world.first:
@@ -121,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | {workers} loader process(es) a rank | "
             f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"
         )
-        say(f"trivial baseline: {baseline.name}, loss {baseline.loss:.4f} on {len(holdout_ids)} held-out images")
+        say(f"trivial baseline: {baseline.name}, loss {baseline.loss:.4f} on {len(held_out)} held-out images")
 
     # The loop.
     stop = StopRequest()
@@ -278,13 +275,7 @@ def picture(
 
 
 def baseline_of_run(
-    run_dir: Path,
-    world: World,
-    target: Target,
-    config: PretrainConfig,
-    dataset: MaskedImages,
-    holdout_data: MaskedImages,
-    holdout_ids: np.ndarray,
+    run_dir: Path, world: World, target: Target, config: PretrainConfig, dataset: MaskedImages, holdout_data: MaskedImages
 ) -> Baseline:
     """Collective: fitted once by rank 0 and kept in baseline.json; a resumed run reads it."""
     path = run_dir / "baseline.json"
@@ -292,10 +283,10 @@ def baseline_of_run(
     if world.first and path.exists():
         holder[0] = Baseline(**json.loads(path.read_text()))
     elif world.first:
-        sample = np.linspace(0, dataset.samples - 1, min(BASELINE_SAMPLES, dataset.samples)).astype(np.int64)
+        sample = np.linspace(0, len(dataset.pool) - 1, min(BASELINE_SAMPLES, len(dataset.pool))).astype(np.int64)
         cells = lambda data, ids: lambda: clean_cells(target, data, ids, config.model.patch_size)
         side = config.model.image_size // config.model.patch_size
-        holder[0] = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, holdout_ids))
+        holder[0] = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, np.array(holdout_data.pool)))
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())
     dist.broadcast_object_list(holder, src=0)

@@ -232,8 +232,8 @@ ROWS = [
         "tests/data/test_loader.py::test_crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
     Row(
-        "a replacement comes from the hold-out", "mpp/data/loader.py", "(sample + step) % self.samples if sample < self.samples else (sample + step)",
-        "(sample + step)", "tests/data/test_loader.py::test_replacement_is_cyclic_within_the_training_samples",
+        "a replacement comes from the hold-out", "mpp/data/loader.py", "self.pool.start + (sample - self.pool.start + step) % len(self.pool)",
+        "(sample + step) % len(self.shards)", "tests/data/test_loader.py::test_replacement_is_cyclic_within_the_training_samples",
     ),
     Row(
         "bad samples go unrecorded", "mpp/data/loader.py", "            bad += faults\n", "", "tests/data/test_loader.py::test_every_fault_on_the_way_is_recorded",

@@ -6,6 +6,7 @@ A batch is a dict of tensors.  B samples, N patches, K visible, M predicted, S p
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class MaskedImages(Dataset):
     masking: Masking
     seed: int
     max_pixels: int
-    samples: int  # the first ones of the set; a replacement is never taken from behind them (they may be the hold-out)
+    pool: range  # the ids a replacement may have: training and hold-out samples never stand in for each other
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> Batch:
         # An exception would reach the main process as a printed traceback; a value stays what it is.
@@ -59,10 +60,10 @@ class MaskedImages(Dataset):
         return {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()} | {"bad": bad}
 
     def _open(self, sample: int, position: int) -> tuple[Any, list[dict]]:
-        """The image, or that of the next readable sample in manifest order (cyclic) with a record of every fault on the way."""
+        """The image, or that of the next readable sample in manifest order (cyclic within the pool) with a record of every fault on the way."""
         faults: list[dict] = []
         for step in range(BAD_IN_A_ROW):
-            candidate = (sample + step) % self.samples if sample < self.samples else (sample + step) % len(self.shards)
+            candidate = self.pool.start + (sample - self.pool.start + step) % len(self.pool)
             try:
                 return open_image(self.shards.read(candidate), self.max_pixels), faults
             except BadSample as reason:
@@ -94,9 +95,14 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
         multiprocessing_context="fork" if workers else None,  # workers touch neither CUDA nor torch's thread pool
     )
-    iterator = iter(loader)
+    iterator = None
     while True:
         try:
+            if iterator is None:
+                iterator = iter(loader)
+                if workers:
+                    # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             batch = next(iterator)
         except StopIteration:
             return

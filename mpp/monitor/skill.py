@@ -30,7 +30,7 @@ class Baseline:
     losses: dict[str, float]  # of each predictor, on the hold-out
 
     def skill(self, loss: float) -> float:
-        return 1 - loss / self.loss
+        return 1 - loss / max(self.loss, 1e-12)  # 0 where the hold-out is of one colour
 
     def as_dict(self) -> dict:
         return asdict(self)

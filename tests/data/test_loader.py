@@ -29,7 +29,7 @@ MASKING = Masking(16, RandomMask(ratio=0.5), ReplaceCorruption())
 
 def dataset(folder, samples: int | None = None, seed: int = 5, max_pixels: int = 10**6) -> MaskedImages:
     shards = ShardSet.open(folder)
-    return MaskedImages(shards, AUGMENT, MASKING, seed, max_pixels, samples or len(shards))
+    return MaskedImages(shards, AUGMENT, MASKING, seed, max_pixels, range(samples or len(shards)))
 
 
 def sampler(data: MaskedImages, step: int = 0, last: int = 5, rank: int = 0, world: int = 1) -> OrderSampler:
@@ -230,6 +230,15 @@ def test_replacement_is_cyclic_within_the_training_samples(tmp_path, make_shards
     assert np.array_equal(whole_set.batch([(0, 8, 0)])["image"][0].numpy(), pixels)
 
 
+def test_a_bad_held_out_sample_is_replaced_by_a_held_out_one(tmp_path, make_shards, damage):
+    folder = make_shards(tmp_path / "train", [6, 5])
+    damage(folder, [10])
+    data = dataset(folder)
+    held_out = MaskedImages(data.shards, AUGMENT, MASKING, data.seed, data.max_pixels, range(9, 11))
+    pixels, _ = AUGMENT.crop(open_image(data.shards.read(9), 10**6), Draws(5, CROP, 0, 10, 0))
+    assert np.array_equal(held_out.batch([(0, 10, 0)])["image"][0].numpy(), pixels)
+
+
 def test_too_many_pixels_make_a_bad_sample(tiny_shards):
     data = dataset(tiny_shards)
     areas = (data.shards.index["width"].astype(int) * data.shards.index["height"]).tolist()
@@ -275,7 +284,7 @@ class Deadly(MaskedImages):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
     own = dataset(tiny_shards)
-    data = Deadly(own.shards, own.augment, own.masking, own.seed, own.max_pixels, own.samples, main=os.getpid())
+    data = Deadly(own.shards, own.augment, own.masking, own.seed, own.max_pixels, own.pool, main=os.getpid())
     with pytest.raises(DataError, match="a loader process died"):
         list(batches(data, sampler(data), workers, pin_memory=False))
 
