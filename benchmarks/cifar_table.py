@@ -1,6 +1,6 @@
 """The README's table: each small recipe, pretrained on CIFAR-10 (JPEG) with the same encoder for the same number of samples, then probed.
 
-    python benchmarks/cifar_table.py --train SHARDS/train --test SHARDS/test --out runs/cifar [--seeds 0 1] [--jobs 2] [key=value ...]
+    python benchmarks/cifar_table.py --train SHARDS/train --test SHARDS/test --out runs/cifar [--seeds 0 1] [--jobs 2] [--probe key=value ...]
 
 A run that is finished is not repeated, so the command can be given again.  `--jobs` runs go on at once, each on its share of the cores.
 Without --test every figure is on a hold-out of train: for development.  Prints a Markdown table and writes OUT/table.json.
@@ -29,10 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
-    parser.add_argument("--train-samples", type=int, help="labelled images the probes take; left out: all of --train")
+    parser.add_argument("--probe", nargs="+", default=[], metavar="key=value", help="for mpp/linear_probe.py, such as train_samples=10000")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="for mpp/pretrain.py")
-    options = parser.parse_intermixed_args(argv)
+    options = parser.parse_args(argv)
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     runs = [(recipe, seed) for recipe in options.recipes for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -49,20 +48,13 @@ def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if not (run / "encoder" / "config.json").exists():
         launch = ["deepspeed", "--num_gpus", "1", "--master_port", str(next(_ports)), "mpp/pretrain.py"]
-        words = [
-            "--config",
-            f"configs/cifar_{recipe}.yaml",
-            f"data.shards={options.train}",
-            f"run_dir={run}",
-            f"seed={seed}",
-            *options.words,
-        ]
+        words = ["--config", f"configs/cifar_{recipe}.yaml", f"data.shards={options.train}", f"run_dir={run}", f"seed={seed}"]
         with (run / "console.log").open("a") as log:
             subprocess.run([*launch, *words], env=environment, stdout=log, stderr=log, check=True)
     results = run / "transfer" / "results.json"
     if not results.exists():
-        words = [f"encoder={run}", f"train={options.train}", f"seed={seed}"]
-        words += [f"test={options.test}"] * bool(options.test) + [f"train_samples={options.train_samples}"] * bool(options.train_samples)
+        words = [f"encoder={run}", f"train={options.train}", f"seed={seed}", *options.probe]
+        words += [f"test={options.test}"] if options.test else []
         with (run / "console.log").open("a") as log:
             subprocess.run([sys.executable, "mpp/linear_probe.py", *words], env=environment, stdout=log, stderr=log, check=True)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,110 @@
+"""jobs/slurm/pretrain.sbatch on a real two-node SLURM, both nodes on this machine.  Skips where SLURM is not installed."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import ROOT, TINY, free_port, metrics, succeed
+
+pytestmark = pytest.mark.slow
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+CONF = """
+ClusterName=mpptest
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+MpiDefault=none
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+StateSaveLocation={folder}/state
+SlurmctldPidFile={folder}/ctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldLogFile={folder}/ctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+KillWait=30
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={port1} CPUs=2 RealMemory=2000
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={port2} CPUs=2 RealMemory=2000
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Environment variables under which the SLURM commands talk to a two-node cluster."""
+    absent = [name for name in PROGRAMS if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]
+    if absent or os.geteuid():
+        pytest.skip(f"a real SLURM needs root and {', '.join(absent) or 'its programs'} (apt-get install slurmctld slurmd slurm-client munge)")
+    folder = tmp_path_factory.mktemp("slurm")
+    conf = folder / "slurm.conf"
+    (folder / "state").mkdir()
+    ports = {"port": free_port(), "port1": free_port(), "port2": free_port()}
+    conf.write_text(CONF.format(host=socket.gethostname().split(".")[0], folder=folder, **ports))
+    environment = os.environ | {"SLURM_CONF": str(conf), "PATH": os.environ["PATH"] + ":/usr/sbin"}
+    Path("/run/munge").mkdir(exist_ok=True)
+    if not Path("/etc/munge/munge.key").exists():
+        subprocess.run(["mungekey", "--create"], env=environment, check=False, capture_output=True)
+    munge = None
+    if subprocess.run(["munge", "-n"], env=environment, capture_output=True).returncode:
+        shutil.chown("/run/munge", "munge", "munge")
+        munge = subprocess.Popen(["runuser", "-u", "munge", "--", "munged", "--foreground"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    commands = [["slurmctld", "-D", "-f", str(conf)], *(["slurmd", "-D", "-f", str(conf), "-N", node] for node in ("n1", "n2"))]
+    daemons = []
+    try:
+        time.sleep(1)
+        daemons = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands]
+        for _ in range(60):
+            idle = subprocess.run(["sinfo", "-h", "-o", "%t %D"], env=environment, capture_output=True, text=True).stdout
+            if idle.split() == ["idle", "2"]:
+                break
+            time.sleep(0.5)
+        else:
+            pytest.skip(f"SLURM did not start here: sinfo says {idle!r}")
+        yield environment
+    finally:
+        for daemon in [*daemons[::-1], *([munge] if munge else [])]:
+            daemon.terminate()
+            daemon.wait(timeout=20)
+
+
+def state_of(job: str, environment: dict) -> str:
+    shown = subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True).stdout
+    found = re.search(r"JobState=(\w+)", shown)
+    return found[1] if found else "GONE"
+
+
+def submit(environment: dict, out: Path, *words: str) -> str:
+    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100", f"--output={out}", "--parsable", f"--chdir={ROOT}"]
+    settings = {"PROCESSES_PER_NODE": "1", "OMP_NUM_THREADS": "1", "MPP_HOME": str(ROOT), "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
+    command = ["sbatch", *options, "jobs/slurm/pretrain.sbatch", *words]
+    sent = subprocess.run(command, cwd=ROOT, env=environment | settings, capture_output=True, text=True)
+    assert sent.returncode == 0, sent.stderr
+    return sent.stdout.strip()
+
+
+def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards, tmp_path):
+    short = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
+    succeed(tmp_path / "alone", shards, *short)
+    out = tmp_path / "slurm.out"
+    job = submit(slurm, out, *TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}")
+    while (state := state_of(job, slurm)) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+        time.sleep(0.5)
+    assert state == "COMPLETED", out.read_text()[-3000:]
+    assert "2 process(es)" in out.read_text()
+    ours, theirs = metrics(tmp_path / "alone"), metrics(tmp_path / "run")
+    assert ours.keys() == theirs.keys()
+    for step in ours:
+        assert theirs[step]["train/loss"] == pytest.approx(ours[step]["train/loss"], rel=1e-4)
+    assert not list(ROOT.glob(".hostfile-*"))
