@@ -29,7 +29,7 @@ ifeq ($(DATA),)
 	$(BIN)/python data_prep/demo_digits.py $(DEMO)/digits
 	$(BIN)/python data_prep/make_shards.py $(DEMO)/digits $(DEMO)/shards --labels --val 1000
 	$(BIN)/deepspeed mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
-	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val
+	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val 'linear.last_layers=[1]'
 else
 	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1
 	$(BIN)/deepspeed mpp/pretrain.py --config configs/demo_folder.yaml data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)

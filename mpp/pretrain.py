@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     holdout = list(fixed_batches(holdout_data, np.array(held_out), plan.micro_batch, world.rank, world.size))
     quarantine = Quarantine(run_dir, world)
-    (bad_held_out,) = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
+    bad_held_out, first_steps = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]]), first_step], world)
+    if first_steps != first_step * world.size:
+        raise CheckpointError(f"the processes see different checkpoints in {run_dir}; it must be one folder that all nodes share, and up to date")
     if bad_held_out > data.max_bad_fraction * data.holdout_samples:
         quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data)
@@ -145,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The one wait for the device in a step: what every rank must decide alike.
         minutes = (time.perf_counter() - last_save) / 60
         save_due = world.first and config.checkpoint.every_minutes is not None and minutes >= config.checkpoint.every_minutes
-        broken, stopping, save_now, bad_now = shared_sum([not torch.isfinite(norm), stop.requested, save_due, bad_now], world)
+        broken, stopping, save_now, bad_now = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)
         busy += time.perf_counter() - step_began
         if broken:
             newest = newest_commit(run_dir)
@@ -233,7 +235,8 @@ def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, fl
 
 def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:
     """Collective: each number summed over ranks."""
-    total = torch.tensor([float(number) for number in numbers], device=world.device)
+    filled = lambda number: torch.full((), float(number), dtype=torch.float64, device=world.device)  # a fill waits for nothing
+    total = torch.stack([number.double() if isinstance(number, torch.Tensor) else filled(number) for number in numbers])
     dist.all_reduce(total)
     return [int(number) for number in total.tolist()]
 

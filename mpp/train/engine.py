@@ -52,7 +52,7 @@ def start_distributed() -> World:
     elif not (shutil.which("g++") or shutil.which("c++")):
         __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device)
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1), device)
 
 
 def quiet_deepspeed() -> None:
@@ -135,7 +135,7 @@ class Engine:
             self.optimiser._hp_optimizer_states_linked = False
             self.optimiser._lazy_init_hp_params_optimizer_state()
             self._state_linked = True
-        return torch.as_tensor(norm, dtype=torch.float32)
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.deepspeed.device)
 
     def train(self, mode: bool) -> None:
         self.deepspeed.train(mode)
