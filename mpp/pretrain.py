@@ -96,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quarantine = Quarantine(run_dir, world)
     bad_held_out, first_steps = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]]), first_step], world)
     if first_steps != first_step * world.size:
-        raise CheckpointError(f"the processes see different checkpoints in {run_dir}; it must be one folder that all nodes share, and up to date")
+        raise CheckpointError(
+            f"the processes see different checkpoints in {run_dir}; it must be one folder that all nodes share, and up to date"
+        )
     if bad_held_out > data.max_bad_fraction * data.holdout_samples:
         quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data)

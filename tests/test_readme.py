@@ -15,7 +15,11 @@ JOBS = "\n".join(path.read_text() for path in sorted(ROOT.glob("jobs/**/*")) if 
 
 
 def commands(program: str) -> list[str]:
-    found = [line for line in CODE + [text.lstrip("# ").strip() for text in JOBS.splitlines()] if program in line and ("=" in line or "--config" in line)]
+    found = [
+        line
+        for line in CODE + [text.lstrip("# ").strip() for text in JOBS.splitlines()]
+        if program in line and ("=" in line or "--config" in line)
+    ]
     return sorted({re.split(r"\s{2,}#", line)[0] for line in found if line.split()[0] in ("deepspeed", "python", "torchrun", "sbatch")})
 
 

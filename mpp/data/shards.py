@@ -131,7 +131,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
             digest = _read_back(file, fields, folder / name)
             size = file.seek(0, os.SEEK_END)
         part.rename(folder / name)
-        sync_folder(folder)
+        sync_path(folder)
     finally:
         part.unlink(missing_ok=True)
     return {"name": name, "bytes": size, "sha256": digest, "samples": len(rows)}, np.array(rows, INDEX_DTYPE)
@@ -219,13 +219,13 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk, so that a rename outlives a power cut."""
+def sync_path(folder: Path) -> None:
+    """Flush a file's bytes, or a folder's names, to the disk, so that they outlive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

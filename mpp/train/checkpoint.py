@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mpp.data.shards import sync_path
 from mpp.errors import CheckpointError
-from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, sync, write_commit
+from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, write_commit
 from mpp.train.engine import Engine, World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,7 +67,7 @@ def _fresh(folder: Path) -> None:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
     save_file(tensors, str(path), metadata={"format": "pt"})
-    sync(path)
+    sync_path(path)
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
 
 

@@ -7,7 +7,6 @@ A folder without a valid COMMIT.json does not exist; there is no other pointer. 
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -53,15 +52,6 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """fsync a file, or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_commit(folder: Path, record: dict[str, Any]) -> None:

@@ -52,7 +52,9 @@ def start_distributed() -> World:
     elif not (shutil.which("g++") or shutil.which("c++")):
         __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1), device)
+    return World(
+        dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1), device
+    )
 
 
 def quiet_deepspeed() -> None:

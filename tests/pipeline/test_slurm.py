@@ -46,7 +46,9 @@ def slurm(tmp_path_factory):
     """Environment variables under which the SLURM commands talk to a two-node cluster."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]
     if absent or os.geteuid():
-        pytest.skip(f"a real SLURM needs root and {', '.join(absent) or 'its programs'} (apt-get install slurmctld slurmd slurm-client munge)")
+        pytest.skip(
+            f"a real SLURM needs root and {', '.join(absent) or 'its programs'} (apt-get install slurmctld slurmd slurm-client munge)"
+        )
     folder = tmp_path_factory.mktemp("slurm")
     conf = folder / "slurm.conf"
     (folder / "state").mkdir()
@@ -59,7 +61,12 @@ def slurm(tmp_path_factory):
     munge = None
     if subprocess.run(["munge", "-n"], env=environment, capture_output=True).returncode:
         shutil.chown("/run/munge", "munge", "munge")
-        munge = subprocess.Popen(["runuser", "-u", "munge", "--", "munged", "--foreground"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        munge = subprocess.Popen(
+            ["runuser", "-u", "munge", "--", "munged", "--foreground"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     commands = [["slurmctld", "-D", "-f", str(conf)], *(["slurmd", "-D", "-f", str(conf), "-N", node] for node in ("n1", "n2"))]
     daemons = []
     try:
@@ -87,7 +94,13 @@ def state_of(job: str, environment: dict) -> str:
 
 def submit(environment: dict, out: Path, *words: str) -> str:
     options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100", f"--output={out}", "--parsable", f"--chdir={ROOT}"]
-    settings = {"PROCESSES_PER_NODE": "1", "OMP_NUM_THREADS": "1", "MPP_HOME": str(ROOT), "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
+    settings = {
+        "PROCESSES_PER_NODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MPP_HOME": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = ["sbatch", *options, "jobs/slurm/pretrain.sbatch", *words]
     sent = subprocess.run(command, cwd=ROOT, env=environment | settings, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stderr
