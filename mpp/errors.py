@@ -4,6 +4,7 @@ Every message names the value, the rule it broke and the remedy, on one line.  A
 fault of the program and keeps its traceback.
 """
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class BadSample(Exception):
 def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a program's `main`, print a UserError as one line and leave with its exit status.
 
-    With several processes an error that all of them share (a config key, a missing manifest) is printed by rank 0 only; `rank_error` marks the others.
+    With several processes an error that all of them share (a config key, a missing manifest) is printed by rank 0 only; `of_this_rank` marks the others.
     """
     try:
         status = main(None)
@@ -46,6 +47,12 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
     except KeyboardInterrupt:
         status = 130
     sys.stdout.flush()
+    distributed = sys.modules.get("torch.distributed")
+    if status and distributed and distributed.is_initialized():
+        # Leave at once: taking down a process group whose other members are leaving too can abort this process (SIGABRT was seen).
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        os._exit(status)
     raise SystemExit(status or 0)
 
 

@@ -24,6 +24,7 @@ class Board:
             file.write(json.dumps({"samples": samples_seen, "step": step} | values) + "\n")
         for name, value in values.items():
             self.writer.add_scalar(name, value, samples_seen)
+        self.writer.flush()  # what was seen before an error or a kill is there
 
     def picture(self, samples_seen: int, name: str, image: Image.Image) -> Path:
         self.writer.add_image(name, np.asarray(image), samples_seen, dataformats="HWC")
