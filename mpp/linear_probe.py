@@ -100,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = min(config.rank_samples, config.train_samples or len(train)) if config.rank_only else config.train_samples
     samples = subset(len(train), count, config.seed)
     print(f"encoder   {loaded.source} ({config.encoder})")
-    print(f"features  {variants[0]} of {len(loaded.encoder.vit.blocks)}, {spec.resolution} px, {spec.precision}, on {device.type}")
+    print(
+        f"features  {variants[0]} (of 0 to {len(loaded.encoder.vit.blocks) - 1}), {spec.resolution} px, {spec.precision}, on {device.type}"
+    )
     features = features_of(train, samples)
     print(f"train     {config.train}: {len(samples)} of {len(train)} images", flush=True)
 

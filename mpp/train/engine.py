@@ -51,7 +51,14 @@ def start_distributed() -> World:
         torch.cuda.set_device(device)
     elif not (shutil.which("g++") or shutil.which("c++")):
         __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    except dist.DistNetworkError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(
+            f"the processes cannot meet at {where} ({str(error).splitlines()[0]}); every node must reach that address, and on one host "
+            f"each job needs a port of its own: deepspeed --master_port 29501 ..."
+        ) from error
     return World(
         dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1), device
     )

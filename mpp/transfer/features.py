@@ -57,7 +57,7 @@ class Variant:
 
     def __str__(self) -> str:
         return (
-            f"{self.pooling} of layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
+            f"{self.pooling} of block{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
             if self.layers
             else self.pooling
         )

@@ -68,8 +68,8 @@ def test_the_grid_of_variants_holds_the_specs_own_first_and_no_cls_without_a_cla
     own = spec_of(encoder, layers=(-2,))
     names = [str(v) for v in probe_variants(own, 3, True, (1, 4))]
     assert names == [
-        "mean of layer 1", "mean of layer 2", "cls of layer 2", "both of layer 2",
-        "mean of layers 0, 1, 2", "cls of layers 0, 1, 2", "both of layers 0, 1, 2",
+        "mean of block 1", "mean of block 2", "cls of block 2", "both of block 2",
+        "mean of blocks 0, 1, 2", "cls of blocks 0, 1, 2", "both of blocks 0, 1, 2",
     ]  # fmt: skip
     assert {v.pooling for v in probe_variants(own, 3, False, (1, 4))} == {"mean"}
 
