@@ -332,6 +332,21 @@ ROWS = [
         "timm cannot build the export without a class token", "mpp/train/export.py", "if key != \"num_classes\"}",
         "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_export.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
+    # Whole runs.
+    Row(
+        "accumulation scaled twice", "mpp/train/engine.py", "self.deepspeed.backward(loss)",
+        "self.deepspeed.backward(loss / self.deepspeed.gradient_accumulation_steps())",
+        "tests/pipeline/test_resume.py::test_worlds_accumulations_and_stages_give_one_result_and_a_checkpoint_of_one_resumes_on_another",
+    ),
+    Row(
+        "moments not restored", "mpp/train/checkpoint.py",
+        "_set_moment(engine, parameter, kind, moments[kind][name].to(parameter.device))", "moments[kind][name]",
+        "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
+    ),
+    Row(
+        "drop-path noise starts again on resume", "mpp/pretrain.py", "DROP_PATH, step, world.rank", "DROP_PATH, step - first_step, world.rank",
+        "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
+    ),
     # What may be asked for.
     Row(
         "unknown keys pass", "mpp/config.py", "extra=\"forbid\"", "extra=\"ignore\"",
