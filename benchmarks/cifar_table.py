@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
+from mpp.machine import usable_cores
+
 RECIPES = ("mpp", "grid", "l2", "mae")
 COLUMNS = ("linear", "knn", "few_shot_5", "few_shot_10", "feature_rank")
 _ports = count(29800)
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--probe", nargs="+", default=[], metavar="key=value", help="for mpp/linear_probe.py, such as train_samples=10000")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     options = parser.parse_args(argv)
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    threads = max(1, usable_cores() // options.jobs)
     runs = [(recipe, seed) for recipe in options.recipes for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda run: one_run(*run, options, threads), runs))

@@ -36,6 +36,7 @@ from tqdm import tqdm
 import mpp
 from mpp.data.shards import INDEX_DTYPE, TEMPORARY, ShardSet, write_atomically, write_manifest
 from mpp.errors import DataError, UserError, run_program
+from mpp.machine import usable_cores
 from mpp.rng import PREP, Draws
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
@@ -82,8 +83,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples-per-shard", type=_at_least(1), default=2048, metavar="N", help="keys a shard")
     parser.add_argument("--resize", type=_at_least(8), metavar="S", help="shrink short sides above S pixels to S (JPEG quality 95)")
     parser.add_argument("--max-rejects", type=_share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--workers", type=_at_least(1), default=cores, metavar="N", help="processes; the result does not depend on it")
+    parser.add_argument(
+        "--workers", type=_at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 

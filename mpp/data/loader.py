@@ -5,7 +5,6 @@ A batch is a dict of tensors.  B samples, N patches, K visible, M predicted, S p
     sample int64 [B] (the id the order asked for)   replaced bool [B]   bad: one record for each unreadable sample met
 """
 
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mpp.data.decode import open_image
 from mpp.data.order import OrderSampler
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError, of_this_rank
+from mpp.machine import usable_cores
 from mpp.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
@@ -80,7 +80,7 @@ class MaskedImages(Dataset):
 
 def default_workers(local_world: int) -> int:
     """A rank's share of this machine's cores less one for its own process, between 1 and 16."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) // local_world - 1))
+    return max(1, min(16, usable_cores() // local_world - 1))
 
 
 def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memory: bool) -> Iterator[Batch]:

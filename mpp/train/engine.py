@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpp.config import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError
+from mpp.machine import usable_cores
 from mpp.model.pretraining import PretrainingModel
 
 
@@ -41,6 +42,7 @@ def start_distributed() -> World:
             port = free.getsockname()[1]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -49,8 +51,13 @@ def start_distributed() -> World:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    elif not (shutil.which("g++") or shutil.which("c++")):
-        __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
+    else:
+        if not (shutil.which("g++") or shutil.which("c++")):
+            __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
+        if (
+            "OMP_NUM_THREADS" not in os.environ
+        ):  # processes that share cores slow each other down severalfold if each has a thread for every core
+            torch.set_num_threads(max(1, usable_cores() // local_size))
     try:
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     except dist.DistNetworkError as error:
@@ -59,9 +66,7 @@ def start_distributed() -> World:
             f"the processes cannot meet at {where} ({str(error).splitlines()[0]}); every node must reach that address, and on one host "
             f"each job needs a port of its own: deepspeed --master_port 29501 ..."
         ) from error
-    return World(
-        dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1), device
-    )
+    return World(dist.get_rank(), dist.get_world_size(), local_size, device)
 
 
 def quiet_deepspeed() -> None:

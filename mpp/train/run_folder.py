@@ -17,6 +17,7 @@ import mpp
 from mpp.config import PretrainConfig, dump
 from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
+from mpp.machine import usable_cores
 from mpp.train.commit import Commit
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
@@ -39,7 +40,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "host": platform.node(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         **{package: version(package) for package in PACKAGES},
