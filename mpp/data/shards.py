@@ -322,9 +322,9 @@ class ShardSet:
                     ) from error
                 time.sleep(wait)
         if len(data) != size:
-            raise BadSample(f"{self.where(sample)}: the shard ends after {len(data)} of the image's {size} bytes")
+            raise BadSample(f"the shard ends after {len(data)} of the image's {size} bytes")
         if (crc := zlib.crc32(data)) != row["crc32"]:
-            raise BadSample(f"{self.where(sample)}: CRC-32 is {crc:08x}, the index says {int(row['crc32']):08x}")
+            raise BadSample(f"CRC-32 is {crc:08x}, the index says {int(row['crc32']):08x}")
         return data
 
     def verify_sha256(self, shard: int) -> None:

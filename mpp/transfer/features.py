@@ -258,10 +258,10 @@ class _Crops(Dataset):
         sample = int(self.samples[row])
         try:
             image = open_image(self.shards.read(sample), self.max_pixels)
-        except (BadSample, DataError) as error:
-            where = self.shards.where(sample)
-            reason = str(error).removeprefix(f"{where}: ")
-            return f"{where}: {reason}; a probe leaves no image out, so copy or make the split again"
+        except BadSample as error:
+            return f"{self.shards.where(sample)}: {error}; a probe leaves no image out, so copy or make the split again"
+        except DataError as error:
+            return str(error)
         return torch.from_numpy(crop_centre(image, self.resolution, self.crop))
 
 

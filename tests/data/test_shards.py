@@ -258,7 +258,7 @@ def test_a_flipped_byte_is_found_when_its_sample_is_read_and_by_sha256(split):
         byte = file.read(1)[0]
         file.seek(offset + 2)
         file.write(bytes([byte ^ 1]))
-    with pytest.raises(BadSample, match=r"^train/000001.tar: 000000000012 \(offset \d+\): CRC-32 is"):
+    with pytest.raises(BadSample, match=r"^CRC-32 is"):
         shards.read(6)
     assert shards.read(5) == contents(11)
     with pytest.raises(DataError, match=r"000001.tar: sha256 is"):
@@ -268,7 +268,7 @@ def test_a_flipped_byte_is_found_when_its_sample_is_read_and_by_sha256(split):
 def test_a_shard_cut_after_opening_is_a_bad_sample(split):
     shards = ShardSet.open(split)
     os.truncate(split / "000000.tar", int(shards.index["offset"][2]) + 5)
-    with pytest.raises(BadSample, match=r"000000000002 .*ends after 5 of the image's 515 bytes"):
+    with pytest.raises(BadSample, match=r"^the shard ends after 5 of the image's 515 bytes"):
         shards.read(2)
 
 
