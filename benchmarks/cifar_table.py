@@ -1,6 +1,7 @@
 """The README's table: each small recipe, pretrained on CIFAR-10 (JPEG) with the same encoder for the same number of samples, then probed.
 
-    python benchmarks/cifar_table.py --train SHARDS/train --test SHARDS/test --out runs/cifar [--seeds 0 1] [--jobs 2] [--probe key=value ...]
+    python benchmarks/cifar_table.py --train SHARDS/train --test SHARDS/test --out runs/cifar [--seeds 0 1] [--jobs 2]
+        [--pretrain key=value ...] [--probe key=value ...]
 
 A run that is finished is not repeated, so the command can be given again.  `--jobs` runs go on at once, each on its share of the cores.
 Without --test every figure is on a hold-out of train: for development.  Prints a Markdown table and writes OUT/table.json.
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument(
+        "--pretrain", nargs="+", default=[], metavar="key=value", help="for mpp/pretrain.py, such as optim.total_samples=4e6"
+    )
     parser.add_argument("--probe", nargs="+", default=[], metavar="key=value", help="for mpp/linear_probe.py, such as train_samples=10000")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     options = parser.parse_args(argv)
@@ -50,7 +54,14 @@ def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if not (run / "encoder" / "config.json").exists():
         launch = ["deepspeed", "--num_gpus", "1", "--master_port", str(next(_ports)), "mpp/pretrain.py"]
-        words = ["--config", f"configs/cifar_{recipe}.yaml", f"data.shards={options.train}", f"run_dir={run}", f"seed={seed}"]
+        words = [
+            "--config",
+            f"configs/cifar_{recipe}.yaml",
+            f"data.shards={options.train}",
+            f"run_dir={run}",
+            f"seed={seed}",
+            *options.pretrain,
+        ]
         with (run / "console.log").open("a") as log:
             subprocess.run([*launch, *words], env=environment, stdout=log, stderr=log, check=True)
     results = run / "transfer" / "results.json"
