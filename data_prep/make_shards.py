@@ -14,7 +14,6 @@ Killed at any instant, the same command goes on with the shards it lacks and end
 
 import argparse
 import errno
-import fcntl
 import json
 import math
 import multiprocessing
@@ -27,15 +26,16 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import PIL
 from tqdm import tqdm
 
 import mpp
-from mpp.data.shards import INDEX_DTYPE, TEMPORARY, ShardSet, write_atomically, write_manifest
-from mpp.errors import DataError, UserError, run_program
+from mpp.data.shards import INDEX_DTYPE, ShardSet, write_manifest
+from mpp.errors import DataError, Parser, UserError, run_program
+from mpp.files import TEMPORARY, lock_folder, write_atomically
 from mpp.machine import usable_cores
 from mpp.rng import PREP, Draws
 
@@ -43,8 +43,6 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
     sys.path.append(str(Path(__file__).parent))
 from shard_job import JPEG_QUALITY, ShardJob, build_shard, start_worker
 from sources import PACKED, Listing, archive_stamp, describe, kind_of, list_source, unpack
-
-LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,13 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="make_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder tree, .zip, .tar, .tar.gz or .tar.xz of images")
@@ -139,7 +132,7 @@ def make(args: argparse.Namespace) -> int:
         raise DataError(f"{args.out}: is not empty and was not begun by make_shards.py; choose another OUT")
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
-        wait_for_lock(lock, args.out)
+        lock_folder(lock, f"{args.out}: another make_shards.py is at work here; wait for it or stop it")
         complete = check_plan(work / "plan.json", plan, args.out)
         if complete:
             for split in complete:
@@ -232,20 +225,6 @@ def check_plan(path: Path, plan: dict, out: Path) -> list[str] | None:
         state = "is complete" if found["complete"] else "is half done"
         raise DataError(f"{out}: {state}, but by another command ({changes}); repeat that command, remove {out} or choose another folder")
     return found["complete"]
-
-
-def wait_for_lock(lock: Any, out: Path) -> None:
-    """One run at a time; the workers of a killed one hold the lock until they notice, and then it is safe to go on."""
-    for attempt in range(LOCK_SECONDS * 10 + 1):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if attempt == LOCK_SECONDS * 10:
-                raise UserError(f"{out}: another make_shards.py is at work here; wait for it or stop it") from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks: temporary names hold the process id, so two runs still write the same bytes
-            return
 
 
 def make_jobs(

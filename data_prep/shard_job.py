@@ -18,8 +18,9 @@ from PIL import Image
 from sources import Item, Reader
 
 from mpp.data.decode import FORMATS, format_of, open_image, open_upright
-from mpp.data.shards import FIELDS, MEAN_STD_IMAGES, Sample, write_atomically, write_shard
+from mpp.data.shards import FIELDS, MEAN_STD_IMAGES, Sample, write_shard
 from mpp.errors import BadSample
+from mpp.files import write_atomically
 
 CONVERTED = ("GIF", "BMP", "TIFF", "PPM")  # Pillow's names; the first frame becomes a PNG
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss

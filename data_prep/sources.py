@@ -4,6 +4,7 @@ Nothing is ever extracted under a name an archive chose, so a hostile name can d
 counted in `Listing.ignored`.
 """
 
+import errno
 import gzip
 import hashlib
 import lzma
@@ -156,8 +157,10 @@ def _list_folder(root: Path, leave_out: Path, ignored: Counter) -> tuple[list[It
             name = prefix + entry.name
             try:
                 status = entry.stat()
-            except FileNotFoundError:  # a link that leads nowhere
-                status = None
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
+                status = None  # a link that leads nowhere, or to itself
             if status and stat.S_ISDIR(status.st_mode):
                 identity = (status.st_dev, status.st_ino)
                 if entry.name.startswith(".") or entry.name == "__MACOSX":

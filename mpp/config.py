@@ -28,12 +28,13 @@ def _integral(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 # ------------------------------------------------------------------------------------------------------------------ what is learned
@@ -135,10 +136,10 @@ class OptimConfig(Section):
     base_lr: Annotated[float, Field(gt=0)] = 2e-4  # ViT B.1.2
     lr_batch: Positive | None = None  # learning rate = base_lr * global_batch / lr_batch; null: not scaled (ViT B.1.2); MAE: 256
     final_lr: Annotated[float, Field(ge=0)] = 0.0  # at the end of the cosine
-    betas: Pair = (0.9, 0.999)  # ViT 4.1
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)  # ViT 4.1
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # decoupled; matrices only (ours)
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0  # global gradient norm; 0: off (ViT 4.1; ours for B.1.2)
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0  # global gradient norm; 0: off (ViT table 3; ours for B.1.2)
     warmup_samples: Count = 40_960_000  # 10k steps of 4096 (ViT B.1.2)
     total_samples: Positive = 4_096_000_000  # 1M steps of 4096 (ViT B.1.2)
 
@@ -260,7 +261,7 @@ class FeatureConfig(Section):
 
 
 class LinearProbeConfig(Section):
-    learning_rates: Annotated[tuple[float, ...], Field(strict=False, min_length=1)] = (
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
         1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1,
     )  # fmt: skip  # 13, as DINOv2's grid
     last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # x poolings, beside `features` (DINOv2)
@@ -281,7 +282,7 @@ class FewShotConfig(Section):
     trials: Positive = 5  # draws of the labelled images
     l2: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
         1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5,
-    )  # fmt: skip  # the grid, on the scale of a sum over images; big_vision's 2**-10..2**20 in steps of ten
+    )  # fmt: skip  # the grid, on the scale of a sum over images (ours)
 
 
 class ProbeConfig(Section):
@@ -429,6 +430,10 @@ def _one_line(error: ValidationError, schema: type[BaseModel]) -> str:
             problems.append(f"unknown key '{key}'" + (f"; the nearest known one is '{near[0]}'" if near else ""))
         elif problem["type"] == "value_error":
             problems.append((f"{key}: " if key else "") + str(problem["ctx"]["error"]))
+        elif problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            problems.append(f"{key}={problem['input']!r}: must be a section, such as '{key}={{...}}' with keys inside, or {key}.KEY=value")
+        elif problem["type"] == "missing":
+            problems.append(f"{key} is missing; the value given is {problem['input']!r}")
         else:
             problems.append(f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
     return "; ".join(dict.fromkeys(problems))

@@ -4,10 +4,13 @@ Every message names the value, the rule it broke and the remedy, on one line.  A
 fault of the program and keeps its traceback.
 """
 
+import argparse
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -24,6 +27,13 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another model."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one line, as everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
 
 
 class BadSample(Exception):
@@ -46,14 +56,23 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
         status = 2
     except KeyboardInterrupt:
         status = 130
+    except RuntimeError as error:
+        if not (_joined() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", str(error))):
+            raise
+        sys.stderr.write(f"error [rank {os.environ.get('RANK', '0')}]: another process of this run has ended; its own message says why\n")
+        status = 2
     sys.stdout.flush()
-    distributed = sys.modules.get("torch.distributed")
-    if status and distributed and distributed.is_initialized():
+    if status and _joined():
         # Leave at once: taking down a process group whose other members are leaving too can abort this process (SIGABRT was seen).
         for worker in multiprocessing.active_children():
-            worker.terminate()
+            worker.kill()  # they take no other signal, and hold nothing
         os._exit(status)
     raise SystemExit(status or 0)
+
+
+def _joined() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return bool(distributed and distributed.is_initialized())
 
 
 def of_this_rank(error: UserError) -> UserError:

@@ -24,8 +24,9 @@ import torch
 
 import mpp
 from mpp.config import ProbeConfig, dump, load
-from mpp.data.shards import ShardSet, write_atomically
-from mpp.errors import ConfigError, DataError, run_program
+from mpp.data.shards import ShardSet
+from mpp.errors import ConfigError, DataError, Parser, run_program
+from mpp.files import make_folder, write_atomically
 from mpp.model.encoder import build_encoder
 from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
@@ -40,7 +41,7 @@ PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="mpp/linear_probe.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="mpp/linear_probe.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="encoder=RUN train=SHARDS [test=SHARDS] ...; --print-config shows all"
     )
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     out = Path(config.out) if config.out else default_out(Path(config.encoder))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "out")
     count = min(config.rank_samples, config.train_samples or len(train)) if config.rank_only else config.train_samples
     samples = subset(len(train), count, config.seed)
     print(f"encoder   {loaded.source} ({config.encoder})")

@@ -36,13 +36,18 @@ class Masking:
     mask: RandomMask
     corruption: ReplaceCorruption | DropCorruption
 
+    def _parts(self) -> list[int]:
+        """How many of the hidden patches are masked, swapped and kept."""
+        assert isinstance(self.corruption, ReplaceCorruption)
+        return largest_remainder(self.hidden, [self.corruption.mask, self.corruption.swap, self.corruption.keep])
+
     def draw(self, draws: Draws) -> Mask:
         order = draws.permutation(self.patches)
         hidden = order[: self.hidden]
         kind = np.full(self.patches, VISIBLE, dtype=np.int64)
         source = np.arange(self.patches, dtype=np.int64)
         if isinstance(self.corruption, ReplaceCorruption):
-            parts = largest_remainder(self.hidden, [self.corruption.mask, self.corruption.swap, self.corruption.keep])
+            parts = self._parts()
             kind[hidden] = np.repeat([MASKED, SWAPPED, KEPT], parts)
             swapped = hidden[parts[0] : parts[0] + parts[1]]
             # Uniform over the other positions: N - 1 steps onwards at most, never back to itself.
@@ -52,11 +57,16 @@ class Masking:
         return Mask(kind, source, visible=np.flatnonzero(kind == VISIBLE), predicted=np.flatnonzero(kind != VISIBLE))
 
     @property
+    def masked(self) -> int:
+        """How many of the hidden patches show nothing of themselves or of another: what skill is measured on."""
+        return self._parts()[0] if isinstance(self.corruption, ReplaceCorruption) else self.hidden
+
+    @property
     def hidden(self) -> int:
         """How many patches are chosen.  A dropping encoder keeps floor(N (1 - ratio)) (MAE); a replacing one hides round(N ratio)."""
         if isinstance(self.corruption, DropCorruption):
             return self.patches - max(1, math.floor(self.patches * (1 - self.mask.ratio) + 1e-9))
-        return min(self.patches - 1, max(1, round(self.patches * self.mask.ratio)))
+        return min(self.patches - 1, max(1, math.floor(self.patches * self.mask.ratio + 0.5)))
 
     @property
     def drops(self) -> bool:

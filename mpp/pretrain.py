@@ -11,7 +11,9 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,9 @@ from mpp.config import PretrainConfig, dump, load
 from mpp.data.augment import Augment
 from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches, training_shards
 from mpp.data.order import Order, OrderSampler, plan_batch
-from mpp.data.shards import ShardSet, write_atomically
-from mpp.errors import CheckpointError, ConfigError, UserError, run_program
+from mpp.data.shards import ShardSet
+from mpp.errors import CheckpointError, ConfigError, Parser, UserError, run_program
+from mpp.files import lock_folder, make_folder, write_atomically
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model
 from mpp.monitor.board import Board
@@ -31,7 +34,7 @@ from mpp.monitor.skill import Baseline, fit_baseline
 from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
 from mpp.train.checkpoint import check_fit, restore, save
-from mpp.train.commit import find_commit, newest_commit, prune, read_tensors
+from mpp.train.commit import find_commit, newest_commit, prune, read_tensors, set_aside_after
 from mpp.train.engine import Engine, World, start_distributed
 from mpp.train.export import PREFIX, write_encoder
 from mpp.train.optim import build_optimiser
@@ -56,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Data: which samples, in which order.
     shards = ShardSet.open(data.shards)
     holdout_shards = ShardSet.open(data.holdout_shards) if data.holdout_shards else shards
+    if data.holdout_shards and holdout_shards.manifest_hash == shards.manifest_hash:
+        raise ConfigError(
+            f"data.holdout_shards={data.holdout_shards} are the images that are trained on; leave it out to keep the last "
+            f"{data.holdout_samples} of them apart, or give others"
+        )
     if data.holdout_samples >= len(holdout_shards):
         raise ConfigError(
             f"data.holdout_samples={data.holdout_samples} must be fewer than the {len(holdout_shards)} samples of {holdout_shards.path}; lower it"
@@ -64,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained_on = training_shards(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
     held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
     masking = Masking(config.model.patches, config.mask, config.corruption)
+    if not masking.masked:
+        raise ConfigError(
+            f"the corruption section masks none of the {masking.hidden} hidden patches, on which skill is measured; raise corruption.mask"
+        )
     augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
     dataset = MaskedImages(shards, augment, masking, config.seed, data.max_pixels, range(sum(trained_on)))
     holdout_data = MaskedImages(holdout_shards, augment, masking, config.seed, data.max_pixels, held_out)
@@ -81,6 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not commit:
         initialise_from(model, Path(config.init_from))
+    make_folder(run_dir, "run_dir")
+    if os.environ.get("RANK", "0") == "0":
+        lock = (run_dir / "lock").open("w")  # held until this process ends
+        lock_folder(lock, f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir")
+        if find_commit(run_dir, config.resume) != commit:
+            raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
 
     world = start_distributed()
     engine = Engine(model.to(world.device), build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
@@ -101,10 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if bad_held_out > data.max_bad_fraction * data.holdout_samples:
         quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
-    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data)
+    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, commit is not None)
 
     board = None
     if world.first:
+        for newer in set_aside_after(run_dir, first_step):
+            say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(run_dir, config, argv)
         board = Board(run_dir, first_step * data.global_batch)
         say(
@@ -213,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Pretrain a Vision Transformer by masked patch prediction.")
+    parser = Parser(description="Pretrain a Vision Transformer by masked patch prediction.")
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment
@@ -280,20 +300,21 @@ def picture(
 
 
 def baseline_of_run(
-    run_dir: Path, world: World, target: Target, config: PretrainConfig, dataset: MaskedImages, holdout_data: MaskedImages
+    run_dir: Path, world: World, target: Target, config: PretrainConfig, dataset: MaskedImages, holdout_data: MaskedImages, resumed: bool
 ) -> Baseline:
-    """Collective: fitted once by rank 0 and kept in baseline.json; a resumed run reads it."""
+    """Collective: fitted once by rank 0 and kept in baseline.json; a resumed run reads it, or fits the same again where it is damaged."""
     path = run_dir / "baseline.json"
-    holder: list = [None]
-    if world.first and path.exists():
-        holder[0] = Baseline(**json.loads(path.read_text()))
-    elif world.first:
+    holder: list[Any] = [None]
+    if world.first and resumed and path.exists():
+        with suppress(ValueError, TypeError):
+            holder[0] = Baseline(**json.loads(path.read_text()))
+    if world.first and holder[0] is None:
         sample = np.linspace(0, len(dataset.pool) - 1, min(BASELINE_SAMPLES, len(dataset.pool))).astype(np.int64)
         cells = lambda data, ids: lambda: clean_cells(target, data, ids, config.model.patch_size)
         side = config.model.image_size // config.model.patch_size
-        holder[0] = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, np.array(holdout_data.pool)))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())
+        fitted = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, np.array(holdout_data.pool)))
+        holder[0] = fitted
+        write_atomically(path, (json.dumps(fitted.as_dict(), indent=2) + "\n").encode())
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
@@ -312,6 +333,9 @@ def initialise_from(model: PretrainingModel, run_dir: Path) -> None:
         raise CheckpointError(f"init_from={run_dir} holds no checkpoint; give a run folder with checkpoints/*/COMMIT.json")
     commit.verify()
     weights, own = read_tensors(commit, "weight/"), model.state_dict()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            weights[name] = own[name]  # fixed positions are the new model's own
     check_fit(
         {n: w for n, w in weights.items() if n.startswith(PREFIX)},
         {n: w.shape for n, w in own.items() if n.startswith(PREFIX)},

@@ -154,12 +154,13 @@ def test_corruption_happens_to_embeddings_by_kind():
 
 
 def test_a_swap_shows_the_clean_embedding_even_of_a_masked_or_swapped_source():
-    embeddings = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
-    kind = torch.tensor([[MASKED, SWAPPED, SWAPPED]])
-    found = corrupt(embeddings, kind, torch.tensor([[0, 0, 1]]), torch.zeros(5))
-    assert torch.equal(found[0, 0], torch.zeros(5))
-    assert torch.equal(found[0, 1], embeddings[0, 0])
-    assert torch.equal(found[0, 2], embeddings[0, 1])
+    embeddings = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    kind = torch.tensor([[MASKED, SWAPPED, SWAPPED]] * 2)
+    found = corrupt(embeddings, kind, torch.tensor([[0, 0, 1]] * 2), torch.zeros(5))
+    for image in range(2):
+        assert torch.equal(found[image, 0], torch.zeros(5))
+        assert torch.equal(found[image, 1], embeddings[image, 0])
+        assert torch.equal(found[image, 2], embeddings[image, 1])
 
 
 def test_the_mask_token_learns_from_masked_patches_and_embeddings_from_all_others():

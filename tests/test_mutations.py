@@ -334,6 +334,22 @@ ROWS = [
     ),
     # Whole runs.
     Row(
+        "learning rate counted in steps", "mpp/pretrain.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",
+        "tests/pipeline/test_by_hand.py::test_the_learning_rate_of_every_step",
+    ),
+    Row(
+        "loss summed over patches", "mpp/pretrain.py", "engine.backward(loss.mean())", "engine.backward(loss.sum(1).mean())",
+        "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
+    ),
+    Row(
+        "no dropping of paths after the hold-out", "mpp/pretrain.py", "    engine.train(True)\n    dist.all_reduce(sums)", "    dist.all_reduce(sums)",
+        "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
+    ),
+    Row(
+        "hold-out skill over kept patches too", "mpp/pretrain.py", "(loss * counted * masked).sum(), (counted * masked).sum()", "(loss * counted).sum(), counted.sum()",
+        "tests/pipeline/test_by_hand.py::test_loss_and_skill_of_the_holdout",
+    ),
+    Row(
         "accumulation scaled twice", "mpp/train/engine.py", "self.deepspeed.backward(loss)",
         "self.deepspeed.backward(loss / self.deepspeed.gradient_accumulation_steps())",
         "tests/pipeline/test_resume.py::test_worlds_accumulations_and_stages_give_one_result_and_a_checkpoint_of_one_resumes_on_another",

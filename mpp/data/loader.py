@@ -5,6 +5,8 @@ A batch is a dict of tensors.  B samples, N patches, K visible, M predicted, S p
     sample int64 [B] (the id the order asked for)   replaced bool [B]   bad: one record for each unreadable sample met
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +95,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
+        worker_init_fn=_ignore_signals,
         multiprocessing_context="fork" if workers else None,  # workers touch neither CUDA nor torch's thread pool
     )
     iterator = None
@@ -103,6 +106,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
                 if workers:
                     # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    atexit.register(_kill_workers)  # before torch's and Python's own farewells, which would wait for them
             batch = next(iterator)
         except StopIteration:
             return
@@ -115,6 +119,17 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         if "error" in batch:
             raise batch["error"]
         yield batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """A scheduler's request to stop reaches the whole group; this process's parent decides, and still needs samples for the step in hand."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _as_it_is(batch: Any) -> Batch:
@@ -145,4 +160,6 @@ def fixed_batches(
         places = (number * world + rank) * batch + np.arange(batch)
         weight = torch.from_numpy((places < len(ids)).astype(np.float32))
         chosen = ids[np.minimum(places, len(ids) - 1)]
-        yield dataset.batch([(FIXED, int(sample), -1) for sample in chosen]), weight
+        rows = dataset.batch([(FIXED, int(sample), int(place)) for sample, place in zip(chosen, places, strict=True)])
+        rows["bad"] = [fault for fault in rows["bad"] if fault["position"] < len(ids)]  # padding repeats a sample, not its fault
+        yield rows, weight

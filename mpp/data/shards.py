@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 
 import mpp
 from mpp.errors import BadSample, DataError, of_this_rank
+from mpp.files import sync_path, write_atomically
 
 FORMAT, VERSION = "mpp-shards", 1
 MANIFEST, INDEX = "manifest.json", "index.bin"
-TEMPORARY = ".*.tmp-*"  # names of unfinished files; `write_shard` and `write_atomically` make them, a new run removes them
 FIELDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # image format -> field name in the tar
 MEAN_STD_IMAGES = 10_000  # mean and std come from the readable ones among a split's first so many keys
 SHORT_SIDES = (1, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)  # lower edges of the size histogram
@@ -208,29 +208,6 @@ def mean_and_std(colours: np.ndarray) -> tuple[list[float], list[float]]:
         mean.append(first / pixels / 255)
         std.append(math.sqrt((pixels * second - first * first) / pixels**2) / 255)
     return mean, std
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole small file under a temporary name, flush it to the disk, then give it its name."""
-    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-        sync_path(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def sync_path(folder: Path) -> None:
-    """Flush a file's bytes, or a folder's names, to the disk, so that they outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---------------------------------------------------------------- reading

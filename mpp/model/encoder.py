@@ -102,12 +102,16 @@ def choose_attention(blocks: nn.Sequential, fused: bool | None) -> None:
     """Torch's fused attention kernel, plain matrix products, or (None) timm's choice, in every block."""
     for block in blocks:
         if fused is not None:
+            if not hasattr(block, "attn"):
+                raise ConfigError(
+                    f"its blocks are {type(block).__name__}s without one attention; choose a plain Vision Transformer as model.arch"
+                )
             block.get_submodule("attn").fused_attn = fused  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def _initialise(vit: VisionTransformer) -> None:
-    """Xavier-uniform matrices and zero biases, N(0, .02) tokens and learned positions: what the ViT and MAE codes share."""
+    """Xavier-uniform matrices and zero biases, N(0, .02) tokens and learned positions, as MAE's code."""
     vit.apply(initialise_linear)
     nn.init.xavier_uniform_(vit.patch_embed.proj.weight.flatten(1))  # a convolution of patch size is a matrix
     if vit.patch_embed.proj.bias is not None:

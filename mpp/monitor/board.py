@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from mpp.data.shards import write_atomically
+from mpp.files import write_atomically
 
 
 class Board:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpp.data.shards import sync_path
 from mpp.errors import CheckpointError
+from mpp.files import sync_path
 from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, write_commit
 from mpp.train.engine import Engine, World
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mpp.config import PretrainConfig, load
-from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
+from mpp.files import write_atomically
 
 FORMAT = 1
 
@@ -39,7 +40,13 @@ class Commit:
     def verify(self) -> None:
         """Compare every file with its recorded sha256.  Raises CheckpointError."""
         for name, facts in self.record["files"].items():
-            if sha256_of(self.folder / name) != facts["sha256"]:
+            try:
+                found = sha256_of(self.folder / name)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.folder / name} cannot be read ({error.strerror}); is another run using this folder?"
+                ) from error
+            if found != facts["sha256"]:
                 raise CheckpointError(
                     f"{self.folder / name} is not what was committed (sha256 differs from COMMIT.json); delete {self.folder} to use an older checkpoint"
                 )
@@ -114,6 +121,16 @@ def prune(run_dir: Path, keep: int) -> None:
             if folder not in kept and folder < max(kept):
                 (folder / "COMMIT.json").unlink(missing_ok=True)  # first, so that a half-deleted folder does not exist
                 shutil.rmtree(folder)
+
+
+def set_aside_after(run_dir: Path, step: int) -> list[Path]:
+    """Rename what lies beyond `step`, which a run that goes on from there leaves behind; returns the new names of those that were committed."""
+    aside = []
+    for folder in sorted((run_dir / "checkpoints").glob("[0-9]" * 9)):
+        if int(folder.name) > step and read_commit(folder):
+            number = next(n for n in count(1) if not folder.with_name(f"{folder.name}.aside{n}").exists())
+            aside.append(folder.rename(folder.with_name(f"{folder.name}.aside{number}")))
+    return aside
 
 
 def read_config(commit: Commit) -> PretrainConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mpp.config import SystemConfig
@@ -103,9 +104,15 @@ class Engine:
         settings = _merged(ours, system.deepspeed, taken=("train_batch_size",))
         if system.compile:
             model.compile()
-        self.deepspeed, self.optimiser, *_ = deepspeed.initialize(
-            model=model, optimizer=optimiser, config=settings, dist_init_required=False
-        )
+        try:
+            self.deepspeed, self.optimiser, *_ = deepspeed.initialize(
+                model=model, optimizer=optimiser, config=settings, dist_init_required=False
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(
+                f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
+            ) from error
         if self.stage == 3:
             # Parameters that are used outside their own module's forward have to be announced.
             vit = model.encoder.vit
@@ -163,11 +170,11 @@ def _merged(ours: dict, theirs: dict, taken: tuple[str, ...]) -> dict:
             key in taken
             or (key in ours and not isinstance(value, dict))
             or (key == "zero_optimization" and "stage" in value)
-            or key in ("bf16", "fp16")
+            or key in ("bf16", "fp16", "torch_autocast", "optimizer", "scheduler")
         ):
             raise ConfigError(
                 f"system.deepspeed.{key} is decided by mpp; use data.global_batch, system.micro_batch_max, system.zero_stage, "
-                f"system.precision or optim.clip_norm instead"
+                f"system.precision or the optim section instead"
             )
         merged[key] = {**ours.get(key, {}), **value} if isinstance(value, dict) else value
     return merged

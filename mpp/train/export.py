@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpp.config import ModelConfig
-from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
+from mpp.files import write_atomically
 from mpp.model.encoder import Encoder, build_encoder, timm_arguments
 from mpp.train.commit import newest_commit, read_config, read_tensors
 
@@ -33,7 +33,7 @@ class LoadedEncoder:
 def write_encoder(folder: Path, weights: dict[str, Tensor], model: ModelConfig, mean: tuple, std: tuple, source: str) -> None:
     """Write float32 `weights` (names as timm's) with their config; the folder's files are replaced one by one, each whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    width = weights["patch_embed.proj.bias"].shape[0]
+    width = weights["patch_embed.proj.weight"].shape[0]
     config = {
         "architecture": model.arch,
         "num_classes": 0,
@@ -82,6 +82,7 @@ def read_encoder(path: str | Path) -> LoadedEncoder:
             raise CheckpointError(
                 f"encoder={path} holds neither checkpoints/*/COMMIT.json nor model.safetensors; give a run folder with a checkpoint"
             )
+        commit.verify()
         config = read_config(commit)
         model, mean, std = config.model, config.data.mean, config.data.std
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(commit, "weight/" + PREFIX).items()}

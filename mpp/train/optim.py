@@ -9,7 +9,7 @@ TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours, as MAE)."""
+    """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours; MAE's code lets tokens decay)."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -15,8 +15,8 @@ import torch
 
 import mpp
 from mpp.config import PretrainConfig, dump
-from mpp.data.shards import write_atomically
 from mpp.errors import CheckpointError
+from mpp.files import write_atomically
 from mpp.machine import usable_cores
 from mpp.train.commit import Commit
 

@@ -29,8 +29,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative difference of one image's f
 class FeatureSpec:
     """How an image becomes one vector; the same object for train and test features, stored in results.json.
 
-    Source: the house's contract (README); patch-token mean without prefix tokens and bicubic centre crops are what the ViT, MAE and
-    DINOv2 probes share.
+    Bicubic centre crops as in the ViT, MAE and DINOv2 probes; they use the class token (DINOv2 also beside the mean), the mean alone is ours.
     """
 
     layers: tuple[int, ...]  # block numbers from 0; concatenated

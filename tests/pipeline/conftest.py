@@ -90,7 +90,15 @@ def start(words: list[str], world: int = 1, program: list[str] | None = None) ->
     port = free_port()
     command = [sys.executable, *(program or ["mpp/pretrain.py"]), *words]
     return [
-        subprocess.Popen(command, cwd=ROOT, env=environment(rank, world, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(rank, world, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         for rank in range(world)
     ]
 

@@ -1,5 +1,6 @@
 """Kill it anywhere: a resumed run is the uninterrupted run."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -76,6 +77,49 @@ def test_sigterm_commits_the_step_in_hand_and_the_same_command_goes_on(uninterru
     assert "stopped as asked at step" in stopped.out or "done" in stopped.out
     succeed(run, shards)
     assert_same_bits(uninterrupted, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_leaves_the_loader_its_work_and_commits(shards, tmp_path, number):
+    run = tmp_path / "run"
+    words = ["system.workers=2", "system.micro_batch_max=3", "optim.total_samples=60000", "checkpoint.every_samples=null"]
+    processes = start([*TINY, f"data.shards={shards}", f"run_dir={run}", *words])
+    while len((run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []) < 5:
+        assert processes[0].poll() is None
+        time.sleep(0.01)
+    os.killpg(processes[0].pid, number)
+    stopped = finish(processes)
+    assert stopped.status == [0], stopped.err
+    assert "stopped as asked at step" in stopped.out
+    assert len(list((run / "checkpoints").glob("*/COMMIT.json"))) == 1
+
+
+@pytest.mark.slow
+def test_going_back_to_a_step_keeps_what_it_writes_and_sets_newer_checkpoints_aside(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    finished = succeed(run, shards, f"resume={STEP}", "checkpoint.keep=2")
+    assert f"resumes at step {STEP}" in finished.out
+    assert_same_bits(uninterrupted, run)
+    names = sorted(path.parent.name for path in (run / "checkpoints").glob("*/COMMIT.json"))
+    assert names == ["000000006", "000000006.aside1", "000000008", "000000008.aside1"]
+
+
+@pytest.mark.slow
+def test_a_run_folder_takes_one_run_at_a_time(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with (run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = pretrain(run, shards)
+    assert refused.status == [2]
+    assert len(refused.error_lines) == 1
+    assert "another run is training here" in refused.error_lines[0]
+    # What a run that never committed has left does not count: its baseline may be another target's.
+    (run / "baseline.json").write_text((uninterrupted / "baseline.json").read_text().replace('"loss": ', '"loss": 9'))
+    succeed(run, shards)
+    assert (run / "baseline.json").read_bytes() == (uninterrupted / "baseline.json").read_bytes()
 
 
 @pytest.mark.slow

@@ -1,0 +1,60 @@
+"""Files that survive a kill: whole or absent, flushed to the disk, and with one writer at a time."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from mpp.errors import UserError
+
+TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove
+LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole small file under a temporary name, flush it to the disk, then give it its name."""
+    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+        sync_path(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync_path(folder: Path) -> None:
+    """Flush a file's bytes, or a folder's names, to the disk, so that they outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make it, with those above it.  Raises UserError, naming the option it came from, where it cannot be made or written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(path, os.W_OK | os.X_OK) else "cannot be written"
+    except OSError as error:
+        problem = f"cannot be made ({error.strerror})"
+    if problem:
+        raise UserError(f"{key}={path} {problem}; give a folder on a disk that you may write to")
+
+
+def lock_folder(lock: Any, busy: str) -> None:
+    """Hold the open file `lock` until this process and those forked from it have ended.  Raises UserError(busy) while others hold it."""
+    for attempt in range(LOCK_SECONDS * 10 + 1):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if attempt == LOCK_SECONDS * 10:
+                raise UserError(busy) from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks: the writer's temporary names hold its process id
+            return
