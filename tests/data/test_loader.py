@@ -324,6 +324,14 @@ def test_fixed_batches_weigh_each_sample_once_and_padding_nothing(tiny_shards, c
     assert weighed == dict.fromkeys(ids.tolist(), 1.0)
 
 
+def test_padding_repeats_a_bad_sample_but_not_its_fault(tmp_path, make_shards, damage):
+    folder = make_shards(tmp_path / "train", [6, 6])
+    damage(folder, [11])
+    data = dataset(folder)
+    found = [fault for rank in range(2) for rows, _ in fixed_batches(data, np.arange(8, 12), 8, rank, 2) for fault in rows["bad"]]
+    assert [fault["bad"] for fault in found] == [11]
+
+
 def test_fixed_batches_never_change_and_are_no_training_epochs(tiny_shards):
     data = dataset(tiny_shards)
     (first, _), (again, _) = (next(fixed_batches(data, np.array([3, 4]), 2)) for _ in range(2))

@@ -4,9 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from mpp.errors import run_program
+from mpp.model.encoder import sincos_positions
 from mpp.pretrain import main
+from mpp.train.export import read_encoder
 from tests.pipeline.conftest import TINY, pretrain, succeed
 
 
@@ -38,6 +41,12 @@ def fails(capsys, *words: str) -> str:
         ("data.holdout_samples=48", ["48", "fewer"]),
         ("data.global_batch=47", ["47", "40"]),
         ("data.streams=5", ["data.streams=5", "divide", "12"]),
+        ("optim.base_lr=1e999", ["optim.base_lr=inf", "finite"]),
+        ("optim.betas=[1, 2]", ["optim.betas", "less than 1"]),
+        ("corruption={mask: 0, swap: 0.5, keep: 0.5}", ["masks none", "corruption.mask"]),
+        ("model=foo", ["model='foo'", "section"]),
+        ("data.mean=[.5, .5]", ["data.mean.2 is missing"]),
+        ("--nosuch", ["--nosuch", "--help"]),
         ("words without equals", ["key=value"]),
     ],
 )
@@ -46,6 +55,16 @@ def test_a_config_that_cannot_be_right_is_one_line(word, expected, shards, tmp_p
     for part in expected:
         assert part in err
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_are_trained_on_are_no_holdout(shards, tmp_path, capsys):
+    err = fails(capsys, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", f"data.holdout_shards={shards}")
+    assert "trained on" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(shards, capsys):
+    assert "cannot be made" in fails(capsys, f"data.shards={shards}", "run_dir=/dev/null/run")
 
 
 def test_a_batch_that_the_world_cannot_share_names_the_worlds_that_can(shards, tmp_path):
@@ -129,5 +148,8 @@ def test_init_from_takes_the_encoder_of_another_recipe_and_refuses_another_encod
     ]
     short = ["optim.total_samples=12", "optim.warmup_samples=0", "log.every_steps=1"]
     succeed(tmp_path / "mae", shards, *row, *short, f"init_from={short_run}")
+    fixed = tmp_path / "fixed"
+    succeed(fixed, shards, *short, "model.position=sincos2d", f"init_from={short_run}")
+    assert torch.equal(read_encoder(fixed).encoder.vit.pos_embed[0, 1:], sincos_positions(32, (4, 4)))
     other = pretrain(tmp_path / "other", shards, "model.width=48", "model.heads=3", f"init_from={short_run}")
     assert other.status == [2] and len(other.error_lines) == 1 and "another model" in other.error_lines[0]

@@ -90,6 +90,16 @@ def test_a_runs_encoder_is_that_of_its_newest_commit(tmp_path):
         assert torch.equal(value, expected[PREFIX + name])
 
 
+def test_a_flipped_bit_in_the_newest_commit_is_found(tmp_path):
+    commit_of(tmp_path / "run", 1, seed=1)
+    (path,) = (tmp_path / "run").glob("checkpoints/*/rank00000.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="not what was committed"):
+        read_encoder(tmp_path / "run")
+
+
 def test_what_is_no_encoder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds neither checkpoints/.*nor model.safetensors"):
         read_encoder(tmp_path)

@@ -12,7 +12,7 @@ from mpp.errors import ConfigError, DataError
 from mpp.transfer import few_shot, neighbours
 from mpp.transfer.features import Features, Variant
 from mpp.transfer.heads import standardisation, train_heads
-from mpp.transfer.protocol import choose, report
+from mpp.transfer.protocol import _accuracy, choose, report
 from mpp.transfer.split import CHOOSE, REPORT, Split, hold_out, subset
 
 CPU = torch.device("cpu")
@@ -234,6 +234,43 @@ def test_the_winner_and_the_bank_get_the_hold_out_too():
     assert torch.equal(chosen.linear.head.heads[0].weight, alone.heads[0].weight)
     assert len(chosen.knn.bank) == 120
     assert dataclasses.asdict(chosen)["few_shot"] == []
+
+
+def test_every_accuracy_counts_all_test_images_once():
+    labels = problem(300)[1][240:]
+    found = chosen_and_reported()
+    for probe in ("linear", "knn"):
+        assert found[probe]["images"] == 60
+        assert found[probe]["accuracy"] * 60 == pytest.approx(round(found[probe]["accuracy"] * 60), abs=1e-9)
+    for trial in found["few_shot"]["3"]["trials"]:
+        assert trial * 60 == pytest.approx(round(trial * 60), abs=1e-9)
+    assert found["few_shot"]["3"]["accuracy"] == pytest.approx(np.mean(found["few_shot"]["3"]["trials"]))
+    # Every class answered right and wrong once: 1 and 0, not 60/59.
+    predicted = torch.from_numpy(labels).long()
+    assert _accuracy(predicted, predicted)["accuracy"] == 1
+    assert _accuracy(predicted, (predicted + 1) % 3)["accuracy"] == 0
+
+
+def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots(monkeypatch):
+    """With labels that are pure chance only an image that meets itself could be told right."""
+    values = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    labels = np.random.default_rng(1).permutation(np.arange(300) % 3)
+    fit, held = hold_out(labels, 0.3, 0, CHOOSE)
+    own = Variant((0,), "mean")
+    chosen = choose(
+        Features(values, {own: torch.arange(200)}),
+        labels,
+        ["a", "b", "c"],
+        Split(fit, held),
+        [own],
+        linear=LinearProbeConfig(learning_rates=(0.001,), epochs=1, batch=64),
+        knn=KnnConfig(k=(1,)),
+        shots=FewShotConfig(shots=(60,), trials=2, l2=(1e-6,)),
+        seed=0,
+        device=CPU,
+    )
+    assert chosen.knn.holdout_accuracy < 0.5
+    assert chosen.few_shot[0].holdout_accuracy < 0.5
 
 
 def test_splits_hold_a_share_of_every_class_and_do_not_overlap():
