@@ -309,7 +309,7 @@ ROWS = [
         "tests/train/test_commit.py::test_a_damaged_commit_is_passed_over_with_a_warning",
     ),
     Row(
-        "the hash is not compared", "mpp/train/commit.py", "if sha256_of(self.folder / name) != facts[\"sha256\"]:", "if len(facts[\"sha256\"]) != 64:",
+        "the hash is not compared", "mpp/train/commit.py", "if found != facts[\"sha256\"]:", "if len(facts[\"sha256\"]) != 64:",
         "tests/train/test_commit.py::test_a_turned_bit_is_found_by_the_hash",
     ),
     Row(
