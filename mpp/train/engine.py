@@ -55,9 +55,8 @@ def start_distributed() -> World:
     else:
         if not (shutil.which("g++") or shutil.which("c++")):
             __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
-        if (
-            "OMP_NUM_THREADS" not in os.environ
-        ):  # processes that share cores slow each other down severalfold if each has a thread for every core
+        # Processes that share cores slow each other down severalfold if each has a thread for every core.
+        if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // local_size))
     try:
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)

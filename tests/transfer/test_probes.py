@@ -212,21 +212,22 @@ def test_the_winner_is_the_best_of_the_hold_out():
     assert linear["holdout_accuracy"] == best["holdout_accuracy"]
 
 
+def choose_simply(values, labels, share, **probes):
+    """What is chosen with one way to pool and `share` of the images held out."""
+    own = Variant((0,), "mean")
+    features = Features(values, {own: torch.arange(values.shape[1])})
+    return choose(features, labels, ["a", "b", "c"], Split(*hold_out(labels, share, 0, CHOOSE)), [own], **probes, seed=0, device=CPU)
+
+
 def test_the_winner_and_the_bank_get_the_hold_out_too():
     values, labels = problem(120)
-    fit, held = hold_out(labels, 0.2, 0, CHOOSE)
-    own = Variant((0,), "mean")
-    chosen = choose(
-        Features(values, {own: torch.arange(10)}),
+    chosen = choose_simply(
+        values,
         labels,
-        ["a", "b", "c"],
-        Split(fit, held),
-        [own],
+        0.2,
         linear=LinearProbeConfig(learning_rates=(0.1,), epochs=2, batch=64),
         knn=KnnConfig(k=(3,)),
         shots=FewShotConfig(shots=()),
-        seed=0,
-        device=CPU,
     )
     alone = train_heads(
         values, np.arange(120), labels, 3, [torch.arange(10)], [0.1], epochs=2, batch=64, weight_decay=0, seed=0, device=CPU
@@ -251,23 +252,17 @@ def test_every_accuracy_counts_all_test_images_once():
     assert _accuracy(predicted, (predicted + 1) % 3)["accuracy"] == 0
 
 
-def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots(monkeypatch):
+def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots():
     """With labels that are pure chance only an image that meets itself could be told right."""
     values = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
     labels = np.random.default_rng(1).permutation(np.arange(300) % 3)
-    fit, held = hold_out(labels, 0.3, 0, CHOOSE)
-    own = Variant((0,), "mean")
-    chosen = choose(
-        Features(values, {own: torch.arange(200)}),
+    chosen = choose_simply(
+        values,
         labels,
-        ["a", "b", "c"],
-        Split(fit, held),
-        [own],
+        0.3,
         linear=LinearProbeConfig(learning_rates=(0.001,), epochs=1, batch=64),
         knn=KnnConfig(k=(1,)),
         shots=FewShotConfig(shots=(60,), trials=2, l2=(1e-6,)),
-        seed=0,
-        device=CPU,
     )
     assert chosen.knn.holdout_accuracy < 0.5
     assert chosen.few_shot[0].holdout_accuracy < 0.5
