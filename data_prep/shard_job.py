@@ -1,7 +1,5 @@
-"""One shard's work, as a worker process of make_shards.py does it: read, decode, check, perhaps shrink, write, note down."""
+"""One shard's work, as a worker process of make_shards.py does it: read, check, perhaps re-encode, write, note down."""
 
-import hashlib
-import io
 import json
 import os
 import signal
@@ -11,49 +9,72 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
-from sources import Item, Reader
+from prepare import Options, prepare
+from shuffle import read_order
+from sources.base import Source
+from target import WORK, Target
 
-from mpp.data.decode import FORMATS, format_of, open_image, open_upright
-from mpp.data.shards import FIELDS, MEAN_STD_IMAGES, Sample, write_shard
+from mpp.data.shards import INDEX_DTYPE, MEAN_STD_IMAGES, Sample, write_shard
 from mpp.errors import BadSample
-from mpp.files import write_atomically
 
-CONVERTED = ("GIF", "BMP", "TIFF", "PPM")  # Pillow's names; the first frame becomes a PNG
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss
-JPEG_QUALITY = 95  # of images shrunk by --resize
-JPEG_SIDE = 65_500  # longest side libjpeg writes
+
+class Job(NamedTuple):
+    """One shard to make."""
+
+    split: str
+    shard: int  # its number in the split
+    order: str  # whose order the items are taken from: val may be the end of train's
+    at: int  # position of the first item in that order
+    first: int  # its ordinal in the split, hence its key
+    count: int  # items
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard:06d}.tar"
+
+    @property
+    def record(self) -> str:
+        """The record's file below OUT: a line of JSON, then the rows."""
+        return f"{WORK}/{self.split}-{self.shard:06d}.done"
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """All that a worker needs to build one shard."""
+class Work:
+    """What all jobs of a run share."""
 
-    folder: Path
-    name: str
-    record: Path  # where the finished shard's rows go
-    source: Path
-    kind: str
-    first: int  # ordinal of the first item in its split
-    items: list[Item]
-    labels: list[int]  # one an item, -1 for none
-    resize: int | None  # pixels of the short side, None to copy
-    slot: int  # where in the shared array its progress goes
+    source: Source
+    target: Target
+    orders: Path  # the folder with the orders
+    classes: dict[str, int] | None  # number by name; None without labels
+    options: Options
+    plan: str  # hash of the plan: a record made under another one is of no use
 
 
-_shared: Any = None  # [whether to stop, images looked at by each job ...]; set by `start_worker`
+class Record(NamedTuple):
+    """What is known of a finished shard."""
+
+    entry: dict  # for the manifest
+    rejects: list[dict]
+    colours: np.ndarray  # int64 [3, 256]
+    counts: Counter
+    rows: np.ndarray  # INDEX_DTYPE
 
 
 class Stopped(Exception):
     """The main process asked this worker to give up its shard."""
 
 
-def start_worker(shared: Any, parent: int) -> None:
-    global _shared
-    _shared = shared
+_work: Work
+_shared: Any  # [whether to stop, images looked at by worker 1, by worker 2, ...]
+_slot: int
+
+
+def start_worker(work: Work, shared: Any, slots: Any, parent: int) -> None:
+    global _work, _shared, _slot
+    _work, _shared, _slot = work, shared, slots.get()
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
@@ -64,79 +85,59 @@ def start_worker(shared: Any, parent: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def build_shard(job: ShardJob) -> dict:
-    """Build one shard, or take over the finished one of an earlier run; returns its record, a pure function of the job but for "kept"."""
-    if record := _finished(job):
-        _shared[job.slot] = len(job.items)
-        return record | {"kept": True}
+def build_shard(job: Job) -> None:
+    """Make one shard and note it down: the note is a pure function of the plan, but for `state`."""
+    work = _work
     rejects: list[dict] = []
     colours = np.zeros((3, 256), np.int64)
-    counts = Counter(colour_images=0, read_bytes=0, converted=0, resized=0)
-    reader = Reader(job.source, job.kind)
+    counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0)
+    reader = work.source.reader()
 
     def samples() -> Iterator[Sample]:
-        for key, (item, label) in enumerate(zip(job.items, job.labels, strict=True), start=job.first):
-            _shared[job.slot] += 1
+        for key, item in enumerate(read_order(work.orders, job.order, job.at, job.count), start=job.first):
+            _shared[_slot] += 1
             if _shared[0]:
                 raise Stopped
             try:
                 data = reader.read(item)
-                stored, field, image = prepare(data, job.resize, counts)
+                done = prepare(data, work.options, counts, need_pixels=key < MEAN_STD_IMAGES)
             except BadSample as error:
-                rejects.append({"split": job.folder.name, "key": key, "name": item.name, "reason": str(error)})
+                rejects.append({"split": job.split, "key": key, "name": item.name, "reason": str(error)})
                 continue
             counts["read_bytes"] += len(data)
             if key < MEAN_STD_IMAGES:
-                np.add(colours, np.array(image.histogram()).reshape(3, 256), out=colours)
+                assert done.image
+                np.add(colours, np.array(done.image.histogram()).reshape(3, 256), out=colours)
                 counts["colour_images"] += 1
-            yield Sample(key, field, stored, image.width, image.height, label)
+            label = -1 if work.classes is None else work.source.class_number(item.label, work.classes)
+            yield Sample(key, done.field, done.data, done.width, done.height, label)
 
     try:
-        entry, rows = write_shard(job.folder, job.name, samples())
+        entry, rows = write_shard(work.target.folder(job.split), job.name, samples())
     finally:
         reader.close()
-    record = {"entry": entry, "rows": rows.tolist(), "rejects": rejects, "colours": colours.tolist(), "counts": counts}
-    write_atomically(job.record, json.dumps(record).encode())
-    return record | {"kept": False}
+    if entry["samples"]:
+        work.target.publish(job.split, job.name)
+    record = {
+        "plan": work.plan,
+        "state": work.target.state(job.split, job.name) if entry["samples"] else None,
+        "entry": entry,
+        "rejects": rejects,
+        "colours": colours.tolist() if counts["colour_images"] else None,
+        "counts": counts,
+    }
+    work.target.put(job.record, json.dumps(record).encode() + b"\n" + rows.tobytes())
 
 
-def _finished(job: ShardJob) -> dict | None:
-    """The record of a shard that an earlier run finished, if the shard is still what the record says."""
+def read_record(job: Job, work: Work) -> Record | None:
+    """What `build_shard` noted down; None where it did not, or under another plan, or where the shard was touched since."""
+    noted, _, rows = (work.target.get(job.record) or b"").partition(b"\n")
     try:
-        record = json.loads(job.record.read_bytes())
-        if record["entry"]["samples"]:
-            with (job.folder / job.name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record["entry"]["sha256"]:
-                    return None
-    except (FileNotFoundError, ValueError, KeyError):
+        record = json.loads(noted)
+        changed = record["entry"]["samples"] and record["state"] != work.target.state(job.split, job.name)
+        if changed or record["plan"] != work.plan:
+            return None
+        colours = np.array(record["colours"] or np.zeros((3, 256)), np.int64)
+        return Record(record["entry"], record["rejects"], colours, Counter(record["counts"]), np.frombuffer(rows, INDEX_DTYPE))
+    except (ValueError, KeyError):
         return None
-    return record
-
-
-def prepare(data: bytes, resize: int | None, counts: Counter) -> tuple[bytes, str, Image.Image]:
-    """(bytes to store, their field, the RGB image as readers will decode it) from one file's bytes.
-
-    JPEG, PNG and WebP are copied; other kinds become PNG without loss; a short side above `resize` is shrunk to it (bicubic,
-    antialiased) and stored as JPEG.  Every image is decoded in full, so that a cut one is found now.  Raises BadSample.
-    """
-    form = format_of(data, formats=FORMATS + CONVERTED)
-    if form in CONVERTED:
-        drawn = open_upright(data, formats=CONVERTED)
-        data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, formats=CONVERTED), "PNG"), "PNG"
-        counts["converted"] += 1
-    image = open_image(data)
-    if resize and min(image.size) > resize:
-        scale = resize / min(image.size)
-        size = (max(resize, round(image.width * scale)), max(resize, round(image.height * scale)))
-        if max(size) > JPEG_SIDE:
-            raise BadSample(f"{image.width}x{image.height} is too narrow to shrink: a JPEG's sides end at {JPEG_SIDE}")
-        data, form = _encode(image.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=JPEG_QUALITY), "JPEG"
-        image = open_image(data)
-        counts["resized"] += 1
-    return data, FIELDS[form], image
-
-
-def _encode(image: Image.Image, form: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole small file under a temporary name, flush it to the disk, then give it its name."""
+    write_stream(path, [data])
+
+
+def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
+    """As `write_atomically`, for what need not fit into memory.  An exception from `chunks` leaves nothing behind."""
     part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
@@ -46,14 +52,18 @@ def make_folder(path: Path, key: str) -> None:
         raise UserError(f"{key}={path} {problem}; give a folder on a disk that you may write to")
 
 
-def lock_folder(lock: Any, busy: str) -> None:
-    """Hold the open file `lock` until this process and those forked from it have ended.  Raises UserError(busy) while others hold it."""
-    for attempt in range(LOCK_SECONDS * 10 + 1):
+def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = LOCK_SECONDS) -> None:
+    """Hold the open file `lock` until this process and those forked from it have ended.
+
+    shared: beside other shared holders.  Raises UserError(busy) when others still hold it after so many seconds.
+    """
+    end = time.monotonic() + seconds
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if attempt == LOCK_SECONDS * 10:
+            if time.monotonic() > end:
                 raise UserError(busy) from None
             time.sleep(0.1)
         except OSError:  # a file system without locks: the writer's temporary names hold its process id

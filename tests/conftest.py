@@ -35,7 +35,7 @@ def picture(key: int, smallest: int) -> bytes:
 
 def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 4, smallest: int = 24) -> Path:
     folder.mkdir(parents=True)
-    entries, rows, first = [], [], 0
+    parts, first = [], 0
     for number, count in enumerate(samples_per_shard):
         samples = []
         for key in range(first, first + count):
@@ -43,14 +43,11 @@ def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 
             width, height = Image.open(io.BytesIO(data)).size
             samples.append(Sample(key, "png", data, width, height, key % classes if classes else -1))
         first += count
-        entry, part = write_shard(folder, f"{number:06d}.tar", samples)
-        entries.append(entry)
-        rows.append(part)
+        parts.append(write_shard(folder, f"{number:06d}.tar", samples))
     write_manifest(
         folder,
         split=folder.name,
-        shards=entries,
-        rows=rows,
+        shards=parts,
         classes=[f"class {label}" for label in range(classes)],
         colours=np.ones((3, 256), dtype=np.int64),
         colour_images=1,

@@ -33,6 +33,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # a PNG without any of these has no orientation
 # What Pillow's parsers raise on damaged bytes, besides an OSError without errno (found by fuzzing; tests/data/test_decode.py repeats it).
 _CONTENT_ERRORS = (
     SyntaxError,
@@ -50,7 +51,7 @@ _CONTENT_ERRORS = (
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
-    """(format, width, height) without decoding pixels (a PNG whose EXIF block may come last is decoded).
+    """(format, width, height) without decoding pixels (a PNG with an EXIF block, which may come last, is decoded).
 
     format: one of FORMATS; width, height: pixels as `decode` will return them, after orientation.
     Raises BadSample for another format, a damaged header, no pixels or more than `max_pixels`.
@@ -58,7 +59,7 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int, i
     with _content_errors(FORMATS):
         image = _open(data, max_pixels, FORMATS)
         width, height = image.size
-        if _orientation(image) >= 5:
+        if (image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)) and _orientation(image) >= 5:
             width, height = height, width
         return _format(image), width, height
 

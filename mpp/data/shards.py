@@ -11,14 +11,13 @@ opened and a CRC-32 whenever a sample is read.
 
 import functools
 import hashlib
-import io
 import json
 import math
 import os
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -27,13 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 
 import mpp
 from mpp.errors import BadSample, DataError, of_this_rank
-from mpp.files import sync_path, write_atomically
+from mpp.files import sync_path, write_atomically, write_stream
 
 FORMAT, VERSION = "mpp-shards", 1
 MANIFEST, INDEX = "manifest.json", "index.bin"
 FIELDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # image format -> field name in the tar
 MEAN_STD_IMAGES = 10_000  # mean and std come from the readable ones among a split's first so many keys
 SHORT_SIDES = (1, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)  # lower edges of the size histogram
+BLOCK = tarfile.BLOCKSIZE  # 512 bytes: a header, and what everything is padded to
 OPEN_FILES = 256  # shards a process keeps open at once
 RETRY_SECONDS = (0.1, 0.4, 1.6)  # waits before a failed read is tried again
 
@@ -108,52 +108,67 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
     Raises DataError when what was read back is not what was written; OSError passes through.
     """
     rows = []
-    fields = []
+    fields: list[tuple[bytes, int, int]] = []  # header block, bytes, CRC-32
+    end = 0
     part = folder / f".{name}.tmp-{os.getpid()}"
     try:
         with part.open("w+b") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for sample in samples:
-                    for field, data in ((sample.field, sample.data), ("cls", str(sample.label).encode()))[: 1 + (sample.label >= 0)]:
-                        info = tarfile.TarInfo(f"{sample.key:012d}.{field}")  # TarInfo's own mtime, uid and gid are 0, its mode 0644
-                        info.size = len(data)
-                        fields.append((info.name, tar.offset + tarfile.BLOCKSIZE, zlib.crc32(data)))
-                        tar.addfile(info, io.BytesIO(data))
-                    # the image is the sample's first field
-                    _, offset, crc = fields[-1 - (sample.label >= 0)]
-                    rows.append((0, offset, len(sample.data), crc, sample.width, sample.height, sample.label, sample.key))
+            for sample in samples:
+                rows.append((0, end + BLOCK, len(sample.data), 0, sample.width, sample.height, sample.label, sample.key))
+                for field, data in ((sample.field, sample.data), ("cls", b"%d" % sample.label))[: 1 + (sample.label >= 0)]:
+                    info = tarfile.TarInfo(f"{sample.key:012d}.{field}")  # TarInfo's own mtime, uid and gid are 0, its mode 0644
+                    info.size = len(data)
+                    header = info.tobuf(tarfile.USTAR_FORMAT)
+                    fields.append((header, len(data), zlib.crc32(data)))
+                    for piece in (header, data, bytes(-len(data) % BLOCK)):
+                        end += file.write(piece)
+                # the image is the sample's first field
+                rows[-1] = (*rows[-1][:3], fields[-1 - (sample.label >= 0)][2], *rows[-1][4:])
             if not rows:
                 return {"name": name, "bytes": 0, "sha256": "", "samples": 0}, np.empty(0, INDEX_DTYPE)
+            end += file.write(bytes(2 * BLOCK + -(end + 2 * BLOCK) % tarfile.RECORDSIZE))  # the end mark, padded as tar does
             file.flush()
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):  # read back from the disk, not from the page cache
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            digest = _read_back(file, fields, folder / name)
-            size = file.seek(0, os.SEEK_END)
+            digest = _read_back(file, fields, end, folder / name)
         part.rename(folder / name)
         sync_path(folder)
     finally:
         part.unlink(missing_ok=True)
-    return {"name": name, "bytes": size, "sha256": digest, "samples": len(rows)}, np.array(rows, INDEX_DTYPE)
+    return {"name": name, "bytes": end, "sha256": digest, "samples": len(rows)}, np.array(rows, INDEX_DTYPE)
 
 
-def _read_back(file: Any, fields: list[tuple[str, int, int]], final: Path) -> str:
-    """sha256 of the file, after comparing every field in it with what was meant."""
+def _read_back(file: Any, fields: list[tuple[bytes, int, int]], size: int, final: Path) -> str:
+    """sha256 of the file, after comparing every byte of it, by its CRC-32 where it is payload, with what was meant."""
     file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        found = [(info.name, info.offset_data, zlib.crc32(tar.extractfile(info).read())) for info in tar]  # type: ignore[union-attr]
-    if found != fields:
+    digest = hashlib.sha256()
+
+    def differs() -> bool:
+        for header, length, crc in fields:
+            whole = file.read(BLOCK + length + -length % BLOCK)
+            digest.update(whole)
+            view = memoryview(whole)
+            if (
+                view[:BLOCK] != header
+                or zlib.crc32(view[BLOCK : BLOCK + length]) != crc
+                or view[BLOCK + length :] != bytes(-length % BLOCK)
+            ):
+                return True
+        end = file.read()
+        digest.update(end)
+        return end != bytes(len(end)) or file.tell() != size
+
+    if differs():
         raise DataError(f"{final}: what was read back differs from what was written; check the disk, then run the same command again")
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest.hexdigest()
 
 
 def write_manifest(
     folder: Path,
     *,
     split: str,
-    shards: Sequence[dict],
-    rows: Sequence[np.ndarray],
+    shards: Iterable[tuple[dict, np.ndarray]],
     classes: list[str],
     colours: np.ndarray,
     colour_images: int,
@@ -162,31 +177,42 @@ def write_manifest(
 ) -> Manifest:
     """Write the index, then, last, the manifest.
 
-    shards, rows: what `write_shard` returned, in order; empty shards are left out.
+    shards: what `write_shard` returned, in order; taken one at a time.  Empty shards are left out.
     colours: int64 [3, 256], how often each value occurs in each channel of `colour_images` decoded images.
     """
-    kept = [(entry, part) for entry, part in zip(shards, rows, strict=True) if entry["samples"]]
-    index = np.concatenate([part for _, part in kept])
-    index["shard"] = np.repeat(np.arange(len(kept)), [len(part) for _, part in kept])
+    entries: list[ShardEntry] = []
+    digest = hashlib.sha256()
+    bins = np.zeros(len(SHORT_SIDES) + 1, np.int64)
+
+    def index() -> Iterator[bytes]:
+        for entry, rows in shards:
+            if entry["samples"]:
+                rows = rows.copy()
+                rows["shard"] = len(entries)
+                entries.append(ShardEntry(**entry))
+                bins[:] += np.bincount(np.digitize(np.minimum(rows["width"], rows["height"]), SHORT_SIDES), minlength=len(bins))
+                data = rows.tobytes()
+                digest.update(data)
+                yield data
+
+    write_stream(folder / INDEX, index())
     mean, std = mean_and_std(colours)
-    data = index.tobytes()
-    bins = np.digitize(np.minimum(index["width"], index["height"]), SHORT_SIDES) - 1
+    samples = sum(entry.samples for entry in entries)
     manifest = Manifest(
         split=split,
-        samples=len(index),
-        bytes=sum(entry["bytes"] for entry, _ in kept),
+        samples=samples,
+        bytes=sum(entry.bytes for entry in entries),
         rejects=rejects,
         classes=classes,
         mean=mean,
         std=std,
         mean_std_images=colour_images,
-        short_sides=[(SHORT_SIDES[edge], int(count)) for edge, count in zip(*np.unique(bins, return_counts=True), strict=True)],
+        short_sides=[(low, count) for low, count in zip(SHORT_SIDES, bins[1:].tolist(), strict=True) if count],
         source=source,
         mpp=mpp.__version__,
-        index=IndexEntry(name=INDEX, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
-        shards=[ShardEntry(**entry) for entry, _ in kept],
+        index=IndexEntry(name=INDEX, bytes=samples * INDEX_DTYPE.itemsize, sha256=digest.hexdigest()),
+        shards=entries,
     )
-    write_atomically(folder / INDEX, data)
     write_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(), indent=1).encode() + b"\n")
     return manifest
 

@@ -25,20 +25,17 @@ def contents(key: int) -> bytes:
 
 def make(folder: Path, shards: int = 3, per_shard: int = 4, classes: int = 2) -> Path:
     folder.mkdir(parents=True)
-    entries, rows = [], []
+    parts = []
     for shard in range(shards):
         keys = range(shard * 10, shard * 10 + per_shard)
         samples = [Sample(key, "jpg", contents(key), 30 + key, 40, key % classes if classes else -1) for key in keys]
-        entry, part = write_shard(folder, f"{shard:06d}.tar", samples)
-        entries.append(entry)
-        rows.append(part)
+        parts.append(write_shard(folder, f"{shard:06d}.tar", samples))
     colours = np.arange(768).reshape(3, 256)
     names = [f"class {label}" for label in range(classes)]
     write_manifest(
         folder,
         split=folder.name,
-        shards=entries,
-        rows=rows,
+        shards=parts,
         classes=names,
         colours=colours,
         colour_images=1,

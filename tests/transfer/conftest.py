@@ -31,12 +31,10 @@ def make_split(
         data = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(data, "PNG")
         samples.append(Sample(i, "png", data.getvalue(), *size, int(shown[i]) if labelled else -1))
-    entry, rows = write_shard(folder, "000000.tar", samples)
     write_manifest(
         folder,
         split=folder.name,
-        shards=[entry],
-        rows=[rows],
+        shards=[write_shard(folder, "000000.tar", samples)],
         classes=list(classes) if labelled else [],
         colours=np.ones((3, 256), np.int64),
         colour_images=count,

@@ -1,0 +1,94 @@
+"""One file's bytes -> the bytes to store, their field and their size in pixels."""
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from mpp.data.decode import FORMATS, check_header, format_of, open_image, open_upright
+from mpp.data.shards import FIELDS
+from mpp.errors import BadSample
+
+CONVERTED = ("GIF", "BMP", "TIFF", "PPM")  # Pillow's names; the first frame becomes a PNG
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of the longest side that each format stores
+QUALITY = {"JPEG": 95, "WEBP": 90}  # of re-encoded images, unless --quality says otherwise
+TAIL = 4096  # bytes at the end of a JPEG in which its end mark is looked for (cameras append things)
+
+
+@dataclass(frozen=True)
+class Options:
+    check: Literal["header", "decode"] = "header"
+    resize: int | None = None  # pixels of the short side, None to keep
+    encode: Literal["keep", "jpeg", "webp"] = "keep"
+    quality: int | None = None  # of JPEG and WebP, 1 to 100
+
+
+class Prepared(NamedTuple):
+    data: bytes
+    field: str  # one of FIELDS' values
+    width: int  # pixels, as readers will decode it: upright
+    height: int
+    image: Image.Image | None  # RGB, where it had to be decoded
+
+
+def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool = False) -> Prepared:
+    """JPEG, PNG and WebP are copied; other kinds become PNG without loss; `options` may ask for more.
+
+    A copied image is checked from its header, and decoded in full where options.check says so, where `need_pixels`, or where its end does
+    not look like the end of its format: so a cut file is always found.  A short side above options.resize is shrunk to it (bicubic,
+    antialiased); what is shrunk or re-encoded is upright RGB without EXIF.  Raises BadSample.
+    """
+    form = format_of(data, formats=FORMATS + CONVERTED)
+    if form in CONVERTED:
+        drawn = open_upright(data, formats=CONVERTED)
+        data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, formats=CONVERTED), "PNG"), "PNG"
+        counts["converted"] += 1
+    _, width, height = check_header(data)
+    shrink = bool(options.resize and min(width, height) > options.resize)
+    target = {"keep": "JPEG" if shrink else form, "jpeg": "JPEG", "webp": "WEBP"}[options.encode]
+    if shrink or options.encode != "keep":
+        image = open_image(data)
+        if shrink:
+            scale = options.resize / min(width, height)  # type: ignore[operator]
+            width, height = (max(options.resize, round(side * scale)) for side in image.size)  # type: ignore[type-var]
+            counts["resized"] += 1
+        if max(width, height) > LONGEST[target]:
+            raise BadSample(f"{width}x{height} is too long: a {target}'s sides end at {LONGEST[target]}")
+        if shrink:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        data = _encode(image, target, quality=options.quality or QUALITY[target])
+        counts["encoded"] += 1
+        image = open_image(data) if need_pixels else None
+    elif need_pixels or options.check == "decode" or not looks_whole(data, form):
+        image = open_image(data)
+    else:
+        image = None
+    return Prepared(data, FIELDS[target], width, height, image)
+
+
+def looks_whole(data: bytes, form: str) -> bool:
+    """Whether the end of the data is the end of its format."""
+    if form == "JPEG":
+        return data.rfind(b"\xff\xd9", max(_scan_start(data), len(data) - TAIL)) >= 0
+    if form == "PNG":
+        return data[-8:-4] == b"IEND"
+    return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+
+
+def _scan_start(data: bytes) -> int:
+    """Where a JPEG's own pixels begin, past its header and whatever preview lies there; the end of the data where they never do."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        if data[at + 1] == 0xDA:
+            return at
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data)
+
+
+def _encode(image: Image.Image, form: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()

@@ -1,0 +1,33 @@
+"""Where raw images come from.  `open_source` finds out what a path is."""
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+from mpp.errors import DataError
+from sources.archives import MAGIC, PackedTar, Tar, Zip
+from sources.base import IMAGE_SUFFIXES, Source
+from sources.folder import Folder
+
+FORMATS = ("folder", "zip", "tar", *MAGIC.values())
+_REMEDY = "give a folder of images, a .zip, .tar, .tar.gz, .tar.xz or .tar.zst"
+
+
+def open_source(path: Path, leave_out: Path) -> Source:
+    """The source at `path`, by its content; leave_out: a folder that is not part of it.  Raises DataError for anything else."""
+    if path.is_dir():
+        return Folder(path, leave_out)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; {_REMEDY}")
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, kind in MAGIC.items():
+        if start.startswith(magic):
+            return PackedTar(path, kind)
+    if zipfile.is_zipfile(path):
+        return Zip(path)
+    if tarfile.is_tarfile(path):
+        return Tar(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(f"{path}: is a single file; give the folder that holds the images: {path.parent}")
+    raise DataError(f"{path}: is neither a folder nor a whole archive of a known kind; {_REMEDY}")

@@ -1,0 +1,78 @@
+"""A folder tree of images."""
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpp.errors import BadSample, DataError
+from sources.base import Item, Source, check_size, first_folder, reason_to_ignore
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    """Follows links to files and folders, never round in a circle.  An image's label is the first folder of its name."""
+
+    path: Path
+    leave_out: Path | None = None  # a folder not to descend into (the output may lie inside the source)
+    kind = "folder"
+
+    def identity(self) -> str:
+        return ""  # a folder's own time says nothing about the files below it
+
+    def items(self, ignored: Counter) -> Iterator[Item]:
+        top = self.path.stat()
+        yield from self._descend(str(self.path), "", frozenset({(top.st_dev, top.st_ino)}), ignored)
+
+    def _descend(self, folder: str, prefix: str, above: frozenset, ignored: Counter) -> Iterator[Item]:
+        with os.scandir(folder) as entries:  # a stream: one folder may hold millions
+            for entry in entries:
+                name = prefix + entry.name
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP):
+                        raise
+                    status = None  # a link that leads nowhere, or to itself
+                if status and stat.S_ISDIR(status.st_mode):
+                    identity = (status.st_dev, status.st_ino)
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        ignored["(hidden folders)"] += 1
+                    elif identity in above:
+                        ignored["(links in a circle)"] += 1
+                    elif Path(entry.path).resolve() != self.leave_out:
+                        yield from self._descend(entry.path, name + "/", above | {identity}, ignored)
+                elif reason := reason_to_ignore([entry.name]):
+                    ignored[reason] += 1
+                elif status and not stat.S_ISREG(status.st_mode):
+                    ignored["(devices and pipes)"] += 1
+                else:
+                    size, when = (status.st_size, status.st_mtime_ns) if status else (-1, 0)
+                    yield Item(name, size, (when,), first_folder(name))
+
+    def reader(self) -> "FolderReader":
+        return FolderReader(self.path)
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    root: Path
+
+    def read(self, item: Item) -> bytes:
+        if item.size < 0:
+            raise BadSample("a link that leads nowhere")
+        check_size(item)
+        with (self.root / item.name).open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != (item.size, item.place[0]):
+                raise DataError(
+                    f"{self.root / item.name}: has changed since it was listed ({item.size} bytes then, {status.st_size} now); "
+                    "remove OUT and start again, and leave the source alone meanwhile"
+                )
+            return file.readall()
+
+    def close(self) -> None:
+        pass
