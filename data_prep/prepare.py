@@ -47,25 +47,25 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
         data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, formats=CONVERTED), "PNG"), "PNG"
         counts["converted"] += 1
     _, width, height = check_header(data)
-    shrink = bool(options.resize and min(width, height) > options.resize)
-    target = {"keep": "JPEG" if shrink else form, "jpeg": "JPEG", "webp": "WEBP"}[options.encode]
-    if shrink or options.encode != "keep":
-        image = open_image(data)
-        if shrink:
-            scale = options.resize / min(width, height)  # type: ignore[operator]
-            width, height = (max(options.resize, round(side * scale)) for side in image.size)  # type: ignore[type-var]
+    side = options.resize if options.resize and min(width, height) > options.resize else None
+    target = {"keep": "JPEG" if side else form, "jpeg": "JPEG", "webp": "WEBP"}[options.encode]
+    image: Image.Image | None = None
+    if side or options.encode != "keep":
+        drawn = open_image(data)
+        if side:
+            scale = side / min(width, height)
+            width, height = (max(side, round(length * scale)) for length in drawn.size)
             counts["resized"] += 1
         if max(width, height) > LONGEST[target]:
             raise BadSample(f"{width}x{height} is too long: a {target}'s sides end at {LONGEST[target]}")
-        if shrink:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        data = _encode(image, target, quality=options.quality or QUALITY[target])
+        if side:
+            drawn = drawn.resize((width, height), Image.Resampling.BICUBIC)
+        data = _encode(drawn, target, quality=options.quality or QUALITY[target])
         counts["encoded"] += 1
-        image = open_image(data) if need_pixels else None
+        if need_pixels:
+            image = open_image(data)
     elif need_pixels or options.check == "decode" or not looks_whole(data, form):
         image = open_image(data)
-    else:
-        image = None
     return Prepared(data, FIELDS[target], width, height, image)
 
 

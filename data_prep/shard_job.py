@@ -21,7 +21,8 @@ from mpp.data.shards import INDEX_DTYPE, MEAN_STD_IMAGES, Sample, write_shard
 from mpp.errors import BadSample
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
     """One shard to make."""
 
     split: str

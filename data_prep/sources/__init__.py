@@ -6,14 +6,14 @@ from pathlib import Path
 
 from mpp.errors import DataError
 from sources.archives import MAGIC, PackedTar, Tar, Zip
-from sources.base import IMAGE_SUFFIXES, Source
+from sources.base import IMAGE_SUFFIXES, Source, SourceOptions
 from sources.folder import Folder
 
 FORMATS = ("folder", "zip", "tar", *MAGIC.values())
 _REMEDY = "give a folder of images, a .zip, .tar, .tar.gz, .tar.xz or .tar.zst"
 
 
-def open_source(path: Path, leave_out: Path) -> Source:
+def open_source(path: Path, leave_out: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 (frozen)
     """The source at `path`, by its content; leave_out: a folder that is not part of it.  Raises DataError for anything else."""
     if path.is_dir():
         return Folder(path, leave_out)

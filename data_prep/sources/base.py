@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +32,14 @@ MAX_FILE_BYTES = 1 << 30  # beyond this it is no photograph, and an archive that
 MAX_CLASSES = 1_000_000
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the command line says about the source beyond its path."""
+
+    format: str | None = None  # one of FORMATS; None: found out from the content
+    checksum: str | None = None  # md5 or sha256 of the source's file, in hexadecimal
 
 
 class Item(NamedTuple):

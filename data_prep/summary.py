@@ -1,0 +1,84 @@
+"""What make_shards.py says: progress while it works, a summary at the end."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from shard_job import Record
+from shuffle import Listed
+from sources.base import describe
+
+
+def progress(args: argparse.Namespace) -> dict[str, Any]:
+    """A log file gets a line now and then instead of a moving bar."""
+    return {"disable": args.quiet, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 30.0}
+
+
+class Summary:
+    """Adds up the shards of this run, kept ones too."""
+
+    def __init__(self, args: argparse.Namespace, listed: Listed, splits: Iterable[str]):
+        self.args = args
+        self.listed = listed
+        self.splits = {split: Counter(images=0, shards=0, bytes=0) for split in splits}
+        self.counts: Counter = Counter()
+        self.rejects = self.shards = 0
+        self.built = self.built_shards = self.read_bytes = 0  # images looked at, shards and bytes: this run's own work
+
+    @property
+    def images(self) -> int:
+        return sum(split["images"] for split in self.splits.values())
+
+    def add(self, record: Record, split: str) -> None:
+        found = self.splits[split]
+        found["images"] += record.entry["samples"]
+        found["shards"] += bool(record.entry["samples"])
+        found["bytes"] += record.entry["bytes"]
+        self.counts.update(record.counts)
+        self.rejects += len(record.rejects)
+        self.shards += 1
+
+    def show(self, seconds: float, classes: int) -> None:
+        args, ignored, rate = self.args, self.listed.ignored, self.built / seconds
+        if args.json:
+            facts = {
+                "out": str(args.out),
+                "part": args.part,
+                "splits": self.splits,
+                "classes": classes,
+                "rejected": self.rejects,
+                "ignored": ignored,
+                **{name: self.counts[name] for name in ("converted", "resized", "encoded")},
+                "built_shards": self.built_shards,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(rate, 1),
+            }
+            print(json.dumps(facts))
+            return
+        for split, found in self.splits.items():
+            print(f"{args.out / split}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
+        listed = "" if args.part or not self.rejects else f" ({args.out / 'rejects.jsonl'})"
+        print(f"rejected: {self.rejects:,}{listed}")
+        print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+        if args.labels:
+            names = sorted(self.listed.labels)
+            print(f"classes:  {classes:,} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+        if self.counts["converted"]:
+            print(f"converted to PNG (first frame, without loss): {self.counts['converted']:,}")
+        if self.counts["resized"]:
+            print(f"shrunk to a short side of {args.resize}: {self.counts['resized']:,}")
+        if self.counts["encoded"]:
+            print(f"encoded anew: {self.counts['encoded']:,}")
+        if self.built_shards < self.shards:
+            print(f"kept from an earlier run: {self.shards - self.built_shards:,} of {self.shards:,} shards")
+        megabytes = self.read_bytes / 1e6 / seconds
+        print(
+            f"took {seconds:,.1f} s: {rate:,.0f} images/s, {megabytes:,.1f} MB/s with {min(args.workers, max(self.built_shards, 1))} workers"
+        )
+        if args.part:
+            print(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
+        else:
+            print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out / 'train'}")
