@@ -74,6 +74,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
     parser.add_argument("--checksum", metavar="HEX", help="md5 or sha256 of SOURCE, where it is one file: it must have it")
+    parser.add_argument("--image-field", metavar="NAME", help="parquet column or WebDataset field of the images, where there are several")
+    parser.add_argument("--label-field", metavar="NAME", help="parquet column, WebDataset field or key of its .json that holds the label")
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
     parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
@@ -135,13 +137,15 @@ def make(args: argparse.Namespace) -> int:
     """List, plan, build what is missing, check the rejects, write the manifests."""
     started = time.monotonic()
     out = args.out.resolve()
-    source = open_source(args.source.resolve(), out, SourceOptions(args.format, args.checksum))
+    source = open_source(args.source.resolve(), out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field))
     if source.path == out:
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
     target = LocalTarget(out)
     settings = {
         "name": source.name,
         "kind": source.kind,
+        "image_field": args.image_field,
+        "label_field": args.label_field,
         "labels": args.labels,
         "val": args.val,
         "seed": args.seed,
