@@ -191,7 +191,7 @@ def make(args: argparse.Namespace) -> int:
             summary.add(record, job.split)
         summary.read_bytes = sum(record.counts["read_bytes"] for record in records(missing, work))
         if not args.part:
-            report_rejects(jobs, work, summary, args)
+            report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
             for split in reversed(splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, names, settings, out)
             target.put(PLAN, json.dumps(found | {"complete": [split.name for split in splits]}).encode())

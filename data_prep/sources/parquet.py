@@ -1,7 +1,8 @@
 """Parquet image data sets as Hugging Face stores them: a column of encoded images, perhaps one of labels.
 
 A parquet file cannot be read at random: one image costs its whole row group, often hundreds of megabytes.  So the images are copied once, as
-a stream, to files in the scratch folder (as much disk as they have bytes), where a read is a single pread:
+a stream, to files in the scratch folder (as much disk as they have bytes), where a read is a single pread.  pyarrow holds about three times
+the images of one row group meanwhile.
 
     source-<hash>.rows    per row: length of the head (4 bytes, little-endian), head (JSON: bytes of the image, label, path), the image
 """
@@ -104,17 +105,16 @@ class Parquet(Source):
         wanted += [f"{columns.image}.path"] if columns.has_path else []
         wanted += [columns.label] if columns.label else []
         with _opened(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
-                images = batch.column(columns.image).to_pylist()
-                labels = batch.column(columns.label).to_pylist() if columns.label else [None] * len(images)
-                for image, label in zip(images, labels, strict=True):
-                    found = image if columns.in_struct else {"bytes": image}
-                    data = (found or {}).get("bytes")
-                    text = (label or "") if columns.label_kind == "text" else label_text(label)
-                    head = json.dumps([-1 if data is None else len(data), text, (found or {}).get("path") or ""]).encode()
-                    yield len(head).to_bytes(4, "little") + head
-                    yield data or b""
-                    progress.update(len(data or b""))
+            for group in range(file.num_row_groups):  # one by one: over all of them pyarrow would hold several
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
+                    for row in batch.to_pylist():
+                        found = (row[columns.image] or {}) if columns.in_struct else {"bytes": row[columns.image]}
+                        data, label = found["bytes"] if found else None, row[columns.label] if columns.label else None
+                        text = (label or "") if columns.label_kind == "text" else label_text(label)
+                        head = json.dumps([-1 if data is None else len(data), text, found.get("path") or ""]).encode()
+                        yield len(head).to_bytes(4, "little") + head
+                        yield data or b""
+                        progress.update(len(data or b""))
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         assert self.scratch
