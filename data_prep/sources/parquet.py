@@ -184,11 +184,11 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
 
 
 def is_parquet(folder: Path) -> bool:
-    """Whether there are parquet files below it and no images; ends at the first image."""
+    """Whether there are parquet files below it and neither images nor tars, which tables may describe; ends at the first of those."""
     found = False
     for name in _files_below(str(folder), ""):
         suffix = Path(name).suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
+        if suffix in (*IMAGE_SUFFIXES, ".tar"):
             return False
         found = found or suffix == ".parquet"
     return found
