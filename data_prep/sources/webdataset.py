@@ -56,7 +56,7 @@ class WebDataset(Source):
 
     @property
     def unlabelled(self) -> str:
-        return f"has no usable {self.label_field or CLASS_FIELD} field"
+        return f"has no usable {self.label_field or CLASS_FIELD} field" + ("" if self.label_field else " (--label-field names another)")
 
     def tars(self) -> list[Path]:
         return sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]

@@ -152,18 +152,21 @@ def test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes(
     assert not (folder / ".work").exists()
 
 
-def test_notes_made_for_other_options_or_another_tar_are_not_used(tmp_path):
+@pytest.mark.parametrize("change", ["a tar", "the options"])
+def test_notes_made_for_other_options_or_another_tar_are_not_used(tmp_path, change):
     folder = written_by_webdataset(tmp_path / "foreign")
     data = (folder / "part-2.tar").read_bytes()
     (folder / "part-2.tar").write_bytes(data[:1000])
     with pytest.raises(DataError, match="damaged"):
         index(folder)
     (folder / "part-2.tar").write_bytes(data)
-    tar(folder / "part-0.tar", [("x.png", picture(77, "PNG")), ("x.cls", b"1")])
-    index(folder, "--labels")
-    shards = ShardSet.open(folder)
-    assert shards.read(0) == picture(77, "PNG")
-    assert shards.labelled
+    if change == "a tar":
+        tar(folder / "part-0.tar", [("x.png", picture(77, "PNG")), ("x.cls", b"1")])
+        index(folder)
+        assert ShardSet.open(folder).read(0) == picture(77, "PNG")
+    else:
+        index(folder, "--labels")
+        assert ShardSet.open(folder).labelled
 
 
 def test_bits_that_turn_later_are_noticed_by_readers(indexed, tmp_path, damage):

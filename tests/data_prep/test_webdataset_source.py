@@ -79,7 +79,9 @@ def test_a_key_of_the_record_is_the_label_where_asked(tmp_path):
     assert stored(tmp_path / "numbers" / "train") == {picture(number): str(number % 3) for number in range(9)}
     make(folder, tmp_path / "texts", "--labels", "--label-field", "kind")
     assert stored(tmp_path / "texts" / "train") == {picture(number): "ab"[number % 2] for number in range(9)}
-    with pytest.raises(DataError, match=r"00000.tar/000000000.jpg has no usable cls field, so it has no class"):
+    with pytest.raises(
+        DataError, match=r"00000.tar/000000000.jpg has no usable cls field \(--label-field names another\), so it has no class"
+    ):
         make(folder, tmp_path / "none", "--labels")
 
 
