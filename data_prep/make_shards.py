@@ -41,7 +41,7 @@ from plan import PLAN, clean, list_once, opened, other_plan, plan_jobs, plan_spl
 from prepare import QUALITY, Options
 from shard_job import Work, read_record
 from shuffle import survey
-from sources import FORMATS, open_source
+from sources import FORMATS, open_source, other_format
 from sources.base import SourceOptions
 from summary import Summary
 from target import LocalTarget
@@ -168,6 +168,8 @@ def make(args: argparse.Namespace) -> int:
         source, listed = list_once(source, target, args)
         splits = plan_splits(source, listed, args)
         names = source.class_names(listed.labels) if args.labels else []
+        if advice := other_format(source, listed.ignored):
+            print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
         if len(names) == 1:
             print(f"warning: --labels finds a single class, {names[0]!r}: the first folder level is the class", file=sys.stderr)
         if found is None:

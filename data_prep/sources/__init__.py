@@ -2,6 +2,7 @@
 
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 from mpp.errors import DataError
@@ -39,3 +40,11 @@ def open_source(path: Path, leave_out: Path, options: SourceOptions = SourceOpti
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{path}: is a single file; give the folder that holds the images: {path.parent}")
     raise DataError(f"{path}: is neither a folder nor a whole archive of a known kind; {_REMEDY}")
+
+
+def other_format(source: Source, ignored: Counter) -> str:
+    """Advice where a folder of images holds files that may have been meant instead; empty where it does not."""
+    meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix]]
+    if source.kind != "folder" or not meant:
+        return ""
+    return f"for its {ignored[meant[0][0]]} {meant[0][0]} files say --format {meant[0][1]}"

@@ -89,7 +89,7 @@ class WebDataset(Source):
                 label, source = self._label(file, fields)
                 for name in fields:
                     if name not in (image.name, source):
-                        ignored["." + name] += 1
+                        ignored["." + name.rpartition(".")[2]] += 1  # all of a dotted one could be another for every file
                 yield TarImage(image.member, image.offset, image.size, label)
 
     def _image(self, tar: Path, key: str, fields: dict[str, Field]) -> Field | None:

@@ -212,11 +212,13 @@ def test_two_data_sets_in_one_folder_and_a_full_disk_are_refused(tmp_path, monke
         open_source(folder, tmp_path)
 
 
-def test_a_table_beside_images_does_not_make_a_folder_parquet(tmp_path):
+def test_a_table_beside_images_does_not_make_a_folder_parquet(tmp_path, capsys):
     write(tmp_path / "photos" / "metadata.parquet", {"file_name": ["a.png"], "label": [1]})
     assert open_source(tmp_path / "photos", tmp_path, SourceOptions("folder")).kind == "folder"
     (tmp_path / "photos" / "a.png").write_bytes(picture(0))
     assert open_source(tmp_path / "photos", tmp_path).kind == "folder"
+    make(tmp_path / "photos", tmp_path / "out")
+    assert "photos is read as a folder of images; for its 1 .parquet files say --format parquet" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"no columns of images .* images must be stored as their files' bytes"):
         open_source(tmp_path / "photos", tmp_path, SourceOptions("parquet"))
 

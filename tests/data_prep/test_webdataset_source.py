@@ -126,7 +126,7 @@ def test_keys_and_fields_are_those_of_webdataset(tmp_path):
     reader.close()
     assert len(expected) == 4
     assert ignored == {
-        ".b.cls": 1, ".txt": 1, ".seg.json": 1, "(keys without an image)": 1, "(no suffix)": 1, "(webdataset's own)": 1,
+        ".cls": 1, ".txt": 1, ".json": 1, "(keys without an image)": 1, "(no suffix)": 1, "(webdataset's own)": 1,
     }  # fmt: skip
 
 
@@ -166,6 +166,8 @@ def test_which_folders_are_taken_for_webdataset(tmp_path):
     (folder / "out").mkdir()
     assert open_source(folder, folder / "out").kind == "webdataset"  # the output may lie inside
     assert open_source(folder, tmp_path).kind == "folder"
+    with pytest.raises(DataError, match=r"holds no images among 6 files .*; for its 2 .tar files say --format webdataset"):
+        make(folder, tmp_path / "made")
     (folder / "out").rmdir()
     (folder / "cover.jpg").write_bytes(picture(0))
     assert open_source(folder, tmp_path).kind == "folder"
