@@ -109,7 +109,9 @@ def index(args: argparse.Namespace) -> int:
         source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
         tars = source.tars()
         settings = {name: getattr(args, name) for name in ("labels", "image_field", "label_field", "check")}
-        plan = {**settings, "tars": len(tars), "mpp": mpp.__version__, "pillow": PIL.__version__}
+        # From every tar, because tars from elsewhere may be sorted; by powers of two, so that a tar more or less seldom undoes the others.
+        colour_images = 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))
+        plan = {**settings, "colour_images": colour_images, "mpp": mpp.__version__, "pillow": PIL.__version__}
         work = Work(
             source,
             target,
@@ -118,7 +120,7 @@ def index(args: argparse.Namespace) -> int:
             Options(args.check),
             hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
         )
-        jobs = [TarJob(tar.name, tar.stat().st_size, math.ceil(MEAN_STD_IMAGES / len(tars))) for tar in tars]
+        jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
         missing = [job for job in jobs if read_record(job, work) is None]
         bar = {"total": sum(job.bytes for job in missing), "desc": f"{len(missing)} tars", "unit": "B", "unit_scale": True}
         read_bytes = run_jobs(index_tar, missing, work, args, bar)
