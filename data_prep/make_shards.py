@@ -167,6 +167,8 @@ def make(args: argparse.Namespace) -> int:
             print(f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do")
             return 0
         source, listed = list_once(source, target, args)
+        if found and found["plan"]["stamp"] != listed.stamp:
+            raise other_plan(args.out, "half done", f"the files of {source.name} changed")
         splits = plan_splits(source, listed, args)
         names = source.class_names(listed.labels) if args.labels else []
         if len(names) == 1:
