@@ -20,6 +20,7 @@ from sources.base import Bar, Item, Source, check_size, first_folder, reason_to_
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
 CHUNK = 1 << 20
+MAX_NAME_BYTES = 1 << 20  # of a member's name and attributes
 
 
 class PlainReader:
@@ -75,13 +76,23 @@ class Tar(Source):
         return PlainReader(self.path)
 
 
+class _Header(tarfile.TarInfo):
+    """tarfile reads names of any length into memory; here a name that is no name ends the archive."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        extended = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if self.type in extended and self.size > MAX_NAME_BYTES:
+            raise tarfile.ReadError(f"a name of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 def tar_members(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
     """Every member, as a stream.  Raises DataError where the tar does not end with its end mark.
 
     tarfile takes a damaged header for the end and says nothing; the true end is a block of zeros.
     """
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             for info in tar:
                 yield info
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every header, gigabytes for a large archive
