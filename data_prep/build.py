@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from plan import Split
 from shard_job import Job, Noted, Record, Work, build_shard, read_record, start_worker
-from summary import progress
+from summary import Summary, progress
 from tqdm import tqdm
 
 from mpp.data.shards import write_manifest
@@ -22,12 +22,14 @@ from mpp.errors import DataError, UserError
 from mpp.files import write_stream
 
 
-def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
-    """Make all shards; returns the number of images looked at."""
+def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summary) -> None:
+    """Make all shards, and tell the summary."""
     for split in {job.split for job in jobs}:
         work.target.folder(split).mkdir(exist_ok=True)
     bar = {"total": sum(job.count for job in jobs), "desc": f"{len(jobs)} shards", "unit": "img"}
-    return run_jobs(build_shard, jobs, work, args, bar)
+    summary.built += run_jobs(build_shard, jobs, work, args, bar)
+    summary.built_shards += len(jobs)
+    summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work))
 
 
 def run_jobs(task: Callable[[Any], None], jobs: Sequence[Noted], work: Work, args: argparse.Namespace, bar_options: dict[str, Any]) -> int:

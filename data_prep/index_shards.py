@@ -55,6 +55,7 @@ class TarJob:
     bytes: int
     colour_images: int  # so many of its first images are decoded for the mean and the standard deviation
     split = "."  # the tars lie in the target's own folder
+    drop = b""  # no image is left out for being a repeat
 
     @property
     def record(self) -> str:

@@ -1,5 +1,6 @@
 """One shard's work, as a worker process of make_shards.py does it: read, check, perhaps re-encode, write, note down."""
 
+import hashlib
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ class Job:
     at: int  # position of the first item in that order
     first: int  # its ordinal in the split, hence its key
     count: int  # items
+    drop: bytes = b""  # keys to leave out as repeats: uint64, sorted
 
     @property
     def name(self) -> str:
@@ -76,6 +78,9 @@ class Noted(Protocol):
     @property
     def record(self) -> str: ...
 
+    @property
+    def drop(self) -> bytes: ...
+
 
 class Stopped(Exception):
     """The main process asked this worker to give up its shard."""
@@ -118,10 +123,13 @@ def build_shard(job: Job) -> None:
     colours = np.zeros((3, 256), np.int64)
     counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0)
     reader = work.source.reader()
+    drop = set(np.frombuffer(job.drop, "<u8").tolist())
 
     def samples() -> Iterator[Sample]:
         for key, item in enumerate(read_order(work.orders, job.order, job.at, job.count), start=job.first):
             tick()
+            if key in drop:
+                continue
             try:
                 data = reader.read(item)
                 done = prepare(data, work.options, counts, need_pixels=key < MEAN_STD_IMAGES)
@@ -142,6 +150,8 @@ def build_shard(job: Job) -> None:
         reader.close()
     if entry["samples"]:
         work.target.publish(job.split, job.name)
+    else:
+        work.target.discard(job.split, job.name)  # made before its images were found to be repeats
     note_down(job, work, Record(entry, rejects, colours, counts, rows))
 
 
@@ -149,6 +159,7 @@ def note_down(job: Noted, work: Work, done: Record) -> None:
     """Remember a finished shard for `read_record`."""
     record = {
         "plan": work.plan,
+        "drop": _hash(job.drop),
         "state": work.target.state(job.split, job.name),
         "entry": done.entry,
         "rejects": done.rejects,
@@ -158,13 +169,17 @@ def note_down(job: Noted, work: Work, done: Record) -> None:
     work.target.put(job.record, json.dumps(record).encode() + b"\n" + done.rows.tobytes())
 
 
+def _hash(drop: bytes) -> str:
+    return hashlib.sha256(drop).hexdigest() if drop else ""
+
+
 def read_record(job: Noted, work: Work) -> Record | None:
-    """What `build_shard` noted down; None where it did not, or under another plan, or where the shard was touched since."""
+    """What `build_shard` noted down; None where it did not, or for another plan, or where the shard was touched since."""
     noted, _, rows = (work.target.get(job.record) or b"").partition(b"\n")
     try:
         record = json.loads(noted)
         changed = record["state"] != work.target.state(job.split, job.name)
-        if changed or record["plan"] != work.plan:
+        if changed or (record["plan"], record["drop"]) != (work.plan, _hash(job.drop)):
             return None
         colours = np.array(record["colours"] or np.zeros((3, 256)), np.int64)
         return Record(record["entry"], record["rejects"], colours, Counter(record["counts"]), np.frombuffer(rows, INDEX_DTYPE))
