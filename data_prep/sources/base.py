@@ -95,16 +95,19 @@ class Source:
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         """Class names in the order of their numbers, given every label that occurs."""
-        if not self.numbered:
-            return sorted(labels)
-        wrong = next((label for label in sorted(labels) if not (label.isdecimal() and int(label) < MAX_CLASSES)), None)
-        if wrong is not None:
-            raise DataError(f"{self.name}: {wrong!r} is not a class number from 0 to {MAX_CLASSES - 1}; leave out --labels")
-        return [str(number) for number in range(max(map(int, labels)) + 1)]
+        return numbers_as_names(labels, self.name) if self.numbered else sorted(labels)
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:
         """numbers: class name -> number."""
         return int(label) if self.numbered else numbers[label]
+
+
+def numbers_as_names(labels: Collection[str], source: str) -> list[str]:
+    """Names "0", "1", ... up to the largest label.  Raises DataError, naming the source, for a label that is no class number."""
+    wrong = next((label for label in sorted(labels) if not (label.isdecimal() and len(label) < 20 and int(label) < MAX_CLASSES)), None)
+    if wrong is not None:
+        raise DataError(f"{source}: {wrong!r} is not a class number from 0 to {MAX_CLASSES - 1}; leave out --labels")
+    return [str(number) for number in range(max(map(int, labels)) + 1)]
 
 
 def reason_to_ignore(parts: Iterable[str]) -> str:
