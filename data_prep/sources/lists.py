@@ -98,7 +98,7 @@ class ListReader:
         except OSError as error:
             if error.errno not in NOT_THERE:
                 raise
-            raise BadSample(f"{item.name}: {os.strerror(error.errno)}") from error
+            raise BadSample(os.strerror(error.errno)) from error
         if len(data) != status.st_size:
             raise DataError(
                 f"{path}: has changed while it was read ({status.st_size} bytes before, {len(data)} read); "
