@@ -129,7 +129,10 @@ class TarsReader:
 
 
 def read_devkit(path: Path) -> tuple[list[str], list[str]]:
-    """Sorted WordNet ids of the classes, and the WordNet id of each image of val.  Raises DataError."""
+    """Sorted WordNet ids of the classes, and the WordNet id of each image of val.  Raises DataError.
+
+    Only for a file whose checksum was found right: scipy ends the process with a segmentation fault on some damaged meta.mat.
+    """
     try:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
