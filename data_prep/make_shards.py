@@ -74,7 +74,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
-    parser.add_argument("--checksum", metavar="HEX", help="md5 or sha256 that SOURCE, a file, must have; README.md: CIFAR, ImageNet")
+    parser.add_argument(
+        "--checksum",
+        metavar="HEX",
+        help="md5 or sha256 that SOURCE must have, a file; in ImageNet's folder: the devkit's, or 'official' for all",
+    )
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
     parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="of the shuffle and the choice of OUT/val")

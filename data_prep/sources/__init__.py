@@ -81,4 +81,4 @@ def _kind(path: Path) -> str:
         return kind
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{path}: is a single file; give the folder that holds the images: {path.parent}")
-    raise DataError(f"{path}: is neither a folder, a whole archive nor a list of a known kind; {_REMEDY}")
+    raise DataError(f"{path}: is neither a folder nor a whole archive nor a list of a known kind; {_REMEDY}")

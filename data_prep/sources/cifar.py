@@ -26,6 +26,7 @@ PIXELS = 3 * 32 * 32  # bytes of an image: all red, all green, all blue
 ROW = 1 + PIXELS  # in our file of rows, as in CIFAR-10's binary version: class number, pixels
 ROWS_AT_ONCE = 1000
 MAX_MEMBER_BYTES = 1 << 28  # the largest official member has 155 MB
+START_BYTES = 1 << 13  # of a tar, in which its first member is looked for; a header may claim any size
 PPM_HEADER = b"P6 32 32 255\n"
 
 
@@ -74,7 +75,9 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 def folder_inside(path: Path, packing: str) -> str:
     """The first folder of a compressed tar's first member; empty where there is none to be read."""
     try:
-        with path.open("rb") as packed, PACKED[packing](packed) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+        with path.open("rb") as packed, PACKED[packing](packed) as plain:
+            start = io.BytesIO(plain.read(START_BYTES))
+        with tarfile.open(fileobj=start, mode="r:") as tar:
             first = tar.next()
     except (tarfile.TarError, *errors_of_packed()):
         return ""  # whoever unpacks it says what is wrong

@@ -51,7 +51,7 @@ def test_every_kind_of_list_is_recognised_and_gives_the_same_rows(tmp_path, name
 
 def test_a_list_that_looks_like_nothing_is_read_when_its_format_is_named(tmp_path):
     (tmp_path / "names").write_text("img/0001\nimg/0002\n")
-    with pytest.raises(DataError, match="is neither a folder, a whole archive nor a list of a known kind"):
+    with pytest.raises(DataError, match="is neither a folder nor a whole archive nor a list of a known kind"):
         rows(tmp_path / "names")
     assert rows(tmp_path / "names", format="list") == rows(tmp_path / "names", format="csv") == [("img/0001", ""), ("img/0002", "")]
 
