@@ -6,7 +6,6 @@ official one or with the user's own, and even then the pickles may build nothing
 
 import io
 import json
-import pickle
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from mpp.errors import DataError
 from mpp.files import write_atomically, write_stream
 from sources.archives import PACKED, PackedTar, PlainReader, Stretch, errors_of_packed, tar_members
+from sources.array_pickle import DAMAGED, Array, ArrayUnpickler, ForbiddenError
 from sources.base import Bar, Item, Source
 from sources.checksum import OFFICIAL, verify_once
 
@@ -227,73 +227,8 @@ class Batches:
                 content = ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote the official ones
         except ForbiddenError as error:
             raise DataError(f"{self.path}: {member}: {error}, which no batch of images needs: do not trust this archive") from error
-        except (
-            pickle.UnpicklingError,
-            ArithmeticError,
-            AttributeError,
-            EOFError,
-            ImportError,
-            LookupError,
-            MemoryError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except DAMAGED as error:
             raise self.wrong(member, f"is no pickle of arrays ({type(error).__name__}: {error})") from error
         if not isinstance(content, dict):
             raise self.wrong(member, "holds no dictionary")
         return content
-
-
-class ForbiddenError(Exception):
-    """A pickle asked for something that arrays do not need."""
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the old protocols; any other codec might be a program."""
-    if encoding != "latin1":
-        raise ForbiddenError(f"the pickle calls for the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-class Dtype:
-    """Stands in for numpy.dtype."""
-
-    def __init__(self, code: str, *_: Any):
-        self.code = code
-
-    def __setstate__(self, state: Any) -> None:
-        pass  # byte order and the like: a byte has none
-
-
-class Array:
-    """Stands in for numpy's array and its maker, whose own ways of reading a state were not made for a hostile one."""
-
-    values: np.ndarray
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, by_columns, data = state
-        if dtype.code not in ("u1", "uint8"):
-            raise ValueError(f"an array of {dtype.code!r} and not of bytes")
-        raw = data if isinstance(data, bytes) else data.encode("latin1")
-        self.values = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if by_columns else "C")
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays of bytes, lists, dictionaries, strings and numbers, and refuses everything else by name, before it is imported."""
-
-    ALLOWED = {  # noqa: RUF012 (never changed)
-        ("numpy.core.multiarray", "_reconstruct"): Array,
-        ("numpy._core.multiarray", "_reconstruct"): Array,
-        ("numpy", "ndarray"): Array,
-        ("numpy", "dtype"): Dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise ForbiddenError(f"the pickle calls for {module}.{name}") from None
