@@ -1,6 +1,5 @@
 """Lists of images: every kind of list, what is wrong with one, and what its rows lead to."""
 
-import io
 import json
 import os
 import sys
@@ -10,21 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import make_shards
-import numpy as np
 import pytest
-from PIL import Image
 from sources import open_source
 from sources.base import MAX_FILE_BYTES, Item, SourceOptions
 from sources.lists import MAX_LINE_BYTES, ListFile, ListReader
 
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError
-
-
-def picture(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def rows(path: Path, **options) -> list[tuple[str, str]]:
@@ -162,7 +153,7 @@ def test_a_long_list_is_never_in_memory(tmp_path, kind):
     assert peak < 400_000  # the list has a million bytes
 
 
-def test_a_list_becomes_labelled_shards_without_what_is_missing(tmp_path, capsys):
+def test_a_list_becomes_labelled_shards_without_what_is_missing(tmp_path, picture, capsys):
     (tmp_path / "photos").mkdir()
     content = {f"photos/{number}": picture(number) for number in range(6)}
     for name, data in content.items():
@@ -181,7 +172,7 @@ def test_a_list_becomes_labelled_shards_without_what_is_missing(tmp_path, capsys
     assert found == {data: [0, 1, 2, 0, 1, 4][number] for number, data in enumerate(content.values())}
 
 
-def test_labels_need_a_label_on_every_row(tmp_path):
+def test_labels_need_a_label_on_every_row(tmp_path, picture):
     (tmp_path / "a.jpg").write_bytes(picture(1))
     (tmp_path / "b.jpg").write_bytes(picture(2))
     (tmp_path / "list.csv").write_text("path,label\na.jpg,cat\nb.jpg,\n")
