@@ -74,7 +74,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
-    parser.add_argument("--checksum", metavar="HEX", help="md5 or sha256 of SOURCE, where it is one file: it must have it")
+    parser.add_argument(
+        "--checksum",
+        metavar="HEX",
+        help="md5 or sha256 that SOURCE must have, a file; in ImageNet's folder: the devkit's, or 'official' for all",
+    )
     parser.add_argument("--image-field", metavar="NAME", help="parquet column or WebDataset field of the images, where there are several")
     parser.add_argument("--label-field", metavar="NAME", help="parquet column, WebDataset field or key of its .json that holds the label")
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
