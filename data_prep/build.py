@@ -16,7 +16,7 @@ from shard_job import Job, Record, Work, build_shard, read_record, start_worker
 from summary import Summary, progress
 from tqdm import tqdm
 
-from mpp.data.shards import write_manifest
+from mpp.data.write_shards import write_manifest
 from mpp.errors import DataError, UserError
 from mpp.files import write_stream
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpp.data.shards as module
-from mpp.data.shards import INDEX_DTYPE, Sample, ShardSet, mean_and_std, write_manifest, write_shard
+from mpp.data.shard_format import INDEX_DTYPE, seal
+from mpp.data.shards import ShardSet
+from mpp.data.write_shards import Sample, mean_and_std, write_manifest, write_shard
 from mpp.errors import BadSample, DataError
 
 SIZES = [700, 0, 512, 1, 1025, 90]  # bytes; around a tar's block of 512
@@ -51,7 +53,9 @@ def split(tmp_path):
 
 
 def edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Another manifest, sealed as if it had been written so."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content | {"check": seal(content)}))
 
 
 def test_every_sample_comes_back_by_id(split):
@@ -196,7 +200,7 @@ def damage_swapped_counts(split):
     manifest = json.loads((split / "manifest.json").read_text())
     manifest["shards"][0]["samples"] += 1
     manifest["shards"][1]["samples"] -= 1
-    (split / "manifest.json").write_text(json.dumps(manifest))
+    edit(split / "manifest.json", shards=manifest["shards"])
 
 
 def reindex(split, change):
@@ -238,7 +242,7 @@ def damage_label(split):
         (damage_swapped_counts, r"rows are not those of the manifest"),
         (damage_offset, r"row 5 points outside"),
         (damage_size, r"row 5 points outside"),
-        (damage_label, r"holds labels 0..2 for 2 classes"),
+        (damage_label, r"row 5 has label 2, for 2 classes"),
     ],
 )
 def test_open_names_what_is_wrong(split, damage, message):
