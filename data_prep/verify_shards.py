@@ -37,6 +37,7 @@ from mpp.machine import usable_cores
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from shard_check import ShardCheck, Tally
+from splits import splits_of
 from spread import spread
 from workers import Tick, run_jobs
 
@@ -105,22 +106,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
     return parser.parse_args(argv)
-
-
-def splits_of(folder: Path) -> list[Path]:
-    """The splits at a path; one that lost its manifest is still a split.  Raises DataError where there is none."""
-
-    def holds_shards(path: Path) -> bool:
-        return path.is_dir() and not path.name.startswith(".") and ((path / MANIFEST).exists() or any(path.glob("*.tar")))
-
-    if holds_shards(folder):
-        return [folder]
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give a split, such as OUT/train, or the OUT of make_shards.py")
-    found = sorted(path for path in folder.iterdir() if holds_shards(path))
-    if not found:
-        raise DataError(f"{folder}: holds neither shards nor splits; give a split, such as OUT/train, or the OUT of make_shards.py")
-    return found
 
 
 def verify(folder: Path, args: argparse.Namespace) -> Report:
