@@ -152,9 +152,12 @@ def on_one_line(text: str) -> str:
 
 def can_be_drawn(text: str) -> bool:
     """Whether Pillow's built-in font, which is made for English, has a shape for every letter; nothing at all cannot be drawn."""
-    face = font(13)
-    missing = bytes(face.getmask("\U0010ffff"))
-    return bool(text) and all(letter == " " or bytes(face.getmask(letter)) != missing for letter in text)
+    return bool(text) and all(letter == " " or _shape(letter) != _shape("\U0010ffff") for letter in text)
+
+
+@functools.cache
+def _shape(letter: str) -> bytes:
+    return bytes(font(13).getmask(letter))
 
 
 def fit(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:

@@ -119,7 +119,8 @@ class ShardCheck:
         self.images += 1
         header, payload, label = data[:BLOCK], data[BLOCK : BLOCK + row.size], data[padded:]
         if len(payload) < row.size:
-            yield self._fault("cut", f"ends at byte {start + len(data)}, inside this image", row.offset, row.key)
+            size = os.fstat(file.fileno()).st_size
+            yield self._fault("cut", f"ends at byte {size}, before the end of this image", row.offset, row.key)
             return
         yield from self._header_faults(header, row)
         found = zlib.crc32(payload)

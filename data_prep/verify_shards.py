@@ -266,10 +266,9 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
         return
     for report in reports:
         looked = "all" if report.images == report.samples else f"{report.images:,}"
+        shards = f"{report.shards:,} {'shard' if report.shards == 1 else 'shards'}"
         found = f"{report.faults:,} faults" if report.faults != 1 else "1 fault"
-        print(
-            f"{report.folder}: {report.samples:,} images in {report.shards:,} shards, {looked} looked at: {found if report.faults else 'no fault'}"
-        )
+        print(f"{report.folder}: {report.samples:,} images in {shards}, {looked} looked at: {found if report.faults else 'no fault'}")
         for kind, faults in report.tally.first.items():
             for fault in faults:
                 print(f"  {kind}: {line(fault)}")
@@ -284,7 +283,7 @@ def line(fault: Fault) -> str:
     key = "" if fault.key is None else f" {fault.key:012d}"
     place = "" if fault.offset is None else f" (offset {fault.offset})"
     if fault.shard in ("", fault.path.name):
-        return f"{fault.path.name}{':' if key or place else ''}{key}{place}: {fault.message}"
+        return f"{fault.path.name}{':' if key else ''}{key}{place}: {fault.message}"
     return f"{fault.path.name}: {fault.message} [{fault.shard}:{key}{place}]"
 
 

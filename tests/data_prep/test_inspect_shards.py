@@ -96,7 +96,7 @@ SETS = {
     "1000 classes": ([(40, 30)] * 20, list(range(0, 1000, 50)), [f"n{number:08d} golden\nretriever" for number in range(1000)]),
     "12 classes, some of which cannot be drawn": ([(9, 9)] * 12, list(range(12)), ["日本語", "", "\x00\x1b[31m", "żółć", *"abcdefgh"]),
     "13 classes": ([(9, 9)] * 13, list(range(13)), list("abcdefghijklm")),
-    "very wide, very tall and very small": ([(9000, 1), (1, 9000), (1, 1), (4100, 4100)], [], []),
+    "very wide, very tall and very small": ([(9000, 1), (1, 9000), (1, 1), (1100, 1100)], [], []),
 }
 
 
