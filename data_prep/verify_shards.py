@@ -266,6 +266,7 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
         return
     for report in reports:
         looked = "all" if report.images == report.samples else f"{report.images:,}"
+        looked = looked if report.images else "none"
         shards = f"{report.shards:,} {'shard' if report.shards == 1 else 'shards'}"
         found = f"{report.faults:,} faults" if report.faults != 1 else "1 fault"
         print(f"{report.folder}: {report.samples:,} images in {shards}, {looked} looked at: {found if report.faults else 'no fault'}")

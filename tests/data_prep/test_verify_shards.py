@@ -275,6 +275,32 @@ def test_a_member_between_two_samples_is_a_fault(split, verify):
     assert (status, kinds(found), listed(found)[0]["offset"]) == (1, {"unlisted member"}, at)
 
 
+def test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits(split, verify):
+    index = np.fromfile(split / "index.bin", INDEX_DTYPE)
+    place = int(index["offset"][1] + index["size"][1])
+    rewrite(split / "000000.tar", place + 3, b"x")
+    header = tarfile.TarInfo("000000000004.png")
+    header.size, header.mtime = int(index["size"][3]), 1_700_000_000
+    rewrite(split / "000001.tar", int(index["offset"][3]) - BLOCK, header.tobuf(tarfile.USTAR_FORMAT))
+    trust(split)
+    status, found = verify(split, "--full")
+    assert status == 1
+    assert [(fault["kind"], fault["shard"], fault["key"]) for fault in listed(found)] == [
+        ("padding", "000000.tar", 1),
+        ("header", "000001.tar", 4),
+    ]
+    assert f"byte {place + 3}" in listed(found)[0]["message"]
+    assert kinds(verify(split)[1]) == {"header"}
+
+
+def test_a_manifest_that_was_laid_out_anew_opens_but_is_not_as_it_was_written(split, verify):
+    content = json.loads((split / "manifest.json").read_text())
+    (split / "manifest.json").write_text(json.dumps(content))
+    assert len(ShardSet.open(split)) == 5
+    status, found = verify(split)
+    assert (status, kinds(found)) == (1, {"manifest"})
+
+
 def test_labels_are_compared_with_the_cls_members(split, verify):
     index = np.fromfile(split / "index.bin", INDEX_DTYPE)
     index["label"][1], index["label"][4] = 2, -1
