@@ -18,7 +18,7 @@ import numpy as np
 
 from mpp.data.decode import check_header, open_image
 from mpp.data.shard_faults import UNREADABLE, Fault
-from mpp.data.shard_format import BLOCK, FIELDS, MEAN_STD_IMAGES, ShardEntry, member_header
+from mpp.data.shard_format import BLOCK, FIELDS, ShardEntry, member_header
 from mpp.errors import BadSample
 
 PIECE = 1 << 20  # bytes read together of what belongs to no sample
@@ -65,11 +65,15 @@ class Cut(Exception):
 
 @dataclass
 class ShardCheck:
-    """The check of one shard.  After `whole`, `colours` counts the values of the images with a key below MEAN_STD_IMAGES."""
+    """The check of one shard.  After `whole`, `colours` counts the values of the images that mean and std are taken from.
+
+    colour_limit: those are the images with a key below it; in a foreign shard, so many first ones of each shard.
+    """
 
     folder: Path
     entry: ShardEntry
     foreign: bool
+    colour_limit: int
     tick: Tick
 
     def __post_init__(self) -> None:
@@ -149,7 +153,7 @@ class ShardCheck:
                     yield self._fault("row out of place", f"the index says byte {row.offset}, where it cannot begin", row.offset, row.key)
                     continue
                 yield from self._between(stream, row.offset - BLOCK)
-                yield from self._member(stream, row)
+                yield from self._member(stream, row, (number if self.foreign else row.key) < self.colour_limit)
                 if not self.foreign and row.label >= 0:
                     if follows - stream.at < 2 * BLOCK:
                         yield self._fault("label", f"has no .cls, the index says class {row.label}", stream.at, row.key)
@@ -164,7 +168,7 @@ class ShardCheck:
             if size > right:
                 yield self._fault("end mark", f"has {size} bytes; after its samples it should end at {right}", right)
 
-    def _member(self, stream: "_Stream", row: Row) -> Iterator[Fault]:
+    def _member(self, stream: "_Stream", row: Row, count_colours: bool) -> Iterator[Fault]:
         """Header, payload and padding of an image."""
         header = stream.take(BLOCK)
         yield from self._header_faults(header, row)
@@ -180,7 +184,7 @@ class ShardCheck:
                 yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
             else:
                 yield from self._image_faults(payload, *image.size, header, row)
-                if row.key < MEAN_STD_IMAGES:
+                if count_colours:
                     self.colours += np.array(image.histogram()).reshape(3, 256)
                     self.colour_images += 1
         padding = stream.take(_padded(row.size) - row.size)

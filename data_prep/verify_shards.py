@@ -9,6 +9,10 @@ worked out anew, so that one flipped bit anywhere is found.
 
 Every fault is counted; the first of each kind are listed by shard, key and byte.  Exit status 0: none; 1: faults; 2: nothing could be checked.
 
+Of tars that were indexed where they lie (index_shards.py) the images, their place, size and CRC-32 and each tar's sha256 are checked; their
+names and whatever lies between the images is their maker's affair.  An image that never could be decoded is a fault too: make_shards.py looks at
+the headers only, unless --check decode.
+
 What cannot be found: a manifest that was changed together with its `check` in what follows from nothing else (names of classes, `source`,
 `mpp`, `split`, the number of rejects after the last key), or a whole set replaced by another one.  Keep the sha256 of manifest.json elsewhere
 against that: run folders do.
@@ -55,6 +59,7 @@ class Report:
     shards: int = 0
     images: int = 0  # looked at
     bytes: int = 0  # read of shards
+    unchecked: str = ""  # what --full could not work out anew
 
     @property
     def faults(self) -> int:
@@ -120,7 +125,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
         )
         return report
     report.samples, report.shards = manifest.samples, len(manifest.shards)
-    foreign = manifest.source.get("kind") == FOREIGN
+    foreign = is_foreign(manifest)
     if data != manifest_bytes(manifest):
         tally.add(Fault("manifest", folder / MANIFEST, "is not laid out as it was written, so it was edited or damaged"))
     for fault in file_faults(folder, manifest):
@@ -154,16 +159,29 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
             report.bytes += count
             bar.update(count)
 
-        work = functools.partial(check_shard, folder, None if index is None else manifest.index.name, foreign)
+        work = functools.partial(check_shard, folder, None if index is None else manifest.index.name, foreign, colour_limit(manifest))
         for done in run_jobs(work, jobs, max(1, min(args.workers, len(jobs))), tick):
             tally.update(done.tally)
             report.images += done.images
             colours += done.colours
             colour_images += done.colour_images
-    if args.full:
+    if args.full and not colours_are_told(manifest):
+        report.unchecked = "mean and std (these tars held rejects, so which images they were taken from is not known)"
+    elif args.full:
         for fault in colour_faults(folder, manifest, colours, colour_images):
             tally.add(fault)
     return report
+
+
+def is_foreign(manifest: Manifest) -> bool:
+    return manifest.source.get("kind") == FOREIGN
+
+
+def colour_limit(manifest: Manifest) -> int:
+    """Which images mean and std are taken from: as `ShardCheck.colour_limit`."""
+    if not is_foreign(manifest) or not manifest.shards:
+        return MEAN_STD_IMAGES
+    return 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(manifest.shards))))
 
 
 def open_index(folder: Path, manifest: Manifest) -> np.ndarray | None:
@@ -177,21 +195,28 @@ def open_index(folder: Path, manifest: Manifest) -> np.ndarray | None:
 
 def claim_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:
     """What the manifest says of the images and the index knows."""
-    bins, early = np.zeros(len(SHORT_SIDES), np.int64), 0
+    bins, early, limit = np.zeros(len(SHORT_SIDES), np.int64), 0, colour_limit(manifest)
     for first in range(0, len(index), ROWS):
         rows = np.asarray(index[first : first + ROWS])
         bins += short_side_bins(rows)
-        early += int((rows["key"] < MEAN_STD_IMAGES).sum())
+        early += int((rows["key"] < limit).sum())
     path = folder / MANIFEST
     found = [(low, count) for low, count in zip(SHORT_SIDES, bins.tolist(), strict=True) if count]
     if found != manifest.short_sides:
         yield Fault("manifest's claims", path, f"says short_sides {manifest.short_sides}, the index {found}")
-    if early != manifest.mean_std_images:
-        said = f"says mean and std are of {manifest.mean_std_images} images, the index has {early} with a key below {MEAN_STD_IMAGES}"
+    if is_foreign(manifest):
+        early = sum(min(entry.samples, limit) for entry in manifest.shards)
+    if early != manifest.mean_std_images and colours_are_told(manifest):
+        said = f"says mean and std are of {manifest.mean_std_images} images, but the index has {early} such images"
         yield Fault("manifest's claims", path, said)
     gaps = int(index["key"][-1]) + 1 - len(index) if len(index) else 0
     if gaps > manifest.rejects:
         yield Fault("manifest's claims", path, f"says {manifest.rejects} rejects, the index lacks {gaps} keys")
+
+
+def colours_are_told(manifest: Manifest) -> bool:
+    """Whether the index tells which images mean and std were taken from: not where tars from elsewhere held rejects, which it leaves out."""
+    return not (is_foreign(manifest) and manifest.rejects)
 
 
 def colour_faults(folder: Path, manifest: Manifest, colours: np.ndarray, images: int) -> Iterator[Fault]:
@@ -222,9 +247,9 @@ def plan(folder: Path, manifest: Manifest, index: np.ndarray | None, args: argpa
     return [job._replace(picks=(part - job.first).tolist()) for job, part in zip(jobs, parts, strict=True) if len(part)], total
 
 
-def check_shard(folder: Path, index_name: str | None, foreign: bool, job: Job, tick: Tick) -> Done:
+def check_shard(folder: Path, index_name: str | None, foreign: bool, colour_limit: int, job: Job, tick: Tick) -> Done:
     """One job's work.  index_name: None where the index is of no use."""
-    check, tally = ShardCheck(folder, job.entry, foreign, tick), Tally()
+    check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, tick), Tally()
     if index_name is None:
         faults = check.whole(None)
     else:
@@ -251,6 +276,7 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
                     "images_checked": report.images,
                     "bytes_read": report.bytes,
                     "faults": report.faults,
+                    "unchecked": report.unchecked,
                     "kinds": report.tally.counts,
                     "listed": [
                         {"kind": fault.kind, "file": fault.path.name, "shard": fault.shard, "key": fault.key, "offset": fault.offset}
@@ -270,6 +296,8 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
         shards = f"{report.shards:,} {'shard' if report.shards == 1 else 'shards'}"
         found = f"{report.faults:,} faults" if report.faults != 1 else "1 fault"
         print(f"{report.folder}: {report.samples:,} images in {shards}, {looked} looked at: {found if report.faults else 'no fault'}")
+        if report.unchecked:
+            print(f"  not checked: {report.unchecked}")
         for kind, faults in report.tally.first.items():
             for fault in faults:
                 print(f"  {kind}: {line(fault)}")

@@ -25,7 +25,7 @@ FIELDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # image format -> field 
 MEAN_STD_IMAGES = 10_000  # mean and std come from the readable ones among a split's first so many keys
 SHORT_SIDES = (1, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)  # lower edges of the size histogram
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes: a header, and what everything is padded to
-REMAKE = "copy the split again or make it again with python data_prep/make_shards.py"
+REMAKE = "copy the split again or make it again with python data_prep/make_shards.py (index_shards.py for tars from elsewhere)"
 
 INDEX_DTYPE = np.dtype(
     [
@@ -93,7 +93,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
     """A split's manifest, complete and of this format, and its bytes.  Raises DataError; what it claims is not yet checked."""
-    make = "make it with python data_prep/make_shards.py SOURCE OUT"
+    make = "make it with python data_prep/make_shards.py SOURCE OUT (or index_shards.py FOLDER for WebDataset tars from elsewhere)"
     try:
         data = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):

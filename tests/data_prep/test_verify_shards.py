@@ -358,9 +358,23 @@ def test_a_foreign_set_may_have_names_and_members_of_its_own(tmp_path, verify):
     (split / "999999.tar").touch()
     trust(split)
     assert verify(split, "--full")[0] == verify(split)[0] == 0
+    content = json.loads((split / "manifest.json").read_text())
+    trust(split, content | {"mean": [0.1, 0.2, 0.3]})
+    assert verify(split, "--full")[0] == 0  # key 2 was rejected, so nobody knows which images the mean is of
+    assert "mean and std" in verify(split, "--full")[1]["splits"][0]["unchecked"]
     rewrite(split / "000000.tar", int(index["offset"][1]) + 5, b"\xaa")
     status, found = verify(split, "--full")
-    assert (status, kinds(found)) == (1, {"CRC-32", "shard sha256"} | {"manifest's claims"})
+    assert (status, kinds(found)) == (1, {"CRC-32", "shard sha256"})
+
+
+def test_mean_and_std_of_a_foreign_set_without_rejects_are_worked_out_anew(tmp_path, verify):
+    split = make(tmp_path / "train", shards=((0, 1, 2), (3, 4)), source=FOREIGN)
+    content = json.loads((split / "manifest.json").read_text()) | {"rejects": 0}
+    trust(split, content)
+    status, found = verify(split, "--full")
+    assert (status, found["splits"][0]["unchecked"]) == (0, "")
+    trust(split, content | {"mean": [0.1, 0.2, 0.3]})
+    assert kinds(verify(split, "--full")[1]) == {"manifest's claims"}
 
 
 def test_all_faults_are_counted_and_few_of_a_kind_are_told(tmp_path, verify, capsys):
