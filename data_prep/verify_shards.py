@@ -120,9 +120,8 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
     try:
         manifest, data = read_manifest(folder)
     except DataError as error:
-        tally.add(
-            Fault("manifest", folder / MANIFEST, f"{str(error).removeprefix(f'{folder / MANIFEST}: ')} (the shards were not looked at)")
-        )
+        said = str(error).removeprefix(f"{folder / MANIFEST}: ").removeprefix(f"{folder}: ")
+        tally.add(Fault("manifest", folder / MANIFEST, f"{said} (the shards were not looked at)"))
         return report
     report.samples, report.shards = manifest.samples, len(manifest.shards)
     foreign = is_foreign(manifest)
