@@ -20,7 +20,9 @@ import numpy as np
 
 from mpp.data.decode import format_of, open_image
 from mpp.data.shard_faults import ROWS
+from mpp.data.shard_format import SHORT_SIDES
 from mpp.data.shards import ShardSet
+from mpp.data.write_shards import short_side_bins
 from mpp.errors import BadSample, Parser, UserError, run_program
 from mpp.files import make_folder, write_atomically
 
@@ -68,6 +70,7 @@ class Facts(NamedTuple):
     formats: Counter
     unreadable: list[str]  # one line each, of the images looked at
     looked_at: int
+    short_sides: list[tuple[int, int]]  # as in the manifest
     narrowest: int  # pixels of the shortest side
     longest: int  # pixels of the longest side
     aspect: float  # of the most oblong image, at least 1
@@ -119,11 +122,14 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
     """Open the split and gather the facts.  Raises DataError as ShardSet.open does."""
     shards = ShardSet.open(folder)
     counts = np.zeros(len(shards.classes), np.int64)
+    bins = np.zeros(len(SHORT_SIDES), np.int64)
     narrowest, longest, aspect = 2**32, 0, 1.0
     for first in range(0, len(shards), ROWS):
         labels = shards.labels[first : first + ROWS]
         counts += np.bincount(labels[labels >= 0], minlength=len(counts))
-        sides = np.sort(np.stack([shards.index[side][first : first + ROWS] for side in ("width", "height")]), axis=0)
+        rows = shards.index[first : first + ROWS]
+        bins += short_side_bins(rows)
+        sides = np.sort(np.stack([rows["width"], rows["height"]]), axis=0)
         narrowest, longest = min(narrowest, int(sides[0].min())), max(longest, int(sides[1].max()))
         aspect = max(aspect, float((sides[1] / sides[0]).max()))
     formats: Counter = Counter()
@@ -150,6 +156,7 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         formats,
         [f"{shards.where(sample)}: {reason}" for sample, reason in sorted(unreadable.items())],
         len(looked),
+        [(low, count) for low, count in zip(SHORT_SIDES, bins.tolist(), strict=True) if count],
         narrowest,
         longest,
         aspect,
@@ -168,7 +175,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "narrowest_side": facts.narrowest,
         "longest_side": facts.longest,
         "most_oblong": round(facts.aspect, 2),
-        "short_sides": manifest["short_sides"],
+        "short_sides": facts.short_sides,
         "formats": facts.formats,
         "images_looked_at": facts.looked_at,
         "unreadable": facts.unreadable,
@@ -209,7 +216,7 @@ def show(facts: Facts) -> None:
     print(f"rejected: {manifest['rejects']:,}")
     colours = (" ".join(f"{value:.3f}" for value in manifest[name]) for name in ("mean", "std"))
     print(f"colours:  red, green, blue: mean {next(colours)}, deviation {next(colours)}, from {manifest['mean_std_images']:,} images")
-    bins = short_sides_between(manifest["short_sides"])
+    bins = short_sides_between(facts.short_sides)
     most = max(count for _, count in bins)
     for name, count in bins:
         print(f"  short side {name:>9} {'#' * max(round(BAR * count / most), bool(count)):<{BAR}} {count:,} ({count / images:.1%})")
@@ -262,7 +269,7 @@ def save(path: Path, facts: Facts) -> None:
     sheet = draw_sheet(
         f"{facts.folder.resolve().name}: {size_of(facts)}",
         facts.cells,
-        manifest["short_sides"],
+        facts.short_sides,
         ranked,
         balance(classes) if ranked else "the images have no labels",
         manifest["mean"],

@@ -21,10 +21,9 @@ against that: run folders do.
 import argparse
 import functools
 import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,21 +31,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mpp.data.shard_faults import ROWS, UNREADABLE, Fault, file_faults, row_faults
-from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, SHORT_SIDES, Manifest, ShardEntry, manifest_bytes, read_manifest
-from mpp.data.write_shards import mean_and_std, short_side_bins
+from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
+from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, Manifest, ShardEntry, manifest_bytes, read_manifest
 from mpp.errors import DataError, Parser, run_program
 from mpp.machine import usable_cores
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
+from claims import claim_faults, colour_faults, colour_limit, colours_are_told, is_foreign
 from shard_check import ShardCheck, Tally
 from splits import splits_of
 from spread import spread
 from workers import Tick, run_jobs
-
-FOREIGN = "webdataset in place"  # source.kind of tars that were indexed where they lie
-TOLERANCE = 1e-4  # of mean and std: another build of a JPEG decoder may round a pixel otherwise
 
 
 @dataclass
@@ -142,7 +138,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
         for path in sorted(folder.glob("*.tar")):
             if path.name not in listed:
                 tally.add(Fault("unlisted file", path, "is not in the manifest, but readers of *.tar would take it for a shard", path.name))
-    jobs, total = plan(folder, manifest, index, args)
+    jobs, total = plan(manifest, index, args)
     colours, colour_images = np.zeros((3, 256), np.int64), 0
     with tqdm(
         total=total,
@@ -172,17 +168,6 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
     return report
 
 
-def is_foreign(manifest: Manifest) -> bool:
-    return manifest.source.get("kind") == FOREIGN
-
-
-def colour_limit(manifest: Manifest) -> int:
-    """Which images mean and std are taken from: as `ShardCheck.colour_limit`."""
-    if not is_foreign(manifest) or not manifest.shards:
-        return MEAN_STD_IMAGES
-    return 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(manifest.shards))))
-
-
 def open_index(folder: Path, manifest: Manifest) -> np.ndarray | None:
     """The index, mapped; None where it has not as many rows as the manifest's shards have samples, which is a fault found before."""
     try:
@@ -192,45 +177,7 @@ def open_index(folder: Path, manifest: Manifest) -> np.ndarray | None:
     return index if len(index) == sum(entry.samples for entry in manifest.shards) else None
 
 
-def claim_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:
-    """What the manifest says of the images and the index knows."""
-    bins, early, limit = np.zeros(len(SHORT_SIDES), np.int64), 0, colour_limit(manifest)
-    for first in range(0, len(index), ROWS):
-        rows = np.asarray(index[first : first + ROWS])
-        bins += short_side_bins(rows)
-        early += int((rows["key"] < limit).sum())
-    path = folder / MANIFEST
-    found = [(low, count) for low, count in zip(SHORT_SIDES, bins.tolist(), strict=True) if count]
-    if found != manifest.short_sides:
-        yield Fault("manifest's claims", path, f"says short_sides {manifest.short_sides}, the index {found}")
-    if is_foreign(manifest):
-        early = sum(min(entry.samples, limit) for entry in manifest.shards)
-    if early != manifest.mean_std_images and colours_are_told(manifest):
-        said = f"says mean and std are of {manifest.mean_std_images} images, but the index has {early} such images"
-        yield Fault("manifest's claims", path, said)
-    gaps = int(index["key"][-1]) + 1 - len(index) if len(index) else 0
-    if gaps > manifest.rejects:
-        yield Fault("manifest's claims", path, f"says {manifest.rejects} rejects, the index lacks {gaps} keys")
-
-
-def colours_are_told(manifest: Manifest) -> bool:
-    """Whether the index tells which images mean and std were taken from: not where tars from elsewhere held rejects, which it leaves out."""
-    return not (is_foreign(manifest) and manifest.rejects)
-
-
-def colour_faults(folder: Path, manifest: Manifest, colours: np.ndarray, images: int) -> Iterator[Fault]:
-    """colours: int64 [3, 256], of so many decoded images."""
-    path = folder / MANIFEST
-    if images != manifest.mean_std_images or not colours.any():
-        said = f"says mean and std are of {manifest.mean_std_images} images, {images} could be decoded, so they were not compared"
-        yield Fault("manifest's claims", path, said)
-        return
-    for name, claimed, found in zip(("mean", "std"), (manifest.mean, manifest.std), mean_and_std(colours), strict=True):
-        if not all(math.isclose(one, other, rel_tol=0, abs_tol=TOLERANCE) for one, other in zip(claimed, found, strict=True)):
-            yield Fault("manifest's claims", path, f"says {name} {claimed}, the images have {found}")
-
-
-def plan(folder: Path, manifest: Manifest, index: np.ndarray | None, args: argparse.Namespace) -> tuple[list[Job], int]:
+def plan(manifest: Manifest, index: np.ndarray | None, args: argparse.Namespace) -> tuple[list[Job], int]:
     """A job for every shard to look at, and the bytes that all of them will read."""
     if index is None and not args.full:
         return [], 0
@@ -238,7 +185,7 @@ def plan(folder: Path, manifest: Manifest, index: np.ndarray | None, args: argpa
     ends = np.cumsum(counts)
     jobs = [Job(entry, int(end) - entry.samples, None) for entry, end in zip(manifest.shards, ends, strict=True)]
     if args.full:
-        return jobs, sum(path.stat().st_size for entry in manifest.shards if (path := folder / entry.name).exists())
+        return jobs, manifest.bytes
     assert index is not None
     chosen = np.array(spread(counts, args.sample, args.seed, with_edges=True), np.int64)
     total = int(index["size"][chosen].astype(np.int64).sum())

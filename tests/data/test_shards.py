@@ -327,7 +327,7 @@ def test_many_wrong_rows_are_all_counted_and_few_are_told(tmp_path):
     assert (len(found), sum(1 + fault.more for fault in found)) == (shard_faults.LISTED, 40)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_opening_a_set_with_wrong_rows_or_a_wrong_manifest_ends_well_or_in_one_line(tmp_path_factory, data):
     split = make(tmp_path_factory.mktemp("out") / "train", shards=2, per_shard=2)

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shard_check
+from claims import FOREIGN
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from spread import spread
-from verify_shards import FOREIGN, main
+from verify_shards import main
 
 from mpp.data.decode import open_image
 from mpp.data.shard_format import BLOCK, INDEX_DTYPE, seal
@@ -201,7 +202,12 @@ def test_a_wrong_row_is_found_though_every_hash_fits(sound, verify, data):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["x" * 300 + ".tar", "..", "a\0.tar", 2**62]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
