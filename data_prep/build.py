@@ -17,7 +17,7 @@ from shard_job import Job, Noted, Record, Work, build_shard, read_record, start_
 from summary import Summary, progress
 from tqdm import tqdm
 
-from mpp.data.shards import write_manifest
+from mpp.data.write_shards import write_manifest
 from mpp.errors import DataError, UserError
 from mpp.files import write_stream
 
@@ -113,4 +113,5 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         colour_images=colour_images,
         rejects=rejects,
         source=settings,
+        repeats=sum(len(job.drop) // 8 for job in jobs),
     )

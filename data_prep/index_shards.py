@@ -30,7 +30,9 @@ import PIL
 from tqdm import tqdm
 
 import mpp
-from mpp.data.shards import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, ShardSet, write_manifest
+from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
+from mpp.data.shards import ShardSet
+from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, Parser, UserError, run_program
 from mpp.files import lock_folder
 from mpp.machine import usable_cores

@@ -18,7 +18,8 @@ from shuffle import read_order
 from sources.base import Source
 from target import WORK, Target
 
-from mpp.data.shards import INDEX_DTYPE, MEAN_STD_IMAGES, Sample, write_shard
+from mpp.data.shard_format import INDEX_DTYPE, MEAN_STD_IMAGES
+from mpp.data.write_shards import Sample, write_shard
 from mpp.errors import BadSample
 
 

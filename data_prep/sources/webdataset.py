@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from mpp.data.shards import FORMAT, MANIFEST, ShardSet
+from mpp.data.shard_format import FORMAT, MANIFEST
+from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from sources.archives import FilesReader, regular_files, tar_members
 from sources.base import Item, Source, SourceOptions, numbers_as_names, reason_to_ignore
