@@ -8,17 +8,18 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import numpy as np
 from plan import Split
 from shard_job import Job, Record, Work, build_shard, read_record, start_worker
+from stores import loop_runs
 from summary import Summary, progress
 from tqdm import tqdm
 
-from mpp.data.shards import write_manifest
+from mpp.data.shards import INDEX, MANIFEST, write_manifest
 from mpp.errors import DataError, UserError
-from mpp.files import write_stream
+
+REJECTS = "rejects.jsonl"
 
 
 def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
@@ -27,12 +28,13 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
         return 0
     workers = min(args.workers, len(jobs))
     for split in {job.split for job in jobs}:
-        work.target.folder(split).mkdir(exist_ok=True)
-    shared = multiprocessing.RawArray("q", 1 + workers)  # no lock: a worker killed inside one would hang the rest
-    slots: multiprocessing.SimpleQueue[int] = multiprocessing.SimpleQueue()
+        work.target.folder(split).mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn" if loop_runs() else None)
+    shared = context.RawArray("q", 1 + workers)  # no lock: a worker killed inside one would hang the rest
+    slots = context.SimpleQueue()
     for slot in range(workers):
         slots.put(1 + slot)
-    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(work, shared, slots, os.getpid()))
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(work, shared, slots, os.getpid()))
     todo = iter(jobs)
     waiting: set[Future] = set()
     try:
@@ -62,31 +64,36 @@ def records(jobs: Sequence[Job], work: Work) -> Iterator[Record]:
     for job in jobs:
         record = read_record(job, work)
         if record is None:
-            raise DataError(f"{work.target.folder(job.split) / job.name}: vanished or changed meanwhile; run the same command again")
+            raise DataError(f"{work.target.where(job.split, job.name)}: vanished or changed meanwhile; run the same command again")
         yield record
 
 
 def report_rejects(jobs: Sequence[Job], work: Work, summary: Summary, args: argparse.Namespace) -> None:
     """List the rejects in OUT/rejects.jsonl.  Raises DataError when there are more than --max-rejects allows."""
-    path = args.out / "rejects.jsonl"
     if not summary.rejects:
         return
-    write_stream(path, (json.dumps(reject).encode() + b"\n" for record in records(jobs, work) for reject in record.rejects))
+    first: dict = {}
+
+    def lines() -> Iterator[bytes]:
+        for record in records(jobs, work):
+            for reject in record.rejects:
+                first.update(first or reject)
+                yield json.dumps(reject).encode() + b"\n"
+
+    work.target.put_stream(REJECTS, lines())
     count = summary.images + summary.rejects
     if summary.rejects > args.max_rejects * count:
         enough = math.ceil(summary.rejects / count * 1000) / 1000
-        with path.open() as file:
-            first = json.loads(file.readline())
         raise DataError(
             f"{summary.rejects} of {count} files with an image suffix are not readable images, "
             f"first {first['name']} ({first['reason']}); "
-            f"{path} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are kept), "
+            f"{work.target.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are kept), "
             f"or mend them and remove {args.out}"
         )
 
 
-def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], settings: dict, out: Path) -> None:
-    """Write the manifest and the index of one split."""
+def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], settings: dict) -> None:
+    """Write the index and, last, the manifest of one split."""
     colours, colour_images, rejects, images = np.zeros((3, 256), np.int64), 0, 0, 0
     for record in records(jobs, work):
         colours += record.colours
@@ -94,9 +101,11 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         rejects += len(record.rejects)
         images += record.entry["samples"]
     if not images:
-        raise DataError(f"{settings['name']}: no readable image is left for {split.name}; {out / 'rejects.jsonl'} lists why")
+        raise DataError(f"{settings['name']}: no readable image is left for {split.name}; {work.target.where(REJECTS)} lists why")
+    folder = work.target.folder(split.name)
+    folder.mkdir(parents=True, exist_ok=True)
     write_manifest(
-        out / split.name,
+        folder,
         split=split.name,
         shards=((record.entry, record.rows) for record in records(jobs, work)),
         classes=classes,
@@ -105,3 +114,5 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         rejects=rejects,
         source=settings,
     )
+    for name in (INDEX, MANIFEST):
+        work.target.publish(split.name, name)

@@ -30,21 +30,22 @@ import PIL
 from tqdm import tqdm
 
 import mpp
-from mpp.data.shards import ShardSet
 from mpp.errors import DataError, Parser, UserError, run_program
 from mpp.machine import usable_cores
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
-from plan import PLAN, clean, list_once, opened, other_plan, plan_jobs, plan_splits, read_plan
+from plan import list_once, opened, other_plan, plan_jobs, plan_splits, read_plan
 from prepare import QUALITY, Options
+from remote import is_url
+from remote_target import target_at
 from shard_job import Work, read_record
 from shuffle import survey
 from sources import FORMATS, open_source
 from sources.base import SourceOptions
 from summary import Summary
-from target import LocalTarget
+from target import PLAN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,8 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="make_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder; gets train/ and, with --val, val/")
+    parser.add_argument("source", type=_place, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}; or the URL of one")
+    parser.add_argument("out", type=_place, metavar="OUT", help="a new folder or s3://bucket/prefix; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
     parser.add_argument("--checksum", metavar="HEX", help="md5 or sha256 of SOURCE, where it is one file: it must have it")
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
@@ -91,9 +92,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=_at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
     )
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where work is kept until it is in an OUT that is a URL (~/.cache/mpp)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the closing summary as one JSON object")
     return parser.parse_args(argv)
+
+
+def _place(text: str) -> Path | str:
+    return text.rstrip("/") if is_url(text) else Path(text)
 
 
 def _at_least(lowest: int) -> Any:
@@ -134,11 +140,12 @@ def _part(text: str) -> tuple[int, int]:
 def make(args: argparse.Namespace) -> int:
     """List, plan, build what is missing, check the rejects, write the manifests."""
     started = time.monotonic()
-    out = args.out.resolve()
-    source = open_source(args.source.resolve(), out, SourceOptions(args.format, args.checksum))
-    if source.path == out:
+    where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
+    if args.scratch and isinstance(args.out, Path):
+        raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
+    source = open_source(where, out, SourceOptions(args.format, args.checksum))
+    if where == out:
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
-    target = LocalTarget(out)
     settings = {
         "name": source.name,
         "kind": source.kind,
@@ -152,22 +159,25 @@ def make(args: argparse.Namespace) -> int:
         "quality": args.quality,
     }
     plan = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
-    with opened(out, target, args) as fresh:
-        found = read_plan(target, plan, args.out)
+    target = target_at(args.out, args.scratch, plan)
+    with opened(target, args) as fresh:
+        found = read_plan(target, {name: value for name, value in plan.items() if name != "kind" or value}, args)
         if found and found["complete"]:
             if found["plan"]["stamp"] != (found["plan"]["stamp"] if plan["identity"] else survey(source).stamp):
-                raise other_plan(args.out, "complete", f"the files of {source.name} changed")
+                raise other_plan(args, found, f"the files of {source.name} changed")
             for split in found["complete"]:
-                ShardSet.open(out / split)
+                target.check(split)
             print(f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do")
             return 0
-        source, listed = list_once(source, target, args)
+        source, settings["kind"], listed = list_once(source, target, args)
+        if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
+            raise other_plan(args, found, f"the files of {settings['name']} changed")
         splits = plan_splits(source, listed, args)
         names = source.class_names(listed.labels) if args.labels else []
         if len(names) == 1:
             print(f"warning: --labels finds a single class, {names[0]!r}: the first folder level is the class", file=sys.stderr)
         if found is None:
-            found = {"plan": plan | {"stamp": listed.stamp}, "complete": []}
+            found = {"plan": plan | settings | {"stamp": listed.stamp}, "complete": []}
             target.put(PLAN, json.dumps(found).encode())
         work = Work(
             source,
@@ -179,19 +189,21 @@ def make(args: argparse.Namespace) -> int:
         )
         fresh.pop_all()  # from here on what was done is kept
         part, parts = args.part or (0, 1)
+        target.look()
         jobs = [job for number, job in enumerate(plan_jobs(splits, args.samples_per_shard)) if number % parts == part]
-        summary = Summary(args, listed, [split.name for split in splits])
+        summary = Summary(args, target, listed, [split.name for split in splits])
         missing = [job for job in jobs if read_record(job, work) is None]
         summary.built, summary.built_shards = build(missing, work, args), len(missing)
+        target.look()
         for job, record in zip(jobs, records(jobs, work), strict=True):
             summary.add(record, job.split)
         summary.read_bytes = sum(record.counts["read_bytes"] for record in records(missing, work))
         if not args.part:
             report_rejects(jobs, work, summary, args)
             for split in reversed(splits):  # train last: whoever waits for it finds val
-                write_split(split, [job for job in jobs if job.split == split.name], work, names, settings, out)
+                write_split(split, [job for job in jobs if job.split == split.name], work, names, settings)
             target.put(PLAN, json.dumps(found | {"complete": [split.name for split in splits]}).encode())
-            clean(target.scratch)
+            target.clean()
     summary.show(time.monotonic() - started, len(names))
     return 0
 

@@ -2,6 +2,7 @@
 
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from mpp.errors import DataError
@@ -13,10 +14,16 @@ FORMATS = ("folder", "zip", "tar", *MAGIC.values())
 _REMEDY = "give a folder of images, a .zip, .tar, .tar.gz, .tar.xz or .tar.zst"
 
 
-def open_source(path: Path, leave_out: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 (frozen)
-    """The source at `path`, by its content; leave_out: a folder that is not part of it.  Raises DataError for anything else."""
+def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 (frozen)
+    """The source at a path, or at a URL (a str), by its content; leave_out: a folder that is not part of it.
+
+    Raises DataError for anything else.
+    """
+    if isinstance(where, str):
+        return _open_url(where, str(leave_out), options)
+    path = where
     if path.is_dir():
-        return Folder(path, leave_out)
+        return Folder(path, Path(leave_out))
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; {_REMEDY}")
     with path.open("rb") as file:
@@ -31,3 +38,16 @@ def open_source(path: Path, leave_out: Path, options: SourceOptions = SourceOpti
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{path}: is a single file; give the folder that holds the images: {path.parent}")
     raise DataError(f"{path}: is neither a folder nor a whole archive of a known kind; {_REMEDY}")
+
+
+def _open_url(url: str, leave_out: str, options: SourceOptions) -> Source:
+    """A file is fetched first; a prefix of an object store is read in place."""
+    from remote import stat  # which imports sources.base
+
+    from sources.bucket import Bucket
+    from sources.fetched import Fetched
+
+    info = stat(url)
+    if info is None:
+        return Bucket(url, leave_out)
+    return Fetched(url, info, partial(open_source, leave_out=leave_out, options=options))

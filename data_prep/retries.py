@@ -1,0 +1,99 @@
+"""Requests to servers are tried again with growing waits; here is what their errors mean."""
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mpp.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for, and how often it is asked again."""
+
+    connect_seconds: float = 10
+    read_seconds: float = 60  # without a single byte
+    whole_seconds: float = 1800  # of one answer: a server may also drip
+    waits: tuple[float, ...] = (1, 2, 4, 8, 16)  # seconds before each further try
+
+
+PATIENCE = Patience()
+
+CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=1",
+    "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS; for a public bucket FSSPEC_GS_TOKEN=anon",
+}
+_WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
+_NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError", "ProfileNotFound")
+
+
+class Refused(Exception):
+    """The server answered and will not give this; asking again changes nothing."""
+
+    def __init__(self, reason: str, *, absent: bool = False):
+        super().__init__(reason)
+        self.absent = absent
+
+
+class Trouble(Exception):
+    """An answer that cannot be used and may be better next time."""
+
+
+def patiently(url: str, call: Callable[[], T]) -> T:
+    """call(), again and again while the server is in trouble.
+
+    Raises Refused, and DataError for wrong credentials or when the server is still in trouble after PATIENCE.waits.
+    """
+    for wait in (*PATIENCE.waits, None):
+        try:
+            return call()
+        except errors() as error:
+            trouble = meaning(url, error)
+        give_up_or_wait(url, trouble, wait)
+    raise AssertionError
+
+
+def give_up_or_wait(url: str, trouble: str, wait: float | None) -> None:
+    """Sleep before the next try; without one raise DataError."""
+    if wait is None:
+        raise DataError(
+            f"{url}: {trouble}, after {len(PATIENCE.waits)} more tries; check the server and the network, then run the same command again: "
+            "what is done is kept"
+        )
+    time.sleep(wait * random.uniform(0.5, 1))  # many workers must not come back all at once
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise for a failed request; only of those that were imported."""
+    found: list[type[Exception]] = [OSError, Trouble]  # requests' and s3fs's are OSErrors
+    for module, names in (
+        ("botocore.exceptions", ("BotoCoreError", "ClientError")),
+        ("aiohttp", ("ClientError",)),
+        ("gcsfs.retry", ("HttpError",)),
+        ("google.auth.exceptions", ("GoogleAuthError",)),
+        ("urllib3.exceptions", ("HTTPError",)),
+    ):
+        found += [getattr(sys.modules[module], name) for name in names if module in sys.modules]
+    return tuple(found)
+
+
+def meaning(url: str, error: Exception) -> str:
+    """The trouble in words, where another try may help.  Raises Refused or DataError where it cannot."""
+    name, said = type(error).__name__, " ".join(str(error).split())
+    code = str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")) if error.__cause__ else ""
+    status = getattr(error, "code", None)
+    if name in _NO_KEYS or code in _WRONG_KEYS or status in (401, "401"):
+        need = CREDENTIALS.get(url.partition(":")[0], "check the credentials")
+        raise DataError(f"{url}: no valid credentials ({code or said or name}); {need}") from error
+    if isinstance(error, FileNotFoundError):
+        raise Refused("is not there (404)" if code != "NoSuchBucket" else "there is no such bucket", absent=True) from error
+    if code in ("InvalidRange", "416"):
+        raise Refused("is empty, or ends before the bytes that were asked for") from error
+    if isinstance(error, PermissionError) or said.startswith("Forbidden") or status in (403, "403"):
+        raise Refused("may not be read or written with these credentials (403)") from error
+    return said if isinstance(error, Trouble) else f"{name}: {said}" if said else name
