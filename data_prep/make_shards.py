@@ -99,7 +99,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _place(text: str) -> Path | str:
-    return text.rstrip("/") if is_url(text) else Path(text)
+    return text if is_url(text) else Path(text)
 
 
 def _at_least(lowest: int) -> Any:
@@ -144,7 +144,7 @@ def make(args: argparse.Namespace) -> int:
     if args.scratch and isinstance(args.out, Path):
         raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
     source = open_source(where, out, SourceOptions(args.format, args.checksum))
-    if where == out:
+    if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
     settings = {
         "name": source.name,

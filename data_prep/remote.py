@@ -77,7 +77,7 @@ def stat(url: str) -> Info | None:
     protocol, path = split_url(url)
     try:
         if protocol not in WEB:
-            return store_for(protocol).info(path.rstrip("/"))
+            return None if path.endswith("/") else store_for(protocol).info(path)
         answer = web.stat(url)
     except Refused as error:
         raise DataError(f"{url}: {error}; check the address and your access to it") from error

@@ -30,7 +30,7 @@ def target_at(out: Path | str, scratch: Path | None, plan: dict) -> Target:
     if isinstance(out, Path):
         return LocalTarget(out)
     base = scratch or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpp"
-    key = hashlib.sha256(json.dumps([out, plan]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([out.rstrip("/"), plan]).encode()).hexdigest()[:16]
     return RemoteTarget(out, base.resolve() / f"shards-{key}")
 
 

@@ -83,4 +83,8 @@ class Summary:
         if args.part:
             print(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
         else:
-            print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={self.target.where('train')}")
+            train = self.target.where("train")
+            if isinstance(args.out, str):
+                print(f"next:     copy {train} to a disk of the machines that train")
+            else:
+                print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={train}")
