@@ -9,9 +9,14 @@ goes on with the shards it lacks and ends with the same bytes.
 On many machines: run the command with --part 0/8 ... 7/8, in any order and at any time, then once without --part: that makes whatever is
 still missing and writes the manifest, and the result is the same as one process would have made.
 
+SOURCE may be the URL of an archive, which is fetched once, or of a prefix of an object store, which is read in place.  OUT may be
+s3://bucket/prefix: shards are made in a local folder (--scratch), uploaded and compared; what is finished is noted in the store, so that
+parts on many machines see it.  A store has no locks: do not run the same part twice at a time (the bytes would still be right).
+
     OUT/.work/plan.json           what this OUT is being made from; a different command is refused
     OUT/.work/listing.json        what the source holds, once listed; beside it the shuffled order (*.items, *.offsets)
     OUT/.work/source.tar          SOURCE unpacked, while it is needed (only for compressed tars)
+    OUT/.work/fetched/            SOURCE fetched from its URL, while it is needed
     OUT/.work/train-000003.done   a finished shard's rows; written after the shard has its name
     OUT/rejects.jsonl             files with an image suffix that are no readable images
 """

@@ -1,5 +1,6 @@
 """Requests to servers are tried again with growing waits; here is what their errors mean."""
 
+import errno
 import random
 import sys
 import time
@@ -19,7 +20,7 @@ class Patience:
     connect_seconds: float = 10
     read_seconds: float = 60  # without a single byte
     whole_seconds: float = 1800  # of one answer: a server may also drip
-    waits: tuple[float, ...] = (1, 2, 4, 8, 16)  # seconds before each further try
+    waits: tuple[float, ...] = (1, 2, 4, 8, 16, 32)  # seconds before each further try
 
 
 PATIENCE = Patience()
@@ -28,6 +29,7 @@ CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=1",
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS; for a public bucket FSSPEC_GS_TOKEN=anon",
 }
+_OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk is no server in trouble
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
 _NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError", "ProfileNotFound")
 
@@ -59,12 +61,14 @@ def patiently(url: str, call: Callable[[], T]) -> T:
 
 
 def give_up_or_wait(url: str, trouble: str, wait: float | None) -> None:
-    """Sleep before the next try; without one raise DataError."""
+    """Sleep before the next try, and say so where that is long; without a wait raise DataError."""
     if wait is None:
         raise DataError(
             f"{url}: {trouble}, after {len(PATIENCE.waits)} more tries; check the server and the network, then run the same command again: "
             "what is done is kept"
         )
+    if wait >= 8:
+        print(f"warning: {url}: {trouble}; trying again in {wait:g} s", file=sys.stderr)
     time.sleep(wait * random.uniform(0.5, 1))  # many workers must not come back all at once
 
 
@@ -83,7 +87,9 @@ def errors() -> tuple[type[Exception], ...]:
 
 
 def meaning(url: str, error: Exception) -> str:
-    """The trouble in words, where another try may help.  Raises Refused or DataError where it cannot."""
+    """The trouble in words, where another try may help.  Raises Refused or DataError where it cannot, and what no server has caused."""
+    if getattr(error, "errno", None) in _OF_THIS_MACHINE:
+        raise error
     name, said = type(error).__name__, " ".join(str(error).split())
     code = str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")) if error.__cause__ else ""
     status = getattr(error, "code", None)

@@ -82,6 +82,8 @@ class Summary:
         )
         if args.part:
             print(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
+            if isinstance(args.out, str):
+                print(f"where this machine makes no other part, {self.target.scratch} can be removed")
         else:
             train = self.target.where("train")
             if isinstance(args.out, str):

@@ -116,7 +116,9 @@ class LocalTarget:
             return None
 
     def put(self, name: str, data: bytes) -> None:
-        write_atomically(self.root / name, data)
+        path = self.root / name
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, data)
 
     def put_stream(self, name: str, chunks: Iterable[bytes]) -> None:
         write_stream(self.root / name, chunks)

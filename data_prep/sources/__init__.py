@@ -49,5 +49,7 @@ def _open_url(url: str, leave_out: str, options: SourceOptions) -> Source:
 
     info = stat(url)
     if info is None:
+        if options.checksum or options.format not in (None, "folder"):
+            raise DataError(f"{url}: is no file but a prefix, which is read as a folder of images; leave out --checksum and --format")
         return Bucket(url, leave_out)
     return Fetched(url, info, partial(open_source, leave_out=leave_out, options=options))

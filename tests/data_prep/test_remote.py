@@ -1,5 +1,6 @@
 """Sources and targets behind URLs: servers that misbehave, and object stores that must give what a local folder gives."""
 
+import errno
 import io
 import json
 import os
@@ -148,6 +149,18 @@ def test_a_download_from_a_server_that_does_not_recover_is_an_error_that_names_i
         fetch(server, tmp_path)
     assert server.url in str(caught.value)
     assert not (tmp_path / "photos.tar").exists()
+
+
+def test_a_full_disk_is_not_taken_for_a_server_in_trouble(server, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(remote, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(server, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="No space left"):
+        retries.patiently(server.url, lambda: full(tmp_path, b""))
 
 
 def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
@@ -350,7 +363,8 @@ def test_a_prefix_gives_the_shards_of_its_folder(s3, expected, tmp_path, capsys,
     assert snapshot(tmp_path / "out") == expected
 
 
-def test_a_folder_goes_to_a_bucket_and_stays_whole_there(s3, photos, expected, tmp_path, capsys):
+def test_a_folder_goes_to_a_bucket_and_stays_whole_there(s3, photos, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build, "loop_runs", stores.loop_runs)  # workers are spawned
     make_shards.main([str(photos), "s3://bucket/out/", *OPTIONS])
     assert published(s3) == expected
     assert "s3://bucket/out/train: 10 images in 3 shards" in capsys.readouterr().out
@@ -364,6 +378,16 @@ def test_a_folder_goes_to_a_bucket_and_stays_whole_there(s3, photos, expected, t
         make_shards.main([str(photos), "s3://bucket/out", *OPTIONS])
     with pytest.raises(DataError, match="is not empty and was not begun by make_shards"):
         make_shards.main([str(photos), "s3://bucket/out/train", *OPTIONS])
+
+
+def test_rejects_are_listed_in_the_bucket(s3, tmp_path):
+    folder = lay_out(tmp_path / "photos", files(3) | {"a/bad.jpg": b"bad"})
+    with pytest.raises(DataError, match=r"1 of 5 files .* first a/bad.jpg .*; s3://bucket/out/rejects\.jsonl lists them all"):
+        make_shards.main([str(folder), "s3://bucket/out", "--quiet", "--workers", "1"])
+    made = heads(s3)["out/train/000000.tar"]["LastModified"]
+    make_shards.main([str(folder), "s3://bucket/out", "--quiet", "--workers", "1", "--max-rejects", "0.5"])
+    assert heads(s3)["out/train/000000.tar"]["LastModified"] == made
+    assert json.loads(published(s3)["rejects.jsonl"])["name"] == "a/bad.jpg"
 
 
 def test_an_archive_in_a_bucket_goes_to_the_same_bucket(s3, photos, tmp_path):
@@ -490,6 +514,8 @@ def test_missing_credentials_and_buckets_are_one_line(s3, photos, tmp_path, monk
         make_shards.main(["s3://nowhere-at-all/x", str(tmp_path / "out")])
     with pytest.raises(DataError, match=r"s3://nowhere-at-all/out: there is no such bucket; check the bucket and your access"):
         make_shards.main([str(photos), "s3://nowhere-at-all/out", "--quiet"])
+    with pytest.raises(DataError, match="is no file but a prefix"):
+        make_shards.main(["s3://bucket/none/", str(tmp_path / "out"), "--format", "zip"])
     with pytest.raises(DataError, match="holds no images"):
         make_shards.main(["s3://bucket/none/", str(tmp_path / "out"), "--quiet"])
     monkeypatch.setattr(stores, "_file_systems", {})
