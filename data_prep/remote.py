@@ -23,7 +23,7 @@ from mpp.files import write_atomically
 WEB = ("http", "https")
 LISTED = (*WEB, "s3", "gs")  # what a row of a list may name: its author is not the user
 LOCAL = ("file", "local", "zip", "tar", "libarchive", "dir", "simplecache", "filecache", "blockcache")
-RANGE_BYTES = 64 << 20  # fetched at a time; what a kill may cost
+RANGE_BYTES = 32 << 20  # fetched at a time; what a kill may cost
 
 
 def is_url(where: object) -> bool:

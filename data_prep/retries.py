@@ -51,7 +51,8 @@ def patiently(url: str, call: Callable[[], T]) -> T:
 
     Raises Refused, and DataError for wrong credentials or when the server is still in trouble after PATIENCE.waits.
     """
-    for wait in (*PATIENCE.waits, None):
+    waits = PATIENCE.waits[:1] if url.startswith(("gs:", "gcs:")) else PATIENCE.waits  # gcsfs itself has tried for a minute
+    for wait in (*waits, None):
         try:
             return call()
         except errors() as error:
@@ -64,7 +65,7 @@ def give_up_or_wait(url: str, trouble: str, wait: float | None) -> None:
     """Sleep before the next try, and say so where that is long; without a wait raise DataError."""
     if wait is None:
         raise DataError(
-            f"{url}: {trouble}, after {len(PATIENCE.waits)} more tries; check the server and the network, then run the same command again: "
+            f"{url}: {trouble}, still so after several tries; check the server and the network, then run the same command again: "
             "what is done is kept"
         )
     if wait >= 8:
@@ -102,4 +103,6 @@ def meaning(url: str, error: Exception) -> str:
         raise Refused("is empty, or ends before the bytes that were asked for") from error
     if isinstance(error, PermissionError) or said.startswith("Forbidden") or status in (403, "403"):
         raise Refused("may not be read or written with these credentials (403)") from error
-    return said if isinstance(error, Trouble) else f"{name}: {said}" if said else name
+    if isinstance(error, Trouble):
+        return said
+    return getattr(error, "strerror", None) or (f"{name}: {said}" if said else name)

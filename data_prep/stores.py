@@ -40,14 +40,20 @@ def file_system(protocol: str) -> Any:
     """This process's own fsspec file system.  Raises DataError where a package is missing."""
     key = os.getpid(), protocol
     if key not in _file_systems:
+        patience = retries.PATIENCE
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if protocol in ("s3", "s3a"):
-            patience = retries.PATIENCE
             timeouts = {"connect_timeout": patience.connect_seconds, "read_timeout": patience.read_seconds}
             options |= {"config_kwargs": timeouts | {"retries": {"max_attempts": 1}}, "max_concurrency": 2}
         try:
             import fsspec
 
+            if protocol in ("gs", "gcs"):
+                import aiohttp
+
+                options["requests_timeout"] = aiohttp.ClientTimeout(
+                    total=patience.whole_seconds, sock_connect=patience.connect_seconds, sock_read=patience.read_seconds
+                )
             made = fsspec.filesystem(protocol, **options)
         except ImportError as error:
             package = PACKAGES.get(protocol)
