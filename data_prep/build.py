@@ -5,9 +5,11 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import numpy as np
 from plan import Split
@@ -29,6 +31,7 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
     workers = min(args.workers, len(jobs))
     for split in {job.split for job in jobs}:
         work.target.folder(split).mkdir(parents=True, exist_ok=True)
+    # fsspec's event loop is a thread, which a fork would leave behind
     context = multiprocessing.get_context("spawn" if loop_runs() else None)
     shared = context.RawArray("q", 1 + workers)  # no lock: a worker killed inside one would hang the rest
     slots = context.SimpleQueue()
@@ -41,7 +44,8 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
         with tqdm(total=sum(job.count for job in jobs), desc=f"{len(jobs)} shards", unit="img", **progress(args)) as bar:
             while True:
                 while len(waiting) < 2 * workers and (job := next(todo, None)):
-                    waiting.add(pool.submit(build_shard, job))
+                    with deaf_children():
+                        waiting.add(pool.submit(build_shard, job))
                 if not waiting:
                     break
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -57,6 +61,16 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
         shared[0] = 1  # after an error or Ctrl-C the others give up their shards
         pool.shutdown(cancel_futures=True)
     return sum(shared[1:])
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started here do not hear Ctrl-C: it reaches the whole group, and this process decides."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def records(jobs: Sequence[Job], work: Work) -> Iterator[Record]:
