@@ -155,24 +155,26 @@ class S3Store(Store):
         return {"Bucket": bucket, "Key": key}
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        return self._get(path, Range=f"bytes={start}-{end - 1}")[0]
+        return self._get(path, end - start, Range=f"bytes={start}-{end - 1}")[0]
 
     def read_listed(self, info: Info) -> bytes | None:
         try:
-            data, tag = self._get(info.path)
+            data, tag = self._get(info.path, info.size)
         except Refused as error:
             if error.absent:
                 return None
             raise
         return data if (len(data), tag) == (info.size, info.tag) else None
 
-    def _get(self, path: str, **options: str) -> tuple[bytes, str]:
-        """An object's bytes and ETag, from one answer."""
+    def _get(self, path: str, limit: int, **options: str) -> tuple[bytes, str]:
+        """An object's bytes and ETag, from one answer; no bytes where it has more than `limit`."""
         from fsspec.asyn import sync
 
         def get() -> tuple[bytes, str]:
             answer = self.fs.call_s3("get_object", **self._split(path), **options)
             try:
+                if answer["ContentLength"] > limit:
+                    return b"", answer["ETag"].strip('"')
                 data = sync(self.fs.loop, answer["Body"].read, timeout=retries.PATIENCE.whole_seconds)
             finally:
                 answer["Body"].close()

@@ -122,7 +122,19 @@ def fetch(server, folder: Path, limit: int = 1 << 60) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "words", [["well"], ["500", "503"], ["cut"], ["stall"], ["more"], ["shifted"], ["429", "cut", "500"], ["no ranges"], ["cut"] * 5]
+    "words",
+    [
+        ["well"],
+        ["500", "503"],
+        ["cut"],
+        ["stall"],
+        ["more"],
+        ["shifted"],
+        ["429", "cut", "500"],
+        ["no ranges"],
+        ["always no ranges"],
+        ["cut"] * 5,
+    ],
 )
 @pytest.mark.parametrize("good_ones_first", [1, 3])
 def test_a_download_survives_a_server_that_recovers(server, tmp_path, words, good_ones_first):
@@ -158,10 +170,9 @@ def test_a_full_disk_is_not_taken_for_a_server_in_trouble(server, tmp_path, monk
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(remote, "write_atomically", full)
-    with pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(remote, "write_atomically", full)
         fetch(server, tmp_path)
-    monkeypatch.undo()
     with pytest.raises(OSError, match="No space left"):
         retries.patiently(server.url, lambda: full(tmp_path, b""))
 
@@ -193,6 +204,13 @@ def test_what_was_fetched_of_a_file_that_has_changed_since_is_thrown_away(server
 
 def test_a_file_that_changes_after_its_last_range_is_named(server, tmp_path):
     server.script = ["well"] * 6 + ["changed"]
+    with pytest.raises(DataError, match="changed while it was fetched"):
+        fetch(server, tmp_path)
+    assert not (tmp_path / "photos.tar").exists()
+
+
+def test_a_file_that_was_another_one_for_a_while_is_named(server, tmp_path):
+    server.script = ["well"] * 3 + ["changed"]
     with pytest.raises(DataError, match="changed while it was fetched"):
         fetch(server, tmp_path)
     assert not (tmp_path / "photos.tar").exists()
@@ -408,6 +426,8 @@ def test_parts_made_on_many_machines_meet_in_the_bucket(s3, photos, expected, tm
     assert not any(name.endswith("manifest.json") for name in listing(s3, "out/"))
     made = {name: entry["LastModified"] for name, entry in heads(s3).items() if name.endswith(".tar")}
     assert len(made) == 4
+    s3.put_object(Bucket="bucket", Key="out/train/000001.tar", Body=b"damaged meanwhile")
+    del made["out/train/000001.tar"]
     make_shards.main([str(photos), "s3://bucket/out", "--scratch", str(tmp_path / "2"), *OPTIONS])
     assert published(s3) == expected
     assert {name: entry["LastModified"] for name, entry in heads(s3).items() if name in made} == made  # not made again
