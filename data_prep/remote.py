@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import retries
 import web
-from retries import Refused, Trouble, errors, give_up_or_wait, meaning
+from retries import Refused, Trouble, errors, give_up_or_wait, meaning, shown
 from sources.base import MAX_FILE_BYTES, Bar
 from stores import Info, store_for
 
@@ -34,11 +34,11 @@ def split_url(url: str) -> tuple[str, str]:
     """(protocol, the rest).  Raises DataError for a chain of file systems and for local ones."""
     protocol, _, path = url.partition("://")
     if re.match(r"[\w+.-]+::", url) or re.search(r"::[\w+.-]+://", url):
-        raise DataError(f"{url}: is a chain of URLs; give the URL of the file itself")
+        raise DataError(f"{shown(url)}: is a chain of URLs; give the URL of the file itself")
     if protocol.lower() in LOCAL:
-        raise DataError(f"{url}: {protocol}:// is a local file; give its path")
+        raise DataError(f"{shown(url)}: {protocol}:// is a local file; give its path")
     if not path.strip("/"):
-        raise DataError(f"{url}: names nothing; give {protocol}://bucket/prefix/ or the URL of a file")
+        raise DataError(f"{shown(url)}: names nothing; give {protocol}://bucket/prefix/ or the URL of a file")
     return protocol.lower(), path
 
 
@@ -57,18 +57,18 @@ def read_url(url: str) -> bytes:
     protocol, _, path = url.partition("://")
     protocol = protocol.lower()
     if protocol not in LISTED or not path or re.search(r"::[\w+.-]+://", url):
-        raise BadSample(f"{url[:200]}: is no URL of {', '.join(LISTED)}")
+        raise BadSample(f"{shown(url)[:200]}: is no URL of {', '.join(LISTED)}")
     try:
         if protocol in WEB:
             data = web.read(url, MAX_FILE_BYTES)
         else:
             data = store_for(protocol).read(path, 0, MAX_FILE_BYTES + 1)
     except Refused as error:
-        raise BadSample(f"{url[:200]}: {error}") from error
+        raise BadSample(f"{shown(url)[:200]}: {error}") from error
     if not data:
-        raise BadSample(f"{url[:200]}: an empty file")
+        raise BadSample(f"{shown(url)[:200]}: an empty file")
     if len(data) > MAX_FILE_BYTES:
-        raise BadSample(f"{url[:200]}: is larger than {MAX_FILE_BYTES} bytes")
+        raise BadSample(f"{shown(url)[:200]}: is larger than {MAX_FILE_BYTES} bytes")
     return data
 
 
@@ -80,9 +80,11 @@ def stat(url: str) -> Info | None:
             return None if path.endswith("/") else store_for(protocol).info(path)
         answer = web.stat(url)
     except Refused as error:
-        raise DataError(f"{url}: {error}; check the address and your access to it") from error
+        raise DataError(f"{shown(url)}: {error}; check the address and your access to it") from error
     if answer.size is None:
-        raise DataError(f"{url}: the server does not say how large it is, so a cut would go unnoticed; get it yourself and give the file")
+        raise DataError(
+            f"{shown(url)}: the server does not say how large it is, so a cut would go unnoticed; get it yourself and give the file"
+        )
     return Info(path, answer.size, answer.tag)
 
 
@@ -94,7 +96,7 @@ def download(url: str, expected: Info, target: Path, bar: Bar) -> None:
     """
     part, note = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.json")
     target.parent.mkdir(parents=True, exist_ok=True)
-    known = [url, expected.size, expected.tag]
+    known = [shown(url), expected.size, expected.tag]  # so a signature may be renewed between two runs
     try:
         noted, done = json.loads(note.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -127,7 +129,9 @@ def download(url: str, expected: Info, target: Path, bar: Bar) -> None:
                     if done < end:
                         raise Trouble(f"sent {done - start} of {end - start} bytes")
             except Refused as error:
-                raise DataError(f"{url}: {error}, at byte {done} of {expected.size}; check the address and your access to it") from error
+                raise DataError(
+                    f"{shown(url)}: {error}, at byte {done} of {expected.size}; check the address and your access to it"
+                ) from error
             except errors() as error:
                 give_up_or_wait(url, f"{meaning(url, error)}, at byte {done} of {expected.size}", next(waits, None))
                 continue
@@ -156,6 +160,6 @@ def _range(url: str, start: int, end: int, expected: Info) -> Iterator[tuple[int
 def _changed(url: str, expected: Info, found: Any) -> DataError:
     now = f"{found.size} bytes {found.tag}" if found else "a folder"
     return DataError(
-        f"{url}: changed while it was fetched ({expected.size} bytes {expected.tag} then, {now} now); "
+        f"{shown(url)}: changed while it was fetched ({expected.size} bytes {expected.tag} then, {now} now); "
         "run the same command again, and leave it alone meanwhile"
     )

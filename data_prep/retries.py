@@ -2,6 +2,7 @@
 
 import errno
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,14 @@ CREDENTIALS = {
 _OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk is no server in trouble
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
 _NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError", "ProfileNotFound")
+
+
+_SECRET = re.compile(r"\?\S*(sign|token|key|secret|password|credential)\S*", re.IGNORECASE)
+
+
+def shown(text: str) -> str:
+    """A URL, or a text that holds some, for messages and files: without passwords, keys and signatures."""
+    return _SECRET.sub("?...", re.sub(r"://[^/@\s]*@", "://", text))
 
 
 class Refused(Exception):
@@ -65,11 +74,11 @@ def give_up_or_wait(url: str, trouble: str, wait: float | None) -> None:
     """Sleep before the next try, and say so where that is long; without a wait raise DataError."""
     if wait is None:
         raise DataError(
-            f"{url}: {trouble}, still so after several tries; check the server and the network, then run the same command again: "
+            f"{shown(url)}: {trouble}, still so after several tries; check the server and the network, then run the same command again: "
             "what is done is kept"
         )
     if wait >= 8:
-        print(f"warning: {url}: {trouble}; trying again in {wait:g} s", file=sys.stderr)
+        print(f"warning: {shown(url)}: {trouble}; trying again in {wait:g} s", file=sys.stderr)
     time.sleep(wait * random.uniform(0.5, 1))  # many workers must not come back all at once
 
 
@@ -91,7 +100,7 @@ def meaning(url: str, error: Exception) -> str:
     """The trouble in words, where another try may help.  Raises Refused or DataError where it cannot, and what no server has caused."""
     if getattr(error, "errno", None) in _OF_THIS_MACHINE:
         raise error
-    name, said = type(error).__name__, " ".join(str(error).split())
+    name, said = type(error).__name__, shown(" ".join(str(error).split()))
     code = str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")) if error.__cause__ else ""
     status = getattr(error, "code", None)
     if name in _NO_KEYS or code in _WRONG_KEYS or status in (401, "401"):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import retries
-from retries import Refused, Trouble, patiently
+from retries import Refused, Trouble, patiently, shown
 
 import mpp
 from mpp.errors import DataError
@@ -54,7 +54,7 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
     timeout = patience.connect_seconds, patience.read_seconds
     for _ in range(REDIRECTS):  # by hand: requests reads the body of a redirect, however long it is
         if urlsplit(url).scheme.lower() not in ("http", "https"):
-            raise Refused(f"leads to {url[:200]}, which is no http or https address")
+            raise Refused(f"leads to {shown(url)[:200]}, which is no http or https address")
         try:
             response = _session().get(url, headers=ranged, stream=True, timeout=timeout, allow_redirects=False)
         except requests.exceptions.InvalidURL as error:

@@ -162,8 +162,14 @@ def test_a_download_from_a_server_that_does_not_recover_is_an_error_that_names_i
     server.script = ["well"] * 3 + [f"always {word}"]
     with pytest.raises(DataError, match=re.escape(said)) as caught:
         fetch(server, tmp_path)
-    assert server.url in str(caught.value)
+    assert server.url.replace("key=secret", "...") in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert not (tmp_path / "photos.tar").exists()
+
+
+def test_messages_hold_no_passwords_and_no_signatures():
+    assert retries.shown("https://me:pass@host/a/b.tar?X-Amz-Signature=1f&x=2 (3 tries)") == "https://host/a/b.tar?... (3 tries)"
+    assert retries.shown("https://host/a@b?id=3") == "https://host/a@b?id=3"
 
 
 def test_a_full_disk_is_not_taken_for_a_server_in_trouble(server, tmp_path, monkeypatch):
