@@ -56,7 +56,7 @@ def read_url(url: str) -> bytes:
     """
     protocol, _, path = url.partition("://")
     protocol = protocol.lower()
-    if protocol not in LISTED or not path or re.search(r"::[\w+.-]+://", url):
+    if protocol not in LISTED or (protocol not in WEB and not path.partition("/")[2]) or re.search(r"::[\w+.-]+://", url):
         raise BadSample(f"{shown(url)[:200]}: is no URL of {', '.join(LISTED)}")
     try:
         if protocol in WEB:

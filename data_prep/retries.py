@@ -110,6 +110,8 @@ def meaning(url: str, error: Exception) -> str:
         raise Refused("is not there (404)" if code != "NoSuchBucket" else "there is no such bucket", absent=True) from error
     if code in ("InvalidRange", "416"):
         raise Refused("is empty, or ends before the bytes that were asked for") from error
+    if name == "ParamValidationError" or code == "InvalidBucketName":
+        raise Refused(f"is no address of this store ({said})") from error
     if isinstance(error, PermissionError) or said.startswith("Forbidden") or status in (403, "403"):
         raise Refused("may not be read or written with these credentials (403)") from error
     if isinstance(error, Trouble):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import retries
 from retries import Refused, Trouble, patiently, shown
@@ -46,23 +46,19 @@ def _session() -> Any:
 @contextmanager
 def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
     """Ask for a file, or its bytes [start, end).  Raises Refused and retries.errors(); takes no more than the server announced."""
-    import requests
-
     patience = retries.PATIENCE
     ranged = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
     deadline = time.monotonic() + patience.whole_seconds
     timeout = patience.connect_seconds, patience.read_seconds
     for _ in range(REDIRECTS):  # by hand: requests reads the body of a redirect, however long it is
-        if urlsplit(url).scheme.lower() not in ("http", "https"):
-            raise Refused(f"leads to {shown(url)[:200]}, which is no http or https address")
         try:
             response = _session().get(url, headers=ranged, stream=True, timeout=timeout, allow_redirects=False)
-        except requests.exceptions.InvalidURL as error:
-            raise Refused(f"is no address ({error})") from error
-        if (leads_to := _session().get_redirect_target(response)) is None:
-            break
-        response.close()
-        url = urljoin(url, leads_to)
+            if (leads_to := _session().get_redirect_target(response)) is None:
+                break
+            response.close()
+            url = urljoin(url, leads_to)
+        except ValueError as error:  # requests says so of any other protocol and of what is no URL, urllib of some of these
+            raise Refused(f"is no address, or leads to none ({shown(str(error))[:200]})") from error
     else:
         raise Refused(f"redirects more than {REDIRECTS} times")
 
