@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import build
+import fsspec
 import make_shards
 import numpy as np
 import pytest
@@ -293,6 +294,7 @@ def test_urls_that_cannot_be_right_are_named(url, said, tmp_path):
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     for package, url in (("s3fs", "s3://b/x"), ("gcsfs", "gs://b/x")):
         monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(fsspec.registry._registry, url.partition(":")[0], raising=False)
         monkeypatch.setattr(stores, "_file_systems", {})
         with pytest.raises(DataError, match=f"pip install {package}"):
             remote.stat(url)
@@ -504,8 +506,6 @@ def test_an_object_that_changed_after_it_was_listed_is_named(s3):
 
 
 def test_other_stores_list_and_read_through_fsspec():
-    import fsspec
-
     memory = fsspec.filesystem("memory")
     for name, data in files().items():
         memory.pipe_file(f"/bucket/photos/{name}", data)
