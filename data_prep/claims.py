@@ -20,9 +20,8 @@ def is_foreign(manifest: Manifest) -> bool:
 
 def colour_limit(manifest: Manifest) -> int:
     """Which images mean and std are taken from: as `ShardCheck.colour_limit`."""
-    if not is_foreign(manifest) or not manifest.shards:
-        return MEAN_STD_IMAGES
-    return 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(manifest.shards))))
+    told = manifest.source.get("colour_images") if is_foreign(manifest) else None
+    return told if isinstance(told, int) else MEAN_STD_IMAGES
 
 
 def claim_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:

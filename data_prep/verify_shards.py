@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -39,6 +39,7 @@ from mpp.machine import usable_cores
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from claims import claim_faults, colour_faults, colour_limit, colours_are_told, is_foreign
+from options import at_least
 from shard_check import ShardCheck, Tally
 from splits import splits_of
 from spread import spread
@@ -88,22 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    def whole_number(lowest: int) -> Any:
-        def read(text: str) -> int:
-            if not text.isdecimal() or not lowest <= int(text) < 2**63:
-                raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-            return int(text)
-
-        return read
-
     parser = Parser(
         prog="verify_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a split, such as OUT/train, or OUT for all its splits")
     parser.add_argument("--full", action="store_true", help="read every byte and decode every image")
-    parser.add_argument("--sample", type=whole_number(0), default=1000, metavar="N", help="images a split to look at without --full")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="which images those are")
-    parser.add_argument("--workers", type=whole_number(1), default=usable_cores(), metavar="N", help="processes")
+    parser.add_argument("--sample", type=at_least(0), default=1000, metavar="N", help="images a split to look at without --full")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="which images those are")
+    parser.add_argument("--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
     return parser.parse_args(argv)
@@ -155,7 +148,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
             bar.update(count)
 
         work = functools.partial(check_shard, folder, None if index is None else manifest.index.name, foreign, colour_limit(manifest))
-        for done in run_jobs(work, jobs, max(1, min(args.workers, len(jobs))), tick):
+        for done in run_jobs(work, jobs, args.workers, tick):
             tally.update(done.tally)
             report.images += done.images
             colours += done.colours

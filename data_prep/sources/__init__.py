@@ -3,6 +3,7 @@
 import tarfile
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from mpp.errors import DataError, UserError
@@ -27,11 +28,14 @@ _REMEDY = (
 )
 
 
-def open_source(path: Path, leave_out: Path, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 (frozen)
-    """The source at `path`, by its content or of the kind that the options name; leave_out: a folder that is not part of it.
+def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions = SourceOptions()) -> Source:  # noqa: B008 (frozen)
+    """The source at a path, or at a URL (a str), by its content or of the kind that the options name; leave_out: a folder that is not part of it.
 
     Raises DataError for anything else, and UserError for options that do not fit it.
     """
+    if isinstance(where, str):
+        return _open_url(where, str(leave_out), options)
+    path, leave_out = where, Path(leave_out)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; {_REMEDY}")
     checksum = options.checksum and parse_checksum(options.checksum)
@@ -116,3 +120,18 @@ def other_format(source: Source, ignored: Counter) -> str:
     if source.kind != "folder" or not meant:
         return ""
     return f"for its {ignored[meant[0][0]]} {meant[0][0]} files say --format {meant[0][1]}"
+
+
+def _open_url(url: str, leave_out: str, options: SourceOptions) -> Source:
+    """A file is fetched first; a prefix of an object store is read in place."""
+    from remote import stat  # which imports sources.base
+
+    from sources.bucket import Bucket
+    from sources.fetched import Fetched
+
+    info = stat(url)
+    if info is None:
+        if options.checksum or options.format not in (None, "folder"):
+            raise DataError(f"{url}: is no file but a prefix, which is read as a folder of images; leave out --checksum and --format")
+        return Bucket(url, leave_out)
+    return Fetched(url, info, partial(open_source, leave_out=leave_out, options=options))

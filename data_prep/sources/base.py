@@ -30,6 +30,7 @@ IMAGE_SUFFIXES = (
 )
 MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
 MAX_CLASSES = 1_000_000
+FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
 
@@ -80,6 +81,10 @@ class Source:
         """Changes when the source is replaced, as far as can be told without listing it: here size and time of its file."""
         status = self.path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
+
+    def fetch(self, scratch: Path, bar: Bar) -> "Source":
+        """A source on this machine, whose `kind` is known: itself, or one made of a file fetched into `scratch`."""
+        return self
 
     def unpack(self, scratch: Path, bar: Bar) -> "Source":
         """A source with the same images that can be read at random: itself, or one made of files below `scratch`.
