@@ -27,6 +27,7 @@ import remote
 import remote_target
 import retries
 import stores
+from fsspec.registry import _registry
 from PIL import Image
 from sources import open_source
 from sources.base import Item
@@ -294,7 +295,7 @@ def test_urls_that_cannot_be_right_are_named(url, said, tmp_path):
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     for package, url in (("s3fs", "s3://b/x"), ("gcsfs", "gs://b/x")):
         monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.delitem(fsspec.registry._registry, url.partition(":")[0], raising=False)
+        monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
         monkeypatch.setattr(stores, "_file_systems", {})
         with pytest.raises(DataError, match=f"pip install {package}"):
             remote.stat(url)
