@@ -240,7 +240,8 @@ class GcsStore(Store):
 
     def read_listed(self, info: Info) -> bytes | None:
         try:
-            data = patiently(self.url(info.path), lambda: self.fs.cat_file(info.path, generation=info.tag))
+            # older gcsfs's cat_file does not know generations
+            _, data = patiently(self.url(info.path), lambda: self.fs.call("GET", self.fs.url(info.path), generation=info.tag))
         except Refused as error:
             if error.absent:
                 return None
