@@ -108,9 +108,19 @@ class RemoteTarget:
         info = (self._seen or {}).get(f"{split}/{shard}")
         return [info.size, info.tag] if info else None
 
+    def discard(self, split: str, shard: str) -> None:
+        self.store.remove([self._path(f"{split}/{shard}")])
+        (self._seen or {}).pop(f"{split}/{shard}", None)
+
+    def read(self, split: str, shard: str, offset: int, size: int) -> bytes:
+        try:
+            return self.store.read(self._path(f"{split}/{shard}"), offset, offset + size)
+        except Refused as error:
+            raise self._denied(error) from error
+
     def get(self, name: str) -> bytes | None:
         """Records are kept in `scratch` under their tag: each is asked for several times."""
-        if name == PLAN or self._seen is None:
+        if not name.endswith(".done") or self._seen is None:
             return self._fetch(name)
         info = self._seen.get(name)
         if info is None:

@@ -1,5 +1,6 @@
 """Where shards go, and where it is noted which of them are finished."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Protocol
 
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
-from mpp.files import TEMPORARY, write_atomically, write_stream
+from mpp.files import TEMPORARY, write_stream
 
 WORK = ".work"
 PLAN = f"{WORK}/plan.json"
@@ -44,6 +45,12 @@ class Target(Protocol):
 
     def state(self, split: str, shard: str) -> list | None:
         """What tells a published shard from a changed one without reading it; None where there is none."""
+
+    def discard(self, split: str, shard: str) -> None:
+        """Remove a shard, if it is there."""
+
+    def read(self, split: str, shard: str, offset: int, size: int) -> bytes:
+        """Bytes of a published shard."""
 
     def get(self, name: str) -> bytes | None:
         """A small file below OUT; None where there is none."""
@@ -109,6 +116,13 @@ class LocalTarget:
             return None
         return [status.st_size, status.st_mtime_ns]
 
+    def discard(self, split: str, shard: str) -> None:
+        (self.root / split / shard).unlink(missing_ok=True)
+
+    def read(self, split: str, shard: str, offset: int, size: int) -> bytes:
+        with (self.root / split / shard).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
+
     def get(self, name: str) -> bytes | None:
         try:
             return (self.root / name).read_bytes()
@@ -116,12 +130,12 @@ class LocalTarget:
             return None
 
     def put(self, name: str, data: bytes) -> None:
-        path = self.root / name
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, data)
+        self.put_stream(name, [data])
 
     def put_stream(self, name: str, chunks: Iterable[bytes]) -> None:
-        write_stream(self.root / name, chunks)
+        path = self.root / name
+        path.parent.mkdir(exist_ok=True)
+        write_stream(path, chunks)
 
     def check(self, split: str) -> None:
         ShardSet.open(self.root / split)

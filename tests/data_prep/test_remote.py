@@ -533,6 +533,19 @@ def test_an_upload_that_did_not_arrive_as_it_was_is_found(s3, tmp_path, monkeypa
     assert (target.folder("train") / "000000.tar").exists()
 
 
+def test_a_published_shard_can_be_read_in_part_and_removed(s3, tmp_path):
+    target = remote_target.RemoteTarget("s3://bucket/out", tmp_path)
+    target.folder("train").mkdir(parents=True)
+    (target.folder("train") / "000000.tar").write_bytes(BODY)
+    target.publish("train", "000000.tar")
+    assert target.state("train", "000000.tar")[0] == len(BODY)
+    assert target.read("train", "000000.tar", 1000, 50) == BODY[1000:1050]
+    target.discard("train", "000000.tar")
+    target.look()
+    assert target.state("train", "000000.tar") is None
+    target.discard("train", "000000.tar")
+
+
 def test_a_large_upload_is_compared_by_the_etag_of_its_parts(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "PART_BYTES", 5 << 20)
     monkeypatch.setattr(stores.S3Store, "_put_options", {"chunksize": 5 << 20})
