@@ -167,6 +167,8 @@ def make(args: argparse.Namespace) -> int:
                 raise other_plan(args, found, f"the files of {source.name} changed")
             for split in found["complete"]:
                 target.check(split)
+            if not args.part:
+                target.clean()  # the run that completed it may have been killed before it did so
             print(f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do")
             return 0
         source, settings["kind"], listed = list_once(source, target, args)

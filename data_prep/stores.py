@@ -143,7 +143,11 @@ class Store:
 
     def remove(self, paths: list[str]) -> None:
         for path in paths:
-            patiently(self.url(path), lambda path=path: self.fs.rm_file(path))
+            try:
+                patiently(self.url(path), lambda path=path: self.fs.rm_file(path))
+            except Refused as error:
+                if not error.absent:
+                    raise
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,8 @@ class GcsStore(Store):
 
     def read_listed(self, info: Info) -> bytes | None:
         try:
-            data = patiently(self.url(info.path), lambda: self.fs.cat_file(info.path, generation=info.tag))
+            # older gcsfs's cat_file does not know generations
+            _, data = patiently(self.url(info.path), lambda: self.fs.call("GET", self.fs.url(info.path), generation=info.tag))
         except Refused as error:
             if error.absent:
                 return None

@@ -18,7 +18,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
 
-import build
 import fsspec
 import make_shards
 import numpy as np
@@ -27,6 +26,8 @@ import remote
 import remote_target
 import retries
 import stores
+import workers
+from fsspec.registry import _registry
 from PIL import Image
 from sources import open_source
 from sources.base import Item
@@ -294,7 +295,7 @@ def test_urls_that_cannot_be_right_are_named(url, said, tmp_path):
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     for package, url in (("s3fs", "s3://b/x"), ("gcsfs", "gs://b/x")):
         monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.delitem(fsspec.registry._registry, url.partition(":")[0], raising=False)
+        monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
         monkeypatch.setattr(stores, "_file_systems", {})
         with pytest.raises(DataError, match=f"pip install {package}"):
             remote.stat(url)
@@ -329,7 +330,7 @@ def s3_client():
 def s3(s3_client, monkeypatch, tmp_path):
     """A client of an empty bucket.  Workers are forked, which is quicker; the tests with a subprocess start them as users do."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "loop_runs", lambda: False)
+    monkeypatch.setattr(workers, "loop_runs", lambda: False)
     yield s3_client
     for entry in listing(s3_client):
         s3_client.delete_object(Bucket="bucket", Key=entry)
@@ -396,7 +397,7 @@ def test_a_prefix_gives_the_shards_of_its_folder(s3, expected, tmp_path, capsys,
 
 
 def test_a_folder_goes_to_a_bucket_and_stays_whole_there(s3, photos, expected, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(build, "loop_runs", stores.loop_runs)  # workers are spawned
+    monkeypatch.setattr(workers, "loop_runs", stores.loop_runs)  # workers are spawned
     make_shards.main([str(photos), "s3://bucket/out/", *OPTIONS])
     assert published(s3) == expected
     assert "s3://bucket/out/train: 10 images in 3 shards" in capsys.readouterr().out
@@ -530,6 +531,19 @@ def test_an_upload_that_did_not_arrive_as_it_was_is_found(s3, tmp_path, monkeypa
     with pytest.raises(DataError, match="after an upload of"):
         target.publish("train", "000000.tar")
     assert (target.folder("train") / "000000.tar").exists()
+
+
+def test_a_published_shard_can_be_read_in_part_and_removed(s3, tmp_path):
+    target = remote_target.RemoteTarget("s3://bucket/out", tmp_path)
+    target.folder("train").mkdir(parents=True)
+    (target.folder("train") / "000000.tar").write_bytes(BODY)
+    target.publish("train", "000000.tar")
+    assert target.state("train", "000000.tar")[0] == len(BODY)
+    assert target.read("train", "000000.tar", 1000, 50) == BODY[1000:1050]
+    target.discard("train", "000000.tar")
+    target.look()
+    assert target.state("train", "000000.tar") is None
+    target.discard("train", "000000.tar")
 
 
 def test_a_large_upload_is_compared_by_the_etag_of_its_parts(s3, tmp_path, monkeypatch):
