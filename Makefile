@@ -5,6 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 DATA   ?=
 DEMO   ?= demo
 WORDS  ?=
+TESTERS ?= 2
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test unit lint setup format clean
@@ -48,7 +49,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup
 
 format: setup
 	$(BIN)/ruff format .

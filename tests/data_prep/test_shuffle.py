@@ -42,9 +42,11 @@ def test_the_order_for_a_seed_is_the_same_on_every_machine_and_in_every_version(
 
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12), unique=True, min_size=1, max_size=60),
-    seed=st.integers(0, 2**63 - 1), buffer=st.sampled_from([1, 500, 1 << 20]), chance=st.randoms(use_true_random=False),
+    seed=st.integers(0, 2**63 - 1), buffer=st.sampled_from([1, 500, 1 << 20]), buckets=st.sampled_from([1, 3, 1024]), chance=st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_matters(names, seed, buffer, chance, tmp_path_factory):
+def test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_matters(
+    names, seed, buffer, buckets, chance, tmp_path_factory
+):
     folder = tmp_path_factory.getbasetemp()
     items = named(names)
     expected = order(items, folder, seed)
@@ -52,6 +54,7 @@ def test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_
     chance.shuffle(items)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "BUFFER_BYTES", buffer)
+        patch.setattr(shuffle, "BUCKETS", buckets)
         assert order(items, folder, seed) == expected
     first = chance.randrange(len(items))
     count = chance.randrange(len(items) - first) + 1

@@ -1,0 +1,410 @@
+"""Bugs that data_prep's tests must find."""
+
+from tests.mutations import Row
+
+ROWS = [
+    # Order, parts, one file's way, repeats, archives.
+    Row(
+        'repeats of val are kept in train', 'data_prep/repeats.py', 'KEPT_WHOLE, MADE_BY_US, TRAIN = range(3)',
+        'TRAIN, MADE_BY_US, KEPT_WHOLE = range(3)', 'tests/data_prep/test_repeats.py::test_what_is_left_holds_every_image_once_and_val_keeps_what_train_shares_with_it',
+    ),
+    Row(
+        'equal checksums are equal images', 'data_prep/repeats.py', 'hashlib.sha256(data).digest(), [])',
+        'b"", [])', 'tests/data_prep/test_repeats.py::test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and_in_any_bucket',
+    ),
+    Row(
+        'a test split loses its repeats', 'data_prep/repeats.py', 'leave_out and int(repeat["rank"]) != KEPT_WHOLE',
+        'leave_out', 'tests/data_prep/test_repeats.py::test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it',
+    ),
+    Row(
+        'a shard with repeats counts as finished', 'data_prep/shard_job.py', '(record["plan"], record["drop"]) != (work.plan, _hash(job.drop))',
+        'record["plan"] != work.plan', 'tests/data_prep/test_repeats.py::test_a_run_stopped_among_the_shards_it_makes_anew_ends_with_the_same_bytes',
+    ),
+    Row(
+        'of a repeated name the first counts', 'data_prep/shuffle.py', '*repeated, (_, line) = same',
+        '(_, line), *repeated = same', 'tests/data_prep/test_shuffle.py::test_of_a_repeated_name_the_last_counts_and_splits_are_apart',
+    ),
+    Row(
+        'the stamp depends on the order of listing', 'data_prep/shuffle.py', 'self._stamp = (self._stamp + int',
+        'self._stamp = (self._stamp * 3 + int', 'tests/data_prep/test_shuffle.py::test_the_stamp_changes_with_any_item_and_not_with_their_order',
+    ),
+    Row(
+        'the whole list is held in memory', 'data_prep/shuffle.py', 'if self._waiting_bytes > BUFFER_BYTES:',
+        'if False:', 'tests/data_prep/test_shuffle.py::test_memory_does_not_grow_with_the_list',
+    ),
+    Row(
+        'the order depends on that of listing', 'data_prep/shuffle.py', 'lines.sort(key=lambda line: line[:KEY_BYTES])',
+        'pass', 'tests/data_prep/test_shuffle.py::test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_matters',
+    ),
+    Row(
+        'the seed does not matter', 'data_prep/shuffle.py', 'key=secret, digest_size=KEY_BYTES',
+        'digest_size=KEY_BYTES', 'tests/data_prep/test_shuffle.py::test_positions_are_uniform',
+    ),
+    Row(
+        "a part makes other parts' shards", 'data_prep/make_shards.py', 'jobs = jobs[part::parts]',
+        'jobs = jobs[part:]', 'tests/data_prep/test_parts.py::test_each_part_makes_its_own_shards_and_only_those',
+    ),
+    Row(
+        'a part is made twice at a time', 'data_prep/plan.py', '            hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")\n',
+        '', 'tests/data_prep/test_parts.py::test_a_part_is_made_by_one_run_at_a_time_and_the_end_waits_for_none',
+    ),
+    Row(
+        'parts of different files make one set', 'data_prep/make_shards.py', 'if found and found["plan"]["stamp"] != listed.stamp:',
+        'if False:', 'tests/data_prep/test_parts.py::test_a_part_of_other_files_or_options_is_refused',
+    ),
+    Row(
+        'a header is enough for a cut image', 'data_prep/prepare.py', 'not looks_whole(data, form)',
+        'False', 'tests/data_prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+    ),
+    Row(
+        "a preview's end is the end of the image", 'data_prep/prepare.py', 'max(_scan_start(data), len(data) - TAIL)',
+        '0', 'tests/data_prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+    ),
+    Row(
+        'a decompression bomb fills the disk', 'data_prep/sources/archives.py', 'if written > max(BOMB_BYTES, BOMB_RATIO * packed_size):',
+        'if False:', 'tests/data_prep/test_hostile_archives.py::test_a_decompression_bomb_is_refused_before_it_fills_the_disk',
+    ),
+    Row(
+        'checksums in a zip are not compared', 'data_prep/sources/archives.py', 'if zlib.crc32(data) != crc or len(data) != item.size:',
+        'if len(data) != item.size:', 'tests/data_prep/test_hostile_archives.py::test_a_changed_byte_is_survived_and_in_a_zip_never_changes_an_image',
+    ),
+    Row(
+        'damage in a zip is a traceback', 'data_prep/sources/archives.py', 'DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)',
+        'DAMAGED_ZIP = (zipfile.BadZipFile,)', 'tests/data_prep/test_hostile_archives.py::test_a_changed_byte_is_survived_and_in_a_zip_never_changes_an_image',
+    ),
+    Row(
+        'names may lead out of the archive', 'data_prep/sources/base.py', 'if ".." in folders or last == "..":',
+        'if False:', 'tests/data_prep/test_hostile_archives.py::test_nothing_that_an_archive_names_is_written_or_followed',
+    ),
+    Row(
+        'an image may change after it was listed', 'data_prep/sources/folder.py', 'if (status.st_size, status.st_mtime_ns) != (item.size, item.place[0]):',
+        'if False:', 'tests/data_prep/test_disks.py::test_an_image_that_changed_since_it_was_listed_stops_the_run',
+    ),
+    Row(
+        'sizes that lie are believed', 'data_prep/sources/base.py', 'if not item.size or item.size > MAX_FILE_BYTES:',
+        'if not item.size:', 'tests/data_prep/test_hostile_archives.py::test_a_size_beyond_any_photograph_is_rejected_before_it_is_read',
+    ),
+    # Lists, CIFAR, ImageNet, parquet, WebDataset tars, and indexes of tars from elsewhere.
+    Row(
+        'a checksum is not compared', 'data_prep/sources/checksum.py', 'if digest.hexdigest() != wanted:',
+        'if not digest.hexdigest():', 'tests/data_prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
+    ),
+    Row(
+        'a noted checksum outlives its file', 'data_prep/sources/checksum.py', 'if note.exists() and note.read_bytes() == state:',
+        'if note.exists():', 'tests/data_prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
+    ),
+    Row(
+        'CIFAR is unpickled before its checksum', 'data_prep/sources/cifar.py', '        verify_once(self.path, self.checksum or layout.md5, remedy, scratch, bar)\n',
+        '', 'tests/data_prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
+    ),
+    Row(
+        'pickles may name anything', 'data_prep/sources/array_pickle.py', '            return self.ALLOWED[module, name]\n',
+        '            return super().find_class(module, name)\n', 'tests/data_prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+    ),
+    Row(
+        'pickles may choose a codec', 'data_prep/sources/array_pickle.py', '    if encoding != "latin1":',
+        '    if False:', 'tests/data_prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+    ),
+    Row(
+        "the planes of CIFAR's pixels are mixed up", 'data_prep/sources/cifar.py', '.reshape(3, PIXELS // 3).T.tobytes()',
+        '.reshape(PIXELS // 3, 3).tobytes()', 'tests/data_prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+    ),
+    Row(
+        'CIFAR-100 takes coarse labels', 'data_prep/sources/cifar.py', 'table[:, header_bytes - 1]',
+        'table[:, 0]', 'tests/data_prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+    ),
+    Row(
+        "CIFAR's classes are in alphabetical order", 'data_prep/sources/cifar.py', '        return list(self.classes)\n',
+        '        return sorted(labels)\n', 'tests/data_prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
+    ),
+    Row(
+        "ImageNet's classes are in the order of the devkit", 'data_prep/sources/imagenet.py', 'return sorted(leaves.values()), ',
+        'return list(leaves.values()), ', 'tests/data_prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+    ),
+    Row(
+        "ImageNet's inner nodes are classes", 'data_prep/sources/imagenet.py', ' for row in synsets if not row["num_children"]}',
+        ' for row in synsets}', 'tests/data_prep/test_imagenet.py::test_a_development_kit_is_understood_as_torchvision_does',
+    ),
+    Row(
+        'labels of val are one off', 'data_prep/sources/imagenet.py', 'label = truth[int(number[1]) - 1]',
+        'label = truth[int(number[1]) % len(truth)]', 'tests/data_prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+    ),
+    Row(
+        'offsets count from the inner tar', 'data_prep/sources/imagenet.py', '(info.offset_data + item.place[0],)',
+        'item.place', 'tests/data_prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+    ),
+    Row(
+        'a devkit is believed', 'data_prep/sources/imagenet.py', 'else {DEVKIT} & set(self.files):',
+        'else ():', 'tests/data_prep/test_imagenet.py::test_the_development_kit_is_always_checked_and_the_tars_when_asked',
+    ),
+    Row(
+        "links in ImageNet's tar are followed", 'data_prep/sources/imagenet.py', 'if irregular(info) or not wnid:',
+        'if not wnid:', 'tests/data_prep/test_imagenet.py::test_what_is_no_image_of_a_class_is_counted_and_never_followed',
+    ),
+    Row(
+        'an inner tar reads on into the next one', 'data_prep/sources/archives.py', 'max(0, min(len(buffer), self._size - self._at))',
+        'len(buffer)', 'tests/data_prep/test_imagenet.py::test_damage_inside_the_inner_tars_is_named',
+    ),
+    Row(
+        'a byte-order mark is part of the first path', 'data_prep/sources/lists.py', '"utf-8-sig" if number == 1 else "utf-8"',
+        '"utf-8"', 'tests/data_prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
+    ),
+    Row(
+        'a list may change while it is listed', 'data_prep/sources/lists.py', '        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):',
+        '        if False:', 'tests/data_prep/test_lists.py::test_a_list_that_changes_while_it_is_listed_is_refused',
+    ),
+    Row(
+        'pipes of a list are read', 'data_prep/sources/lists.py', '            if not stat.S_ISREG(status.st_mode):',
+        '            if stat.S_ISDIR(status.st_mode):', 'tests/data_prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
+    ),
+    Row(
+        'a huge file of a list is read', 'data_prep/sources/lists.py', '            if not 0 < status.st_size <= MAX_FILE_BYTES:',
+        '            if not 0 < status.st_size:', 'tests/data_prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
+    ),
+    Row(
+        "a server's trouble is a reject", 'data_prep/sources/lists.py', '            if error.errno not in NOT_THERE:',
+        '            if True:', 'tests/data_prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
+    ),
+    Row(
+        'a list is held in memory', 'data_prep/sources/lists.py', '        while line := file.readline(MAX_LINE_BYTES + 1):',
+        '        for line in file.readlines():', 'tests/data_prep/test_lists.py::test_a_long_list_is_never_in_memory',
+    ),
+    Row(
+        'one number makes all labels numbers', 'data_prep/sources/lists.py', ' if all(label.isdecimal() for label in labels) else sorted(labels)',
+        ' if any(label.isdecimal() for label in labels) else sorted(labels)', 'tests/data_prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
+    ),
+    Row(
+        'short rows pass', 'data_prep/sources/lists.py', '            if row and len(row) != len(first):',
+        '            if row and len(row) < len(first):', 'tests/data_prep/test_lists.py::test_what_is_wrong_with_a_list_is_named_with_its_line',
+    ),
+    Row(
+        'an image may shrink while it is read', 'data_prep/sources/lists.py', '        if len(data) != status.st_size:',
+        '        if False:', 'tests/data_prep/test_lists.py::test_an_image_that_changes_while_it_is_read_ends_the_run',
+    ),
+    Row(
+        'a format need not be that of the file', 'data_prep/sources/__init__.py', '    if kind != archive:',
+        '    if not archive:', 'tests/data_prep/test_open_source.py::test_a_source_is_of_the_format_that_it_is_and_of_no_other_archive',
+    ),
+    Row(
+        'a key ends at the last dot', 'data_prep/sources/webdataset.py', 'stem, _, field = base.partition(".")',
+        'stem, _, field = base.rpartition(".")', 'tests/data_prep/test_webdataset_source.py::test_keys_and_fields_are_those_of_webdataset',
+    ),
+    Row(
+        'of several images one is taken', 'data_prep/sources/webdataset.py', 'if len(found) > 1:',
+        'if len(found) > 9:', 'tests/data_prep/test_webdataset_source.py::test_a_key_with_several_images_is_refused_until_one_is_chosen',
+    ),
+    Row(
+        'class names of our own shards are lost', 'data_prep/sources/webdataset.py', 'return int(label) if self.ours else numbers[label]',
+        'return numbers[label]', 'tests/data_prep/test_webdataset_source.py::test_mpps_own_shards_keep_their_class_names',
+    ),
+    Row(
+        'captions vanish in silence', 'data_prep/sources/webdataset.py', 'ignored["." + name.rpartition(".")[2]] += 1',
+        'pass', 'tests/data_prep/test_webdataset_source.py::test_img2dataset_output_is_re_sharded_and_says_what_stays_behind',
+    ),
+    Row(
+        "img2dataset's folder is taken for parquet", 'data_prep/sources/parquet.py', 'if suffix in (*IMAGE_SUFFIXES, ".tar"):',
+        'if suffix in IMAGE_SUFFIXES:', 'tests/data_prep/test_webdataset_source.py::test_which_folders_are_taken_for_webdataset',
+    ),
+    Row(
+        'class names of parquet are sorted', 'data_prep/sources/parquet.py', 'return list(self.columns.classes)',
+        'return sorted(set(self.columns.classes))', 'tests/data_prep/test_parquet.py::test_a_hugging_face_folder_keeps_its_splits_bytes_labels_and_class_names',
+    ),
+    Row(
+        'checksums in parquet are not compared', 'data_prep/sources/parquet.py', 'page_checksum_verification=True',
+        'page_checksum_verification=False', 'tests/data_prep/test_parquet.py::test_damage_is_named',
+    ),
+    Row(
+        'rows unpacked for other columns are taken over', 'data_prep/sources/parquet.py', 'status.st_mtime_ns, repr(self.columns)]',
+        'status.st_mtime_ns]', 'tests/data_prep/test_parquet.py::test_what_was_unpacked_is_kept_unless_the_file_or_the_columns_changed',
+    ),
+    Row(
+        'rows without bytes are empty images', 'data_prep/sources/parquet.py', '[-1 if data is None else len(data), text',
+        "[len(data or b''), text", 'tests/data_prep/test_parquet.py::test_rows_without_bytes_are_rejected_with_their_path',
+    ),
+    Row(
+        'two data sets are one', 'data_prep/sources/parquet.py', 'if found != (columns or found):',
+        'if False:', 'tests/data_prep/test_parquet.py::test_two_data_sets_in_one_folder_and_a_full_disk_are_refused',
+    ),
+    Row(
+        'of several columns one is taken', 'data_prep/sources/parquet.py', 'if len(found) != 1:',
+        'if not found:', 'tests/data_prep/test_parquet.py::test_columns_are_found_by_type_and_the_unclear_are_asked_for',
+    ),
+    Row(
+        'a foreign index has wrong checksums', 'data_prep/index_shards.py', 'zlib.crc32(data), done.width',
+        'zlib.crc32(data[:-1]), done.width', 'tests/data_prep/test_index_shards.py::test_every_sample_has_the_bytes_and_the_label_that_webdataset_gives',
+    ),
+    Row(
+        'rejects shift the keys', 'data_prep/index_shards.py', 'first += record.counts["images"]',
+        'first += record.entry["samples"]', 'tests/data_prep/test_index_shards.py::test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same',
+    ),
+    Row(
+        'a converted image is indexed as it was', 'data_prep/index_shards.py', 'if done.data is not data:',
+        'if False:', 'tests/data_prep/test_index_shards.py::test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same',
+    ),
+    Row(
+        'colours come from the first tars only', 'data_prep/index_shards.py', '2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))',
+        'MEAN_STD_IMAGES', 'tests/data_prep/test_index_shards.py::test_the_colours_come_from_the_beginning_of_every_tar',
+    ),
+    Row(
+        'finished tars are read again', 'data_prep/index_shards.py', 'missing = [job for job in jobs if read_record(job, work) is None]',
+        'missing = jobs', 'tests/data_prep/test_index_shards.py::test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes',
+    ),
+    Row(
+        'an index is overwritten', 'data_prep/index_shards.py', 'if (folder / MANIFEST).exists() and not target.scratch.exists():',
+        'if False:', 'tests/data_prep/test_index_shards.py::test_bad_input_is_one_line_that_says_what_to_do',
+    ),
+    Row(
+        'notes for another tar are used', 'data_prep/shard_job.py', 'changed = record["state"] != work',
+        'changed = False and record["state"] != work', 'tests/data_prep/test_index_shards.py::test_notes_made_for_other_options_or_another_tar_are_not_used',
+    ),
+    Row(
+        'a tar without its end mark is whole', 'data_prep/sources/archives.py', 'if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):',
+        'if False:', 'tests/data_prep/test_index_shards.py::test_a_cut_tar_is_refused_by_its_name',
+    ),
+    # Servers and object stores.
+    Row(
+        'a range from elsewhere is taken', 'data_prep/web.py', 'int(sent[1]) != start or ',
+        '', 'tests/data_prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
+    ),
+    Row(
+        'a dead server is a reject', 'data_prep/web.py', 'if status >= 500 or status in TRY_AGAIN:',
+        'if status in TRY_AGAIN:', 'tests/data_prep/test_remote.py::test_a_row_of_a_dead_server_stops_the_run',
+    ),
+    Row(
+        'a file may change between ranges', 'data_prep/remote.py', 'if (answer.size, answer.tag) != (expected.size, expected.tag):',
+        'if False:', 'tests/data_prep/test_remote.py::test_a_file_that_was_another_one_for_a_while_is_named',
+    ),
+    Row(
+        'a file may change after its last range', 'data_prep/remote.py', 'if found is None or (found.size, found.tag) != (expected.size, expected.tag):',
+        'if found is None:', 'tests/data_prep/test_remote.py::test_a_file_that_changes_after_its_last_range_is_named',
+    ),
+    Row(
+        'parts of an older file are kept', 'data_prep/remote.py', 'if noted != known or not part.exists()',
+        'if not part.exists()', 'tests/data_prep/test_remote.py::test_what_was_fetched_of_a_file_that_has_changed_since_is_thrown_away',
+    ),
+    Row(
+        'a short answer counts as a whole range', 'data_prep/remote.py', 'if start < done:',
+        'if False:', 'tests/data_prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
+    ),
+    Row(
+        'a killed download begins again', 'data_prep/remote.py', '            write_atomically(note, json.dumps([known, done]).encode())\n',
+        '', 'tests/data_prep/test_remote.py::test_a_killed_download_goes_on_where_it_was',
+    ),
+    Row(
+        'a row may name a local file', 'data_prep/remote.py', 'if protocol not in LISTED or (',
+        'if (', 'tests/data_prep/test_remote.py::test_a_row_may_name_no_other_protocol',
+    ),
+    Row(
+        'a full disk is tried again for minutes', 'data_prep/retries.py', '    if getattr(error, "errno", None) in _OF_THIS_MACHINE:\n        raise error\n',
+        '', 'tests/data_prep/test_remote.py::test_a_full_disk_is_not_taken_for_a_server_in_trouble',
+    ),
+    Row(
+        'an upload is believed', 'data_prep/stores.py', 'if len(tag) >= 32 and tag != known:',
+        'if False:', 'tests/data_prep/test_remote.py::test_an_upload_that_did_not_arrive_as_it_was_is_found',
+    ),
+    Row(
+        'an object may change after it was listed', 'data_prep/stores.py', 'return data if (len(data), tag) == (info.size, info.tag) else None',
+        'return data', 'tests/data_prep/test_remote.py::test_an_object_that_changed_after_it_was_listed_is_named',
+    ),
+    Row(
+        'a listing ends with its first page', 'data_prep/stores.py', 'if not page.get("IsTruncated"):',
+        'if True:', 'tests/data_prep/test_remote.py::test_a_prefix_gives_the_shards_of_its_folder',
+    ),
+    Row(
+        'an old listing serves a new OUT', 'data_prep/remote_target.py', '(self.scratch / "listing.json").unlink(missing_ok=True)',
+        'pass', 'tests/data_prep/test_remote.py::test_a_bucket_emptied_and_begun_anew_does_not_meet_an_old_listing',
+    ),
+    Row(
+        'what other machines made is made again', 'data_prep/remote_target.py', 'return [info.size, info.tag] if info else None',
+        'return None', 'tests/data_prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
+    ),
+    Row(
+        'a half-fetched source is thrown away', 'data_prep/plan.py', 'None if (target.scratch / FETCHED).exists() else target.abandon()',
+        'target.abandon()', 'tests/data_prep/test_remote.py::test_a_half_fetched_source_outlives_a_dead_server',
+    ),
+    # Verifying and inspecting.
+    Row(
+        'rows may overlap', 'mpp/data/shard_faults.py', '("row that overlaps", offset < lowest,',
+        '("row that overlaps", offset < 0,', 'tests/data/test_shards.py::test_rows_are_checked_alike_in_stretches_of_any_length',
+    ),
+    Row(
+        'a stretch of rows forgets the one before', 'mpp/data/shard_faults.py', 'free, last_key = int(offset[-1]) + int(size[-1]) + BLOCK, int(key[-1])',
+        'free, last_key = BLOCK, -1', 'tests/data/test_shards.py::test_rows_are_checked_alike_in_stretches_of_any_length',
+    ),
+    Row(
+        'wrong rows are not all counted', 'mpp/data/shard_faults.py', 'len(found) - LISTED if nth == LISTED else 0',
+        '0', 'tests/data/test_shards.py::test_many_wrong_rows_are_all_counted_and_few_are_told',
+    ),
+    Row(
+        'a changed manifest opens', 'mpp/data/shard_faults.py', 'if manifest.check != seal(manifest.model_dump()):',
+        'if False:', 'tests/data/test_shards.py::test_open_names_what_is_wrong',
+    ),
+    Row(
+        'the layout of the manifest does not matter', 'data_prep/verify_shards.py', 'if data != manifest_bytes(manifest):',
+        'if False:', 'tests/data_prep/test_verify_shards.py::test_a_manifest_that_was_laid_out_anew_opens_but_is_not_as_it_was_written',
+    ),
+    Row(
+        'smuggled members go unseen', 'data_prep/shard_check.py', 'yield self._fault("unlisted member", said, at)',
+        'pass', 'tests/data_prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
+    ),
+    Row(
+        "a tar's end mark is trusted", 'data_prep/shard_check.py', 'between two samples at byte {at}", at)\n                continue',
+        'between two samples at byte {at}", at)\n                stream.skip(until - stream.at)\n                continue', 'tests/data_prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
+    ),
+    Row(
+        "a payload's CRC is not compared", 'data_prep/shard_check.py', '        if found != row.crc32:\n            yield self._crc_fault(found, row)\n        else:',
+        '        if found == row.crc32 or True:', 'tests/data_prep/test_verify_shards.py::test_one_flipped_bit_anywhere_is_found_and_its_place_named',
+    ),
+    Row(
+        'padding may hold anything', 'data_prep/shard_check.py', 'if not self.foreign and any(padding):',
+        'if False:', 'tests/data_prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
+    ),
+    Row(
+        'odd fields of a header pass', 'data_prep/shard_check.py', '        if not said and not self.foreign:',
+        '        if False:', 'tests/data_prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
+    ),
+    Row(
+        'a label in the tar may differ', 'data_prep/shard_check.py', 'elif blocks[BLOCK:] != text.ljust(BLOCK, b"\\0"):',
+        'elif False:', 'tests/data_prep/test_verify_shards.py::test_labels_are_compared_with_the_cls_members',
+    ),
+    Row(
+        "a shard's sha256 is not compared", 'data_prep/shard_check.py', 'if (found := stream.digest.hexdigest()) != self.entry.sha256:',
+        'if not (found := stream.digest.hexdigest()):', 'tests/data_prep/test_verify_shards.py::test_without_an_index_the_shards_are_still_read',
+    ),
+    Row(
+        'a size in pixels may differ', 'data_prep/shard_check.py', 'if (width, height) != (row.width, row.height):',
+        'if False:', 'tests/data_prep/test_verify_shards.py::test_a_wrong_row_is_found_though_every_hash_fits',
+    ),
+    Row(
+        'only listed faults count', 'data_prep/shard_check.py', 'self.counts.update(other.counts)',
+        'self.counts.update({kind: len(faults) for kind, faults in other.first.items()})', 'tests/data_prep/test_verify_shards.py::test_all_faults_are_counted_and_few_of_a_kind_are_told',
+    ),
+    Row(
+        'mean and std are believed', 'data_prep/claims.py', 'TOLERANCE = 1e-4',
+        'TOLERANCE = 1.0', 'tests/data_prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
+    ),
+    Row(
+        'the size histogram is believed', 'data_prep/claims.py', 'if found != manifest.short_sides:',
+        'if False:', 'tests/data_prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
+    ),
+    Row(
+        'faults end with status 0', 'data_prep/verify_shards.py', 'return int(any(report.faults for report in reports))',
+        'return 0', 'tests/data_prep/test_verify_shards.py::test_a_file_cut_at_any_length_is_found',
+    ),
+    Row(
+        'a split that lost its manifest is passed over', 'data_prep/splits.py', '((path / MANIFEST).exists() or any(path.glob("*.tar")))',
+        '(path / MANIFEST).exists()', 'tests/data_prep/test_verify_shards.py::test_lost_and_stray_files_are_faults',
+    ),
+    Row(
+        'the ends of shards are not sampled', 'data_prep/spread.py', 'edges = {sample for count, end',
+        'edges = {end - 1 for count, end', 'tests/data_prep/test_verify_shards.py::test_chosen_samples_are_spread_over_all_shards_and_repeatable',
+    ),
+    Row(
+        'an unreadable image vanishes from the sheet', 'data_prep/inspect_shards.py', '            cells.append(Cell(caption, None, str(error)))',
+        '            continue', 'tests/data_prep/test_inspect_shards.py::test_a_damaged_image_has_an_empty_cell_and_is_named',
+    ),
+    Row(
+        'long names run into the next cell', 'data_prep/inspect_sheet.py', 'fit(cell.caption, font(13), CELL)',
+        'cell.caption', 'tests/data_prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
+    ),
+]  # fmt: skip

@@ -1,0 +1,331 @@
+"""Bugs that the tests of loading, training and probing must find."""
+
+from tests.mutations import Row
+
+ROWS = [
+    # What is hidden, and what becomes of it.
+    Row(
+        "the loss is on visible patches too", "mpp/masking.py", "predicted=np.flatnonzero(kind != VISIBLE)", "predicted=np.arange(self.patches)",
+        "tests/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
+    ),
+    Row(
+        "kept patches are left out of the loss", "mpp/masking.py", "predicted=np.flatnonzero(kind != VISIBLE)",
+        "predicted=np.flatnonzero((kind == MASKED) | (kind == SWAPPED))",
+        "tests/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
+    ),
+    Row(
+        "only masked patches are in the loss", "mpp/masking.py", "predicted=np.flatnonzero(kind != VISIBLE)",
+        "predicted=np.flatnonzero(kind == MASKED)",
+        "tests/model/test_pretraining.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
+    ),
+    Row(
+        "the mask is inverted", "mpp/masking.py", "visible=np.flatnonzero(kind == VISIBLE)", "visible=np.flatnonzero(kind != VISIBLE)",
+        "tests/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
+    ),
+    Row(
+        "a swap may show the patch itself", "mpp/masking.py", "(swapped + 1 + draws.below(self.patches - 1, len(swapped)))",
+        "(swapped + draws.below(self.patches, len(swapped)))", "tests/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
+    ),
+    Row(
+        "swaps come from near patches only", "mpp/masking.py", "draws.below(self.patches - 1, len(swapped))", "draws.below(4, len(swapped))",
+        "tests/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
+    ),
+    Row(
+        "swaps show the corrupted embedding", "mpp/masking.py", "    shown = embeddings.gather(",
+        "    embeddings = torch.where((kind == MASKED).unsqueeze(-1), mask_token, embeddings)\n    shown = embeddings.gather(",
+        "tests/test_masking.py::test_a_swap_shows_the_clean_embedding_even_of_a_masked_or_swapped_source",
+    ),
+    Row(
+        "shares are rounded one by one", "mpp/masking.py", "    for i in by_remainder[: total - sum(counts)]:\n        counts[i] += 1",
+        "    counts = [round(value) for value in exact]\n    counts[0] += total - sum(counts)",
+        "tests/test_masking.py::test_largest_remainder_agrees_with_exact_fractions",
+    ),
+    Row(
+        "a dropping encoder rounds what it keeps", "mpp/masking.py", "math.floor(self.patches * (1 - self.mask.ratio) + 1e-9)",
+        "round(self.patches * (1 - self.mask.ratio))", "tests/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
+    ),
+    Row(
+        "masks are applied to pixels", "mpp/model/pretraining.py", "corrupt(embeddings, kind, source, self.mask_token)",
+        "corrupt(embeddings, kind, source, self.encoder.embed(torch.zeros_like(images))[0, 0])",
+        "tests/model/test_pretraining.py::test_the_encoder_sees_the_papers_corruption_of_embeddings",
+    ),
+    Row(
+        "the mask token hides the position", "mpp/model/pretraining.py", "self.encoder(corrupt(embeddings, kind, source, self.mask_token))",
+        "self.encoder(corrupt(embeddings + (place := self.encoder.vit.pos_embed[:, self.encoder.prefix :]), kind, source, self.mask_token) - place)",
+        "tests/model/test_pretraining.py::test_masked_patches_know_their_place",
+    ),
+    Row(
+        "a dropping encoder attends to hidden patches", "mpp/model/encoder.py",
+        "            tokens = torch.cat([prefix, gather_tokens(patches, visible)], dim=1)\n        return self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))",
+        "        tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))\n        return tokens if visible is None else "
+        "torch.cat([tokens[:, : self.prefix], gather_tokens(tokens[:, self.prefix :], visible)], dim=1)",
+        "tests/model/test_encoder.py::test_the_encoder_cannot_see_dropped_patches",
+    ),
+    Row(
+        "the class token is taken for a patch when dropping", "mpp/model/encoder.py", "gather_tokens(patches, visible)", "gather_tokens(tokens, visible)",
+        "tests/model/test_encoder.py::test_the_encoder_cannot_see_dropped_patches",
+    ),
+    Row(
+        "visible patches are not put back in their places", "mpp/model/decoder.py",
+        "everywhere.scatter(1, visible.unsqueeze(-1).expand_as(shown), shown)", "torch.cat([shown, everywhere[:, shown.shape[1] :]], dim=1)",
+        "tests/model/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
+    ),
+    Row(
+        "the decoder has no positions", "mpp/model/decoder.py", "self.blocks(tokens + self.positions)", "self.blocks(tokens)",
+        "tests/model/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
+    ),
+    Row(
+        "rows and columns of fixed positions are exchanged", "mpp/model/encoder.py", "for place in (column, row)]", "for place in (row, column)]",
+        "tests/model/test_mae_oracle.py::test_fixed_positions_equal_those_of_the_oracle",
+    ),
+    Row(
+        "the linear decoder counts the class token as a patch", "mpp/model/decoder.py",
+        "predicted [B, M] -> [B, M, O].\"\"\"\n        return self.head(gather_tokens(tokens[:, self.prefix :], predicted))",
+        "predicted [B, M] -> [B, M, O].\"\"\"\n        return self.head(gather_tokens(tokens, predicted))",
+        "tests/model/test_pretraining.py::test_a_linear_decoder_maps_each_predicted_patchs_own_token",
+    ),
+    Row(
+        "building a model moves the global generator", "mpp/model/pretraining.py", "    with torch.random.fork_rng(devices=[]):", "    if True:",
+        "tests/model/test_pretraining.py::test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone",
+    ),
+    # What must be predicted.
+    Row(
+        "colour bins are off by one level", "mpp/targets.py", "colors.clamp(0, 255) / 2 ** (8 - bits)", "(colors.clamp(0, 255) + 1) / 2 ** (8 - bits)",
+        "tests/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
+    ),
+    Row(
+        "mean colours are rounded before binning", "mpp/targets.py", "colors.clamp(0, 255) / 2 ** (8 - bits)",
+        "colors.clamp(0, 255).round() / 2 ** (8 - bits)", "tests/test_targets.py::test_a_mean_just_below_an_edge_stays_below",
+    ),
+    Row(
+        "the class puts blue first", "mpp/targets.py", "red, green, blue = level.unbind(-1)", "blue, green, red = level.unbind(-1)",
+        "tests/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
+    ),
+    Row(
+        "patches are normalised by the batch's statistics", "mpp/targets.py", "middle = values.mean(dim=(2, 3, 4), keepdim=True)",
+        "middle = values.mean(dim=(0, 1, 2, 3, 4), keepdim=True)",
+        "tests/test_targets.py::test_each_patch_is_normalised_by_its_own_mean_and_unbiased_variance",
+    ),
+    Row(
+        "the variance is biased", "mpp/targets.py", "keepdim=True, unbiased=True)", "keepdim=True, unbiased=False)",
+        "tests/test_targets.py::test_a_zero_predictor_on_normalised_pixels_loses_one_less_one_value",
+    ),
+    Row(
+        "the deviation is normalised per channel", "mpp/targets.py", "values.var(dim=(2, 3, 4), keepdim=True", "values.var(dim=(2, 3), keepdim=True",
+        "tests/model/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
+    ),
+    Row(
+        "predictions are read channel by channel", "mpp/targets.py", "unflatten(-1, (self.patch_size, self.patch_size, 3))  #",
+        "unflatten(-1, (3, self.patch_size, self.patch_size)).permute(0, 1, 3, 4, 2)  #",
+        "tests/model/test_mae_oracle.py::test_patches_are_in_the_order_of_the_oracles_patchify",
+    ),
+    Row(
+        "patches are cut column by column", "mpp/targets.py", "p).permute(0, 2, 4, 1, 3, 5).reshape(batch, -1", "p).permute(0, 4, 2, 1, 3, 5).reshape(batch, -1",
+        "tests/test_targets.py::test_patches_lie_where_the_patch_embedding_puts_them",
+    ),
+    Row(
+        "the target is taken from the wrong places", "mpp/train/step.py", "gather_patches(patchify(images, patch_size), predicted)",
+        "patchify(images, patch_size)[:, : predicted.shape[1]]",
+        "tests/model/test_pretraining.py::test_the_loss_is_about_all_predicted_patches_and_no_other",
+    ),
+    Row(
+        "the target is the image before its flip", "mpp/train/step.py", "torch.where(batch[\"flip\"]", "torch.where(~batch[\"flip\"]",
+        "tests/model/test_pretraining.py::test_the_target_is_the_clean_flipped_unnormalised_image",
+    ),
+    Row(
+        "images are flipped upside down", "mpp/train/step.py", "images.flip(-1), images)", "images.flip(-2), images)",
+        "tests/model/test_pretraining.py::test_images_are_flipped_left_to_right_where_the_batch_says_so",
+    ),
+    # Who sees what, and when.
+    Row(
+        "a rank's streams overlap its neighbour's", "mpp/data/order.py", "+ rank * own * each", "+ rank * each",
+        "tests/data/test_order.py::test_48_samples_in_12_streams_are_the_same_on_any_world",
+    ),
+    Row(
+        "ranks deal out samples in turn", "mpp/data/order.py", "return np.arange(first, first + own * each, dtype=np.int64)",
+        "return np.arange(step * self.global_batch + rank, (step + 1) * self.global_batch, world, dtype=np.int64)",
+        "tests/data/test_order.py::test_48_samples_in_12_streams_are_the_same_on_any_world",
+    ),
+    Row(
+        "every epoch has the first one's order", "mpp/data/order.py", "return _epoch_of(self, epoch)", "return _epoch_of(self, 0)",
+        "tests/data/test_order.py::test_epochs_seeds_and_batches_differ_in_their_order",
+    ),
+    Row(
+        "the same few are always left over", "mpp/data/order.py", "% np.uint64(order.samples))", "* np.uint64(0))",
+        "tests/data/test_order.py::test_the_order_is_golden",
+    ),
+    Row(
+        "streams share one permutation", "mpp/data/order.py", "_mix(base[0] + stream.astype(np.uint64))", "_mix(base[0] + 0 * stream.astype(np.uint64))",
+        "tests/data/test_order.py::test_the_order_is_golden",
+    ),
+    Row(
+        "a resumed sampler skips a step", "mpp/data/order.py", "range(self.step, self.last_step)", "range(self.step + 1, self.last_step)",
+        "tests/data/test_order.py::test_a_sampler_resumed_at_a_step_yields_exactly_the_rest",
+    ),
+    Row(
+        "micro-batches are as small as can be", "mpp/data/order.py", "next(a for a in range(1, share + 1) if", "max(a for a in range(1, share + 1) if",
+        "tests/data/test_order.py::test_accumulation_is_the_smallest_that_fits",
+    ),
+    Row(
+        "crops are the same in every epoch", "mpp/data/loader.py", "Draws(self.seed, CROP, epoch, sample, 0)", "Draws(self.seed, CROP, 0, sample, 0)",
+        "tests/data/test_loader.py::test_crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
+    ),
+    Row(
+        "masks depend on the place in the batch", "mpp/data/loader.py", "Draws(self.seed, MASK, epoch, sample, 0)",
+        "Draws(self.seed, MASK, epoch, len(rows[\"image\"]), 0)",
+        "tests/data/test_loader.py::test_crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
+    ),
+    Row(
+        "a replacement comes from the hold-out", "mpp/data/loader.py", "self.pool.start + (sample - self.pool.start + step) % len(self.pool)",
+        "(sample + step) % len(self.shards)", "tests/data/test_loader.py::test_replacement_is_cyclic_within_the_training_samples",
+    ),
+    Row(
+        "bad samples go unrecorded", "mpp/data/loader.py", "            bad += faults\n", "", "tests/data/test_loader.py::test_every_fault_on_the_way_is_recorded",
+    ),
+    Row(
+        "the hold-out is trained on", "mpp/data/loader.py", "        left[-1] -= taken\n", "        left[-1] -= max(0, taken - 1)\n",
+        "tests/data/test_loader.py::test_the_last_samples_are_held_out_of_training",
+    ),
+    Row(
+        "padding of the hold-out is counted", "mpp/data/loader.py", "(places < len(ids)).astype(np.float32)", "(places >= 0).astype(np.float32)",
+        "tests/data/test_loader.py::test_fixed_batches_weigh_each_sample_once_and_padding_nothing",
+    ),
+    Row(
+        "the crop's ratio is uniform", "mpp/data/augment.py", "aspect = math.exp(low + ratio[attempt] * (high - low))",
+        "aspect = self.ratio[0] + ratio[attempt] * (self.ratio[1] - self.ratio[0])", "tests/data/test_loader.py::test_crops_are_distributed_as_torchvisions",
+    ),
+    Row(
+        "uniform numbers lose their lowest bits", "mpp/rng.py", "(self.bits(count) >> np.uint64(11)) * 2.0**-53",
+        "(self.bits(count) >> np.uint64(12)) * 2.0**-52", "tests/test_rng.py::test_uniform_is_the_upper_53_bits",
+    ),
+    # How it is trained.
+    Row(
+        "biases and norms decay", "mpp/train/optim.py", "spare = parameter.ndim < 2 or name", "spare = name",
+        "tests/train/test_optim.py::test_only_matrices_and_kernels_decay",
+    ),
+    Row(
+        "tokens decay", "mpp/train/optim.py", " or name.rsplit(\".\", 1)[-1] in TOKENS", "", "tests/train/test_optim.py::test_only_matrices_and_kernels_decay",
+    ),
+    Row(
+        "the schedule is a step ahead", "mpp/train/schedule.py", "    if samples_seen < optim.warmup_samples:",
+        "    samples_seen += global_batch\n    if samples_seen < optim.warmup_samples:", "tests/train/test_schedule.py::test_the_rate_of_each_step_is_exactly_this",
+    ),
+    Row(
+        "the cosine ignores warm-up", "mpp/train/schedule.py", "(samples_seen - optim.warmup_samples) / rest", "samples_seen / optim.total_samples",
+        "tests/train/test_schedule.py::test_the_rate_of_each_step_is_exactly_this",
+    ),
+    Row(
+        "the final rate is added to the peak", "mpp/train/schedule.py", "(peak - optim.final_lr) * 0.5", "peak * 0.5",
+        "tests/train/test_schedule.py::test_the_rate_of_each_step_is_exactly_this",
+    ),
+    # What is reported and kept.
+    Row(
+        "skill is over kept patches too", "mpp/monitor/skill.py", "        masked = kind == MASKED\n", "        masked = kind != VISIBLE\n",
+        "tests/monitor/test_skill.py::test_only_masked_patches_count",
+    ),
+    Row(
+        "training skill is over kept patches too", "mpp/train/step.py", "(kind.gather(1, predicted) == MASKED)", "(kind.gather(1, predicted) >= MASKED)",
+        "tests/model/test_pretraining.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
+    ),
+    Row(
+        "the nearest visible patch may be a kept one", "mpp/monitor/skill.py", "hidden = (kind != VISIBLE)", "hidden = (kind == MASKED)",
+        "tests/monitor/test_skill.py::test_only_masked_patches_count",
+    ),
+    Row(
+        "the baseline is chosen on the hold-out", "mpp/monitor/skill.py", "chosen = min(best, key=lambda name: best[name][0])",
+        "chosen = min(on_holdout, key=lambda name: on_holdout[name])",
+        "tests/monitor/test_skill.py::test_the_best_predictor_is_chosen_on_the_sample_not_on_the_holdout",
+    ),
+    Row(
+        "pictures show swapped patches as they were", "mpp/monitor/pictures.py", "seen = gather_patches(patches, source)", "seen = patches",
+        "tests/monitor/test_pictures.py::test_the_second_panel_is_what_the_encoder_sees",
+    ),
+    Row(
+        "the step resumed from is cut away", "mpp/monitor/board.py", "if _samples(line) <= samples_seen]", "if _samples(line) < samples_seen]",
+        "tests/monitor/test_board.py::test_after_a_resume_nothing_is_left_from_behind_the_resumed_step",
+    ),
+    Row(
+        "TensorBoard is not cut back", "mpp/monitor/board.py", ", purge_step=samples_seen + 1)", ")",
+        "tests/monitor/test_board.py::test_tensorboard_forgets_what_the_resumed_run_has_not_written_again",
+    ),
+    Row(
+        "a cut file passes for a commit", "mpp/train/commit.py", ".stat().st_size != facts[\"bytes\"]", ".stat().st_size > facts[\"bytes\"]",
+        "tests/train/test_commit.py::test_a_damaged_commit_is_passed_over_with_a_warning",
+    ),
+    Row(
+        "the hash is not compared", "mpp/train/commit.py", "if found != facts[\"sha256\"]:", "if len(facts[\"sha256\"]) != 64:",
+        "tests/train/test_commit.py::test_a_turned_bit_is_found_by_the_hash",
+    ),
+    Row(
+        "a checkpoint that is missing means a fresh start", "mpp/train/commit.py", "if commit is None and resume == \"must\":", "if False:",
+        "tests/train/test_commit.py::test_resume_must_is_an_error_where_nothing_was_committed",
+    ),
+    Row(
+        "what is being written is pruned", "mpp/train/commit.py", "if folder not in kept and folder < max(kept):", "if folder not in kept:",
+        "tests/train/test_commit.py::test_pruning_keeps_the_newest_commits_and_what_is_being_written",
+    ),
+    Row(
+        "the export names another normalisation", "mpp/train/export.py", "\"mean\": list(mean),", "\"mean\": list(std),",
+        "tests/train/test_export.py::test_timm_loads_the_folder_by_itself_with_equal_features",
+    ),
+    Row(
+        "timm moves the final norm behind its pooling", "mpp/model/encoder.py", ", \"fc_norm\": False}", "}",
+        "tests/model/test_encoder.py::test_every_token_leaves_under_the_final_norm",
+    ),
+    Row(
+        "timm cannot build the export without a class token", "mpp/train/export.py", "if key != \"num_classes\"}",
+        "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_export.py::test_timm_loads_the_folder_by_itself_with_equal_features",
+    ),
+    # Whole runs.
+    Row(
+        "learning rate counted in steps", "mpp/pretrain.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",
+        "tests/pipeline/test_by_hand.py::test_the_learning_rate_of_every_step",
+    ),
+    Row(
+        "loss summed over patches", "mpp/pretrain.py", "engine.backward(loss.mean())", "engine.backward(loss.sum(1).mean())",
+        "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
+    ),
+    Row(
+        "no dropping of paths after the hold-out", "mpp/pretrain.py", "    engine.train(True)\n    dist.all_reduce(sums)", "    dist.all_reduce(sums)",
+        "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
+    ),
+    Row(
+        "hold-out skill over kept patches too", "mpp/pretrain.py", "(loss * counted * masked).sum(), (counted * masked).sum()", "(loss * counted).sum(), counted.sum()",
+        "tests/pipeline/test_by_hand.py::test_loss_and_skill_of_the_holdout",
+    ),
+    Row(
+        "accumulation scaled twice", "mpp/train/engine.py", "self.deepspeed.backward(loss)",
+        "self.deepspeed.backward(loss / self.deepspeed.gradient_accumulation_steps())",
+        "tests/pipeline/test_resume.py::test_worlds_accumulations_and_stages_give_one_result_and_a_checkpoint_of_one_resumes_on_another",
+    ),
+    Row(
+        "moments not restored", "mpp/train/checkpoint.py",
+        "_set_moment(engine, parameter, kind, moments[kind][name].to(parameter.device))", "moments[kind][name]",
+        "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
+    ),
+    Row(
+        "drop-path noise starts again on resume", "mpp/pretrain.py", "DROP_PATH, step, world.rank", "DROP_PATH, step - first_step, world.rank",
+        "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
+    ),
+    Row(
+        "k chosen with the query among the neighbours", "mpp/transfer/protocol.py",
+        "own[split.choose], own[split.fit], truth[split.fit]", "own[split.choose], own[split.both], truth[split.both]",
+        "tests/transfer/test_probes.py::test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
+    ),
+    Row(
+        "shots drawn from the hold-out too", "mpp/transfer/protocol.py", "draw_shots(labels, split.fit", "draw_shots(labels, split.both",
+        "tests/transfer/test_probes.py::test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
+    ),
+    # What may be asked for.
+    Row(
+        "unknown keys pass", "mpp/config.py", "extra=\"forbid\"", "extra=\"ignore\"",
+        "tests/test_config.py::test_the_nearest_key_is_named_in_full",
+    ),
+    Row(
+        "3e-4 is a word", "mpp/config.py", "(\\.[0-9]*)?)([eE][-+]?[0-9]+)?", "\\.[0-9]*)([eE][-+][0-9]+)?",
+        "tests/test_config.py::test_scalars_are_those_of_yaml_1_2",
+    ),
+    Row(
+        "a repeated key silently wins", "mpp/config.py", "            seen.add(key.value)\n", "", "tests/test_config.py::test_a_repeated_key_is_an_error_that_names_its_line",
+    ),
+]  # fmt: skip
