@@ -22,6 +22,13 @@ settings.load_profile("mpp")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes (make test) a module's tests share one, and so its fixtures; only planted bugs are dealt out one by one."""
+    for item in items:
+        if item.path.name != "test_mutations.py":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 def picture(key: int, smallest: int) -> bytes:
     """A PNG of its own size, a colour slope with noise: every sample and every crop of it looks different."""
     rng = np.random.default_rng(key)

@@ -93,6 +93,18 @@ def test_a_changed_byte_is_survived_and_in_a_zip_never_changes_an_image(kind, da
         assert {content for content in found.values() if isinstance(content, bytes)} <= set(IMAGES.values())
 
 
+def test_no_byte_of_a_zips_directory_can_stop_the_program(tmp_path):
+    archive = ARCHIVES["zip"]
+    for place in range(archive.index(b"PK\1\2"), len(archive)):
+        for value in (0, 255, archive[place] ^ 128):
+            try:
+                found = read_all(archive[:place] + bytes([value]) + archive[place + 1 :], tmp_path)
+            except DataError as error:
+                assert "archive" in str(error)
+            else:
+                assert {content for content in found.values() if isinstance(content, bytes)} <= set(IMAGES.values())
+
+
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_a_cut_archive_is_refused_or_whole_at_any_length(kind, tmp_path):
     archive = ARCHIVES[kind]
