@@ -18,7 +18,7 @@ parts on many machines see it.  A store has no locks: do not run the same part t
     OUT/.work/source.tar          SOURCE unpacked, while it is needed (only for compressed tars)
     OUT/.work/fetched/            SOURCE fetched from its URL, while it is needed
     OUT/.work/train-000003.done   a finished shard's rows; written after the shard has its name
-    OUT/rejects.jsonl             files with an image suffix that are no readable images
+    OUT/rejects.jsonl             files that are no readable images
 """
 
 import argparse
@@ -179,7 +179,7 @@ def make(args: argparse.Namespace) -> int:
         if advice := other_format(source, listed.ignored):
             print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
         if len(names) == 1:
-            print(f"warning: --labels finds a single class, {names[0]!r}: the first folder level is the class", file=sys.stderr)
+            print(f"warning: --labels finds a single class, {names[0]!r} (in a tree the first folder level is the class)", file=sys.stderr)
         if found is None:
             found = {"plan": plan | settings | {"stamp": listed.stamp}, "complete": []}
             target.put(PLAN, json.dumps(found).encode())
