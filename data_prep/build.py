@@ -21,10 +21,10 @@ from mpp.errors import DataError, UserError
 from mpp.files import write_stream
 
 
-def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
-    """Run all jobs in worker processes; returns the number of images looked at."""
+def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summary) -> None:
+    """Run all jobs in worker processes, and tell the summary."""
     if not jobs:
-        return 0
+        return
     workers = min(args.workers, len(jobs))
     for split in {job.split for job in jobs}:
         work.target.folder(split).mkdir(exist_ok=True)
@@ -54,7 +54,9 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace) -> int:
     finally:
         shared[0] = 1  # after an error or Ctrl-C the others give up their shards
         pool.shutdown(cancel_futures=True)
-    return sum(shared[1:])
+    summary.built += sum(shared[1:])
+    summary.built_shards += len(jobs)
+    summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work))
 
 
 def records(jobs: Sequence[Job], work: Work) -> Iterator[Record]:

@@ -39,6 +39,7 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
 from build import build, records, report_rejects, write_split
 from plan import PLAN, clean, list_once, opened, other_plan, plan_jobs, plan_splits, read_plan
 from prepare import QUALITY, Options
+from repeats import DROPS, note_repeats, read_drops, without
 from shard_job import Work, read_record
 from shuffle import survey
 from sources import FORMATS, open_source
@@ -83,6 +84,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--encode", choices=("keep", "jpeg", "webp"), default="keep", help="what to store; keep: shrunk images as JPEG")
     parser.add_argument(
         "--quality", type=_quality, metavar="Q", help=f"of encoded images (default: JPEG {QUALITY['JPEG']}, WebP {QUALITY['WEBP']})"
+    )
+    parser.add_argument(
+        "--dedup", action="store_true", help="leave out images that are byte for byte another's; val's are kept before train's"
     )
     parser.add_argument("--max-rejects", type=_share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
     parser.add_argument(
@@ -150,6 +154,7 @@ def make(args: argparse.Namespace) -> int:
         "resize": args.resize,
         "encode": args.encode,
         "quality": args.quality,
+        "dedup": args.dedup,
     }
     plan = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
     with opened(out, target, args) as fresh:
@@ -162,6 +167,8 @@ def make(args: argparse.Namespace) -> int:
             print(f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do")
             return 0
         source, listed = list_once(source, target, args)
+        if found and found["plan"]["stamp"] != listed.stamp:
+            raise other_plan(args.out, "half done", f"the files of {source.name} changed")
         splits = plan_splits(source, listed, args)
         names = source.class_names(listed.labels) if args.labels else []
         if len(names) == 1:
@@ -179,14 +186,23 @@ def make(args: argparse.Namespace) -> int:
         )
         fresh.pop_all()  # from here on what was done is kept
         part, parts = args.part or (0, 1)
-        jobs = [job for number, job in enumerate(plan_jobs(splits, args.samples_per_shard)) if number % parts == part]
+        jobs = list(plan_jobs(splits, args.samples_per_shard))
+        if noted := read_drops(target):
+            jobs, repeats = without(jobs, noted)
+        jobs = jobs[part::parts]
         summary = Summary(args, listed, [split.name for split in splits])
         missing = [job for job in jobs if read_record(job, work) is None]
-        summary.built, summary.built_shards = build(missing, work, args), len(missing)
+        build(missing, work, args, summary)
+        if not args.part and not noted:
+            repeats, noted = note_repeats(jobs, records(jobs, work), work, leave_out=args.dedup)
+            if repeats["left_out"]:
+                target.put(DROPS, noted)
+                jobs, repeats = without(jobs, noted)
+                build([job for job in jobs if job.drop], work, args, summary)
         for job, record in zip(jobs, records(jobs, work), strict=True):
             summary.add(record, job.split)
-        summary.read_bytes = sum(record.counts["read_bytes"] for record in records(missing, work))
         if not args.part:
+            summary.repeats = repeats
             report_rejects(jobs, work, summary, args)
             for split in reversed(splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, names, settings, out)

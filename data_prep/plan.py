@@ -142,5 +142,5 @@ def plan_jobs(splits: list[Split], samples_per_shard: int) -> Iterator[Job]:
 def clean(scratch: Path) -> None:
     """Remove what only an unfinished run needs."""
     for path in scratch.iterdir():
-        if path.name != "plan.json" and not path.name.startswith("lock"):
+        if path.name not in ("plan.json", "lock", "lock-plan"):
             path.unlink()

@@ -1,5 +1,6 @@
 """One shard's work, as a worker process of make_shards.py does it: read, check, perhaps re-encode, write, note down."""
 
+import hashlib
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ class Job:
     at: int  # position of the first item in that order
     first: int  # its ordinal in the split, hence its key
     count: int  # items
+    drop: bytes = b""  # keys to leave out as repeats: uint64, sorted
 
     @property
     def name(self) -> str:
@@ -93,12 +95,15 @@ def build_shard(job: Job) -> None:
     colours = np.zeros((3, 256), np.int64)
     counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0)
     reader = work.source.reader()
+    drop = set(np.frombuffer(job.drop, "<u8").tolist())
 
     def samples() -> Iterator[Sample]:
         for key, item in enumerate(read_order(work.orders, job.order, job.at, job.count), start=job.first):
             _shared[_slot] += 1
             if _shared[0]:
                 raise Stopped
+            if key in drop:
+                continue
             try:
                 data = reader.read(item)
                 done = prepare(data, work.options, counts, need_pixels=key < MEAN_STD_IMAGES)
@@ -119,8 +124,11 @@ def build_shard(job: Job) -> None:
         reader.close()
     if entry["samples"]:
         work.target.publish(job.split, job.name)
+    else:
+        work.target.discard(job.split, job.name)  # made before its images were found to be repeats
     record = {
         "plan": work.plan,
+        "drop": _hash(job.drop),
         "state": work.target.state(job.split, job.name) if entry["samples"] else None,
         "entry": entry,
         "rejects": rejects,
@@ -130,13 +138,17 @@ def build_shard(job: Job) -> None:
     work.target.put(job.record, json.dumps(record).encode() + b"\n" + rows.tobytes())
 
 
+def _hash(drop: bytes) -> str:
+    return hashlib.sha256(drop).hexdigest() if drop else ""
+
+
 def read_record(job: Job, work: Work) -> Record | None:
-    """What `build_shard` noted down; None where it did not, or under another plan, or where the shard was touched since."""
+    """What `build_shard` noted down; None where it did not, or for another plan, or where the shard was touched since."""
     noted, _, rows = (work.target.get(job.record) or b"").partition(b"\n")
     try:
         record = json.loads(noted)
         changed = record["entry"]["samples"] and record["state"] != work.target.state(job.split, job.name)
-        if changed or record["plan"] != work.plan:
+        if changed or (record["plan"], record["drop"]) != (work.plan, _hash(job.drop)):
             return None
         colours = np.array(record["colours"] or np.zeros((3, 256)), np.int64)
         return Record(record["entry"], record["rejects"], colours, Counter(record["counts"]), np.frombuffer(rows, INDEX_DTYPE))

@@ -25,6 +25,7 @@ class Summary:
         self.listed = listed
         self.splits = {split: Counter(images=0, shards=0, bytes=0) for split in splits}
         self.counts: Counter = Counter()
+        self.repeats: Counter = Counter()
         self.rejects = self.shards = 0
         self.built = self.built_shards = self.read_bytes = 0  # images looked at, shards and bytes: this run's own work
 
@@ -50,6 +51,7 @@ class Summary:
                 "splits": self.splits,
                 "classes": classes,
                 "rejected": self.rejects,
+                "repeats": self.repeats,
                 "ignored": ignored,
                 **{name: self.counts[name] for name in ("converted", "resized", "encoded")},
                 "built_shards": self.built_shards,
@@ -63,6 +65,8 @@ class Summary:
         listed = "" if args.part or not self.rejects else f" ({args.out / 'rejects.jsonl'})"
         print(f"rejected: {self.rejects:,}{listed}")
         print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+        if self.repeats["repeats"]:
+            print(self._say_repeats())
         if args.labels:
             names = sorted(self.listed.labels)
             print(f"classes:  {classes:,} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
@@ -82,3 +86,14 @@ class Summary:
             print(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
         else:
             print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out / 'train'}")
+
+    def _say_repeats(self) -> str:
+        counts = self.repeats
+        asides = [
+            f"{counts[name]:,} {what}"
+            for name, what in (("in_val", "of train also occur in val or test"), ("relabelled", "bear another label"))
+            if counts[name]
+        ]
+        aside = f", {', '.join(asides)}" if asides else ""
+        left = f"{counts['left_out']:,} left out" if self.args.dedup else "--dedup would leave them out"
+        return f"repeats:  {counts['repeats']:,}, byte for byte{aside}; {left} ({self.args.out / 'duplicates.jsonl'})"

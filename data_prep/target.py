@@ -1,9 +1,11 @@
 """Where shards go, and where it is noted which of them are finished."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from mpp.files import write_atomically
+from mpp.files import write_stream
 
 WORK = ".work"
 
@@ -22,11 +24,20 @@ class Target(Protocol):
     def state(self, split: str, shard: str) -> list | None:
         """What tells a published shard from a changed one without reading it; None where there is none."""
 
+    def discard(self, split: str, shard: str) -> None:
+        """Remove a shard, if it is there."""
+
+    def read(self, split: str, shard: str, offset: int, size: int) -> bytes:
+        """Bytes of a published shard."""
+
     def get(self, name: str) -> bytes | None:
         """A small file below OUT; None where there is none."""
 
     def put(self, name: str, data: bytes) -> None:
         """Write a small file below OUT, whole or not at all."""
+
+    def put_stream(self, name: str, chunks: Iterable[bytes]) -> None:
+        """As `put`, for what need not fit into memory."""
 
 
 class LocalTarget:
@@ -49,6 +60,13 @@ class LocalTarget:
             return None
         return [status.st_size, status.st_mtime_ns]
 
+    def discard(self, split: str, shard: str) -> None:
+        (self.root / split / shard).unlink(missing_ok=True)
+
+    def read(self, split: str, shard: str, offset: int, size: int) -> bytes:
+        with (self.root / split / shard).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
+
     def get(self, name: str) -> bytes | None:
         try:
             return (self.root / name).read_bytes()
@@ -56,6 +74,9 @@ class LocalTarget:
             return None
 
     def put(self, name: str, data: bytes) -> None:
+        self.put_stream(name, [data])
+
+    def put_stream(self, name: str, chunks: Iterable[bytes]) -> None:
         path = self.root / name
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, data)
+        write_stream(path, chunks)

@@ -20,6 +20,10 @@ from sources.base import Bar, Item, Source, check_size, first_folder, reason_to_
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
 CHUNK = 1 << 20
+# What the standard library's parsers raise on damaged archives (found by fuzzing; tests/data_prep/test_hostile_archives.py repeats it).
+DAMAGED_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
+DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
+MAX_NAME_BYTES = 1 << 20  # of a member's name and attributes
 
 
 class PlainReader:
@@ -75,18 +79,28 @@ class Tar(Source):
         return PlainReader(self.path)
 
 
+class _Header(tarfile.TarInfo):
+    """tarfile reads names of any length into memory; here a name that is no name ends the archive."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        extended = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if self.type in extended and self.size > MAX_NAME_BYTES:
+            raise tarfile.ReadError(f"a name of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 def tar_members(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
     """Every member, as a stream.  Raises DataError where the tar does not end with its end mark.
 
     tarfile takes a damaged header for the end and says nothing; the true end is a block of zeros.
     """
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             for info in tar:
                 yield info
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every header, gigabytes for a large archive
             end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED_TAR as error:
         raise DataError(f"{name}: is cut short or damaged ({error}); get it again") from error
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -172,11 +186,11 @@ class Zip(Source):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 members = archive.infolist()
-        except zipfile.BadZipFile as error:
+        except DAMAGED_ZIP as error:
             raise DataError(f"{self.path}: is cut short or damaged ({error}); get it again") from error
         for info in members:
             parts = [part for part in info.filename.split("/") if part not in ("", ".")]
-            if info.is_dir() or not parts:
+            if not parts or info.is_dir():
                 continue
             if stat.S_ISLNK(info.external_attr >> 16):
                 ignored["(links)"] += 1
@@ -203,8 +217,8 @@ class ZipReader(PlainReader):
     def read(self, item: Item) -> bytes:
         check_size(item)
         offset, packed_size, method, crc = item.place
-        signature, name_bytes, extra_bytes = struct.unpack("<4s22xHH", self.pread(30, offset).ljust(30, b"\0"))
-        if signature != b"PK\3\4":
+        signature, name_bytes, extra_bytes = struct.unpack("<4s22xHH", self.pread(30, max(offset, 0)).ljust(30, b"\0"))
+        if offset < 0 or signature != b"PK\3\4":
             raise BadSample("damaged in the archive (no local header)")
         packed = self.pread(packed_size, offset + 30 + name_bytes + extra_bytes)
         try:

@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (
     ".pbm",
     ".pnm",
 )
-MAX_FILE_BYTES = 1 << 30  # beyond this it is no photograph, and an archive that claims it may be a bomb
+MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
 MAX_CLASSES = 1_000_000
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)

@@ -1,4 +1,4 @@
-"""jobs/slurm/pretrain.sbatch on a real two-node SLURM, both nodes on this machine.  Skips where SLURM is not installed."""
+"""jobs/slurm/*.sbatch on a real two-node SLURM, both nodes on this machine.  Skips where SLURM is not installed."""
 
 import os
 import re
@@ -6,10 +6,13 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from mpp.data.shards import ShardSet
 from tests.pipeline.conftest import ROOT, TINY, free_port, metrics, succeed
 
 pytestmark = pytest.mark.slow
@@ -92,8 +95,7 @@ def state_of(job: str, environment: dict) -> str:
     return found[1] if found else "GONE"
 
 
-def submit(environment: dict, out: Path, *words: str) -> str:
-    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100", f"--output={out}", "--parsable", f"--chdir={ROOT}"]
+def submit(environment: dict, out: Path, script: str, options: Sequence[str], words: Sequence[str]) -> str:
     settings = {
         "PROCESSES_PER_NODE": "1",
         "OMP_NUM_THREADS": "1",
@@ -101,23 +103,42 @@ def submit(environment: dict, out: Path, *words: str) -> str:
         "MASTER_ADDR": "127.0.0.1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = ["sbatch", *options, "jobs/slurm/pretrain.sbatch", *words]
+    command = ["sbatch", f"--output={out}", "--parsable", f"--chdir={ROOT}", *options, f"jobs/slurm/{script}", *words]
     sent = subprocess.run(command, cwd=ROOT, env=environment | settings, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stderr
     return sent.stdout.strip()
+
+
+def wait_for(job: str, environment: dict, out: Path) -> None:
+    while (state := state_of(job, environment)) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+        time.sleep(0.5)
+    assert state == "COMPLETED", out.read_text()[-3000:]
 
 
 def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards, tmp_path):
     short = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
     succeed(tmp_path / "alone", shards, *short)
     out = tmp_path / "slurm.out"
-    job = submit(slurm, out, *TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}")
-    while (state := state_of(job, slurm)) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
-        time.sleep(0.5)
-    assert state == "COMPLETED", out.read_text()[-3000:]
+    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100"]
+    words = [*TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
+    wait_for(submit(slurm, out, "pretrain.sbatch", options, words), slurm, out)
     assert "2 process(es)" in out.read_text()
     ours, theirs = metrics(tmp_path / "alone"), metrics(tmp_path / "run")
     assert ours.keys() == theirs.keys()
     for step in ours:
         assert theirs[step]["train/loss"] == pytest.approx(ours[step]["train/loss"], rel=1e-4)
     assert not list(ROOT.glob(".hostfile-*"))
+
+
+def test_an_array_of_parts_and_a_job_that_waits_for_it_make_one_set(slurm, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        Image.new("L", (8, 8), number).save(tmp_path / "photos" / f"{number}.png")
+    words = [str(tmp_path / "photos"), str(tmp_path / "shards"), "--samples-per-shard=4", "--workers=1"]
+    small = ["--cpus-per-task=1", "--mem-per-cpu=100"]
+    array = submit(slurm, tmp_path / "part-%a.out", "make_shards.sbatch", ["--array=0-2", *small], words)
+    out = tmp_path / "finish.out"
+    wait_for(submit(slurm, out, "make_shards.sbatch", [f"--dependency=afterok:{array}", *small], words), slurm, out)
+    assert "kept from an earlier run: 10 of 10 shards" in out.read_text()
+    assert all(f"part {part}/3 is done" in (tmp_path / f"part-{part}.out").read_text() for part in range(3))
+    assert len(ShardSet.open(tmp_path / "shards" / "train")) == 40

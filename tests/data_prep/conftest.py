@@ -1,0 +1,25 @@
+"""What all tests of data_prep share: its modules on the path, and pictures."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., bytes]:
+    """(number, format, size) -> a small image's bytes, a pure function of them."""
+
+    def draw(number: int, form: str = "JPEG", size: tuple[int, int] = (20, 16)) -> bytes:
+        buffer = io.BytesIO()
+        pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(pixels).save(buffer, form)
+        return buffer.getvalue()
+
+    return draw
