@@ -28,7 +28,7 @@ from PIL import Image
 def make(root: str, out: str, workers: str, per_shard: str, resize: str) -> None:
     paths = [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]  # noqa: PTH118 (what a user would write)
     random.Random(0).shuffle(paths)
-    Path(out).mkdir(parents=True)
+    Path(out).mkdir(parents=True, exist_ok=True)
     in_processes(write, [(paths[worker :: int(workers)], out, worker, int(per_shard), int(resize)) for worker in range(int(workers))])
 
 
