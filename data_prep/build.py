@@ -5,14 +5,15 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from plan import Split
-from shard_job import Job, Record, Work, build_shard, read_record, start_worker
+from shard_job import Job, Noted, Record, Work, build_shard, read_record, start_worker
 from summary import Summary, progress
 from tqdm import tqdm
 
@@ -22,12 +23,20 @@ from mpp.files import write_stream
 
 
 def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summary) -> None:
-    """Run all jobs in worker processes, and tell the summary."""
-    if not jobs:
-        return
-    workers = min(args.workers, len(jobs))
+    """Make all shards, and tell the summary."""
     for split in {job.split for job in jobs}:
         work.target.folder(split).mkdir(exist_ok=True)
+    bar = {"total": sum(job.count for job in jobs), "desc": f"{len(jobs)} shards", "unit": "img"}
+    summary.built += run_jobs(build_shard, jobs, work, args, bar)
+    summary.built_shards += len(jobs)
+    summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work))
+
+
+def run_jobs(task: Callable[[Any], None], jobs: Sequence[Noted], work: Work, args: argparse.Namespace, bar_options: dict[str, Any]) -> int:
+    """Run `task` on every job in worker processes; returns how much progress they have shown with `tick`."""
+    if not jobs:
+        return 0
+    workers = min(args.workers, len(jobs))
     shared = multiprocessing.RawArray("q", 1 + workers)  # no lock: a worker killed inside one would hang the rest
     slots: multiprocessing.SimpleQueue[int] = multiprocessing.SimpleQueue()
     for slot in range(workers):
@@ -36,10 +45,10 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summar
     todo = iter(jobs)
     waiting: set[Future] = set()
     try:
-        with tqdm(total=sum(job.count for job in jobs), desc=f"{len(jobs)} shards", unit="img", **progress(args)) as bar:
+        with tqdm(**bar_options, **progress(args)) as bar:
             while True:
                 while len(waiting) < 2 * workers and (job := next(todo, None)):
-                    waiting.add(pool.submit(build_shard, job))
+                    waiting.add(pool.submit(task, job))
                 if not waiting:
                     break
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -54,12 +63,10 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summar
     finally:
         shared[0] = 1  # after an error or Ctrl-C the others give up their shards
         pool.shutdown(cancel_futures=True)
-    summary.built += sum(shared[1:])
-    summary.built_shards += len(jobs)
-    summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work))
+    return sum(shared[1:])
 
 
-def records(jobs: Sequence[Job], work: Work) -> Iterator[Record]:
+def records(jobs: Sequence[Noted], work: Work) -> Iterator[Record]:
     """What is known of each finished shard, one after the other: all of them would not fit into memory."""
     for job in jobs:
         record = read_record(job, work)
@@ -68,22 +75,22 @@ def records(jobs: Sequence[Job], work: Work) -> Iterator[Record]:
         yield record
 
 
-def report_rejects(jobs: Sequence[Job], work: Work, summary: Summary, args: argparse.Namespace) -> None:
+def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int, args: argparse.Namespace, remedy: str) -> None:
     """List the rejects in OUT/rejects.jsonl.  Raises DataError when there are more than --max-rejects allows."""
     path = args.out / "rejects.jsonl"
-    if not summary.rejects:
+    if not rejects:
         return
     write_stream(path, (json.dumps(reject).encode() + b"\n" for record in records(jobs, work) for reject in record.rejects))
-    count = summary.images + summary.rejects
-    if summary.rejects > args.max_rejects * count:
-        enough = math.ceil(summary.rejects / count * 1000) / 1000
+    count = images + rejects
+    if rejects > args.max_rejects * count:
+        enough = math.ceil(rejects / count * 1000) / 1000
         with path.open() as file:
             first = json.loads(file.readline())
         raise DataError(
-            f"{summary.rejects} of {count} files with an image suffix are not readable images, "
+            f"{rejects} of {count} files with an image suffix are not readable images, "
             f"first {first['name']} ({first['reason']}); "
             f"{path} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are kept), "
-            f"or mend them and remove {args.out}"
+            f"or {remedy}"
         )
 
 

@@ -42,7 +42,7 @@ from prepare import QUALITY, Options
 from repeats import DROPS, note_repeats, read_drops, without
 from shard_job import Work, read_record
 from shuffle import survey
-from sources import FORMATS, open_source
+from sources import FORMATS, open_source, other_format
 from sources.base import SourceOptions
 from summary import Summary
 from target import LocalTarget
@@ -75,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
     parser.add_argument("--checksum", metavar="HEX", help="md5 or sha256 of SOURCE, where it is one file: it must have it")
+    parser.add_argument("--image-field", metavar="NAME", help="parquet column or WebDataset field of the images, where there are several")
+    parser.add_argument("--label-field", metavar="NAME", help="parquet column, WebDataset field or key of its .json that holds the label")
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
     parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
@@ -139,13 +141,15 @@ def make(args: argparse.Namespace) -> int:
     """List, plan, build what is missing, check the rejects, write the manifests."""
     started = time.monotonic()
     out = args.out.resolve()
-    source = open_source(args.source.resolve(), out, SourceOptions(args.format, args.checksum))
+    source = open_source(args.source.resolve(), out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field))
     if source.path == out:
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
     target = LocalTarget(out)
     settings = {
         "name": source.name,
         "kind": source.kind,
+        "image_field": args.image_field,
+        "label_field": args.label_field,
         "labels": args.labels,
         "val": args.val,
         "seed": args.seed,
@@ -171,6 +175,8 @@ def make(args: argparse.Namespace) -> int:
             raise other_plan(args.out, "half done", f"the files of {source.name} changed")
         splits = plan_splits(source, listed, args)
         names = source.class_names(listed.labels) if args.labels else []
+        if advice := other_format(source, listed.ignored):
+            print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
         if len(names) == 1:
             print(f"warning: --labels finds a single class, {names[0]!r}: the first folder level is the class", file=sys.stderr)
         if found is None:
@@ -203,7 +209,7 @@ def make(args: argparse.Namespace) -> int:
             summary.add(record, job.split)
         if not args.part:
             summary.repeats = repeats
-            report_rejects(jobs, work, summary, args)
+            report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
             for split in reversed(splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, names, settings, out)
             target.put(PLAN, json.dumps(found | {"complete": [split.name for split in splits]}).encode())

@@ -12,6 +12,7 @@ from typing import Any
 
 from shard_job import Job
 from shuffle import Listed, shuffle
+from sources import other_format
 from sources.base import IMAGE_SUFFIXES, MAX_CLASSES, Source, describe
 from summary import progress
 from target import WORK, Target
@@ -104,7 +105,8 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
             listed = shuffle(source, args.seed, scratch, bar.update)
         if not listed.counts.total():
             seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
-            raise DataError(f"{args.source}: holds no images{seen}; image suffixes are {' '.join(IMAGE_SUFFIXES)}")
+            remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
+            raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
         write_atomically(scratch / "listing.json", listed.to_json())
     return source, listed
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from prepare import Options, prepare
@@ -66,6 +66,22 @@ class Record(NamedTuple):
     rows: np.ndarray  # INDEX_DTYPE
 
 
+class Noted(Protocol):
+    """A job whose shard can be noted down."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def record(self) -> str: ...
+
+    @property
+    def drop(self) -> bytes: ...
+
+
 class Stopped(Exception):
     """The main process asked this worker to give up its shard."""
 
@@ -88,9 +104,21 @@ def start_worker(work: Work, shared: Any, slots: Any, parent: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
+def this_work() -> Work:
+    """What this worker process was started with."""
+    return _work
+
+
+def tick(done: int = 1) -> None:
+    """Show the main process so much more progress.  Raises Stopped when it has asked for that."""
+    _shared[_slot] += done
+    if _shared[0]:
+        raise Stopped
+
+
 def build_shard(job: Job) -> None:
     """Make one shard and note it down: the note is a pure function of the plan, but for `state`."""
-    work = _work
+    work = this_work()
     rejects: list[dict] = []
     colours = np.zeros((3, 256), np.int64)
     counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0)
@@ -99,9 +127,7 @@ def build_shard(job: Job) -> None:
 
     def samples() -> Iterator[Sample]:
         for key, item in enumerate(read_order(work.orders, job.order, job.at, job.count), start=job.first):
-            _shared[_slot] += 1
-            if _shared[0]:
-                raise Stopped
+            tick()
             if key in drop:
                 continue
             try:
@@ -126,28 +152,33 @@ def build_shard(job: Job) -> None:
         work.target.publish(job.split, job.name)
     else:
         work.target.discard(job.split, job.name)  # made before its images were found to be repeats
+    note_down(job, work, Record(entry, rejects, colours, counts, rows))
+
+
+def note_down(job: Noted, work: Work, done: Record) -> None:
+    """Remember a finished shard for `read_record`."""
     record = {
         "plan": work.plan,
         "drop": _hash(job.drop),
-        "state": work.target.state(job.split, job.name) if entry["samples"] else None,
-        "entry": entry,
-        "rejects": rejects,
-        "colours": colours.tolist() if counts["colour_images"] else None,
-        "counts": counts,
+        "state": work.target.state(job.split, job.name),
+        "entry": done.entry,
+        "rejects": done.rejects,
+        "colours": done.colours.tolist() if done.counts["colour_images"] else None,
+        "counts": done.counts,
     }
-    work.target.put(job.record, json.dumps(record).encode() + b"\n" + rows.tobytes())
+    work.target.put(job.record, json.dumps(record).encode() + b"\n" + done.rows.tobytes())
 
 
 def _hash(drop: bytes) -> str:
     return hashlib.sha256(drop).hexdigest() if drop else ""
 
 
-def read_record(job: Job, work: Work) -> Record | None:
+def read_record(job: Noted, work: Work) -> Record | None:
     """What `build_shard` noted down; None where it did not, or for another plan, or where the shard was touched since."""
     noted, _, rows = (work.target.get(job.record) or b"").partition(b"\n")
     try:
         record = json.loads(noted)
-        changed = record["entry"]["samples"] and record["state"] != work.target.state(job.split, job.name)
+        changed = record["state"] != work.target.state(job.split, job.name)
         if changed or (record["plan"], record["drop"]) != (work.plan, _hash(job.drop)):
             return None
         colours = np.array(record["colours"] or np.zeros((3, 256)), np.int64)

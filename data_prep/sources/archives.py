@@ -8,8 +8,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from sources.base import Bar, Item, Source, check_size, first_folder, reason_to_
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
 CHUNK = 1 << 20
+OPEN_FILES = 64  # of one source, in each worker
 # What the standard library's parsers raise on damaged archives (found by fuzzing; tests/data_prep/test_hostile_archives.py repeats it).
 DAMAGED_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
@@ -50,6 +51,26 @@ class PlainReader:
         return os.pread(self._file.fileno(), size, offset)
 
 
+class FilesReader:
+    """Readers of the files of one folder; the OPEN_FILES used last are kept open."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._open: OrderedDict[str, PlainReader] = OrderedDict()
+
+    def of(self, name: str) -> PlainReader:
+        if name not in self._open:
+            if len(self._open) == OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[name] = PlainReader(self.folder / name)
+        self._open.move_to_end(name)
+        return self._open[name]
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+
+
 # ---------------------------------------------------------------- tar
 
 
@@ -63,13 +84,8 @@ class Tar(Source):
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         with self.path.open("rb") as file:
-            for info in tar_members(file, str(self.shown_as or self.path)):
-                parts = [part for part in info.name.split("/") if part not in ("", ".")]
-                if info.isdir() or not parts:
-                    continue
-                if not info.isreg() or info.issparse():
-                    ignored["(sparse files)" if info.isreg() else "(links)" if info.issym() or info.islnk() else "(devices and pipes)"] += 1
-                elif reason := reason_to_ignore(parts):
+            for parts, info in regular_files(tar_members(file, str(self.shown_as or self.path)), ignored):
+                if reason := reason_to_ignore(parts):
                     ignored[reason] += 1
                 else:
                     name = "/".join(parts)
@@ -107,6 +123,18 @@ def tar_members(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
         raise DataError(
             f"{name}: is cut short or damaged at byte {end} (no end mark); get it again, or unpack it yourself and give the folder"
         )
+
+
+def regular_files(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Iterator[tuple[list[str], tarfile.TarInfo]]:
+    """Of a tar's members those that are plain files, each after the parts of its name; of the rest all but folders are counted."""
+    for info in members:
+        parts = [part for part in info.name.split("/") if part not in ("", ".")]
+        if info.isdir() or not parts:
+            continue
+        if info.isreg() and not info.issparse():
+            yield parts, info
+        else:
+            ignored["(sparse files)" if info.isreg() else "(links)" if info.issym() or info.islnk() else "(devices and pipes)"] += 1
 
 
 # ---------------------------------------------------------------- compressed tar

@@ -40,6 +40,8 @@ class SourceOptions:
 
     format: str | None = None  # one of FORMATS; None: found out from the content
     checksum: str | None = None  # md5 or sha256 of the source's file, in hexadecimal
+    image_field: str | None = None  # parquet column or WebDataset field of the images, where there are several
+    label_field: str | None = None  # parquet column, WebDataset field or key of the field json
 
 
 class Item(NamedTuple):
@@ -95,16 +97,19 @@ class Source:
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         """Class names in the order of their numbers, given every label that occurs."""
-        if not self.numbered:
-            return sorted(labels)
-        wrong = next((label for label in sorted(labels) if not (label.isdecimal() and int(label) < MAX_CLASSES)), None)
-        if wrong is not None:
-            raise DataError(f"{self.name}: {wrong!r} is not a class number from 0 to {MAX_CLASSES - 1}; leave out --labels")
-        return [str(number) for number in range(max(map(int, labels)) + 1)]
+        return names_of_numbers(self.name, labels) if self.numbered else sorted(labels)
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:
         """numbers: class name -> number."""
         return int(label) if self.numbered else numbers[label]
+
+
+def names_of_numbers(source: str, labels: Collection[str]) -> list[str]:
+    """The names of the classes 0 to the highest that occurs.  Raises DataError for a label that is no class number."""
+    wrong = next((label for label in sorted(labels) if not (label.isdecimal() and int(label) < MAX_CLASSES)), None)
+    if wrong is not None:
+        raise DataError(f"{source}: {wrong!r} is not a class number from 0 to {MAX_CLASSES - 1}; leave out --labels")
+    return [str(number) for number in range(max(map(int, labels)) + 1)]
 
 
 def reason_to_ignore(parts: Iterable[str]) -> str:

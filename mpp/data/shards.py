@@ -339,7 +339,7 @@ class ShardSet:
             raise DataError(f"{self.path / entry['name']}: sha256 is {found[:12]}…, the manifest says {entry['sha256'][:12]}…; {_REMAKE}")
 
 
-_REMAKE = "copy the split again or make it again with python data_prep/make_shards.py"
+_REMAKE = "copy the split again or make it again with python data_prep/make_shards.py (index_shards.py for tars from elsewhere)"
 
 
 def _reopen(path: Path, manifest_hash: str) -> ShardSet:
@@ -352,7 +352,7 @@ def _reopen(path: Path, manifest_hash: str) -> ShardSet:
 
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     """The manifest, complete and of this format, and the sha256 of its bytes."""
-    make = "make it with python data_prep/make_shards.py SOURCE OUT"
+    make = "make it with python data_prep/make_shards.py SOURCE OUT (or index_shards.py FOLDER for WebDataset tars from elsewhere)"
     try:
         data = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -115,8 +115,8 @@ def test_the_manifests_claims_hold_when_worked_out_anew(made):
     assert manifest["bytes"] == sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert manifest["classes"] == ["a", "b", "c"]
     assert manifest["source"] == {
-        "name": "photos", "kind": "folder", "labels": True, "val": 5, "seed": 0, "samples_per_shard": 4,
-        "check": "header", "resize": None, "encode": "keep", "quality": None,
+        "name": "photos", "kind": "folder", "image_field": None, "label_field": None, "labels": True, "val": 5, "seed": 0, "samples_per_shard": 4,
+        "dedup": False, "check": "header", "resize": None, "encode": "keep", "quality": None,
     }  # fmt: skip
 
 

@@ -1,0 +1,260 @@
+"""PROGRAM: WebDataset tars of any origin -> a manifest and an index beside them, so that they are trained on where they lie.
+
+    python data_prep/index_shards.py FOLDER [--labels]
+
+No tar is copied, moved or changed.  Worker processes read each tar once, one tar each: its sha256, where every image lies, the CRC-32 and the
+size of each, and the colours of some.  Killed at any instant, the same command goes on with the tars it lacks and ends with the same bytes.
+
+    FOLDER/index.bin          where the images lie
+    FOLDER/manifest.json      written last: without it FOLDER is no set of shards
+    FOLDER/rejects.jsonl      what is not readable, or of a kind that must be converted (make_shards.py does that)
+    FOLDER/.work/*.done       the rows of a finished tar, while the others are missing
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+import mpp
+from mpp.data.shards import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, ShardSet, write_manifest
+from mpp.errors import BadSample, DataError, Parser, UserError, run_program
+from mpp.files import lock_folder
+from mpp.machine import usable_cores
+
+if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
+    sys.path.append(str(Path(__file__).parent))
+from build import records, report_rejects, run_jobs
+from make_shards import _at_least, _share
+from prepare import Options, prepare
+from shard_job import Record, Work, note_down, read_record, this_work, tick
+from sources.archives import CHUNK, PlainReader
+from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
+from sources.webdataset import WebDataset, open_webdataset
+from target import WORK, LocalTarget
+
+
+@dataclass(frozen=True)
+class TarJob:
+    """One tar to index."""
+
+    name: str
+    bytes: int
+    colour_images: int  # so many of its first images are decoded for the mean and the standard deviation
+    split = "."  # the tars lie in the target's own folder
+    drop = b""  # no image is left out for being a repeat
+
+    @property
+    def record(self) -> str:
+        return f"{WORK}/{self.name}.done"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Index the tars; returns 0.  Raises UserError, one line, for everything that can be mended."""
+    args = parse(argv)
+    tqdm.monitor_interval = 0  # no monitor thread: this process forks
+    try:
+        return index(args)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"{error.filename or args.out}: {error.strerror}; check that FOLDER can be read and written and that its disk has space, then run "
+            "the same command again: finished tars are kept"
+        ) from error
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="index_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="of WebDataset tars; gets manifest.json and index.bin")
+    parser.add_argument("--labels", action="store_true", help="index class labels: the numbers in the field cls")
+    parser.add_argument("--image-field", metavar="NAME", help="field of the images, where keys have several")
+    parser.add_argument("--label-field", metavar="NAME", help="field, or key of the field json, that holds the class number")
+    parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image is checked")
+    parser.add_argument("--max-rejects", type=_share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
+    parser.add_argument(
+        "--workers", type=_at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def index(args: argparse.Namespace) -> int:
+    """Index the missing tars, check the rejects, write the manifest."""
+    started = time.monotonic()
+    folder = args.out.resolve()
+    if not folder.is_dir():
+        raise DataError(f"{args.out}: is no folder; give the folder that holds the tars")
+    if (folder.parent / WORK / "plan.json").exists():
+        raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
+    with held(folder, args) as target:
+        if (folder / MANIFEST).exists():  # and the run that wrote it was killed while it cleaned up
+            print(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
+            shutil.rmtree(target.scratch)
+            return 0
+        source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
+        tars = source.tars()
+        settings = {name: getattr(args, name) for name in ("labels", "image_field", "label_field", "check")}
+        # From every tar, because tars from elsewhere may be sorted; by powers of two, so that a tar more or less seldom undoes the others.
+        colour_images = 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))
+        plan = {**settings, "colour_images": colour_images, "mpp": mpp.__version__, "pillow": PIL.__version__}
+        work = Work(
+            source,
+            target,
+            target.scratch,
+            {} if args.labels else None,  # classes have no names here
+            Options(args.check),
+            hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
+        )
+        jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
+        missing = [job for job in jobs if read_record(job, work) is None]
+        bar = {"total": sum(job.bytes for job in missing), "desc": f"{len(missing)} tars", "unit": "B", "unit_scale": True}
+        read_bytes = run_jobs(index_tar, missing, work, args, bar)
+        write_index(jobs, work, {"name": source.name, "kind": "webdataset in place", **settings}, args)
+        shutil.rmtree(target.scratch)
+    seconds = time.monotonic() - started
+    if len(missing) < len(jobs):
+        print(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
+    print(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {min(args.workers, max(len(missing), 1))} workers")
+    print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
+    return 0
+
+
+@contextmanager
+def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
+    """FOLDER, held for this run; without anything done nothing stays behind.  Raises UserError for one with a manifest."""
+    target = LocalTarget(folder)
+    if (folder / MANIFEST).exists() and not target.scratch.exists():
+        raise DataError(
+            f"{args.out}: has a {MANIFEST} already, so it can be trained on as it is (data.shards={args.out}); to index it anew, first "
+            f"remove {MANIFEST} and {INDEX}"
+        )
+    target.scratch.mkdir(exist_ok=True)
+    with (target.scratch / "lock").open("w") as lock:
+        lock_folder(lock, f"{args.out}: another index_shards.py is at work here; wait for it or stop it")
+        for place, names in ((folder, (MANIFEST, INDEX, "rejects.jsonl")), (target.scratch, ("*",))):
+            for name in names:
+                for leftover in place.glob(f".{name}.tmp-*"):
+                    leftover.unlink()
+        try:
+            yield target
+        finally:
+            if target.scratch.exists() and not any(target.scratch.glob("*.done")):
+                shutil.rmtree(target.scratch)
+
+
+def index_tar(job: TarJob) -> None:
+    """Read one tar and note down its rows; their keys count its images from 0, before any is rejected."""
+    work = this_work()
+    assert isinstance(work.source, WebDataset)
+    path = work.target.folder(job.split) / job.name
+    rows: list[tuple] = []
+    rejects: list[dict] = []
+    colours = np.zeros((3, 256), np.int64)
+    counts: Counter = Counter(images=0, colour_images=0)
+    before = work.target.state(job.split, job.name)
+    reader, digest, hashed = PlainReader(path), hashlib.sha256(), 0
+
+    def read_up_to(end: int) -> None:
+        """The tar's bytes in their order, so that the disk is read once: what an image needs is then in the page cache."""
+        nonlocal hashed
+        while hashed < end and (chunk := reader.pread(CHUNK, hashed)):
+            digest.update(chunk)
+            hashed += len(chunk)
+            tick(len(chunk))
+
+    try:
+        for key, image in enumerate(work.source.images(path, counts)):
+            counts["images"] += 1
+            read_up_to(image.offset + image.size)
+            try:
+                check_size(Item(image.member, image.size))
+                data = reader.pread(image.size, image.offset)
+                done = prepare(data, work.options, counts, need_pixels=key < job.colour_images)
+                if done.data is not data:
+                    raise BadSample("of a format that must be converted, so it cannot stay where it is; make_shards.py can take it")
+            except BadSample as error:
+                rejects.append({"name": f"{job.name}/{image.member}", "reason": str(error)})
+                continue
+            if key < job.colour_images:
+                assert done.image
+                np.add(colours, np.array(done.image.histogram()).reshape(3, 256), out=colours)
+                counts["colour_images"] += 1
+            label = -1 if work.classes is None else class_number(path, image.member, image.label)
+            rows.append((0, image.offset, image.size, zlib.crc32(data), done.width, done.height, label, key))
+        read_up_to(job.bytes + 1)
+    finally:
+        reader.close()
+    if before != work.target.state(job.split, job.name) or hashed != job.bytes:
+        raise DataError(f"{path}: changed while it was read; leave the tars alone and run the same command again")
+    entry = {"name": job.name, "bytes": hashed, "sha256": digest.hexdigest(), "samples": len(rows)}
+    note_down(job, work, Record(entry, rejects, colours, counts, np.array(rows, INDEX_DTYPE)))
+
+
+def class_number(tar: Path, member: str, label: str) -> int:
+    if label.isdecimal() and int(label) < MAX_CLASSES:
+        return int(label)
+    raise DataError(
+        f"{tar}: {member} has {f'the label {label!r}' if label else 'no label'}, and only class numbers from 0 to {MAX_CLASSES - 1} can be "
+        "indexed in place; leave out --labels, or make new shards: python data_prep/make_shards.py FOLDER OUT --labels"
+    )
+
+
+def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Namespace) -> None:
+    """Rejects, index and manifest; says what there is.  source: the manifest's entry of that name."""
+    colours, counts, rejects, images, classes = np.zeros((3, 256), np.int64), Counter[str](), 0, 0, 0
+    for record in records(jobs, work):
+        colours += record.colours
+        counts += record.counts
+        rejects += len(record.rejects)
+        images += record.entry["samples"]
+        classes = max(classes, int(record.rows["label"].max(initial=-1)) + 1)
+    ignored = Counter({kind: count for kind, count in counts.items() if kind[0] in ".("})
+    report_rejects(jobs, work, images, rejects, args, "make new shards of what is good: python data_prep/make_shards.py FOLDER OUT")
+    if not images:
+        raise DataError(f"{args.out}: its {len(jobs)} tars hold no readable images" + (f" ({describe(ignored)})" if ignored else ""))
+
+    def numbered() -> Iterator[tuple[dict, np.ndarray]]:
+        first = 0
+        for record in records(jobs, work):
+            rows = record.rows.copy()
+            rows["key"] += np.uint64(first)
+            first += record.counts["images"]
+            yield record.entry, rows
+
+    manifest = write_manifest(
+        args.out.resolve(),
+        split=args.out.resolve().name,
+        shards=numbered(),
+        classes=[str(number) for number in range(classes)],
+        colours=colours,
+        colour_images=counts["colour_images"],
+        rejects=rejects,
+        source=source,
+    )
+    print(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
+    print(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
+    print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+    if len(manifest.shards) < len(jobs):
+        print(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
+    if args.labels:
+        print(f"classes:  {classes:,}")
+
+
+if __name__ == "__main__":
+    run_program(main)
