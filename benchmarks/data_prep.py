@@ -3,8 +3,8 @@
     python benchmarks/data_prep.py --peers /tmp/peers/bin/python --out benchmarks/results/DEVICE-data_prep.json [--work FOLDER]
         [--rounds 5] [--photos 4000] [--resized 1000] [--small 10000] [--list 10_000 10_000_000] [--only copy resize ...]
 
-Files: the 300 photographs of ../shared/data/photos-300.tar under so many names (hard links), and the CIFAR-10 (JPEG) test images.  The
-page cache is warm.  In each of the `--rounds` rounds every tool runs once on core 0 with one worker and once on cores 0 and 1 with two, so
+Files: the 300 photographs of ../shared/data/photos-300.tar again and again, each time with a comment of its own so that no two files are
+equal, and the CIFAR-10 (JPEG) test images.  The page cache is warm.  In each of the `--rounds` rounds every tool runs once on core 0 with one worker and once on cores 0 and 1 with two, so
 that a drift of the machine's speed meets all of them.  A time ends when the bytes are on the disk: what a tool leaves in the page cache is
 flushed and counted.  Rates are beyond start-up: the time for TINY images is taken off, which favours tools that start slowly.  Ratios are
 medians over the rounds.  What each peer is asked to do, and what it does differently, stands at the top of its file in benchmarks/peers/.
@@ -52,6 +52,7 @@ class Tool:
     script: str
     finished: str  # glob below OUT: one file for every finished shard
     extra: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()  # further words for a set as its users make it
     workers: tuple[int, ...] = (1, 2)
     parts: tuple[str, ...] = ("tiny", "copy", "resize", "verify", "restart")
 
@@ -73,8 +74,8 @@ class Tool:
 def tools(peers: str) -> list[Tool]:
     every = ("tiny", "copy", "resize", "small", "verify", "restart")
     return [
-        Tool("make_shards", sys.executable, "mpp_tools.py", ".work/*.done", parts=every),
-        Tool("make_shards, first 10,000", sys.executable, "mpp_tools.py", "", ("10000",), (2,), ("tiny", "copy", "resize")),
+        Tool("make_shards", sys.executable, "mpp_tools.py", ".work/*.done", plain=("10000",), parts=every),
+        Tool("make_shards, first 10,000", sys.executable, "mpp_tools.py", "", ("10000",), workers=(2,), parts=("tiny", "copy", "resize")),
         Tool("webdataset loop", sys.executable, "webdataset_loop.py", "*.tar", parts=every),
         Tool("img2dataset", peers, "img2dataset_run.py", "*_stats.json"),
         Tool("litdata", peers, "litdata_run.py", "chunk-*.bin"),
@@ -174,21 +175,18 @@ def available(peers: str, result: dict) -> list[Tool]:
 
 
 def unpack(archive: Path, folder: Path) -> list[Path]:
-    """Every image of an archive, as files that the page cache holds."""
+    """Every image of an archive, as files."""
     if not folder.exists():
         partial = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(partial, ignore_errors=True)
         with tarfile.open(archive) as tar:
             tar.extractall(partial, filter="data")
         partial.rename(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        path.read_bytes()
-    return files
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def lay_out(name: str, files: list[Path], images: int, work: Path, per_shard: int, resize: int = 0) -> Task:
-    """A tree of `images` files: hard links to `files`, again and again, 100 to a folder."""
+    """A tree of `images` JPEGs that the page cache holds, 100 to a folder: `files` again and again, each with its number in a comment."""
     root = work / f"{name}-{images}"
     if not root.exists():
         partial = root.with_name(root.name + ".tmp")
@@ -196,9 +194,12 @@ def lay_out(name: str, files: list[Path], images: int, work: Path, per_shard: in
         for number in range(images):
             path = partial / f"{number // 100:04d}" / f"{number:06d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(files[number % len(files)], path)
+            start, rest = (data := files[number % len(files)].read_bytes())[:2], data[2:]
+            path.write_bytes(start + b"\xff\xfe\x00\x0a%08d" % number + rest)
         partial.rename(root)
-    return Task(name, root, images, sum(files[number % len(files)].stat().st_size for number in range(images)), per_shard, resize)
+    sizes = [len(path.read_bytes()) for path in root.rglob("*.jpg")]
+    assert len(sizes) == images
+    return Task(name, root, images, sum(sizes), per_shard, resize)
 
 
 def limits(root: Path, work: Path, rounds: int) -> dict:
@@ -264,7 +265,7 @@ def verify(found: list[Tool], task: Task, work: Path, rounds: int) -> dict:
     log, outs = work / "log.txt", {tool.name: work / f"out-{tool.script}" for tool in checked}
     result: dict = {tool.name: {"runs": {str(workers): [] for workers in CORES}} for tool in checked}
     for tool in checked:
-        timed(tool.make(task, outs[tool.name], 2), CORES[2], log, outs[tool.name])
+        timed([*tool.make(task, outs[tool.name], 2), *tool.plain], CORES[2], log, outs[tool.name])
     for number in range(rounds):
         for tool in checked:
             for workers, cores in CORES.items():

@@ -39,7 +39,8 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
 
     A copied image is checked from its header, and decoded in full where options.check says so, where `need_pixels`, or where its end does
     not look like the end of its format: so a cut file is always found.  A short side above options.resize is shrunk to it (bicubic,
-    antialiased); what is shrunk or re-encoded is upright RGB without EXIF.  Raises BadSample.
+    antialiased); what is shrunk or re-encoded is upright RGB without EXIF, its chroma at half resolution (4:2:0, WebP knows no other).
+    Raises BadSample.
     """
     form, width, height = check_header(data, formats=FORMATS + CONVERTED)
     if form in CONVERTED:
@@ -57,7 +58,7 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
         if max(width, height) > LONGEST[target]:
             raise BadSample(f"{width}x{height} is too long: a {target}'s sides end at {LONGEST[target]}")
         drawn = open_shrunk(data, (width, height)) if side else open_image(data)
-        data = _encode(drawn, target, quality=options.quality or QUALITY[target])
+        data = _encode(drawn, target, quality=options.quality or QUALITY[target], subsampling="4:2:0")
         counts["resized"] += bool(side)
         counts["encoded"] += 1
         if need_pixels:
@@ -86,7 +87,7 @@ def _scan_start(data: bytes) -> int:
     return len(data)
 
 
-def _encode(image: Image.Image, form: str, **options: int) -> bytes:
+def _encode(image: Image.Image, form: str, **options: int | str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
