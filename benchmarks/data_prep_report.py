@@ -41,7 +41,14 @@ def rates(title: str, found: dict, start_up: dict) -> str:
         cells += [number(tool.get("two_over_one"), 2)] + [number(case and case["ours_over_it"], 2) for case in (one, two)]
         cells += [number(start_up[name]["workers"]["2"]["seconds"], 1), number(max(case["peak_mb"] for case in (one, two) if case), 0)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "Written: " + "; ".join(f"{name} {written(tool['written'])}" for name, tool in found.items()) + "."])
+
+
+def written(found: dict) -> str:
+    """What one tool stored, in words; of shrunk images also how."""
+    text = f"{found['images']:,} images of {found['bytes'] / 1e6:,.1f} MB, {found['same_sizes_as_ours']:,} of the sizes in ours"
+    shrunk = {kind: ", ".join(f"{name} {count:,}" for name, count in sorted(found[kind].items())) for kind in ("sampling", "luma_tables")}
+    return text + (f", shrunk ones {shrunk['sampling']}, sum of the luma table {shrunk['luma_tables']}" if found["luma_tables"] else "")
 
 
 def verified(found: dict) -> str:

@@ -6,7 +6,7 @@
     python mpp_tools.py versions
 
 make_shards.py decodes the first 10,000 images of a split for mean and standard deviation.  In a benchmark of a few thousand images that
-would be all of them, in a real set it is a start-up cost; COLOUR_IMAGES (300 here) takes the place of the 10,000.
+would be all of them, in a real set it is a start-up cost; COLOUR_IMAGES (32 here) takes the place of the 10,000.
 """
 
 import json
@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
 import make_shards
 import shard_job
 
-COLOUR_IMAGES = 300
+COLOUR_IMAGES = 32
 
 
 def make(root: str, out: str, workers: str, per_shard: str, resize: str, colour_images: str = str(COLOUR_IMAGES)) -> None:
