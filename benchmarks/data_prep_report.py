@@ -53,7 +53,7 @@ def written(found: dict) -> str:
 
 def verified(found: dict) -> str:
     lines = [
-        "| read back and checked | images/s, 1 core | 2 cores | MB/s, 1 core | 2 cores | finds a flipped byte | finds a cut shard |",
+        "| read back and checked (start-up included) | images/s, 1 core | 2 cores | MB/s, 1 core | 2 cores | finds a flipped byte | finds a cut shard |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, tool in found.items():
