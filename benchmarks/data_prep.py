@@ -54,6 +54,7 @@ class Tool:
     finished: str  # glob below OUT: one file for every finished shard
     extra: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()  # further words for a set as its users make it
+    check: tuple[str, ...] = ()  # further words when it is verified
     workers: tuple[int, ...] = (1, 2)
     parts: tuple[str, ...] = ("tiny", "copy", "resize", "verify", "restart")
 
@@ -62,7 +63,7 @@ class Tool:
         return [self.python, HERE / "peers" / self.script, "make", task.root, out, *map(str, numbers), *self.extra]
 
     def verify(self, out: Path, workers: int) -> list[str | Path]:
-        return [self.python, HERE / "peers" / self.script, "verify", out, str(workers)]
+        return [self.python, HERE / "peers" / self.script, "verify", out, str(workers), *self.check]
 
     def ask(self, *words: str | Path) -> dict:
         """The JSON object that a short command prints last.  Raises Failed."""
@@ -77,6 +78,7 @@ def tools(peers: str) -> list[Tool]:
     return [
         Tool("make_shards", sys.executable, "mpp_tools.py", ".work/*.done", plain=("10000",), parts=every),
         Tool("make_shards, first 10,000", sys.executable, "mpp_tools.py", "", ("10000",), workers=(2,), parts=("tiny", "copy", "resize")),
+        Tool("verify_shards --full", sys.executable, "mpp_tools.py", "", plain=("10000",), check=("full",), parts=("verify",)),
         Tool("webdataset loop", sys.executable, "webdataset_loop.py", "*.tar", parts=every),
         Tool("img2dataset", peers, "img2dataset_run.py", "*_stats.json"),
         Tool("litdata", peers, "litdata_run.py", "chunk-*.bin"),
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if "limits" in options.only:
         result["limits"] = limits(tasks["copy"].root, work, options.rounds)
-    if chosen and set(result.get("start_up", {})) != {tool.name for tool in found}:
+    if chosen and set(result.get("start_up", {})) != {tool.name for tool in found if "tiny" in tool.parts}:
         result["start_up"] = compare(found, tasks["tiny"], work, 3)
     for part in chosen:
         result[part] = compare(found, tasks[part], work, options.rounds)
@@ -263,7 +265,7 @@ def clear(work: Path) -> None:
 def verify(found: list[Tool], task: Task, work: Path, rounds: int) -> dict:
     """tool -> images/s of reading everything back, by workers; and whether one flipped byte and a cut shard are found."""
     checked = [tool for tool in found if "verify" in tool.parts]
-    log, outs = work / "log.txt", {tool.name: work / f"out-{tool.script}" for tool in checked}
+    log, outs = work / "log.txt", {tool.name: work / f"out-{number}" for number, tool in enumerate(checked)}
     result: dict = {tool.name: {"runs": {str(workers): [] for workers in CORES}} for tool in checked}
     for tool in checked:
         timed([*tool.make(task, outs[tool.name], 2), *tool.plain], CORES[2], log, outs[tool.name])

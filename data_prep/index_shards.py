@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,21 +31,26 @@ import PIL
 from tqdm import tqdm
 
 import mpp
-from mpp.data.shards import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, ShardSet, write_manifest
+from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
+from mpp.data.shards import ShardSet
+from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, Parser, UserError, run_program
 from mpp.files import lock_folder
 from mpp.machine import usable_cores
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
-from build import records, report_rejects, run_jobs
-from make_shards import _at_least, _share
+from build import records, report_rejects
+from claims import FOREIGN
+from options import at_least, share
 from prepare import Options, prepare
-from shard_job import Record, Work, note_down, read_record, this_work, tick
+from shard_job import Record, Work, note_down, read_record
 from sources.archives import CHUNK, PlainReader
 from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
 from sources.webdataset import WebDataset, open_webdataset
+from summary import progress
 from target import WORK, LocalTarget
+from workers import Tick, run_jobs
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-field", metavar="NAME", help="field of the images, where keys have several")
     parser.add_argument("--label-field", metavar="NAME", help="field, or key of the field json, that holds the class number")
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image is checked")
-    parser.add_argument("--max-rejects", type=_share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
+    parser.add_argument("--max-rejects", type=share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
     parser.add_argument(
-        "--workers", type=_at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
+        "--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
@@ -123,9 +129,11 @@ def index(args: argparse.Namespace) -> int:
         )
         jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
         missing = [job for job in jobs if read_record(job, work) is None]
-        bar = {"total": sum(job.bytes for job in missing), "desc": f"{len(missing)} tars", "unit": "B", "unit_scale": True}
-        read_bytes = run_jobs(index_tar, missing, work, args, bar)
-        write_index(jobs, work, {"name": source.name, "kind": "webdataset in place", **settings}, args)
+        read_bytes = sum(job.bytes for job in missing)
+        with tqdm(total=read_bytes, desc=f"{len(missing)} tars", unit="B", unit_scale=True, **progress(args)) as bar:
+            for _ in run_jobs(partial(index_tar, work), missing, args.workers, bar.update):
+                pass
+        write_index(jobs, work, {"name": source.name, "kind": FOREIGN, **settings, "colour_images": colour_images}, args)
         shutil.rmtree(target.scratch)
     seconds = time.monotonic() - started
     if len(missing) < len(jobs):
@@ -158,9 +166,8 @@ def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
                 shutil.rmtree(target.scratch)
 
 
-def index_tar(job: TarJob) -> None:
+def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
     """Read one tar and note down its rows; their keys count its images from 0, before any is rejected."""
-    work = this_work()
     assert isinstance(work.source, WebDataset)
     path = work.target.folder(job.split) / job.name
     rows: list[tuple] = []

@@ -9,9 +9,14 @@ goes on with the shards it lacks and ends with the same bytes.
 On many machines: run the command with --part 0/8 ... 7/8, in any order and at any time, then once without --part: that makes whatever is
 still missing and writes the manifest, and the result is the same as one process would have made.
 
+SOURCE may be the URL of an archive, which is fetched once, or of a prefix of an object store, which is read in place.  OUT may be
+s3://bucket/prefix: shards are made in a local folder (--scratch), uploaded and compared; what is finished is noted in the store, so that
+parts on many machines see it.  A store has no locks: do not run the same part twice at a time (the bytes would still be right).
+
     OUT/.work/plan.json           what this OUT is being made from; a different command is refused
     OUT/.work/listing.json        what the source holds, once listed; beside it the shuffled order (*.items, *.offsets)
     OUT/.work/source.tar          SOURCE unpacked, while it is needed (only for compressed tars)
+    OUT/.work/fetched/            SOURCE fetched from its URL, while it is needed
     OUT/.work/train-000003.done   a finished shard's rows; written after the shard has its name
     OUT/rejects.jsonl             files with an image suffix that are no readable images
 """
@@ -24,28 +29,29 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import PIL
 from tqdm import tqdm
 
 import mpp
-from mpp.data.shards import ShardSet
 from mpp.errors import DataError, Parser, UserError, run_program
 from mpp.machine import usable_cores
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
-from plan import PLAN, clean, list_once, opened, other_plan, plan_jobs, plan_splits, read_plan
+from options import at_least, share
+from plan import list_once, opened, other_plan, plan_jobs, plan_splits, read_plan
 from prepare import QUALITY, Options
+from remote import is_url
+from remote_target import target_at
 from repeats import DROPS, note_repeats, read_drops, without
 from shard_job import Work, read_record
 from shuffle import survey
 from sources import FORMATS, open_source, other_format
 from sources.base import SourceOptions
 from summary import Summary
-from target import LocalTarget
+from target import PLAN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,18 +77,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="make_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder; gets train/ and, with --val, val/")
+    parser.add_argument("source", type=_place, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}; or the URL of one")
+    parser.add_argument("out", type=_place, metavar="OUT", help="a new folder or s3://bucket/prefix; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
-    parser.add_argument("--checksum", metavar="HEX", help="md5 or sha256 of SOURCE, where it is one file: it must have it")
+    parser.add_argument(
+        "--checksum",
+        metavar="HEX",
+        help="md5 or sha256 that SOURCE must have, a file; in ImageNet's folder: the devkit's, or 'official' for all",
+    )
     parser.add_argument("--image-field", metavar="NAME", help="parquet column or WebDataset field of the images, where there are several")
     parser.add_argument("--label-field", metavar="NAME", help="parquet column, WebDataset field or key of its .json that holds the label")
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
     parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
-    parser.add_argument("--samples-per-shard", type=_at_least(1), default=2048, metavar="N", help="keys a shard")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
+    parser.add_argument("--samples-per-shard", type=at_least(1), default=2048, metavar="N", help="keys a shard")
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image that is copied is checked")
-    parser.add_argument("--resize", type=_at_least(8), metavar="S", help="shrink short sides above S pixels to S")
+    parser.add_argument("--resize", type=at_least(8), metavar="S", help="shrink short sides above S pixels to S")
     parser.add_argument("--encode", choices=("keep", "jpeg", "webp"), default="keep", help="what to store; keep: shrunk images as JPEG")
     parser.add_argument(
         "--quality", type=_quality, metavar="Q", help=f"of encoded images (default: JPEG {QUALITY['JPEG']}, WebP {QUALITY['WEBP']})"
@@ -90,25 +100,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dedup", action="store_true", help="leave out images that are byte for byte another's; val's are kept before train's"
     )
-    parser.add_argument("--max-rejects", type=_share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
+    parser.add_argument("--max-rejects", type=share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
     parser.add_argument(
         "--part", type=_part, metavar="I/N", help="make only every N-th shard from the I-th on, I from 0; finish without it"
     )
     parser.add_argument(
-        "--workers", type=_at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
+        "--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
     )
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where work is kept until it is in an OUT that is a URL (~/.cache/mpp)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the closing summary as one JSON object")
     return parser.parse_args(argv)
 
 
-def _at_least(lowest: int) -> Any:
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or not lowest <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
-
-    return whole_number
+def _place(text: str) -> Path | str:
+    return text if is_url(text) else Path(text)
 
 
 def _quality(text: str) -> int:
@@ -117,17 +123,8 @@ def _quality(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a quality from 1 to 100")
 
 
-def _share(text: str) -> float:
-    try:
-        if 0 <= float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
-
-
 def _val(text: str) -> float | int:
-    return int(text) if text.isdecimal() else _share(text)
+    return int(text) if text.isdecimal() else share(text)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -140,11 +137,12 @@ def _part(text: str) -> tuple[int, int]:
 def make(args: argparse.Namespace) -> int:
     """List, plan, build what is missing, check the rejects, write the manifests."""
     started = time.monotonic()
-    out = args.out.resolve()
-    source = open_source(args.source.resolve(), out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field))
-    if source.path == out:
+    where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
+    if args.scratch and isinstance(args.out, Path):
+        raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
+    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field))
+    if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
-    target = LocalTarget(out)
     settings = {
         "name": source.name,
         "kind": source.kind,
@@ -161,18 +159,21 @@ def make(args: argparse.Namespace) -> int:
         "dedup": args.dedup,
     }
     plan = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
-    with opened(out, target, args) as fresh:
-        found = read_plan(target, plan, args.out)
+    target = target_at(args.out, args.scratch, plan)
+    with opened(target, args) as fresh:
+        found = read_plan(target, {name: value for name, value in plan.items() if name != "kind" or value}, args)
         if found and found["complete"]:
             if found["plan"]["stamp"] != (found["plan"]["stamp"] if plan["identity"] else survey(source).stamp):
-                raise other_plan(args.out, "complete", f"the files of {source.name} changed")
+                raise other_plan(args, found, f"the files of {source.name} changed")
             for split in found["complete"]:
-                ShardSet.open(out / split)
+                target.check(split)
+            if not args.part:
+                target.clean()  # the run that completed it may have been killed before it did so
             print(f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do")
             return 0
-        source, listed = list_once(source, target, args)
-        if found and found["plan"]["stamp"] != listed.stamp:
-            raise other_plan(args.out, "half done", f"the files of {source.name} changed")
+        source, settings["kind"], listed = list_once(source, target, args)
+        if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
+            raise other_plan(args, found, f"the files of {settings['name']} changed")
         splits = plan_splits(source, listed, args)
         names = source.class_names(listed.labels) if args.labels else []
         if advice := other_format(source, listed.ignored):
@@ -180,7 +181,7 @@ def make(args: argparse.Namespace) -> int:
         if len(names) == 1:
             print(f"warning: --labels finds a single class, {names[0]!r}: the first folder level is the class", file=sys.stderr)
         if found is None:
-            found = {"plan": plan | {"stamp": listed.stamp}, "complete": []}
+            found = {"plan": plan | settings | {"stamp": listed.stamp}, "complete": []}
             target.put(PLAN, json.dumps(found).encode())
         work = Work(
             source,
@@ -192,11 +193,12 @@ def make(args: argparse.Namespace) -> int:
         )
         fresh.pop_all()  # from here on what was done is kept
         part, parts = args.part or (0, 1)
+        target.look()
         jobs = list(plan_jobs(splits, args.samples_per_shard))
         if noted := read_drops(target):
             jobs, repeats = without(jobs, noted)
         jobs = jobs[part::parts]
-        summary = Summary(args, listed, [split.name for split in splits])
+        summary = Summary(args, target, listed, [split.name for split in splits])
         missing = [job for job in jobs if read_record(job, work) is None]
         build(missing, work, args, summary)
         if not args.part and not noted:
@@ -211,9 +213,9 @@ def make(args: argparse.Namespace) -> int:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
             for split in reversed(splits):  # train last: whoever waits for it finds val
-                write_split(split, [job for job in jobs if job.split == split.name], work, names, settings, out)
+                write_split(split, [job for job in jobs if job.split == split.name], work, names, settings)
             target.put(PLAN, json.dumps(found | {"complete": [split.name for split in splits]}).encode())
-            clean(target.scratch)
+            target.clean()
     summary.show(time.monotonic() - started, len(names))
     return 0
 

@@ -3,25 +3,21 @@
 import argparse
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from shard_job import Job
 from shuffle import Listed, shuffle
 from sources import other_format
-from sources.base import IMAGE_SUFFIXES, MAX_CLASSES, Source, describe
+from sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Source, describe
 from summary import progress
-from target import WORK, Target
+from target import PLAN, Target
 from tqdm import tqdm
 
 from mpp.errors import DataError, UserError
-from mpp.files import TEMPORARY, lock_folder, write_atomically
-
-PLAN = f"{WORK}/plan.json"
+from mpp.files import lock_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,9 @@ class Split:
 
 
 @contextmanager
-def opened(out: Path, target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
+def opened(target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
     """Hold OUT for this run.  Yields the clean-up that leaves nothing behind when a new OUT comes to nothing; empty for an OUT begun before."""
-    if not out.is_dir() and out.exists():
-        raise DataError(f"{args.out}: is a file; choose another OUT")
-    begun = target.get(PLAN) is not None
-    if out.is_dir() and not begun and {path.name for path in out.iterdir()} - {WORK}:
-        raise DataError(f"{args.out}: is not empty and was not begun by make_shards.py; choose another OUT")
+    begun = target.begun()
     target.scratch.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks, ExitStack() as fresh:
 
@@ -54,21 +46,13 @@ def opened(out: Path, target: Target, args: argparse.Namespace) -> Iterator[Exit
             hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")
         else:
             hold("lock", "another make_shards.py is at work here; wait for it or stop it")
-            for folder in (out, *out.glob("*/")):
-                for leftover in folder.glob(TEMPORARY):
-                    leftover.unlink()
+            target.sweep()
         if not begun and not args.part:
-            fresh.callback(leave_nothing, out)
+            fresh.callback(lambda: None if (target.scratch / FETCHED).exists() else target.abandon())  # hours of fetching are kept
         yield fresh
 
 
-def leave_nothing(out: Path) -> None:
-    shutil.rmtree(out / WORK)
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
-def read_plan(target: Target, plan: dict, out: Path) -> dict | None:
+def read_plan(target: Target, plan: dict, args: argparse.Namespace) -> dict | None:
     """The plan that OUT was begun with; None for a new OUT.  Raises DataError for another one."""
     data = target.get(PLAN)
     if data is None:
@@ -76,39 +60,54 @@ def read_plan(target: Target, plan: dict, out: Path) -> dict | None:
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{out}/{PLAN}: is damaged ({error}); remove {out} or choose another folder") from error
+        raise DataError(f"{target.where(PLAN)}: is damaged ({error}); remove {args.out} or choose another folder") from error
     changes = [name for name in plan if found["plan"].get(name) != plan[name]]
     if changes:
         said = ", ".join(
             f"the files of {plan['name']} changed" if name == "identity" else f"{name} was {found['plan'].get(name)}, is {plan[name]}"
             for name in changes
         )
-        raise other_plan(out, "complete" if found["complete"] else "half done", said)
+        raise other_plan(args, found, said)
     return found
 
 
-def other_plan(out: Path, state: str, changes: str) -> DataError:
-    return DataError(f"{out}: is {state}, but by another command ({changes}); repeat that command, remove {out} or choose another folder")
+def other_plan(args: argparse.Namespace, found: dict, changes: str) -> DataError:
+    """found: OUT's plan, which is not the one of this command."""
+    state = "complete" if found["complete"] else "half done"
+    return DataError(
+        f"{args.out}: is {state}, but by another command ({changes}); repeat that command, remove {args.out} or choose another folder"
+    )
 
 
-def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple[Source, Listed]:
-    """The source, readable at random, and what it holds, its order written to the scratch folder; an earlier run's listing is taken over."""
+def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple[Source, str, Listed]:
+    """The source, readable at random, its kind, and what it holds, its order written to the scratch folder.
+
+    What an earlier run fetched, unpacked and listed is taken over.
+    """
     scratch = target.scratch
+
+    def bar(what: str, total: int | None) -> tqdm:
+        return tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args))
+
     with (scratch / "lock-plan").open("w") as lock:
         lock_folder(lock, f"{args.out}: another part is still listing the source; wait for it", seconds=math.inf)
-        source = source.unpack(scratch, lambda what, total: tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args)))
+        source = source.fetch(scratch, bar)
+        kind = source.kind
+        source = source.unpack(scratch, bar)
+        if target.get(PLAN) is None:
+            target.forget()
         try:
-            return source, Listed.from_json((scratch / "listing.json").read_bytes())
+            return source, kind, Listed.from_json((scratch / "listing.json").read_bytes())
         except FileNotFoundError:
             pass
-        with tqdm(desc="listing", unit="img", **progress(args)) as bar:
-            listed = shuffle(source, args.seed, scratch, bar.update)
+        with tqdm(desc="listing", unit="img", **progress(args)) as listing:
+            listed = shuffle(source, args.seed, scratch, listing.update)
         if not listed.counts.total():
             seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
             remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
             raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
         write_atomically(scratch / "listing.json", listed.to_json())
-    return source, listed
+    return source, kind, listed
 
 
 def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> list[Split]:
@@ -139,10 +138,3 @@ def plan_jobs(splits: list[Split], samples_per_shard: int) -> Iterator[Job]:
     for split in splits:
         for shard, first in enumerate(range(0, split.count, samples_per_shard)):
             yield Job(split.name, shard, split.order, split.at + first, first, min(samples_per_shard, split.count - first))
-
-
-def clean(scratch: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    for path in scratch.iterdir():
-        if path.name not in ("plan.json", "lock", "lock-plan"):
-            path.unlink()

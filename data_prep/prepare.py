@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from mpp.data.decode import FORMATS, check_header, open_image, open_shrunk, open_upright
-from mpp.data.shards import FIELDS
+from mpp.data.shard_format import FIELDS
 from mpp.errors import BadSample
 
 CONVERTED = ("GIF", "BMP", "TIFF", "PPM")  # Pillow's names; the first frame becomes a PNG

@@ -2,23 +2,21 @@
 
 import hashlib
 import json
-import os
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from prepare import Options, prepare
 from shuffle import read_order
 from sources.base import Source
 from target import WORK, Target
+from workers import Tick
 
-from mpp.data.shards import INDEX_DTYPE, MEAN_STD_IMAGES, Sample, write_shard
+from mpp.data.shard_format import INDEX_DTYPE, MEAN_STD_IMAGES
+from mpp.data.write_shards import Sample, write_shard
 from mpp.errors import BadSample
 
 
@@ -82,43 +80,8 @@ class Noted(Protocol):
     def drop(self) -> bytes: ...
 
 
-class Stopped(Exception):
-    """The main process asked this worker to give up its shard."""
-
-
-_work: Work
-_shared: Any  # [whether to stop, images looked at by worker 1, by worker 2, ...]
-_slot: int
-
-
-def start_worker(work: Work, shared: Any, slots: Any, parent: int) -> None:
-    global _work, _shared, _slot
-    _work, _shared, _slot = work, shared, slots.get()
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def this_work() -> Work:
-    """What this worker process was started with."""
-    return _work
-
-
-def tick(done: int = 1) -> None:
-    """Show the main process so much more progress.  Raises Stopped when it has asked for that."""
-    _shared[_slot] += done
-    if _shared[0]:
-        raise Stopped
-
-
-def build_shard(job: Job) -> None:
+def build_shard(work: Work, job: Job, tick: Tick) -> None:
     """Make one shard and note it down: the note is a pure function of the plan, but for `state`."""
-    work = this_work()
     rejects: list[dict] = []
     colours = np.zeros((3, 256), np.int64)
     counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0)
@@ -127,7 +90,7 @@ def build_shard(job: Job) -> None:
 
     def samples() -> Iterator[Sample]:
         for key, item in enumerate(read_order(work.orders, job.order, job.at, job.count), start=job.first):
-            tick()
+            tick(1)
             if key in drop:
                 continue
             try:

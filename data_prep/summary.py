@@ -10,6 +10,7 @@ from typing import Any
 from shard_job import Record
 from shuffle import Listed
 from sources.base import describe
+from target import Target
 
 
 def progress(args: argparse.Namespace) -> dict[str, Any]:
@@ -20,8 +21,9 @@ def progress(args: argparse.Namespace) -> dict[str, Any]:
 class Summary:
     """Adds up the shards of this run, kept ones too."""
 
-    def __init__(self, args: argparse.Namespace, listed: Listed, splits: Iterable[str]):
+    def __init__(self, args: argparse.Namespace, target: Target, listed: Listed, splits: Iterable[str]):
         self.args = args
+        self.target = target
         self.listed = listed
         self.splits = {split: Counter(images=0, shards=0, bytes=0) for split in splits}
         self.counts: Counter = Counter()
@@ -61,8 +63,8 @@ class Summary:
             print(json.dumps(facts))
             return
         for split, found in self.splits.items():
-            print(f"{args.out / split}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
-        listed = "" if args.part or not self.rejects else f" ({args.out / 'rejects.jsonl'})"
+            print(f"{self.target.where(split)}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
+        listed = "" if args.part or not self.rejects else f" ({self.target.where('rejects.jsonl')})"
         print(f"rejected: {self.rejects:,}{listed}")
         print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
         if self.repeats["repeats"]:
@@ -84,8 +86,14 @@ class Summary:
         )
         if args.part:
             print(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
+            if isinstance(args.out, str):
+                print(f"where this machine makes no other part, {self.target.scratch} can be removed")
         else:
-            print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out / 'train'}")
+            train = self.target.where("train")
+            if isinstance(args.out, str):
+                print(f"next:     copy {train} to a disk of the machines that train")
+            else:
+                print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={train}")
 
     def _say_repeats(self) -> str:
         counts = self.repeats
@@ -96,4 +104,4 @@ class Summary:
         ]
         aside = f", {', '.join(asides)}" if asides else ""
         left = f"{counts['left_out']:,} left out" if self.args.dedup else "--dedup would leave them out"
-        return f"repeats:  {counts['repeats']:,}, byte for byte{aside}; {left} ({self.args.out / 'duplicates.jsonl'})"
+        return f"repeats:  {counts['repeats']:,}, byte for byte{aside}; {left} ({self.target.where('duplicates.jsonl')})"

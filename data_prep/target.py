@@ -1,13 +1,17 @@
 """Where shards go, and where it is noted which of them are finished."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from mpp.files import write_stream
+from mpp.data.shards import ShardSet
+from mpp.errors import DataError
+from mpp.files import TEMPORARY, write_stream
 
 WORK = ".work"
+PLAN = f"{WORK}/plan.json"
 
 
 class Target(Protocol):
@@ -15,11 +19,29 @@ class Target(Protocol):
 
     scratch: Path  # a local folder for what only an unfinished run needs
 
-    def folder(self, split: str) -> Path:
-        """The local folder in which `write_shard` makes a split's shards."""
+    def where(self, *names: str) -> str:
+        """A place below OUT, for messages."""
 
-    def publish(self, split: str, shard: str) -> None:
-        """A shard was made in `folder(split)`: put it where it belongs, whole or not at all."""
+    def begun(self) -> bool:
+        """Whether OUT was begun before.  Raises DataError where it is something else than a new or begun OUT."""
+
+    def sweep(self) -> None:
+        """Remove what killed runs left unfinished; only while no other run is at work."""
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a new OUT that came to nothing."""
+
+    def forget(self) -> None:
+        """No plan is there yet: forget what an earlier OUT of this name left in `scratch`."""
+
+    def look(self) -> None:
+        """Find out anew what is published; `state` and `get` may go by it until the next look."""
+
+    def folder(self, split: str) -> Path:
+        """The local folder in which a split's files are made."""
+
+    def publish(self, split: str, name: str) -> None:
+        """A file was made in `folder(split)`: put it where it belongs, whole or not at all."""
 
     def state(self, split: str, shard: str) -> list | None:
         """What tells a published shard from a changed one without reading it; None where there is none."""
@@ -39,19 +61,53 @@ class Target(Protocol):
     def put_stream(self, name: str, chunks: Iterable[bytes]) -> None:
         """As `put`, for what need not fit into memory."""
 
+    def check(self, split: str) -> None:
+        """Raises DataError where a finished split is not whole, as far as can be told without reading its shards."""
+
+    def clean(self) -> None:
+        """OUT is complete: remove what only an unfinished run needs."""
+
 
 class LocalTarget:
     """OUT on a file system."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.scratch = root / WORK
+    def __init__(self, out: Path):
+        self.shown = out
+        self.root = out.resolve()
+        self.scratch = self.root / WORK
+
+    def where(self, *names: str) -> str:
+        return str(self.shown.joinpath(*names))
+
+    def begun(self) -> bool:
+        if not self.root.is_dir() and self.root.exists():
+            raise DataError(f"{self.shown}: is a file; choose another OUT")
+        begun = self.get(PLAN) is not None
+        if self.root.is_dir() and not begun and {path.name for path in self.root.iterdir()} - {WORK}:
+            raise DataError(f"{self.shown}: is not empty and was not begun by make_shards.py; choose another OUT")
+        return begun
+
+    def sweep(self) -> None:
+        for folder in (self.root, *self.root.glob("*/")):
+            for leftover in folder.glob(TEMPORARY):
+                leftover.unlink()
+
+    def abandon(self) -> None:
+        shutil.rmtree(self.scratch)
+        if not any(self.root.iterdir()):
+            self.root.rmdir()
+
+    def forget(self) -> None:
+        pass  # whoever removes OUT removes `scratch` with it
+
+    def look(self) -> None:
+        pass  # the file system knows
 
     def folder(self, split: str) -> Path:
         return self.root / split
 
-    def publish(self, split: str, shard: str) -> None:
-        pass  # `write_shard` has given it its name
+    def publish(self, split: str, name: str) -> None:
+        pass  # it was given its name when it was whole
 
     def state(self, split: str, shard: str) -> list | None:
         try:
@@ -80,3 +136,18 @@ class LocalTarget:
         path = self.root / name
         path.parent.mkdir(exist_ok=True)
         write_stream(path, chunks)
+
+    def check(self, split: str) -> None:
+        ShardSet.open(self.root / split)
+
+    def clean(self) -> None:
+        clean_scratch(self.scratch)
+
+
+def clean_scratch(scratch: Path) -> None:
+    """Remove everything but the plan and the locks, which another run may be waiting for."""
+    for path in scratch.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("plan.json", "lock", "lock-plan"):
+            path.unlink()

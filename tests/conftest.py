@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 
-from mpp.data.shards import Sample, write_manifest, write_shard
+from mpp.data.write_shards import Sample, write_manifest, write_shard
 
 settings.register_profile(
     "mpp", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

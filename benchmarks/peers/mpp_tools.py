@@ -1,12 +1,14 @@
 """data_prep/make_shards.py with one constant changed, and the check of what it wrote; the interface of the peers beside this file.
 
     python mpp_tools.py make ROOT OUT WORKERS PER_SHARD RESIZE [COLOUR_IMAGES]
-    python mpp_tools.py verify OUT WORKERS
+    python mpp_tools.py verify OUT WORKERS [full]
     python mpp_tools.py describe OUT
     python mpp_tools.py versions
 
 make_shards.py decodes the first 10,000 images of a split for mean and standard deviation.  In a benchmark of a few thousand images that
 would be all of them, in a real set it is a start-up cost; COLOUR_IMAGES (32 here) takes the place of the 10,000.
+
+`verify` compares the sha256 of every shard; full: data_prep/verify_shards.py --full, which also decodes every image.
 """
 
 import json
@@ -23,6 +25,7 @@ from mpp.errors import run_program
 sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
 import make_shards
 import shard_job
+import verify_shards
 
 COLOUR_IMAGES = 32
 
@@ -33,7 +36,9 @@ def make(root: str, out: str, workers: str, per_shard: str, resize: str, colour_
     run_program(lambda _: make_shards.main([*words, *(["--resize", resize] if int(resize) else [])]))
 
 
-def verify(out: str, workers: str) -> None:
+def verify(out: str, workers: str, full: str = "") -> None:
+    if full:
+        run_program(lambda _: verify_shards.main([f"{out}/train", "--full", "--quiet", "--workers", workers]))
     shards = ShardSet.open(Path(out) / "train")
     with ProcessPoolExecutor(int(workers)) as pool:
         for _ in pool.map(shards.verify_sha256, range(len(shards.samples_per_shard))):

@@ -1,6 +1,7 @@
 """Zip and tar archives: listed from their headers, read in place at random, never extracted under a name they chose."""
 
 import gzip
+import io
 import lzma
 import os
 import stat
@@ -84,12 +85,7 @@ class Tar(Source):
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         with self.path.open("rb") as file:
-            for parts, info in regular_files(tar_members(file, str(self.shown_as or self.path)), ignored):
-                if reason := reason_to_ignore(parts):
-                    ignored[reason] += 1
-                else:
-                    name = "/".join(parts)
-                    yield Item(name, info.size, (info.offset_data,), first_folder(name))
+            yield from tar_images(file, str(self.shown_as or self.path), ignored)
 
     def reader(self) -> PlainReader:
         return PlainReader(self.path)
@@ -103,6 +99,46 @@ class _Header(tarfile.TarInfo):
         if self.type in extended and self.size > MAX_NAME_BYTES:
             raise tarfile.ReadError(f"a name of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
+
+
+def tar_images(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Item]:
+    """The members that may be images; an item's place is its offset in `file`.  Raises DataError as `tar_members` does."""
+    for parts, info in regular_files(tar_members(file, name), ignored):
+        if reason := reason_to_ignore(parts):
+            ignored[reason] += 1
+        else:
+            member = "/".join(parts)
+            yield Item(member, info.size, (info.offset_data,), first_folder(member))
+
+
+def irregular(info: tarfile.TarInfo) -> str:
+    """Of a member: empty for a regular file, otherwise what it is."""
+    if info.isreg():
+        return "(sparse files)" if info.issparse() else ""
+    return "(links)" if info.issym() or info.islnk() else "(devices and pipes)"
+
+
+class Stretch(io.RawIOBase):
+    """A byte range of an open file as a file of its own, such as a tar inside a tar.  The file's own position does not matter or move."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int):
+        self._handle, self._start, self._size, self._at = file.fileno(), start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._handle, max(0, min(len(buffer), self._size - self._at)), self._start + self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def tar_members(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
@@ -131,10 +167,10 @@ def regular_files(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Itera
         parts = [part for part in info.name.split("/") if part not in ("", ".")]
         if info.isdir() or not parts:
             continue
-        if info.isreg() and not info.issparse():
-            yield parts, info
+        if reason := irregular(info):
+            ignored[reason] += 1
         else:
-            ignored["(sparse files)" if info.isreg() else "(links)" if info.issym() or info.islnk() else "(devices and pipes)"] += 1
+            yield parts, info
 
 
 # ---------------------------------------------------------------- compressed tar
@@ -148,7 +184,7 @@ def _open_zstd(file: BinaryIO) -> Any:
     return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def errors_of_packed() -> tuple[type[Exception], ...]:
     try:
         import zstandard
     except ImportError:
@@ -196,7 +232,7 @@ def unpack_stream(path: Path, opener: Callable[[Any], Any], target: Path, bar: B
 
         try:
             write_stream(target, chunks())
-        except _errors() as error:
+        except errors_of_packed() as error:
             raise DataError(f"{path}: is cut short or damaged ({error}); get it again") from error
 
 

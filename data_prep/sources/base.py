@@ -30,6 +30,7 @@ IMAGE_SUFFIXES = (
 )
 MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
 MAX_CLASSES = 1_000_000
+FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
 
@@ -81,6 +82,10 @@ class Source:
         status = self.path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
 
+    def fetch(self, scratch: Path, bar: Bar) -> "Source":
+        """A source on this machine, whose `kind` is known: itself, or one made of a file fetched into `scratch`."""
+        return self
+
     def unpack(self, scratch: Path, bar: Bar) -> "Source":
         """A source with the same images that can be read at random: itself, or one made of files below `scratch`.
 
@@ -97,16 +102,16 @@ class Source:
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         """Class names in the order of their numbers, given every label that occurs."""
-        return names_of_numbers(self.name, labels) if self.numbered else sorted(labels)
+        return numbers_as_names(labels, self.name) if self.numbered else sorted(labels)
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:
         """numbers: class name -> number."""
         return int(label) if self.numbered else numbers[label]
 
 
-def names_of_numbers(source: str, labels: Collection[str]) -> list[str]:
-    """The names of the classes 0 to the highest that occurs.  Raises DataError for a label that is no class number."""
-    wrong = next((label for label in sorted(labels) if not (label.isdecimal() and int(label) < MAX_CLASSES)), None)
+def numbers_as_names(labels: Collection[str], source: str) -> list[str]:
+    """Names "0", "1", ... up to the largest label.  Raises DataError, naming the source, for a label that is no class number."""
+    wrong = next((label for label in sorted(labels) if not (label.isdecimal() and len(label) < 20 and int(label) < MAX_CLASSES)), None)
     if wrong is not None:
         raise DataError(f"{source}: {wrong!r} is not a class number from 0 to {MAX_CLASSES - 1}; leave out --labels")
     return [str(number) for number in range(max(map(int, labels)) + 1)]

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from mpp.data.shards import FORMAT, MANIFEST, ShardSet
+from mpp.data.shard_format import FORMAT, MANIFEST
+from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from sources.archives import FilesReader, regular_files, tar_members
-from sources.base import Item, Source, SourceOptions, names_of_numbers, reason_to_ignore
+from sources.base import Item, Source, SourceOptions, numbers_as_names, reason_to_ignore
 
 # What may lie beside the tars: img2dataset's tables and counts, indexes, manifests and notes.
 SIDE_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".idx", ".bin", ".yaml", ".yml")
@@ -122,7 +123,7 @@ class WebDataset(Source):
     def class_names(self, labels: Collection[str]) -> list[str]:
         if not all(label.isdecimal() for label in labels):
             return sorted(labels)
-        names = names_of_numbers(self.name, labels)
+        names = numbers_as_names(labels, self.name)
         if not self.ours:
             return names
         classes = ShardSet.open(self.path).classes
@@ -141,8 +142,6 @@ def open_webdataset(path: Path, options: SourceOptions) -> WebDataset:
     source = WebDataset(path, image_field, label_field, ours)
     if not source.tars():
         raise DataError(f"{path}: holds no .tar at its top level; give the folder of the tars (compressed ones must be unpacked to .tar)")
-    if path.is_file() and not tarfile.is_tarfile(path):
-        raise DataError(f"{path}: is no tar; give a WebDataset tar or a folder of them, or leave out --format")
     return source
 
 

@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpp.data.shards as module
-from mpp.data.shards import INDEX_DTYPE, Sample, ShardSet, mean_and_std, write_manifest, write_shard
+from mpp.data import shard_faults
+from mpp.data.shard_faults import row_faults
+from mpp.data.shard_format import INDEX_DTYPE, read_manifest, seal
+from mpp.data.shards import ShardSet
+from mpp.data.write_shards import Sample, mean_and_std, write_manifest, write_shard
 from mpp.errors import BadSample, DataError
 
 SIZES = [700, 0, 512, 1, 1025, 90]  # bytes; around a tar's block of 512
@@ -51,7 +55,9 @@ def split(tmp_path):
 
 
 def edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Another manifest, sealed as if it had been written so."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content | {"check": seal(content)}))
 
 
 def test_every_sample_comes_back_by_id(split):
@@ -196,7 +202,7 @@ def damage_swapped_counts(split):
     manifest = json.loads((split / "manifest.json").read_text())
     manifest["shards"][0]["samples"] += 1
     manifest["shards"][1]["samples"] -= 1
-    (split / "manifest.json").write_text(json.dumps(manifest))
+    edit(split / "manifest.json", shards=manifest["shards"])
 
 
 def reindex(split, change):
@@ -220,6 +226,40 @@ def damage_label(split):
     reindex(split, lambda index: index["label"].__setitem__(5, 2))
 
 
+def damage_overlap(split):
+    reindex(split, lambda index: index["offset"].__setitem__(5, index["offset"][4] + 512))
+
+
+def damage_alignment(split):
+    reindex(split, lambda index: index["offset"].__setitem__(5, index["offset"][5] + 2))
+
+
+def damage_first_offset(split):
+    reindex(split, lambda index: index["offset"].__setitem__(4, 0))
+
+
+def damage_key(split):
+    reindex(split, lambda index: index["key"].__setitem__(5, 10))
+
+
+def damage_no_bytes(split):
+    reindex(split, lambda index: index["size"].__setitem__(5, 0))
+
+
+def damage_no_width(split):
+    reindex(split, lambda index: index["width"].__setitem__(5, 0))
+
+
+def damage_too_many_pixels(split):
+    reindex(split, lambda index: index["width"].__setitem__(5, 1 << 31))
+
+
+def damage_unsealed(split):
+    manifest = json.loads((split / "manifest.json").read_text())
+    manifest["classes"].reverse()
+    (split / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -238,13 +278,86 @@ def damage_label(split):
         (damage_swapped_counts, r"rows are not those of the manifest"),
         (damage_offset, r"row 5 points outside"),
         (damage_size, r"row 5 points outside"),
-        (damage_label, r"holds labels 0..2 for 2 classes"),
+        (damage_label, r"row 5 has label 2, for 2 classes"),
+        (damage_overlap, r"row 5 points to byte \d+, where its header or the sample before it must lie"),
+        (damage_alignment, r"row 5 points to byte \d+, not to the start of a block of 512"),
+        (damage_first_offset, r"row 4 points to byte 0, where its header"),
+        (damage_key, r"row 5 has key 10, which is not above that of the row before it"),
+        (damage_no_bytes, r"row 5 has no bytes"),
+        (damage_no_width, r"row 5 has 0x40 pixels"),
+        (damage_too_many_pixels, r"row 5 has 2147483648x40 pixels"),
+        (damage_unsealed, r"manifest.json: was changed after it was written"),
     ],
 )
 def test_open_names_what_is_wrong(split, damage, message):
     with pytest.raises(DataError, match=message) as caught:
         ShardSet.open(damage(split) or split)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_may_be_laid_out_otherwise_and_name_its_content_in_another_order(split):
+    content = json.loads((split / "manifest.json").read_text())
+    (split / "manifest.json").write_text(json.dumps(dict(reversed(content.items()))))
+    assert len(ShardSet.open(split)) == 12
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
+def test_rows_are_checked_alike_in_stretches_of_any_length(split, monkeypatch, rows):
+    manifest, _ = read_manifest(split)
+    index = np.fromfile(split / "index.bin", INDEX_DTYPE)
+    monkeypatch.setattr(shard_faults, "ROWS", rows)
+    assert list(row_faults(split, manifest, index)) == []
+    index["offset"][4], index["offset"][6], index["key"][8], index["shard"][3] = 0, index["offset"][5], 13, 1
+    index["size"][11] = 1 << 31
+    found = [(fault.kind, fault.shard, fault.key) for fault in row_faults(split, manifest, index)]
+    assert sorted(found) == [
+        ("row of another shard", "000000.tar", 3),
+        ("row outside its shard", "000002.tar", 23),
+        ("row that overlaps", "000001.tar", 10),
+        ("row that overlaps", "000001.tar", 12),
+        ("row with a key out of order", "000002.tar", 13),
+    ]
+
+
+def test_many_wrong_rows_are_all_counted_and_few_are_told(tmp_path):
+    split = make(tmp_path / "train", shards=4, per_shard=10)
+    index = np.fromfile(split / "index.bin", INDEX_DTYPE)
+    index["width"] = 0
+    found = list(row_faults(split, read_manifest(split)[0], index))
+    assert (len(found), sum(1 + fault.more for fault in found)) == (shard_faults.LISTED, 40)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_opening_a_set_with_wrong_rows_or_a_wrong_manifest_ends_well_or_in_one_line(tmp_path_factory, data):
+    split = make(tmp_path_factory.mktemp("out") / "train", shards=2, per_shard=2)
+    path = split / "manifest.json"
+    if data.draw(st.booleans()):
+        field = data.draw(st.sampled_from(INDEX_DTYPE.names))
+        limits = np.iinfo(INDEX_DTYPE[field])
+        value, row = data.draw(st.integers(limits.min, limits.max)), data.draw(st.integers(0, 3))
+        reindex(split, lambda index: index[field].__setitem__(row, value))
+    elif data.draw(st.booleans()):
+        content = json.loads(path.read_text())
+        place, name = content, data.draw(st.sampled_from(sorted(content)))
+        while isinstance(place[name], (dict, list)) and place[name] and data.draw(st.booleans()):
+            place = place[name]
+            name = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        numbers = st.integers(-1, 2**70) | st.sampled_from([-(10**400), 10**400])
+        place[name] = data.draw(
+            numbers | st.none() | st.floats() | st.text(max_size=9) | st.sampled_from(["..", "a\0.tar", "x" * 300, [], {}])
+        )
+        path.write_text(json.dumps(content | {"check": seal(content)}))
+    else:
+        text = bytearray(path.read_bytes())
+        at = data.draw(st.integers(0, len(text)))
+        text[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9) | st.just(b"[" * 100_000))
+        path.write_bytes(text)
+    try:
+        assert len(ShardSet.open(split)) == 4
+    except DataError as error:
+        assert "\n" not in str(error)
+        assert str(split) in str(error)
 
 
 def test_a_flipped_byte_is_found_when_its_sample_is_read_and_by_sha256(split):

@@ -94,6 +94,12 @@ def test_what_is_stored_decodes_to_the_stated_size_and_looks_like_the_original(n
         assert (done.width, done.height) == original.shape[1::-1]
 
 
+def with_preview() -> bytes:
+    """A JPEG that holds a whole smaller one in its EXIF block, as those of cameras do."""
+    whole, preview = STRANGE["RGB JPEG"], b"Exif\0\0" + STRANGE["L JPEG"]
+    return whole[:2] + b"\xff\xe1" + (2 + len(preview)).to_bytes(2, "big") + preview + whole[2:]
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -134,10 +140,10 @@ def test_what_only_claims_to_be_an_image_is_refused_and_never_executed(name, opt
         prepare(REFUSED[name], options, Counter())
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("form", ["JPEG", "JPEG with a preview", "PNG", "WEBP", "GIF", "BMP", "PPM"])
 def test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode(form):
     """But for the few bytes behind the pixels: a file without these shows all of its picture."""
-    data = stored(colours("RGB"), form, **({"lossless": True} if form == "WEBP" else {}))
+    data = with_preview() if "preview" in form else stored(colours("RGB"), form, **({"lossless": True} if form == "WEBP" else {}))
     whole = decode(prepare(data, Options(), Counter()).data)
     refused = 0
     for size in range(len(data)):

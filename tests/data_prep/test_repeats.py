@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import repeats
 from hypothesis import given, settings
@@ -119,7 +121,23 @@ def test_a_run_stopped_among_the_shards_it_makes_anew_ends_with_the_same_bytes(s
     assert visible(out) == visible(clean)
 
 
-def test_a_split_that_the_source_made_keeps_its_repeats():
+def test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it(tmp_path, picture, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    images = {"train": [0, 1, 2, 3, 2, 10], "test": [10, 11, 10, 3]}  # numbers of pictures
+    for split, numbers in images.items():
+        rows = [{"image": {"bytes": picture(number), "path": f"{place}.jpg"}} for place, number in enumerate(numbers)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+    make(folder, tmp_path / "out", "--dedup", "--json")
+    assert sorted(contents(tmp_path / "out", "test").values()) == sorted(map(picture, images["test"]))
+    assert sorted(contents(tmp_path / "out", "train").values()) == sorted(map(picture, [0, 1, 2]))
+    told = json.loads(capsys.readouterr().out)["repeats"]
+    assert told == {"repeats": 4, "in_val": 2, "relabelled": 0, "left_out": 3}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines if not line["left_out"]] == ["test"]
+
+
+def test_whose_images_are_kept_before_whose():
     assert repeats.rank_of(Job("test", 0, "test", 0, 0, 1)) == KEPT_WHOLE
     assert repeats.rank_of(Job("val", 0, "train", 0, 0, 1)) == MADE_BY_US
     assert repeats.rank_of(Job("train", 0, "train", 0, 0, 1)) == TRAIN

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mpp.config import ModelConfig
-from mpp.data.shards import Sample, write_manifest, write_shard
+from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.model.encoder import build_encoder
 from mpp.train.export import write_encoder
 

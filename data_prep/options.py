@@ -1,0 +1,25 @@
+"""Words of the command line that several programs read alike."""
+
+import argparse
+from typing import Any
+
+
+def at_least(lowest: int) -> Any:
+    """A whole number, not below the lowest and below 2**63."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or not lowest <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return int(text)
+
+    return whole_number
+
+
+def share(text: str) -> float:
+    """From 0 to 1."""
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")

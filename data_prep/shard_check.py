@@ -1,0 +1,304 @@
+"""One shard, read and compared with its index: some of its samples, or every byte of it.
+
+Of our own shards every byte is foretold by the index and the images, so whatever else lies in one is a fault.  A foreign shard (indexed
+where it lies) may hold further members and other names; of it the images, their place and the shard's sha256 are checked.
+"""
+
+import hashlib
+import os
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from mpp.data.decode import check_header, open_image
+from mpp.data.shard_faults import UNREADABLE, Fault
+from mpp.data.shard_format import BLOCK, FIELDS, ShardEntry, member_header
+from mpp.errors import BadSample
+
+PIECE = 1 << 20  # bytes read together of what belongs to no sample
+KEPT = 20  # faults of a kind that are told one by one
+Tick = Callable[[int], object]  # called with the number of bytes read
+
+
+class Tally:
+    """Faults: all counted, the first of each kind kept."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, list[Fault]] = {}
+
+    def add(self, fault: Fault) -> None:
+        self.counts[fault.kind] += 1 + fault.more
+        kept = self.first.setdefault(fault.kind, [])
+        if len(kept) < KEPT:
+            kept.append(fault)
+
+    def update(self, other: "Tally") -> None:
+        self.counts.update(other.counts)
+        for kind, faults in other.first.items():
+            kept = self.first.setdefault(kind, [])
+            kept.extend(faults[: KEPT - len(kept)])
+
+
+class Row(NamedTuple):
+    """A row of the index, its fields in INDEX_DTYPE's order."""
+
+    shard: int
+    offset: int
+    size: int
+    crc32: int
+    width: int
+    height: int
+    label: int
+    key: int
+
+
+class Cut(Exception):
+    """The shard ends before it should."""
+
+
+@dataclass
+class ShardCheck:
+    """The check of one shard.  After `whole`, `colours` counts the values of the images that mean and std are taken from.
+
+    colour_limit: those are the images with a key below it; in a foreign shard, so many first ones of each shard.
+    """
+
+    folder: Path
+    entry: ShardEntry
+    foreign: bool
+    colour_limit: int
+    tick: Tick
+
+    def __post_init__(self) -> None:
+        self.images = 0  # looked at
+        self.colours = np.zeros((3, 256), np.int64)
+        self.colour_images = 0
+        self.key: int | None = None  # of the image at which the check is
+
+    def sampled(self, rows: np.ndarray) -> Iterator[Fault]:
+        """Header, CRC-32, format and size in pixels of the images of these rows, INDEX_DTYPE [n], and their labels."""
+        try:
+            with (self.folder / self.entry.name).open("rb") as file:
+                for row in map(Row._make, rows.tolist()):
+                    yield from self._sample(file, row)
+        except FileNotFoundError:
+            return  # reported with the sizes
+        except OSError as error:
+            yield self._fault(UNREADABLE, f"cannot be read ({error.strerror})")
+
+    def whole(self, rows: np.ndarray | None) -> Iterator[Fault]:
+        """Every byte, against rows, INDEX_DTYPE [samples]; None where there is no index: then only the sha256 is told."""
+        try:
+            with (self.folder / self.entry.name).open("rb") as file:
+                if hasattr(os, "posix_fadvise"):  # read from the disk, not from what the system remembers of it
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                stream = _Stream(file, self.tick)
+                try:
+                    if rows is not None:
+                        yield from self._walk(stream, rows)
+                except Cut:
+                    said = f"ends at byte {stream.at}, {self.images} of its {self.entry.samples} images came before that"
+                    yield self._fault("cut", said, stream.at, self.key)
+                stream.rest()
+        except FileNotFoundError:
+            return  # reported with the sizes
+        except OSError as error:
+            yield self._fault(UNREADABLE, f"cannot be read ({error.strerror})")
+            return
+        if (found := stream.digest.hexdigest()) != self.entry.sha256:
+            yield self._fault("shard sha256", f"sha256 is {found[:12]}…, the manifest says {self.entry.sha256[:12]}…")
+
+    def _sample(self, file: BinaryIO, row: Row) -> Iterator[Fault]:
+        start = row.offset - BLOCK
+        if start < 0 or row.offset + row.size > self.entry.bytes:
+            return  # a fault of the index, reported with its rows
+        padded = BLOCK + _padded(row.size)
+        data = os.pread(file.fileno(), padded + 2 * BLOCK, start)
+        self.tick(row.size)
+        self.images += 1
+        header, payload, label = data[:BLOCK], data[BLOCK : BLOCK + row.size], data[padded:]
+        if len(payload) < row.size:
+            size = os.fstat(file.fileno()).st_size
+            yield self._fault("cut", f"ends at byte {size}, before the end of this image", row.offset, row.key)
+            return
+        yield from self._header_faults(header, row)
+        found = zlib.crc32(payload)
+        if found != row.crc32:
+            yield self._crc_fault(found, row)
+            return
+        try:
+            _, width, height = check_header(payload)
+        except BadSample as error:
+            yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
+        else:
+            yield from self._image_faults(payload, width, height, header, row)
+        if not self.foreign and row.label >= 0:
+            yield from self._label_faults(label, start + padded, row)
+
+    def _walk(self, stream: "_Stream", rows: np.ndarray) -> Iterator[Fault]:
+        size = os.fstat(stream.file.fileno()).st_size
+        most, offsets = max(size, self.entry.bytes), rows["offset"]
+        for first in range(0, len(rows), 1024):  # Python's own numbers take more room than the index
+            for number, row in enumerate(map(Row._make, rows[first : first + 1024].tolist()), start=first):
+                self.key = row.key
+                follows = int(offsets[number + 1]) - BLOCK if number + 1 < len(rows) else most
+                if not stream.at <= row.offset - BLOCK < follows or row.offset + row.size > most:
+                    yield self._fault("row out of place", f"the index says byte {row.offset}, where it cannot begin", row.offset, row.key)
+                    continue
+                yield from self._between(stream, row.offset - BLOCK)
+                yield from self._member(stream, row, (number if self.foreign else row.key) < self.colour_limit)
+                if not self.foreign and row.label >= 0:
+                    if follows - stream.at < 2 * BLOCK:
+                        yield self._fault("label", f"has no .cls, the index says class {row.label}", stream.at, row.key)
+                    else:
+                        yield from self._label_faults(stream.take(2 * BLOCK), stream.at - 2 * BLOCK, row)
+        if not self.foreign:
+            end = stream.at
+            yield from self._between(stream, size, end_mark=True)
+            right = end + 2 * BLOCK + -(end + 2 * BLOCK) % tarfile.RECORDSIZE
+            if size < right:
+                raise Cut
+            if size > right:
+                yield self._fault("end mark", f"has {size} bytes; after its samples it should end at {right}", right)
+
+    def _member(self, stream: "_Stream", row: Row, count_colours: bool) -> Iterator[Fault]:
+        """Header, payload and padding of an image."""
+        header = stream.take(BLOCK)
+        yield from self._header_faults(header, row)
+        payload = stream.take(row.size)
+        self.images += 1
+        found = zlib.crc32(payload)
+        if found != row.crc32:
+            yield self._crc_fault(found, row)
+        else:
+            try:
+                image = open_image(payload)
+            except BadSample as error:
+                yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
+            else:
+                yield from self._image_faults(payload, *image.size, header, row)
+                if count_colours:
+                    self.colours += np.array(image.histogram()).reshape(3, 256)
+                    self.colour_images += 1
+        padding = stream.take(_padded(row.size) - row.size)
+        if not self.foreign and any(padding):
+            place = stream.at - len(padding.lstrip(b"\0"))
+            yield self._fault("padding", f"the bytes that fill up its last block are not zero (byte {place})", row.offset, row.key)
+
+    def _header_faults(self, header: bytes, row: Row) -> Iterator[Fault]:
+        if not self.foreign and header in (member_header(row.key, field, row.size) for field in _likely_first(header)):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            yield self._fault("header", f"the tar header before it is damaged ({error})", row.offset - BLOCK, row.key)
+            return
+        said = []
+        if not self.foreign and info.name not in (f"{row.key:012d}.{known}" for known in FIELDS.values()):
+            said.append(f"the name {info.name!r}")
+        if info.size != row.size:
+            said.append(f"{info.size} bytes")
+        if not info.isreg():
+            said.append(f"a {_type(info)}")
+        if not said and not self.foreign:
+            said.append("an owner, time, mode or link that make_shards.py does not write")
+        if said:
+            claim = f"{' and '.join(said)}, the index says key {row.key:012d} and {row.size} bytes"
+            yield self._fault("header", f"the tar header before it says {claim}", row.offset - BLOCK, row.key)
+
+    def _crc_fault(self, found: int, row: Row) -> Fault:
+        return self._fault("CRC-32", f"CRC-32 is {found:08x}, the index says {row.crc32:08x}", row.offset, row.key)
+
+    def _image_faults(self, payload: bytes, width: int, height: int, header: bytes, row: Row) -> Iterator[Fault]:
+        if (width, height) != (row.width, row.height):
+            said = f"has {width}x{height} pixels, the index says {row.width}x{row.height}"
+            yield self._fault("size in pixels", said, row.offset, row.key)
+        form = "JPEG" if payload[:2] == b"\xff\xd8" else "WEBP" if payload[:4] == b"RIFF" else "PNG"  # it has been decoded as one of them
+        name = header[:100].rstrip(b"\0")
+        if not self.foreign and not name.endswith(f".{FIELDS[form]}".encode()):
+            yield self._fault("format", f"is a {form}, its name is {name.decode(errors='replace')!r}", row.offset, row.key)
+
+    def _label_faults(self, blocks: bytes, start: int, row: Row) -> Iterator[Fault]:
+        """blocks: the two that hold the .cls member."""
+        text = b"%d" % row.label
+        if blocks[:BLOCK] != member_header(row.key, "cls", len(text)):
+            said = f"no .cls of {len(text)} bytes with make_shards.py's header follows the image, the index says class {row.label}"
+            yield self._fault("label", said, start, row.key)
+        elif blocks[BLOCK:] != text.ljust(BLOCK, b"\0"):
+            found = blocks[BLOCK : BLOCK + len(text)].decode(errors="replace")
+            said = f"class {found}" if found != str(row.label) else "bytes after the number"
+            yield self._fault("label", f".cls holds {said!r}, the index says class {row.label}", start + BLOCK, row.key)
+
+    def _between(self, stream: "_Stream", until: int, *, end_mark: bool = False) -> Iterator[Fault]:
+        """Read up to a place that should be the next (in a foreign shard: between two images, nothing is foretold)."""
+        if self.foreign:
+            stream.skip(until - stream.at)
+            return
+        while stream.at < until:
+            at = stream.at
+            block = stream.take(min(BLOCK, until - at))
+            if not any(block):
+                if not end_mark:
+                    yield self._fault("unlisted bytes", f"an empty block lies between two samples at byte {at}", at)
+                continue
+            try:
+                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                yield self._fault("unlisted bytes", f"holds bytes from {at} on that belong to no sample", at)
+                stream.skip(until - stream.at)
+            else:
+                said = f"holds {info.name!r} ({_type(info)}, {info.size} bytes) at byte {at}, which the index does not list"
+                yield self._fault("unlisted member", said, at)
+                stream.skip(min(_padded(max(info.size, 0)), until - stream.at))
+
+    def _fault(self, kind: str, message: str, offset: int | None = None, key: int | None = None) -> Fault:
+        return Fault(kind, self.folder / self.entry.name, message, self.entry.name, key, offset)
+
+
+class _Stream:
+    """A file read once from its beginning to its end, hashed on the way."""
+
+    def __init__(self, file: BinaryIO, tick: Tick):
+        self.file, self.tick, self.at, self.digest = file, tick, 0, hashlib.sha256()
+
+    def take(self, size: int) -> bytes:
+        """Exactly so many bytes.  Raises Cut where there are fewer."""
+        data = self.file.read(size)
+        self.at += len(data)
+        self.digest.update(data)
+        self.tick(len(data))
+        if len(data) < size:
+            raise Cut
+        return data
+
+    def skip(self, size: int) -> None:
+        while size > 0:
+            size -= len(self.take(min(size, PIECE)))
+
+    def rest(self) -> None:
+        while data := self.file.read(PIECE):
+            self.at += len(data)
+            self.digest.update(data)
+            self.tick(len(data))
+
+
+def _likely_first(header: bytes) -> list[str]:
+    """FIELDS' values, that of this header first: making a header takes time."""
+    return sorted(FIELDS.values(), key=lambda field: f".{field}\0".encode() not in header[:100])
+
+
+def _padded(size: int) -> int:
+    return size + -size % BLOCK
+
+
+def _type(info: tarfile.TarInfo) -> str:
+    kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder", tarfile.XHDTYPE: "pax header"}
+    kinds |= {tarfile.XGLTYPE: "global pax header", tarfile.GNUTYPE_LONGNAME: "long name", tarfile.GNUTYPE_LONGLINK: "long link"}
+    return "file" if info.isreg() else kinds.get(info.type, f"member of type {info.type!r}")

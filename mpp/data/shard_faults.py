@@ -1,0 +1,120 @@
+"""What may be wrong with a split's files, each fault by itself: opening a set stops at the first, data_prep/verify_shards.py lists them all.
+
+Here is what can be told without reading a shard: the manifest's claims about itself, sizes, the index's hash and its rows.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mpp.data.decode import MAX_PIXELS
+from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry, seal
+
+ROWS = 1 << 16  # looked at together: 2.6 MB
+LISTED = 20  # rows of one kind among them that get a message of their own
+UNREADABLE = "unreadable file"  # an error of the system, perhaps of this machine alone
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str  # faults of one kind are counted together
+    path: Path  # of the file that is at fault
+    message: str
+    shard: str = ""  # name of the shard concerned
+    key: int | None = None  # of the sample concerned
+    offset: int | None = None  # in the shard, bytes
+    more: int = 0  # faults of this kind that come with this one and are not listed
+
+
+def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    """The manifest's totals and seal, the size of every file, the index's hash."""
+    path = folder / MANIFEST
+    for what, total, parts in (
+        ("samples", manifest.samples, [entry.samples for entry in manifest.shards]),
+        ("bytes", manifest.bytes, [entry.bytes for entry in manifest.shards]),
+        ("index bytes", manifest.index.bytes, [manifest.samples * INDEX_DTYPE.itemsize]),
+    ):
+        if sum(parts) != total:
+            yield Fault("manifest", path, f"says {total} {what}, but its parts add up to {sum(parts)}, so it was edited")
+    if not manifest.samples:
+        yield Fault("manifest", path, "holds no samples")
+    if len({entry.name for entry in manifest.shards}) != len(manifest.shards):
+        yield Fault("manifest", path, "names a shard twice, so it was edited")
+    if manifest.check != seal(manifest.model_dump()):
+        yield Fault("manifest", path, "was changed after it was written: its check does not fit the rest of it")
+    entries: list[IndexEntry | ShardEntry] = [manifest.index, *manifest.shards]
+    for entry in entries:
+        shard = "" if entry is manifest.index else entry.name
+        try:
+            size = (folder / entry.name).stat().st_size
+        except FileNotFoundError:
+            yield Fault("missing file", folder / entry.name, "is missing, the manifest lists it", shard)
+            continue
+        except OSError as error:
+            yield Fault(UNREADABLE, folder / entry.name, f"cannot be read ({error.strerror})", shard)
+            continue
+        if size != entry.bytes:
+            yield Fault(
+                "file size", folder / entry.name, f"has {size} bytes, the manifest says {entry.bytes}: cut or changed", shard, None, size
+            )
+    path = folder / manifest.index.name
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield Fault(UNREADABLE, path, f"cannot be read ({error.strerror})")
+        return
+    if found != manifest.index.sha256:
+        yield Fault("index sha256", path, f"sha256 is {found[:12]}…, the manifest says {manifest.index.sha256[:12]}…")
+
+
+def row_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:
+    """Rows that cannot be those of this manifest's shards and classes.
+
+    index: INDEX_DTYPE [samples], as many as the manifest says, such as a memory map: it is looked at in stretches of ROWS.
+    """
+    path, classes = folder / manifest.index.name, len(manifest.classes)
+    ends = np.cumsum([entry.samples for entry in manifest.shards], dtype=np.int64)
+    shard_bytes = np.array([entry.bytes for entry in manifest.shards], np.uint64)
+    free = last_key = -1  # of the row before: first byte of its shard in which the next image may begin; its key
+    for first in range(0, len(index), ROWS):
+        rows = np.asarray(index[first : first + ROWS])
+        shards = np.searchsorted(ends, (first, first + len(rows) - 1), side="right")
+        span = np.arange(shards[0], shards[1] + 1)
+        expected = np.repeat(span, np.diff(np.minimum(ends[span], first + len(rows)), prepend=first))  # [rows]: the shard each must lie in
+        offset, size, key = (np.ascontiguousarray(rows[name], np.uint64) for name in ("offset", "size", "key"))
+        limit = shard_bytes[expected]
+        lowest = np.empty(len(rows), np.uint64)  # an image begins behind the one before it and its own header
+        lowest[0] = min(free, 2**64 - 1) if first > ends[span[0]] - manifest.shards[span[0]].samples else BLOCK
+        lowest[1:] = np.where(expected[1:] == expected[:-1], (offset + size)[:-1] + np.uint64(BLOCK), np.uint64(BLOCK))
+        disorder = np.append(int(key[0]) <= last_key, key[1:] <= key[:-1])
+        pixels = rows["width"].astype(np.uint64) * rows["height"]
+        for kind, wrong, message in (
+            ("row of another shard", rows["shard"] != expected, "names shard {shard}: its rows are not those of the manifest's shards"),
+            ("row outside its shard", (offset > limit) | (size > limit - offset), "points outside its shard"),
+            ("row not at a block", offset % np.uint64(BLOCK) != 0, f"points to byte {{offset}}, not to the start of a block of {BLOCK}"),
+            ("row that overlaps", offset < lowest, "points to byte {offset}, where its header or the sample before it must lie"),
+            ("row without bytes", size == 0, "has no bytes"),
+            ("row with impossible sides", (pixels == 0) | (pixels > MAX_PIXELS), f"has {{width}}x{{height}} pixels, not 1 to {MAX_PIXELS}"),
+            ("row with an unknown class", (rows["label"] < -1) | (rows["label"] >= classes), f"has label {{label}}, for {classes} classes"),
+            ("row with a key out of order", disorder, "has key {key}, which is not above that of the row before it"),
+        ):
+            found = np.flatnonzero(wrong)
+            for nth, place in enumerate(found[:LISTED].tolist(), start=1):
+                row = dict(zip(INDEX_DTYPE.fields or (), rows[place].item(), strict=True))
+                yield Fault(
+                    kind,
+                    path,
+                    f"row {first + place} {message.format_map(row)}",
+                    manifest.shards[expected[place]].name,
+                    row["key"],
+                    row["offset"],
+                    len(found) - LISTED if nth == LISTED else 0,
+                )
+        free, last_key = int(offset[-1]) + int(size[-1]) + BLOCK, int(key[-1])

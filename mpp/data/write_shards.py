@@ -1,0 +1,183 @@
+"""How shards, their index and their manifest (shard_format.py) are written: whole or not at all, and read back."""
+
+import hashlib
+import math
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import mpp
+from mpp.data.shard_format import (
+    BLOCK,
+    INDEX,
+    INDEX_DTYPE,
+    MANIFEST,
+    MEAN_STD_IMAGES,
+    SHORT_SIDES,
+    IndexEntry,
+    Manifest,
+    ShardEntry,
+    manifest_bytes,
+    member_header,
+    seal,
+)
+from mpp.errors import DataError
+from mpp.files import sync_path, write_atomically, write_stream
+
+
+class Sample(NamedTuple):
+    """One image on its way into a shard."""
+
+    key: int
+    field: str  # one of FIELDS' values
+    data: bytes
+    width: int  # pixels, as decoded
+    height: int
+    label: int = -1
+
+
+def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dict, np.ndarray]:
+    """Write samples to folder/name; return its manifest entry and its rows, INDEX_DTYPE [samples] with shard 0.
+
+    The file gets its name only after it was flushed to the disk and read back whole.  No samples, no file: the entry then says 0.
+    Raises DataError when what was read back is not what was written; OSError passes through.
+    """
+    rows = []
+    fields: list[tuple[bytes, int, int]] = []  # header block, bytes, CRC-32
+    end = 0
+    part = folder / f".{name}.tmp-{os.getpid()}"
+    try:
+        with part.open("w+b") as file:
+            for sample in samples:
+                rows.append((0, end + BLOCK, len(sample.data), 0, sample.width, sample.height, sample.label, sample.key))
+                for field, data in ((sample.field, sample.data), ("cls", b"%d" % sample.label))[: 1 + (sample.label >= 0)]:
+                    header = member_header(sample.key, field, len(data))
+                    fields.append((header, len(data), zlib.crc32(data)))
+                    for piece in (header, data, bytes(-len(data) % BLOCK)):
+                        end += file.write(piece)
+                # the image is the sample's first field
+                rows[-1] = (*rows[-1][:3], fields[-1 - (sample.label >= 0)][2], *rows[-1][4:])
+            if not rows:
+                return {"name": name, "bytes": 0, "sha256": "", "samples": 0}, np.empty(0, INDEX_DTYPE)
+            end += file.write(bytes(2 * BLOCK + -(end + 2 * BLOCK) % tarfile.RECORDSIZE))  # the end mark, padded as tar does
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # read back from the disk, not from the page cache
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            digest = _read_back(file, fields, end, folder / name)
+        part.rename(folder / name)
+        sync_path(folder)
+    finally:
+        part.unlink(missing_ok=True)
+    return {"name": name, "bytes": end, "sha256": digest, "samples": len(rows)}, np.array(rows, INDEX_DTYPE)
+
+
+def _read_back(file: Any, fields: list[tuple[bytes, int, int]], size: int, final: Path) -> str:
+    """sha256 of the file, after comparing every byte of it, by its CRC-32 where it is payload, with what was meant."""
+    file.seek(0)
+    digest = hashlib.sha256()
+
+    def differs() -> bool:
+        for header, length, crc in fields:
+            whole = file.read(BLOCK + length + -length % BLOCK)
+            digest.update(whole)
+            view = memoryview(whole)
+            if (
+                view[:BLOCK] != header
+                or zlib.crc32(view[BLOCK : BLOCK + length]) != crc
+                or view[BLOCK + length :] != bytes(-length % BLOCK)
+            ):
+                return True
+        end = file.read()
+        digest.update(end)
+        return end != bytes(len(end)) or file.tell() != size
+
+    if differs():
+        raise DataError(f"{final}: what was read back differs from what was written; check the disk, then run the same command again")
+    return digest.hexdigest()
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    split: str,
+    shards: Iterable[tuple[dict, np.ndarray]],
+    classes: list[str],
+    colours: np.ndarray,
+    colour_images: int,
+    rejects: int,
+    source: dict,
+    repeats: int = 0,
+) -> Manifest:
+    """Write the index, then, last, the manifest.
+
+    shards: what `write_shard` returned, in order; taken one at a time.  Empty shards are left out.
+    colours: int64 [3, 256], how often each value occurs in each channel of `colour_images` decoded images.
+    """
+    entries: list[ShardEntry] = []
+    digest = hashlib.sha256()
+    bins = np.zeros(len(SHORT_SIDES), np.int64)
+
+    def index() -> Iterator[bytes]:
+        for entry, rows in shards:
+            if entry["samples"]:
+                rows = rows.copy()
+                rows["shard"] = len(entries)
+                entries.append(ShardEntry(**entry))
+                bins[:] += short_side_bins(rows)
+                data = rows.tobytes()
+                digest.update(data)
+                yield data
+
+    write_stream(folder / INDEX, index())
+    mean, std = mean_and_std(colours)
+    samples = sum(entry.samples for entry in entries)
+    manifest = Manifest(
+        split=split,
+        samples=samples,
+        bytes=sum(entry.bytes for entry in entries),
+        rejects=rejects,
+        repeats=repeats,
+        classes=classes,
+        mean=mean,
+        std=std,
+        mean_std_images=colour_images,
+        short_sides=[(low, count) for low, count in zip(SHORT_SIDES, bins.tolist(), strict=True) if count],
+        source=source,
+        mpp=mpp.__version__,
+        index=IndexEntry(name=INDEX, bytes=samples * INDEX_DTYPE.itemsize, sha256=digest.hexdigest()),
+        shards=entries,
+        check="",
+    )
+    manifest = manifest.model_copy(update={"check": seal(manifest.model_dump())})
+    write_atomically(folder / MANIFEST, manifest_bytes(manifest))
+    return manifest
+
+
+def short_side_bins(rows: np.ndarray) -> np.ndarray:
+    """int64 [len(SHORT_SIDES)]: of rows, INDEX_DTYPE [N], how many images have a short side from each edge to the next."""
+    return np.bincount(np.digitize(np.minimum(rows["width"], rows["height"]), SHORT_SIDES), minlength=len(SHORT_SIDES) + 1)[1:]
+
+
+def mean_and_std(colours: np.ndarray) -> tuple[list[float], list[float]]:
+    """RGB mean and standard deviation in 0..1 from int64 [3, 256] counts, by exact integer sums: no order of adding can change them.
+
+    Raises DataError when there are no pixels.
+    """
+    mean, std = [], []
+    for counts in colours.tolist():
+        pixels = sum(counts)
+        if not pixels:
+            raise DataError(
+                f"none of the first {MEAN_STD_IMAGES} images is readable, so there is no mean colour; mend them and start again"
+            )
+        first = sum(value * count for value, count in enumerate(counts))
+        second = sum(value * value * count for value, count in enumerate(counts))
+        mean.append(first / pixels / 255)
+        std.append(math.sqrt((pixels * second - first * first) / pixels**2) / 255)
+    return mean, std
