@@ -9,8 +9,8 @@ that a drift of the machine's speed meets all of them.  A time ends when the byt
 flushed and counted.  Rates are beyond start-up: the time for TINY images is taken off, which favours tools that start slowly.  Ratios are
 medians over the rounds.  What each peer is asked to do, and what it does differently, stands at the top of its file in benchmarks/peers/.
 
---only runs some parts and keeps the others as they are in --out.  On two idle cores `limits copy resize` take about 13 minutes, half of
-them the peers' start-up, and the other parts 6.
+--only runs some parts and keeps the others as they are in --out: about two thirds of the time go into `limits copy resize`, half of that
+into the peers' start-up.
 
 --peers is the Python of an environment with img2dataset and litdata, apart from mpp's because img2dataset needs webdataset < 0.3:
 
