@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from mpp.data.decode import FORMATS, check_header, format_of, open_image, open_upright
+from mpp.data.decode import FORMATS, check_header, open_image, open_shrunk, open_upright
 from mpp.data.shard_format import FIELDS
 from mpp.errors import BadSample
 
@@ -39,28 +39,27 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
 
     A copied image is checked from its header, and decoded in full where options.check says so, where `need_pixels`, or where its end does
     not look like the end of its format: so a cut file is always found.  A short side above options.resize is shrunk to it (bicubic,
-    antialiased); what is shrunk or re-encoded is upright RGB without EXIF.  Raises BadSample.
+    antialiased); what is shrunk or re-encoded is upright RGB without EXIF, its chroma at half resolution (4:2:0, WebP knows no other).
+    Raises BadSample.
     """
-    form = format_of(data, formats=FORMATS + CONVERTED)
+    form, width, height = check_header(data, formats=FORMATS + CONVERTED)
     if form in CONVERTED:
         drawn = open_upright(data, formats=CONVERTED)
         data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, formats=CONVERTED), "PNG"), "PNG"
+        _, width, height = check_header(data)
         counts["converted"] += 1
-    _, width, height = check_header(data)
     side = options.resize if options.resize and min(width, height) > options.resize else None
     target = {"keep": "JPEG" if side else form, "jpeg": "JPEG", "webp": "WEBP"}[options.encode]
     image: Image.Image | None = None
     if side or options.encode != "keep":
-        drawn = open_image(data)
         if side:
             scale = side / min(width, height)
-            width, height = (max(side, round(length * scale)) for length in drawn.size)
-            counts["resized"] += 1
+            width, height = (max(side, round(length * scale)) for length in (width, height))
         if max(width, height) > LONGEST[target]:
             raise BadSample(f"{width}x{height} is too long: a {target}'s sides end at {LONGEST[target]}")
-        if side:
-            drawn = drawn.resize((width, height), Image.Resampling.BICUBIC)
-        data = _encode(drawn, target, quality=options.quality or QUALITY[target])
+        drawn = open_shrunk(data, (width, height)) if side else open_image(data)
+        data = _encode(drawn, target, quality=options.quality or QUALITY[target], subsampling="4:2:0")
+        counts["resized"] += bool(side)
         counts["encoded"] += 1
         if need_pixels:
             image = open_image(data)
@@ -88,7 +87,7 @@ def _scan_start(data: bytes) -> int:
     return len(data)
 
 
-def _encode(image: Image.Image, form: str, **options: int) -> bytes:
+def _encode(image: Image.Image, form: str, **options: int | str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpp.data.decode import FORMATS, check_header, decode, format_of, open_image
+from mpp.data.decode import FORMATS, check_header, decode, format_of, open_image, open_shrunk
 from mpp.errors import BadSample
 
 WIDTH, HEIGHT = 12, 8
@@ -60,6 +60,7 @@ def test_exif_orientation_is_applied_and_the_header_agrees(form, orientation):
 def test_unreadable_exif_means_upright_not_bad():
     data = encoded(Image.fromarray(PIXELS), "JPEG", exif=b"Exif\0\0this is no TIFF header")
     assert check_header(data) == ("JPEG", WIDTH, HEIGHT)
+    assert format_of(data) == "JPEG"
     assert decode(data).shape == (HEIGHT, WIDTH, 3)
 
 
@@ -123,7 +124,7 @@ def test_a_cameras_multi_picture_jpeg_is_a_jpeg():
 def test_other_formats_are_refused_without_an_address_in_the_reason():
     gif = encoded(Image.fromarray(PIXELS), "GIF")
     for data in (b"", b"hello", gif, b"%!PS-Adobe-3.0 EPSF-3.0\n"):
-        for reader in (check_header, decode, format_of):
+        for reader in (check_header, decode, format_of, lambda data: open_shrunk(data, (1, 1))):
             with pytest.raises(BadSample, match=r"^not an image of JPEG, PNG, WEBP$"):
                 reader(data)
     assert open_image(gif, formats=("GIF",)).size == (WIDTH, HEIGHT)
@@ -176,3 +177,46 @@ def test_damaged_bytes_give_an_image_or_a_bad_sample_and_nothing_else(form, draw
             reader(bytes(data))
         except BadSample as error:
             assert str(error)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Waves of several lengths, all longer than 200 pixels."""
+    down, right = np.mgrid[0:height, 0:width]
+    waves = [np.sin(down / 36 + right / 68), np.cos(right / 44 - down / 160), np.sin((down + right) / 92)]
+    return Image.fromarray((127.5 + 100 * np.stack(waves, -1)).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (397, 299), (301, 533)])
+def test_shrinking_gives_the_upright_picture_whichever_way_it_is_turned_and_however_long_its_sides(turn, width, height):
+    """397 pixels divided by 8 end in a part of a pixel: nothing may shift by it."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(smooth(width, height), "JPEG", quality=98, subsampling=0, exif=exif)
+    upright = open_image(data)
+    for divisor in (1.5, 3, 5, 17):
+        size = (round(upright.width / divisor), round(upright.height / divisor))
+        found = open_shrunk(data, size)
+        assert found.size == size
+        exact = np.asarray(upright.resize(size, Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(np.asarray(found) - exact).mean() < 0.6
+        assert np.abs(np.asarray(found) - exact).max() <= 4
+
+
+def test_a_large_jpeg_is_decoded_at_the_least_size_that_leaves_twice_what_is_wanted(monkeypatch):
+    loaded = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, *rest: (loaded.append(image.size), resize(image, *rest))[1])
+    data = encoded(smooth(800, 640), "JPEG")
+    for wanted in (40, 79, 80, 81, 160, 161, 320):
+        open_shrunk(data, (wanted * 5 // 4, wanted))
+    assert loaded == [(100, 80), (200, 160), (200, 160), (400, 320), (400, 320), (800, 640), (800, 640)]
+    loaded.clear()
+    open_shrunk(encoded(smooth(800, 640), "PNG"), (50, 40))
+    assert loaded == [(800, 640)]
+
+
+def test_what_is_decoded_small_is_still_found_to_be_cut():
+    data = encoded(smooth(800, 640), "JPEG")
+    with pytest.raises(BadSample):
+        open_shrunk(data[: len(data) * 2 // 3], (50, 40))
