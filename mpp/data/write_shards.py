@@ -1,13 +1,14 @@
 """How shards, their index and their manifest (shard_format.py) are written: whole or not at all, and read back."""
 
 import hashlib
+import io
 import math
 import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from mpp.data.shard_format import (
 )
 from mpp.errors import DataError
 from mpp.files import sync_path, write_atomically, write_stream
+
+BUFFER = 1 << 20  # bytes written and read together
 
 
 class Sample(NamedTuple):
@@ -52,7 +55,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
     end = 0
     part = folder / f".{name}.tmp-{os.getpid()}"
     try:
-        with part.open("w+b") as file:
+        with part.open("wb", buffering=BUFFER) as file:
             for sample in samples:
                 rows.append((0, end + BLOCK, len(sample.data), 0, sample.width, sample.height, sample.label, sample.key))
                 for field, data in ((sample.field, sample.data), ("cls", b"%d" % sample.label))[: 1 + (sample.label >= 0)]:
@@ -69,7 +72,8 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):  # read back from the disk, not from the page cache
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            digest = _read_back(file, fields, end, folder / name)
+        with part.open("rb", buffering=0) as raw:
+            digest = _read_back(raw, fields, end, folder / name)
         part.rename(folder / name)
         sync_path(folder)
     finally:
@@ -77,29 +81,48 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
     return {"name": name, "bytes": end, "sha256": digest, "samples": len(rows)}, np.array(rows, INDEX_DTYPE)
 
 
-def _read_back(file: Any, fields: list[tuple[bytes, int, int]], size: int, final: Path) -> str:
+def _read_back(file: io.FileIO, fields: list[tuple[bytes, int, int]], size: int, final: Path) -> str:
     """sha256 of the file, after comparing every byte of it, by its CRC-32 where it is payload, with what was meant."""
-    file.seek(0)
-    digest = hashlib.sha256()
+    digest, buffer, left = hashlib.sha256(), bytearray(BUFFER), size
+
+    def read(count: int) -> memoryview:
+        """So many bytes, as long as there are any, into the same memory: fresh memory for every image takes longer than reading it."""
+        nonlocal buffer, left
+        if count > len(buffer):
+            buffer = bytearray(count)
+        view, done = memoryview(buffer)[:count], 0
+        while done < count and (more := file.readinto(view[done:])):
+            done += more
+        digest.update(view[:done])
+        left -= done
+        return view[:done]
 
     def differs() -> bool:
-        for header, length, crc in fields:
-            whole = file.read(BLOCK + length + -length % BLOCK)
-            digest.update(whole)
-            view = memoryview(whole)
-            if (
-                view[:BLOCK] != header
-                or zlib.crc32(view[BLOCK : BLOCK + length]) != crc
-                or view[BLOCK + length :] != bytes(-length % BLOCK)
-            ):
-                return True
-        end = file.read()
-        digest.update(end)
-        return end != bytes(len(end)) or file.tell() != size
+        for together in _up_to(BUFFER, fields):
+            view, at = read(sum(BLOCK + length + -length % BLOCK for _, length, _ in together)), 0
+            for header, length, crc in together:
+                start, stop = at + BLOCK, at + BLOCK + length
+                at = stop + -length % BLOCK
+                if view[start - BLOCK : start] != header or zlib.crc32(view[start:stop]) != crc or view[stop:at] != bytes(at - stop):
+                    return True
+        expected = bytes(left)
+        return read(left + 1) != expected
 
     if differs():
         raise DataError(f"{final}: what was read back differs from what was written; check the disk, then run the same command again")
     return digest.hexdigest()
+
+
+def _up_to(size: int, fields: list[tuple[bytes, int, int]]) -> Iterator[list[tuple[bytes, int, int]]]:
+    """The fields in groups of about so many bytes."""
+    together, waiting = [], 0
+    for field in fields:
+        together.append(field)
+        waiting += BLOCK + field[1]
+        if waiting >= size:
+            yield together
+            together, waiting = [], 0
+    yield together
 
 
 def write_manifest(
