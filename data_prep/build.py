@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 from plan import Split
+from repeats import LISTED
 from shard_job import Job, Noted, Record, Work, build_shard, read_record
 from summary import Summary, progress
 from tqdm import tqdm
@@ -76,7 +77,8 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         rejects += len(record.rejects)
         images += record.entry["samples"]
     if not images:
-        raise DataError(f"{settings['name']}: no readable image is left for {split.name}; {work.target.where(REJECTS)} lists why")
+        why = work.target.where(LISTED if any(job.drop for job in jobs) else REJECTS)
+        raise DataError(f"{settings['name']}: no readable image is left for {split.name}; {why} lists why")
     folder = work.target.folder(split.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(

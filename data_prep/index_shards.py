@@ -43,11 +43,12 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
 from build import records, report_rejects
 from claims import FOREIGN
 from options import at_least, share
+from plan import refuse_odd_names
 from prepare import Options, prepare
 from shard_job import Record, Work, note_down, read_record
 from sources.archives import CHUNK, PlainReader
 from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
-from sources.webdataset import WebDataset, open_webdataset
+from sources.webdataset import WebDataset, is_ours, open_webdataset
 from summary import progress
 from target import WORK, LocalTarget
 from workers import Tick, run_jobs
@@ -97,7 +98,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.label_field and not args.labels:
+        parser.error("--label-field says where labels are; give --labels with it")
+    return args
 
 
 def index(args: argparse.Namespace) -> int:
@@ -106,14 +110,16 @@ def index(args: argparse.Namespace) -> int:
     folder = args.out.resolve()
     if not folder.is_dir():
         raise DataError(f"{args.out}: is no folder; give the folder that holds the tars")
-    if (folder.parent / WORK / "plan.json").exists():
-        raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
+    for made in (folder, folder.parent):
+        if (made / WORK).exists() and {path.name for path in (made / WORK).iterdir()} & {"plan.json", "begun.json", "listing.json"}:
+            raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
     with held(folder, args) as target:
         if (folder / MANIFEST).exists():  # and the run that wrote it was killed while it cleaned up
             print(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
             shutil.rmtree(target.scratch)
             return 0
         source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
+        refuse_odd_names(source.name, [tar.name for tar in source.tars()])
         tars = source.tars()
         settings = {name: getattr(args, name) for name in ("labels", "image_field", "label_field", "check")}
         # From every tar, because tars from elsewhere may be sorted; by powers of two, so that a tar more or less seldom undoes the others.
@@ -148,10 +154,12 @@ def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
     """FOLDER, held for this run; without anything done nothing stays behind.  Raises UserError for one with a manifest."""
     target = LocalTarget(folder)
     if (folder / MANIFEST).exists() and not target.scratch.exists():
-        raise DataError(
-            f"{args.out}: has a {MANIFEST} already, so it can be trained on as it is (data.shards={args.out}); to index it anew, first "
-            f"remove {MANIFEST} and {INDEX}"
+        as_it_is = (
+            f", so it can be trained on as it is (data.shards={args.out}); to index it anew, first remove"
+            if is_ours(folder)
+            else "; remove"
         )
+        raise DataError(f"{args.out}: has a {MANIFEST} already{as_it_is} {MANIFEST} and {INDEX}")
     target.scratch.mkdir(exist_ok=True)
     with (target.scratch / "lock").open("w") as lock:
         lock_folder(lock, f"{args.out}: another index_shards.py is at work here; wait for it or stop it")
@@ -162,7 +170,7 @@ def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
         try:
             yield target
         finally:
-            if target.scratch.exists() and not any(target.scratch.glob("*.done")):
+            if target.scratch.exists() and {path.name for path in target.scratch.iterdir()} == {"lock"}:
                 shutil.rmtree(target.scratch)
 
 

@@ -41,14 +41,14 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
 from options import at_least, share
-from plan import list_once, opened, other_plan, plan_jobs, plan_splits, read_plan
+from plan import decide, opened, other_plan, plan_jobs, read_plan
 from prepare import QUALITY, Options
 from remote import is_url
 from remote_target import target_at
 from repeats import DROPS, note_repeats, read_drops, without
 from shard_job import Work, read_record
 from shuffle import survey
-from sources import FORMATS, open_source, other_format
+from sources import FORMATS, open_source
 from sources.base import SourceOptions
 from summary import Summary
 from target import PLAN
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return make(args)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or isinstance(error, BrokenPipeError):
             raise
         remedy = {
             errno.ENOSPC: "free some space",
@@ -110,7 +110,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where work is kept until it is in an OUT that is a URL (~/.cache/mpp)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the closing summary as one JSON object")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.quality and not args.resize and args.encode == "keep":
+        parser.error("--quality is of encoded images; give --encode jpeg, --encode webp or --resize with it")
+    if args.label_field and not args.labels:
+        parser.error("--label-field says where labels are; give --labels with it")
+    return args
 
 
 def _place(text: str) -> Path | str:
@@ -158,47 +163,37 @@ def make(args: argparse.Namespace) -> int:
         "quality": args.quality,
         "dedup": args.dedup,
     }
-    plan = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
-    target = target_at(args.out, args.scratch, plan)
+    wanted = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
+    target = target_at(args.out, args.scratch, wanted)
     with opened(target, args) as fresh:
-        found = read_plan(target, {name: value for name, value in plan.items() if name != "kind" or value}, args)
+        found = read_plan(target, wanted, args)
         if found and found["complete"]:
-            if found["plan"]["stamp"] != (found["plan"]["stamp"] if plan["identity"] else survey(source).stamp):
+            if found["plan"]["stamp"] != (found["plan"]["stamp"] if wanted["identity"] else survey(source).stamp):
                 raise other_plan(args, found, f"the files of {source.name} changed")
             for split in found["complete"]:
                 target.check(split)
             if not args.part:
                 target.clean()  # the run that completed it may have been killed before it did so
-            print(f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do")
+            said = f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do"
+            print(json.dumps({"out": str(args.out), "complete": found["complete"]}) if args.json else said)
             return 0
-        source, settings["kind"], listed = list_once(source, target, args)
-        if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
-            raise other_plan(args, found, f"the files of {settings['name']} changed")
-        splits = plan_splits(source, listed, args)
-        names = source.class_names(listed.labels) if args.labels else []
-        if advice := other_format(source, listed.ignored):
-            print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
-        if len(names) == 1:
-            print(f"warning: --labels finds a single class, {names[0]!r} (in a tree the first folder level is the class)", file=sys.stderr)
-        if found is None:
-            found = {"plan": plan | settings | {"stamp": listed.stamp}, "complete": []}
-            target.put(PLAN, json.dumps(found).encode())
+        plan = decide(source, target, wanted, args)
         work = Work(
-            source,
+            plan.source,
             target,
             target.scratch,
-            {name: number for number, name in enumerate(names)} if args.labels else None,
+            {name: number for number, name in enumerate(plan.classes)} if args.labels else None,
             Options(args.check, args.resize, args.encode, args.quality),
-            hashlib.sha256(json.dumps(found["plan"]).encode()).hexdigest(),
+            hashlib.sha256(json.dumps(plan.noted["plan"]).encode()).hexdigest(),
         )
         fresh.pop_all()  # from here on what was done is kept
         part, parts = args.part or (0, 1)
         target.look()
-        jobs = list(plan_jobs(splits, args.samples_per_shard))
+        jobs = list(plan_jobs(plan.splits, args.samples_per_shard))
         if noted := read_drops(target):
             jobs, repeats = without(jobs, noted)
         jobs = jobs[part::parts]
-        summary = Summary(args, target, listed, [split.name for split in splits])
+        summary = Summary(args, target, plan.listed, [split.name for split in plan.splits])
         missing = [job for job in jobs if read_record(job, work) is None]
         build(missing, work, args, summary)
         if not args.part and not noted:
@@ -212,11 +207,12 @@ def make(args: argparse.Namespace) -> int:
         if not args.part:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
-            for split in reversed(splits):  # train last: whoever waits for it finds val
-                write_split(split, [job for job in jobs if job.split == split.name], work, names, settings)
-            target.put(PLAN, json.dumps(found | {"complete": [split.name for split in splits]}).encode())
+            settings = {name: plan.noted["plan"][name] for name in settings}
+            for split in reversed(plan.splits):  # train last: whoever waits for it finds val
+                write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings)
+            target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
             target.clean()
-    summary.show(time.monotonic() - started, len(names))
+    summary.show(time.monotonic() - started, len(plan.classes))
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ def opened(target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
         yield fresh
 
 
-def read_plan(target: Target, plan: dict, args: argparse.Namespace) -> dict | None:
-    """The plan that OUT was begun with; None for a new OUT.  Raises DataError for another one."""
+def read_plan(target: Target, wanted: dict, args: argparse.Namespace) -> dict | None:
+    """What plan.json holds; None for a new OUT.  wanted: this command's plan.  Raises DataError where OUT was begun with another one."""
     data = target.get(PLAN)
     if data is None:
         return None
@@ -61,10 +62,12 @@ def read_plan(target: Target, plan: dict, args: argparse.Namespace) -> dict | No
         found = json.loads(data)
     except ValueError as error:
         raise DataError(f"{target.where(PLAN)}: is damaged ({error}); remove {args.out} or choose another folder") from error
-    changes = [name for name in plan if found["plan"].get(name) != plan[name]]
+    was = found["plan"]
+    # what a URL holds has no kind before it is fetched
+    changes = [name for name, value in wanted.items() if was.get(name) != value and (name != "kind" or value)]
     if changes:
         said = ", ".join(
-            f"the files of {plan['name']} changed" if name == "identity" else f"{name} was {found['plan'].get(name)}, is {plan[name]}"
+            f"the files of {wanted['name']} changed" if name == "identity" else f"{name} was {was.get(name)}, is {wanted[name]}"
             for name in changes
         )
         raise other_plan(args, found, said)
@@ -79,6 +82,68 @@ def other_plan(args: argparse.Namespace, found: dict, changes: str) -> DataError
     )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is decided before the first shard is made."""
+
+    source: Source  # readable at random
+    listed: Listed
+    splits: list[Split]
+    classes: list[str]  # empty without labels
+    noted: dict  # plan.json's content
+
+
+def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespace) -> Plan:
+    """List the source, plan the splits, and note the plan down; one run at a time does so, and the others take it over.
+
+    wanted: this command's plan.  Raises DataError where OUT was begun with another one.
+    """
+    with (target.scratch / "lock-plan").open("w") as lock:
+        lock_folder(lock, f"{args.out}: another part is still listing the source; wait for it", seconds=math.inf)
+        found = read_plan(target, wanted, args)
+        if found is None:
+            clear(target, wanted)
+        try:
+            source, kind, listed = list_once(source, target, args)
+            if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
+                raise other_plan(args, found, f"the files of {wanted['name']} changed")
+            splits = plan_splits(source, listed, args)
+            classes = source.class_names(listed.labels) if args.labels else []
+            refuse_odd_names(wanted["name"], classes)
+        except UserError:
+            if found is None:
+                target.forget()  # the source may be mended
+            raise
+        if found is None:
+            found = {"plan": wanted | {"kind": kind, "stamp": listed.stamp}, "complete": []}
+            target.put(PLAN, json.dumps(found).encode())
+    if advice := other_format(source, listed.ignored):
+        print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
+    if len(classes) == 1:
+        print(f"warning: --labels finds a single class, {classes[0]!r} (in a tree the first folder level is the class)", file=sys.stderr)
+    return Plan(source, listed, splits, classes, found)
+
+
+def clear(target: Target, wanted: dict) -> None:
+    """OUT has no plan yet: what a run that came to nothing left is of use only to the same command, and its listing to none."""
+    target.forget()
+    note, content = target.scratch / "begun.json", json.dumps(wanted).encode()
+    if not note.exists() or note.read_bytes() != content:
+        for path in target.scratch.iterdir():
+            if path.is_file() and not path.name.startswith("lock"):
+                path.unlink()
+        write_atomically(note, content)
+
+
+def refuse_odd_names(source: str, others: list[str]) -> None:
+    """Raises DataError for a name that is no UTF-8, which a manifest cannot hold."""
+    for name in (source, *others):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{name!r}: this name is no UTF-8, so the manifest cannot hold it; rename it") from None
+
+
 def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple[Source, str, Listed]:
     """The source, readable at random, its kind, and what it holds, its order written to the scratch folder.
 
@@ -89,24 +154,22 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
     def bar(what: str, total: int | None) -> tqdm:
         return tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args))
 
-    with (scratch / "lock-plan").open("w") as lock:
-        lock_folder(lock, f"{args.out}: another part is still listing the source; wait for it", seconds=math.inf)
-        source = source.fetch(scratch, bar)
-        kind = source.kind
-        source = source.unpack(scratch, bar)
-        if target.get(PLAN) is None:
-            target.forget()
-        try:
-            return source, kind, Listed.from_json((scratch / "listing.json").read_bytes())
-        except FileNotFoundError:
-            pass
-        with tqdm(desc="listing", unit="img", **progress(args)) as listing:
-            listed = shuffle(source, args.seed, scratch, listing.update)
-        if not listed.counts.total():
-            seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
-            remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
-            raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
-        write_atomically(scratch / "listing.json", listed.to_json())
+    for leftover in scratch.glob(".*-[0-9][0-9][0-9][0-9].tmp-*"):  # of a killed listing
+        leftover.unlink()
+    source = source.fetch(scratch, bar)
+    kind = source.kind
+    source = source.unpack(scratch, bar)
+    try:
+        return source, kind, Listed.from_json((scratch / "listing.json").read_bytes())
+    except FileNotFoundError:
+        pass
+    with tqdm(desc="listing", unit="img", **progress(args)) as listing:
+        listed = shuffle(source, args.seed, scratch, listing.update)
+    if not listed.counts.total():
+        seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
+        remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
+        raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
+    write_atomically(scratch / "listing.json", listed.to_json())
     return source, kind, listed
 
 

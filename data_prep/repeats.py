@@ -7,7 +7,6 @@ but before all an image of val or test, so that what a model is measured on does
 
 import hashlib
 import json
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,9 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from retries import shown
 from shard_job import Job, Record, Work
 from shuffle import read_order
 from target import WORK, Target
+
+from mpp.files import temporary
 
 DROPS = f"{WORK}/drops"  # a line of JSON with the counts, then what to leave out: DROP rows sorted by job and key
 LISTED = "duplicates.jsonl"
@@ -48,25 +50,25 @@ def note_repeats(jobs: Sequence[Job], records: Iterable[Record], work: Work, *, 
     """Write OUT/duplicates.jsonl, if there is anything to say, and return its counts and what `without` needs.
 
     jobs: of all splits, without anything left out yet.  Counts: repeats, of them in_val (train images that occur in val or test),
-    relabelled (under another label than the one kept) and left_out.  Memory: 12 bytes for each image to leave out.
+    relabelled (under another label than the one kept) and left_out.  Memory: 12 bytes for each image to leave out, and 41 for each of the
+    images that share one checksum.
     """
     counts: Counter = Counter(repeats=0, in_val=0, relabelled=0, left_out=0)
     drop_jobs, drop_keys = array("I"), array("Q")
 
     def lines() -> Iterator[bytes]:
-        for kept, *repeats in _equal(_candidates(jobs, records), sum(job.count for job in jobs), work.orders, jobs, work.target):
+        for kept, repeat in _equal(_candidates(jobs, records), sum(job.count for job in jobs), work.orders, jobs, work.target):
+            drop = leave_out and int(repeat["rank"]) != KEPT_WHOLE
+            if drop:
+                drop_jobs.append(int(repeat["job"]))
+                drop_keys.append(int(repeat["key"]))
+            counts["repeats"] += 1
+            counts["in_val"] += bool(repeat["rank"] == TRAIN != kept["rank"])
+            counts["relabelled"] += bool(repeat["label"] != kept["label"])
+            counts["left_out"] += drop
             original = _describe(jobs[kept["job"]], kept, work)
-            for repeat in repeats:
-                drop = leave_out and int(repeat["rank"]) != KEPT_WHOLE
-                if drop:
-                    drop_jobs.append(int(repeat["job"]))
-                    drop_keys.append(int(repeat["key"]))
-                counts["repeats"] += 1
-                counts["in_val"] += bool(repeat["rank"] == TRAIN != kept["rank"])
-                counts["relabelled"] += bool(repeat["label"] != kept["label"])
-                counts["left_out"] += drop
-                line = {**_describe(jobs[repeat["job"]], repeat, work), "same_as": original, "left_out": drop}
-                yield json.dumps(line).encode() + b"\n"
+            line = {**_describe(jobs[repeat["job"]], repeat, work), "same_as": original, "left_out": drop}
+            yield json.dumps(line).encode() + b"\n"
 
     found = lines()
     first = next(found, None)
@@ -106,8 +108,10 @@ def _candidates(jobs: Sequence[Job], records: Iterable[Record]) -> Iterator[np.n
         yield table
 
 
-def _equal(tables: Iterable[np.ndarray], total: int, scratch: Path, jobs: Sequence[Job], target: Target) -> Iterator[list[np.void]]:
-    """Groups of two or more rows whose images are equal byte for byte, the one to keep first."""
+def _equal(
+    tables: Iterable[np.ndarray], total: int, scratch: Path, jobs: Sequence[Job], target: Target
+) -> Iterator[tuple[np.void, np.void]]:
+    """(the row to keep, another row) for every two rows whose images are equal byte for byte."""
     for rows in _dealt(tables, 1 + total // ROWS_AT_ONCE, scratch):
         code = rows["crc32"].astype(np.uint64) << np.uint64(32) | rows["size"]
         order = np.argsort(code)
@@ -115,12 +119,17 @@ def _equal(tables: Iterable[np.ndarray], total: int, scratch: Path, jobs: Sequen
         for run in np.split(same, np.flatnonzero(np.diff(same) > 1) + 1):
             if not len(run):
                 continue
-            by_content: dict[bytes, list[np.void]] = {}
-            for row in sorted(rows[order[run[0] : run[-1] + 2]], key=lambda row: (row["rank"], row["key"], row["job"])):
+            alike = order[run[0] : run[-1] + 2]
+            alike = alike[np.lexsort((rows["job"][alike], rows["key"][alike], rows["rank"][alike]))]
+            kept: dict[bytes, np.void] = {}  # by content; one, but for two images with the same checksum
+            for place in alike.tolist():
+                row = rows[place]
                 job = jobs[row["job"]]
-                data = target.read(job.split, job.name, int(row["offset"]), int(row["size"]))
-                by_content.setdefault(hashlib.sha256(data).digest(), []).append(row)
-            yield from (group for group in by_content.values() if len(group) > 1)
+                digest = hashlib.sha256(target.read(job.split, job.name, int(row["offset"]), int(row["size"]))).digest()
+                if digest in kept:
+                    yield kept[digest], row
+                else:
+                    kept[digest] = row
 
 
 def _dealt(tables: Iterable[np.ndarray], buckets: int, scratch: Path) -> Iterator[np.ndarray]:
@@ -128,7 +137,7 @@ def _dealt(tables: Iterable[np.ndarray], buckets: int, scratch: Path) -> Iterato
     if buckets == 1:
         yield np.concatenate([np.empty(0, CANDIDATE), *tables])
         return
-    paths = [scratch / f".repeats-{bucket:06d}.tmp-{os.getpid()}" for bucket in range(buckets)]
+    paths = [temporary(scratch / f"repeats-{bucket:06d}") for bucket in range(buckets)]
     waiting: list[np.ndarray] = []
 
     def deal() -> None:
@@ -160,4 +169,4 @@ def _dealt(tables: Iterable[np.ndarray], buckets: int, scratch: Path) -> Iterato
 def _describe(job: Job, row: np.void, work: Work) -> dict:
     """An image for people: its split, its key, and what its source calls it."""
     (item,) = read_order(work.orders, job.order, job.at + int(row["key"]) - job.first, 1)
-    return {"split": job.split, "key": int(row["key"]), "name": item.name}
+    return {"split": job.split, "key": int(row["key"]), "name": shown(item.name)}

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from prepare import Options, prepare
+from retries import shown
 from shuffle import read_order
 from sources.base import Source
 from target import WORK, Target
@@ -97,7 +98,7 @@ def build_shard(work: Work, job: Job, tick: Tick) -> None:
                 data = reader.read(item)
                 done = prepare(data, work.options, counts, need_pixels=key < MEAN_STD_IMAGES)
             except BadSample as error:
-                rejects.append({"split": job.split, "key": key, "name": item.name, "reason": str(error)})
+                rejects.append({"split": job.split, "key": key, "name": shown(item.name), "reason": str(error)})
                 continue
             counts["read_bytes"] += len(data)
             if key < MEAN_STD_IMAGES:

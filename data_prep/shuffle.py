@@ -11,7 +11,6 @@ files by the first bits of the key; pass two sorts one such file after the other
 import hashlib
 import itertools
 import json
-import os
 import struct
 from array import array
 from collections import Counter
@@ -21,7 +20,7 @@ from pathlib import Path
 from sources.base import MAX_CLASSES, Item, Source
 
 from mpp.errors import DataError
-from mpp.files import write_atomically, write_stream
+from mpp.files import temporary, write_atomically, write_stream
 
 BUCKETS = 1024  # a bucket of a thousand million items still fits into 400 MB
 BUFFER_BYTES = 32 << 20  # held before anything is written
@@ -33,7 +32,7 @@ class Buckets:
     """Sorts (key, line) pairs that need not fit into memory: `add` them all, then iterate over `drain`, once."""
 
     def __init__(self, folder: Path, name: str):
-        self._paths = [folder / f".{name}-{bucket:04d}.tmp-{os.getpid()}" for bucket in range(BUCKETS)]
+        self._paths = [temporary(folder / f"{name}-{bucket:04d}") for bucket in range(BUCKETS)]
         self._waiting: list[list[bytes]] = [[] for _ in range(BUCKETS)]
         self._waiting_bytes = 0
         self._spilled = False

@@ -12,11 +12,14 @@ def splits_of(folder: Path) -> list[Path]:
     def holds_shards(path: Path) -> bool:
         return path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("*.tar")))
 
-    if holds_shards(folder):
-        return [folder]
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give a split, such as OUT/train, or the OUT of make_shards.py")
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and holds_shards(path))
+    try:
+        if holds_shards(folder):
+            return [folder]
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; give a split, such as OUT/train, or the OUT of make_shards.py")
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and holds_shards(path))
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror}; check that it can be read") from error
     if not found:
         raise DataError(f"{folder}: holds neither shards nor splits; give a split, such as OUT/train, or the OUT of make_shards.py")
     return found

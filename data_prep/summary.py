@@ -90,6 +90,8 @@ class Summary:
                 print(f"where this machine makes no other part, {self.target.scratch} can be removed")
         else:
             train = self.target.where("train")
+            if "train" not in self.splits:
+                return
             if isinstance(args.out, str):
                 print(f"next:     copy {train} to a disk of the machines that train")
             else:

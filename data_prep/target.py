@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from mpp.data.shard_format import REMAKE
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_stream
@@ -32,7 +33,7 @@ class Target(Protocol):
         """Leave nothing behind of a new OUT that came to nothing."""
 
     def forget(self) -> None:
-        """No plan is there yet: forget what an earlier OUT of this name left in `scratch`."""
+        """No plan is there yet: forget the listing of a run that came to nothing, or of an earlier OUT of this name."""
 
     def look(self) -> None:
         """Find out anew what is published; `state` and `get` may go by it until the next look."""
@@ -98,7 +99,7 @@ class LocalTarget:
             self.root.rmdir()
 
     def forget(self) -> None:
-        pass  # whoever removes OUT removes `scratch` with it
+        (self.scratch / "listing.json").unlink(missing_ok=True)
 
     def look(self) -> None:
         pass  # the file system knows
@@ -138,7 +139,12 @@ class LocalTarget:
         write_stream(path, chunks)
 
     def check(self, split: str) -> None:
-        ShardSet.open(self.root / split)
+        try:
+            ShardSet.open(self.root / split)
+        except DataError as error:
+            raise DataError(
+                f"{str(error).removesuffix(f'; {REMAKE}')}; put back what is missing, or remove {self.shown} and make it again"
+            ) from error
 
     def clean(self) -> None:
         clean_scratch(self.scratch)

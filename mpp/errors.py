@@ -5,6 +5,7 @@ fault of the program and keeps its traceback.
 """
 
 import argparse
+import io
 import multiprocessing
 import os
 import re
@@ -45,8 +46,15 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
     With several processes an error that all of them share (a config key, a missing manifest) is printed by rank 0 only; `of_this_rank` marks the others.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     try:
         status = main(None)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or getattr(error, "of_this_rank", False):

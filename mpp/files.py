@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import Any
 
 from mpp.errors import UserError
 
-TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove
+TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
 LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no other process has, in this container or another."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -20,7 +26,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
     """As `write_atomically`, for what need not fit into memory.  An exception from `chunks` leaves nothing behind."""
-    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    part = temporary(path)
     try:
         with part.open("wb") as file:
             file.writelines(chunks)
@@ -66,5 +72,5 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
             if time.monotonic() > end:
                 raise UserError(busy) from None
             time.sleep(0.1)
-        except OSError:  # a file system without locks: the writer's temporary names hold its process id
+        except OSError:  # a file system without locks: every writer's temporary names are its own
             return

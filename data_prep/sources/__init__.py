@@ -38,6 +38,8 @@ def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions
     path, leave_out = where, Path(leave_out)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; {_REMEDY}")
+    if not (path.is_dir() or path.is_file()):
+        raise DataError(f"{path}: is neither a file nor a folder, but a pipe or a device; {_REMEDY}")
     checksum = options.checksum and parse_checksum(options.checksum)
     if options.format:
         kind = options.format
@@ -116,8 +118,11 @@ def _kind(path: Path, leave_out: Path) -> str:
 
 def other_format(source: Source, ignored: Counter) -> str:
     """Advice where a folder of images holds files that may have been meant instead; empty where it does not."""
-    meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix]]
-    if source.kind != "folder" or not meant:
+    if not isinstance(source, Folder):
+        return ""
+    there = {entry.suffix.lower() for entry in source.path.iterdir()}
+    meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix] and suffix in there]
+    if not meant:
         return ""
     return f"for its {ignored[meant[0][0]]} {meant[0][0]} files say --format {meant[0][1]}"
 

@@ -34,6 +34,7 @@ class PlainReader:
     def __init__(self, path: Path):
         self.path = path
         self._file = path.open("rb", buffering=0)
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()
@@ -281,8 +282,10 @@ class ZipReader(PlainReader):
     def read(self, item: Item) -> bytes:
         check_size(item)
         offset, packed_size, method, crc = item.place
-        signature, name_bytes, extra_bytes = struct.unpack("<4s22xHH", self.pread(30, max(offset, 0)).ljust(30, b"\0"))
-        if offset < 0 or signature != b"PK\3\4":
+        if not 0 <= offset <= offset + packed_size <= self.size:
+            raise BadSample("damaged in the archive (it would lie outside)")
+        signature, name_bytes, extra_bytes = struct.unpack("<4s22xHH", self.pread(30, offset).ljust(30, b"\0"))
+        if signature != b"PK\3\4":
             raise BadSample("damaged in the archive (no local header)")
         packed = self.pread(packed_size, offset + 30 + name_bytes + extra_bytes)
         try:

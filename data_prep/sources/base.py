@@ -125,7 +125,10 @@ def reason_to_ignore(parts: Iterable[str]) -> str:
     if last.startswith(".") or any(part.startswith(".") or part == "__MACOSX" for part in folders):
         return "(hidden)"
     suffix = os.path.splitext(last)[1].lower()  # noqa: PTH122 (names of archives are no paths of this machine)
-    return "" if suffix in IMAGE_SUFFIXES else suffix or "(no suffix)"
+    if suffix in IMAGE_SUFFIXES:
+        return ""
+    common = len(suffix) <= 10 and not suffix[1:].isdigit()  # numbered files would each have a suffix of their own
+    return (suffix or "(no suffix)") if common else "(other suffixes)"
 
 
 def first_folder(name: str) -> str:

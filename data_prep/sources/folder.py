@@ -11,6 +11,8 @@ from pathlib import Path
 from mpp.errors import BadSample, DataError
 from sources.base import Item, Source, check_size, first_folder, reason_to_ignore
 
+MAX_DEPTH = 200  # folders in folders; each is held open while those below it are listed
+
 
 @dataclass(frozen=True)
 class Folder(Source):
@@ -28,6 +30,8 @@ class Folder(Source):
         yield from self._descend(str(self.path), "", frozenset({(top.st_dev, top.st_ino)}), ignored)
 
     def _descend(self, folder: str, prefix: str, above: frozenset, ignored: Counter) -> Iterator[Item]:
+        if len(above) > MAX_DEPTH:
+            raise DataError(f"{self.path}: is more than {MAX_DEPTH} folders deep; give a folder further down")
         with os.scandir(folder) as entries:  # a stream: one folder may hold millions
             for entry in entries:
                 name = prefix + entry.name
@@ -65,11 +69,16 @@ class FolderReader:
         if item.size < 0:
             raise BadSample("a link that leads nowhere")
         check_size(item)
-        with (self.root / item.name).open("rb", buffering=0) as file:
+        path = self.root / item.name
+        try:
+            opened = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise DataError(f"{path}: has vanished since it was listed; put it back, or remove OUT and start again") from None
+        with opened as file:
             status = os.fstat(file.fileno())
             if (status.st_size, status.st_mtime_ns) != (item.size, item.place[0]):
                 raise DataError(
-                    f"{self.root / item.name}: has changed since it was listed ({item.size} bytes then, {status.st_size} now); "
+                    f"{path}: has changed since it was listed ({item.size} bytes then, {status.st_size} now); "
                     "remove OUT and start again, and leave the source alone meanwhile"
                 )
             return file.readall()

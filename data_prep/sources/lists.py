@@ -13,6 +13,7 @@ import csv
 import errno
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -57,6 +58,10 @@ class ListFile(Source):
         for number, path, label in ROWS[self.kind](self.path):
             _check_text(path, "path", self.path, number)
             _check_text(label, "label", self.path, number)
+            if re.fullmatch(r"-?[0-9]+\.?[0-9]*", label) and not label.isdecimal():
+                raise DataError(
+                    f"{self.path}: line {number}: the label {label} is a number, but no class number; mend the list (no label: empty)"
+                )
             if not path:
                 raise DataError(f"{self.path}: line {number} has no path; give each row one, or remove the row")
             yield Item(path, -1, (), label)

@@ -29,6 +29,7 @@ PARQUET_MAGIC = b"PAR1"
 BATCH_ROWS = 16  # held in memory at once
 BUFFER_BYTES = 1 << 20  # of a column that are read ahead
 SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}  # other names for them
+UNNAMED = ("part", "data", "shard", "file", "image", "images")  # what writers call files that belong to no split
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|eval|test|testing)(?![a-z])", re.IGNORECASE)
 _NUMBERED = re.compile(r"(\w+)-\d+-of-\d+")  # train_extra-00000-of-00004: Hugging Face allows any name
 
@@ -209,7 +210,8 @@ def split_of(name: str) -> str:
     """From the file's name or else the nearest folder's; train where neither says."""
     *folders, last = name.split("/")
     if numbered := _NUMBERED.match(last):
-        return SPLITS.get(numbered[1].lower(), "val" if numbered[1].lower() == "val" else numbered[1])
+        split = numbered[1].lower()
+        return "train" if split in UNNAMED else SPLITS.get(split, split)
     for part in (last, *reversed(folders)):
         if found := _SPLIT.match(part):
             return SPLITS.get(found[1].lower(), found[1].lower())

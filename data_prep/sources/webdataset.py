@@ -60,7 +60,9 @@ class WebDataset(Source):
         return f"has no usable {self.label_field or CLASS_FIELD} field" + ("" if self.label_field else " (--label-field names another)")
 
     def tars(self) -> list[Path]:
-        return sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]
+        if not self.path.is_dir():
+            return [self.path]
+        return sorted(path for path in self.path.iterdir() if path.suffix.lower() == ".tar" and not path.name.startswith("."))
 
     def identity(self) -> str:
         known = hashlib.blake2b(digest_size=16)
@@ -138,7 +140,7 @@ class WebDataset(Source):
 def open_webdataset(path: Path, options: SourceOptions) -> WebDataset:
     """Raises DataError where there are no tars."""
     image_field, label_field = options.image_field and options.image_field.lower().lstrip("."), options.label_field
-    ours = label_field is None and _is_ours(path) and ShardSet.open(path).labelled
+    ours = label_field is None and is_ours(path) and ShardSet.open(path).labelled
     source = WebDataset(path, image_field, label_field, ours)
     if not source.tars():
         raise DataError(f"{path}: holds no .tar at its top level; give the folder of the tars (compressed ones must be unpacked to .tar)")
@@ -163,7 +165,8 @@ def is_webdataset(folder: Path, leave_out: Path) -> bool:
     return tars
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a folder has a manifest of mpp's."""
     try:
         return json.loads((path / MANIFEST).read_bytes())["format"] == FORMAT
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # other programs have manifests too

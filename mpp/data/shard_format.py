@@ -45,7 +45,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 class ShardEntry(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+\.tar$")]
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+\.[tT][aA][rR]$")]
     bytes: Count
     sha256: str
     samples: Count

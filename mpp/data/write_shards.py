@@ -28,7 +28,7 @@ from mpp.data.shard_format import (
     seal,
 )
 from mpp.errors import DataError
-from mpp.files import sync_path, write_atomically, write_stream
+from mpp.files import sync_path, temporary, write_atomically, write_stream
 
 BUFFER = 1 << 20  # bytes written and read together
 
@@ -53,7 +53,7 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
     rows = []
     fields: list[tuple[bytes, int, int]] = []  # header block, bytes, CRC-32
     end = 0
-    part = folder / f".{name}.tmp-{os.getpid()}"
+    part = temporary(folder / name)
     try:
         with part.open("wb", buffering=BUFFER) as file:
             for sample in samples:

@@ -86,7 +86,7 @@ def test_a_source_that_vanishes_stops_the_run_and_the_same_command_goes_on_when_
         real(jobs[2:], *others)
 
     monkeypatch.setattr("make_shards.build", vanish_after_two)
-    with pytest.raises(UserError, match="No such file or directory; check that SOURCE can be read"):
+    with pytest.raises(UserError, match="has vanished since it was listed; put it back, or remove OUT"):
         make(source, out)
     monkeypatch.setattr("make_shards.build", real)
     with pytest.raises(UserError, match="photos: no such file or folder"):

@@ -19,14 +19,8 @@ PROGRAMS = {program.__name__: program for program in (make_shards, index_shards,
 def commands() -> list[str]:
     lines = [line.strip() for text in TEXTS.values() for line in text.splitlines()]
     found = {re.split(r"\s{2,}#", line)[0] for line in lines if re.match(r"(python|\$\(BIN\)/python) data_prep/[a-z]+_shards\.py ", line)}
-    return sorted(
-        found
-        | {
-            line[line.index("jobs/slurm/make_shards.sbatch") :].rstrip(")")
-            for line in lines
-            if "sbatch " in line and "make_shards.sbatch" in line
-        }
-    )
+    jobs = re.findall(r"sbatch --\S.* (jobs/slurm/make_shards\.sbatch [^)\n]+)", "\n".join(lines))
+    return sorted(found | set(jobs))
 
 
 @pytest.mark.parametrize("command", commands())

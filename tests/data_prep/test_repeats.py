@@ -176,7 +176,7 @@ def test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repeats, "ROWS_AT_ONCE", at_once)
         total = sum(map(len, shards))
-        groups = repeats._equal(repeats._candidates(jobs, tables), total, tmp_path_factory.getbasetemp(), jobs, Images(images))
-        found = [[int(row["key"]) for row in group] for group in groups]
-    assert sorted(found) == sorted(keys for keys in expected.values() if len(keys) > 1)
+        pairs = repeats._equal(repeats._candidates(jobs, tables), total, tmp_path_factory.getbasetemp(), jobs, Images(images))
+        found = [(int(kept["key"]), int(repeat["key"])) for kept, repeat in pairs]
+    assert sorted(found) == sorted((first, key) for first, *others in expected.values() for key in others)
     assert not list(tmp_path_factory.getbasetemp().glob(".repeats-*"))
