@@ -247,9 +247,9 @@ def watch(call):
         now = os.fstat(handle).st_size
         os.close(handle)
         if now == at and not after: os.killpg(0, signal.SIGKILL)
-        result = call(*args, **options)
-        if now == at: os.killpg(0, signal.SIGKILL)
-        return result
+        try: return call(*args, **options)
+        finally:
+            if now == at: os.killpg(0, signal.SIGKILL)
     return watched
 os.rename, os.fsync, os.unlink = watch(os.rename), watch(os.fsync), watch(os.unlink)
 sys.argv = sys.argv[4:]
