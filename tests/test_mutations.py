@@ -93,8 +93,10 @@ def run(copy: Path) -> Iterator[Callable[[list[str]], SimpleNamespace]]:
     server.wait(timeout=60)
 
 
-def test_without_a_mutation_all_these_tests_pass(run):
-    found = run(sorted({test for row in ROWS for test in row.tests.split()}))
+def test_without_a_mutation_the_copy_passes(run):
+    """One test of each file: all of them run outside of the copy anyhow."""
+    of_each_file = {test.partition("::")[0]: test for row in reversed(ROWS) for test in row.tests.split()}
+    found = run(sorted(of_each_file.values()))
     assert found.code == 0, found.output
 
 

@@ -290,7 +290,7 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path):
                 ShardSet.open(out / split)
         make(words[0], out, *words[1:])
         assert snapshot(out) == expected
-        at += 3
+        at += 4
     assert killed >= 8
 
 

@@ -49,7 +49,7 @@ ROWS = [
         '', 'tests/data_prep/test_parts.py::test_a_part_is_made_by_one_run_at_a_time_and_the_end_waits_for_none',
     ),
     Row(
-        'parts of different files make one set', 'data_prep/make_shards.py', 'if found and found["plan"]["stamp"] != listed.stamp:',
+        'parts of different files make one set', 'data_prep/plan.py', 'if found and found["plan"]["stamp"] != listed.stamp:',
         'if False:', 'tests/data_prep/test_parts.py::test_a_part_of_other_files_or_options_is_refused',
     ),
     Row(
