@@ -14,11 +14,14 @@ s3://bucket/prefix: shards are made in a local folder (--scratch), uploaded and 
 parts on many machines see it.  A store has no locks: do not run the same part twice at a time (the bytes would still be right).
 
     OUT/.work/plan.json           what this OUT is being made from; a different command is refused
+    OUT/.work/begun.json          the same before there is a plan: what another command left is not taken over
     OUT/.work/listing.json        what the source holds, once listed; beside it the shuffled order (*.items, *.offsets)
     OUT/.work/source.tar          SOURCE unpacked, while it is needed (only for compressed tars)
     OUT/.work/fetched/            SOURCE fetched from its URL, while it is needed
     OUT/.work/train-000003.done   a finished shard's rows; written after the shard has its name
+    OUT/.work/drops               with --dedup: which images are repeats, once all shards were made; the shards that hold some are made anew
     OUT/rejects.jsonl             files that are no readable images
+    OUT/duplicates.jsonl          images that are byte for byte another's
 """
 
 import argparse
