@@ -19,8 +19,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@command -v g++ >/dev/null || command -v c++ >/dev/null || \
 	  { echo "error: no C++ compiler found; DeepSpeed needs one for its CPU collectives: apt-get install g++ (or your system's)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja py-cpuinfo
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja py-cpuinfo
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 # Real images -> shards -> DeepSpeed pretraining -> probe.  DATA=/any/folder (or zip, tar) takes your own images, without labels.
