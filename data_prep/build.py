@@ -32,12 +32,12 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summar
     work.target.look()
     summary.built += images
     summary.built_shards += len(jobs)
-    summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work))
+    summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work, args))
 
 
-def records(jobs: Sequence[Noted], work: Work) -> Iterator[Record]:
+def records(jobs: Sequence[Noted], work: Work, args: argparse.Namespace) -> Iterator[Record]:
     """What is known of each finished shard, one after the other: all of them would not fit into memory."""
-    for job in jobs:
+    for job in tqdm(jobs, desc="records", unit="shard", delay=2, **progress(args)):
         record = read_record(job, work)
         if record is None:
             raise DataError(f"{work.target.where(job.split, job.name)}: vanished or changed meanwhile; run the same command again")
@@ -51,7 +51,7 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
     first: dict = {}
 
     def lines() -> Iterator[bytes]:
-        for record in records(jobs, work):
+        for record in records(jobs, work, args):
             for reject in record.rejects:
                 first.update(first or reject)
                 yield json.dumps(reject).encode() + b"\n"
@@ -68,10 +68,10 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
         )
 
 
-def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], settings: dict) -> None:
+def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], settings: dict, args: argparse.Namespace) -> None:
     """Write the index and, last, the manifest of one split."""
     colours, colour_images, rejects, images = np.zeros((3, 256), np.int64), 0, 0, 0
-    for record in records(jobs, work):
+    for record in records(jobs, work, args):
         colours += record.colours
         colour_images += record.counts["colour_images"]
         rejects += len(record.rejects)
@@ -84,7 +84,7 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
     write_manifest(
         folder,
         split=split.name,
-        shards=((record.entry, record.rows) for record in records(jobs, work)),
+        shards=((record.entry, record.rows) for record in records(jobs, work, args)),
         classes=classes,
         colours=colours,
         colour_images=colour_images,

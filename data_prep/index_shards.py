@@ -233,7 +233,7 @@ def class_number(tar: Path, member: str, label: str) -> int:
 def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Namespace) -> None:
     """Rejects, index and manifest; says what there is.  source: the manifest's entry of that name."""
     colours, counts, rejects, images, classes = np.zeros((3, 256), np.int64), Counter[str](), 0, 0, 0
-    for record in records(jobs, work):
+    for record in records(jobs, work, args):
         colours += record.colours
         counts += record.counts
         rejects += len(record.rejects)
@@ -246,7 +246,7 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
 
     def numbered() -> Iterator[tuple[dict, np.ndarray]]:
         first = 0
-        for record in records(jobs, work):
+        for record in records(jobs, work, args):
             rows = record.rows.copy()
             rows["key"] += np.uint64(first)
             first += record.counts["images"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from mpp.data.decode import format_of, open_image
 from mpp.data.shard_faults import ROWS
@@ -31,6 +32,7 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
 from inspect_sheet import Cell, can_be_drawn, draw_sheet, on_one_line, short_sides_between
 from splits import splits_of
 from spread import spread
+from summary import progress
 
 FORMAT_IMAGES = 256  # looked at for their formats
 NAMED = 3  # most and least frequent classes that are named
@@ -114,6 +116,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the picture goes (default: beside the split)")
     parser.add_argument("--images", type=whole_number(MOST_IMAGES), default=64, metavar="N", help="images to show")
     parser.add_argument("--seed", type=whole_number(2**63 - 1), default=0, help="which images those are")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the facts as one JSON object instead of text")
     return parser.parse_args(argv)
 
@@ -135,7 +138,7 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
     formats: Counter = Counter()
     unreadable = {}
     looked = spread(shards.samples_per_shard, FORMAT_IMAGES, args.seed)
-    for sample in looked:
+    for sample in tqdm(looked, desc=str(folder), unit="img", delay=2, **progress(args)):
         try:
             formats[format_of(shards.read(sample))] += 1
         except BadSample as error:

@@ -200,19 +200,19 @@ def make(args: argparse.Namespace) -> int:
         missing = [job for job in jobs if read_record(job, work) is None]
         build(missing, work, args, summary)
         if not args.part and not noted:
-            repeats, noted = note_repeats(jobs, records(jobs, work), work, leave_out=args.dedup)
+            repeats, noted = note_repeats(jobs, records(jobs, work, args), work, leave_out=args.dedup)
             if repeats["left_out"]:
                 target.put(DROPS, noted)
                 jobs, repeats = without(jobs, noted)
                 build([job for job in jobs if job.drop], work, args, summary)
-        for job, record in zip(jobs, records(jobs, work), strict=True):
+        for job, record in zip(jobs, records(jobs, work, args), strict=True):
             summary.add(record, job.split)
         if not args.part:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
             settings = {name: plan.noted["plan"][name] for name in settings}
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
-                write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings)
+                write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
             target.clean()
     summary.show(time.monotonic() - started, len(plan.classes))

@@ -37,7 +37,9 @@ def loop_runs() -> bool:
 
 
 def file_system(protocol: str) -> Any:
-    """This process's own fsspec file system.  Raises DataError where a package is missing."""
+    """This process's own fsspec file system.  Raises DataError for a protocol we do not know, and where a package is missing."""
+    if protocol not in (*PACKAGES, "memory"):  # others, such as ftp, want more than a URL tells
+        raise DataError(f"{protocol}://: is neither read nor written; give s3://, gs:// or https://")
     key = os.getpid(), protocol
     if key not in _file_systems:
         patience = retries.PATIENCE
@@ -59,8 +61,6 @@ def file_system(protocol: str) -> Any:
             package = PACKAGES.get(protocol)
             need = f"the package {package}: pip install {package}" if package else str(error)
             raise DataError(f"{protocol}:// needs {need}") from error
-        except ValueError as error:
-            raise DataError(f"{protocol}://: {error}; give s3://, gs:// or https://") from error
         if protocol in ("s3", "s3a"):
             made.retries = 1  # we do that
         logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it prints the tracebacks of errors that it raises too

@@ -43,6 +43,7 @@ from options import at_least
 from shard_check import ShardCheck, Tally
 from splits import splits_of
 from spread import spread
+from summary import progress
 from workers import Tick, run_jobs
 
 
@@ -133,15 +134,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
                 tally.add(Fault("unlisted file", path, "is not in the manifest, but readers of *.tar would take it for a shard", path.name))
     jobs, total = plan(manifest, index, args)
     colours, colour_images = np.zeros((3, 256), np.int64), 0
-    with tqdm(
-        total=total,
-        desc=str(folder),
-        unit="B",
-        unit_scale=True,
-        disable=args.quiet,
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
-    ) as bar:
+    with tqdm(total=total, desc=str(folder), unit="B", unit_scale=True, **progress(args)) as bar:
 
         def tick(count: int) -> None:
             report.bytes += count

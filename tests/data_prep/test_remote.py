@@ -283,7 +283,8 @@ def test_a_row_may_name_no_other_protocol(url):
         ("simplecache::s3://b/photos.zip", "is a chain of URLs"),
         ("file:///tmp/photos", "is a local file; give its path"),
         ("s3://", "names nothing"),
-        ("nonsense://b/photos", "nonsense://: Protocol not known: nonsense; give s3://, gs:// or https://"),
+        ("ftp://host/photos", "ftp://: is neither read nor written; give s3://, gs:// or https://"),
+        ("nonsense://b/photos", "nonsense://: is neither read nor written; give s3://, gs:// or https://"),
     ],
 )
 def test_urls_that_cannot_be_right_are_named(url, said, tmp_path):
