@@ -20,10 +20,9 @@ import torch
 import torch.distributed as dist
 
 from mpp.config import PretrainConfig, load
-from mpp.data.augment import Augment
-from mpp.data.loader import Batch, MaskedImages, batches, default_workers
-from mpp.data.order import Order, OrderSampler, plan_batch
-from mpp.data.shards import ShardSet
+from mpp.data.loader import Batch, batches, default_workers
+from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.training_set import open_training_set
 from mpp.errors import run_program
 from mpp.masking import Masking
 from mpp.model.pretraining import build_model
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = start_distributed()
     sizes = [f"data.global_batch={options.batch * world.size}", f"system.micro_batch_max={options.batch}", f"data.streams={world.size}"]
     config = load(PretrainConfig, options.config, [*options.words, *sizes])
-    plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max)
+    plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max, config.data.views)
     target = make_target(config.target, config.model.patch_size, config.data.mean, config.data.std)
     masking = Masking(config.model.patches, config.mask, config.corruption)
     fused = config.system.fused_attention if config.system.fused_attention is not None else world.device.type == "cuda"
@@ -57,12 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine = Engine(model, build_optimiser(model, config.optim), plan, world, config.system, config.optim.clip_norm)
     workers = config.system.workers if config.system.workers is not None else default_workers(world.local_size)
     if real:
-        shards = ShardSet.open(config.data.shards)
-        augment = Augment(config.model.image_size, config.data.crop_scale, config.data.crop_ratio, config.data.flip)
-        dataset = MaskedImages(shards, augment, masking, config.seed, config.data.max_pixels, range(len(shards)))
-        order = Order(tuple(shards.samples_per_shard), config.data.global_batch, plan.streams, config.seed)
-        sampler = OrderSampler(order, plan, world.rank, world.size, 0, options.steps)
-        stream: Iterator[Batch] = batches(dataset, sampler, workers, pin_memory=world.device.type == "cuda")
+        sets = open_training_set(config)
+        sampler = OrderSampler(sets.order(config, plan), plan, world.rank, world.size, 0, options.steps)
+        placed = sets.placed(config, world.device, world.local_size)
+        stream: Iterator[Batch] = batches(placed, sampler, workers, world.device.type == "cuda", world.local_size)
     else:
         stream = itertools.repeat(synthetic_batch(config, masking, options.batch))
 

@@ -150,9 +150,11 @@ class DataConfig(Section):
     shards: str = "data/train"  # a folder with manifest.json (data_prep/make_shards.py)
     holdout_samples: Positive = 1024  # for hold-out loss and skill
     holdout_shards: str | None = None  # where they come from; null: the last ones of `shards`, which are then not trained on
-    global_batch: Positive = 4096  # samples a step over all processes (ViT B.1.2)
+    global_batch: Positive = 4096  # views a step over all processes (ViT B.1.2)
+    views: Positive = 1  # of each decoded image in a batch (repeated sampling, MAE-ST 3.2: 4); schedules and samples seen count views
+    views_differ_in: Literal["crop", "mask"] = "crop"  # crop: each view has its own crop, flip and mask; mask: they share crop and flip
     streams: Positive | None = (
-        None  # V: the world size must divide V, V must divide the batch; null: the largest divisor of the batch up to 1024
+        None  # V: the world size must divide V, V must divide global_batch / views; null: the latter's largest divisor up to 1024
     )
     block: Positive | None = None  # permute inside blocks of this many positions of a stream; null: the whole stream
     crop_scale: Pair = (0.05, 1.0)  # share of the area, uniform (inception crop; ViT B.1.2 leaves it open)
@@ -181,8 +183,9 @@ class DataConfig(Section):
 
 class SystemConfig(Section):
     precision: Literal["bf16", "fp32"] = "bf16"  # of matrix products (autocast); parameters and losses are float32 either way
-    micro_batch_max: Positive = 128  # samples a process takes at once; accumulation is the smallest that fits
+    micro_batch_max: Positive = 128  # views a process takes at once; accumulation is the smallest that fits
     workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
+    images: Literal["shards", "ram", "device"] = "shards"  # ram, device: small sets, decoded once into one tensor there
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool = False  # torch.compile
     fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
@@ -194,6 +197,7 @@ class LogConfig(Section):
     holdout_every_steps: Positive = 500
     pictures_every_steps: Positive = 2000
     pictures: Annotated[int, Field(ge=0, le=64)] = 8  # images a picture
+    samples: StrictBool = False  # samples.rankN.tsv: which sample, crop and mask stood at each position (to compare two clusters)
 
 
 class CheckpointConfig(Section):

@@ -1,8 +1,20 @@
 """What this process may use of the machine."""
 
 import os
+import resource
 
 
 def usable_cores() -> int:
     """CPU cores this process may run on: those of its affinity (taskset, SLURM), where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def allow_open_files() -> int:
+    """Raise this process's limit on open files, which its children inherit, as far as the system lets it; the limit.
+
+    Every tensor that a loader process hands over is a file until it is used, so the usual 1,024 would not do for many of them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

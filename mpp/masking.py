@@ -7,6 +7,7 @@ Letters: B batch, N patches, K visible, M predicted, D embedding dimensions.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,32 +37,34 @@ class Masking:
     mask: RandomMask
     corruption: ReplaceCorruption | DropCorruption
 
+    @cached_property
     def _parts(self) -> list[int]:
         """How many of the hidden patches are masked, swapped and kept."""
         assert isinstance(self.corruption, ReplaceCorruption)
         return largest_remainder(self.hidden, [self.corruption.mask, self.corruption.swap, self.corruption.keep])
 
     def draw(self, draws: Draws) -> Mask:
-        order = draws.permutation(self.patches)
-        hidden = order[: self.hidden]
-        kind = np.full(self.patches, VISIBLE, dtype=np.int64)
+        hidden = draws.permutation(self.patches)[: self.hidden]
+        kind = np.zeros(self.patches, dtype=np.int64)  # VISIBLE
         source = np.arange(self.patches, dtype=np.int64)
         if isinstance(self.corruption, ReplaceCorruption):
-            parts = self._parts()
-            kind[hidden] = np.repeat([MASKED, SWAPPED, KEPT], parts)
-            swapped = hidden[parts[0] : parts[0] + parts[1]]
+            masked, swaps, _ = self._parts
+            kind[hidden] = KEPT
+            kind[hidden[:masked]] = MASKED
+            swapped = hidden[masked : masked + swaps]
+            kind[swapped] = SWAPPED
             # Uniform over the other positions: N - 1 steps onwards at most, never back to itself.
             source[swapped] = (swapped + 1 + draws.below(self.patches - 1, len(swapped))) % self.patches
         else:
             kind[hidden] = MASKED
-        return Mask(kind, source, visible=np.flatnonzero(kind == VISIBLE), predicted=np.flatnonzero(kind != VISIBLE))
+        return Mask(kind, source, visible=(kind == VISIBLE).nonzero()[0], predicted=kind.nonzero()[0])
 
     @property
     def masked(self) -> int:
         """How many of the hidden patches show nothing of themselves or of another: what skill is measured on."""
-        return self._parts()[0] if isinstance(self.corruption, ReplaceCorruption) else self.hidden
+        return self._parts[0] if isinstance(self.corruption, ReplaceCorruption) else self.hidden
 
-    @property
+    @cached_property
     def hidden(self) -> int:
         """How many patches are chosen.  A dropping encoder keeps floor(N (1 - ratio)) (MAE); a replacing one hides round(N ratio)."""
         if isinstance(self.corruption, DropCorruption):

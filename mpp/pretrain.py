@@ -20,12 +20,13 @@ import torch
 import torch.distributed as dist
 
 from mpp.config import PretrainConfig, dump, load
-from mpp.data.augment import Augment
-from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches, training_shards
-from mpp.data.order import Order, OrderSampler, plan_batch
-from mpp.data.shards import ShardSet
-from mpp.errors import CheckpointError, ConfigError, Parser, UserError, run_program
+from mpp.data.crop import jpeg_decoder
+from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches
+from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.training_set import open_training_set
+from mpp.errors import CheckpointError, Parser, UserError, run_program
 from mpp.files import lock_folder, make_folder, write_atomically
+from mpp.machine import allow_open_files
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model
 from mpp.monitor.board import Board
@@ -40,6 +41,7 @@ from mpp.train.export import PREFIX, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.quarantine import Quarantine
 from mpp.train.run_folder import check_same_run, write_run_folder
+from mpp.train.sample_log import SampleLog, cut_back
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
@@ -57,36 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, system = config.data, config.system
 
     # Data: which samples, in which order.
-    shards = ShardSet.open(data.shards)
-    holdout_shards = ShardSet.open(data.holdout_shards) if data.holdout_shards else shards
-    if data.holdout_shards and holdout_shards.manifest_hash == shards.manifest_hash:
-        raise ConfigError(
-            f"data.holdout_shards={data.holdout_shards} are the images that are trained on; leave it out to keep the last "
-            f"{data.holdout_samples} of them apart, or give others"
-        )
-    if data.holdout_samples >= len(holdout_shards):
-        raise ConfigError(
-            f"data.holdout_samples={data.holdout_samples} must be fewer than the {len(holdout_shards)} samples of {holdout_shards.path}; lower it"
-        )
-    manifests = {"shards": shards.manifest_hash} | ({"holdout_shards": holdout_shards.manifest_hash} if data.holdout_shards else {})
-    trained_on = training_shards(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
-    held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
-    masking = Masking(config.model.patches, config.mask, config.corruption)
-    if not masking.masked:
-        raise ConfigError(
-            f"the corruption section masks none of the {masking.hidden} hidden patches, on which skill is measured; raise corruption.mask"
-        )
-    augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
-    dataset = MaskedImages(shards, augment, masking, config.seed, data.max_pixels, range(sum(trained_on)))
-    holdout_data = MaskedImages(holdout_shards, augment, masking, config.seed, data.max_pixels, held_out)
+    allow_open_files()
+    sets = open_training_set(config)
+    dataset, holdout_data, masking = sets.training, sets.holdout, sets.training.masking
 
     # Everything that can be refused is refused before the processes join.
-    plan = plan_batch(data.global_batch, data.streams, int(os.environ.get("WORLD_SIZE", "1")), system.micro_batch_max)
-    order = Order(trained_on, data.global_batch, plan.streams, config.seed, data.block)
+    plan = plan_batch(data.global_batch, data.streams, int(os.environ.get("WORLD_SIZE", "1")), system.micro_batch_max, data.views)
+    order = sets.order(config, plan)
     total_steps = config.optim.total_samples // data.global_batch
     commit = find_commit(run_dir, config.resume)
     if commit:
-        check_same_run(commit, config, manifests)
+        check_same_run(commit, config, sets.manifests)
     target = make_target(config.target, config.model.patch_size, data.mean, data.std)
     fused_attention = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
     model = build_model(config, target.outputs, fused_attention)
@@ -107,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         restore(commit, engine, prime=lambda: take_empty_step(engine, config, masking, plan.accumulation, world))
         first_step, bad_samples = commit.step, commit.record["bad_samples"]
     workers = system.workers if system.workers is not None else default_workers(world.local_size)
-    stream = batches(
-        dataset, OrderSampler(order, plan, world.rank, world.size, first_step, total_steps), workers, pin_memory=world.device.type == "cuda"
-    )
-    holdout = list(fixed_batches(holdout_data, np.array(held_out), plan.micro_batch, world.rank, world.size))
+    sampler = OrderSampler(order, plan, world.rank, world.size, first_step, total_steps)
+    placed = sets.placed(config, world.device, world.local_size)
+    stream = batches(placed, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
+    holdout = list(fixed_batches(holdout_data, np.array(holdout_data.pool), plan.micro_batch, world.rank, world.size))
     quarantine = Quarantine(run_dir, world)
     bad_held_out, first_steps = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]]), first_step], world)
     if first_steps != first_step * world.size:
@@ -119,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if bad_held_out > data.max_bad_fraction * data.holdout_samples:
         quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
+    if world.first:
+        cut_back(run_dir, first_step * data.global_batch)
+    sample_log = SampleLog(run_dir, world.rank) if config.log.samples else None
     baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, commit is not None)
 
     board = None
@@ -139,10 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"peak learning rate {peak_rate(config.optim, data.global_batch):.3g} | ZeRO {system.zero_stage}, {system.precision}"
         )
         say(
-            f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | {workers} loader process(es) a rank | "
+            f"images from {system.images}, decoded by {jpeg_decoder()} | {data.views} view(s) of each | {workers} loader process(es) a rank"
+        )
+        say(
+            f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | "
             f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"
         )
-        say(f"trivial baseline: {baseline.name}, loss {baseline.loss:.4f} on {len(held_out)} held-out images")
+        say(f"trivial baseline: {baseline.name}, loss {baseline.loss:.4f} on {len(holdout_data.pool)} held-out images")
 
     # The loop.
     stop = StopRequest()
@@ -159,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch = next(stream)
             waited += time.perf_counter() - asked
             bad_now += quarantine.note(batch["bad"])
+            if sample_log:
+                sample_log.note(batch)
             _, loss, masked = predict(engine, target, batch, config.model.patch_size, data.mean, data.std, world.device)
             engine.backward(loss.mean())
             loss = loss.detach()
@@ -178,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"or set optim.clip_norm; the newest checkpoint is {newest.folder if newest else 'none'}"
             )
         bad_samples += bad_now
-        if bad_samples > data.max_bad_fraction * samples_seen:
-            quarantine.stop(bad_samples, samples_seen, data.max_bad_fraction)
+        if bad_samples > data.max_bad_fraction * (samples_seen // data.views):
+            quarantine.stop(bad_samples, samples_seen // data.views, data.max_bad_fraction)
 
         last = step + 1 == total_steps
         if (step + 1) % config.log.every_steps == 0 or last or stopping:
@@ -211,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         crossed = every is not None and samples_seen // every > (samples_seen - data.global_batch) // every
         if save_now or crossed or last or stopping:
             record = {"step": step + 1, "samples_seen": samples_seen, "bad_samples": bad_samples, "config": config.model_dump(mode="json")}
-            save(run_dir, engine, world, record | {"manifests": manifests, "world_size": world.size, "zero_stage": system.zero_stage})
+            save(run_dir, engine, world, record | {"manifests": sets.manifests, "world_size": world.size, "zero_stage": system.zero_stage})
             last_save = time.perf_counter()
             if world.first:
                 prune(run_dir, config.checkpoint.keep)

@@ -4,10 +4,26 @@ Raw Philox-4x64 bits (Salmon et al. 2011, as numpy implements the counter) and o
 `choice`, ...) change between versions, raw bits do not.  Golden values: tests/test_rng.py.
 """
 
+import threading
+
 import numpy as np
 
 # What a key is used for: two uses of one (seed, epoch, sample, view) never share bits.
 SHARDS, STREAM, OFFSET, CROP, MASK, INIT, PREP, PROBE, DROP_PATH = range(9)
+
+
+WORDS = 4  # 64-bit words a block
+
+
+class _Generator(threading.local):
+    """One of numpy's generators a thread, set to a key whenever bits are taken: making one for each key would take three times as long."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(0)
+
+
+_generator = _Generator()
+_EMPTY = np.zeros(WORDS, dtype=np.uint64)
 
 
 class Draws:
@@ -15,12 +31,25 @@ class Draws:
 
     def __init__(self, seed: int, use: int, *key: int):
         """seed: any integer from 0 to 2**63-1; use: one of the constants above; key: up to three further non-negative integers."""
-        numbers = list(key) + [0] * (3 - len(key))
-        self._bits = np.random.Philox(key=[seed, use], counter=[0, *numbers])
+        self._key = np.array([seed, use], dtype=np.uint64)
+        self._counter = np.array([0, *key, 0, 0, 0][:WORDS], dtype=np.uint64)
+        self._taken = 0  # words
 
     def bits(self, count: int) -> np.ndarray:
         """uint64 [count]."""
-        return self._bits.random_raw(count)
+        block, ahead = divmod(self._taken, WORDS)
+        self._counter[0] = block
+        philox = _generator.philox
+        philox.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": self._counter, "key": self._key},
+            "buffer": _EMPTY,
+            "buffer_pos": WORDS,  # nothing left in it
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        self._taken += count
+        return philox.random_raw(ahead + count)[ahead:]
 
     def uniform(self, count: int) -> np.ndarray:
         """float64 [count] in [0, 1): the upper 53 bits."""

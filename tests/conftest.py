@@ -29,10 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
-def picture(key: int, smallest: int) -> bytes:
-    """A PNG of its own size, a colour slope with noise: every sample and every crop of it looks different."""
+def picture(key: int, smallest: int, side: int | None) -> bytes:
+    """A PNG of its own size (side: of this one), a colour slope with noise: every sample and every crop of it looks different."""
     rng = np.random.default_rng(key)
-    height, width = (smallest + rng.integers(0, 17, 2)).tolist()
+    height, width = (smallest + rng.integers(0, 17, 2)).tolist() if side is None else (side, side)
     slope = np.linspace(0, 1, height)[:, None, None] * rng.integers(0, 256, 3) + np.linspace(0, 1, width)[:, None] * rng.integers(0, 256, 3)
     pixels = np.clip(slope / 2 + rng.normal(0, 12, (height, width, 3)) + 40, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
@@ -40,13 +40,13 @@ def picture(key: int, smallest: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 4, smallest: int = 24) -> Path:
+def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 4, smallest: int = 24, side: int | None = None) -> Path:
     folder.mkdir(parents=True)
     parts, first = [], 0
     for number, count in enumerate(samples_per_shard):
         samples = []
         for key in range(first, first + count):
-            data = picture(key, smallest)
+            data = picture(key, smallest, side)
             width, height = Image.open(io.BytesIO(data)).size
             samples.append(Sample(key, "png", data, width, height, key % classes if classes else -1))
         first += count
@@ -66,7 +66,8 @@ def write_shards(folder: Path, samples_per_shard: Sequence[int], classes: int = 
 
 @pytest.fixture(scope="session")
 def make_shards() -> Callable[..., Path]:
-    """make_shards(folder, samples_per_shard, classes=4, smallest=24): a new shard set of PNGs, `smallest` to `smallest` + 16 pixels a side."""
+    """make_shards(folder, samples_per_shard, classes=4, smallest=24, side=None): a new shard set of PNGs, `side` pixels a side, or `smallest` to
+    `smallest` + 16."""
     return write_shards
 
 

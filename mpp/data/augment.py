@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from mpp.rng import Draws
 
@@ -20,32 +19,37 @@ class Augment:
     ratio: tuple[float, float]
     flip: bool
 
-    def box(self, width: int, height: int, draws: Draws) -> tuple[int, int, int, int]:
-        """left, top, right, bottom of the crop in pixels of the image.
+    def draw(self, draws: Draws) -> "View":
+        """One view's random numbers, which are the same whatever image they are applied to."""
+        numbers = draws.uniform(4 * ATTEMPTS).reshape(4, ATTEMPTS).tolist()
+        return View(self, numbers, flip=bool(draws.bits(1)[0] >> np.uint64(63)) and self.flip)
+
+
+@dataclass(frozen=True)
+class View:
+    augment: Augment
+    numbers: list[list[float]]  # [4, ATTEMPTS] in [0, 1): area, ratio, left, top
+    flip: bool  # for the device to do
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """left, top, right, bottom of the crop in pixels of an image of this size.
 
         The distribution is that of torchvision's RandomResizedCrop: ten tries at an area and a ratio, then the largest centred box
         within the ratios.
         """
-        area, ratio, left, top = draws.uniform(4 * ATTEMPTS).reshape(4, ATTEMPTS)
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for attempt in range(ATTEMPTS):
-            wanted = width * height * (self.scale[0] + area[attempt] * (self.scale[1] - self.scale[0]))
-            aspect = math.exp(low + ratio[attempt] * (high - low))
+        scale, ratios = self.augment.scale, self.augment.ratio
+        low, high = math.log(ratios[0]), math.log(ratios[1])
+        for area, ratio, left, top in zip(*self.numbers, strict=True):
+            wanted = width * height * (scale[0] + area * (scale[1] - scale[0]))
+            aspect = math.exp(low + ratio * (high - low))
             w, h = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
             if 0 < w <= width and 0 < h <= height:
-                x, y = int(left[attempt] * (width - w + 1)), int(top[attempt] * (height - h + 1))
+                x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
                 return x, y, x + w, y + h
         w, h = width, height
-        if width / height < self.ratio[0]:
-            h = round(width / self.ratio[0])
-        elif width / height > self.ratio[1]:
-            w = round(height * self.ratio[1])
+        if width / height < ratios[0]:
+            h = round(width / ratios[0])
+        elif width / height > ratios[1]:
+            w = round(height * ratios[1])
         x, y = (width - w) // 2, (height - h) // 2
         return x, y, x + w, y + h
-
-    def crop(self, image: Image.Image, draws: Draws) -> tuple[np.ndarray, bool]:
-        """An RGB image -> uint8 [3, size, size] (antialiased bicubic) and whether the device is to flip it."""
-        box = self.box(image.width, image.height, draws)
-        flipped = self.flip and bool(draws.bits(1)[0] >> np.uint64(63))
-        resized = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
-        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), flipped

@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 178_956_970 // 2  # Pillow's own warning level: 256 MiB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {
+UPRIGHT = {  # what turns a stored picture of this EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -89,8 +89,29 @@ def open_upright(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, 
     with _content_errors(formats):
         image = _open(data, max_pixels, formats)
         image.load()
-        turn = _UPRIGHT.get(_orientation(image))
+        turn = UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
+
+
+def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
+    """The decoded image in mode RGB as it is stored, not turned upright, and its EXIF orientation (1 is upright).
+
+    scale: 1, 2, 4 or 8; a JPEG is decoded at 1/scale of its size, both sides rounded up; any other format at full size, so ask `format_of`
+    first.  Raises BadSample(reason) for content that cannot be decoded in full.
+    """
+    with _content_errors(FORMATS):
+        image = _open(data, max_pixels, FORMATS)
+        orientation = _orientation(image)
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        image.load()
+        return to_rgb(image), orientation
+
+
+def stored_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """The EXIF orientation, 1 to 8, from a JPEG's header.  Raises BadSample as `check_header` does."""
+    with _content_errors(FORMATS):
+        return _orientation(_open(data, max_pixels, FORMATS))
 
 
 def open_shrunk(data: bytes, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -109,7 +130,7 @@ def open_shrunk(data: bytes, size: tuple[int, int], max_pixels: int = MAX_PIXELS
         # Divided sides are rounded up: the last row and column may hold only a part of a pixel.
         box = drafted[1] if drafted else None
         small = to_rgb(image).resize(size, Image.Resampling.BICUBIC, box)
-        turn = _UPRIGHT.get(orientation)
+        turn = UPRIGHT.get(orientation)
         return small if turn is None else small.transpose(turn)
 
 

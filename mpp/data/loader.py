@@ -1,26 +1,33 @@
 """From shards to micro-batches: read, decode, crop and mask each sample by its own key, in workers of the plain torch DataLoader.
 
-A batch is a dict of tensors.  B samples, N patches, K visible, M predicted, S pixels a side:
-    image uint8 [B, 3, S, S]   flip bool [B]   kind, source int64 [B, N]   visible int64 [B, K]   predicted int64 [B, M]
-    sample int64 [B] (the id the order asked for)   replaced bool [B]   bad: one record for each unreadable sample met
+A batch is a dict of tensors.  B views (`data.views` of each sample, side by side), N patches, K visible, M predicted, S pixels a side:
+    image uint8 [B, 3, S, S], in memory [B, S, S, 3]   flip bool [B]
+    kind, source int64 [B, N]   visible int64 [B, K]   predicted int64 [B, M]
+    position int64 [B]   sample int64 [B] (the id the order asked for)   shown int64 [B] (the id whose image it is)   replaced bool [B] (another's)
+    box int64 [B, 4] (left, top, right, bottom of the crop, in pixels)   bad: one record for each unreadable sample met
+
+Workers are forked once and live as long as the run: a micro-batch is one worker's, the next is another's.  Each uses one thread, as many
+cores do better with a process each; a rank has `default_workers` of them unless system.workers says otherwise.
 """
 
 import atexit
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mpp.data.augment import Augment
-from mpp.data.decode import open_image
+from mpp.data.augment import Augment, View
+from mpp.data.crop import Box
+from mpp.data.images import Images
 from mpp.data.order import OrderSampler
-from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError, UserError, of_this_rank
+from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
 from mpp.machine import usable_cores
 from mpp.masking import Masking
 from mpp.rng import CROP, MASK, Draws
@@ -28,18 +35,21 @@ from mpp.rng import CROP, MASK, Draws
 Batch = dict[str, Any]
 FIXED = 2**62  # the "epoch" of draws that never change: hold-out and the baselines' sample
 BAD_IN_A_ROW = 100
+PREFETCHED = 4  # micro-batches a worker is ahead
+SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over their batches
 
 
 @dataclass(frozen=True)
 class MaskedImages(Dataset):
-    """Map-style: keys are (epoch, sample id, position)."""
+    """Map-style: keys are (epoch, sample id, position of its first view)."""
 
-    shards: ShardSet
+    images: Images
     augment: Augment
     masking: Masking
     seed: int
-    max_pixels: int
     pool: range  # the ids a replacement may have: training and hold-out samples never stand in for each other
+    views: int = 1  # of each sample
+    differ_in: Literal["crop", "mask"] = "crop"  # mask: the views of a sample share crop and flip
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> Batch:
         # An exception would reach the main process as a printed traceback; a value stays what it is.
@@ -49,35 +59,62 @@ class MaskedImages(Dataset):
             return {"error": error}
 
     def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
-        rows: dict[str, list] = {name: [] for name in ("image", "flip", "kind", "source", "visible", "predicted", "sample", "replaced")}
+        size = self.augment.size
+        rows: dict[str, list] = {
+            name: [] for name in ("flip", "kind", "source", "visible", "predicted", "position", "sample", "shown", "box")
+        }
+        image: torch.Tensor | None = None
         bad: list[dict] = []
-        for epoch, sample, position in keys:
-            image, faults = self._open(sample, position)
-            pixels, flip = self.augment.crop(image, Draws(self.seed, CROP, epoch, sample, 0))
-            mask = self.masking.draw(Draws(self.seed, MASK, epoch, sample, 0))
-            values = (pixels, flip, mask.kind, mask.source, mask.visible, mask.predicted, sample, bool(faults))
-            for name, value in zip(rows, values, strict=True):
-                rows[name].append(value)
+        for number, (epoch, sample, position) in enumerate(keys):
+            crops = self.views if self.differ_in == "crop" else 1
+            views = [self.augment.draw(Draws(self.seed, CROP, epoch, sample, view)) for view in range(crops)]
+            shown, boxes, pixels, faults = self._open(sample, position, views)
+            for view in range(self.views):
+                mask = self.masking.draw(Draws(self.seed, MASK, epoch, sample, view))
+                crop = view % crops
+                values = (
+                    views[crop].flip, mask.kind, mask.source, mask.visible, mask.predicted, position + view, sample, shown, boxes[crop]
+                )  # fmt: skip
+                for name, value in zip(rows, values, strict=True):
+                    rows[name].append(value)
+                if pixels is not None:
+                    if image is None:
+                        image = _handed_over(len(keys) * self.views, size, size, 3)
+                    image[number * self.views + view] = torch.from_numpy(pixels[crop])
             bad += faults
-        return {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()} | {"bad": bad}
+        batch: Batch = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()} | {"bad": bad}
+        batch["replaced"] = batch["shown"] != batch["sample"]
+        return batch if image is None else batch | {"image": image.permute(0, 3, 1, 2)}
 
-    def _open(self, sample: int, position: int) -> tuple[Any, list[dict]]:
-        """The image, or that of the next readable sample in manifest order (cyclic within the pool) with a record of every fault on the way."""
+    def _open(self, sample: int, position: int, views: list[View]) -> tuple[int, list[Box], list[np.ndarray] | None, list[dict]]:
+        """The crops of the sample, or of the next readable one in manifest order (cyclic within the pool), and which it is; a record of every
+        fault on the way."""
         faults: list[dict] = []
         for step in range(BAD_IN_A_ROW):
             candidate = self.pool.start + (sample - self.pool.start + step) % len(self.pool)
             try:
-                return open_image(self.shards.read(candidate), self.max_pixels), faults
+                return candidate, *self.images.boxes_and_crops(candidate, views, self.augment.size), faults
             except BadSample as reason:
-                faults.append(
-                    {"position": position, "sample": sample, "bad": candidate, "where": self.shards.where(candidate), "reason": str(reason)}
-                )
+                where = self.images.shards.where(candidate)
+                faults.append({"position": position, "sample": sample, "bad": candidate, "where": where, "reason": str(reason)})
         raise of_this_rank(
             DataError(
-                f"{BAD_IN_A_ROW} samples in a row are unreadable, from {self.shards.where(sample)} on ({faults[0]['reason']}); "
+                f"{BAD_IN_A_ROW} samples in a row are unreadable, from {self.images.shards.where(sample)} on ({faults[0]['reason']}); "
                 f"make the shards again with data_prep/make_shards.py"
             )
         )
+
+    def bytes_of(self, views: int) -> int:
+        """Of a batch of so many views, at most."""
+        return views * (3 * self.augment.size**2 + 32 * self.masking.patches + 100)
+
+
+def _handed_over(*shape: int) -> torch.Tensor:
+    """uint8, not initialised; in a worker it lies in shared memory, so that handing it over copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's own default_collate
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def default_workers(local_world: int) -> int:
@@ -85,18 +122,24 @@ def default_workers(local_world: int) -> int:
     return max(1, min(16, usable_cores() // local_world - 1))
 
 
-def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The sampler's micro-batches in its order, whatever the number of workers.  Raises DataError, also for a worker that died."""
+def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memory: bool, local_world: int = 1) -> Iterator[Batch]:
+    """The sampler's micro-batches in its order, whatever the number of workers.
+
+    local_world: processes of this machine that load as this one does.
+    Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
+    """
+    if workers:
+        _refuse_small_shared_memory(dataset.bytes_of(sampler.plan.micro_batch) * PREFETCHED * workers * local_world, workers)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
         worker_init_fn=_ignore_signals,
-        multiprocessing_context="fork" if workers else None,  # workers touch neither CUDA nor torch's thread pool
+        multiprocessing_context="fork" if workers else None,  # fast, and shares memory; workers touch neither CUDA nor threads
     )
     iterator = None
     while True:
@@ -118,7 +161,17 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
             ) from error
         if "error" in batch:
             raise batch["error"]
-        yield batch
+        yield dataset.images.complete(batch)
+
+
+def _refuse_small_shared_memory(needed: int, workers: int) -> None:
+    if SHARED_MEMORY.is_dir() and needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
+        raise of_this_rank(
+            ConfigError(
+                f"system.workers={workers}: loader processes hand over batches through {SHARED_MEMORY}, up to {needed / 1e6:.0f} MB, and "
+                f"{free / 1e6:.0f} MB are free; lower system.workers or system.micro_batch_max, or make it larger (docker run --shm-size, --ipc=host)"
+            )
+        )
 
 
 def _ignore_signals(worker: int) -> None:
@@ -136,25 +189,14 @@ def _as_it_is(batch: Any) -> Batch:
     return batch
 
 
-def training_shards(samples_per_shard: list[int], holdout: int) -> tuple[int, ...]:
-    """samples_per_shard without the last `holdout` samples of the set, which are then never trained on."""
-    left = list(samples_per_shard)
-    while holdout and left:
-        taken = min(holdout, left[-1])
-        left[-1] -= taken
-        holdout -= taken
-        if not left[-1]:
-            left.pop()
-    return tuple(left)
-
-
 def fixed_batches(
     dataset: MaskedImages, ids: np.ndarray, batch: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """This rank's share of `ids` with crops, flips and masks that never change, and a weight [B] of 1, or 0 for padding.
+    """This rank's share of `ids`, one view each, with crops, flips and masks that never change, and a weight [B] of 1, or 0 for padding.
 
     Every rank yields the same number of batches of the same size, so collective calls inside the loop match.
     """
+    dataset = replace(dataset, views=1)
     rounds = -(-len(ids) // (batch * world))
     for number in range(rounds):
         places = (number * world + rank) * batch + np.arange(batch)

@@ -6,14 +6,17 @@ An epoch is made so:
   3. cut V logical streams of exactly S = steps * G / V places each, steps = floor(n / G); the few places left over differ each epoch;
   4. permute inside each stream (in blocks of `block` places where that is set, so that remote reads stay near each other);
   5. step t takes the next G / V places of every stream; rank r of W owns the streams [r V / W, (r + 1) V / W).
-G (the global batch) and V are fixed in a run and W divides V divides G, so every admissible world W sees the same global batches.
-A position counts samples from the start of the run: epoch = position // (steps * G).  Any place is found in O(log shards), no table of
+G (the samples of a step) and V are fixed in a run and W divides V divides G, so every admissible world W sees the same global batches.
+A place's number counts samples from the start of the run: epoch = number // (steps * G).  Any place is found in O(log shards), no table of
 n entries is ever made.
+
+With k views of each sample (`data.views`) the batch of data.global_batch views holds G = global_batch / k samples.  A view's position is
+k * (its sample's number) + view: schedules and logs count views.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -24,55 +27,59 @@ from mpp.rng import OFFSET, SHARDS, STREAM, Draws
 
 @dataclass(frozen=True)
 class Order:
-    """samples_per_shard: in manifest order; global_batch: G; streams: V."""
+    """samples_per_shard: in manifest order; batch: G, samples a step; streams: V."""
 
     samples_per_shard: tuple[int, ...]
-    global_batch: int
+    batch: int
     streams: int
     seed: int
     block: int | None = None
+    _epochs: dict[int, "_Epoch"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
             raise ConfigError(
-                f"data.global_batch={self.global_batch} exceeds the {self.samples} training samples of data.shards; "
+                f"a step of {self.batch} samples (data.global_batch / data.views) exceeds the {self.samples} training samples of data.shards; "
                 f"take a batch of {self.samples} or fewer, or more images"
             )
 
-    @property
+    @cached_property
     def samples(self) -> int:
         return sum(self.samples_per_shard)
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.samples // self.global_batch
+        return self.samples // self.batch
 
     @property
     def samples_per_epoch(self) -> int:
         """Of those that are seen: a whole number of steps."""
-        return self.steps_per_epoch * self.global_batch
+        return self.steps_per_epoch * self.batch
 
-    def positions(self, step: int, rank: int, world: int) -> np.ndarray:
-        """int64 [G / W]: the positions that `rank` of `world` takes in optimiser step `step` of the run (0 is the first)."""
-        each = self.global_batch // self.streams
-        own = self.streams // world
-        first = step * self.global_batch + rank * own * each
-        return np.arange(first, first + own * each, dtype=np.int64)
+    def places(self, step: int, rank: int, world: int) -> np.ndarray:
+        """int64 [G / W]: the places that `rank` of `world` takes in optimiser step `step` of the run (0 is the first)."""
+        own = self.batch // world
+        first = step * self.batch + rank * own
+        return np.arange(first, first + own, dtype=np.int64)
 
-    def sample_ids(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """positions [n] of one epoch -> (epoch [n], sample id [n]), both int64."""
-        epoch, inside = np.divmod(positions, self.samples_per_epoch)
-        step, slot = np.divmod(inside, self.global_batch)
-        each = self.global_batch // self.streams
+    def sample_ids(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """places [n] -> (epoch [n], sample id [n]), both int64."""
+        epoch, inside = np.divmod(places, self.samples_per_epoch)
+        step, slot = np.divmod(inside, self.batch)
+        each = self.batch // self.streams
         stream, nth = np.divmod(slot, each)
-        ids = np.empty(len(positions), dtype=np.int64)
+        ids = np.empty(len(places), dtype=np.int64)
         for e in np.unique(epoch):
             here = epoch == e
             ids[here] = self._epoch(int(e)).sample_ids(stream[here], step[here] * each + nth[here])
         return epoch, ids
 
     def _epoch(self, epoch: int) -> "_Epoch":
-        return _epoch_of(self, epoch)
+        if epoch not in self._epochs:
+            if len(self._epochs) == 4:
+                self._epochs.clear()
+            self._epochs[epoch] = _epoch_of(self, epoch)
+        return self._epochs[epoch]
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,6 @@ class _Epoch:
         return _mix(_mix(base[0] + stream.astype(np.uint64)) ^ (base[1] + block.astype(np.uint64)))
 
 
-@lru_cache(maxsize=4)
 def _epoch_of(order: Order, epoch: int) -> _Epoch:
     sizes = np.asarray(order.samples_per_shard, dtype=np.int64)
     shards = Draws(order.seed, SHARDS, epoch).permutation(len(sizes))
@@ -150,46 +156,64 @@ def default_streams(global_batch: int) -> int:
 
 @dataclass(frozen=True)
 class BatchPlan:
+    samples: int  # a step: the global batch without its further views
+    views: int  # of each sample
     streams: int
-    micro_batch: int  # samples a process takes at once
+    micro_batch: int  # views a process takes at once
     accumulation: int  # micro-batches a step
     worlds: tuple[int, ...]  # the admissible numbers of processes
 
 
-def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_max: int) -> BatchPlan:
-    """How a step of `global_batch` samples is shared.  Raises ConfigError when `world` processes cannot share it equally."""
-    v = streams or default_streams(global_batch)
-    if global_batch % v:
+def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_max: int, views: int = 1) -> BatchPlan:
+    """How a step of `global_batch` views is shared.  Raises ConfigError when `world` processes cannot share it equally.
+
+    The views of a sample stay in one micro-batch, so that it is decoded once.
+    """
+    if global_batch % views:
+        lower = global_batch // views * views
+        near = " and ".join(str(batch) for batch in (lower, lower + views) if batch)
+        raise ConfigError(f"data.global_batch={global_batch} must be a multiple of data.views={views}; the nearest that fit are {near}")
+    if views > micro_batch_max:
+        raise ConfigError(f"data.views={views} do not fit into system.micro_batch_max={micro_batch_max}; raise it to {views} or more")
+    samples = global_batch // views
+    v = streams or default_streams(samples)
+    if samples % v:
         raise ConfigError(
-            f"data.streams={v} must divide data.global_batch={global_batch}; leave it null for {default_streams(global_batch)}"
+            f"data.streams={v} must divide data.global_batch={global_batch}{_by(views)}; leave it null for {default_streams(samples)}"
         )
     worlds = tuple(w for w in range(1, v + 1) if v % w == 0)
     if v % world:
-        lower, upper = global_batch // world * world, -(-global_batch // world) * world
-        batches = " and ".join(str(batch) for batch in sorted({lower, upper}) if batch)
+        lower, upper = samples // world * world, -(-samples // world) * world
+        batches = " and ".join(str(batch * views) for batch in sorted({lower, upper}) if batch)
         raise ConfigError(
-            f"data.global_batch={global_batch} in {v} streams cannot be shared equally by {world} processes; "
+            f"data.global_batch={global_batch}{_by(views)} in {v} streams cannot be shared equally by {world} processes; "
             f"start one of {', '.join(map(str, worlds))} processes, or take the nearest batches that fit: {batches}"
         )
-    share = global_batch // world
-    accumulation = next(a for a in range(1, share + 1) if share % a == 0 and share // a <= micro_batch_max)
-    return BatchPlan(v, share // accumulation, accumulation, worlds)
+    share = samples // world
+    accumulation = next(a for a in range(1, share + 1) if share % a == 0 and share // a * views <= micro_batch_max)
+    return BatchPlan(samples, views, v, share // accumulation * views, accumulation, worlds)
+
+
+def _by(views: int) -> str:
+    return f" / data.views={views}" if views > 1 else ""
 
 
 class OrderSampler(Sampler[list[tuple[int, int, int]]]):
-    """Micro-batches of (epoch, sample id, position) for one rank, from `step` to `last_step`: a batch sampler for the torch DataLoader."""
+    """Micro-batches of (epoch, sample id, position of its first view) for one rank, from `step` to `last_step`: a batch sampler for the torch
+    DataLoader."""
 
     def __init__(self, order: Order, plan: BatchPlan, rank: int, world: int, step: int, last_step: int):
         self.order, self.plan, self.rank, self.world = order, plan, rank, world
         self.step, self.last_step = step, last_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        taken = self.plan.micro_batch // self.plan.views
         for step in range(self.step, self.last_step):
-            positions = self.order.positions(step, self.rank, self.world)
-            epochs, ids = self.order.sample_ids(positions)
-            rows = list(zip(epochs.tolist(), ids.tolist(), positions.tolist(), strict=True))
-            for first in range(0, len(rows), self.plan.micro_batch):
-                yield rows[first : first + self.plan.micro_batch]
+            places = self.order.places(step, self.rank, self.world)
+            epochs, ids = self.order.sample_ids(places)
+            rows = list(zip(epochs.tolist(), ids.tolist(), (places * self.plan.views).tolist(), strict=True))
+            for first in range(0, len(rows), taken):
+                yield rows[first : first + taken]
 
     def __len__(self) -> int:
         return (self.last_step - self.step) * self.plan.accumulation

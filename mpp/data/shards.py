@@ -7,6 +7,7 @@ opened and a CRC-32 whenever a sample is read.
 import functools
 import hashlib
 import os
+import resource
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, REMAKE, read_manifest
 from mpp.errors import BadSample, DataError, of_this_rank
 
-OPEN_FILES = 256  # shards a process keeps open at once
+OPEN_FILES = 256  # shards a process keeps open at once, or a quarter of what the system lets it open
 RETRY_SECONDS = (0.1, 0.4, 1.6)  # waits before a failed read is tried again
 
 
@@ -53,11 +54,9 @@ class ShardSet:
         self.mean: list[float] = manifest["mean"]  # RGB, 0..1
         self.std: list[float] = [max(value, 1 / 255) for value in manifest["std"]]  # a constant channel must not divide by zero
         self.index: np.memmap = np.memmap(path / manifest["index"]["name"], INDEX_DTYPE, mode="r", shape=(manifest["samples"],))
-        self.labels: np.ndarray = np.ascontiguousarray(self.index["label"], dtype=np.int32)  # [samples], -1 for none
-        self.labelled = bool((self.labels >= 0).all())
         self._rows = np.asarray(self.index)  # the same memory without memmap's cost at every access
         self._paths = [str(path / entry["name"]) for entry in manifest["shards"]]
-        self._file = functools.lru_cache(OPEN_FILES)(_ShardFile)
+        self._file = functools.lru_cache(_open_files())(_ShardFile)
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "ShardSet":
@@ -80,6 +79,20 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [samples], -1 for none."""
+        return np.ascontiguousarray(self.index["label"], dtype=np.int32)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels >= 0).all())
+
+    def size_of(self, sample: int) -> tuple[int, int]:
+        """(width, height) in pixels, upright."""
+        row = self._rows[sample]
+        return int(row["width"]), int(row["height"])
 
     def where(self, sample: int) -> str:
         """A sample's place, for messages: "train/000003.tar: 000000001234 (offset 51712)"."""
@@ -120,6 +133,11 @@ class ShardSet:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != entry["sha256"]:
             raise DataError(f"{self.path / entry['name']}: sha256 is {found[:12]}…, the manifest says {entry['sha256'][:12]}…; {REMAKE}")
+
+
+def _open_files() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if limit == resource.RLIM_INFINITY else min(OPEN_FILES, limit // 4)
 
 
 def _refuse(faults: Iterator[Fault]) -> None:

@@ -9,15 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from mpp.config import DropCorruption, RandomMask, ReplaceCorruption
 from mpp.data.augment import Augment
-from mpp.data.decode import open_image
-from mpp.data.loader import FIXED, MaskedImages, batches, default_workers, fixed_batches, training_shards
+from mpp.data.crop import cut, resize
+from mpp.data.decode import decode
+from mpp.data.images import ShardImages
+from mpp.data.loader import FIXED, MaskedImages, batches, default_workers, fixed_batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
+from mpp.data.training_set import without_last
 from mpp.errors import DataError
 from mpp.masking import Masking
 from mpp.rng import CROP, MASK, Draws
@@ -29,11 +31,18 @@ MASKING = Masking(16, RandomMask(ratio=0.5), ReplaceCorruption())
 
 def dataset(folder, samples: int | None = None, seed: int = 5, max_pixels: int = 10**6) -> MaskedImages:
     shards = ShardSet.open(folder)
-    return MaskedImages(shards, AUGMENT, MASKING, seed, max_pixels, range(samples or len(shards)))
+    return MaskedImages(ShardImages(shards, max_pixels), AUGMENT, MASKING, seed, range(samples or len(shards)))
+
+
+def crop_of(data: MaskedImages, image: int, epoch: int, sample: int, view: int = 0) -> np.ndarray:
+    """uint8 [3, S, S]: what the image looks like under the draws of (epoch, sample, view)."""
+    width, height = data.images.shards.size_of(image)
+    box = data.augment.draw(Draws(data.seed, CROP, epoch, sample, view)).box(width, height)
+    return cut(data.images.shards.read(image), width, height, [box], data.augment.size)[0].transpose(2, 0, 1)
 
 
 def sampler(data: MaskedImages, step: int = 0, last: int = 5, rank: int = 0, world: int = 1) -> OrderSampler:
-    order = Order(tuple(data.shards.samples_per_shard), 12, 6, data.seed)
+    order = Order(tuple(data.images.shards.samples_per_shard), 12, 6, data.seed)
     return OrderSampler(order, plan_batch(12, 6, world, 4), rank, world, step, last)
 
 
@@ -53,9 +62,13 @@ def test_a_batch_holds_what_the_recipe_needs(tiny_shards):
         "source": ((3, 16), torch.int64),
         "visible": ((3, 8), torch.int64),
         "predicted": ((3, 8), torch.int64),
+        "position": ((3,), torch.int64),
         "sample": ((3,), torch.int64),
+        "shown": ((3,), torch.int64),
         "replaced": ((3,), torch.bool),
+        "box": ((3, 4), torch.int64),
     }
+    assert batch["position"].tolist() == [0, 1, 2]
     assert batch["sample"].tolist() == [3, 30, 3]
     assert not batch["replaced"].any()
     assert batch["bad"] == []
@@ -102,18 +115,16 @@ def test_crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone(tiny_shards):
 
 def test_two_samples_with_equal_pixels_are_cropped_and_masked_differently(tiny_shards):
     data = dataset(tiny_shards)
-    image = open_image(data.shards.read(0), 10**6)
-    crops = [AUGMENT.crop(image, Draws(5, CROP, 0, sample, 0))[0] for sample in range(10)]
+    crops = [crop_of(data, 0, 0, sample) for sample in range(10)]
     assert len({crop.tobytes() for crop in crops}) == 10
     assert len({tuple(MASKING.draw(Draws(5, MASK, 0, sample, 0)).kind) for sample in range(10)}) == 10
 
 
-def test_half_of_the_samples_are_flipped_or_none(tiny_shards):
-    image = Image.new("RGB", (20, 20))
-    flips = sum(AUGMENT.crop(image, Draws(5, CROP, 0, sample))[1] for sample in range(2000))
+def test_half_of_the_samples_are_flipped_or_none():
+    flips = sum(AUGMENT.draw(Draws(5, CROP, 0, sample)).flip for sample in range(2000))
     assert abs(flips - 1000) < 100  # 4.5 standard deviations
     never = replace(AUGMENT, flip=False)
-    assert not any(never.crop(image, Draws(5, CROP, 0, sample))[1] for sample in range(50))
+    assert not any(never.draw(Draws(5, CROP, 0, sample)).flip for sample in range(50))
 
 
 def test_a_dropping_recipes_batch_has_static_shapes(tiny_shards):
@@ -133,7 +144,7 @@ def test_a_dropping_recipes_batch_has_static_shapes(tiny_shards):
 def test_crops_are_distributed_as_torchvisions(width, height, scale, ratio):
     draws = 5000
     augment = Augment(SIZE, scale, ratio, flip=True)
-    ours = np.array([augment.box(width, height, Draws(1, CROP, 0, sample)) for sample in range(draws)], dtype=float)
+    ours = np.array([augment.draw(Draws(1, CROP, 0, sample)).box(width, height) for sample in range(draws)], dtype=float)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         image = torch.empty(3, height, width)
@@ -159,7 +170,7 @@ def test_crops_are_distributed_as_torchvisions(width, height, scale, ratio):
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.01, 1), st.floats(0, 1), st.integers(0, 10**6))
 def test_a_crop_never_leaves_the_image(width, height, low, share, sample):
     augment = Augment(8, (low, low + share * (1 - low)), (0.75, 4 / 3), flip=True)
-    left, top, right, bottom = augment.box(width, height, Draws(0, CROP, 0, sample))
+    left, top, right, bottom = augment.draw(Draws(0, CROP, 0, sample)).box(width, height)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
@@ -167,25 +178,19 @@ def test_a_crop_never_leaves_the_image(width, height, low, share, sample):
 @pytest.mark.parametrize(("width", "height", "box"), [(400, 10, (193, 0, 206, 10)), (10, 400, (0, 193, 10, 206)), (9, 9, (0, 0, 9, 9))])
 def test_when_nothing_fits_the_largest_centred_box_is_taken(width, height, box):
     augment = Augment(8, (1.0, 1.0), (0.75, 4 / 3) if width != height else (1.0, 1.0), flip=False)
-    found = augment.box(width, height, Draws(0, CROP))
+    found = augment.draw(Draws(0, CROP)).box(width, height)
     with torch.random.fork_rng(devices=[]):
         top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], list(augment.ratio))
     assert found == (left, top, left + w, top + h) == box
 
 
-def test_a_crop_is_the_boxs_pixels_resized_and_never_flipped_by_the_worker():
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    image = Image.fromarray(pixels)
-    for sample in range(6):
-        left, top, right, bottom = AUGMENT.box(60, 40, Draws(3, CROP, 0, sample))
-        crop, _ = AUGMENT.crop(image, Draws(3, CROP, 0, sample))
-        assert crop.shape == (3, SIZE, SIZE)
-        cut = Image.fromarray(pixels[top:bottom, left:right])
-        expected = np.asarray(cut.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
-        inner = slice(3, -3)  # nearer to the border the filter reaches over the box's edge into the image
-        assert np.abs(crop.transpose(1, 2, 0) - expected)[inner, inner].max() <= 1
-    whole, _ = Augment(40, (1.0, 1.0), (1.0, 1.0), True).crop(Image.fromarray(pixels[:, :40]), Draws(3, CROP))
-    assert np.array_equal(whole.transpose(1, 2, 0), pixels[:, :40])
+def test_an_image_is_the_boxs_pixels_resized_and_never_flipped_by_the_worker(tiny_shards):
+    data = dataset(tiny_shards)
+    batch = data.batch([(3, sample, sample) for sample in range(6)])
+    assert batch["flip"].any()
+    for sample, (left, top, right, bottom) in enumerate(batch["box"].tolist()):
+        expected = resize(decode(data.images.shards.read(sample))[top:bottom, left:right], SIZE)
+        assert np.array_equal(batch["image"][sample].permute(1, 2, 0).numpy(), expected)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- bad samples
@@ -195,15 +200,14 @@ def test_a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed(tmp
     folder = make_shards(tmp_path / "train", [6, 5])
     whole = dataset(folder)
     good = whole.batch([(4, 8, 0), (4, 7, 1)])
-    next_image = open_image(whole.shards.read(8), 10**6)
     damage(folder, [6, 7])
     found = dataset(folder).batch([(4, 6, 17), (4, 7, 18), (4, 8, 19)])
     assert found["replaced"].tolist() == [True, True, False]
     assert found["sample"].tolist() == [6, 7, 8]
+    assert found["shown"].tolist() == [8, 8, 8]
     for row, sample in enumerate((6, 7)):
-        pixels, flip = AUGMENT.crop(next_image, Draws(5, CROP, 4, sample, 0))
-        assert np.array_equal(found["image"][row].numpy(), pixels)
-        assert bool(found["flip"][row]) == flip
+        assert np.array_equal(found["image"][row].numpy(), crop_of(whole, 8, 4, sample))
+        assert bool(found["flip"][row]) == AUGMENT.draw(Draws(5, CROP, 4, sample, 0)).flip
         assert found["kind"][row].tolist() == MASKING.draw(Draws(5, MASK, 4, sample, 0)).kind.tolist()
     assert torch.equal(found["kind"][1], good["kind"][1])  # the mask is the one the sample would have had
     assert torch.equal(found["image"][2], good["image"][0])
@@ -223,25 +227,22 @@ def test_replacement_is_cyclic_within_the_training_samples(tmp_path, make_shards
     damage(folder, [8])
     data = dataset(folder, samples=9)  # 9 and 10 are held out
     batch = data.batch([(0, 8, 0)])
-    pixels, _ = AUGMENT.crop(open_image(data.shards.read(0), 10**6), Draws(5, CROP, 0, 8, 0))
-    assert np.array_equal(batch["image"][0].numpy(), pixels)
+    assert np.array_equal(batch["image"][0].numpy(), crop_of(data, 0, 0, 8))
     whole_set = dataset(folder)
-    pixels, _ = AUGMENT.crop(open_image(data.shards.read(9), 10**6), Draws(5, CROP, 0, 8, 0))
-    assert np.array_equal(whole_set.batch([(0, 8, 0)])["image"][0].numpy(), pixels)
+    assert np.array_equal(whole_set.batch([(0, 8, 0)])["image"][0].numpy(), crop_of(data, 9, 0, 8))
 
 
 def test_a_bad_held_out_sample_is_replaced_by_a_held_out_one(tmp_path, make_shards, damage):
     folder = make_shards(tmp_path / "train", [6, 5])
     damage(folder, [10])
     data = dataset(folder)
-    held_out = MaskedImages(data.shards, AUGMENT, MASKING, data.seed, data.max_pixels, range(9, 11))
-    pixels, _ = AUGMENT.crop(open_image(data.shards.read(9), 10**6), Draws(5, CROP, 0, 10, 0))
-    assert np.array_equal(held_out.batch([(0, 10, 0)])["image"][0].numpy(), pixels)
+    held_out = replace(data, pool=range(9, 11))
+    assert np.array_equal(held_out.batch([(0, 10, 0)])["image"][0].numpy(), crop_of(data, 9, 0, 10))
 
 
 def test_too_many_pixels_make_a_bad_sample(tiny_shards):
     data = dataset(tiny_shards)
-    areas = (data.shards.index["width"].astype(int) * data.shards.index["height"]).tolist()
+    areas = (data.images.shards.index["width"].astype(int) * data.images.shards.index["height"]).tolist()
     limit = sorted(areas)[20]
     batch = dataset(tiny_shards, max_pixels=limit).batch([(0, sample, sample) for sample in range(40)])
     assert batch["replaced"].tolist() == [area > limit for area in areas]
@@ -284,7 +285,7 @@ class Deadly(MaskedImages):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
     own = dataset(tiny_shards)
-    data = Deadly(own.shards, own.augment, own.masking, own.seed, own.max_pixels, own.pool, main=os.getpid())
+    data = Deadly(own.images, own.augment, own.masking, own.seed, own.pool, main=os.getpid())
     with pytest.raises(DataError, match="a loader process died"):
         list(batches(data, sampler(data), workers, pin_memory=False))
 
@@ -297,13 +298,13 @@ def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
     [((5, 4, 3), 0, (5, 4, 3)), ((5, 4, 3), 2, (5, 4, 1)), ((5, 4, 3), 3, (5, 4)), ((5, 4, 3), 5, (5, 2)), ((5, 4, 3), 12, ())],
 )
 def test_the_last_samples_are_held_out_of_training(shards, holdout, left):
-    assert training_shards(list(shards), holdout) == left
+    assert without_last(list(shards), holdout) == left
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=10), st.data())
 def test_training_shards_are_a_prefix_of_the_set(shards, data):
     holdout = data.draw(st.integers(0, sum(shards)))
-    left = training_shards(shards, holdout)
+    left = without_last(shards, holdout)
     assert sum(left) == sum(shards) - holdout
     assert all(size > 0 for size in left)
     assert list(left[:-1]) == shards[: max(0, len(left) - 1)]
@@ -336,7 +337,7 @@ def test_fixed_batches_never_change_and_are_no_training_epochs(tiny_shards):
     data = dataset(tiny_shards)
     (first, _), (again, _) = (next(fixed_batches(data, np.array([3, 4]), 2)) for _ in range(2))
     assert same(first, again)
-    assert same(first, data.batch([(FIXED, 3, -1), (FIXED, 4, -1)]))
+    assert same(first, data.batch([(FIXED, 3, 0), (FIXED, 4, 1)]))
     assert not any(torch.equal(first["kind"], data.batch([(epoch, 3, 0), (epoch, 4, 0)])["kind"]) for epoch in range(50))
 
 

@@ -23,7 +23,7 @@ def orders(draw):
 
 
 def global_batch(order: Order, step: int, world: int) -> list[int]:
-    return [int(i) for rank in range(world) for i in order.sample_ids(order.positions(step, rank, world))[1]]
+    return [int(i) for rank in range(world) for i in order.sample_ids(order.places(step, rank, world))[1]]
 
 
 def epoch_of(order: Order, epoch: int) -> list[int]:
@@ -36,7 +36,7 @@ def epoch_of(order: Order, epoch: int) -> list[int]:
 def test_every_admissible_world_sees_the_same_global_batches(order, epoch):
     for step in range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch):
         alone = global_batch(order, step, 1)
-        assert len(alone) == order.global_batch
+        assert len(alone) == order.batch
         for world in divisors(order.streams):
             assert global_batch(order, step, world) == alone
 
@@ -52,16 +52,16 @@ def test_48_samples_in_12_streams_are_the_same_on_any_world(world):
 @given(orders(), st.integers(0, 3))
 def test_a_sample_is_seen_at_most_once_an_epoch(order, epoch):
     seen = epoch_of(order, epoch)
-    assert len(seen) == len(set(seen)) == order.samples_per_epoch == order.samples // order.global_batch * order.global_batch
+    assert len(seen) == len(set(seen)) == order.samples_per_epoch == order.samples // order.batch * order.batch
     assert set(seen) <= set(range(order.samples))
 
 
 @given(orders(), st.integers(0, 50))
 def test_all_ranks_take_equally_many_samples_of_one_epoch(order, step):
     for world in divisors(order.streams):
-        parts = [order.positions(step, rank, world) for rank in range(world)]
-        assert {len(part) for part in parts} == {order.global_batch // world}
-        assert np.concatenate(parts).tolist() == list(range(step * order.global_batch, (step + 1) * order.global_batch))
+        parts = [order.places(step, rank, world) for rank in range(world)]
+        assert {len(part) for part in parts} == {order.batch // world}
+        assert np.concatenate(parts).tolist() == list(range(step * order.batch, (step + 1) * order.batch))
         for part in parts:
             assert set(order.sample_ids(part)[0].tolist()) == {step // order.steps_per_epoch}
 
@@ -141,11 +141,22 @@ def test_permute_sends_every_index_everywhere_equally_often():
     assert np.abs(counts - 1000).max() < 130  # 4.6 standard deviations
 
 
+def test_ten_million_samples_in_ten_thousand_shards_need_no_set_up():
+    sizes = tuple(np.random.default_rng(0).integers(900, 1101, 10_000).tolist())
+    tracemalloc.start()
+    order = Order(sizes, 4096, 1024, seed=3)
+    first = [global_batch(order, step, 2) for step in (0, order.steps_per_epoch - 1, 5 * order.steps_per_epoch)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({sample for batch in first[:2] for sample in batch}) == 8192
+    assert peak < 4_000_000  # bytes; a permutation of the samples would be 80 MB
+
+
 def test_any_place_of_a_billion_samples_is_found_without_a_table():
     order = Order((1_000_000,) * 1000, 4096, 1024, seed=9)
     tracemalloc.start()
     for step in (0, 10**9, 17):
-        epoch, ids = order.sample_ids(order.positions(step, 1, 2))
+        epoch, ids = order.sample_ids(order.places(step, 1, 2))
         assert set(epoch.tolist()) == {step // order.steps_per_epoch}
         assert len(set(ids.tolist())) == 2048
         assert ids.max() < 10**9
@@ -155,7 +166,7 @@ def test_any_place_of_a_billion_samples_is_found_without_a_table():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ConfigError, match=r"data.global_batch=64 .* 60 training samples .* 60 or fewer"):
+    with pytest.raises(ConfigError, match=r"a step of 64 samples .* 60 training samples .* 60 or fewer"):
         Order((20, 40), 64, 4, seed=0)
     assert Order((20, 44), 64, 4, seed=0).steps_per_epoch == 1
 
@@ -213,7 +224,7 @@ def test_the_nearest_batches_of_a_refusal_do_fit(batch, world):
 def test_a_sampler_resumed_at_a_step_yields_exactly_the_rest(order, micro_batch_max, resumed, data):
     world = data.draw(st.sampled_from(divisors(order.streams)))
     rank = data.draw(st.integers(0, world - 1))
-    plan = plan_batch(order.global_batch, order.streams, world, micro_batch_max)
+    plan = plan_batch(order.batch, order.streams, world, micro_batch_max)
     last = resumed + 3
     whole = list(OrderSampler(order, plan, rank, world, 0, last))
     assert len(whole) == last * plan.accumulation == len(OrderSampler(order, plan, rank, world, 0, last))
@@ -221,6 +232,33 @@ def test_a_sampler_resumed_at_a_step_yields_exactly_the_rest(order, micro_batch_
     assert list(rest) == whole[resumed * plan.accumulation :]
     assert len(rest) == 3 * plan.accumulation
     assert {len(batch) for batch in whole} == {plan.micro_batch}
+
+
+@given(orders(), st.integers(1, 5), st.integers(0, 3), st.data())
+def test_with_views_a_batch_holds_fewer_samples_and_positions_count_views(order, views, step, data):
+    world = data.draw(st.sampled_from(divisors(order.streams)))
+    plan = plan_batch(order.batch * views, order.streams, world, views * data.draw(st.integers(1, 4)), views)
+    assert (plan.samples, plan.micro_batch % views) == (order.batch, 0)
+    rows = [row for rank in range(world) for batch in OrderSampler(order, plan, rank, world, step, step + 1) for row in batch]
+    assert [sample for _, sample, _ in rows] == global_batch(order, step, 1)  # the same samples as without views
+    assert [position for _, _, position in rows] == list(range(step * order.batch * views, (step + 1) * order.batch * views, views))
+    micro = next(iter(OrderSampler(order, plan, 0, world, step, step + 1)))
+    assert len(micro) * views == plan.micro_batch
+    assert plan.micro_batch * plan.accumulation * world == order.batch * views
+
+
+@pytest.mark.parametrize(
+    ("batch", "streams", "micro_batch", "views", "message"),
+    [
+        (50, None, 64, 4, "data.global_batch=50 must be a multiple of data.views=4; the nearest that fit are 48 and 52"),
+        (64, None, 3, 4, "data.views=4 do not fit into system.micro_batch_max=3; raise it to 4 or more"),
+        (48, 24, 64, 4, "data.streams=24 must divide data.global_batch=48 / data.views=4; leave it null for 12"),
+        (40, None, 64, 4, "data.global_batch=40 / data.views=4 in 10 streams cannot be shared equally by 3 processes; .* fit: 36 and 48"),
+    ],
+)
+def test_views_that_do_not_fit_are_refused_with_what_would(batch, streams, micro_batch, views, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_batch(batch, streams, 3, micro_batch, views)
 
 
 def test_a_samplers_rows_are_epoch_sample_and_position():

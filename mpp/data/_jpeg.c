@@ -1,0 +1,159 @@
+/* A part of a JPEG, decoded by libjpeg-turbo: what the training crop does not need is skipped.
+ *
+ * Huffman codes have to be read in order, so everything above the region is parsed but not transformed; the blocks beside it are not
+ * transformed either, and what lies below it is never looked at.  With the accurate integer IDCT and smooth chroma upsampling the
+ * pixels equal, bit for bit, those of Pillow's full decode (tests/data/test_crop.py).
+ *
+ * The build leaves this module out where libjpeg-turbo's headers are missing; crop.py then uses Pillow.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <string.h>
+#include <jpeglib.h>
+
+#ifndef LIBJPEG_TURBO_VERSION
+#error "needs libjpeg-turbo: jpeg_crop_scanline and jpeg_skip_scanlines"
+#endif
+
+#define MOST_SCANS 500 /* more of them are an attack: each costs a pass over the whole image */
+
+typedef struct {
+    struct jpeg_error_mgr base;
+    jmp_buf leave;
+    char message[JMSG_LENGTH_MAX];
+} Errors;
+
+static void fail(j_common_ptr info) {
+    Errors *errors = (Errors *)info->err;
+    errors->base.format_message(info, errors->message);
+    longjmp(errors->leave, 1);
+}
+
+static void stay_silent(j_common_ptr info, int level) {
+    if (level < 0) info->err->num_warnings++;
+}
+
+static void count_scans(j_common_ptr info) {
+    if (info->is_decompressor && ((j_decompress_ptr)info)->input_scan_number > MOST_SCANS) {
+        Errors *errors = (Errors *)info->err;
+        snprintf(errors->message, sizeof errors->message, "more than %d scans", MOST_SCANS);
+        longjmp(errors->leave, 1);
+    }
+}
+
+/* Handlers first: creating and everything after it may call them. */
+static void prepare(j_decompress_ptr info, Errors *errors) {
+    memset(info, 0, sizeof *info);
+    info->err = jpeg_std_error(&errors->base);
+    errors->base.error_exit = fail;
+    errors->base.emit_message = stay_silent;
+    errors->message[0] = '\0';
+}
+
+/* header(data) -> (width, height, components, has_app1) */
+static PyObject *header(PyObject *self, PyObject *argument) {
+    Py_buffer data;
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    if (PyObject_GetBuffer(argument, &data, PyBUF_SIMPLE) < 0) return NULL;
+    prepare(&info, &errors);
+    if (setjmp(errors.leave)) {
+        jpeg_destroy_decompress(&info);
+        PyBuffer_Release(&data);
+        PyErr_SetString(PyExc_ValueError, errors.message);
+        return NULL;
+    }
+    jpeg_create_decompress(&info);
+    jpeg_mem_src(&info, data.buf, (unsigned long)data.len);
+    jpeg_save_markers(&info, JPEG_APP0 + 1, 1); /* where EXIF and XMP stand; one byte is enough to know */
+    jpeg_read_header(&info, TRUE);
+    unsigned width = info.image_width, height = info.image_height;
+    int components = info.num_components, has_app1 = info.marker_list != NULL;
+    jpeg_destroy_decompress(&info);
+    PyBuffer_Release(&data);
+    return Py_BuildValue("IIiN", width, height, components, PyBool_FromLong(has_app1));
+}
+
+/* 0, or -1 with libjpeg's message in `errors` (an empty one: no memory); `line` is a row's worth of memory, freed by the caller. */
+static int read_region(j_decompress_ptr info, Errors *errors, const Py_buffer *data, unsigned scale, const unsigned box[4],
+                       unsigned char *out, JSAMPLE **line) {
+    const unsigned left = box[0], top = box[1], width = box[2], height = box[3];
+    struct jpeg_progress_mgr progress;
+    memset(&progress, 0, sizeof progress);
+    progress.progress_monitor = count_scans;
+    if (setjmp(errors->leave)) return -1;
+    jpeg_create_decompress(info);
+    info->progress = &progress;
+    jpeg_mem_src(info, data->buf, (unsigned long)data->len);
+    jpeg_read_header(info, TRUE);
+    info->out_color_space = JCS_RGB;
+    info->scale_num = 1;
+    info->scale_denom = scale;
+    info->dct_method = JDCT_ISLOW;
+    info->do_fancy_upsampling = TRUE;
+    jpeg_start_decompress(info);
+    if (left + width > info->output_width || top + height > info->output_height || !width || !height) {
+        snprintf(errors->message, sizeof errors->message, "the region exceeds the image of %ux%u", info->output_width, info->output_height);
+        return -1;
+    }
+    /* Smooth upsampling looks one chroma sample aside: with a column more on each side the region's own are exact. */
+    JDIMENSION first = left ? left - 1 : 0;
+    JDIMENSION columns = (left + width < info->output_width ? left + width + 1 : left + width) - first;
+    if (first || columns < info->output_width) jpeg_crop_scanline(info, &first, &columns);
+    *line = malloc((size_t)info->output_width * 3);
+    if (!*line) {
+        errors->message[0] = '\0';
+        return -1;
+    }
+    if (top) jpeg_skip_scanlines(info, top);
+    for (unsigned row = 0; row < height; row++) {
+        JSAMPROW rows[1] = {*line};
+        jpeg_read_scanlines(info, rows, 1);
+        memcpy(out + (size_t)row * width * 3, *line + (size_t)(left - first) * 3, (size_t)width * 3);
+    }
+    return 0;
+}
+
+/* region(data, scale, left, top, width, height, out): RGB rows into the writable buffer `out`; all in pixels of the scaled image */
+static PyObject *region(PyObject *self, PyObject *arguments) {
+    Py_buffer data, out;
+    unsigned scale, box[4];
+    struct jpeg_decompress_struct info;
+    Errors errors;
+    JSAMPLE *line = NULL;
+    int status;
+    if (!PyArg_ParseTuple(arguments, "y*IIIIIw*", &data, &scale, &box[0], &box[1], &box[2], &box[3], &out)) return NULL;
+    if (box[0] > JPEG_MAX_DIMENSION || box[1] > JPEG_MAX_DIMENSION || box[2] > JPEG_MAX_DIMENSION || box[3] > JPEG_MAX_DIMENSION ||
+        (size_t)out.len != (size_t)box[2] * box[3] * 3) {
+        PyBuffer_Release(&data);
+        PyBuffer_Release(&out);
+        PyErr_SetString(PyExc_ValueError, "`out` must hold width x height x 3 bytes");
+        return NULL;
+    }
+    prepare(&info, &errors);
+    Py_BEGIN_ALLOW_THREADS;
+    status = read_region(&info, &errors, &data, scale, box, out.buf, &line);
+    jpeg_destroy_decompress(&info);
+    free(line);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    if (status) {
+        if (!errors.message[0]) return PyErr_NoMemory();
+        PyErr_SetString(PyExc_ValueError, errors.message);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"header", header, METH_O, "header(data) -> (width, height, components, has_app1); raises ValueError"},
+    {"region", region, METH_VARARGS, "region(data, scale, left, top, width, height, out); raises ValueError"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_jpeg", "Parts of JPEGs (libjpeg-turbo).", -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__jpeg(void) { return PyModule_Create(&module); }

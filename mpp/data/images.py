@@ -1,0 +1,159 @@
+"""Where crops come from: the shards, or all images of a small set decoded once, in RAM or on the training device.
+
+All three answer alike: `boxes_and_crops(sample, views, size)` for one sample, BadSample for one that cannot be shown.  Order, crops, flips and
+masks are drawn before anybody asks where the pixels lie.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from mpp.data.augment import View
+from mpp.data.crop import Box, cut, resize
+from mpp.data.decode import decode
+from mpp.data.shards import ShardSet
+from mpp.errors import BadSample, ConfigError, of_this_rank
+
+
+class Images(Protocol):
+    shards: ShardSet
+
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray] | None]:
+        """Each view's box, and uint8 [size, size, 3]; None where the device cuts.  Raises BadSample."""
+        ...
+
+    def complete(self, batch: dict) -> dict:
+        """The batch with its `image`, in the training process."""
+        ...
+
+
+class ShardImages:
+    """Read and decoded whenever they are asked for.  max_pixels: larger images are bad samples."""
+
+    def __init__(self, shards: ShardSet, max_pixels: int):
+        self.shards, self.max_pixels = shards, max_pixels
+
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray]]:
+        width, height = self.shards.size_of(sample)
+        boxes = [view.box(width, height) for view in views]
+        return boxes, cut(self.shards.read(sample), width, height, boxes, size, self.max_pixels)
+
+    def complete(self, batch: dict) -> dict:
+        return batch
+
+
+class MemoryImages:
+    """All images of a pool, decoded once into one uint8 tensor; loader processes share its pages.
+
+    Crops equal those of ShardImages bit for bit as long as no crop is so large that it would be decoded at a reduced size (crop.SPARE).
+    """
+
+    def __init__(self, shards: ShardSet, pool: range, max_pixels: int, threads: int, processes: int):
+        """threads: that decode; processes: of this machine that hold such a copy.  Raises ConfigError when it does not fit."""
+        self.shards = shards
+        widths, heights = (shards.index[side][pool.start : pool.stop].astype(np.int64) for side in ("width", "height"))
+        self.first = pool.start
+        self.start = np.concatenate([[0], np.cumsum(3 * widths * heights)])
+        self.faults: dict[int, str] = {}
+        _refuse_beyond("RAM", int(self.start[-1]) * processes, psutil.virtual_memory().available)
+        self.pixels = torch.empty(int(self.start[-1]), dtype=torch.uint8)  # image after image, each [height, width, 3]
+        with ThreadPoolExecutor(threads) as executor:
+            for _ in executor.map(lambda sample: self._decode(sample, max_pixels), pool):
+                pass
+
+    def _decode(self, sample: int, max_pixels: int) -> None:
+        width, height = self.shards.size_of(sample)
+        try:
+            pixels = decode(self.shards.read(sample), max_pixels)
+            if pixels.shape[:2] != (height, width):
+                raise BadSample(f"is {pixels.shape[1]}x{pixels.shape[0]} pixels, the index says {width}x{height}")
+            self.image(sample)[:] = pixels
+        except BadSample as reason:
+            self.faults[sample] = str(reason)
+
+    def image(self, sample: int) -> np.ndarray:
+        """uint8 [height, width, 3]: a view of the store."""
+        width, height = self.shards.size_of(sample)
+        place = sample - self.first
+        return self.pixels[self.start[place] : self.start[place + 1]].numpy().reshape(height, width, 3)
+
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray] | None]:
+        if sample in self.faults:
+            raise BadSample(self.faults[sample])
+        pixels = self.image(sample)
+        boxes = [view.box(pixels.shape[1], pixels.shape[0]) for view in views]
+        return boxes, [resize(pixels[top:bottom, left:right], size) for left, top, right, bottom in boxes]
+
+    def complete(self, batch: dict) -> dict:
+        return batch
+
+
+class DeviceImages:
+    """All images of a pool, of one size, as uint8 [n, 3, H, W] on the training device, which also cuts the crops.
+
+    Its arithmetic is float32: a crop differs from that of the other two by at most 2 of 255 levels.
+    """
+
+    def __init__(self, images: MemoryImages, device: torch.device, size: int):
+        """size: pixels a side of the crops.  Raises ConfigError for images of several sizes, or more than the device holds."""
+        self.shards, self.first, self.faults, self.size = images.shards, images.first, images.faults, size
+        count = len(images.start) - 1
+        sizes = {self.shards.size_of(sample) for sample in range(self.first, self.first + count)}
+        if len(sizes) > 1:
+            shown = " and ".join(f"{width}x{height}" for width, height in sorted(sizes)[:2])
+            raise ConfigError(
+                f"system.images=device needs images of one size, {self.shards.path} holds {len(sizes)} sizes, such as {shown}; take system.images=ram"
+            )
+        ((self.width, self.height),) = sizes
+        if device.type == "cuda":
+            _refuse_beyond("GPU memory", images.pixels.numel(), torch.cuda.mem_get_info(device)[0])
+        self.pixels = images.pixels.view(count, self.height, self.width, 3).to(device).permute(0, 3, 1, 2).contiguous()
+
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray] | None]:
+        if sample in self.faults:
+            raise BadSample(self.faults[sample])
+        return [view.box(self.width, self.height) for view in views], None
+
+    def complete(self, batch: dict) -> dict:
+        rows = (batch["shown"] - self.first).to(self.pixels.device)
+        return batch | {"image": cut_on_device(self.pixels[rows], batch["box"].to(self.pixels.device), self.size)}
+
+
+def cut_on_device(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """uint8 [B, 3, H, W], int64 [B, 4] (left, top, right, bottom) -> uint8 [B, 3, size, size]: antialiased bicubic as two matrix products."""
+    across = bicubic_weights(boxes[:, 0], boxes[:, 2], images.shape[3], size)[:, None]
+    down = bicubic_weights(boxes[:, 1], boxes[:, 3], images.shape[2], size)[:, None]
+    with torch.autocast(images.device.type, enabled=False):
+        lines = (images.float() @ across.transpose(-1, -2)).round().clamp(0, 255)  # the CPU's resizer rounds here too
+        return (down @ lines).round().clamp(0, 255).to(torch.uint8)
+
+
+def bicubic_weights(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
+    """float32 [B, size, length]: what each of `length` pixels gives to each of `size`, for the pixels from low [B] to high [B]; rows sum to 1.
+
+    Keys' cubic with a = -0.5, stretched to the step where the picture shrinks: Pillow's and torchvision's antialiased bicubic.
+    """
+    step = (high - low).double() / size
+    stretch = step.clamp_min(1)[:, None, None]
+    pixel = torch.arange(length, device=low.device)
+    centre = low[:, None] + (torch.arange(size, device=low.device) + 0.5) * step[:, None]
+    x = ((pixel + 0.5 - centre[:, :, None]) / stretch).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weight = weight * ((pixel >= low[:, None]) & (pixel < high[:, None]))[:, None]
+    return (weight / weight.sum(-1, keepdim=True)).float()
+
+
+def _refuse_beyond(what: str, needed: int, free: int) -> None:
+    if needed > 0.8 * free:
+        raise of_this_rank(
+            ConfigError(
+                f"system.images: the decoded images take {needed / 1e9:.1f} GB of {what}, of which {free / 1e9:.1f} GB are free; "
+                "take system.images=shards, or smaller images"
+            )
+        )

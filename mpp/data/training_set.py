@@ -1,0 +1,77 @@
+"""Which samples a run trains on and which it holds out, opened and checked."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from mpp.config import PretrainConfig
+from mpp.data.augment import Augment
+from mpp.data.images import DeviceImages, MemoryImages, ShardImages
+from mpp.data.loader import MaskedImages
+from mpp.data.order import BatchPlan, Order
+from mpp.data.shards import ShardSet
+from mpp.errors import ConfigError
+from mpp.machine import usable_cores
+from mpp.masking import Masking
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    training: MaskedImages
+    holdout: MaskedImages
+    samples_per_shard: tuple[int, ...]  # of those that are trained on
+    manifests: dict[str, str]  # which shards -> sha256 of their manifest
+
+    def order(self, config: PretrainConfig, plan: BatchPlan) -> Order:
+        return Order(self.samples_per_shard, plan.samples, plan.streams, config.seed, config.data.block)
+
+    def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> MaskedImages:
+        """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""
+        images, where = self.training.images, config.system.images
+        if where == "shards":
+            return self.training
+        threads = max(1, usable_cores() // local_world)
+        decoded = MemoryImages(images.shards, self.training.pool, config.data.max_pixels, threads, local_world)
+        return replace(self.training, images=decoded if where == "ram" else DeviceImages(decoded, device, config.model.image_size))
+
+
+def open_training_set(config: PretrainConfig) -> TrainingSet:
+    """Raises ConfigError and DataError for anything that cannot be trained on."""
+    data = config.data
+    shards = ShardSet.open(data.shards)
+    holdout_shards = ShardSet.open(data.holdout_shards) if data.holdout_shards else shards
+    if data.holdout_shards and holdout_shards.manifest_hash == shards.manifest_hash:
+        raise ConfigError(
+            f"data.holdout_shards={data.holdout_shards} are the images that are trained on; leave it out to keep the last "
+            f"{data.holdout_samples} of them apart, or give others"
+        )
+    if data.holdout_samples >= len(holdout_shards):
+        raise ConfigError(
+            f"data.holdout_samples={data.holdout_samples} must be fewer than the {len(holdout_shards)} samples of {holdout_shards.path}; lower it"
+        )
+    manifests = {"shards": shards.manifest_hash} | ({"holdout_shards": holdout_shards.manifest_hash} if data.holdout_shards else {})
+    trained_on = without_last(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
+    held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
+    masking = Masking(config.model.patches, config.mask, config.corruption)
+    if not masking.masked:
+        raise ConfigError(
+            f"the corruption section masks none of the {masking.hidden} hidden patches, on which skill is measured; raise corruption.mask"
+        )
+    augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    training, holdout = (
+        MaskedImages(ShardImages(source, data.max_pixels), augment, masking, config.seed, pool, data.views, data.views_differ_in)
+        for source, pool in ((shards, range(sum(trained_on))), (holdout_shards, held_out))
+    )
+    return TrainingSet(training, holdout, trained_on, manifests)
+
+
+def without_last(samples_per_shard: list[int], holdout: int) -> tuple[int, ...]:
+    """samples_per_shard without the last `holdout` samples of the set, which are then never trained on."""
+    left = list(samples_per_shard)
+    while holdout and left:
+        taken = min(holdout, left[-1])
+        left[-1] -= taken
+        holdout -= taken
+        if not left[-1]:
+            left.pop()
+    return tuple(left)
