@@ -4,7 +4,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
         sync_path(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
+    """Write a text file again with its complete lines that are wanted; a last line without an end is what a kill has left."""
+    with path.open() as file:
+        write_stream(path, (line.encode() for line in file if line.endswith("\n") and wanted(line)))
 
 
 def sync_path(folder: Path) -> None:

@@ -40,8 +40,8 @@ from mpp.train.engine import Engine, World, start_distributed
 from mpp.train.export import PREFIX, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.quarantine import Quarantine
-from mpp.train.run_folder import check_same_run, write_run_folder
-from mpp.train.sample_log import SampleLog, cut_back
+from mpp.train.run_folder import check_same_run, cut_back_logs, write_run_folder
+from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lock_folder(lock, f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir")
         if find_commit(run_dir, config.resume) != commit:
             raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
+        cut_back_logs(run_dir, commit.step * data.global_batch if commit else 0)
 
     world = start_distributed()
     engine = Engine(model.to(world.device), build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
@@ -102,8 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if bad_held_out > data.max_bad_fraction * data.holdout_samples:
         quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
-    if world.first:
-        cut_back(run_dir, first_step * data.global_batch)
     sample_log = SampleLog(run_dir, world.rank) if config.log.samples else None
     baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, commit is not None)
 

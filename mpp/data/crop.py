@@ -44,28 +44,36 @@ def cut(data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, m
     width, height: of the upright image, as its index says.  boxes: inside it.  size: pixels a side.
     Raises BadSample(reason) for content that cannot be decoded, of another size than the index says, or larger than `max_pixels`.
     """
+    parts, orientation = decode_parts(data, width, height, boxes, size, max_pixels)
+    turn = UPRIGHT.get(orientation)
+    crops = [resize(part, size) for part in parts]
+    return crops if turn is None else [np.asarray(Image.fromarray(crop).transpose(turn)) for crop in crops]
+
+
+def decode_parts(
+    data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, max_pixels: int = MAX_PIXELS
+) -> tuple[list[np.ndarray], int]:
+    """As `cut`, before anything is resized: uint8 [H, W, 3] of each box, as stored, and the EXIF orientation that turns it upright."""
     if width * height > max_pixels:
         raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
     if (plain := _plain_jpeg(data, max_pixels)) is not None:
         orientation, *found = plain
-        stored = [as_stored(box, width, height, orientation) for box in boxes]
-        scale = _scale(stored, size)
         side = (height, width) if orientation >= 5 else (width, height)
-        snapped = [_snap(box, side, scale) for box in stored]
-        part = _union(snapped)
-        pixels = np.empty((part[3] - part[1], part[2] - part[0], 3), dtype=np.uint8)
+        scale = _scale(boxes, size)
+        snapped = [_snap(as_stored(box, width, height, orientation), side, scale) for box in boxes]
+        around = _union(snapped)
+        pixels = np.empty((around[3] - around[1], around[2] - around[0], 3), dtype=np.uint8)
         with suppress(ValueError):  # libjpeg's complaint: Pillow judges, in the same words on every machine
             if found == [*side]:
-                _jpeg.region(data, scale, part[0], part[1], pixels.shape[1], pixels.shape[0], pixels)
-                return [_turned(resize(_inside(pixels, box, part), size), orientation) for box in snapped]
-    scale = _scale(list(boxes), size) if format_of(data, max_pixels) == "JPEG" else 1
+                _jpeg.region(data, scale, around[0], around[1], pixels.shape[1], pixels.shape[0], pixels)
+                return [_inside(pixels, box, around) for box in snapped], orientation
+    scale = _scale(boxes, size) if format_of(data, max_pixels) == "JPEG" else 1
     image, orientation = open_stored(data, scale, max_pixels)
     side = (height, width) if orientation >= 5 else (width, height)
     if image.size != (-(-side[0] // scale), -(-side[1] // scale)):
         raise BadSample(f"is {image.width}x{image.height} pixels (at 1/{scale} of its size), the index says {width}x{height}")
     snapped = [_snap(as_stored(box, width, height, orientation), side, scale) for box in boxes]
-    pixels = np.asarray(image)
-    return [_turned(resize(_inside(pixels, box, (0, 0)), size), orientation) for box in snapped]
+    return [_inside(np.asarray(image), box, (0, 0)) for box in snapped], orientation
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -117,8 +125,3 @@ def _union(boxes: Sequence[Box]) -> Box:
 def _inside(pixels: np.ndarray, box: Box, origin: Sequence[int]) -> np.ndarray:
     left, top, right, bottom = box
     return pixels[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    turn = UPRIGHT.get(orientation)
-    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))

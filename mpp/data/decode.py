@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
-from mpp.errors import BadSample
+from mpp.errors import BadSample, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 178_956_970 // 2  # Pillow's own warning level: 256 MiB as RGB
@@ -48,6 +48,12 @@ _CONTENT_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+def require_codecs() -> None:
+    """Raises DataError where this Pillow lacks a decoder of FORMATS: every such image would look damaged."""
+    if missing := [name for name, codec in (("JPEG", "jpg"), ("PNG", "zlib"), ("WEBP", "webp")) if not features.check(codec)]:
+        raise DataError(f"this Pillow was built without {', '.join(missing)}; install the wheel: pip install --force-reinstall pillow")
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> tuple[str, int, int]:

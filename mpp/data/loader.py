@@ -57,6 +57,9 @@ class MaskedImages(Dataset):
             return self.batch(keys)
         except UserError as error:
             return {"error": error}
+        except MemoryError:
+            lower = "lower system.workers, data.max_pixels or system.micro_batch_max"
+            return {"error": of_this_rank(DataError(f"a loader process ran out of memory among samples {keys[0][1]}, ...; {lower}"))}
 
     def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
         size = self.augment.size
@@ -203,5 +206,6 @@ def fixed_batches(
         weight = torch.from_numpy((places < len(ids)).astype(np.float32))
         chosen = ids[np.minimum(places, len(ids) - 1)]
         rows = dataset.batch([(FIXED, int(sample), int(place)) for sample, place in zip(chosen, places, strict=True)])
-        rows["bad"] = [fault for fault in rows["bad"] if fault["position"] < len(ids)]  # padding repeats a sample, not its fault
+        counted = [fault for fault in rows["bad"] if fault["position"] < len(ids)]  # padding repeats a sample, not its fault
+        rows["bad"] = [fault | {"position": None} for fault in counted]  # of no place in training
         yield rows, weight

@@ -33,6 +33,9 @@ class _ShardFile:
         if hasattr(self, "handle"):
             os.close(self.handle)
 
+    def size(self) -> int:
+        return os.fstat(self.handle).st_size
+
     def pread(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes: fewer only at the end of the file."""
         data = os.pread(self.handle, size, offset)
@@ -109,7 +112,9 @@ class ShardSet:
         size, offset = int(row["size"]), int(row["offset"])
         for wait in (*RETRY_SECONDS, None):
             try:
-                data = self._file(self._paths[row["shard"]], os.getpid()).pread(size, offset)  # by process: a fork opens its own
+                file = self._file(self._paths[row["shard"]], os.getpid())  # by process: a fork opens its own
+                data = file.pread(size, offset)
+                shard_bytes = file.size() if len(data) < size else -1
                 break
             except OSError as error:
                 self._file.cache_clear()  # a stale handle stays stale
@@ -121,7 +126,8 @@ class ShardSet:
                     ) from error
                 time.sleep(wait)
         if len(data) != size:
-            raise BadSample(f"the shard ends after {len(data)} of the image's {size} bytes")
+            was = self.manifest["shards"][row["shard"]]["bytes"]
+            raise BadSample(f"the shard has {shard_bytes} bytes now, not {was}: it ends after {len(data)} of the image's {size}")
         if (crc := zlib.crc32(data)) != row["crc32"]:
             raise BadSample(f"CRC-32 is {crc:08x}, the index says {int(row['crc32']):08x}")
         return data

@@ -6,6 +6,7 @@ import torch
 
 from mpp.config import PretrainConfig
 from mpp.data.augment import Augment
+from mpp.data.decode import require_codecs
 from mpp.data.images import DeviceImages, MemoryImages, ShardImages
 from mpp.data.loader import MaskedImages
 from mpp.data.order import BatchPlan, Order
@@ -37,6 +38,7 @@ class TrainingSet:
 
 def open_training_set(config: PretrainConfig) -> TrainingSet:
     """Raises ConfigError and DataError for anything that cannot be trained on."""
+    require_codecs()
     data = config.data
     shards = ShardSet.open(data.shards)
     holdout_shards = ShardSet.open(data.holdout_shards) if data.holdout_shards else shards

@@ -16,7 +16,7 @@ import torch
 import mpp
 from mpp.config import PretrainConfig, dump
 from mpp.errors import CheckpointError
-from mpp.files import write_atomically
+from mpp.files import keep_lines, write_atomically
 from mpp.machine import usable_cores
 from mpp.train.commit import Commit
 
@@ -31,6 +31,14 @@ def write_run_folder(run_dir: Path, config: PretrainConfig, argv: Sequence[str] 
     with (run_dir / "command.txt").open("a") as file:
         file.write(shlex.join(sys.argv if argv is None else ["mpp/pretrain.py", *argv]) + "\n")
     write_atomically(run_dir / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())
+
+
+def cut_back_logs(run_dir: Path, position: int) -> None:
+    """Drop what is noted of positions from `position` on, which a resumed run sees again, and of the hold-out, which each start reads again."""
+    for path in run_dir.glob("samples.rank*.tsv"):
+        keep_lines(path, lambda line: int(line.split("\t")[0]) < position)
+    for path in run_dir.glob("quarantine.rank*.jsonl"):
+        keep_lines(path, lambda line: (noted := json.loads(line)["position"]) is not None and noted < position)
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from mpp.data.loader import Batch
-from mpp.files import write_atomically
 
 
 class SampleLog:
@@ -29,10 +28,3 @@ class SampleLog:
             for position, sample, shown, box, flip, mask, image in columns:
                 checks = f"{zlib.crc32(mask):08x}\t{zlib.crc32(image):08x}"
                 file.write("\t".join(map(str, (position, sample, shown, *box, int(flip), checks))) + "\n")
-
-
-def cut_back(run_dir: Path, position: int) -> None:
-    """Drop what a run that was stopped had logged beyond the position it resumes from; other ranks' logs too."""
-    for path in sorted(run_dir.glob("samples.rank*.tsv")):
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n") and int(line.split("\t")[0]) < position]
-        write_atomically(path, "".join(lines).encode())

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpp.data.decode import FORMATS, check_header, decode, format_of, open_image, open_shrunk
-from mpp.errors import BadSample
+from mpp.data.decode import FORMATS, check_header, decode, format_of, open_image, open_shrunk, require_codecs
+from mpp.errors import BadSample, DataError
 
 WIDTH, HEIGHT = 12, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -220,3 +220,10 @@ def test_what_is_decoded_small_is_still_found_to_be_cut():
     data = encoded(smooth(800, 640), "JPEG")
     with pytest.raises(BadSample):
         open_shrunk(data[: len(data) * 2 // 3], (50, 40))
+
+
+def test_a_pillow_without_a_codec_is_refused_and_its_images_are_not_called_bad(monkeypatch):
+    require_codecs()
+    monkeypatch.setattr("mpp.data.decode.features.check", lambda codec: codec != "webp")
+    with pytest.raises(DataError, match=r"this Pillow was built without WEBP; .*pip install"):
+        require_codecs()

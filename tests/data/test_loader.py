@@ -1,8 +1,11 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from mpp.data.loader import FIXED, MaskedImages, batches, default_workers, fixed
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import without_last
-from mpp.errors import DataError
+from mpp.errors import ConfigError, DataError
 from mpp.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
@@ -346,3 +349,76 @@ def test_default_workers_leave_a_core_for_each_rank(monkeypatch):
     for count, local_world, expected in [(16, 1, 15), (64, 1, 16), (16, 4, 3), (2, 1, 1), (1, 1, 1), (8, 8, 1)]:
         cores(count)
         assert default_workers(local_world) == expected
+
+
+# -------------------------------------------------------------------------------------------------------------------------- the machine
+
+
+def test_running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample(tiny_shards, monkeypatch):
+    data = dataset(tiny_shards)
+    monkeypatch.setattr("mpp.data.images.cut", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(DataError, match=r"ran out of memory among samples 7, .*lower system.workers"):
+        list(batches(data, [[(0, 7, 0)]], 0, pin_memory=False))
+
+
+def test_a_program_fault_is_no_bad_sample(tiny_shards, monkeypatch):
+    data = dataset(tiny_shards)
+    for fault in (ImportError, ZeroDivisionError, OSError(5, "Input/output error")):
+        monkeypatch.setattr("mpp.data.images.cut", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
+        with pytest.raises(fault if isinstance(fault, type) else OSError):
+            data.batch([(0, 7, 0)])
+
+
+def test_too_little_shared_memory_is_refused_before_workers_start(tiny_shards, monkeypatch):
+    monkeypatch.setattr("mpp.data.loader.shutil.disk_usage", lambda _: type("Usage", (), {"free": 20_000}))
+    data = dataset(tiny_shards)
+    with pytest.raises(
+        ConfigError, match=r"system.workers=2: .*through /dev/shm, up to 0 MB, and 0 MB are free; lower system.workers .*shm-size"
+    ):
+        list(batches(data, sampler(data), 2, pin_memory=False))
+    assert len(list(batches(data, sampler(data), 0, pin_memory=False))) == 15
+
+
+def test_batches_of_workers_lie_in_shared_memory_and_take_no_more_than_is_asked_for(tiny_shards):
+    data = dataset(tiny_shards)
+    batch = next(batches(data, sampler(data), 1, pin_memory=False))
+    assert batch["image"].is_shared()
+    assert sum(value.nbytes for name, value in batch.items() if name != "bad") <= data.bytes_of(4)
+
+
+MANY_FILES = """
+import resource, sys
+import torch
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))
+from mpp.machine import allow_open_files
+from tests.data.test_loader import batches, dataset, sampler
+if sys.argv[2] == "raised":
+    allow_open_files()
+data = dataset(sys.argv[1])
+print(len({int(i) for batch in batches(data, sampler(data), 2, pin_memory=False) for i in batch["sample"]}), torch.get_num_threads())
+"""
+
+
+def test_more_shards_and_batches_than_open_files_are_no_hindrance(tmp_path, make_shards):
+    folder = make_shards(tmp_path / "train", [1] * 70)
+    command = [sys.executable, "-c", MANY_FILES, folder, "raised"]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert finished.stdout.split()[0] == "60", finished.stderr
+
+
+def test_a_worker_has_one_thread(tiny_shards):
+    own = dataset(tiny_shards)
+    data = CountsThreads(own.images, own.augment, own.masking, own.seed, own.pool)
+    torch.set_num_threads(2)
+    try:
+        found = list(batches(data, sampler(data, 0, 1), 2, pin_memory=False))
+    finally:
+        torch.set_num_threads(1)
+    assert {batch["threads"] for batch in found} == {1}
+    assert len({batch["process"] for batch in found} - {os.getpid()}) == 2
+
+
+@dataclass(frozen=True)
+class CountsThreads(MaskedImages):
+    def __getitems__(self, keys):
+        return super().__getitems__(keys) | {"threads": torch.get_num_threads(), "process": os.getpid()}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from mpp.config import PretrainConfig, load
 from mpp.data.augment import Augment
+from mpp.data.images import ShardImages
 from mpp.data.loader import FIXED, MaskedImages
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
@@ -35,7 +36,7 @@ def dataset(shards):
     shard_set = ShardSet.open(shards)
     augment = Augment(CONFIG.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
     masking = Masking(CONFIG.model.patches, CONFIG.mask, CONFIG.corruption)
-    return MaskedImages(shard_set, augment, masking, CONFIG.seed, data.max_pixels, range(len(shard_set)))
+    return MaskedImages(ShardImages(shard_set, data.max_pixels), augment, masking, CONFIG.seed, range(len(shard_set)))
 
 
 def keys_of_step(step):
