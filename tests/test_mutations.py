@@ -17,11 +17,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.mutations import shards, training
+from tests.mutations import loading, shards, training
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-ROWS = [*training.ROWS, *shards.ROWS]
+ROWS = [*training.ROWS, *loading.ROWS, *shards.ROWS]
 
 SERVER = """
 import importlib, json, os, sys

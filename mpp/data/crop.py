@@ -11,7 +11,7 @@
 * The filter sees the crop's own pixels only, as if they had been cut out first (torchvision's order).
 
 Against float64 arithmetic on photographs, crops of full-size decodes are off by 0.25 of 255 levels in the mean and 2 at most, those of
-reduced ones by 0.4 in the mean, more at sharp edges (tests/data/test_crop.py).
+reduced ones by 0.5 in the mean, and 5 in one place of a hundred (tests/data/test_crop.py).
 """
 
 from collections.abc import Sequence

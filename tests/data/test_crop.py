@@ -110,7 +110,7 @@ def test_a_box_finds_its_pixels_in_the_stored_image(orientation):
     stored = Image.fromarray(pixels)
     upright = np.asarray(stored.transpose(UPRIGHT[orientation]) if orientation > 1 else stored)
     height, width = upright.shape
-    box = (1, 2, 4, 4)
+    box = (0, 2, 3, 3)
     left, top, right, bottom = as_stored(box, width, height, orientation)
     part = Image.fromarray(pixels[top:bottom, left:right].copy())
     turned = np.asarray(part.transpose(UPRIGHT[orientation]) if orientation > 1 else part)
@@ -187,17 +187,16 @@ def test_crops_of_photographs_equal_an_exact_bicubic_to_two_levels(photographs):
     assert max(means) <= 0.3
 
 
-def test_reduced_decoding_stays_near_the_exact_bicubic(photographs):
-    means = []
-    for data in photographs[:12]:
+@pytest.mark.parametrize("ratio", [4.2, 8.4, 16.5])  # just above where the next reduced size is taken: where it is off most
+def test_reduced_decoding_stays_near_the_exact_bicubic(photographs, ratio):
+    offs = []
+    for data in photographs[:8]:
         pixels = decode(data)
         height, width = (side // 8 * 8 for side in pixels.shape[:2])  # on the grid of every reduced size
-        size = min(height, width) // 8
-        off = np.abs(cut(data, *pixels.shape[1::-1], [(0, 0, width, height)], size)[0] - reference(pixels[:height, :width], size))
-        means.append(off.mean())
-        assert np.quantile(off, 0.99) <= 8
-    assert np.median(means) <= 0.6
-    assert max(means) <= 1.5
+        size = int(min(height, width) / ratio)
+        offs.append(np.abs(cut(data, *pixels.shape[1::-1], [(0, 0, width, height)], size)[0] - reference(pixels[:height, :width], size)))
+    assert max(off.mean() for off in offs) <= 1.2
+    assert max(np.quantile(off, 0.99) for off in offs) <= 5
 
 
 def test_resizing_is_torchvisions_own():

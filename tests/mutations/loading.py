@@ -1,0 +1,278 @@
+"""Bugs that the tests of order, loader, crops and bad samples must find."""
+
+from tests.mutations import Row
+
+ORDER, LOADER, CROP, IMAGES = (f"tests/data/test_{name}.py::test_" for name in ("order", "loader", "crop", "images"))
+LOG = "tests/train/test_sample_log.py::test_"
+
+ROWS = [
+    # Who sees what, and when.
+    Row(
+        "a rank's streams overlap its neighbour's",
+        "mpp/data/order.py",
+        "first = step * self.batch + rank * own",
+        "first = step * self.batch + rank",
+        ORDER + "48_samples_in_12_streams_are_the_same_on_any_world",
+    ),
+    Row(
+        "ranks deal out samples in turn",
+        "mpp/data/order.py",
+        "return np.arange(first, first + own, dtype=np.int64)",
+        "return np.arange(step * self.batch + rank, (step + 1) * self.batch, world, dtype=np.int64)",
+        ORDER + "48_samples_in_12_streams_are_the_same_on_any_world",
+    ),
+    Row(
+        "every epoch has the first one's order",
+        "mpp/data/order.py",
+        "self._epochs[epoch] = _epoch_of(self, epoch)",
+        "self._epochs[epoch] = _epoch_of(self, 0)",
+        ORDER + "epochs_seeds_and_batches_differ_in_their_order",
+    ),
+    Row(
+        "the same few are always left over",
+        "mpp/data/order.py",
+        "% np.uint64(order.samples))",
+        "* np.uint64(0))",
+        ORDER + "the_few_left_over_differ_from_epoch_to_epoch",
+    ),
+    Row(
+        "streams share one permutation",
+        "mpp/data/order.py",
+        "_mix(base[0] + stream.astype(np.uint64))",
+        "_mix(base[0] + 0 * stream.astype(np.uint64))",
+        ORDER + "the_order_is_golden",
+    ),
+    Row(
+        "an epoch is a table of its samples",
+        "mpp/data/order.py",
+        "    starts = np.concatenate([[0], np.cumsum(sizes[shards])])",
+        "    everything = np.arange(order.samples)\n    starts = np.concatenate([[0], np.cumsum(sizes[shards])]) + 0 * len(everything)",
+        ORDER + "ten_million_samples_in_ten_thousand_shards_need_no_set_up",
+    ),
+    Row(
+        "a resumed sampler skips a step",
+        "mpp/data/order.py",
+        "range(self.step, self.last_step)",
+        "range(self.step + 1, self.last_step)",
+        ORDER + "a_sampler_resumed_at_a_step_yields_exactly_the_rest",
+    ),
+    Row(
+        "micro-batches are as small as can be",
+        "mpp/data/order.py",
+        "next(a for a in range(1, share + 1) if",
+        "max(a for a in range(1, share + 1) if",
+        ORDER + "accumulation_is_the_smallest_that_fits",
+    ),
+    Row(
+        "an epoch with views holds as many samples as one without",
+        "mpp/data/order.py",
+        "    samples = global_batch // views\n",
+        "    samples = global_batch\n",
+        ORDER + "with_views_a_batch_holds_fewer_samples_and_positions_count_views",
+    ),
+    Row(
+        "positions count samples where a sample has views",
+        "mpp/data/order.py",
+        "(places * self.plan.views).tolist()",
+        "places.tolist()",
+        ORDER
+        + "with_views_a_batch_holds_fewer_samples_and_positions_count_views "
+        + LOG
+        + "any_number_of_processes_and_workers_logs_the_same_samples_crops_masks_and_pixels",
+    ),
+    # What a sample looks like.
+    Row(
+        "crops are the same in every epoch",
+        "mpp/data/loader.py",
+        "Draws(self.seed, CROP, epoch, sample, view)",
+        "Draws(self.seed, CROP, 0, sample, view)",
+        LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
+    ),
+    Row(
+        "masks depend on the place in the batch",
+        "mpp/data/loader.py",
+        "Draws(self.seed, MASK, epoch, sample, view)",
+        "Draws(self.seed, MASK, epoch, number, view)",
+        LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
+    ),
+    Row(
+        "all views of a sample are one crop",
+        "mpp/data/loader.py",
+        "epoch, sample, view)) for view in range(crops)]",
+        "epoch, sample, 0)) for view in range(crops)]",
+        IMAGES + "views_of_a_sample_stand_side_by_side_and_have_draws_of_their_own",
+    ),
+    Row(
+        "views that share a crop share the mask too",
+        "mpp/data/loader.py",
+        "Draws(self.seed, MASK, epoch, sample, view)",
+        "Draws(self.seed, MASK, epoch, sample, view % crops)",
+        IMAGES + "views_that_differ_in_their_mask_share_crop_and_flip",
+    ),
+    Row(
+        "an image is decoded for each of its views",
+        "mpp/data/images.py",
+        "        return boxes, cut(self.shards.read(sample), width, height, boxes, size, self.max_pixels)",
+        "        return boxes, [cut(self.shards.read(sample), width, height, [box], size, self.max_pixels)[0] for box in boxes]",
+        IMAGES + "an_image_with_several_views_is_read_and_decoded_once",
+    ),
+    Row(
+        "the crop's ratio is uniform",
+        "mpp/data/augment.py",
+        "aspect = math.exp(low + ratio * (high - low))",
+        "aspect = ratios[0] + ratio * (ratios[1] - ratios[0])",
+        LOADER + "crops_are_distributed_as_torchvisions",
+    ),
+    Row(
+        "uniform numbers lose their lowest bits",
+        "mpp/rng.py",
+        "(self.bits(count) >> np.uint64(11)) * 2.0**-53",
+        "(self.bits(count) >> np.uint64(12)) * 2.0**-52",
+        "tests/test_rng.py::test_uniform_is_the_upper_53_bits",
+    ),
+    Row(
+        "bits go on at the next whole block",
+        "mpp/rng.py",
+        "return philox.random_raw(ahead + count)[ahead:]",
+        "return philox.random_raw(count)",
+        "tests/test_rng.py",
+    ),
+    # Pixels.
+    Row(
+        "crops are shrunk without antialiasing",
+        "mpp/data/crop.py",
+        'mode="bicubic", antialias=True)',
+        'mode="bicubic", antialias=False)',
+        CROP
+        + "crops_of_photographs_equal_an_exact_bicubic_to_two_levels "
+        + CROP
+        + "resizing_is_torchvisions_own "
+        + CROP
+        + "reduced_decoding_stays_near_the_exact_bicubic",
+    ),
+    Row(
+        "reduced decodes hold a crop barely once",
+        "mpp/data/crop.py",
+        "SPARE = 2\n",
+        "SPARE = 1\n",
+        CROP + "reduced_decoding_stays_near_the_exact_bicubic",
+    ),
+    Row(
+        "the x axis of a turned photograph runs forwards",
+        "mpp/data/crop.py",
+        "if orientation in (2, 3, 6, 7):",
+        "if orientation in (2, 3, 7, 8):",
+        CROP + "a_box_finds_its_pixels_in_the_stored_image",
+    ),
+    Row(
+        "the crop of a turned photograph stays turned",
+        "mpp/data/crop.py",
+        "return crops if turn is None else",
+        "return crops if True else",
+        CROP + "a_turned_photograph_is_cropped_upright",
+    ),
+    Row(
+        "a cut JPEG passes where the crop lies above the cut",
+        "mpp/data/crop.py",
+        ' or not data.endswith(b"\\xff\\xd9")',
+        "",
+        CROP + "a_cut_jpeg_is_bad_even_where_the_crop_lies_above_the_cut",
+    ),
+    Row(
+        "an image of another size than its index is let in",
+        "mpp/data/crop.py",
+        "    if image.size != (",
+        "    if False and image.size != (",
+        CROP + "an_image_of_another_size_than_its_index_says_is_bad",
+    ),
+    Row(
+        "the device's weights reach over the box",
+        "mpp/data/images.py",
+        "    weight = weight * ((pixel >= low[:, None]) & (pixel < high[:, None]))[:, None]\n",
+        "",
+        IMAGES + "bicubic_weights_sum_to_one_and_stay_inside_the_box",
+    ),
+    Row(
+        "the device cuts the image beside",
+        "mpp/data/images.py",
+        'rows = (batch["shown"] - self.first)',
+        'rows = (batch["sample"] - self.first)',
+        IMAGES + "a_bad_sample_is_replaced_as_it_is_from_shards",
+    ),
+    # Bad samples, and what is none.
+    Row(
+        "a replacement comes from the hold-out",
+        "mpp/data/loader.py",
+        "self.pool.start + (sample - self.pool.start + step) % len(self.pool)",
+        "(sample + step) % len(self.images.shards)",
+        LOADER + "replacement_is_cyclic_within_the_training_samples",
+    ),
+    Row(
+        "bad samples go unrecorded",
+        "mpp/data/loader.py",
+        "            bad += faults\n",
+        "",
+        LOADER + "every_fault_on_the_way_is_recorded",
+    ),
+    Row(
+        "a replacement has crops of its own",
+        "mpp/data/loader.py",
+        "                return candidate, *self.images.boxes_and_crops(candidate, views,",
+        "                views = [self.augment.draw(Draws(self.seed, CROP, 0, candidate))] * len(views)\n"
+        "                return candidate, *self.images.boxes_and_crops(candidate, views,",
+        LOADER + "a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed",
+    ),
+    Row(
+        "running out of memory makes a bad sample",
+        "mpp/data/loader.py",
+        "            except BadSample as reason:",
+        "            except (BadSample, MemoryError) as reason:",
+        LOADER + "running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample",
+    ),
+    Row(
+        "any error makes a bad sample",
+        "mpp/data/loader.py",
+        "            except BadSample as reason:",
+        "            except Exception as reason:",
+        LOADER + "a_program_fault_is_no_bad_sample",
+    ),
+    Row(
+        "the hold-out is trained on",
+        "mpp/data/training_set.py",
+        "        left[-1] -= taken\n",
+        "        left[-1] -= max(0, taken - 1)\n",
+        LOADER + "the_last_samples_are_held_out_of_training",
+    ),
+    Row(
+        "padding of the hold-out is counted",
+        "mpp/data/loader.py",
+        "(places < len(ids)).astype(np.float32)",
+        "(places >= 0).astype(np.float32)",
+        LOADER + "fixed_batches_weigh_each_sample_once_and_padding_nothing",
+    ),
+    # Processes and logs.
+    Row(
+        "open files stay few",
+        "mpp/machine.py",
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n",
+        "        pass\n",
+        LOADER + "more_shards_and_batches_than_open_files_are_no_hindrance",
+    ),
+    Row(
+        "batches are copied on their way",
+        "mpp/data/loader.py",
+        "    if get_worker_info() is None:\n",
+        "    if True:\n",
+        LOADER + "a_worker_writes_its_images_into_shared_memory",
+    ),
+    Row(
+        "a resumed run's logs keep what it sees again",
+        "mpp/train/run_folder.py",
+        'int(line.split("\\t")[0]) < position)',
+        'int(line.split("\\t")[0]) <= position)',
+        LOG
+        + "logs_are_cut_back_to_the_position_a_run_resumes_from "
+        + LOG
+        + "a_run_stopped_anywhere_goes_on_with_another_world_and_misses_and_repeats_nothing",
+    ),
+]
