@@ -1,54 +1,36 @@
 """For each promise, the plausible bug that must make a test fail.
 
 A row (tests/mutations/) names a file, the text to find in it (exactly once, or the row is out of date), what a slip of the hand would
-have made of it, and the tests that must then fail.  All rows run in one copy of the repository; a process that has imported torch and the like, but nothing of
-mpp, forks for each of them, so a row costs a second and not five.
+have made of it, and the tests that must then fail.  All rows run in one copy of the repository, each in a
+process forked off (tests/forks.py), so a row costs a second and not five.
 """
 
-import json
+import compileall
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from types import SimpleNamespace
 
 import pytest
 
+from tests.forks import SERVER, run_forked, server
 from tests.mutations import loading, shards, training
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 ROWS = [*training.ROWS, *loading.ROWS, *shards.ROWS]
 
-SERVER = """
-import importlib, json, os, sys
-for name in ("torch", "torch.utils.data", "torch.utils.tensorboard", "torchvision.transforms", "timm", "numpy", "PIL.Image", "yaml", "pydantic",
-             "safetensors.torch", "hypothesis", "transformers.models.vit_mae.modeling_vit_mae",
-             "tensorboard.backend.event_processing.event_accumulator", "pytest", "torchvision.datasets", "pyarrow.parquet", "scipy.io",
-             "webdataset", "fsspec", "requests", "tqdm"):
-    importlib.import_module(name)
-assert not any(name.split(".")[0] == "mpp" for name in sys.modules)
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        request = json.loads(line)
-        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        import mpp
-        import pytest
-        if not mpp.__file__.startswith(os.getcwd() + os.sep):
-            os._exit(97)
-        code = pytest.main(request["arguments"])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-os._exit(0)
+PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
+PROGRAM = """
+import os, sys
+import mpp
+import pytest
+if not mpp.__file__.startswith(os.getcwd() + os.sep):
+    sys.exit(97)
+sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
@@ -58,25 +40,22 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("mpp", "data_prep", "configs", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
+    for part in ("mpp", "data_prep"):  # by content: a planted bug may be as long as what it replaces, and no second younger
+        compileall.compile_dir(folder / part, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(copy: Path) -> Iterator[Callable[[list[str]], SimpleNamespace]]:
+def run(copy: Path) -> Callable[[list[str]], SimpleNamespace]:
     """run(tests): pytest's exit code and output in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], cwd=copy, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdin
-    assert server.stdout
-    assert server.stdout.readline() == "ready\n"
-    output = copy.parent / "output.txt"
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", SERVER: server()}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # of those installed, only what the tests need
 
     def request(tests: list[str]) -> SimpleNamespace:
         arguments = [
             "-x",
             "-q",
+            *(word for plugin in PLUGINS for word in ("-p", plugin)),
             "-n0",
             "--tb=short",
             "--hypothesis-profile=mpp-first-failure",
@@ -84,13 +63,10 @@ def run(copy: Path) -> Iterator[Callable[[list[str]], SimpleNamespace]]:
             f"--basetemp={copy.parent / 'tmp'}",
             *tests,
         ]
-        server.stdin.write(json.dumps({"output": str(output), "arguments": arguments}) + "\n")
-        server.stdin.flush()
-        return SimpleNamespace(code=int(server.stdout.readline()), output=output.read_text())
+        finished = run_forked(["-c", PROGRAM, *arguments], cwd=copy, env=environment, timeout=300)
+        return SimpleNamespace(code=finished.returncode, output=finished.stdout + finished.stderr)
 
-    yield request
-    server.stdin.close()
-    server.wait(timeout=60)
+    return request
 
 
 def test_without_a_mutation_the_copy_passes(run):

@@ -1,10 +1,8 @@
-"""Whole runs of the programs, in processes of their own as a launcher would start them, on small noise images."""
+"""Whole runs of the programs on small noise images, in processes of their own with the environment that a launcher would give them."""
 
 import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+
+from tests.forks import Forked, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -40,19 +40,9 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def shards(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shards")
-    command = [
-        sys.executable,
-        "data_prep/make_shards.py",
-        str(images),
-        str(out),
-        "--labels",
-        "--samples-per-shard",
-        "10",
-        "--quiet",
-        "--workers",
-        "1",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    words = ["--labels", "--samples-per-shard", "10", "--quiet", "--workers", "1"]
+    made = run_forked(["data_prep/make_shards.py", str(images), str(out), *words], cwd=ROOT, env=os.environ)
+    assert made.returncode == 0, made.stderr
     return out / "train"
 
 
@@ -85,25 +75,14 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(words: list[str], world: int = 1, program: list[str] | None = None) -> list[subprocess.Popen]:
+def start(words: list[str], world: int = 1, program: list[str] | None = None) -> list[Forked]:
     """A process for each rank.  program: what to run instead of mpp/pretrain.py."""
     port = free_port()
-    command = [sys.executable, *(program or ["mpp/pretrain.py"]), *words]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(rank, world, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(world)
-    ]
+    arguments = [*(program or ["mpp/pretrain.py"]), *words]
+    return [Forked(arguments, cwd=ROOT, env=environment(rank, world, port)) for rank in range(world)]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 300) -> Finished:
+def finish(processes: list[Forked], timeout: float = 300) -> Finished:
     texts = [process.communicate(timeout=timeout) for process in processes]
     return Finished([process.returncode for process in processes], "".join(out for out, _ in texts), "".join(err for _, err in texts))
 

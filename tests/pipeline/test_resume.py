@@ -1,6 +1,7 @@
 """Kill it anywhere: a resumed run is the uninterrupted run."""
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,9 @@ import time
 import pytest
 import torch
 
+from mpp.errors import UserError
+from mpp.files import lock_folder
+from mpp.pretrain import main
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
 
 STEP, LAST = 4, 8
@@ -106,17 +110,21 @@ def test_going_back_to_a_step_keeps_what_it_writes_and_sets_newer_checkpoints_as
     assert names == ["000000006", "000000006.aside1", "000000008", "000000008.aside1"]
 
 
-@pytest.mark.slow
-def test_a_run_folder_takes_one_run_at_a_time(uninterrupted, shards, tmp_path):
+def test_a_run_folder_takes_one_run_at_a_time(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("mpp.pretrain.lock_folder", functools.partial(lock_folder, seconds=0))
     run = tmp_path / "run"
     run.mkdir()
     with (run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = pretrain(run, shards)
-    assert refused.status == [2]
-    assert len(refused.error_lines) == 1
-    assert "another run is training here" in refused.error_lines[0]
-    # What a run that never committed has left does not count: its baseline may be another target's.
+        with pytest.raises(UserError, match="another run is training here"):
+            main([*TINY, f"data.shards={shards}", f"run_dir={run}"])
+    assert [path.name for path in run.iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+def test_what_a_run_that_never_committed_has_left_does_not_count(uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()  # its baseline may be another target's
     (run / "baseline.json").write_text((uninterrupted / "baseline.json").read_text().replace('"loss": ', '"loss": 9'))
     succeed(run, shards)
     assert (run / "baseline.json").read_bytes() == (uninterrupted / "baseline.json").read_bytes()

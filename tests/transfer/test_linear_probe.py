@@ -1,6 +1,7 @@
 """The program, on tiny shards made here."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from mpp import linear_probe
 from mpp.errors import CheckpointError, ConfigError, DataError
+from tests.forks import run_forked
 
 QUICK = ["features.workers=0", "linear.epochs=2", "linear.learning_rates=[0.01, 0.1]", "knn.k=[3, 10]", "few_shot.trials=3"]
 
@@ -109,7 +111,5 @@ def test_the_script_takes_a_file_words_and_local_rank(tmp_path):
         check=True,
     )
     assert "epochs: 7" in done.stdout and "seed: 4" in done.stdout
-    failed = subprocess.run(
-        [sys.executable, str(script), "encoder=/nowhere", "train=/nowhere"], capture_output=True, text=True, check=False
-    )
+    failed = run_forked([str(script), "encoder=/nowhere", "train=/nowhere"], cwd=tmp_path, env=os.environ)
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
