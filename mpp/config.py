@@ -186,6 +186,7 @@ class SystemConfig(Section):
     micro_batch_max: Positive = 128  # views a process takes at once; accumulation is the smallest that fits
     workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
     images: Literal["shards", "ram", "device"] = "shards"  # ram, device: small sets, decoded once into one tensor there
+    decode: Literal["cpu", "device"] = "cpu"  # device: JPEGs of `images: shards` by a GPU's nvJPEG (levels differ by a few)
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool = False  # torch.compile
     fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 
 from mpp.config import PretrainConfig, dump, load
-from mpp.data.crop import jpeg_decoder
 from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
@@ -123,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
             f"peak learning rate {peak_rate(config.optim, data.global_batch):.3g} | ZeRO {system.zero_stage}, {system.precision}"
         )
-        say(
-            f"images from {system.images}, decoded by {jpeg_decoder()} | {data.views} view(s) of each | {workers} loader process(es) a rank"
-        )
+        say(f"images {placed.images.decoder} | {data.views} view(s) of each | {workers} loader process(es) a rank")
         say(
             f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | "
             f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"

@@ -47,7 +47,7 @@ def cut(data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, m
     parts, orientation = decode_parts(data, width, height, boxes, size, max_pixels)
     turn = UPRIGHT.get(orientation)
     crops = [resize(part, size) for part in parts]
-    return crops if turn is None else [np.asarray(Image.fromarray(crop).transpose(turn)) for crop in crops]
+    return crops if turn is None else [np.array(Image.fromarray(crop).transpose(turn)) for crop in crops]
 
 
 def decode_parts(
@@ -56,7 +56,7 @@ def decode_parts(
     """As `cut`, before anything is resized: uint8 [H, W, 3] of each box, as stored, and the EXIF orientation that turns it upright."""
     if width * height > max_pixels:
         raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
-    if (plain := _plain_jpeg(data, max_pixels)) is not None:
+    if (plain := plain_jpeg(data, max_pixels)) is not None:
         orientation, *found = plain
         side = (height, width) if orientation >= 5 else (width, height)
         scale = _scale(boxes, size)
@@ -93,7 +93,7 @@ def as_stored(box: Box, width: int, height: int, orientation: int) -> Box:
     return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
-def _plain_jpeg(data: bytes, max_pixels: int) -> tuple[int, int, int] | None:
+def plain_jpeg(data: bytes, max_pixels: int) -> tuple[int, int, int] | None:
     """Orientation and stored size of a JPEG that `_jpeg` may decode, else None: grey or colour, with its end mark (Pillow judges a cut one)."""
     if _jpeg is None or not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
         return None

@@ -1,12 +1,11 @@
 """Where crops come from: the shards, or all images of a small set decoded once, in RAM or on the training device.
 
-All three answer alike: `boxes_and_crops(sample, views, size)` for one sample, BadSample for one that cannot be shown.  Order, crops, flips and
-masks are drawn before anybody asks where the pixels lie.
+All answer alike, and order, crops, flips and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -14,36 +13,43 @@ import torch
 from torch import Tensor
 
 from mpp.data.augment import View
-from mpp.data.crop import Box, cut, resize
+from mpp.data.crop import Box, cut, jpeg_decoder, resize
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 
+Crops = list[np.ndarray] | bytes | None  # uint8 [size, size, 3] of each view; or for the device to make: the encoded image, nothing
+
 
 class Images(Protocol):
     shards: ShardSet
+    decoder: str  # for people
+    encoded_bytes: int  # that a loader process hands over for a sample, beside its crops
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray] | None]:
-        """Each view's box, and uint8 [size, size, 3]; None where the device cuts.  Raises BadSample."""
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
+        """Each view's box and crop.  Raises BadSample for a sample that cannot be shown."""
         ...
 
-    def complete(self, batch: dict) -> dict:
-        """The batch with its `image`, in the training process."""
+    def complete(self, batch: dict, dataset: Any) -> dict:
+        """The batch of that MaskedImages with its `image`, in the training process."""
         ...
 
 
 class ShardImages:
     """Read and decoded whenever they are asked for.  max_pixels: larger images are bad samples."""
 
+    encoded_bytes = 0
+
     def __init__(self, shards: ShardSet, max_pixels: int):
         self.shards, self.max_pixels = shards, max_pixels
+        self.decoder = f"decoded by {jpeg_decoder()}"
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray]]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
         width, height = self.shards.size_of(sample)
         boxes = [view.box(width, height) for view in views]
         return boxes, cut(self.shards.read(sample), width, height, boxes, size, self.max_pixels)
 
-    def complete(self, batch: dict) -> dict:
+    def complete(self, batch: dict, dataset: Any) -> dict:
         return batch
 
 
@@ -52,6 +58,9 @@ class MemoryImages:
 
     Crops equal those of ShardImages bit for bit as long as no crop is so large that it would be decoded at a reduced size (crop.SPARE).
     """
+
+    decoder = "decoded once, in RAM"
+    encoded_bytes = 0
 
     def __init__(self, shards: ShardSet, pool: range, max_pixels: int, threads: int, processes: int):
         """threads: that decode; processes: of this machine that hold such a copy.  Raises ConfigError when it does not fit."""
@@ -82,14 +91,14 @@ class MemoryImages:
         place = sample - self.first
         return self.pixels[self.start[place] : self.start[place + 1]].numpy().reshape(height, width, 3)
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray] | None]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
         if sample in self.faults:
             raise BadSample(self.faults[sample])
         pixels = self.image(sample)
         boxes = [view.box(pixels.shape[1], pixels.shape[0]) for view in views]
         return boxes, [resize(pixels[top:bottom, left:right], size) for left, top, right, bottom in boxes]
 
-    def complete(self, batch: dict) -> dict:
+    def complete(self, batch: dict, dataset: Any) -> dict:
         return batch
 
 
@@ -98,6 +107,9 @@ class DeviceImages:
 
     Its arithmetic is float32: a crop differs from that of the other two by at most 2 of 255 levels.
     """
+
+    decoder = "decoded once, on the training device"
+    encoded_bytes = 0
 
     def __init__(self, images: MemoryImages, device: torch.device, size: int):
         """size: pixels a side of the crops.  Raises ConfigError for images of several sizes, or more than the device holds."""
@@ -114,12 +126,12 @@ class DeviceImages:
             _refuse_beyond("GPU memory", images.pixels.numel(), torch.cuda.mem_get_info(device)[0])
         self.pixels = images.pixels.view(count, self.height, self.width, 3).to(device).permute(0, 3, 1, 2).contiguous()
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], list[np.ndarray] | None]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
         if sample in self.faults:
             raise BadSample(self.faults[sample])
         return [view.box(self.width, self.height) for view in views], None
 
-    def complete(self, batch: dict) -> dict:
+    def complete(self, batch: dict, dataset: Any) -> dict:
         rows = (batch["shown"] - self.first).to(self.pixels.device)
         return batch | {"image": cut_on_device(self.pixels[rows], batch["box"].to(self.pixels.device), self.size)}
 

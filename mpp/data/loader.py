@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp.data.augment import Augment, View
 from mpp.data.crop import Box
-from mpp.data.images import Images
+from mpp.data.device_jpegs import joined
+from mpp.data.images import Crops, Images
 from mpp.data.order import OrderSampler
 from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
 from mpp.machine import usable_cores
@@ -67,6 +68,7 @@ class MaskedImages(Dataset):
             name: [] for name in ("flip", "kind", "source", "visible", "predicted", "position", "sample", "shown", "box")
         }
         image: torch.Tensor | None = None
+        encoded: list[tuple[int, bytes]] = []
         bad: list[dict] = []
         for number, (epoch, sample, position) in enumerate(keys):
             crops = self.views if self.differ_in == "crop" else 1
@@ -80,16 +82,20 @@ class MaskedImages(Dataset):
                 )  # fmt: skip
                 for name, value in zip(rows, values, strict=True):
                     rows[name].append(value)
-                if pixels is not None:
+                if isinstance(pixels, list):
                     if image is None:
                         image = _handed_over(len(keys) * self.views, size, size, 3)
                     image[number * self.views + view] = torch.from_numpy(pixels[crop])
+            if isinstance(pixels, bytes):
+                encoded.append((number * self.views, pixels))
             bad += faults
         batch: Batch = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()} | {"bad": bad}
         batch["replaced"] = batch["shown"] != batch["sample"]
+        if encoded:
+            batch |= joined(encoded) | {"keys": keys}
         return batch if image is None else batch | {"image": image.permute(0, 3, 1, 2)}
 
-    def _open(self, sample: int, position: int, views: list[View]) -> tuple[int, list[Box], list[np.ndarray] | None, list[dict]]:
+    def _open(self, sample: int, position: int, views: list[View]) -> tuple[int, list[Box], Crops, list[dict]]:
         """The crops of the sample, or of the next readable one in manifest order (cyclic within the pool), and which it is; a record of every
         fault on the way."""
         faults: list[dict] = []
@@ -108,8 +114,8 @@ class MaskedImages(Dataset):
         )
 
     def bytes_of(self, views: int) -> int:
-        """Of a batch of so many views, at most."""
-        return views * (3 * self.augment.size**2 + 32 * self.masking.patches + 100)
+        """Of a batch of so many views; at most, but for the spread of encoded sizes."""
+        return views * (3 * self.augment.size**2 + 32 * self.masking.patches + 100 + self.images.encoded_bytes // self.views)
 
 
 def _handed_over(*shape: int) -> torch.Tensor:
@@ -164,7 +170,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
             ) from error
         if "error" in batch:
             raise batch["error"]
-        yield dataset.images.complete(batch)
+        yield dataset.images.complete(batch, dataset)
 
 
 def _refuse_small_shared_memory(needed: int, workers: int) -> None:

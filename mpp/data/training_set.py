@@ -7,6 +7,7 @@ import torch
 from mpp.config import PretrainConfig
 from mpp.data.augment import Augment
 from mpp.data.decode import require_codecs
+from mpp.data.device_jpegs import DeviceJpegs
 from mpp.data.images import DeviceImages, MemoryImages, ShardImages
 from mpp.data.loader import MaskedImages
 from mpp.data.order import BatchPlan, Order
@@ -28,12 +29,14 @@ class TrainingSet:
 
     def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> MaskedImages:
         """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""
-        images, where = self.training.images, config.system.images
+        images, where, size = self.training.images, config.system.images, config.model.image_size
         if where == "shards":
-            return self.training
+            if config.system.decode == "cpu" or device.type != "cuda":
+                return self.training
+            return replace(self.training, images=DeviceJpegs(images.shards, config.data.max_pixels, device, size))
         threads = max(1, usable_cores() // local_world)
         decoded = MemoryImages(images.shards, self.training.pool, config.data.max_pixels, threads, local_world)
-        return replace(self.training, images=decoded if where == "ram" else DeviceImages(decoded, device, config.model.image_size))
+        return replace(self.training, images=decoded if where == "ram" else DeviceImages(decoded, device, size))
 
 
 def open_training_set(config: PretrainConfig) -> TrainingSet:

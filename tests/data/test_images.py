@@ -70,7 +70,7 @@ def test_a_bad_sample_is_replaced_as_it_is_from_shards(equal_sizes, damage, plac
     held = in_ram(data)
     memory = replace(data, images=held if place == "ram" else DeviceImages(held, CPU, SIZE))
     keys = [(0, sample, 7 + sample) for sample in range(11)]
-    one, other = data.batch(keys), memory.images.complete(memory.batch(keys))
+    one, other = data.batch(keys), memory.images.complete(memory.batch(keys), memory)
     assert one["bad"] == other["bad"]
     assert [fault["bad"] for fault in one["bad"]] == [3, 4, 4, 10]
     assert torch.equal(one["shown"], other["shown"])

@@ -1,0 +1,71 @@
+"""JPEGs decoded on the training device, by torchvision's nvJPEG: loader processes only read and check them.
+
+Bytes and boxes go to the training process, which decodes a micro-batch at once and cuts and resizes there.  What nvJPEG is not asked for
+(other formats, turned or CMYK images, cut files), or refuses, is decoded as everywhere else.  nvJPEG rounds otherwise than libjpeg-turbo, so
+pixels differ by a few of 255 levels from the CPU's: a run that is to continue bit for bit keeps to one of the two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from mpp.data.augment import View
+from mpp.data.crop import Box, plain_jpeg
+from mpp.data.images import Crops, ShardImages
+from mpp.data.shards import ShardSet
+from mpp.errors import BadSample
+
+
+class DeviceJpegs:
+    """max_pixels: larger images are bad samples; size: pixels a side of the crops."""
+
+    def __init__(self, shards: ShardSet, max_pixels: int, device: torch.device, size: int):
+        self.shards, self.max_pixels, self.device, self.size = shards, max_pixels, device, size
+        self.on_cpu = ShardImages(shards, max_pixels)
+        self.decoder = f"decoded by nvJPEG, or {self.on_cpu.decoder}"
+        self.encoded_bytes = int(np.mean(shards.index["size"]))
+
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
+        width, height = self.shards.size_of(sample)
+        if width * height > self.max_pixels:
+            raise BadSample(f"too many pixels ({width}x{height}, the limit is {self.max_pixels})")
+        data = self.shards.read(sample)
+        if plain_jpeg(data, self.max_pixels) != (1, width, height):
+            return self.on_cpu.boxes_and_crops(sample, views, size)
+        return [view.box(width, height) for view in views], data
+
+    def complete(self, batch: dict, dataset: Any) -> dict:
+        if "encoded" not in batch:
+            return batch
+        keys, rows, ends, encoded = (batch.pop(name) for name in ("keys", "encoded_rows", "encoded_ends", "encoded"))
+        try:
+            images = decode_jpeg(list(encoded.tensor_split(ends[:-1])), mode=ImageReadMode.RGB, device=self.device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # nvJPEG names no culprit: the CPU judges each of them
+            return replace(dataset, images=self.on_cpu).batch(keys)
+        image = torch.empty(len(batch["box"]), 3, self.size, self.size, dtype=torch.uint8, device=self.device)
+        if "image" in batch:
+            image.copy_(batch["image"])
+        for decoded, first in zip(images, rows.tolist(), strict=True):
+            for row in range(first, first + dataset.views):
+                left, top, right, bottom = batch["box"][row].tolist()
+                part = decoded[None, :, top:bottom, left:right].float()
+                resized = torch.nn.functional.interpolate(part, size=(self.size, self.size), mode="bicubic", antialias=True)
+                image[row] = resized[0].round().clamp(0, 255).to(torch.uint8)
+        return batch | {"image": image}
+
+
+def joined(encoded: list[tuple[int, bytes]]) -> dict[str, torch.Tensor]:
+    """[(first row, bytes)] -> one tensor of all bytes, where each image's end and which row is its first: a file each when handed over."""
+    rows, images = zip(*encoded, strict=True)
+    ends = np.cumsum([len(image) for image in images])
+    return {
+        "encoded": torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8),
+        "encoded_ends": torch.from_numpy(ends),
+        "encoded_rows": torch.tensor(rows),
+    }

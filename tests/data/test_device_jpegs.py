@@ -1,0 +1,91 @@
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpp.data.device_jpegs import DeviceJpegs
+from mpp.data.images import ShardImages
+from mpp.data.loader import MaskedImages, batches
+from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.shards import ShardSet
+from mpp.data.write_shards import Sample, write_manifest, write_shard
+from tests.data.test_crop import encoded, scene
+from tests.data.test_loader import AUGMENT, MASKING, SIZE
+
+gpu = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """16 images: plain, grey, progressive and turned JPEGs, PNGs."""
+    folder = tmp_path_factory.mktemp("jpegs") / "train"
+    folder.mkdir()
+    samples = []
+    for key in range(16):
+        image, kind, options = scene(60 + key, 50, key), "JPEG", {"quality": 90, "subsampling": key % 3}
+        if key % 5 == 1:
+            image = image.convert("L")
+        elif key % 5 == 2:
+            options["progressive"] = True
+        elif key % 5 == 3:
+            options["orientation"] = 6
+        elif key % 5 == 4:
+            kind, options = "PNG", {}
+        data = encoded(image, kind, **options)
+        width, height = (50, 60 + key) if key % 5 == 3 else (60 + key, 50)
+        samples.append(Sample(key, "jpg" if kind == "JPEG" else "png", data, width, height, -1))
+    shard = write_shard(folder, "000000.tar", samples)
+    colours = np.ones((3, 256), dtype=np.int64)
+    write_manifest(folder, split="train", shards=[shard], classes=[], colours=colours, colour_images=1, rejects=0, source={"name": "test"})
+    return folder
+
+
+def stream(data: MaskedImages, workers: int) -> list[dict]:
+    order = Order(tuple(data.images.shards.samples_per_shard), 8, 4, data.seed)
+    plan = plan_batch(8 * data.views, 4, 1, 4 * data.views, data.views)
+    return list(batches(data, OrderSampler(order, plan, 0, 1, 0, 3), workers, pin_memory=False))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("device", ["cpu", gpu])
+def test_jpegs_decoded_on_the_device_give_the_same_batches_but_for_rounding(photos, device, workers):
+    shards = ShardSet.open(photos)
+    data = MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(16), views=2)
+    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device), SIZE))
+    expected, found = stream(data, 0), stream(there, workers)
+    assert sum("image" in there.batch([(0, sample, 0)]) for sample in range(16)) == 6  # turned ones and PNGs stay with the CPU
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        assert other["image"].device.type == device
+        assert all(torch.equal(one[name], other[name]) for name in one if name not in ("bad", "image"))
+        off = (one["image"].int() - other["image"].cpu().int()).abs().float()
+        assert off.mean() < (0.5 if device == "cpu" else 2)
+        assert torch.quantile(off.flatten(), 0.99) <= (2 if device == "cpu" else 8)
+
+
+@pytest.mark.parametrize("device", ["cpu", gpu])
+def test_what_the_device_refuses_is_judged_by_the_cpu(photos, device, monkeypatch):
+    shards = ShardSet.open(photos)
+    data = MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(16))
+    broken = bytearray(shards.read(0))
+    middle = broken.index(b"\xff\xda") + 40
+    broken[middle : middle + 200] = b"\xff\xd8" * 100
+    original = ShardSet.read
+    monkeypatch.setattr(ShardSet, "read", lambda self, sample: bytes(broken) if sample == 0 else original(self, sample))
+    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device), SIZE))
+    keys = [(0, 5, 0), (0, 0, 1), (0, 4, 2)]
+    one, other = data.batch(keys), there.images.complete(there.batch(keys), there)
+    assert one["shown"].tolist() == other["shown"].tolist()
+    assert one["bad"] == other["bad"]
+    assert torch.equal(one["image"], other["image"].cpu())
+
+
+def test_too_many_pixels_are_bad_before_the_device_sees_them(photos):
+    shards = ShardSet.open(photos)
+    there = MaskedImages(DeviceJpegs(shards, 3000, torch.device("cpu"), SIZE), AUGMENT, MASKING, 5, range(16))
+    batch = there.batch([(0, 5, 0)])
+    assert "too many pixels" in batch["bad"][0]["reason"]
+    assert Image.open(io.BytesIO(shards.read(int(batch["shown"][0])))).width <= 60
