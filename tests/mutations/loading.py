@@ -143,19 +143,14 @@ ROWS = [
         "mpp/data/crop.py",
         'mode="bicubic", antialias=True)',
         'mode="bicubic", antialias=False)',
-        CROP
-        + "crops_of_photographs_equal_an_exact_bicubic_to_two_levels "
-        + CROP
-        + "resizing_is_torchvisions_own "
-        + CROP
-        + "reduced_decoding_stays_near_the_exact_bicubic",
+        CROP + "resizing_is_torchvisions_own",
     ),
     Row(
         "reduced decodes hold a crop barely once",
         "mpp/data/crop.py",
         "SPARE = 2\n",
         "SPARE = 1\n",
-        CROP + "reduced_decoding_stays_near_the_exact_bicubic",
+        CROP + "a_reduced_size_still_holds_the_crop_twice_over",
     ),
     Row(
         "the x axis of a turned photograph runs forwards",
