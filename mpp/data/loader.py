@@ -84,7 +84,7 @@ class MaskedImages(Dataset):
                     rows[name].append(value)
                 if isinstance(pixels, list):
                     if image is None:
-                        image = _handed_over(len(keys) * self.views, size, size, 3)
+                        image = _room_for_images(len(keys) * self.views, size, size, 3)
                     image[number * self.views + view] = torch.from_numpy(pixels[crop])
             if isinstance(pixels, bytes):
                 encoded.append((number * self.views, pixels))
@@ -118,12 +118,28 @@ class MaskedImages(Dataset):
         return views * (3 * self.augment.size**2 + 32 * self.masking.patches + 100 + self.images.encoded_bytes // self.views)
 
 
-def _handed_over(*shape: int) -> torch.Tensor:
-    """uint8, not initialised; in a worker it lies in shared memory, so that handing it over copies nothing."""
+_slots: list[torch.Tensor] = []  # a loader process's own: shared memory for the images of its batches in flight
+
+
+def _room_for_images(*shape: int) -> torch.Tensor:
+    """uint8, not initialised; in a loader process the next of PREFETCHED + 1 slots in shared memory.
+
+    Slots are used again and again, as new shared memory costs more than the copy out of it (`_own_copy`): the first touch of every 4 kB is a
+    page fault.  A worker has at most PREFETCHED batches to make and one more that is being taken, so none is overwritten.
+    """
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's own default_collate
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        return torch.from_numpy(np.empty(shape, dtype=np.uint8))  # numpy asks for huge pages, torch.empty does not
+    if len(_slots) > PREFETCHED and _slots[0].shape == shape:
+        slot = _slots.pop(0)
+    else:
+        storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's own default_collate
+        slot = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    _slots.append(slot)
+    return slot
+
+
+def _own_copy(image: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(image.permute(0, 2, 3, 1).numpy().copy()).permute(0, 3, 1, 2)
 
 
 def default_workers(local_world: int) -> int:
@@ -138,7 +154,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     if workers:
-        _refuse_small_shared_memory(dataset.bytes_of(sampler.plan.micro_batch) * PREFETCHED * workers * local_world, workers)
+        _refuse_small_shared_memory(dataset.bytes_of(sampler.plan.micro_batch) * (PREFETCHED + 1) * workers * local_world, workers)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -146,6 +162,7 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
         prefetch_factor=PREFETCHED if workers else None,
+        in_order=True,
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
         worker_init_fn=_ignore_signals,
         multiprocessing_context="fork" if workers else None,  # fast, and shares memory; workers touch neither CUDA nor threads
@@ -170,6 +187,8 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
             ) from error
         if "error" in batch:
             raise batch["error"]
+        if workers and not pin_memory and "image" in batch:  # pinning copies too
+            batch["image"] = _own_copy(batch["image"])
         yield dataset.images.complete(batch, dataset)
 
 

@@ -254,6 +254,20 @@ ROWS = [
         LOADER + "more_shards_and_batches_than_open_files_are_no_hindrance",
     ),
     Row(
+        "a slot is used again while its batch waits",
+        "mpp/data/loader.py",
+        "    if len(_slots) > PREFETCHED and",
+        "    if _slots and",
+        LOADER + "batches_do_not_depend_on_the_number_of_workers",
+    ),
+    Row(
+        "a batch of a worker stays in its slot",
+        "mpp/data/loader.py",
+        "    return torch.from_numpy(image.permute(0, 2, 3, 1).numpy().copy())",
+        "    return torch.from_numpy(image.permute(0, 2, 3, 1).numpy())",
+        LOADER + "batches_do_not_depend_on_the_number_of_workers",
+    ),
+    Row(
         "batches are copied on their way",
         "mpp/data/loader.py",
         "    if get_worker_info() is None:\n",
