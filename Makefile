@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 setup: $(VENV)/.ready
 
 # DeepSpeed is a source package that looks at the installed torch while it builds, hence the order and --no-build-isolation.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt mpp/data/_jpeg.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), mpp needs Python 3.11 to 3.13; try: make PYTHON=python3.12 ..."; exit 2; }
 	@command -v g++ >/dev/null || command -v c++ >/dev/null || \
@@ -21,6 +21,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja py-cpuinfo
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -c 'import mpp.data._jpeg' 2>/dev/null || \
+	  echo "note: JPEGs will be decoded by Pillow, at about half the speed: apt-get install libjpeg-dev (or your system's), then $(BIN)/pip install --no-build-isolation -e ."
 	touch $@
 
 # Real images -> shards -> DeepSpeed pretraining -> probe.  DATA=/any/folder (or zip, tar) takes your own images, without labels.

@@ -69,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     placed = sets.placed(config, torch.device("cpu"), 1)
     rate = alone(placed, order, plan, arguments.seconds)
     timed = stages.images * views
-    print(f"\none core                 views/s   ms/view   ({timed:,} views timed)")
+    print(f"\none core                 views/s   us/view   ({timed:,} views timed)")
     for name, stage in (("read", stages.read), ("decode", stages.decode), ("augment", stages.augment)):
-        print(f"{name:24}{timed / stage.cpu:8,.0f}   {1000 * stage.cpu / timed:7.3f}")
-    print(f"{'whole':24}{rate:8,.0f}   {1000 / rate:7.3f}   from {config.system.images}, as a loader process does it")
+        print(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
+    print(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   images {placed.images.decoder}")
     print(
-        f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1000 * stages.decode_whole.cpu / timed:7.3f}   for comparison"
+        f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1e6 * stages.decode_whole.cpu / timed:7,.0f}   for comparison"
     )
     if workers:
         together = with_workers(placed, order, plan, arguments.seconds, workers)

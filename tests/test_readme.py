@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mpp import linear_probe, pretrain
+from mpp import linear_probe, loader_speed, pretrain
+from mpp.config import PretrainConfig, load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,12 +40,25 @@ def test_every_probe_command_parses(command, capsys):
     assert "encoder:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands("mpp/loader_speed.py"))
+def test_every_loader_speed_command_parses(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    arguments = loader_speed.parse(words[words.index("mpp/loader_speed.py") + 1 :])
+    assert load(PretrainConfig, arguments.config, arguments.words).data.shards == "shards/train"
+
+
 def test_there_are_commands_to_check():
-    assert len(commands("mpp/pretrain.py")) >= 4 and commands("mpp/linear_probe.py") and commands("pretrain.sbatch")
+    assert (
+        len(commands("mpp/pretrain.py")) >= 4
+        and commands("mpp/linear_probe.py")
+        and commands("mpp/loader_speed.py")
+        and commands("pretrain.sbatch")
+    )
 
 
 def test_every_override_shown_in_the_text_is_a_known_key(capsys):
-    for word in re.findall(r"`((?:optim|mask|data|system|model)\.[a-z_]+)`", README):
+    for word in re.findall(r"`((?:optim|mask|data|system|model|log)\.[a-z_]+)`", README):
         section, key = word.split(".")
         assert key in type(getattr(pretrain.PretrainConfig(), section)).model_fields, word
 

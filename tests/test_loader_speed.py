@@ -1,0 +1,62 @@
+import re
+
+import pytest
+
+from mpp import loader_speed
+from mpp.config import PretrainConfig, SystemConfig
+from mpp.errors import DataError
+from mpp.loader_speed import Stage, Stages, limit
+
+WORDS = [
+    "model={image_size: 16, patch_size: 4}", "data.global_batch=8", "data.holdout_samples=4", "system.workers=1", "--seconds", "0.05",
+]  # fmt: skip
+
+
+def run(shards, capsys, *words: str) -> str:
+    assert loader_speed.main([f"data.shards={shards}", *WORDS, *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_it_prints_each_stage_the_whole_and_the_cores_for_a_rate(tiny_shards, capsys):
+    text = run(tiny_shards, capsys, "--rate", "100000", "data.views=2")
+    rates = {
+        name: (float(rate.replace(",", "")), float(cost.replace(",", "")))
+        for name, rate, cost in re.findall(r"^(\w+) +([\d,]+) +([\d,]+)", text, re.MULTILINE)
+    }
+    assert set(rates) == {"read", "decode", "augment", "whole"}
+    for rate, cost in rates.values():
+        assert rate * cost == pytest.approx(1e6, rel=0.05)
+    cores = int(re.search(r"100,000 views/s +(\d+) core", text)[1])
+    assert cores == pytest.approx(100_000 / rates["whole"][0], abs=1.1)
+    assert "36 training samples" in text
+    assert "2 view(s) of each image" in text
+    assert "1 loader process(es)" in text
+    assert "\nlimit: " in text
+
+
+def test_images_in_memory_are_timed_where_they_lie(tiny_shards, capsys):
+    text = run(tiny_shards, capsys, "system.images=ram", "system.workers=0")
+    assert "decoded once, in RAM" in text
+    assert "limit: cropping and masking" in text
+    assert "loader process(es)" not in text
+
+
+def test_shards_of_which_nothing_can_be_decoded_are_an_error(tmp_path, make_shards, damage):
+    folder = make_shards(tmp_path / "train", [12])
+    damage(folder, range(12))
+    with pytest.raises(DataError, match=r"none of the first 8 samples can be decoded; .*verify_shards.py"):
+        loader_speed.main([f"data.shards={folder}", *WORDS])
+
+
+@pytest.mark.parametrize(
+    ("read", "decode", "augment", "waited", "expected"),
+    [
+        (1, 5, 2, 0.1, "decoding; shards made with --resize 256, .* \\(62% of the time\\)"),
+        (1, 2, 5, 0.1, "resizing and masking"),
+        (5, 2, 1, 0.1, "reading and checking bytes"),
+        (1, 5, 2, 9.0, "the disk: of 10.0 s in reads 9.0 s went by waiting"),
+    ],
+)
+def test_the_limit_is_the_slowest_stage_or_the_disk(read, decode, augment, waited, expected):
+    stages = Stages(Stage(read, read + waited), Stage(decode, decode), Stage(augment, augment), images=1)
+    assert re.match(expected, limit(stages, PretrainConfig(system=SystemConfig())))
