@@ -24,7 +24,8 @@ file in benchmarks/peers/.  The pixels of some batches are compared, so that nob
     python3 -m venv /tmp/peers && /tmp/peers/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31 webdataset==1.0.2 \\
         litdata==0.2.76 mosaicml-streaming==0.13.0 spdl==0.8.0 psutil
 
-A tool that cannot be imported there, or that fails, is left out, and the reason is printed and recorded.
+A tool that cannot be imported there, or that fails, is left out from then on, and the reason is printed and recorded.  The second forms of
+ImageFolder (Pillow) and SPDL (FFmpeg) take part in the rates alone.
 """
 
 import argparse
@@ -54,6 +55,7 @@ LIMIT = 600  # seconds a single process may take
 EPOCHS = 3  # of memory
 MEMORY_SET, LENGTH_SET = "cifar", "photos256"
 SHARES = (0.1, 0.9)  # of an epoch, from which to resume
+PARTS = ("rate", "memory", "first", "resume")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Tool:
     script: str
     form: tuple[str, ...] = ()
     own_format: bool = False  # it stores the images anew
+    parts: tuple[str, ...] = PARTS
 
     def ask(self, *words: str | Path | int, workers: int, log: Path, watch: Callable[[list], None] | None = None) -> dict:
         """The JSON object that the script ends with, and `started`, when it was.  `watch` is called again and again.  Raises Failed."""
@@ -88,18 +91,19 @@ class Tool:
 def tools(peers: str) -> list[Tool]:
     return [
         Tool("mpp", sys.executable, "loader_mpp.py"),
-        Tool("ImageFolder", peers, "loader_torchvision.py", ("pil",)),
+        Tool("ImageFolder", peers, "loader_torchvision.py", ("pil",), parts=("rate",)),
         Tool("torchvision, decode_jpeg", peers, "loader_torchvision.py", ("tensor",)),
         Tool("timm", peers, "loader_timm.py"),
         Tool("webdataset", peers, "loader_webdataset.py"),
         Tool("litData", peers, "loader_litdata.py", own_format=True),
         Tool("MosaicML Streaming", peers, "loader_streaming.py", own_format=True),
         Tool("SPDL, decode_jpeg", peers, "loader_spdl.py", ("tensor",)),
-        Tool("SPDL, FFmpeg", peers, "loader_spdl.py", ("ffmpeg",)),
+        Tool("SPDL, FFmpeg", peers, "loader_spdl.py", ("ffmpeg",), parts=("rate",)),
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    began = time.monotonic()
     options = parse(argv)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -109,8 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     result |= {"environment": environment() | {"cpu": cpu()}, "commands": [*result.get("commands", []), words], "left_out": {}}
     result |= {name: result.get(name, {}) for name in ("versions", "sets")}
     found = [tool for tool in tools(options.peers) if not options.tools or any(word in tool.name for word in options.tools)]
-    found = attempt("versions", found, result, lambda tool: result["versions"].update({tool.name: version_of(tool, log)}))
-
     wanted = set(options.datasets) if "rate" in options.only else set()
     wanted |= {MEMORY_SET} if "memory" in options.only else set()
     wanted |= {LENGTH_SET} if {"first", "resume"} & set(options.only) else set()
@@ -123,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = {name: sets[name] for name in options.datasets}
         images = {name: options.small if name == "cifar" else options.images for name in chosen}
         found = rate(found, chosen, options.warm_up, images, options.rounds, result, log)
+    found = [tool for tool in found if "memory" in tool.parts]
     if "memory" in options.only:
         result["memory"] = {}
         found = attempt("memory", found, result, lambda tool: result["memory"].update({tool.name: memory(tool, sets[MEMORY_SET], log)}))
@@ -134,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "resume" in options.only:
         result["resume"] = {}
         found = attempt("resume", found, result, lambda tool: result["resume"].update({tool.name: resume(tool, sets[LENGTH_SET], log)}))
+    result["seconds"] = round(time.monotonic() - began)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
@@ -156,8 +160,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=4 * BATCH, help="images before those that count")
     parser.add_argument("--images", type=int, default=12 * BATCH, help="photographs that count in a round")
     parser.add_argument("--small", type=int, default=80 * BATCH, help="CIFAR-10 images that count in a round")
-    parts = ("rate", "memory", "first", "resume")
-    parser.add_argument("--only", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     options = parser.parse_args(argv)
     if options.entries < (least := options.warm_up + max(options.images, options.small) + 8 * BATCH):
         parser.error(f"--entries {options.entries} must be at least {least}, so that what is measured lies within one epoch")
@@ -192,12 +195,6 @@ def attempt(said: str, found: list[Tool], result: dict, action: Callable[[Tool],
     return good
 
 
-def version_of(tool: Tool, log: Path) -> dict:
-    found = tool.ask("versions", workers=1, log=log)
-    del found["started"]
-    return found
-
-
 def make_ready(tool: Tool, folder: Path, log: Path) -> None:
     mark = folder / f"{tool.script}.ready"
     if tool.own_format and not mark.exists():
@@ -214,8 +211,9 @@ def rate(
 
     def run(tool: Tool) -> None:
         for workers in CORES:
-            measured = tool.ask("rate", workers, *words, workers=workers, log=log)["sets"]
-            for name, values in zip(sets, measured, strict=True):
+            measured = tool.ask("rate", workers, *words, workers=workers, log=log)
+            result["versions"][tool.name] = measured["versions"]
+            for name, values in zip(sets, measured["sets"], strict=True):
                 runs[name][tool.name][str(workers)].append(values)
 
     for number in range(rounds):
@@ -280,18 +278,19 @@ def proportional(process: psutil.Process) -> int:
 
 
 def first(tool: Tool, folder: Path, result: dict, log: Path) -> None:
-    """tool -> seconds from the start of the process, and from the moment its imports were done; a round more each time."""
+    """tool -> seconds from the start of the process, and from the moment a loader was asked for; a round more each time."""
     measured = tool.ask("first", 2, folder, workers=2, log=log)
     runs = result.setdefault(tool.name, {"runs": []})["runs"]
-    runs.append({"from_start": measured["arrived"] - measured["started"], "from_imports": measured["arrived"] - measured["imported"]})
+    seconds = measured["arrived"][0]
+    runs.append({"from_start": measured["imported"] - measured["started"] + seconds, "from_asked": seconds})
     result[tool.name] |= {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
 
 
 def resume(tool: Tool, folder: Path, log: Path) -> dict:
-    """share of an epoch -> seconds from the moment the imports were done to the first batch after it."""
+    """share of an epoch -> seconds from the moment a loader was asked for to the first batch after it."""
     steps = json.loads((folder / "set.json").read_text())["entries"] // BATCH
-    answers = {share: tool.ask("resume", 2, folder, int(share * steps), workers=2, log=log) for share in SHARES}
-    return {str(share): round(answer["arrived"] - answer["imported"], 3) for share, answer in answers.items()}
+    arrived = tool.ask("resume", 2, folder, *(int(share * steps) for share in SHARES), workers=2, log=log)["arrived"]
+    return {str(share): round(seconds, 3) for share, seconds in zip(SHARES, arrived, strict=True)}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def looks(name: str, tool: dict) -> str:
 def rest(result: dict) -> str:
     memory, first, resume = (result.get(part, {}) for part in ("memory", "first", "resume"))
     lines = [
-        "| 2 workers | peak MB, epoch 1 | 2 | 3 | flat | first batch, s from start | s from imports | resumed at 10 %, s | at 90 %, s |",
+        "| 2 workers | peak MB, epoch 1 | 2 | 3 | flat | first batch, s from start | s from asked | resumed at 10 %, s | at 90 %, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     names = list(dict.fromkeys([*memory, *first, *resume]))
@@ -50,7 +50,7 @@ def rest(result: dict) -> str:
         peaks = memory.get(name, {}).get("peak_mb", [None] * 3)
         cells = [number(peak, 0) for peak in peaks]
         cells.append("-" if name not in memory else "yes" if memory[name]["last_over_first"] <= FLAT else "no")
-        cells += [number(first.get(name, {}).get(what), 2) for what in ("from_start", "from_imports")]
+        cells += [number(first.get(name, {}).get(what), 2) for what in ("from_start", "from_asked")]
         cells += [number(resume.get(name, {}).get(share), 2) for share in ("0.1", "0.9")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,15 +1,14 @@
 """A loader under measurement: this process asks it for batches as a trainer would, does nothing with them, and notes time and work.
 
-    python loader_PEER.py versions
     python loader_PEER.py prepare SET                            stores the images of SET as this peer wants them
     python loader_PEER.py rate WORKERS SET WARM_UP IMAGES ...    for one set after another: WARM_UP images, then IMAGES that count
-    python loader_PEER.py first WORKERS SET                      time to the first batch
-    python loader_PEER.py resume WORKERS SET BATCHES             time to the first batch after so many of an epoch
+    python loader_PEER.py first WORKERS SET                      when the first batch arrived
+    python loader_PEER.py resume WORKERS SET BATCHES ...         when the first batch after so many of an epoch arrived; ascending
     python loader_PEER.py epochs WORKERS SET EPOCHS              when each epoch ended, for whoever watches the memory
 
 SET is a folder made by ../loader_sets.py.  Each loader_PEER.py brings a `stream`: whole batches, uint8 [B, 3, S, S], of which every image
 was decoded, cropped as torchvision's RandomResizedCrop does (CROP) and resized with an antialiased bicubic filter.
-The last line that begins with a brace is the result, as JSON.  All times are of the monotonic clock, which processes share.
+The last line that begins with a brace is the result, as JSON, with the packages' versions.  All times are of the monotonic clock, which processes share.
 """
 
 import gc
@@ -62,31 +61,50 @@ def main(packages: list[str], stream: Stream, prepare: Callable[[ImageSet], None
     imported = time.monotonic()
     torch.set_num_threads(1)
     what, *words = sys.argv[1:]
-    if what == "versions":
-        result: dict = {name: version(name) for name in packages}
-    elif what == "prepare":
+    if what == "prepare":
         if prepare:
             prepare(ImageSet.read(words[0]))
-        result = {}
+        result: dict = {}
     elif what == "rate":
-        workers, *sets = words
-        result = {"sets": [rate(stream, int(workers), *sets[nth : nth + 3]) for nth in range(0, len(sets), 3)]}
+        result = {"sets": [rate(stream, int(words[0]), *words[nth : nth + 3]) for nth in range(1, len(words), 3)]}
     elif what in ("first", "resume"):
-        images, skipped = ImageSet.read(words[1]), int(words[2]) if what == "resume" else 0
-        batches = stream(images, int(words[0]), 1, skipped if resumes else 0)
-        for _ in range(0 if resumes else skipped):
-            next(batches)
-        checked(next(batches), images)
-        result = {"imported": imported, "arrived": time.monotonic()}
-        batches.close()  # type: ignore[attr-defined]
+        images, after = ImageSet.read(words[1]), list(map(int, words[2:])) or [0]
+        result = {"arrived": arrivals(stream, int(words[0]), images, after, resumes)}
     else:
-        images, ends, seen = ImageSet.read(words[1]), [], 0
-        for batch in stream(images, int(words[0]), int(words[2]), 0):
-            seen += len(checked(batch, images))
-            if seen >= (len(ends) + 1) * (images.entries - images.batch * max(1, int(words[0]))):  # loaders leave out what fills no batch
-                ends.append(time.monotonic())
-        result = {"imported": imported, "ends": ends, "images": seen}
+        result = epochs(stream, int(words[0]), ImageSet.read(words[1]), int(words[2]))
+    result |= {"imported": imported, "versions": {name: version(name) for name in packages}}
     print("\n" + json.dumps(result), flush=True)
+
+
+def arrivals(stream: Stream, workers: int, images: ImageSet, after: list[int], resumes: bool) -> list[float]:
+    """Seconds from the moment a loader is asked for, until the first batch after each number of batches is there."""
+    found = []
+    for skipped in after if resumes else after[:1]:
+        asked = time.monotonic()
+        batches = stream(images, workers, 1, skipped if resumes else 0)
+        if resumes:
+            checked(next(batches), images)
+            found.append(time.monotonic() - asked)
+        else:
+            for number in range(after[-1] + 1):
+                batch = next(batches)
+                if number in after:
+                    checked(batch, images)
+                    found.append(time.monotonic() - asked)
+        batches.close()  # type: ignore[attr-defined]
+        gc.collect()
+    return found
+
+
+def epochs(stream: Stream, workers: int, images: ImageSet, count: int) -> dict:
+    """When each epoch ended."""
+    ends: list[float] = []
+    seen = 0
+    for batch in stream(images, workers, count, 0):
+        seen += len(checked(batch, images))
+        if seen >= (len(ends) + 1) * (images.entries - images.batch * max(1, workers)):  # loaders leave out what fills no batch
+            ends.append(time.monotonic())
+    return {"ends": ends, "images": seen}
 
 
 def rate(stream: Stream, workers: int, folder: str, warm_up: str, count: str) -> dict:
