@@ -32,7 +32,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -46,6 +45,7 @@ from loader_report import markdown
 from loader_sets import BATCH, Source, build
 from measured import Failed, members, start
 
+from data_prep import cpu
 from mpp.train.run_folder import environment
 
 HERE = Path(__file__).parent
@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = {name: sets[name] for name in options.datasets}
         images = {name: options.small if name == "cifar" else options.images for name in chosen}
         found = rate(found, chosen, options.warm_up, images, options.rounds, result, log)
+        keep(options.out, result)
     found = [tool for tool in found if "memory" in tool.parts]
     if "memory" in options.only:
         result["memory"] = {}
@@ -137,11 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "resume" in options.only:
         result["resume"] = {}
         found = attempt("resume", found, result, lambda tool: result["resume"].update({tool.name: resume(tool, sets[LENGTH_SET], log)}))
-    result["seconds"] = round(time.monotonic() - began)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    keep(options.out, result | {"seconds": round(time.monotonic() - began)})
     print(markdown(result))
     return 0
+
+
+def keep(out: Path, result: dict) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -157,12 +161,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--entries", type=int, default=50_000, help="length of each set")
     parser.add_argument("--tools", nargs="+", metavar="NAME", help="only those whose name holds one of these words")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=4 * BATCH, help="images before those that count")
-    parser.add_argument("--images", type=int, default=12 * BATCH, help="photographs that count in a round")
-    parser.add_argument("--small", type=int, default=80 * BATCH, help="CIFAR-10 images that count in a round")
+    parser.add_argument("--warm-up", type=int, default=4 * BATCH, help="images before those that count, a worker")
+    parser.add_argument("--images", type=int, default=12 * BATCH, help="photographs that count in a round, a worker")
+    parser.add_argument("--small", type=int, default=60 * BATCH, help="CIFAR-10 images that count in a round, a worker")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     options = parser.parse_args(argv)
-    if options.entries < (least := options.warm_up + max(options.images, options.small) + 8 * BATCH):
+    if options.entries < (least := max(CORES) * (options.warm_up + max(options.images, options.small) + 8 * BATCH)):
         parser.error(f"--entries {options.entries} must be at least {least}, so that what is measured lies within one epoch")
     return options
 
@@ -174,11 +178,6 @@ def sources(options: argparse.Namespace) -> list[Source]:
         Source("photos256", photos, 224, ("--resize", "256", "--quality", "90")),
         Source("cifar", options.data / "cifar10-train.tar.xz", 32),
     ]
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def attempt(said: str, found: list[Tool], result: dict, action: Callable[[Tool], object]) -> list[Tool]:
@@ -206,11 +205,11 @@ def rate(
     found: list[Tool], sets: dict[str, Path], warm_up: int, images: dict[str, int], rounds: int, result: dict, log: Path
 ) -> list[Tool]:
     """Fills result["rate"]: set -> tool -> workers -> runs and medians; and ratios to ImageFolder and of mpp.  Returns the tools that ran."""
-    words = [word for name, folder in sets.items() for word in (folder, warm_up, images[name])]
     runs: dict = {name: {tool.name: {str(workers): [] for workers in CORES} for tool in found} for name in sets}
 
     def run(tool: Tool) -> None:
-        for workers in CORES:
+        for workers in CORES:  # as many images a worker, so that the batches in the making at either end weigh the same
+            words = [word for name, folder in sets.items() for word in (folder, workers * warm_up, workers * images[name])]
             measured = tool.ask("rate", workers, *words, workers=workers, log=log)
             result["versions"][tool.name] = measured["versions"]
             for name, values in zip(sets, measured["sets"], strict=True):
@@ -219,7 +218,8 @@ def rate(
     for number in range(rounds):
         turn = number % len(found) if found else 0
         found = attempt(f"rate, round {number + 1} of {rounds}", found[turn:] + found[:turn], result, run)
-    found.sort(key=[tool.name for tool in tools("")].index)
+    names = [tool.name for tool in tools("")]
+    found.sort(key=lambda tool: names.index(tool.name))
     result["rate"] = result.get("rate", {})
     for name, tool_runs in runs.items():
         result["rate"][name] = {tool.name: {workers: summed_up(each) for workers, each in tool_runs[tool.name].items()} for tool in found}

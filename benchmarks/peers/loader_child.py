@@ -104,6 +104,8 @@ def epochs(stream: Stream, workers: int, images: ImageSet, count: int) -> dict:
         seen += len(checked(batch, images))
         if seen >= (len(ends) + 1) * (images.entries - images.batch * max(1, workers)):  # loaders leave out what fills no batch
             ends.append(time.monotonic())
+    if len(ends) != count:
+        raise SystemExit(f"{seen} images in {count} epochs of {images.entries}")
     return {"ends": ends, "images": seen}
 
 
