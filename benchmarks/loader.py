@@ -15,7 +15,8 @@ work: each process brings up its loader, takes --warm-up images, then notes CPU 
 over the images that count.  In each round every tool runs with one worker and with two, so that a drift of the machine's speed meets all
 of them; rates are medians, ratios medians of the ratios of one round.  The receiver does nothing with the batches, so queues are empty.
 
-Memory: PSS of all processes over three epochs of cifar, sampled; two workers.  First batch and resume: photos256, two workers; a tool that
+Memory: PSS of all processes over three epochs of cifar, sampled; two workers.  Libraries that other running programs have mapped too count
+in part only, so leave the machine alone.  First batch and resume: photos256, two workers; a tool that
 cannot resume fetches the batches and drops them.  What each tool is asked to do, and what it does differently, stands at the top of its
 file in benchmarks/peers/.  The pixels of some batches are compared, so that nobody is fast by delivering something else.
 
@@ -155,7 +156,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/loader"), help="a folder for the sets; about 0.5 GB")
     data = Path(os.environ.get("MPP_TEST_DATA") or HERE.parents[1] / "shared" / "data")
     parser.add_argument("--data", type=Path, default=data, help="the folder with the archives of images")
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="of JPEGs, instead of the 300 photographs (choose another --work)")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="of JPEGs, instead of the 300 photographs")
     names = ("photos", "photos256", "cifar")
     parser.add_argument("--datasets", nargs="+", default=names, choices=names, help="whose rates are measured")
     parser.add_argument("--entries", type=int, default=50_000, help="length of each set")

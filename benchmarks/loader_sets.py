@@ -9,6 +9,7 @@ So a set of any length takes the space of its unique images, and nothing that sc
 files to open, rows of an index, tars or chunks to deal out.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -39,7 +40,8 @@ class Source:
 
 def build(source: Source, work: Path, entries: int) -> Path:
     """The set's folder, made when it is not there."""
-    folder = work / f"{source.name}-{entries}"
+    place = hashlib.sha256(str(source.images.resolve()).encode()).hexdigest()[:8]
+    folder = work / f"{source.name}-{entries}-{place}"  # other photographs, another set
     if (folder / "set.json").exists():
         return folder
     print(f"{source.name}: makes {folder}", file=sys.stderr)

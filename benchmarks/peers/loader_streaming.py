@@ -49,7 +49,7 @@ def stream(images: ImageSet, workers: int, epochs: int, first_batch: int) -> Ite
     dataset = Images(images)
     loader = StreamingDataLoader(dataset, batch_size=images.batch, num_workers=workers, drop_last=True, persistent_workers=True)
     if first_batch:
-        loader.load_state_dict(dataset.state_dict(first_batch * images.batch, True))
+        loader.load_state_dict(dataset.state_dict(first_batch * images.batch, True) | {"epoch": 0})  # -1 before the first has begun
     for _ in range(epochs):
         yield from loader
 
