@@ -11,28 +11,26 @@ import torch
 from loader_child import CROP, ImageSet, main
 
 from mpp.config import PretrainConfig, load
-from mpp.data.augment import Augment
-from mpp.data.loader import MaskedImages, batches
-from mpp.data.order import Order, OrderSampler, plan_batch
-from mpp.data.shards import ShardSet
-from mpp.masking import Masking
+from mpp.data.loader import batches
+from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.training_set import open_training_set
 
 CONFIG = Path(__file__).parents[2] / "configs" / "mpp_b16.yaml"
 
 
 def stream(images: ImageSet, workers: int, epochs: int, first_batch: int) -> Iterator[torch.Tensor]:
     patch = 16 if images.side == 224 else 4  # pixels a side
-    sizes = [f"model.image_size={images.side}", f"model.patch_size={patch}", f"data.global_batch={images.batch}"]
-    config = load(PretrainConfig, CONFIG, [*sizes, f"system.micro_batch_max={images.batch}"])
+    words = [
+        f"data.shards={images.folder / 'shards'}", "data.holdout_samples=1", f"data.global_batch={images.batch}",
+        f"system.micro_batch_max={images.batch}", f"model.image_size={images.side}", f"model.patch_size={patch}",
+    ]  # fmt: skip
+    config = load(PretrainConfig, CONFIG, words)
     assert (config.data.crop_scale, config.data.crop_ratio) == (CROP["scale"], CROP["ratio"])
-    shards = ShardSet.open(images.folder / "shards")
-    augment = Augment(config.model.image_size, config.data.crop_scale, config.data.crop_ratio, config.data.flip)
-    masking = Masking(config.model.patches, config.mask, config.corruption)
-    dataset = MaskedImages(shards, augment, masking, config.seed, config.data.max_pixels, range(len(shards)))
+    sets = open_training_set(config)
     plan = plan_batch(config.data.global_batch, config.data.streams, 1, config.system.micro_batch_max)
-    order = Order(tuple(shards.samples_per_shard), config.data.global_batch, plan.streams, config.seed)
+    order = sets.order(config, plan)
     sampler = OrderSampler(order, plan, 0, 1, first_batch, epochs * order.steps_per_epoch)
-    for batch in batches(dataset, sampler, workers, pin_memory=False):
+    for batch in batches(sets.training, sampler, workers, pin_memory=False):
         yield batch["image"]
 
 

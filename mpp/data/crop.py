@@ -1,6 +1,6 @@
 """From an image's bytes to training crops: decode only what they need, then shrink or stretch them to the training size.
 
-    bytes -> a part of the image, at 1, 1/2, 1/4 or 1/8 of its size -> uint8 [S, S, 3], antialiased bicubic
+    bytes -> a part of the image, at 1, 1/2, 1/4 or 1/8 of its size -> uint8 [3, S, S], antialiased bicubic
 
 * libjpeg-turbo decodes a part of a JPEG (_jpeg.c): blocks above and beside it are parsed and thrown away, what lies below is not read.
   Without that module, and for every other format, Pillow decodes the whole image.  Either way the same bits come out, so only the speed
@@ -19,9 +19,8 @@ from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import Image
 
-from mpp.data.decode import MAX_PIXELS, UPRIGHT, format_of, open_stored, stored_orientation
+from mpp.data.decode import MAX_PIXELS, format_of, open_stored, stored_orientation
 from mpp.errors import BadSample
 
 try:
@@ -31,6 +30,10 @@ except ImportError:  # built only where libjpeg-turbo's headers are installed
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 SPARE = 2
+BACKWARDS_X, BACKWARDS_Y = (
+    (2, 3, 6, 7),
+    (3, 4, 7, 8),
+)  # EXIF orientations in which an axis of the upright image runs backwards in the stored one
 
 
 def jpeg_decoder() -> str:
@@ -39,15 +42,13 @@ def jpeg_decoder() -> str:
 
 
 def cut(data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
-    """uint8 [size, size, 3] for each box of one encoded image, which is decoded once.
+    """uint8 [3, size, size] for each box of one encoded image, which is decoded once.
 
     width, height: of the upright image, as its index says.  boxes: inside it.  size: pixels a side.
     Raises BadSample(reason) for content that cannot be decoded, of another size than the index says, or larger than `max_pixels`.
     """
     parts, orientation = decode_parts(data, width, height, boxes, size, max_pixels)
-    turn = UPRIGHT.get(orientation)
-    crops = [resize(part, size) for part in parts]
-    return crops if turn is None else [np.array(Image.fromarray(crop).transpose(turn)) for crop in crops]
+    return [turned(resize(part, size), orientation) for part in parts]
 
 
 def decode_parts(
@@ -77,18 +78,27 @@ def decode_parts(
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], bicubic, antialiased."""
+    """uint8 [H, W, 3] -> uint8 [3, size, size], bicubic, antialiased."""
     planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(planes, size=(size, size), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    return resized[0].numpy()
+
+
+def turned(planes: np.ndarray, orientation: int) -> np.ndarray:
+    """[3, S, S] as stored -> upright (EXIF orientation 1 to 8)."""
+    if orientation >= 5:
+        planes = planes.transpose(0, 2, 1)
+    if orientation in BACKWARDS_X:
+        planes = planes[:, :, ::-1]
+    return planes[:, ::-1] if orientation in BACKWARDS_Y else planes
 
 
 def as_stored(box: Box, width: int, height: int, orientation: int) -> Box:
     """Where a box of the upright image, width x height, lies in the image as it is stored (EXIF orientation 1 to 8)."""
     left, top, right, bottom = box
-    if orientation in (2, 3, 6, 7):  # the upright x axis runs backwards in the stored image
+    if orientation in BACKWARDS_X:
         left, right = width - right, width - left
-    if orientation in (3, 4, 7, 8):
+    if orientation in BACKWARDS_Y:
         top, bottom = height - bottom, height - top
     return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 

@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 178_956_970 // 2  # Pillow's own warning level: 256 MiB as RGB
 
 _ORIENTATION = 0x0112  # EXIF tag
-UPRIGHT = {  # what turns a stored picture of this EXIF orientation upright
+_UPRIGHT = {  # what turns a stored picture of this EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -95,7 +95,7 @@ def open_upright(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, 
     with _content_errors(formats):
         image = _open(data, max_pixels, formats)
         image.load()
-        turn = UPRIGHT.get(_orientation(image))
+        turn = _UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
 
 
@@ -136,7 +136,7 @@ def open_shrunk(data: bytes, size: tuple[int, int], max_pixels: int = MAX_PIXELS
         # Divided sides are rounded up: the last row and column may hold only a part of a pixel.
         box = drafted[1] if drafted else None
         small = to_rgb(image).resize(size, Image.Resampling.BICUBIC, box)
-        turn = UPRIGHT.get(orientation)
+        turn = _UPRIGHT.get(orientation)
         return small if turn is None else small.transpose(turn)
 
 

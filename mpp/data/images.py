@@ -18,7 +18,7 @@ from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 
-Crops = list[np.ndarray] | bytes | None  # uint8 [size, size, 3] of each view; or for the device to make: the encoded image, nothing
+Crops = list[np.ndarray] | bytes | None  # uint8 [3, size, size] of each view; or for the device to make: the encoded image, nothing
 
 
 class Images(Protocol):

@@ -1,7 +1,7 @@
 """From shards to micro-batches: read, decode, crop and mask each sample by its own key, in workers of the plain torch DataLoader.
 
 A batch is a dict of tensors.  B views (`data.views` of each sample, side by side), N patches, K visible, M predicted, S pixels a side:
-    image uint8 [B, 3, S, S], in memory [B, S, S, 3]   flip bool [B]
+    image uint8 [B, 3, S, S]   flip bool [B]
     kind, source int64 [B, N]   visible int64 [B, K]   predicted int64 [B, M]
     position int64 [B]   sample int64 [B] (the id the order asked for)   shown int64 [B] (the id whose image it is)   replaced bool [B] (another's)
     box int64 [B, 4] (left, top, right, bottom of the crop, in pixels)   bad: one record for each unreadable sample met
@@ -84,8 +84,8 @@ class MaskedImages(Dataset):
                     rows[name].append(value)
                 if isinstance(pixels, list):
                     if image is None:
-                        image = _room_for_images(len(keys) * self.views, size, size, 3)
-                    image[number * self.views + view] = torch.from_numpy(pixels[crop])
+                        image = _room_for_images(len(keys) * self.views, 3, size, size)
+                    image.numpy()[number * self.views + view] = pixels[crop]
             if isinstance(pixels, bytes):
                 encoded.append((number * self.views, pixels))
             bad += faults
@@ -93,7 +93,7 @@ class MaskedImages(Dataset):
         batch["replaced"] = batch["shown"] != batch["sample"]
         if encoded:
             batch |= joined(encoded) | {"keys": keys}
-        return batch if image is None else batch | {"image": image.permute(0, 3, 1, 2)}
+        return batch if image is None else batch | {"image": image}
 
     def _open(self, sample: int, position: int, views: list[View]) -> tuple[int, list[Box], Crops, list[dict]]:
         """The crops of the sample, or of the next readable one in manifest order (cyclic within the pool), and which it is; a record of every
@@ -139,7 +139,7 @@ def _room_for_images(*shape: int) -> torch.Tensor:
 
 
 def _own_copy(image: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(image.permute(0, 2, 3, 1).numpy().copy()).permute(0, 3, 1, 2)
+    return torch.from_numpy(image.numpy().copy())
 
 
 def default_workers(local_world: int) -> int:

@@ -19,7 +19,7 @@ class SampleLog:
         self.path = run_dir / f"samples.rank{rank}.tsv"
 
     def note(self, batch: Batch) -> None:
-        images = batch["image"].permute(0, 2, 3, 1).contiguous().cpu()
+        images = batch["image"].cpu()
         masks = torch.stack([batch["kind"], batch["source"]], dim=1)
         columns = zip(
             *(batch[name].tolist() for name in ("position", "sample", "shown", "box", "flip")), masks.numpy(), images.numpy(), strict=True

@@ -11,7 +11,7 @@ from mpp.train.engine import Engine
 
 def images_on_device(batch: Batch, device: torch.device) -> Tensor:
     """float32 [B, 3, S, S], 0..255, flipped where the batch says so."""
-    images = batch["image"].to(device, non_blocking=True).float().contiguous()
+    images = batch["image"].to(device, non_blocking=True).float()
     return torch.where(batch["flip"].to(device)[:, None, None, None], images.flip(-1), images)
 
 

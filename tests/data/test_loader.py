@@ -41,7 +41,7 @@ def crop_of(data: MaskedImages, image: int, epoch: int, sample: int, view: int =
     """uint8 [3, S, S]: what the image looks like under the draws of (epoch, sample, view)."""
     width, height = data.images.shards.size_of(image)
     box = data.augment.draw(Draws(data.seed, CROP, epoch, sample, view)).box(width, height)
-    return cut(data.images.shards.read(image), width, height, [box], data.augment.size)[0].transpose(2, 0, 1)
+    return cut(data.images.shards.read(image), width, height, [box], data.augment.size)[0]
 
 
 def sampler(data: MaskedImages, step: int = 0, last: int = 5, rank: int = 0, world: int = 1) -> OrderSampler:
@@ -193,7 +193,7 @@ def test_an_image_is_the_boxs_pixels_resized_and_never_flipped_by_the_worker(tin
     assert batch["flip"].any()
     for sample, (left, top, right, bottom) in enumerate(batch["box"].tolist()):
         expected = resize(decode(data.images.shards.read(sample))[top:bottom, left:right], SIZE)
-        assert np.array_equal(batch["image"][sample].permute(1, 2, 0).numpy(), expected)
+        assert np.array_equal(batch["image"][sample].numpy(), expected)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- bad samples

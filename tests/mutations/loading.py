@@ -155,15 +155,15 @@ ROWS = [
     Row(
         "the x axis of a turned photograph runs forwards",
         "mpp/data/crop.py",
-        "if orientation in (2, 3, 6, 7):",
-        "if orientation in (2, 3, 7, 8):",
+        "BACKWARDS_X, BACKWARDS_Y = (2, 3, 6, 7),",
+        "BACKWARDS_X, BACKWARDS_Y = (2, 3, 7, 8),",
         CROP + "a_box_finds_its_pixels_in_the_stored_image",
     ),
     Row(
         "the crop of a turned photograph stays turned",
         "mpp/data/crop.py",
-        "return crops if turn is None else",
-        "return crops if True else",
+        "return [turned(resize(part, size), orientation) for",
+        "return [resize(part, size) for",
         CROP + "a_turned_photograph_is_cropped_upright",
     ),
     Row(
@@ -263,8 +263,8 @@ ROWS = [
     Row(
         "a batch of a worker stays in its slot",
         "mpp/data/loader.py",
-        "    return torch.from_numpy(image.permute(0, 2, 3, 1).numpy().copy())",
-        "    return torch.from_numpy(image.permute(0, 2, 3, 1).numpy())",
+        "    return torch.from_numpy(image.numpy().copy())",
+        "    return image",
         LOADER + "batches_do_not_depend_on_the_number_of_workers",
     ),
     Row(
