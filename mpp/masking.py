@@ -6,6 +6,7 @@ Letters: B batch, N patches, K visible, M predicted, D embedding dimensions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mpp.config import DropCorruption, RandomMask, ReplaceCorruption
-from mpp.rng import Draws
+from mpp.rng import Draws, below_of, permutation_of
 
 VISIBLE, MASKED, SWAPPED, KEPT = range(4)
 
@@ -44,20 +45,26 @@ class Masking:
         return largest_remainder(self.hidden, [self.corruption.mask, self.corruption.swap, self.corruption.keep])
 
     def draw(self, draws: Draws) -> Mask:
-        hidden = draws.permutation(self.patches)[: self.hidden]
-        kind = np.zeros(self.patches, dtype=np.int64)  # VISIBLE
-        source = np.arange(self.patches, dtype=np.int64)
-        if isinstance(self.corruption, ReplaceCorruption):
-            masked, swaps, _ = self._parts
-            kind[hidden] = KEPT
-            kind[hidden[:masked]] = MASKED
-            swapped = hidden[masked : masked + swaps]
-            kind[swapped] = SWAPPED
-            # Uniform over the other positions: N - 1 steps onwards at most, never back to itself.
-            source[swapped] = (swapped + 1 + draws.below(self.patches - 1, len(swapped))) % self.patches
-        else:
-            kind[hidden] = MASKED
-        return Mask(kind, source, visible=(kind == VISIBLE).nonzero()[0], predicted=kind.nonzero()[0])
+        masks = self.draw_all([draws])
+        return Mask(masks.kind[0], masks.source[0], masks.visible[0], masks.predicted[0])
+
+    def draw_all(self, draws: Sequence[Draws]) -> Mask:
+        """Of B samples, each array with a dimension B before its own: the same masks as one by one, in less time."""
+        count, patches = len(draws), self.patches
+        masked, swaps = self._parts[:2] if isinstance(self.corruption, ReplaceCorruption) else (self.hidden, 0)
+        bits = np.stack([each.bits(patches + swaps) for each in draws])
+        hidden = permutation_of(bits[:, :patches])[:, : self.hidden]
+        kind = np.zeros((count, patches), dtype=np.int64)  # VISIBLE
+        source = np.tile(np.arange(patches, dtype=np.int64), (count, 1))
+        sample = np.arange(count)[:, None]
+        kind[sample, hidden] = KEPT
+        kind[sample, hidden[:, :masked]] = MASKED
+        swapped = hidden[:, masked : masked + swaps]
+        kind[sample, swapped] = SWAPPED
+        # Uniform over the other positions: N - 1 steps onwards at most, never back to itself.
+        source[sample, swapped] = (swapped + 1 + below_of(bits[:, patches:], patches - 1)) % patches
+        visible = (kind == VISIBLE).nonzero()[1].reshape(count, patches - self.hidden)
+        return Mask(kind, source, visible, predicted=kind.nonzero()[1].reshape(count, self.hidden))
 
     @property
     def masked(self) -> int:

@@ -52,16 +52,31 @@ class Draws:
         return philox.random_raw(ahead + count)[ahead:]
 
     def uniform(self, count: int) -> np.ndarray:
-        """float64 [count] in [0, 1): the upper 53 bits."""
-        return (self.bits(count) >> np.uint64(11)) * 2.0**-53
+        """float64 [count] in [0, 1)."""
+        return uniform_of(self.bits(count))
 
     def below(self, bound: int, count: int) -> np.ndarray:
-        """int64 [count] in [0, bound), bound < 2**32: multiply-shift of the upper 32 bits (bias below bound / 2**32)."""
-        return ((self.bits(count) >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32)).astype(np.int64)
+        """int64 [count] in [0, bound), bound < 2**32."""
+        return below_of(self.bits(count), bound)
 
     def permutation(self, count: int) -> np.ndarray:
-        """int64 [count]: a permutation of range(count), by sorting random 64-bit keys (ties, if ever, by index)."""
-        return np.argsort(self.bits(count), kind="stable")
+        """int64 [count]: a permutation of range(count)."""
+        return permutation_of(self.bits(count))
+
+
+def uniform_of(bits: np.ndarray) -> np.ndarray:
+    """uint64 -> float64 in [0, 1): the upper 53 bits."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def below_of(bits: np.ndarray, bound: int) -> np.ndarray:
+    """uint64 -> int64 in [0, bound), bound < 2**32: multiply-shift of the upper 32 bits (bias below bound / 2**32)."""
+    return ((bits >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32)).astype(np.int64)
+
+
+def permutation_of(bits: np.ndarray) -> np.ndarray:
+    """uint64 [..., n] -> int64 [..., n]: permutations of range(n), by sorting random 64-bit keys (ties, if ever, by index)."""
+    return np.argsort(bits, axis=-1, kind="stable")
 
 
 def seed_of(seed: int, use: int, *key: int) -> int:

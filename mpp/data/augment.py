@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from mpp.rng import Draws
 
 ATTEMPTS = 10  # as torchvision's RandomResizedCrop
@@ -21,8 +19,9 @@ class Augment:
 
     def draw(self, draws: Draws) -> "View":
         """One view's random numbers, which are the same whatever image they are applied to."""
-        numbers = draws.uniform(4 * ATTEMPTS).reshape(4, ATTEMPTS).tolist()
-        return View(self, numbers, flip=bool(draws.bits(1)[0] >> np.uint64(63)) and self.flip)
+        *boxes, flip = draws.uniform(4 * ATTEMPTS + 1).tolist()
+        numbers = [boxes[first : first + ATTEMPTS] for first in range(0, 4 * ATTEMPTS, ATTEMPTS)]
+        return View(self, numbers, flip=flip >= 0.5 and self.flip)
 
 
 @dataclass(frozen=True)

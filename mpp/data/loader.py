@@ -53,9 +53,10 @@ class MaskedImages(Dataset):
     differ_in: Literal["crop", "mask"] = "crop"  # mask: the views of a sample share crop and flip
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> Batch:
+        """As `batch`, ready to be handed over by a loader process: `unpacked` undoes it."""
         # An exception would reach the main process as a printed traceback; a value stays what it is.
         try:
-            return self.batch(keys)
+            return packed(self.batch(keys))
         except UserError as error:
             return {"error": error}
         except MemoryError:
@@ -63,34 +64,32 @@ class MaskedImages(Dataset):
             return {"error": of_this_rank(DataError(f"a loader process ran out of memory among samples {keys[0][1]}, ...; {lower}"))}
 
     def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
-        size = self.augment.size
-        rows: dict[str, list] = {
-            name: [] for name in ("flip", "kind", "source", "visible", "predicted", "position", "sample", "shown", "box")
-        }
+        size, count = self.augment.size, len(keys) * self.views
+        rows: dict[str, list] = {name: [] for name in ("flip", "position", "sample", "shown", "box")}
+        crops = self.views if self.differ_in == "crop" else 1
         image: torch.Tensor | None = None
         encoded: list[tuple[int, bytes]] = []
         bad: list[dict] = []
         for number, (epoch, sample, position) in enumerate(keys):
-            crops = self.views if self.differ_in == "crop" else 1
             views = [self.augment.draw(Draws(self.seed, CROP, epoch, sample, view)) for view in range(crops)]
             shown, boxes, pixels, faults = self._open(sample, position, views)
             for view in range(self.views):
-                mask = self.masking.draw(Draws(self.seed, MASK, epoch, sample, view))
                 crop = view % crops
-                values = (
-                    views[crop].flip, mask.kind, mask.source, mask.visible, mask.predicted, position + view, sample, shown, boxes[crop]
-                )  # fmt: skip
-                for name, value in zip(rows, values, strict=True):
+                for name, value in zip(rows, (views[crop].flip, position + view, sample, shown, boxes[crop]), strict=True):
                     rows[name].append(value)
                 if isinstance(pixels, list):
                     if image is None:
-                        image = _room_for_images(len(keys) * self.views, 3, size, size)
+                        image = _room_for_images(count, 3, size, size)
                     image.numpy()[number * self.views + view] = pixels[crop]
             if isinstance(pixels, bytes):
                 encoded.append((number * self.views, pixels))
             bad += faults
-        batch: Batch = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()} | {"bad": bad}
-        batch["replaced"] = batch["shown"] != batch["sample"]
+        masks = self.masking.draw_all(
+            [Draws(self.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(self.views)]
+        )
+        batch: Batch = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
+        batch |= {name: torch.from_numpy(getattr(masks, name)) for name in ("kind", "source", "visible", "predicted")}
+        batch |= {"replaced": batch["shown"] != batch["sample"], "bad": bad}
         if encoded:
             batch |= joined(encoded) | {"keys": keys}
         return batch if image is None else batch | {"image": image}
@@ -118,13 +117,27 @@ class MaskedImages(Dataset):
         return views * (3 * self.augment.size**2 + 32 * self.masking.patches + 100 + self.images.encoded_bytes // self.views)
 
 
+def packed(batch: Batch) -> Batch:
+    """All tensors but images and bytes as one, since each that a process hands over costs a file."""
+    small = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dtype != torch.uint8}
+    layout = [(name, value.shape, value.dtype) for name, value in small.items()]
+    numbers = torch.cat([value.reshape(-1).long() for value in small.values()])
+    return {name: value for name, value in batch.items() if name not in small} | {"numbers": numbers, "layout": layout}
+
+
+def unpacked(batch: Batch) -> Batch:
+    numbers, layout = batch.pop("numbers"), batch.pop("layout")
+    parts = numbers.split([shape.numel() for _, shape, _ in layout])
+    return batch | {name: part.view(shape).to(dtype) for part, (name, shape, dtype) in zip(parts, layout, strict=True)}
+
+
 _slots: list[torch.Tensor] = []  # a loader process's own: shared memory for the images of its batches in flight
 
 
 def _room_for_images(*shape: int) -> torch.Tensor:
     """uint8, not initialised; in a loader process the next of PREFETCHED + 1 slots in shared memory.
 
-    Slots are used again and again, as new shared memory costs more than the copy out of it (`_own_copy`): the first touch of every 4 kB is a
+    Slots are used again and again, as new shared memory costs more than the copy out of it in `batches`: the first touch of every 4 kB is a
     page fault.  A worker has at most PREFETCHED batches to make and one more that is being taken, so none is overwritten.
     """
     if get_worker_info() is None:
@@ -136,10 +149,6 @@ def _room_for_images(*shape: int) -> torch.Tensor:
         slot = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
     _slots.append(slot)
     return slot
-
-
-def _own_copy(image: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(image.numpy().copy())
 
 
 def default_workers(local_world: int) -> int:
@@ -187,8 +196,9 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
             ) from error
         if "error" in batch:
             raise batch["error"]
+        batch = unpacked(batch)
         if workers and not pin_memory and "image" in batch:  # pinning copies too
-            batch["image"] = _own_copy(batch["image"])
+            batch["image"] = torch.from_numpy(batch["image"].numpy().copy())
         yield dataset.images.complete(batch, dataset)
 
 

@@ -263,8 +263,8 @@ ROWS = [
     Row(
         "a batch of a worker stays in its slot",
         "mpp/data/loader.py",
-        "    return torch.from_numpy(image.numpy().copy())",
-        "    return image",
+        '            batch["image"] = torch.from_numpy(batch["image"].numpy().copy())\n',
+        "            pass\n",
         LOADER + "batches_do_not_depend_on_the_number_of_workers",
     ),
     Row(
