@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     real = any(word.startswith("data.shards=") for word in options.words)
 
     world = start_distributed()
-    sizes = [f"data.global_batch={options.batch * world.size}", f"system.micro_batch_max={options.batch}", f"data.streams={world.size}"]
+    sizes = [
+        f"data.global_batch={options.batch * world.size}",
+        f"system.micro_batch_max={options.batch}",
+        f"data.streams={world.size}",
+        "data.holdout_samples=1",
+    ]
     config = load(PretrainConfig, options.config, [*options.words, *sizes])
     plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max, config.data.views)
     target = make_target(config.target, config.model.patch_size, config.data.mean, config.data.std)

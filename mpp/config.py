@@ -163,7 +163,7 @@ class DataConfig(Section):
     mean: Triple = (0.5, 0.5, 0.5)  # of the input normalisation, colours in 0..1 (ViT code)
     std: Triple = (0.5, 0.5, 0.5)
     max_pixels: Positive = 100_000_000  # larger images are bad samples
-    max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it the run stops (0: the first bad sample stops it)
+    max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it, and beyond one sample, the run stops (0: the first one stops it)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

@@ -1,4 +1,4 @@
-"""What feeding a GPU from these shards takes on this machine: images a second and core by stage, the cores a GPU needs, where the limit is.
+"""What feeding a GPU from these shards takes on this machine: views a second and core by stage, the cores a GPU needs, where the limit is.
 
     python mpp/loader_speed.py --config configs/mpp_b16.yaml data.shards=shards/train [--rate 1500] [key=value ...]
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mpp.config import PretrainConfig, load
-from mpp.data.crop import decode_parts, jpeg_decoder, resize
+from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
 from mpp.data.decode import decode
 from mpp.data.loader import MaskedImages, batches, default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = config.system.workers if config.system.workers is not None else default_workers(1)
     describe(dataset, config)
 
-    stages = by_stage(dataset, order, plan, arguments.seconds)
-    placed = sets.placed(config, torch.device("cpu"), 1)
+    stages = by_stage(dataset, order, plan, arguments.seconds, config.data.max_pixels)
+    placed = sets.placed(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
     rate = alone(placed, order, plan, arguments.seconds)
     timed = stages.images * views
     print(f"\none core                 views/s   us/view   ({timed:,} views timed)")
@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if workers:
         together = with_workers(placed, order, plan, arguments.seconds, workers)
         print(f"\n{workers} loader process(es)      {together:8,.0f} views/s reach the trainer, {together / rate:.2f} x one core")
-    print(f"\ncores for a GPU (of {usable_cores()} here, one of which trains):")
+        rate = min(rate, together / workers)  # handing over costs too
+    print(f"\ncores for the loader of a GPU (of {usable_cores()} here):")
     for wanted in [arguments.rate] if arguments.rate else RATES:
         print(f"  {wanted:8,.0f} views/s   {math.ceil(wanted / rate)} core(s)")
     print(f"\nlimit: {limit(stages, config)}")
@@ -99,10 +100,11 @@ def keys_of(order: Order, plan: BatchPlan) -> Iterator[list[tuple[int, int, int]
     return iter(OrderSampler(order, plan, 0, 1, 0, 1_000_000))
 
 
-def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float) -> Stages:
-    """Each image through the loader's steps one by one.  Raises DataError when none can be decoded."""
+def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
+    """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
     shards, augment, stages, began = dataset.images.shards, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
+    timed: list[int] = []
     for keys in keys_of(order, plan):
         for epoch, sample, _ in keys:
             try:
@@ -112,23 +114,31 @@ def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: floa
                 with stages.augment:
                     boxes = [augment.draw(Draws(dataset.seed, CROP, epoch, sample, view)).box(width, height) for view in range(crops)]
                 with stages.decode:
-                    parts, _ = decode_parts(data, width, height, boxes, augment.size)
-                with stages.decode_whole:
-                    decode(data)
+                    parts, orientation = decode_parts(data, width, height, boxes, augment.size, max_pixels)
             except BadSample:
                 continue
             with stages.augment:
                 for part in parts:
-                    resize(part, augment.size)
-                for view in range(dataset.views):
-                    dataset.masking.draw(Draws(dataset.seed, MASK, epoch, sample, view))
-            stages.images += 1
-            if time.perf_counter() - began > 4 * seconds:
-                return stages
-        if not stages.images:
+                    turned(resize(part, augment.size), orientation)
+            timed.append(sample)
+        with stages.augment:
+            dataset.masking.draw_all(
+                [Draws(dataset.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(dataset.views)]
+            )
+        if not timed:
             raise DataError(
                 f"{shards.path}: none of the first {len(keys)} samples can be decoded; look at it with data_prep/verify_shards.py"
             )
+        if time.perf_counter() - began > 3 * seconds:
+            break
+    stages.images = len(timed)
+    began, decoded = time.perf_counter(), 0
+    while decoded == 0 or (decoded < len(timed) and time.perf_counter() - began < seconds):
+        data = shards.read(timed[decoded])
+        with stages.decode_whole:
+            decode(data, max_pixels)
+        decoded += 1
+    stages.decode_whole.cpu *= len(timed) / decoded
     return stages
 
 
@@ -137,7 +147,7 @@ def alone(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float) 
     views, whole = 0, Stage()
     for keys in keys_of(order, plan):
         with whole:
-            views += len(dataset.batch(keys)["sample"])
+            views += len(dataset.images.complete(dataset.batch(keys), dataset)["sample"])
         if whole.wall > seconds:
             break
     return views / whole.cpu
@@ -156,7 +166,7 @@ def with_workers(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: 
 
 def limit(stages: Stages, config: PretrainConfig) -> str:
     if config.system.images != "shards":
-        return "cropping and masking, as the images lie decoded in memory"
+        return "cropping, masking and handing over, as the images lie decoded in memory"
     parts = {"read": stages.read, "decode": stages.decode, "augment": stages.augment}
     waited = stages.read.wall - stages.read.cpu
     if waited > WAITING * sum(stage.wall for stage in parts.values()):
@@ -171,11 +181,17 @@ def limit(stages: Stages, config: PretrainConfig) -> str:
     return f"{remedy} ({parts[slowest].cpu / sum(stage.cpu for stage in parts.values()):.0%} of the time)"
 
 
+def positive(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    return value
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="What feeding a GPU from these shards takes on this machine.")
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
-    parser.add_argument("--rate", type=float, help="views a second that a GPU trains at (benchmarks/step.py measures it)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="about how long each stage is timed")
+    parser.add_argument("--rate", type=positive, help="views a second that a GPU trains at (benchmarks/step.py measures it)")
+    parser.add_argument("--seconds", type=positive, default=5.0, help="about how long each stage is timed")
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides, such as data.shards=shards/train")
     return parser.parse_intermixed_args(argv)
 

@@ -100,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CheckpointError(
             f"the processes see different checkpoints in {run_dir}; it must be one folder that all nodes share, and up to date"
         )
-    if bad_held_out > data.max_bad_fraction * data.holdout_samples:
-        quarantine.stop(bad_held_out, data.holdout_samples, data.max_bad_fraction)
+    quarantine.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     sample_log = SampleLog(run_dir, world.rank) if config.log.samples else None
     baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, commit is not None)
 
@@ -165,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"or set optim.clip_norm; the newest checkpoint is {newest.folder if newest else 'none'}"
             )
         bad_samples += bad_now
-        if bad_samples > data.max_bad_fraction * (samples_seen // data.views):
-            quarantine.stop(bad_samples, samples_seen // data.views, data.max_bad_fraction)
+        quarantine.stop_beyond(bad_samples, samples_seen // data.views, data.max_bad_fraction)
 
         last = step + 1 == total_steps
         if (step + 1) % config.log.every_steps == 0 or last or stopping:

@@ -4,7 +4,7 @@ import pytest
 
 from mpp import loader_speed
 from mpp.config import PretrainConfig, SystemConfig
-from mpp.errors import DataError
+from mpp.errors import DataError, UserError
 from mpp.loader_speed import Stage, Stages, limit
 
 WORDS = [
@@ -27,7 +27,8 @@ def test_it_prints_each_stage_the_whole_and_the_cores_for_a_rate(tiny_shards, ca
     for rate, cost in rates.values():
         assert rate * cost == pytest.approx(1e6, rel=0.05)
     cores = int(re.search(r"100,000 views/s +(\d+) core", text)[1])
-    assert cores == pytest.approx(100_000 / rates["whole"][0], abs=1.1)
+    reached = float(re.search(r"([\d,]+) views/s reach the trainer", text)[1].replace(",", ""))
+    assert cores == pytest.approx(100_000 / min(reached, rates["whole"][0]), rel=0.05, abs=1.1)
     assert "36 training samples" in text
     assert "2 view(s) of each image" in text
     assert "1 loader process(es)" in text
@@ -37,7 +38,7 @@ def test_it_prints_each_stage_the_whole_and_the_cores_for_a_rate(tiny_shards, ca
 def test_images_in_memory_are_timed_where_they_lie(tiny_shards, capsys):
     text = run(tiny_shards, capsys, "system.images=ram", "system.workers=0")
     assert "decoded once, in RAM" in text
-    assert "limit: cropping and masking" in text
+    assert "limit: cropping, masking" in text
     assert "loader process(es)" not in text
 
 
@@ -60,3 +61,9 @@ def test_shards_of_which_nothing_can_be_decoded_are_an_error(tmp_path, make_shar
 def test_the_limit_is_the_slowest_stage_or_the_disk(read, decode, augment, waited, expected):
     stages = Stages(Stage(read, read + waited), Stage(decode, decode), Stage(augment, augment), images=1)
     assert re.match(expected, limit(stages, PretrainConfig(system=SystemConfig())))
+
+
+@pytest.mark.parametrize("words", [["--rate", "-3"], ["--rate", "x"], ["--seconds", "0"]])
+def test_rates_and_times_are_positive(words):
+    with pytest.raises(UserError, match=words[0]):
+        loader_speed.parse(words)

@@ -12,12 +12,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <jpeglib.h>
+#include <jerror.h>
 
 #ifndef LIBJPEG_TURBO_VERSION
 #error "needs libjpeg-turbo: jpeg_crop_scanline and jpeg_skip_scanlines"
 #endif
-
-#define MOST_SCANS 500 /* more of them are an attack: each costs a pass over the whole image */
 
 typedef struct {
     struct jpeg_error_mgr base;
@@ -27,20 +26,12 @@ typedef struct {
 
 static void fail(j_common_ptr info) {
     Errors *errors = (Errors *)info->err;
-    errors->base.format_message(info, errors->message);
+    if (errors->base.msg_code != JERR_OUT_OF_MEMORY) errors->base.format_message(info, errors->message);
     longjmp(errors->leave, 1);
 }
 
 static void stay_silent(j_common_ptr info, int level) {
     if (level < 0) info->err->num_warnings++;
-}
-
-static void count_scans(j_common_ptr info) {
-    if (info->is_decompressor && ((j_decompress_ptr)info)->input_scan_number > MOST_SCANS) {
-        Errors *errors = (Errors *)info->err;
-        snprintf(errors->message, sizeof errors->message, "more than %d scans", MOST_SCANS);
-        longjmp(errors->leave, 1);
-    }
 }
 
 /* Handlers first: creating and everything after it may call them. */
@@ -50,6 +41,22 @@ static void prepare(j_decompress_ptr info, Errors *errors) {
     errors->base.error_exit = fail;
     errors->base.emit_message = stay_silent;
     errors->message[0] = '\0';
+}
+
+/* No message means no memory. */
+static PyObject *refused(const Errors *errors) {
+    if (!errors->message[0]) return PyErr_NoMemory();
+    PyErr_SetString(PyExc_ValueError, errors->message);
+    return NULL;
+}
+
+/* A progressive image whose scans end early is smoothed by guesses, which differ between a part and the whole, and between versions. */
+static int is_unfinished(j_decompress_ptr info) {
+    if (!info->progressive_mode || !info->coef_bits) return 0;
+    for (int component = 0; component < info->num_components; component++)
+        for (int coefficient = 0; coefficient < 10; coefficient++)
+            if (info->coef_bits[component][coefficient]) return 1;
+    return 0;
 }
 
 /* header(data) -> (width, height, components, has_app1) */
@@ -62,8 +69,7 @@ static PyObject *header(PyObject *self, PyObject *argument) {
     if (setjmp(errors.leave)) {
         jpeg_destroy_decompress(&info);
         PyBuffer_Release(&data);
-        PyErr_SetString(PyExc_ValueError, errors.message);
-        return NULL;
+        return refused(&errors);
     }
     jpeg_create_decompress(&info);
     jpeg_mem_src(&info, data.buf, (unsigned long)data.len);
@@ -80,12 +86,8 @@ static PyObject *header(PyObject *self, PyObject *argument) {
 static int read_region(j_decompress_ptr info, Errors *errors, const Py_buffer *data, unsigned scale, const unsigned box[4],
                        unsigned char *out, JSAMPLE **line) {
     const unsigned left = box[0], top = box[1], width = box[2], height = box[3];
-    struct jpeg_progress_mgr progress;
-    memset(&progress, 0, sizeof progress);
-    progress.progress_monitor = count_scans;
     if (setjmp(errors->leave)) return -1;
     jpeg_create_decompress(info);
-    info->progress = &progress;
     jpeg_mem_src(info, data->buf, (unsigned long)data->len);
     jpeg_read_header(info, TRUE);
     info->out_color_space = JCS_RGB;
@@ -94,6 +96,10 @@ static int read_region(j_decompress_ptr info, Errors *errors, const Py_buffer *d
     info->dct_method = JDCT_ISLOW;
     info->do_fancy_upsampling = TRUE;
     jpeg_start_decompress(info);
+    if (is_unfinished(info)) {
+        snprintf(errors->message, sizeof errors->message, "scans are missing");
+        return -1;
+    }
     if (left + width > info->output_width || top + height > info->output_height || !width || !height) {
         snprintf(errors->message, sizeof errors->message, "the region exceeds the image of %ux%u", info->output_width, info->output_height);
         return -1;
@@ -140,11 +146,7 @@ static PyObject *region(PyObject *self, PyObject *arguments) {
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&data);
     PyBuffer_Release(&out);
-    if (status) {
-        if (!errors.message[0]) return PyErr_NoMemory();
-        PyErr_SetString(PyExc_ValueError, errors.message);
-        return NULL;
-    }
+    if (status) return refused(&errors);
     Py_RETURN_NONE;
 }
 

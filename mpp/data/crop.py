@@ -4,8 +4,8 @@
 
 * libjpeg-turbo decodes a part of a JPEG (_jpeg.c): blocks above and beside it are parsed and thrown away, what lies below is not read.
   Without that module, and for every other format, Pillow decodes the whole image.  Either way the same bits come out, so only the speed
-  of a mixed cluster differs.
-  A JPEG that was damaged before its shard was made may pass here if the damage lies below the crop; verify_shards.py --full finds it.
+  of a mixed cluster differs.  One exception: a JPEG that was damaged before its shard was made passes here where the damage lies below the
+  crop, while Pillow calls it bad.  make_shards.py lets none in; in tars from elsewhere verify_shards.py --full finds them.
 * A large JPEG is decoded at the smallest reduced size that still holds each crop `SPARE` times over on both sides.  The crop is snapped to
   that size's grid, by up to half a reduced pixel, since the resizer takes whole pixels.
 * The filter sees the crop's own pixels only, as if they had been cut out first (torchvision's order).
@@ -25,20 +25,19 @@ from mpp.errors import BadSample
 
 try:
     import mpp.data._jpeg as _jpeg
-except ImportError:  # built only where libjpeg-turbo's headers are installed
+except ImportError as error:  # built only where libjpeg-turbo's headers are installed
     _jpeg = None  # type: ignore[assignment]
+    _missing = str(error)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 SPARE = 2
-BACKWARDS_X, BACKWARDS_Y = (
-    (2, 3, 6, 7),
-    (3, 4, 7, 8),
-)  # EXIF orientations in which an axis of the upright image runs backwards in the stored one
+BACKWARDS_X = (2, 3, 6, 7)  # EXIF orientations in which the x axis of the upright image runs backwards in the stored one
+BACKWARDS_Y = (3, 4, 7, 8)
 
 
 def jpeg_decoder() -> str:
     """What decodes JPEGs here, for people."""
-    return "Pillow (whole images; libjpeg-turbo's headers were not there at set-up)" if _jpeg is None else "libjpeg-turbo (parts of images)"
+    return f"Pillow (whole images; {_missing})" if _jpeg is None else "libjpeg-turbo (parts of images)"
 
 
 def cut(data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:

@@ -52,7 +52,9 @@ _CONTENT_ERRORS = (
 
 def require_codecs() -> None:
     """Raises DataError where this Pillow lacks a decoder of FORMATS: every such image would look damaged."""
-    if missing := [name for name, codec in (("JPEG", "jpg"), ("PNG", "zlib"), ("WEBP", "webp")) if not features.check(codec)]:
+    Image.init()  # loads every plugin now; it says nothing of those that cannot be imported
+    codecs = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp"}
+    if missing := [name for name in FORMATS if name not in Image.OPEN or not features.check(codecs[name])]:
         raise DataError(f"this Pillow was built without {', '.join(missing)}; install the wheel: pip install --force-reinstall pillow")
 
 

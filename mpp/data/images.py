@@ -3,6 +3,7 @@
 All answer alike, and order, crops, flips and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
 """
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mpp.data.augment import View
-from mpp.data.crop import Box, cut, jpeg_decoder, resize
-from mpp.data.decode import decode
+from mpp.data.crop import Box, as_stored, cut, jpeg_decoder, resize, turned
+from mpp.data.decode import open_stored
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 
@@ -70,33 +71,41 @@ class MemoryImages:
         self.start = np.concatenate([[0], np.cumsum(3 * widths * heights)])
         self.faults: dict[int, str] = {}
         _refuse_beyond("RAM", int(self.start[-1]) * processes, psutil.virtual_memory().available)
-        self.pixels = torch.empty(int(self.start[-1]), dtype=torch.uint8)  # image after image, each [height, width, 3]
-        with ThreadPoolExecutor(threads) as executor:
+        self.pixels = torch.empty(int(self.start[-1]), dtype=torch.uint8)  # image after image, each [height, width, 3] as it was stored
+        self.orientation = np.ones(len(pool), dtype=np.uint8)  # EXIF
+        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:  # what decoding in threads does to warnings ends here
             for _ in executor.map(lambda sample: self._decode(sample, max_pixels), pool):
                 pass
 
     def _decode(self, sample: int, max_pixels: int) -> None:
         width, height = self.shards.size_of(sample)
+        place = sample - self.first
         try:
-            pixels = decode(self.shards.read(sample), max_pixels)
-            if pixels.shape[:2] != (height, width):
-                raise BadSample(f"is {pixels.shape[1]}x{pixels.shape[0]} pixels, the index says {width}x{height}")
-            self.image(sample)[:] = pixels
+            if width * height > max_pixels:
+                raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
+            image, self.orientation[place] = open_stored(self.shards.read(sample), 1, max_pixels)
+            stored = (height, width) if self.orientation[place] >= 5 else (width, height)
+            if image.size != stored:
+                raise BadSample(f"is {image.width}x{image.height} pixels as stored, the index says {stored[0]}x{stored[1]}")
+            self.stored(sample)[:] = np.asarray(image)
         except BadSample as reason:
             self.faults[sample] = str(reason)
 
-    def image(self, sample: int) -> np.ndarray:
-        """uint8 [height, width, 3]: a view of the store."""
+    def stored(self, sample: int) -> np.ndarray:
+        """uint8 [H, W, 3], as stored and not turned upright: a view of the store."""
         width, height = self.shards.size_of(sample)
         place = sample - self.first
-        return self.pixels[self.start[place] : self.start[place + 1]].numpy().reshape(height, width, 3)
+        shape = (width, height, 3) if self.orientation[place] >= 5 else (height, width, 3)
+        return self.pixels[self.start[place] : self.start[place + 1]].numpy().reshape(shape)
 
     def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
         if sample in self.faults:
             raise BadSample(self.faults[sample])
-        pixels = self.image(sample)
-        boxes = [view.box(pixels.shape[1], pixels.shape[0]) for view in views]
-        return boxes, [resize(pixels[top:bottom, left:right], size) for left, top, right, bottom in boxes]
+        width, height = self.shards.size_of(sample)
+        pixels, orientation = self.stored(sample), int(self.orientation[sample - self.first])
+        boxes = [view.box(width, height) for view in views]
+        parts = [as_stored(box, width, height, orientation) for box in boxes]
+        return boxes, [turned(resize(pixels[top:bottom, left:right], size), orientation) for left, top, right, bottom in parts]
 
     def complete(self, batch: dict, dataset: Any) -> dict:
         return batch
@@ -124,7 +133,10 @@ class DeviceImages:
         ((self.width, self.height),) = sizes
         if device.type == "cuda":
             _refuse_beyond("GPU memory", images.pixels.numel(), torch.cuda.mem_get_info(device)[0])
-        self.pixels = images.pixels.view(count, self.height, self.width, 3).to(device).permute(0, 3, 1, 2).contiguous()
+        self.pixels = torch.empty(count, 3, self.height, self.width, dtype=torch.uint8, device=device)
+        for place in range(count):  # one by one: a second copy of all might not fit
+            upright = turned(images.stored(self.first + place).transpose(2, 0, 1), int(images.orientation[place]))
+            self.pixels[place] = torch.from_numpy(np.ascontiguousarray(upright))
 
     def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
         if sample in self.faults:

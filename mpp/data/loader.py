@@ -11,7 +11,9 @@ cores do better with a process each; a rank has `default_workers` of them unless
 """
 
 import atexit
+import math
 import multiprocessing
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -59,7 +61,9 @@ class MaskedImages(Dataset):
             return packed(self.batch(keys))
         except UserError as error:
             return {"error": error}
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch has no MemoryError
+                raise
             lower = "lower system.workers, data.max_pixels or system.micro_batch_max"
             return {"error": of_this_rank(DataError(f"a loader process ran out of memory among samples {keys[0][1]}, ...; {lower}"))}
 
@@ -98,7 +102,8 @@ class MaskedImages(Dataset):
         """The crops of the sample, or of the next readable one in manifest order (cyclic within the pool), and which it is; a record of every
         fault on the way."""
         faults: list[dict] = []
-        for step in range(BAD_IN_A_ROW):
+        tried = min(BAD_IN_A_ROW, len(self.pool))
+        for step in range(tried):
             candidate = self.pool.start + (sample - self.pool.start + step) % len(self.pool)
             try:
                 return candidate, *self.images.boxes_and_crops(candidate, views, self.augment.size), faults
@@ -107,7 +112,7 @@ class MaskedImages(Dataset):
                 faults.append({"position": position, "sample": sample, "bad": candidate, "where": where, "reason": str(reason)})
         raise of_this_rank(
             DataError(
-                f"{BAD_IN_A_ROW} samples in a row are unreadable, from {self.images.shards.where(sample)} on ({faults[0]['reason']}); "
+                f"{tried} samples in a row are unreadable, from {self.images.shards.where(sample)} on ({faults[0]['reason']}); "
                 f"make the shards again with data_prep/make_shards.py"
             )
         )
@@ -120,15 +125,15 @@ class MaskedImages(Dataset):
 def packed(batch: Batch) -> Batch:
     """All tensors but images and bytes as one, since each that a process hands over costs a file."""
     small = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dtype != torch.uint8}
-    layout = [(name, value.shape, value.dtype) for name, value in small.items()]
+    layout = [(name, tuple(value.shape), value.dtype) for name, value in small.items()]
     numbers = torch.cat([value.reshape(-1).long() for value in small.values()])
     return {name: value for name, value in batch.items() if name not in small} | {"numbers": numbers, "layout": layout}
 
 
 def unpacked(batch: Batch) -> Batch:
     numbers, layout = batch.pop("numbers"), batch.pop("layout")
-    parts = numbers.split([shape.numel() for _, shape, _ in layout])
-    return batch | {name: part.view(shape).to(dtype) for part, (name, shape, dtype) in zip(parts, layout, strict=True)}
+    parts = numbers.split([math.prod(shape) for _, shape, _ in layout])
+    return batch | {name: part.view(*shape).to(dtype) for part, (name, shape, dtype) in zip(parts, layout, strict=True)}
 
 
 _slots: list[torch.Tensor] = []  # a loader process's own: shared memory for the images of its batches in flight
@@ -189,11 +194,10 @@ def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memo
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not re.search("exited unexpectedly|is killed by signal|Pin memory thread exited", str(error)):
                 raise
-            raise of_this_rank(
-                DataError(f"a loader process died ({' '.join(str(error).split())}); if memory ran out, lower system.workers={workers}")
-            ) from error
+            why = f"if memory ran out, lower system.workers={workers}; a bus error may also be an index.bin that was cut under the run"
+            raise of_this_rank(DataError(f"a loader process died ({' '.join(str(error).split())}); {why}")) from error
         if "error" in batch:
             raise batch["error"]
         batch = unpacked(batch)

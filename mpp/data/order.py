@@ -14,6 +14,7 @@ With k views of each sample (`data.views`) the batch of data.global_batch views 
 k * (its sample's number) + view: schedules and logs count views.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,15 +184,24 @@ def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_m
         )
     worlds = tuple(w for w in range(1, v + 1) if v % w == 0)
     if v % world:
-        lower, upper = samples // world * world, -(-samples // world) * world
-        batches = " and ".join(str(batch * views) for batch in sorted({lower, upper}) if batch)
         raise ConfigError(
             f"data.global_batch={global_batch}{_by(views)} in {v} streams cannot be shared equally by {world} processes; "
-            f"start one of {', '.join(map(str, worlds))} processes, or take the nearest batches that fit: {batches}"
+            f"start one of {', '.join(map(str, worlds))} processes, or {_that_fits(samples, world, views)}"
         )
     share = samples // world
     accumulation = next(a for a in range(1, share + 1) if share % a == 0 and share // a * views <= micro_batch_max)
     return BatchPlan(samples, views, v, share // accumulation * views, accumulation, worlds)
+
+
+def _that_fits(samples: int, world: int, views: int) -> str:
+    """What to ask for where so many processes are to share a step of so many samples."""
+    if streams := [v for v in range(world, min(samples, max(world, 1024)) + 1, world) if samples % v == 0]:
+        return f"set data.streams={streams[-1]}"
+    fits = lambda batch: default_streams(batch) % world == 0
+    first = samples // world * world
+    lower = next((batch for batch in range(first, 0, -world) if fits(batch)), None)
+    upper = next(batch for batch in itertools.count(first + world, world) if fits(batch))
+    return f"take the nearest batches that fit, with data.streams=null: {' and '.join(str(b * views) for b in (lower, upper) if b)}"
 
 
 def _by(views: int) -> str:

@@ -18,13 +18,18 @@ class Quarantine:
         self.newest: dict | None = None
 
     def note(self, bad: list[dict]) -> int:
-        """Write them down; how many there are."""
+        """Write them down; how many samples were replaced, which may have met several bad ones on the way."""
         if bad:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.writelines(json.dumps(fault) + "\n" for fault in bad)
             self.newest = bad[-1]
-        return len(bad)
+        return sum(fault["bad"] == fault["sample"] for fault in bad)
+
+    def stop_beyond(self, count: int, samples_seen: int, allowed: float) -> None:
+        """Collective: stop when more were bad than the budget allows, which is one at least unless it is 0."""
+        if count > (max(1.0, allowed * samples_seen) if allowed else 0):
+            self.stop(count, samples_seen, allowed)
 
     def stop(self, count: int, samples_seen: int, allowed: float) -> None:
         """Collective: every rank raises the same DataError, which names one of the faults whichever rank met it."""

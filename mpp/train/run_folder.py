@@ -15,6 +15,7 @@ import torch
 
 import mpp
 from mpp.config import PretrainConfig, dump
+from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError
 from mpp.files import keep_lines, write_atomically
 from mpp.machine import usable_cores
@@ -50,6 +51,7 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "cpus": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "jpegs": jpeg_decoder(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         **{package: version(package) for package in PACKAGES},
     }

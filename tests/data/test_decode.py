@@ -227,3 +227,9 @@ def test_a_pillow_without_a_codec_is_refused_and_its_images_are_not_called_bad(m
     monkeypatch.setattr("mpp.data.decode.features.check", lambda codec: codec != "webp")
     with pytest.raises(DataError, match=r"this Pillow was built without WEBP; .*pip install"):
         require_codecs()
+
+
+def test_a_plugin_that_cannot_be_imported_is_refused(monkeypatch):
+    monkeypatch.setattr("mpp.data.decode.Image.OPEN", {name: opener for name, opener in Image.OPEN.items() if name != "PNG"})
+    with pytest.raises(DataError, match="this Pillow was built without PNG"):
+        require_codecs()

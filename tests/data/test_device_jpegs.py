@@ -12,6 +12,7 @@ from mpp.data.loader import MaskedImages, batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
+from mpp.errors import ConfigError
 from tests.data.test_crop import encoded, scene
 from tests.data.test_loader import AUGMENT, MASKING, SIZE
 
@@ -78,9 +79,20 @@ def test_what_the_device_refuses_is_judged_by_the_cpu(photos, device, monkeypatc
     there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device), SIZE))
     keys = [(0, 5, 0), (0, 0, 1), (0, 4, 2)]
     one, other = data.batch(keys), there.images.complete(there.batch(keys), there)
-    assert one["shown"].tolist() == other["shown"].tolist()
+    for name in ("shown", "replaced", "box", "kind"):
+        assert torch.equal(one[name], other[name])
     assert one["bad"] == other["bad"]
-    assert torch.equal(one["image"], other["image"].cpu())
+    assert torch.equal(one["image"][1:], other["image"][1:].cpu())  # the refused one and a PNG come from the CPU
+    assert (one["image"][0].int() - other["image"][0].cpu().int()).abs().float().mean() < 2
+
+
+def test_a_device_that_decodes_nothing_is_refused(photos, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no nvJPEG")
+
+    monkeypatch.setattr("mpp.data.device_jpegs.decode_jpeg", broken)
+    with pytest.raises(ConfigError, match=r"system.decode=device: cpu decodes no JPEGs here \(no nvJPEG\); take system.decode=cpu"):
+        DeviceJpegs(ShardSet.open(photos), 10**6, torch.device("cpu"), SIZE)
 
 
 def test_too_many_pixels_are_bad_before_the_device_sees_them(photos):

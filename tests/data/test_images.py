@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import mpp.data.images as images
 from mpp.data.crop import resize
@@ -14,6 +16,7 @@ from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
 from mpp.rng import CROP, Draws
+from tests.data.test_device_jpegs import gpu, photos  # noqa: F401, a fixture
 from tests.data.test_loader import AUGMENT, MASKING, SIZE
 
 CPU = torch.device("cpu")
@@ -51,14 +54,15 @@ def test_images_in_ram_give_the_same_batches_bit_for_bit(tiny_shards, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_on_the_device_give_the_same_batches_to_two_levels(equal_sizes, workers):
+@pytest.mark.parametrize("device", ["cpu", gpu])
+def test_images_on_the_device_give_the_same_batches_to_two_levels(equal_sizes, device, workers):
     data = training(equal_sizes, views=2)
     expected = stream(data, 0)
-    found = stream(replace(data, images=DeviceImages(in_ram(data), CPU, SIZE)), workers)
+    found = stream(replace(data, images=DeviceImages(in_ram(data), torch.device(device), SIZE)), workers)
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if name not in ("bad", "image"))
-        off = (one["image"].int() - other["image"].int()).abs()
+        off = (one["image"].int() - other["image"].cpu().int()).abs()
         assert off.max() <= 2
         assert off.float().mean() < 0.3
 
@@ -84,6 +88,19 @@ def test_a_pool_that_does_not_begin_at_the_first_sample_is_found(tiny_shards):
     assert np.array_equal(held.boxes_and_crops(19, [view], SIZE)[1][0], data.images.boxes_and_crops(19, [view], SIZE)[1][0])
 
 
+def test_turned_photographs_in_ram_give_the_same_bits(photos):  # noqa: F811
+    shards = ShardSet.open(photos)
+    data = MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(len(shards)))
+    expected, found = stream(data, 0), stream(replace(data, images=in_ram(data)), 0)
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(expected, found, strict=True))
+
+
+def test_warnings_are_as_before_when_images_were_decoded_in_threads(tiny_shards):
+    before = list(warnings.filters)
+    in_ram(training(tiny_shards))
+    assert warnings.filters == before
+
+
 def test_images_of_several_sizes_do_not_go_to_the_device(tiny_shards):
     data = training(tiny_shards)
     with pytest.raises(ConfigError, match=r"system.images=device needs images of one size, .*holds \d+ sizes, such as .*system.images=ram"):
@@ -91,16 +108,16 @@ def test_images_of_several_sizes_do_not_go_to_the_device(tiny_shards):
 
 
 def test_images_that_do_not_fit_are_refused_before_they_are_decoded(tiny_shards, monkeypatch):
-    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(images, "open_stored", None)
     monkeypatch.setattr(images.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
     with pytest.raises(ConfigError, match=r"take 0.0 GB of RAM, of which 0.0 GB are free; take system.images=shards"):
         in_ram(training(tiny_shards))
 
 
 def test_an_image_of_another_size_than_the_index_says_is_bad_in_memory_too(tiny_shards, monkeypatch):
-    monkeypatch.setattr(images, "decode", lambda data, max_pixels: np.zeros((3, 3, 3), np.uint8))
+    monkeypatch.setattr(images, "open_stored", lambda *_: (Image.new("RGB", (3, 3)), 1))
     held = in_ram(training(tiny_shards))
-    with pytest.raises(BadSample, match="is 3x3 pixels, the index says"):
+    with pytest.raises(BadSample, match="is 3x3 pixels as stored, the index says"):
         held.boxes_and_crops(0, [], SIZE)
 
 

@@ -19,7 +19,7 @@ from mpp.data.augment import Augment
 from mpp.data.crop import cut, resize
 from mpp.data.decode import decode
 from mpp.data.images import ShardImages
-from mpp.data.loader import FIXED, MaskedImages, batches, default_workers, fixed_batches
+from mpp.data.loader import FIXED, MaskedImages, batches, default_workers, fixed_batches, packed, unpacked
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import without_last
@@ -369,6 +369,35 @@ def test_a_program_fault_is_no_bad_sample(tiny_shards, monkeypatch):
             data.batch([(0, 7, 0)])
 
 
+@dataclass(frozen=True)
+class Faulty(MaskedImages):
+    def batch(self, keys):
+        raise RuntimeError(f"of the program, at {keys[0]}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback(tiny_shards, workers):
+    own = dataset(tiny_shards)
+    data = Faulty(own.images, own.augment, own.masking, own.seed, own.pool)
+    with pytest.raises(RuntimeError, match="of the program, at"):
+        list(batches(data, sampler(data), workers, pin_memory=False))
+
+
+def test_what_is_packed_comes_out_the_same_though_pinning_may_make_lists_of_tuples(tiny_shards):
+    batch = dataset(tiny_shards).batch([(0, 3, 0), (0, 30, 1)])
+    handed = packed(batch)
+    assert [name for name, value in handed.items() if isinstance(value, torch.Tensor)] == ["image", "numbers"]
+    handed["layout"] = [[name, list(shape), dtype] for name, shape, dtype in handed["layout"]]
+    assert same(unpacked(handed), batch)
+
+
+def test_fewer_samples_than_a_hundred_may_all_be_bad(tmp_path, make_shards, damage):
+    folder = make_shards(tmp_path / "train", [5])
+    damage(folder, range(5))
+    with pytest.raises(DataError, match=r"^5 samples in a row are unreadable"):
+        dataset(folder).batch([(0, 2, 0)])
+
+
 def test_too_little_shared_memory_is_refused_before_workers_start(tiny_shards, monkeypatch):
     monkeypatch.setattr("mpp.data.loader.shutil.disk_usage", lambda _: type("Usage", (), {"free": 20_000}))
     data = dataset(tiny_shards)
@@ -426,3 +455,57 @@ def test_a_worker_has_one_thread(tiny_shards):
 class CountsThreads(MaskedImages):
     def __getitems__(self, keys):
         return super().__getitems__(keys) | {"threads": torch.get_num_threads(), "process": os.getpid()}
+
+
+# --------------------------------------------------------------------------------------------------------------- shards that change in a run
+
+
+def shard(folder: Path) -> Path:
+    return folder / "000000.tar"
+
+
+def delete(folder: Path) -> None:
+    shard(folder).unlink()
+
+
+def cut_short(folder: Path) -> None:
+    os.truncate(shard(folder), 700)
+
+
+def edit(folder: Path) -> None:
+    with shard(folder).open("r+b") as file:
+        file.seek(600)
+        file.write(b"\x00" * (shard(folder).stat().st_size - 600))
+
+
+def put_another_in_its_place(folder: Path) -> None:
+    (folder / "other.tar").write_bytes((folder / "000001.tar").read_bytes())
+    (folder / "other.tar").rename(shard(folder))
+
+
+@pytest.mark.parametrize("was_open", [True, False])
+@pytest.mark.parametrize("change", [delete, cut_short, edit, put_another_in_its_place])
+def test_a_shard_that_changes_during_a_run_is_read_on_named_or_stops_the_run(tmp_path, make_shards, monkeypatch, change, was_open):
+    folder = make_shards(tmp_path / "train", [6, 8])
+    monkeypatch.setattr("mpp.data.shards.RETRY_SECONDS", (0.0,))
+    data, keys = dataset(folder), [(0, sample, sample) for sample in (1, 2, 9)]
+    before = dataset(folder).batch(keys)
+    if was_open:
+        data.images.shards.read(0)
+    change(folder)
+    if change is delete and not was_open:
+        with pytest.raises(
+            DataError, match=r"train/000000.tar: 000000000001 .*No such file or directory.*check the disk or mount, then resume"
+        ):
+            data.batch(keys)
+        return
+    found = data.batch(keys)
+    if was_open and change in (delete, put_another_in_its_place):  # what was opened is still there
+        assert same(before, found)
+        return
+    assert found["sample"].tolist() == [1, 2, 9]
+    assert found["replaced"].tolist() == [True, True, False]
+    assert {fault["where"].split(":")[0] for fault in found["bad"]} == {"train/000000.tar"}
+    assert torch.equal(found["kind"], before["kind"])
+    if change is cut_short:
+        assert all("the shard has 700 bytes now, not" in fault["reason"] for fault in found["bad"])

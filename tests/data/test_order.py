@@ -208,13 +208,17 @@ def test_streams_that_do_not_divide_the_batch_are_refused_with_the_default():
         plan_batch(48, 7, 1, 64)
 
 
-@given(st.integers(1, 200), st.integers(2, 16))
-def test_the_nearest_batches_of_a_refusal_do_fit(batch, world):
-    if default_streams(batch) % world:
-        with pytest.raises(ConfigError) as caught:
-            plan_batch(batch, None, world, 64)
-        for named in str(caught.value).rpartition(": ")[2].split(" and "):
-            assert plan_batch(int(named), None, world, 64).micro_batch * world <= int(named)
+@given(st.integers(1, 5000), st.integers(2, 24), st.integers(1, 3), st.sampled_from([None, 1, 2, 4, 8]))
+def test_what_a_refusal_proposes_does_fit(samples, world, views, streams):
+    try:
+        plan_batch(samples * views, streams, world, 64, views)
+    except ConfigError as error:
+        remedy = str(error).rpartition("processes, or ")[2]
+        if remedy.startswith("set data.streams="):
+            assert plan_batch(samples * views, int(remedy.rpartition("=")[2]), world, 64, views)
+        elif remedy.startswith("take"):
+            for named in remedy.rpartition(": ")[2].split(" and "):
+                assert plan_batch(int(named), None, world, 64, views).samples % world == 0
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- sampler
@@ -253,7 +257,13 @@ def test_with_views_a_batch_holds_fewer_samples_and_positions_count_views(order,
         (50, None, 64, 4, "data.global_batch=50 must be a multiple of data.views=4; the nearest that fit are 48 and 52"),
         (64, None, 3, 4, "data.views=4 do not fit into system.micro_batch_max=3; raise it to 4 or more"),
         (48, 24, 64, 4, "data.streams=24 must divide data.global_batch=48 / data.views=4; leave it null for 12"),
-        (40, None, 64, 4, "data.global_batch=40 / data.views=4 in 10 streams cannot be shared equally by 3 processes; .* fit: 36 and 48"),
+        (
+            40,
+            None,
+            64,
+            4,
+            "data.global_batch=40 / data.views=4 in 10 streams cannot be shared equally by 3 processes; .* data.streams=null: 36 and 48",
+        ),
     ],
 )
 def test_views_that_do_not_fit_are_refused_with_what_would(batch, streams, micro_batch, views, message):

@@ -92,7 +92,7 @@ ROWS = [
         "masks depend on the place in the batch",
         "mpp/data/loader.py",
         "Draws(self.seed, MASK, epoch, sample, view)",
-        "Draws(self.seed, MASK, epoch, number, view)",
+        "Draws(self.seed, MASK, epoch, position, view)",
         LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
     Row(
@@ -126,8 +126,8 @@ ROWS = [
     Row(
         "uniform numbers lose their lowest bits",
         "mpp/rng.py",
-        "(self.bits(count) >> np.uint64(11)) * 2.0**-53",
-        "(self.bits(count) >> np.uint64(12)) * 2.0**-52",
+        "(bits >> np.uint64(11)) * 2.0**-53",
+        "(bits >> np.uint64(12)) * 2.0**-52",
         "tests/test_rng.py::test_uniform_is_the_upper_53_bits",
     ),
     Row(
@@ -155,8 +155,8 @@ ROWS = [
     Row(
         "the x axis of a turned photograph runs forwards",
         "mpp/data/crop.py",
-        "BACKWARDS_X, BACKWARDS_Y = (2, 3, 6, 7),",
-        "BACKWARDS_X, BACKWARDS_Y = (2, 3, 7, 8),",
+        "BACKWARDS_X = (2, 3, 6, 7)",
+        "BACKWARDS_X = (2, 3, 7, 8)",
         CROP + "a_box_finds_its_pixels_in_the_stored_image",
     ),
     Row(
@@ -230,6 +230,27 @@ ROWS = [
         "            except BadSample as reason:",
         "            except Exception as reason:",
         LOADER + "a_program_fault_is_no_bad_sample",
+    ),
+    Row(
+        "bad samples that others meet on their way count again",
+        "mpp/train/quarantine.py",
+        'return sum(fault["bad"] == fault["sample"] for fault in bad)',
+        "return len(bad)",
+        "tests/train/test_quarantine.py::test_a_row_of_bad_samples_counts_each_once_though_each_meets_those_behind_it",
+    ),
+    Row(
+        "a worker's fault is called its death",
+        "mpp/data/loader.py",
+        '"exited unexpectedly|is killed by signal|Pin memory thread exited"',
+        '"DataLoader worker"',
+        LOADER + "a_fault_of_the_program_in_a_worker_keeps_its_traceback",
+    ),
+    Row(
+        "turned photographs in RAM are turned before they are resized",
+        "mpp/data/images.py",
+        "turned(resize(pixels[top:bottom, left:right], size), orientation)",
+        "resize(turned(pixels[top:bottom, left:right].transpose(2, 0, 1), orientation).transpose(1, 2, 0), size)",
+        IMAGES + "turned_photographs_in_ram_give_the_same_bits",
     ),
     Row(
         "the hold-out is trained on",

@@ -5,29 +5,30 @@ from tests.mutations import Row
 ROWS = [
     # What is hidden, and what becomes of it.
     Row(
-        "the loss is on visible patches too", "mpp/masking.py", "predicted=kind.nonzero()[0]", "predicted=np.arange(self.patches)",
+        "the loss is on visible patches too", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)", "predicted=np.tile(np.arange(patches), (count, 1))",
         "tests/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
-        "kept patches are left out of the loss", "mpp/masking.py", "predicted=kind.nonzero()[0]",
-        "predicted=np.flatnonzero((kind == MASKED) | (kind == SWAPPED))",
+        "kept patches are left out of the loss", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)",
+        "predicted=((kind == MASKED) | (kind == SWAPPED)).nonzero()[1].reshape(count, -1)",
         "tests/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
-        "only masked patches are in the loss", "mpp/masking.py", "predicted=kind.nonzero()[0]",
-        "predicted=np.flatnonzero(kind == MASKED)",
+        "only masked patches are in the loss", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)",
+        "predicted=(kind == MASKED).nonzero()[1].reshape(count, -1)",
         "tests/model/test_pretraining.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
     ),
     Row(
-        "the mask is inverted", "mpp/masking.py", "visible=(kind == VISIBLE).nonzero()[0]", "visible=kind.nonzero()[0]",
+        "the mask is inverted", "mpp/masking.py", "visible = (kind == VISIBLE).nonzero()[1].reshape(count, patches - self.hidden)",
+        "visible = kind.nonzero()[1].reshape(count, self.hidden)",
         "tests/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
-        "a swap may show the patch itself", "mpp/masking.py", "(swapped + 1 + draws.below(self.patches - 1, len(swapped)))",
-        "(swapped + draws.below(self.patches, len(swapped)))", "tests/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
+        "a swap may show the patch itself", "mpp/masking.py", "(swapped + 1 + below_of(bits[:, patches:], patches - 1))",
+        "(swapped + below_of(bits[:, patches:], patches))", "tests/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
     ),
     Row(
-        "swaps come from near patches only", "mpp/masking.py", "draws.below(self.patches - 1, len(swapped))", "draws.below(4, len(swapped))",
+        "swaps come from near patches only", "mpp/masking.py", "below_of(bits[:, patches:], patches - 1)", "below_of(bits[:, patches:], 4)",
         "tests/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
     ),
     Row(
