@@ -423,7 +423,7 @@ def test_a_batch_takes_no_more_memory_than_is_asked_for(tiny_shards):
 
 MANY_FILES = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))
+resource.setrlimit(resource.RLIMIT_NOFILE, (26, 4096))
 from mpp.machine import allow_open_files
 from tests.data.test_loader import batches, dataset, sampler
 allow_open_files()
