@@ -78,6 +78,8 @@ def test_without_a_mutation_the_copy_passes(run):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.bug.replace(" ", "_"))
 def test_a_plausible_bug_makes_a_test_fail(copy, run, row):
+    if row.in_libjpeg and not list((ROOT / "mpp" / "data").glob("_jpeg.*.so")):
+        pytest.skip("mpp was set up without libjpeg-turbo's headers (apt-get install libjpeg-dev)")
     path = copy / row.file
     text = path.read_text()
     assert text.count(row.old) == 1, f"{row.file} has moved on: bring this row up to date"

@@ -20,7 +20,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from mpp.data.decode import MAX_PIXELS, format_of, open_stored, stored_orientation
+from mpp.data.decode import MAX_PIXELS, format_of, open_stored, stored_header
 from mpp.errors import BadSample
 
 try:
@@ -56,7 +56,7 @@ def decode_parts(
     """As `cut`, before anything is resized: uint8 [H, W, 3] of each box, as stored, and the EXIF orientation that turns it upright."""
     if width * height > max_pixels:
         raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
-    if (plain := plain_jpeg(data, max_pixels)) is not None:
+    if _jpeg is not None and (plain := plain_jpeg(data, max_pixels)) is not None:
         orientation, *found = plain
         side = (height, width) if orientation >= 5 else (width, height)
         scale = _scale(boxes, size)
@@ -103,16 +103,22 @@ def as_stored(box: Box, width: int, height: int, orientation: int) -> Box:
 
 
 def plain_jpeg(data: bytes, max_pixels: int) -> tuple[int, int, int] | None:
-    """Orientation and stored size of a JPEG that `_jpeg` may decode, else None: grey or colour, with its end mark (Pillow judges a cut one)."""
-    if _jpeg is None or not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
+    """Orientation and stored size of a grey or colour JPEG with its end mark, else None (a cut one is for Pillow to judge).
+
+    Raises BadSample for a header that Pillow refuses.
+    """
+    if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
         return None
+    if _jpeg is None:
+        orientation, width, height, mode = stored_header(data, max_pixels)
+        return (orientation, width, height) if mode in ("L", "RGB") else None
     try:
         width, height, components, has_app1 = _jpeg.header(data)
     except ValueError:
         return None
     if components not in (1, 3):
         return None
-    return (stored_orientation(data, max_pixels) if has_app1 else 1), width, height
+    return (stored_header(data, max_pixels)[0] if has_app1 else 1), width, height
 
 
 def _scale(boxes: Sequence[Box], size: int) -> int:

@@ -116,10 +116,11 @@ def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[
         return to_rgb(image), orientation
 
 
-def stored_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
-    """The EXIF orientation, 1 to 8, from a JPEG's header.  Raises BadSample as `check_header` does."""
+def stored_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, int, str]:
+    """The EXIF orientation, 1 to 8, stored width and height, and Pillow's mode.  Raises BadSample as `check_header` does."""
     with _content_errors(FORMATS):
-        return _orientation(_open(data, max_pixels, FORMATS))
+        image = _open(data, max_pixels, FORMATS)
+        return _orientation(image), *image.size, image.mode
 
 
 def open_shrunk(data: bytes, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -10,3 +10,4 @@ class Row:
     old: str
     new: str
     tests: str  # "file::test file::test"
+    in_libjpeg: bool = False  # shows only where mpp.data._jpeg was built

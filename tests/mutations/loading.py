@@ -172,6 +172,7 @@ ROWS = [
         ' or not data.endswith(b"\\xff\\xd9")',
         "",
         CROP + "a_cut_jpeg_is_bad_even_where_the_crop_lies_above_the_cut",
+        in_libjpeg=True,
     ),
     Row(
         "an image of another size than its index is let in",
