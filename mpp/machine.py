@@ -9,12 +9,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def allow_open_files() -> int:
-    """Raise this process's limit on open files, which its children inherit, as far as the system lets it; the limit.
+def allow_open_files() -> None:
+    """Raise this process's limit on open files, which its children inherit, as far as the system lets it.
 
-    Every tensor that a loader process hands over is a file until it is used, so the usual 1,024 would not do for many of them.
+    Every tensor that a loader process hands over is a file until it is used, beside the shards that are open.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard

@@ -55,10 +55,6 @@ class Draws:
         """float64 [count] in [0, 1)."""
         return uniform_of(self.bits(count))
 
-    def below(self, bound: int, count: int) -> np.ndarray:
-        """int64 [count] in [0, bound), bound < 2**32."""
-        return below_of(self.bits(count), bound)
-
     def permutation(self, count: int) -> np.ndarray:
         """int64 [count]: a permutation of range(count)."""
         return permutation_of(self.bits(count))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.rng import CROP, DROP_PATH, INIT, MASK, OFFSET, PREP, PROBE, SHARDS, STREAM, Draws, seed_of
+from mpp.rng import CROP, DROP_PATH, INIT, MASK, OFFSET, PREP, PROBE, SHARDS, STREAM, Draws, below_of, seed_of
 
 WORD = 2**64
 numbers = st.integers(0, 2**63 - 1)
@@ -41,7 +41,7 @@ def test_bits_are_golden():
 
 def test_our_use_of_the_bits_is_golden():
     assert Draws(7, MASK, 1, 2, 3).uniform(3).tolist() == [0.4022058445347497, 0.11377346204927552, 0.4874263034574827]
-    assert Draws(7, MASK, 1, 2, 3).below(10, 12).tolist() == [4, 1, 4, 3, 6, 8, 0, 1, 9, 3, 1, 5]
+    assert below_of(Draws(7, MASK, 1, 2, 3).bits(12), 10).tolist() == [4, 1, 4, 3, 6, 8, 0, 1, 9, 3, 1, 5]
     assert Draws(7, MASK, 1, 2, 3).permutation(10).tolist() == [6, 1, 7, 3, 9, 0, 2, 4, 5, 8]
     assert seed_of(7, INIT, 1) == 1111343196547395040
 
@@ -73,7 +73,7 @@ def test_a_permutation_holds_every_index_once(seed, count):
 @given(numbers, st.integers(1, 2**32 - 1))
 def test_below_is_the_integer_part_of_the_scaled_upper_half(seed, bound):
     bits = Draws(seed, PREP).bits(20).tolist()
-    assert Draws(seed, PREP).below(bound, 20).tolist() == [(value >> 32) * bound >> 32 for value in bits]
+    assert below_of(Draws(seed, PREP).bits(20), bound).tolist() == [(value >> 32) * bound >> 32 for value in bits]
 
 
 @given(numbers)
@@ -87,7 +87,7 @@ def test_uniform_is_the_upper_53_bits(seed):
 def test_draws_are_uniform():
     uniform = Draws(1, PROBE).uniform(20_000)
     assert abs(np.histogram(uniform, 10, (0, 1))[0] - 2000).max() < 200  # 4.7 standard deviations
-    assert abs(np.bincount(Draws(2, PROBE).below(7, 21_000), minlength=7) - 3000).max() < 240
+    assert abs(np.bincount(below_of(Draws(2, PROBE).bits(21_000), 7), minlength=7) - 3000).max() < 240
 
 
 @given(numbers, st.integers(0, 8), numbers)
