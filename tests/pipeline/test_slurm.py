@@ -90,9 +90,14 @@ def slurm(tmp_path_factory):
 
 
 def state_of(job: str, environment: dict) -> str:
-    shown = subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True).stdout
-    found = re.search(r"JobState=(\w+)", shown)
-    return found[1] if found else "GONE"
+    """The job's state; a controller too busy to answer (`scontrol` then fails) is asked again for two minutes."""
+    for _ in range(60):
+        shown = subprocess.run(["scontrol", "show", "job", job], env=environment, capture_output=True, text=True)
+        if found := re.search(r"JobState=(\w+)", shown.stdout):
+            return found[1]
+        time.sleep(2)
+    log = Path(environment["SLURM_CONF"]).with_name("ctld.log")
+    raise AssertionError(f"scontrol: {shown.stderr.strip()}\nslurmctld's log ends: {log.read_text()[-2000:]}")
 
 
 def submit(environment: dict, out: Path, script: str, options: Sequence[str], words: Sequence[str]) -> str:
