@@ -13,8 +13,8 @@ from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.errors import ConfigError
+from tests.data.masked_images import AUGMENT, MASKING, SIZE
 from tests.data.test_crop import encoded, scene
-from tests.data.test_loader import AUGMENT, MASKING, SIZE
 
 gpu = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 

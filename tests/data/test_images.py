@@ -16,8 +16,8 @@ from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
 from mpp.rng import CROP, Draws
+from tests.data.masked_images import AUGMENT, MASKING, SIZE
 from tests.data.test_device_jpegs import gpu, photos  # noqa: F401, a fixture
-from tests.data.test_loader import AUGMENT, MASKING, SIZE
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,9 @@
 
 from tests.mutations import Row
 
-ORDER, LOADER, CROP, IMAGES = (f"tests/data/test_{name}.py::test_" for name in ("order", "loader", "crop", "images"))
+ORDER, LOADER, PROCESSES, BAD, AUGMENT, CROP, IMAGES = (
+    f"tests/data/test_{name}.py::test_" for name in ("order", "loader", "loader_processes", "bad_samples", "augment", "crop", "images")
+)
 LOG = "tests/train/test_sample_log.py::test_"
 
 ROWS = [
@@ -121,7 +123,7 @@ ROWS = [
         "mpp/data/augment.py",
         "aspect = math.exp(low + ratio * (high - low))",
         "aspect = ratios[0] + ratio * (ratios[1] - ratios[0])",
-        LOADER + "crops_are_distributed_as_torchvisions",
+        AUGMENT + "crops_are_distributed_as_torchvisions",
     ),
     Row(
         "uniform numbers lose their lowest bits",
@@ -201,14 +203,14 @@ ROWS = [
         "mpp/data/loader.py",
         "self.pool.start + (sample - self.pool.start + step) % len(self.pool)",
         "(sample + step) % len(self.images.shards)",
-        LOADER + "replacement_is_cyclic_within_the_training_samples",
+        BAD + "replacement_is_cyclic_within_the_training_samples",
     ),
     Row(
         "bad samples go unrecorded",
         "mpp/data/loader.py",
         "            bad += faults\n",
         "",
-        LOADER + "every_fault_on_the_way_is_recorded",
+        BAD + "every_fault_on_the_way_is_recorded",
     ),
     Row(
         "a replacement has crops of its own",
@@ -216,21 +218,21 @@ ROWS = [
         "                return candidate, *self.images.boxes_and_crops(candidate, views,",
         "                views = [self.augment.draw(Draws(self.seed, CROP, 0, candidate))] * len(views)\n"
         "                return candidate, *self.images.boxes_and_crops(candidate, views,",
-        LOADER + "a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed",
+        BAD + "a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed",
     ),
     Row(
         "running out of memory makes a bad sample",
         "mpp/data/loader.py",
         "            except BadSample as reason:",
         "            except (BadSample, MemoryError) as reason:",
-        LOADER + "running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample",
+        PROCESSES + "running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample",
     ),
     Row(
         "any error makes a bad sample",
         "mpp/data/loader.py",
         "            except BadSample as reason:",
         "            except Exception as reason:",
-        LOADER + "a_program_fault_is_no_bad_sample",
+        BAD + "a_program_fault_is_no_bad_sample",
     ),
     Row(
         "bad samples that others meet on their way count again",
@@ -244,7 +246,7 @@ ROWS = [
         "mpp/data/loader.py",
         '"exited unexpectedly|is killed by signal|Pin memory thread exited"',
         '"DataLoader worker"',
-        LOADER + "a_fault_of_the_program_in_a_worker_keeps_its_traceback",
+        PROCESSES + "a_fault_of_the_program_in_a_worker_keeps_its_traceback",
     ),
     Row(
         "turned photographs in RAM are turned before they are resized",
@@ -273,7 +275,7 @@ ROWS = [
         "mpp/machine.py",
         "        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n",
         "        pass\n",
-        LOADER + "more_shards_and_batches_than_open_files_are_no_hindrance",
+        PROCESSES + "more_shards_and_batches_than_open_files_are_no_hindrance",
     ),
     Row(
         "a slot is used again while its batch waits",
@@ -294,7 +296,7 @@ ROWS = [
         "mpp/data/loader.py",
         "    if get_worker_info() is None:\n",
         "    if True:\n",
-        LOADER + "a_worker_writes_its_images_into_shared_memory",
+        PROCESSES + "a_worker_writes_its_images_into_shared_memory",
     ),
     Row(
         "a resumed run's logs keep what it sees again",

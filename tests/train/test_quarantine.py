@@ -8,7 +8,7 @@ import torch
 from mpp.errors import DataError
 from mpp.train.engine import World
 from mpp.train.quarantine import Quarantine
-from tests.data.test_loader import dataset
+from tests.data.masked_images import dataset
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from mpp.data.loader import batches
+from mpp.data.loader import MaskedImages, batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.train.run_folder import cut_back_logs
 from mpp.train.sample_log import SampleLog
-from tests.data.test_loader import MaskedImages, dataset
+from tests.data.masked_images import dataset
 
 STEPS = 3
 

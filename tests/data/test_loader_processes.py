@@ -1,0 +1,137 @@
+"""What workers do to the machine, and what the machine does to them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpp.data.loader import MaskedImages, batches, default_workers
+from mpp.errors import ConfigError, DataError
+from tests.data.masked_images import dataset, sampler
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unusable_disk_stops_the_run_with_one_error_whatever_the_workers(tmp_path, make_shards, monkeypatch, workers):
+    folder = make_shards(tmp_path / "train", [6, 8])
+    monkeypatch.setattr("mpp.data.shards.RETRY_SECONDS", (0.0,))
+    data = dataset(folder)
+    (folder / "000001.tar").unlink()
+    with pytest.raises(DataError, match=r"train/000001.tar.*No such file"):
+        list(batches(data, sampler(data, 0, 1), workers, pin_memory=False))
+
+
+@dataclass(frozen=True)
+class Deadly(MaskedImages):
+    """The worker that is asked for the run's first sample is killed, as by a kernel out of memory, while everybody waits for it."""
+
+    main: int = 0
+
+    def __getitems__(self, keys):
+        if os.getpid() != self.main and any(position == 0 for _, _, position in keys):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitems__(keys)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
+    own = dataset(tiny_shards)
+    data = Deadly(own.images, own.augment, own.masking, own.seed, own.pool, main=os.getpid())
+    with pytest.raises(DataError, match="a loader process died"):
+        list(batches(data, sampler(data), workers, pin_memory=False))
+
+
+def test_default_workers_leave_a_core_for_each_rank(monkeypatch):
+    cores: Callable[[int], None] = lambda count: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
+    for count, local_world, expected in [(16, 1, 15), (64, 1, 16), (16, 4, 3), (2, 1, 1), (1, 1, 1), (8, 8, 1)]:
+        cores(count)
+        assert default_workers(local_world) == expected
+
+
+def test_running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample(tiny_shards, monkeypatch):
+    data = dataset(tiny_shards)
+    monkeypatch.setattr("mpp.data.images.cut", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(DataError, match=r"ran out of memory among samples 7, .*lower system.workers"):
+        list(batches(data, [[(0, 7, 0)]], 0, pin_memory=False))
+
+
+@dataclass(frozen=True)
+class Faulty(MaskedImages):
+    def batch(self, keys):
+        raise RuntimeError(f"of the program, at {keys[0]}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback(tiny_shards, workers):
+    own = dataset(tiny_shards)
+    data = Faulty(own.images, own.augment, own.masking, own.seed, own.pool)
+    with pytest.raises(RuntimeError, match="of the program, at"):
+        list(batches(data, sampler(data), workers, pin_memory=False))
+
+
+def test_too_little_shared_memory_is_refused_before_workers_start(tiny_shards, monkeypatch):
+    monkeypatch.setattr("mpp.data.loader.shutil.disk_usage", lambda _: type("Usage", (), {"free": 20_000}))
+    data = dataset(tiny_shards)
+    with pytest.raises(
+        ConfigError, match=r"system.workers=2: .*through /dev/shm, up to 0 MB, and 0 MB are free; lower system.workers .*shm-size"
+    ):
+        list(batches(data, sampler(data), 2, pin_memory=False))
+    assert len(list(batches(data, sampler(data), 0, pin_memory=False))) == 15
+
+
+def test_a_worker_writes_its_images_into_shared_memory(tiny_shards, monkeypatch):
+    monkeypatch.setattr("mpp.data.loader.get_worker_info", lambda: "a worker")
+    assert dataset(tiny_shards).batch([(0, 7, 0)])["image"].is_shared()
+    monkeypatch.setattr("mpp.data.loader.get_worker_info", lambda: None)
+    assert not dataset(tiny_shards).batch([(0, 7, 0)])["image"].is_shared()
+
+
+def test_a_batch_takes_no_more_memory_than_is_asked_for(tiny_shards):
+    data = dataset(tiny_shards)
+    batch = data.batch([(0, sample, sample) for sample in range(4)])
+    assert sum(value.nbytes for name, value in batch.items() if name != "bad") <= data.bytes_of(4)
+
+
+MANY_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (26, 4096))
+from mpp.machine import allow_open_files
+from mpp.data.loader import batches
+from tests.data.masked_images import dataset, sampler
+allow_open_files()
+data = dataset(sys.argv[1])
+print(len({int(i) for batch in batches(data, sampler(data), 2, pin_memory=False) for i in batch["sample"]}))
+"""
+
+
+def test_more_shards_and_batches_than_open_files_are_no_hindrance(tmp_path, make_shards):
+    folder = make_shards(tmp_path / "train", [1] * 70)
+    command = [sys.executable, "-c", MANY_FILES, folder]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert finished.stdout == "60\n", finished.stderr
+
+
+@dataclass(frozen=True)
+class CountsThreads(MaskedImages):
+    def __getitems__(self, keys):
+        return super().__getitems__(keys) | {"threads": torch.get_num_threads(), "process": os.getpid()}
+
+
+def test_a_worker_has_one_thread(tiny_shards):
+    own = dataset(tiny_shards)
+    data = CountsThreads(own.images, own.augment, own.masking, own.seed, own.pool)
+    torch.set_num_threads(2)
+    try:
+        found = list(batches(data, sampler(data, 0, 1), 2, pin_memory=False))
+    finally:
+        torch.set_num_threads(1)
+    assert {batch["threads"] for batch in found} == {1}
+    assert len({batch["process"] for batch in found} - {os.getpid()}) == 2
