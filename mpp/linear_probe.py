@@ -27,7 +27,7 @@ from mpp.config import ProbeConfig, dump, load
 from mpp.data.shards import ShardSet
 from mpp.errors import ConfigError, DataError, Parser, run_program
 from mpp.files import make_folder, write_atomically
-from mpp.model.encoder import build_encoder
+from mpp.model.encoder import Encoder
 from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
 from mpp.train.export import read_encoder
@@ -62,22 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = read_encoder(config.encoder)
+    encoder = Encoder(loaded.net)  # type: ignore[arg-type]
     train, test = open_shards(config.train, config.test, config.rank_only)
     spec = feature_spec(
-        loaded.encoder,
+        encoder,
         layers=config.features.layers,
         pooling=config.features.pooling,
-        resolution=config.features.resolution or loaded.model.image_size,
+        resolution=config.features.resolution or loaded.image_size,
         crop=config.features.crop,
         mean=loaded.mean,
         std=loaded.std,
         precision=config.features.precision,
     )
     last = () if config.rank_only else config.linear.last_layers
-    variants = probe_variants(spec, len(loaded.encoder.vit.blocks), loaded.encoder.vit.cls_token is not None, last)
-    extractors: dict[str, Extractor] = {PRETRAINED: EncoderExtractor(loaded.encoder, spec, variants, device)}
+    variants = probe_variants(spec, len(encoder.vit.blocks), encoder.vit.cls_token is not None, last)
+    extractors: dict[str, Extractor] = {PRETRAINED: EncoderExtractor(encoder, spec, variants, device)}
     if config.baselines:
-        fresh = build_encoder(loaded.model, seed_of(config.seed, INIT, 0))  # as a run with this seed starts
+        fresh = Encoder(loaded.fresh(seed_of(config.seed, INIT, 0)))  # type: ignore[arg-type]  # as a run with this seed starts
         pixels = PixelExtractor(spec, config.features.pixel_side)
         extractors = {PIXELS: pixels, RANDOM: EncoderExtractor(fresh, spec, variants, device), **extractors}
     choices = {name: list(extractor.columns) for name, extractor in extractors.items()}
@@ -101,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = min(config.rank_samples, config.train_samples or len(train)) if config.rank_only else config.train_samples
     samples = subset(len(train), count, config.seed)
     print(f"encoder   {loaded.source} ({config.encoder})")
-    print(
-        f"features  {variants[0]} (of 0 to {len(loaded.encoder.vit.blocks) - 1}), {spec.resolution} px, {spec.precision}, on {device.type}"
-    )
+    print(f"features  {variants[0]} (of 0 to {len(encoder.vit.blocks) - 1}), {spec.resolution} px, {spec.precision}, on {device.type}")
     features = features_of(train, samples)
     print(f"train     {config.train}: {len(samples)} of {len(train)} images", flush=True)
 
@@ -169,7 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_table(rows))
     results = {
         "command": shlex.join([parser.prog, *words]),
-        "encoder": {"path": config.encoder, "source": loaded.source, "model": loaded.model.model_dump(mode="json")},
+        "encoder": {
+            "path": config.encoder,
+            "source": loaded.source,
+            "model": loaded.model.model_dump(mode="json") if loaded.model else None,
+        },
         "feature_spec": spec.as_dict(),
         "rows": rows,
         **about,

@@ -3,19 +3,21 @@
 timm.create_model("local-dir:RUN/encoder", pretrained=True)
 """
 
+import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpp.config import ModelConfig
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
-from mpp.model.encoder import Encoder, build_encoder, timm_arguments
+from mpp.model.encoder import build_encoder, timm_arguments
 from mpp.train.commit import newest_commit, read_config, read_tensors
 
 PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining model
@@ -23,11 +25,25 @@ PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining mo
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    encoder: Encoder
-    model: ModelConfig
+    """An encoder with what it takes to use it."""
+
+    net: nn.Module  # timm's model without its classifier, in eval mode
+    model: ModelConfig | None  # None: not an architecture that mpp trains
+    image_size: int  # pixels a side it was trained at
     mean: tuple[float, float, float]  # of the input normalisation, colours in 0..1
     std: tuple[float, float, float]
     source: str  # what the weights are, for tables and logs
+    digest: str  # sha256 of architecture and weights, hexadecimal
+    fresh: Callable[[int], nn.Module]  # seed -> the same architecture at random initialisation
+
+
+def digest_of(architecture: dict, weights: Mapping[str, Tensor]) -> str:
+    """sha256 over the architecture and the name, shape and float32 bytes of every weight: the same for the same encoder in any file."""
+    found = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for name in sorted(weights):
+        found.update(f"{name} {tuple(weights[name].shape)}".encode())
+        found.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def write_encoder(folder: Path, weights: dict[str, Tensor], model: ModelConfig, mean: tuple, std: tuple, source: str) -> None:
@@ -92,4 +108,7 @@ def read_encoder(path: str | Path) -> LoadedEncoder:
         encoder.vit.load_state_dict({name: torch.as_tensor(tensor) for name, tensor in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"the weights of {path} do not fit its own model section: {error}") from error
-    return LoadedEncoder(encoder.eval(), model, tuple(mean), tuple(std), source)
+    net, architecture = encoder.vit.eval(), model.model_dump(mode="json")
+    fresh = lambda seed: build_encoder(model, seed).vit
+    digest = digest_of(architecture, net.state_dict())
+    return LoadedEncoder(net, model, model.image_size, tuple(mean), tuple(std), source, digest, fresh)

@@ -151,6 +151,6 @@ def test_init_from_takes_the_encoder_of_another_recipe_and_refuses_another_encod
     succeed(tmp_path / "mae", shards, *row, *short, f"init_from={short_run}")
     fixed = tmp_path / "fixed"
     succeed(fixed, shards, *short, "model.position=sincos2d", f"init_from={short_run}")
-    assert torch.equal(read_encoder(fixed).encoder.vit.pos_embed[0, 1:], sincos_positions(32, (4, 4)))
+    assert torch.equal(read_encoder(fixed).net.pos_embed[0, 1:], sincos_positions(32, (4, 4)))
     other = pretrain(tmp_path / "other", shards, "model.width=48", "model.heads=3", f"init_from={short_run}")
     assert other.status == [2] and len(other.error_lines) == 1 and "another model" in other.error_lines[0]

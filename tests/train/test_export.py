@@ -6,7 +6,7 @@ import torch
 
 from mpp.config import ModelConfig, PretrainConfig
 from mpp.errors import CheckpointError
-from mpp.model.encoder import build_encoder
+from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.pretraining import build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
 from mpp.train.export import PREFIX, read_encoder, write_encoder
@@ -33,10 +33,11 @@ def test_an_exported_encoder_comes_back_as_it_was(tmp_path, changes):
     config, encoder = exported(tmp_path / "encoder", **changes)
     found = read_encoder(tmp_path / "encoder")
     assert (found.model, found.mean, found.std, found.source) == (config, MEAN, STD, "a test")
-    assert not found.encoder.training
-    weights = found.encoder.state_dict()
+    assert not found.net.training
+    again = Encoder(found.net)
+    weights = again.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
-    torch.testing.assert_close(found.encoder(found.encoder.embed(images())), encoder(encoder.embed(images())), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again(again.embed(images())), encoder(encoder.embed(images())), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def test_a_runs_encoder_is_that_of_its_newest_commit(tmp_path):
     found = read_encoder(tmp_path / "run")
     assert (found.model, found.mean, found.std, found.source) == (config.model, MEAN, STD, "run at 8192 samples")
     expected = build_model(config, outputs=512).state_dict()
-    for name, value in found.encoder.vit.state_dict().items():
+    for name, value in found.net.state_dict().items():
         assert torch.equal(value, expected[PREFIX + name])
 
 

@@ -1,0 +1,79 @@
+"""Any timm model as a stack of layers of tokens: what probes and fine-tuning see of an encoder.
+
+Letters: B batch, N patches (or cells of a feature map), P prefix tokens (class token, registers), D width of a layer.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """Layers are counted in blocks passed: 0 is what enters the first block (patch embeddings with positions), `depth` the last block's output.
+
+    Tokens are those of the model's own forward pass, caught on their way, each layer under the model's final norm.  A convolutional network has
+    its stages as layers (from 1) and the cells of their feature maps as patches, without a norm.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net: Any = net
+        blocks = getattr(net, "blocks", None)
+        self.is_transformer = isinstance(blocks, (nn.Sequential, nn.ModuleList))
+        self.depth: int = len(blocks) if self.is_transformer else len(self.net.feature_info)  # type: ignore[arg-type]
+        self.first = 0 if self.is_transformer else 1  # the lowest layer there is
+        self.prefix: int = (getattr(net, "num_prefix_tokens", 0) or 0) if self.is_transformer else 0
+        self.class_token = self.is_transformer and getattr(net, "cls_token", None) is not None
+
+    @property
+    def width(self) -> int:
+        """Of the last layer."""
+        return self.width_of(self.depth)
+
+    def width_of(self, layer: int) -> int:
+        return self.net.num_features if self.is_transformer else self.net.feature_info[layer - 1]["num_chs"]
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Images must be whole multiples of it, (height, width) in pixels; (1, 1) where any size goes."""
+        embed = getattr(self.net, "patch_embed", None)
+        height, width = getattr(embed, "patch_size", (1, 1))
+        return int(height), int(width)
+
+    def layers(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> tokens [B, P + N, D] of each of `layers`, under the final norm."""
+        if not self.is_transformer:
+            maps = self.net.forward_intermediates(images, indices=[layer - 1 for layer in layers], intermediates_only=True, norm=False)
+            found = dict(zip(sorted(set(layers)), maps, strict=True))
+            return [found[layer].flatten(2).transpose(1, 2) for layer in layers]
+        caught: dict[int, Tensor] = {}
+
+        def before(_module: nn.Module, inputs: tuple) -> None:
+            caught[0] = inputs[0]
+
+        hooks = [self.net.blocks[0].register_forward_pre_hook(before)] if 0 in layers else []
+        for i, block in enumerate(self.net.blocks):
+            if i + 1 in layers:
+                hooks.append(block.register_forward_hook(lambda _module, _inputs, output, layer=i + 1: caught.__setitem__(layer, output)))
+        try:
+            self.net.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        norm = self._final_norm()
+        return [norm(caught[layer]) for layer in layers]
+
+    def at_size(self, height: int, width: int) -> "Backbone":
+        """A frozen copy in eval mode for images of this size: positions are resampled (timm) where it differs."""
+        net = copy.deepcopy(self.net)
+        embed = getattr(net, "patch_embed", None)
+        if getattr(embed, "img_size", None) not in (None, (height, width)):
+            net.set_input_size(img_size=(height, width))
+        return Backbone(net).eval().requires_grad_(False)
+
+    def _final_norm(self) -> nn.Module:
+        """timm keeps it behind the pooling (`fc_norm`) in models that average their patches."""
+        norm, behind = self.net.norm, getattr(self.net, "fc_norm", None)
+        return behind if isinstance(norm, nn.Identity) and behind is not None else norm
