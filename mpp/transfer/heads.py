@@ -38,11 +38,11 @@ class Grid:
     def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Tensor]:
         """For each variant int64 [R, len(rows)]: the class each head gives those rows of float32 [n, W]."""
         parts: list[list[Tensor]] = [[] for _ in self.heads]
-        places = [_place(heads.columns) for heads in self.heads]
+        places = [place(heads.columns) for heads in self.heads]
         for chosen in torch.from_numpy(rows).split(batch):
             x = (values[chosen].to(self.mean.device) - self.mean) * self.scale
-            for part, place, heads in zip(parts, places, self.heads, strict=True):
-                logits = (heads.weight.flatten(0, 1) @ x[:, place].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
+            for part, where, heads in zip(parts, places, self.heads, strict=True):
+                logits = (heads.weight.flatten(0, 1) @ x[:, where].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
                 part.append(logits.argmax(dim=1).cpu())
         return [torch.cat(part, dim=1) for part in parts]
 
@@ -68,7 +68,7 @@ def train_heads(
     Source: ViT B.1.1 (zero head, momentum .9, cosine); DINOv2 (arXiv 2304.07193, B.3) for the grid in one pass.
     """
     mean, scale = (part.to(device) for part in standardisation(values, rows))
-    places = [_place(c) for c in columns]
+    places = [place(c) for c in columns]
     heads = len(learning_rates)
     rate = torch.tensor(learning_rates, dtype=torch.float32, device=device).repeat_interleave(classes)  # [R C]
     # Heads lie along the rows, images along the columns: then the softmax and both products run over memory in order.
@@ -85,8 +85,8 @@ def train_heads(
             y = targets[chosen].to(device)
             here = torch.arange(len(y), device=device)
             decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for place, w, b, (v_w, v_b) in zip(places, weights, biases, velocity, strict=True):
-                x_i = x[:, place]
+            for where, w, b, (v_w, v_b) in zip(places, weights, biases, velocity, strict=True):
+                x_i = x[:, where]
                 logits = (w @ x_i.T).add_(b.unsqueeze(1)).view(heads, classes, len(y))
                 gradient = logits.softmax(dim=1)
                 gradient[:, y, here] -= 1
@@ -103,7 +103,7 @@ def train_heads(
     return Grid(mean, scale, trained)
 
 
-def _place(columns: Tensor) -> slice | Tensor:
+def place(columns: Tensor) -> slice | Tensor:
     """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
     first, count = int(columns[0]), len(columns)
     if torch.equal(columns.cpu(), torch.arange(first, first + count)):

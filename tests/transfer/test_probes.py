@@ -103,7 +103,7 @@ def test_neighbours_vote_as_a_plain_loop_has_them():
     values, labels = problem(noise=3)
     values -= 3
     bank, queries = values[:200], values[200:]
-    got = neighbours.classify(queries, bank, torch.from_numpy(labels[:200]), 3, [1, 5, 40], 0.07, CPU, chunk=9)
+    got = neighbours.classify(queries, bank, torch.from_numpy(labels[:200]), 3, [1, 5, 40], 0.07, CPU)
     for row, k in enumerate([1, 5, 40]):
         for q, query in enumerate(queries.double().numpy()):
             similarity = [query @ b / np.linalg.norm(query) / np.linalg.norm(b) for b in bank.double().numpy()]
