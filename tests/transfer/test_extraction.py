@@ -192,5 +192,5 @@ def test_rows_counted_twice_or_never_stop_the_probe(splits, tmp_path, monkeypatc
 
 def test_a_folder_that_cannot_be_made_is_one_line(splits, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="features.cache="):
+    with pytest.raises(UserError, match=r"features\.cache="):
         run(splits["test"], Path(tmp_path / "file" / "x"), {"p": pixels()})
