@@ -68,24 +68,33 @@ class FewShotConfig(Section):
 
 
 class OnlineConfig(Section):
-    """Probes with the encoder in the loop: they augment, so they use no cached features, and cost as many forward passes as epochs x images."""
+    """A probe with the encoder in the loop: it augments, so it uses no cached features, and costs epochs x images forward passes."""
 
-    mae: StrictBool = False  # MAE's linear protocol
-    attentive: StrictBool = False  # one learned query attends to the patch tokens
-    epochs: Positive = 90  # MAE
-    warmup_epochs: Count = 10  # MAE
-    batch: Positive = 16384  # images a step over all processes (MAE)
+    epochs: Positive
+    warmup_epochs: Count
+    batch: Positive  # images a step over all processes
     micro_batch_max: Positive = 512  # images a process takes at once
-    mae_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
-        0.1,
-    )  # x batch / 256 (MAE); several: chosen on the hold-out of train
-    attentive_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
-        1e-4,
-        5e-4,
-        1e-3,
-    )  # x batch / 256 (ours)
-    attentive_heads: Positive = 12  # of the cross-attention
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]  # x batch / 256
     crop_scale: Pair = (0.08, 1.0)  # share of the area (torchvision's RandomResizedCrop, as MAE)
+
+
+class MaeProtocolConfig(OnlineConfig):
+    """MAE's linear probe (A.2): LARS, BatchNorm without affine, one learning rate; several are chosen between on the hold-out of train."""
+
+    epochs: Positive = 90
+    warmup_epochs: Count = 10
+    batch: Positive = 16384
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (0.1,)
+
+
+class AttentiveConfig(OnlineConfig):
+    """One learned query attends to the patch tokens (CAPI, arXiv 2502.08769; the grid is ours)."""
+
+    epochs: Positive = 10
+    warmup_epochs: Count = 1
+    batch: Positive = 1024
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (2e-4, 5e-4, 1e-3)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # AdamW's; not of biases (ours)
 
 
 class ProbeConfig(Section):
@@ -100,10 +109,12 @@ class ProbeConfig(Section):
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, to choose hyper-parameters
     rank_only: StrictBool = False  # the feature rank alone, which needs no labels
     rank_samples: Positive = 2048  # train images the feature rank is computed on
+    augmented: Annotated[tuple[Literal["mae", "attentive"], ...], Field(strict=False)] = ()  # probes with the encoder in the loop, too
     baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
     features: FeatureConfig = FeatureConfig()
     linear: LinearProbeConfig = LinearProbeConfig()
     logistic: LogisticConfig = LogisticConfig()
     knn: KnnConfig = KnnConfig()
     few_shot: FewShotConfig = FewShotConfig()
-    online: OnlineConfig = OnlineConfig()
+    mae: MaeProtocolConfig = MaeProtocolConfig()
+    attentive: AttentiveConfig = AttentiveConfig()

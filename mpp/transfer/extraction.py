@@ -160,15 +160,20 @@ def centre_box(width: int, height: int, crop: float) -> Box:
     return left, top, left + side, top + side
 
 
+def loader_workers(config: FeatureConfig, world: World) -> int:
+    """Loader processes of this rank: its share of the cores less one for itself, unless the config says otherwise."""
+    return config.workers if config.workers is not None else max(1, min(16, usable_cores() // world.local_size - 1))
+
+
 def crop_batches(crops: Crops, rows: range, config: FeatureConfig, world: World) -> DataLoader:
     """(rows, crops) of these rows in order; raises nothing itself: what cannot be read comes out as an error to be raised."""
-    workers = config.workers if config.workers is not None else max(1, min(16, usable_cores() // world.local_size - 1))
+    workers = loader_workers(config, world)
     return DataLoader(
         crops,
         config.batch,
         sampler=rows,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         pin_memory=world.device.type == "cuda",
         generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
         multiprocessing_context="fork" if workers else None,
@@ -318,5 +323,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
     return item

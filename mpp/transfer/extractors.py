@@ -38,14 +38,14 @@ class EncoderExtractor:
         self.layout = layout_of(backbone, spec.layers, spec.poolings)
         self.backbone = backbone.at_size(spec.resolution, spec.resolution).to(device)
 
-    def tokens(self, images: Tensor) -> dict[int, Tensor]:
+    def tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """uint8 [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
-            found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), self.spec.layers)
-        return {layer: tokens.float() for layer, tokens in zip(self.spec.layers, found, strict=True)}
+            found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)
+        return {layer: tokens.float() for layer, tokens in zip(layers, found, strict=True)}
 
     def __call__(self, images: Tensor) -> Tensor:
-        tokens = self.tokens(images)
+        tokens = self.tokens(images, self.spec.layers)
         prefix = self.backbone.prefix
         pooled = {"cls": lambda found: found[:, 0], "mean": lambda found: found[:, prefix:].mean(dim=1)}
         return torch.cat([pooled[part](tokens[layer]) for part, layer in self.layout.starts], dim=1)
