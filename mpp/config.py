@@ -213,7 +213,9 @@ class PretrainConfig(Section):
     resume: Literal["auto", "must"] | Count = (
         "auto"  # auto: newest commit, fresh if there is none; must: a commit has to be there; N: that step
     )
-    init_from: str | None = None  # another run: its newest weights, a fresh optimiser and clock
+    init_from: str | None = (
+        None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
+    )
     model: ModelConfig = ModelConfig()
     mask: RandomMask = RandomMask()
     corruption: Annotated[ReplaceCorruption | DropCorruption, Field(discriminator="name")] = ReplaceCorruption()
@@ -291,7 +293,7 @@ class FewShotConfig(Section):
 
 
 class ProbeConfig(Section):
-    encoder: str = ""  # a run folder (its newest commit), or an exported encoder/ folder
+    encoder: str = ""  # a run folder (its newest commit), an encoder/ folder, another project's checkpoint, or timm:NAME
     train: str = ""  # labelled shards
     test: str | None = None  # labelled shards, read once; null: every figure is on the hold-out of train
     out: str | None = None  # folder of results.json; null: <run>/transfer

@@ -74,13 +74,13 @@ def timm_config(
     }
 
 
-def read_encoder(source: str | Path) -> LoadedEncoder:
+def read_encoder(source: str | Path, *, quiet: bool = False) -> LoadedEncoder:
     """The encoder of a run (its newest commit), an exported folder or file, `timm:NAME`, or another project's checkpoint.
 
-    What was assumed or left out is said on stderr.  Raises CheckpointError, ConfigError.
+    What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError, ConfigError.
     """
     loaded = _open(str(source))
-    if os.environ.get("RANK", "0") == "0":
+    if not quiet and os.environ.get("RANK", "0") == "0":
         for note in loaded.notes:
             sys.stderr.write(f"note: {source}: {note}\n")
     return loaded
@@ -94,7 +94,7 @@ def _open(source: str) -> LoadedEncoder:
         return open_file(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"encoder={source} is neither a folder nor a file; give a run, an encoder/ folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
+            f"{source} is neither a folder nor a file; give a run, an encoder/ folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
         )
     if (path / "encoder.safetensors").exists():
         return open_file(path / "encoder.safetensors")
@@ -104,7 +104,7 @@ def _open(source: str) -> LoadedEncoder:
     commit = newest_commit(path)
     if commit is None:
         raise CheckpointError(
-            f"encoder={source} holds neither checkpoints/*/COMMIT.json nor {', '.join(WEIGHTS)}; give a run folder with a checkpoint, an encoder/ "
+            f"{source} holds neither checkpoints/*/COMMIT.json nor {', '.join(WEIGHTS)}; give a run folder with a checkpoint, an encoder/ "
             f"folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
         )
     commit.verify()

@@ -163,6 +163,7 @@ def _loaded(
     decoder: Mapping[str, Tensor] | None = None,
 ) -> LoadedEncoder:
     """config: timm's pretrained_cfg, of which mean, std and input_size are used.  eps: of every LayerNorm; None: as timm builds it."""
+    eps = None if model is not None else eps
     set_norm_eps(net, eps)
     mean, std = config.get("mean"), config.get("std")
     if not mean or not std:
@@ -179,7 +180,7 @@ def _loaded(
 
     return LoadedEncoder(
         net.eval(), model, int(size[0]), tuple(mean), tuple(std), words, digest_of(net), fresh, (name, {**arguments, "num_classes": 0}),
-        decoder or {}, tuple(notes),
+        decoder or {}, eps, tuple(notes),
     )  # fmt: skip
 
 

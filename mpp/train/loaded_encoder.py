@@ -42,6 +42,7 @@ class LoadedEncoder:
     fresh: Callable[[int], nn.Module]  # seed -> the same architecture at random initialisation
     architecture: tuple[str, dict[str, Any]] = ("", {})  # timm.create_model(name, **arguments) builds `net`; "" where that is not known
     decoder: Mapping[str, Tensor] = field(default_factory=dict)  # that of a foreign MAE, under our decoder's names; empty without one
+    norm_eps: float | None = None  # of its norms, where that is not what timm builds
     notes: tuple[str, ...] = ()  # what was assumed or left out in reading it
 
 
@@ -55,8 +56,12 @@ def digest_of(net: nn.Module) -> str:
         for name, module in net.named_modules()
         if type(module).__name__ not in NO_FUNCTION
     ]
-    found = hashlib.sha256(json.dumps(layers, sort_keys=True).encode())
-    weights = net.state_dict()
+    return hashlib.sha256((json.dumps(layers, sort_keys=True) + weights_digest(net.state_dict())).encode()).hexdigest()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over name, shape and float32 bytes of every tensor."""
+    found = hashlib.sha256()
     for name in sorted(weights):
         found.update(f"{name} {tuple(weights[name].shape)}".encode())
         found.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
