@@ -160,7 +160,8 @@ def timm_folder_config(encoder: LoadedEncoder) -> dict[str, Any]:
         about["norm_eps"] = encoder.norm_eps
     traits = getattr(net, "pretrained_cfg", None) or {}
     ends = {key: traits[key] for key in ("first_conv", "classifier") if traits.get(key)}
-    return timm_config(name, arguments, encoder.image_size, encoder.mean, encoder.std, about, **ends)
+    fixed = bool(traits.get("fixed_input_size")) or "img_size" in arguments
+    return timm_config(name, arguments, encoder.image_size, encoder.mean, encoder.std, about, **ends, fixed_input_size=fixed)
 
 
 if __name__ == "__main__":

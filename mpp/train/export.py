@@ -51,6 +51,7 @@ def timm_config(
     about: dict[str, Any],
     first_conv: str = "patch_embed.proj",
     classifier: str | tuple[str, ...] = "head",
+    fixed_input_size: bool = True,
 ) -> dict[str, Any]:
     """config.json of timm's local-dir format; about: what only mpp reads."""
     return {
@@ -60,7 +61,7 @@ def timm_config(
         "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
         "pretrained_cfg": {
             "input_size": [3, image_size, image_size],
-            "fixed_input_size": True,
+            "fixed_input_size": fixed_input_size,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "mean": list(mean),

@@ -103,6 +103,12 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if file.suffix == ".safetensors":
             with safe_open(str(file), framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        with file.open("rb") as opened:
+            if opened.read(2) not in (
+                b"PK",
+                b"\x80\x02",
+            ):  # torch's formats, a zip archive or a bare pickle: its unpickler stumbles over others
+                raise ValueError("neither of torch's formats")
         tree = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
