@@ -213,7 +213,9 @@ class PretrainConfig(Section):
     resume: Literal["auto", "must"] | Count = (
         "auto"  # auto: newest commit, fresh if there is none; must: a commit has to be there; N: that step
     )
-    init_from: str | None = None  # another run: its newest weights, a fresh optimiser and clock
+    init_from: str | None = (
+        None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
+    )
     model: ModelConfig = ModelConfig()
     mask: RandomMask = RandomMask()
     corruption: Annotated[ReplaceCorruption | DropCorruption, Field(discriminator="name")] = ReplaceCorruption()
