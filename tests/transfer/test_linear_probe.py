@@ -105,7 +105,7 @@ class Leaks(torch.nn.Module):
     def forward_features(self, images):
         for number, block in enumerate(self.blocks):
             noise = (images.flatten(1)[:, number * 40 : number * 40 + 12] * 37).sin().view(-1, 4, 3)
-            tokens = block(noise + (10 * images.mean((2, 3))[:, None] if number == 1 else 0))
+            tokens = block(noise + (40 * images.mean((2, 3))[:, None] if number == 1 else 0))
         return tokens
 
 
