@@ -49,7 +49,7 @@ def test_the_table_is_aligned_and_shows_what_is_there():
     assert format_table({"pretrained": {"feature_rank": 3.0}}).split() == ["features", "rank", "pretrained", "3.0"]
 
 
-def test_every_read_of_a_test_split_is_counted_by_its_manifest(tmp_path):
+def test_every_read_of_a_test_split_is_counted_by_its_identity(tmp_path):
     def read(h):
         return log_test_read(tmp_path, command=["probe"], encoder="e", test="t", test_identity=h)
 
