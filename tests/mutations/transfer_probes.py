@@ -161,8 +161,8 @@ ROWS = [
         f"{ONLINE}::test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_token",
     ),
     Row(
-        "the attentive probe's step is as large as its micro-batches are many", "mpp/transfer/attentive.py", "self.images += len(labels)", "self.images[:] = len(labels)",
-        f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
+        "the attentive probe learns from the last forward pass alone", "mpp/transfer/attentive.py", "        with torch.enable_grad():",
+        "        self.optimiser.zero_grad()\n        with torch.enable_grad():", f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
     ),
     # Pictures.
     Row(
