@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mpp.errors import CheckpointError
 from mpp.files import sync_path
 from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, write_commit
-from mpp.train.engine import Engine, World
+from mpp.train.engine import Engine
+from mpp.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -93,7 +94,7 @@ def restore_weights(commit: Commit, engine: Engine) -> None:
         _set_weight(engine, parameter, weights[name].to(parameter.device))
 
 
-def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path) -> None:
+def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path | str) -> None:
     for name in sorted(weights.keys() | shapes.keys()):
         theirs, ours = (tuple(weights[name].shape) if name in weights else None), shapes.get(name)
         if theirs != ours:

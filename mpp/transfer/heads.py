@@ -35,16 +35,17 @@ class Grid:
     scale: Tensor  # float32 [W]: 1 / standard deviation
     heads: list[Heads]
 
-    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Tensor]:
-        """For each variant int64 [R, len(rows)]: the class each head gives those rows of float32 [n, W]."""
-        parts: list[list[Tensor]] = [[] for _ in self.heads]
+    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[tuple[Tensor, Tensor]]:
+        """For each variant the class each head gives those rows of float32 [n, W], int64 [R, len(rows)], and its probability, float32."""
+        parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.heads]
         places = [place(heads.columns) for heads in self.heads]
         for chosen in torch.from_numpy(rows).split(batch):
             x = (values[chosen].to(self.mean.device) - self.mean) * self.scale
             for part, where, heads in zip(parts, places, self.heads, strict=True):
                 logits = (heads.weight.flatten(0, 1) @ x[:, where].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
-                part.append(logits.argmax(dim=1).cpu())
-        return [torch.cat(part, dim=1) for part in parts]
+                probability, best = logits.softmax(dim=1).max(dim=1)
+                part.append((best.cpu(), probability.cpu()))
+        return [(torch.cat([best for best, _ in part], dim=1), torch.cat([sure for _, sure in part], dim=1)) for part in parts]
 
 
 def train_heads(
