@@ -88,14 +88,3 @@ def vote(
                 most, best = votes.max(dim=1)
                 predicted[t, i, here], won[t, i, here] = best.cpu(), (most / votes.sum(dim=1)).cpu()
     return predicted, won
-
-
-def classify(
-    queries: Tensor, bank: Tensor, labels: Tensor, classes: int, grid: Sequence[int], temperature: float, device: torch.device
-) -> Tensor:
-    """int64 [len(grid), m]: the class of each query for each k.
-
-    queries: float32 [m, D]; bank: float32 [n, D] with labels int64 [n]; every k at most n.
-    """
-    similarity, index = nearest(queries, bank, np.arange(len(bank)), torch.arange(bank.shape[1]), max(grid), device)
-    return vote(similarity, labels[index], classes, grid, [temperature])[0][0]

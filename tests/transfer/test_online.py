@@ -42,13 +42,13 @@ def encode(images):
     }
 
 
-def mae_probe(rates=(0.1, 3.0), variants=((1, "mean"), (4, "both")), per_step=22.0):
+def mae_probe(rates=(0.1, 1000.0), variants=((1, "mean"), (4, "both")), per_step=22.0):
     return MaeProbe(variants, {1: 8, 4: 12}, 1, 3, learning_rates=rates, images_per_step=per_step, seed=5, device=CPU)
 
 
-def attentive_probe(rates=(0.01, 0.1), widths=None, per_step=22.0):
+def attentive_probe(rates=(0.01, 0.1), widths=None, per_step=22.0, weight_decay=2.0):
     widths = widths or {1: 8, 4: 12}
-    return AttentiveProbe(widths, 1, 3, learning_rates=rates, weight_decay=0.1, images_per_step=per_step, seed=5, device=CPU)
+    return AttentiveProbe(widths, 1, 3, learning_rates=rates, weight_decay=weight_decay, images_per_step=per_step, seed=5, device=CPU)
 
 
 def trained(probe, micro=100, **changes):
@@ -110,7 +110,7 @@ def feed():
 def test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars():
     found = trained(mae_probe())
     for i, (layer, pool) in enumerate([(1, lambda t: t[:, 1:].mean(1)), (4, lambda t: torch.cat([t[:, 0], t[:, 1:].mean(1)], 1))]):
-        for r, rate in enumerate((0.1, 3.0)):
+        for r, rate in enumerate((0.1, 1000.0)):
             start = mae_probe()
             norm = nn.BatchNorm1d(start.weight[i].shape[2], eps=1e-6, affine=False)
             head = nn.Linear(norm.num_features, 3)
@@ -149,7 +149,7 @@ def test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_to
             start = attentive_probe().parts[layer][r]
             matrices = [p.detach().clone().requires_grad_() for p in start.decayed]  # query, key, value, head
             biases = [torch.zeros(width, requires_grad=True), torch.zeros(3, requires_grad=True)]
-            groups = [{"params": matrices, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+            groups = [{"params": matrices, "weight_decay": 2.0}, {"params": biases, "weight_decay": 0.0}]
             optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
             for images, labels, factor in feed():
@@ -175,14 +175,14 @@ def test_heads_of_64_columns_and_their_parameters_are_counted():
 def test_the_size_of_a_forward_pass_does_not_matter(make):
     whole, pieces = answers(trained(make())), answers(trained(make(), micro=5))
     assert torch.equal(whole[0], pieces[0])
-    assert_close(whole[1], pieces[1], rtol=0, atol=1e-5)
+    assert_close(whole[1], pieces[1], rtol=0, atol=2e-4)
 
 
 def test_a_head_beside_others_is_the_head_alone():
     beside = answers(trained(mae_probe()))[1][3]
-    assert_close(beside, answers(trained(mae_probe(rates=(3.0,), variants=((4, "both"),))))[1][0], rtol=0, atol=1e-5)
+    assert_close(beside, answers(trained(mae_probe(rates=(1000.0,), variants=((4, "both"),))))[1][0], rtol=0, atol=2e-4)
     beside = answers(trained(attentive_probe()))[1][2]
-    assert_close(beside, answers(trained(attentive_probe(rates=(0.01,), widths={4: 12})))[1][0], rtol=0, atol=1e-5)
+    assert_close(beside, answers(trained(attentive_probe(rates=(0.01,), widths={4: 12})))[1][0], rtol=0, atol=2e-4)
 
 
 def test_an_attentive_probe_finds_the_one_patch_that_tells():
@@ -196,7 +196,7 @@ def test_an_attentive_probe_finds_the_one_patch_that_tells():
     def numbered(epoch, parts):
         return [(torch.from_numpy(rows).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8), LABELS[rows]) for rows in parts]
 
-    probe = attentive_probe(rates=(0.2,), widths={1: 8})
+    probe = attentive_probe(rates=(0.2,), widths={1: 8}, weight_decay=0.1)
     train(probe, telling, numbered, Steps(np.arange(IMAGES), 22, 22, 7), epochs=60, warmup_epochs=5)
     classes, confidence = predict(probe, telling, [numbered(0, [np.arange(IMAGES)])[0][0]])
     assert torch.equal(classes[0], LABELS) and confidence.min() > 0.6
@@ -233,4 +233,4 @@ def test_two_processes_train_the_heads_that_one_trains(tmp_path):
         alone = answers(trained(make()))
         assert torch.equal(one[1], two[1])  # the same bits in both
         assert torch.equal(one[0], alone[0])
-        assert_close(one[1], alone[1], rtol=0, atol=1e-5)
+        assert_close(one[1], alone[1], rtol=0, atol=2e-4)

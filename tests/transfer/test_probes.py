@@ -94,20 +94,6 @@ def test_standardisation_is_that_of_the_rows_alone():
 # ------------------------------------------------------------------------------------------------------------------ k-NN
 
 
-def test_neighbours_vote_as_a_plain_loop_has_them():
-    values, labels = problem(noise=3)
-    values -= 3
-    bank, queries = values[:200], values[200:]
-    got = neighbours.classify(queries, bank, torch.from_numpy(labels[:200]), 3, [1, 5, 40], 0.07, CPU)
-    for row, k in enumerate([1, 5, 40]):
-        for q, query in enumerate(queries.double().numpy()):
-            similarity = [query @ b / np.linalg.norm(query) / np.linalg.norm(b) for b in bank.double().numpy()]
-            votes = np.zeros(3)
-            for i in sorted(range(200), key=lambda i: -similarity[i])[:k]:
-                votes[labels[i]] += np.exp(similarity[i] / 0.07)
-            assert got[row, q] == votes.argmax()
-
-
 def test_only_k_that_the_bank_can_serve_are_tried():
     assert neighbours.usable_k([10, 20, 100], 20) == [10, 20]
     with pytest.raises(ConfigError, match=r"only 5 labelled"):
