@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpp.config import Count, PretrainConfig, ProbeConfig, Section, dump, load
+from mpp.config import Count, PretrainConfig, Section, dump, load
+from mpp.config_probe import ProbeConfig
 from mpp.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

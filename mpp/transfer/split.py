@@ -8,7 +8,7 @@ from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
 
 # What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
-SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK = range(6)
+SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, RESAMPLE, HEAD = range(8)
 
 
 @dataclass(frozen=True)
