@@ -13,20 +13,7 @@ from mpp.config import ModelConfig
 from mpp.model.encoder import build_encoder, timm_arguments
 
 # What a module computes beyond its weights; drop-out, drop-path and the kind of attention kernel change nothing in eval mode.
-FUNCTION = (
-    "eps",
-    "num_heads",
-    "head_dim",
-    "scale",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "ceil_mode",
-    "approximate",
-    "inplace_abn",
-)
+FUNCTION = ("eps", "num_heads", "head_dim", "scale", "kernel_size", "stride", "padding", "dilation", "groups", "ceil_mode", "approximate")
 NO_FUNCTION = ("Identity", "Dropout", "DropPath", "PatchDropout")
 
 

@@ -41,7 +41,7 @@ ROWS = [
         f"{FOREIGN}::test_what_is_assumed_and_left_out_is_said",
     ),
     Row(
-        "the digest does not know heads", "mpp/train/loaded_encoder.py", '"num_heads",', "", f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
+        "the digest does not know heads", "mpp/train/loaded_encoder.py", '("eps", "num_heads", "head_dim", "scale", ', '("eps", ', f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
     ),
     Row(
         "the digest depends on the dropping of paths", "mpp/train/loaded_encoder.py", '"DropPath", ', "",
