@@ -280,6 +280,27 @@ def test_what_a_target_cannot_express_is_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("timm:resnet10t@random", "timm's ResNet"), ("timm:beit_base_patch16_224@random", "timm's Beit, relative positions")],
+)
+def test_another_kind_of_network_is_no_vit_of_transformers(tmp_path, source, words):
+    with pytest.raises(ConfigError, match=words):
+        export.main([source, str(tmp_path), "--to", "transformers"])
+
+
+def test_a_fine_tuned_run_is_read_by_its_encoder_folder(exported, tmp_path):
+    import shutil
+
+    make_run(tmp_path / "run")
+    (commit,) = (tmp_path / "run").glob("checkpoints/*/COMMIT.json")
+    record = json.loads(commit.read_text())
+    commit.write_text(json.dumps(record | {"config": {"encoder": "some/run"}}))
+    shutil.copytree(exported[0] / "timm", tmp_path / "run" / "encoder")
+    assert export.open_source(str(tmp_path / "run")).run is None
+    assert read_encoder(tmp_path / "run").digest == read_encoder(exported[0] / "timm").digest
+
+
 def test_an_encoder_without_its_run_has_no_decoder_to_export(exported, tmp_path):
     with pytest.raises(ConfigError, match="without a decoder"):
         export.main([str(exported[0] / "timm"), str(tmp_path), "--to", "transformers-mae"])
