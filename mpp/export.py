@@ -22,7 +22,7 @@ from mpp.errors import ConfigError, Parser, run_program
 from mpp.files import make_folder
 from mpp.train.certificate import CERTIFICATE, certificate, check, import_transformers, seal
 from mpp.train.commit import newest_commit, read_config, read_tensors
-from mpp.train.export import read_encoder, timm_config, write_json, write_weights
+from mpp.train.encoder_folder import read_encoder, timm_config, write_json, write_weights
 from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.to_transformers import preprocessor, refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 

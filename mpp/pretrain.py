@@ -35,8 +35,8 @@ from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
 from mpp.train.checkpoint import check_fit, restore, save
 from mpp.train.commit import find_commit, newest_commit, prune, read_config, read_tensors, set_aside_after
+from mpp.train.encoder_folder import PREFIX, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
-from mpp.train.export import PREFIX, read_encoder, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.quarantine import Quarantine
 from mpp.train.run_folder import check_same_run, cut_back_logs, write_run_folder

@@ -19,7 +19,7 @@ from mpp.model.encoder import Encoder
 from mpp.model.pretraining import PretrainingModel, build_model
 from mpp.train import certificate
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
-from mpp.train.export import read_encoder
+from mpp.train.encoder_folder import read_encoder
 
 pytest.importorskip("transformers")
 ALL = ["timm", "transformers", "transformers-mae", "safetensors"]
