@@ -79,7 +79,7 @@ ROWS = [
         f"{CERTIFICATE}::test_a_process_without_mpp_opens_all_of_them_to_equal_tokens",
     ),
     Row(
-        "what ViTModel cannot express is left out", "mpp/train/to_transformers.py", "if not EXPRESSIBLE.fullmatch(name):", "if False:",
+        "what ViTModel cannot express is left out", "mpp/train/to_transformers.py", "if not EXPRESSIBLE.fullmatch(name)]", "if False]",
         f"{CERTIFICATE}::test_what_a_target_cannot_express_is_refused_before_anything_is_written",
     ),
     # The certificate.
