@@ -22,7 +22,7 @@ from mpp.errors import ConfigError, Parser, run_program
 from mpp.files import make_folder
 from mpp.train.certificate import CERTIFICATE, certificate, check, import_transformers, seal
 from mpp.train.commit import newest_commit, read_config, read_tensors
-from mpp.train.export import read_encoder, timm_config, write_json, write_weights
+from mpp.train.encoder_folder import read_encoder, timm_config, write_json, write_weights
 from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.to_transformers import preprocessor, refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 
@@ -42,20 +42,11 @@ class Source:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="mpp/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoder", nargs="?", metavar="RUN", help="a run folder, an encoder/ folder, a checkpoint, or timm:NAME")
-    parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write into")
-    parser.add_argument("--to", nargs="+", choices=TARGETS, action="extend", metavar="TARGET", help=f"{', '.join(TARGETS)} (default: timm)")
-    parser.add_argument("--check", nargs="+", type=Path, metavar="FOLDER", help="measure the certificates of these folders again, and stop")
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv)
     if arguments.check:
-        if arguments.encoder or arguments.to:
-            parser.error("--check takes folders alone")
         for folder in certified(arguments.check):
             say(folder, check(folder))
         return 0
-    if not arguments.out:
-        parser.error("RUN and OUT are needed, such as: python mpp/export.py runs/b16 exported --to timm transformers")
 
     source = open_source(arguments.encoder)
     targets = list(dict.fromkeys(arguments.to or ["timm"]))
@@ -75,10 +66,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="mpp/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoder", nargs="?", metavar="RUN", help="a run folder, an encoder/ folder, a checkpoint, or timm:NAME")
+    parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write into")
+    parser.add_argument("--to", nargs="+", choices=TARGETS, action="extend", metavar="TARGET", help=f"{', '.join(TARGETS)} (default: timm)")
+    parser.add_argument("--check", nargs="+", type=Path, metavar="FOLDER", help="measure the certificates of these folders again, and stop")
+    arguments = parser.parse_args(argv)
+    if arguments.check and (arguments.encoder or arguments.to):
+        parser.error("--check takes folders alone")
+    if not arguments.check and not arguments.out:
+        parser.error("RUN and OUT are needed, such as: python mpp/export.py runs/b16 exported --to timm transformers")
+    return arguments
+
+
 def open_source(path: str) -> Source:
     encoder, folder = read_encoder(path), Path(path)
     commit = newest_commit(folder) if (folder / "checkpoints").is_dir() else None
-    if commit is None:
+    if commit is None or "corruption" not in commit.record["config"]:  # a fine-tuned run has no decoder
         return Source(encoder, None)
     config = read_config(commit)
     decoder = read_tensors(commit, "weight/decoder.") if config.decoder.name == "transformer" else {}

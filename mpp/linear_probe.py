@@ -33,7 +33,7 @@ from mpp.machine import allow_open_files
 from mpp.model.backbone import Backbone
 from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
-from mpp.train.export import read_encoder
+from mpp.train.encoder_folder import read_encoder
 from mpp.train.loaded_encoder import LoadedEncoder, digest_of
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import EncoderExtractor, Extractor, PixelExtractor

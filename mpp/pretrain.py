@@ -35,8 +35,8 @@ from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
 from mpp.train.checkpoint import check_fit, restore, save
 from mpp.train.commit import find_commit, newest_commit, prune, read_config, read_tensors, set_aside_after
+from mpp.train.encoder_folder import PREFIX, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
-from mpp.train.export import PREFIX, read_encoder, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.quarantine import Quarantine
 from mpp.train.run_folder import check_same_run, cut_back_logs, write_run_folder
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_model(config, target.outputs, fused_attention)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not commit:
-        initialise_from(model, config.init_from, data.mean, data.std)
+        initialise_from(model, config)
     make_folder(run_dir, "run_dir")
     if os.environ.get("RANK", "0") == "0":
         lock = (run_dir / "lock").open("w")  # held until this process ends
@@ -312,11 +312,10 @@ def clean_cells(target: Target, data: MaskedImages, ids: np.ndarray, patch_size:
         yield target.cells(patchify(images, patch_size)), batch["kind"][real]
 
 
-def initialise_from(model: PretrainingModel, source: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """The newest weights of another run, or of any plain ViT that mpp reads: the encoder, which must fit, and of the rest what has the same name and shape.
-
-    mean, std: of the new run's input normalisation, which the weights should have been trained with.
-    """
+def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
+    """The newest weights of another run, or those of any plain ViT that mpp reads (config.init_from): the encoder, which must fit, and of the
+    rest what has the same name and shape."""
+    source, notes = config.init_from or "", list[str]()
     commit = newest_commit(Path(source))
     if commit is not None:
         commit.verify()
@@ -329,11 +328,16 @@ def initialise_from(model: PretrainingModel, source: str, mean: Sequence[float],
             raise ConfigError(
                 f"init_from={source} has {theirs[0]} attention heads a block and the model {ours[0]}; set model.heads={theirs[0]}"
             )
+        if loaded.decoder_heads and config.decoder.name == "transformer" and loaded.decoder_heads != config.decoder.heads:
+            raise ConfigError(
+                f"init_from={source} has a decoder of {loaded.decoder_heads} attention heads; set decoder.heads={loaded.decoder_heads}"
+            )
+        if loaded.norm_eps is not None:
+            notes.append(f"its norms have eps={loaded.norm_eps:g}, here they have 1e-6")
         weights = {PREFIX + name: tensor for name, tensor in loaded.net.state_dict().items()}
         weights |= {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}
         where, trained_with = source, (loaded.mean, loaded.std)
     own = model.state_dict()
-    notes = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # fixed positions are the new model's own
             if name in weights and not (
@@ -351,7 +355,7 @@ def initialise_from(model: PretrainingModel, source: str, mean: Sequence[float],
         say(
             f"weights from {where}: the encoder's and {sum(not n.startswith(PREFIX) for n in taken)} further tensors; {afresh} begin afresh"
         )
-        if not np.allclose(trained_with, (mean, std), atol=1e-3):
+        if not np.allclose(trained_with, (config.data.mean, config.data.std), atol=1e-3):
             notes.append(
                 f"those weights were trained with data.mean={list(trained_with[0])} data.std={list(trained_with[1])}, this run has others"
             )

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import pytest
 
 from tests.forks import SERVER, run_forked, server
-from tests.mutations import loading, shards, training, transfer_features, transfer_probes
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
 PROGRAM = """

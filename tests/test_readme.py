@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp import linear_probe, loader_speed, pretrain
+from mpp import export, linear_probe, loader_speed, pretrain
 from mpp.config import PretrainConfig, load
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,12 @@ def test_every_loader_speed_command_parses(command, monkeypatch):
     words = shlex.split(command)
     arguments = loader_speed.parse(words[words.index("mpp/loader_speed.py") + 1 :])
     assert load(PretrainConfig, arguments.config, arguments.words).data.shards == "shards/train"
+
+
+@pytest.mark.parametrize("command", [line for line in CODE if line.startswith("python mpp/export.py")])
+def test_every_export_command_parses(command):
+    arguments = export.parse(shlex.split(command)[2:])
+    assert bool(arguments.check) != bool(arguments.out)
 
 
 def test_there_are_commands_to_check():

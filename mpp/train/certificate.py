@@ -20,7 +20,7 @@ from mpp.errors import CheckpointError, ConfigError
 from mpp.model.decoder import build_decoder
 from mpp.model.encoder import Encoder
 from mpp.train.commit import sha256_of
-from mpp.train.export import read_encoder, write_json
+from mpp.train.encoder_folder import read_encoder, write_json
 from mpp.train.foreign_encoder import read_json, read_weights
 from mpp.train.loaded_encoder import LoadedEncoder, weights_digest
 

@@ -6,6 +6,7 @@ A file's architecture is inferred from its shapes; what is assumed or left out i
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def open_folder(folder: Path) -> LoadedEncoder:
     processor = folder / "preprocessor_config.json"
     shown = read_json(processor) if processor.exists() else {}
     config = {"mean": shown.get("image_mean"), "std": shown.get("image_std")}
-    return _inferred(
-        weights, folder, config, _words(folder, kind, about), about.get("num_attention_heads"), about.get("layer_norm_eps", 1e-12)
-    )
+    words, eps = _words(folder, kind, about), about.get("layer_norm_eps", 1e-12)
+    found = _inferred(weights, folder, config, words, about.get("num_attention_heads"), eps)
+    return replace(found, decoder_heads=about.get("decoder_num_attention_heads") if found.decoder else None)
 
 
 def open_file(file: Path) -> LoadedEncoder:
@@ -186,7 +187,7 @@ def _loaded(
 
     return LoadedEncoder(
         net.eval(), model, int(size[0]), tuple(mean), tuple(std), words, digest_of(net), fresh, (name, {**arguments, "num_classes": 0}),
-        decoder or {}, eps, tuple(notes),
+        decoder or {}, None, eps, tuple(notes),
     )  # fmt: skip
 
 

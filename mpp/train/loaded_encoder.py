@@ -13,20 +13,7 @@ from mpp.config import ModelConfig
 from mpp.model.encoder import build_encoder, timm_arguments
 
 # What a module computes beyond its weights; drop-out, drop-path and the kind of attention kernel change nothing in eval mode.
-FUNCTION = (
-    "eps",
-    "num_heads",
-    "head_dim",
-    "scale",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "ceil_mode",
-    "approximate",
-    "inplace_abn",
-)
+FUNCTION = ("eps", "num_heads", "head_dim", "scale", "kernel_size", "stride", "padding", "dilation", "groups", "ceil_mode", "approximate")
 NO_FUNCTION = ("Identity", "Dropout", "DropPath", "PatchDropout")
 
 
@@ -42,6 +29,7 @@ class LoadedEncoder:
     fresh: Callable[[int], nn.Module]  # seed -> the same architecture at random initialisation
     architecture: tuple[str, dict[str, Any]] = ("", {})  # timm.create_model(name, **arguments) builds `net`; "" where that is not known
     decoder: Mapping[str, Tensor] = field(default_factory=dict)  # that of a foreign MAE, under our decoder's names; empty without one
+    decoder_heads: int | None = None  # attention heads of its blocks; None: nothing says
     norm_eps: float | None = None  # of its norms, where that is not what timm builds
     notes: tuple[str, ...] = ()  # what was assumed or left out in reading it
 

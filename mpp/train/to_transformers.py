@@ -35,13 +35,13 @@ BEYOND = {  # what a tensor of this name stands for
 def refuse_vit(encoder: LoadedEncoder) -> None:
     """Raises ConfigError with the reason where a transformers ViTModel is another function than this encoder."""
     net: Any = encoder.net
-    reasons = []
     weights = net.state_dict()
-    for name in weights:
-        if not EXPRESSIBLE.fullmatch(name):
-            reasons.append(next((words for part, words in BEYOND.items() if part in name), f"the tensor {name}"))
+    odd = [name for name in weights if not EXPRESSIBLE.fullmatch(name)]
+    reasons = [words for part, words in BEYOND.items() if any(part in name for name in odd)]
+    if odd and not reasons:
+        reasons.append(f"the tensor {odd[0]}")
     if type(net) is not VisionTransformer:
-        reasons.append(f"timm's {type(net).__name__}")
+        reasons.insert(0, f"the architecture of timm's {type(net).__name__}")
     elif "cls_token" not in weights or "norm.weight" not in weights:
         reasons.append("no class token" if "cls_token" not in weights else "no final norm")
     elif weights["pos_embed"].shape[1] != net.patch_embed.num_patches + 1:

@@ -13,6 +13,12 @@ from mpp.model.encoder import Encoder, build_encoder
 
 TINY = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=12, depth=4, heads=3)
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+PYRAMIDS = {
+    "resnet10t": {},
+    "efficientnet_b0": {},  # it has `blocks` too
+    "swin_tiny_patch4_window7_224": {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2)},
+    "xcit_nano_12_p16_224": {"img_size": 32, "depth": 2},  # its class token comes after the blocks
+}
 FOREIGN = {
     "vit_small_patch16_rope_224": SMALL,
     "eva02_tiny_patch14_224": SMALL,
@@ -87,6 +93,21 @@ def test_any_timm_model_gives_every_layer(name):
         last = backbone.net.fc_norm(last)  # kept behind the pooling by timm
     assert_close(found[-1], last if last.ndim == 3 else last.flatten(2).transpose(1, 2))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.net.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_stages_of_others_are_feature_maps_as_tokens(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(name, num_classes=0, **PYRAMIDS[name]).eval()
+    backbone, pictures = Backbone(net), images(side=32)
+    assert (backbone.first, backbone.prefix, backbone.class_token) == (1, 0, False)
+    theirs = net.forward_intermediates(pictures, norm=False, intermediates_only=True)
+    assert backbone.depth == len(theirs)
+    for layer, (tokens, stage) in enumerate(zip(backbone.layers(pictures, range(1, backbone.depth + 1)), theirs, strict=True), start=1):
+        assert_close(tokens, stage.flatten(2).transpose(1, 2))
+        assert tokens.shape[-1] == backbone.width_of(layer)
 
 
 @torch.no_grad()

@@ -204,16 +204,16 @@ ROWS = [
         "tests/train/test_commit.py::test_pruning_keeps_the_newest_commits_and_what_is_being_written",
     ),
     Row(
-        "the export names another normalisation", "mpp/train/export.py", "\"mean\": list(mean),", "\"mean\": list(std),",
-        "tests/train/test_export.py::test_timm_loads_the_folder_by_itself_with_equal_features",
+        "the export names another normalisation", "mpp/train/encoder_folder.py", "\"mean\": list(mean),", "\"mean\": list(std),",
+        "tests/train/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     Row(
         "timm moves the final norm behind its pooling", "mpp/model/encoder.py", ", \"fc_norm\": False}", "}",
         "tests/model/test_encoder.py::test_every_token_leaves_under_the_final_norm",
     ),
     Row(
-        "timm cannot build the export without a class token", "mpp/train/export.py", "if key != \"num_classes\"}",
-        "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_export.py::test_timm_loads_the_folder_by_itself_with_equal_features",
+        "timm cannot build the export without a class token", "mpp/train/encoder_folder.py", "if key != \"num_classes\"}",
+        "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     # Whole runs.
     Row(

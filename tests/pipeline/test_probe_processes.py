@@ -9,7 +9,7 @@ import pytest
 from mpp.config import ModelConfig
 from mpp.data.shards import ShardSet
 from mpp.model.encoder import build_encoder
-from mpp.train.export import write_encoder
+from mpp.train.encoder_folder import write_encoder
 from tests.pipeline.conftest import finish, start
 
 QUICK = [

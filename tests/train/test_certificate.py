@@ -19,8 +19,7 @@ from mpp.model.encoder import Encoder
 from mpp.model.pretraining import PretrainingModel, build_model
 from mpp.train import certificate
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
-from mpp.train.export import read_encoder
-from mpp.transfer.features import crop_centre
+from mpp.train.encoder_folder import read_encoder
 
 pytest.importorskip("transformers")
 ALL = ["timm", "transformers", "transformers-mae", "safetensors"]
@@ -138,7 +137,8 @@ def test_a_process_without_mpp_opens_all_of_them_to_equal_tokens(exported, tmp_p
     predictions = model(images, torch.zeros(2, 16), torch.zeros(2, 16), visible, torch.arange(16).expand(2, -1))
     torch.testing.assert_close(found["logits"], predictions, atol=1e-5, rtol=1e-5)
     assert found["mask"].sum() == 24
-    ours = torch.from_numpy(crop_centre(picture, 32, 1.0)) / 255
+    centre = picture.resize((32, 32), Image.Resampling.BICUBIC, box=(16, 0, 80, 64))  # the square that mpp's probes see
+    ours = torch.from_numpy(np.array(centre)).permute(2, 0, 1) / 255
     for name in ("timm preprocessing", "transformers preprocessing"):
         levels = (found[name] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1) - ours) * 255
         assert levels.abs().max() < 3, name
@@ -278,6 +278,27 @@ def test_what_a_target_cannot_express_is_refused_before_anything_is_written(tmp_
     with pytest.raises(ConfigError, match=words):
         export.main([source, str(tmp_path / "out"), "--to", "timm", target])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("timm:resnet10t@random", "timm's ResNet"), ("timm:beit_base_patch16_224@random", "timm's Beit, relative positions")],
+)
+def test_another_kind_of_network_is_no_vit_of_transformers(tmp_path, source, words):
+    with pytest.raises(ConfigError, match=words):
+        export.main([source, str(tmp_path), "--to", "transformers"])
+
+
+def test_a_fine_tuned_run_is_read_by_its_encoder_folder(exported, tmp_path):
+    import shutil
+
+    make_run(tmp_path / "run")
+    (commit,) = (tmp_path / "run").glob("checkpoints/*/COMMIT.json")
+    record = json.loads(commit.read_text())
+    commit.write_text(json.dumps(record | {"config": {"encoder": "some/run"}}))
+    shutil.copytree(exported[0] / "timm", tmp_path / "run" / "encoder")
+    assert export.open_source(str(tmp_path / "run")).run is None
+    assert read_encoder(tmp_path / "run").digest == read_encoder(exported[0] / "timm").digest
 
 
 def test_an_encoder_without_its_run_has_no_decoder_to_export(exported, tmp_path):

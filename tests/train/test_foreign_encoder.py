@@ -13,7 +13,7 @@ from mpp.config import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
-from mpp.train.export import read_encoder, write_encoder
+from mpp.train.encoder_folder import read_encoder, write_encoder
 from mpp.train.loaded_encoder import digest_of
 
 WIDTH, DEPTH, HEADS, IMAGE, PATCH = 128, 2, 2, 32, 8

@@ -9,7 +9,7 @@ from mpp.errors import CheckpointError
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.pretraining import build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
-from mpp.train.export import PREFIX, read_encoder, write_encoder
+from mpp.train.encoder_folder import PREFIX, read_encoder, write_encoder
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
