@@ -37,6 +37,9 @@ class EncoderExtractor:
         self.spec = spec
         self.layout = layout_of(backbone, spec.layers, spec.poolings)
         self.backbone = backbone.at_size(spec.resolution, spec.resolution).to(device)
+        for module in self.backbone.modules():  # on CPUs plain matrix products are faster than torch's fused attention
+            if hasattr(module, "fused_attn") and device.type == "cpu":
+                module.fused_attn = False  # type: ignore[assignment]
 
     def tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """uint8 [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""

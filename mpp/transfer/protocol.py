@@ -71,7 +71,8 @@ class Chosen:
         if self.logistic:
             parts.append(f"logistic C {self.logistic.strength:g}")
         parts.append(f"k {self.knn.k}, temperature {self.knn.temperature:g}")
-        return "; ".join([*parts, *(f"{few.shots}-shot l2 {few.l2:g}" for few in self.few_shot)])
+        took = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        return "; ".join([*parts, *(f"{few.shots}-shot l2 {few.l2:g}" for few in self.few_shot)]) + f" (seconds: {took})"
 
 
 @dataclass(frozen=True)
