@@ -35,7 +35,7 @@ from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
 from mpp.train.checkpoint import check_fit, restore, save
 from mpp.train.commit import find_commit, newest_commit, prune, read_tensors, set_aside_after
-from mpp.train.engine import Engine, World, start_distributed
+from mpp.train.engine import Engine, start_distributed
 from mpp.train.export import PREFIX, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.quarantine import Quarantine
@@ -44,6 +44,7 @@ from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
+from mpp.world import World
 
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
 

@@ -10,7 +10,7 @@ import os
 import resource
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ class ShardSet:
         self.manifest = manifest
         self.manifest_hash = manifest_hash  # sha256 of manifest.json's bytes, hexadecimal
         self.classes: list[str] = manifest["classes"]
-        self.samples_per_shard: list[int] = [entry["samples"] for entry in manifest["shards"]]
+        self.samples_per_shard: Sequence[int] = [entry["samples"] for entry in manifest["shards"]]
         self.mean: list[float] = manifest["mean"]  # RGB, 0..1
         self.std: list[float] = [max(value, 1 / 255) for value in manifest["std"]]  # a constant channel must not divide by zero
         self.index: np.memmap = np.memmap(path / manifest["index"]["name"], INDEX_DTYPE, mode="r", shape=(manifest["samples"],))
@@ -82,6 +82,15 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def identity(self) -> str:
+        """sha256 of what the set is, the same on every machine: the manifest names every shard's bytes."""
+        return self.manifest_hash
+
+    @property
+    def stamp(self) -> str:
+        return self.manifest_hash
 
     @functools.cached_property
     def labels(self) -> np.ndarray:

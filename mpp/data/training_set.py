@@ -1,5 +1,6 @@
 """Which samples a run trains on and which it holds out, opened and checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,7 +71,7 @@ def open_training_set(config: PretrainConfig) -> TrainingSet:
     return TrainingSet(training, holdout, trained_on, manifests)
 
 
-def without_last(samples_per_shard: list[int], holdout: int) -> tuple[int, ...]:
+def without_last(samples_per_shard: Sequence[int], holdout: int) -> tuple[int, ...]:
     """samples_per_shard without the last `holdout` samples of the set, which are then never trained on."""
     left = list(samples_per_shard)
     while holdout and left:

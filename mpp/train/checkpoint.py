@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mpp.errors import CheckpointError
 from mpp.files import sync_path
 from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, write_commit
-from mpp.train.engine import Engine, World
+from mpp.train.engine import Engine
+from mpp.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -3,8 +3,6 @@
 import logging
 import os
 import shutil
-import socket
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +13,8 @@ from torch import Tensor, nn
 from mpp.config import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError
-from mpp.machine import usable_cores
 from mpp.model.pretraining import PretrainingModel
-
-
-@dataclass(frozen=True)
-class World:
-    rank: int
-    size: int
-    local_size: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
+from mpp.world import World, cannot_meet, free_port, local_device, local_place
 
 
 def start_distributed() -> World:
@@ -38,34 +24,16 @@ def start_distributed() -> World:
     from deepspeed.ops import __compatible_ops__
 
     if "RANK" not in os.environ:  # plain `python mpp/pretrain.py`
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"LOCAL_RANK={local_rank} but this machine has {torch.cuda.device_count()} GPUs; start that many processes a node"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        if not (shutil.which("g++") or shutil.which("c++")):
-            __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
-        # Processes that share cores slow each other down severalfold if each has a thread for every core.
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, usable_cores() // local_size))
+    local_rank, local_size = local_place()
+    device = local_device(local_rank, local_size)
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++")):
+        __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
     try:
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     except dist.DistNetworkError as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ConfigError(
-            f"the processes cannot meet at {where} ({str(error).splitlines()[0]}); every node must reach that address, and on one host "
-            f"each job needs a port of its own: deepspeed --master_port 29501 ..."
-        ) from error
+        raise cannot_meet(error) from error
     return World(dist.get_rank(), dist.get_world_size(), local_size, device)
 
 

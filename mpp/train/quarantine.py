@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mpp.errors import DataError
-from mpp.train.engine import World
+from mpp.world import World
 
 
 class Quarantine:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mpp.errors import DataError
-from mpp.train.engine import World
 from mpp.train.quarantine import Quarantine
+from mpp.world import World
 from tests.data.masked_images import dataset
 
 
