@@ -64,7 +64,7 @@ class DeviceJpegs:
             if decoded is None:
                 again = replace(dataset, images=self.on_cpu).batch([keys[first // dataset.views]])
                 image[first : first + dataset.views] = again["image"].to(self.device)
-                for name in ("box", "shown", "replaced"):
+                for name in {"box", "shown", "replaced", "label"} & batch.keys():
                     batch[name][first : first + dataset.views] = again[name]
                 batch["bad"] += again["bad"]
                 continue

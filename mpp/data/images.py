@@ -1,4 +1,4 @@
-"""Where crops come from: the shards, or all images of a small set decoded once, in RAM or on the training device.
+"""Where crops come from: the shards (or whatever has their face, labelled.py), or all images of a small set decoded once, in RAM or on the training device.
 
 All answer alike, and order, crops, flips and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
 """
@@ -16,14 +16,16 @@ from torch import Tensor
 from mpp.data.augment import View
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
-from mpp.data.shards import ShardSet
+from mpp.data.labelled import LabelledImages
 from mpp.errors import BadSample, ConfigError, of_this_rank
 
 Crops = list[np.ndarray] | bytes | None  # uint8 [3, H, W] of each view; or for the device to make: the encoded image, nothing
 
 
 class Images(Protocol):
-    shards: ShardSet
+    @property
+    def shards(self) -> LabelledImages: ...
+
     decoder: str  # for people
     encoded_bytes: int  # that a loader process hands over for a sample, beside its crops
 
@@ -41,7 +43,7 @@ class ShardImages:
 
     encoded_bytes = 0
 
-    def __init__(self, shards: ShardSet, max_pixels: int):
+    def __init__(self, shards: LabelledImages, max_pixels: int):
         self.shards, self.max_pixels = shards, max_pixels
         self.decoder = f"decoded by {jpeg_decoder()}"
 
@@ -63,7 +65,7 @@ class MemoryImages:
     decoder = "decoded once, in RAM"
     encoded_bytes = 0
 
-    def __init__(self, shards: ShardSet, pool: range, max_pixels: int, threads: int, processes: int):
+    def __init__(self, shards: LabelledImages, pool: range, max_pixels: int, threads: int, processes: int):
         """threads: that decode; processes: of this machine that hold such a copy.  Raises ConfigError when it does not fit."""
         self.shards = shards
         widths, heights = np.array([shards.size_of(sample) for sample in pool], dtype=np.int64).T

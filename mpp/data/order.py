@@ -16,7 +16,7 @@ k * (its sample's number) + view: schedules and logs count views.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -167,11 +167,14 @@ class BatchPlan:
     worlds: tuple[int, ...]  # the admissible numbers of processes
 
 
-def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_max: int, views: int = 1) -> BatchPlan:
+def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_max: int, views: int = 1, together: int = 1) -> BatchPlan:
     """How a step of `global_batch` views is shared.  Raises ConfigError when `world` processes cannot share it equally.
 
-    The views of a sample stay in one micro-batch, so that it is decoded once.
+    The views of a sample stay in one micro-batch, so that it is decoded once; and so do `together` neighbouring samples of one view.
     """
+    if together > 1:
+        plan = plan_batch(global_batch, streams, world, micro_batch_max, together)
+        return replace(plan, samples=global_batch, views=1)
     if global_batch % views:
         lower = global_batch // views * views
         near = " and ".join(str(batch) for batch in (lower, lower + views) if batch)
