@@ -5,6 +5,7 @@ Position embeddings follow the patch grid.  Learned and sine-cosine ones are res
 by FlexiViT's pseudo-inverse.  All of that is timm's `set_input_size`, checked against known answers in tests/model/test_classifier.py.
 """
 
+import inspect
 from typing import Any
 
 import timm
@@ -41,12 +42,13 @@ def classifier_arguments(net: nn.Module, arguments: dict[str, Any], config: Clas
         raise ConfigError("model.pooling=cls: the encoder has no class token; use model.pooling=mean")
     if backbone.is_transformer:
         wanted["global_pool"] = "token" if config.pooling == "cls" else "avg"
-    if config.norm == "pooled":
-        if not hasattr(net, "fc_norm"):
-            raise ConfigError(
-                f"model.norm=pooled: a {type(net).__name__} has no place for a norm behind its pooling; use model.norm=tokens"
-            )
-        wanted["fc_norm"] = True
+    known = inspect.signature(type(net).__init__).parameters
+    behind = next((word for word in ("fc_norm", "use_fc_norm") if word in known), None)  # timm's words for a norm behind the pooling
+    if config.norm == "pooled" and behind is None:
+        raise ConfigError(f"model.norm=pooled: a {type(net).__name__} has no place for a norm behind its pooling; use model.norm=tokens")
+    if behind:
+        # timm would move the final norm behind a mean unless told not to: it stays where it was trained.
+        wanted[behind] = config.norm == "pooled" or isinstance(net.norm, nn.Identity)
     return wanted
 
 
