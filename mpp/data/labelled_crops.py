@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 
 from mpp.data.augment import Crop
 from mpp.data.images import Images
@@ -74,9 +74,18 @@ def rand_augment(words: str, height: int, width: int, mean: tuple[float, float, 
         "interpolation": Image.Resampling.BICUBIC,
     }
     try:
-        return rand_augment_transform(words, settings)
+        augment = rand_augment_transform(words, settings)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"augment.rand_augment={words} is not what timm calls a RandAugment; such as rand-m9-mstd0.5-inc1") from error
+    for op in augment.ops:
+        if op.aug_fn is posterize:
+            op.aug_fn = posterize_to_black
+    return augment
+
+
+def posterize_to_black(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """timm asks for 0 bits at the highest magnitude: black, as older Pillows gave; newer ones raise ValueError."""
+    return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 @contextmanager
