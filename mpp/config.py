@@ -1,4 +1,4 @@
-"""Every knob of pretraining and probing, typed, on one page: default, unit, source.
+"""Every knob of pretraining, typed, on one page: default, unit, source; probing has its own page (config_probe.py).
 
     schema (below) <- YAML file <- dotted `key=value` words
 
@@ -213,7 +213,9 @@ class PretrainConfig(Section):
     resume: Literal["auto", "must"] | Count = (
         "auto"  # auto: newest commit, fresh if there is none; must: a commit has to be there; N: that step
     )
-    init_from: str | None = None  # another run: its newest weights, a fresh optimiser and clock
+    init_from: str | None = (
+        None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
+    )
     model: ModelConfig = ModelConfig()
     mask: RandomMask = RandomMask()
     corruption: Annotated[ReplaceCorruption | DropCorruption, Field(discriminator="name")] = ReplaceCorruption()
@@ -244,68 +246,6 @@ class PretrainConfig(Section):
     def that_changes_results(self) -> dict[str, Any]:
         """What a resumed run must not change."""
         return self.model_dump(mode="json", include={"seed", "model", "mask", "corruption", "target", "decoder", "optim", "data"})
-
-
-# --------------------------------------------------------------------------------------------------------------------- how it is measured
-
-
-class FeatureConfig(Section):
-    """How an image becomes one vector; the same for training and testing a probe."""
-
-    layers: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (-1,)  # blocks, negative from the end; concatenated
-    pooling: Literal["mean", "cls", "both"] = (
-        "mean"  # mean of the patch tokens (without class token), the class token, or both side by side
-    )
-    resolution: Positive | None = None  # pixels a side; null: as pretrained
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # short side is resized to resolution / crop, then the centre is cut
-    precision: Literal["bf16", "fp32"] = "fp32"
-    batch: Positive = 256  # images at a time; changes nothing but speed
-    workers: Count | None = None  # loader processes; null: the cores less one, at most 16
-    max_pixels: Positive = 100_000_000  # a larger image stops the probe
-    pixel_side: Positive = 32  # raw-pixel baseline: larger inputs are averaged down to this side
-
-
-class LinearProbeConfig(Section):
-    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
-        1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1,
-    )  # fmt: skip  # 13, as DINOv2's grid
-    last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # x poolings, beside `features` (DINOv2)
-    epochs: Positive = 30
-    batch: Positive = 1024
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-
-
-class KnnConfig(Section):
-    k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (10, 20, 100, 200)
-    temperature: Annotated[float, Field(gt=0)] = 0.07
-
-
-class FewShotConfig(Section):
-    """Closed-form regularised least squares to targets in {-1, 1}^K (ViT 4.1)."""
-
-    shots: Annotated[tuple[Positive, ...], Field(strict=False)] = (5, 10)  # labelled images a class
-    trials: Positive = 5  # draws of the labelled images
-    l2: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
-        1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5,
-    )  # fmt: skip  # the grid, on the scale of a sum over images (ours)
-
-
-class ProbeConfig(Section):
-    encoder: str = ""  # a run folder (its newest commit), or an exported encoder/ folder
-    train: str = ""  # labelled shards
-    test: str | None = None  # labelled shards, read once; null: every figure is on the hold-out of train
-    out: str | None = None  # folder of results.json; null: <run>/transfer
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    train_samples: Positive | None = None  # null: all
-    test_samples: Positive | None = None
-    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, to choose hyper-parameters
-    rank_only: StrictBool = False  # the feature rank alone, which needs no labels
-    rank_samples: Positive = 2048  # train images the feature rank is computed on
-    baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
-    features: FeatureConfig = FeatureConfig()
-    linear: LinearProbeConfig = LinearProbeConfig()
-    knn: KnnConfig = KnnConfig()
-    few_shot: FewShotConfig = FewShotConfig()
 
 
 # ------------------------------------------------------------------------------------------------------------- YAML and words -> schema

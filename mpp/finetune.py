@@ -37,8 +37,10 @@ from mpp.train.checkpoint import restore, save, whole
 from mpp.train.classify import Predictions, cross_entropy, inputs_and_targets, measure
 from mpp.train.commit import find_commit, newest_commit, prune, set_aside_after
 from mpp.train.engine import Engine, start_distributed
-from mpp.train.export import LoadedEncoder, read_encoder
+from mpp.train.export import read_encoder
 from mpp.train.export_classifier import architecture_of, write_classifier
+from mpp.train.foreign_encoder import set_norm_eps
+from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.optim import build_finetune_optimiser
 from mpp.train.progress import clock, say, shared_sum
 from mpp.train.quarantine import Quarantine
@@ -48,7 +50,7 @@ from mpp.train.signals import StopRequest
 from mpp.transfer.intervals import wilson
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import log_test_read
-from mpp.world import World
+from mpp.world import World, from_first
 
 PROGRAM = "mpp/finetune.py"
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
@@ -92,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_classifier(
         net, arch, model_arguments, len(sets.classes), config.model, size, seed_of(config.seed, INIT, 1), random=random
     )
+    set_norm_eps(model, loaded.norm_eps)
     choose_attention(model, system.fused_attention if system.fused_attention is not None else torch.cuda.is_available())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     make_folder(run_dir, "run_dir")
@@ -242,11 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = max(on_holdout, key=lambda name: on_holdout[name].right) if on_holdout else AVERAGE if average else WEIGHTS
     reads = 0
     if sets.test:
-        if world.first:
-            command = [PROGRAM, *(sys.argv[1:] if argv is None else argv)]
-            reads = log_test_read(
-                run_dir, command=command, encoder=loaded.source, test=str(config.test), test_manifest_hash=sets.identities["test"]
-            )
+        command = [PROGRAM, *(sys.argv[1:] if argv is None else argv)]
+        note = functools.partial(log_test_read, run_dir, command=command, encoder=loaded.source, test=str(config.test))
+        reads = from_first(world, lambda: note(test_identity=sets.identities["test"]))
         only = average if chosen == AVERAGE else None
         found = measured(engine, only, sets.test, config, loaded, plan.micro_batch, workers, world, names=[chosen])
         final, where = found[chosen], "test"
@@ -259,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "encoder_digest": loaded.digest,
             "init": config.init,
             "weights": chosen,
+            "norm_eps": loaded.norm_eps,
         }
         write_classifier(
             run_dir / "encoder", weights, arch, model_arguments, sets.classes, size, loaded.mean, loaded.std, data.test_crop, about

@@ -23,7 +23,7 @@ from mpp.config import PretrainConfig, dump, load
 from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
-from mpp.errors import CheckpointError, Parser, UserError, run_program
+from mpp.errors import CheckpointError, ConfigError, Parser, UserError, run_program
 from mpp.files import make_folder, write_atomically
 from mpp.machine import allow_open_files
 from mpp.masking import Masking
@@ -34,9 +34,9 @@ from mpp.monitor.skill import Baseline, fit_baseline
 from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
 from mpp.train.checkpoint import check_fit, restore, save
-from mpp.train.commit import find_commit, newest_commit, prune, read_tensors, set_aside_after
+from mpp.train.commit import find_commit, newest_commit, prune, read_config, read_tensors, set_aside_after
 from mpp.train.engine import Engine, start_distributed
-from mpp.train.export import PREFIX, write_encoder
+from mpp.train.export import PREFIX, read_encoder, write_encoder
 from mpp.train.optim import build_optimiser
 from mpp.train.progress import clock, say, shared_sum
 from mpp.train.quarantine import Quarantine
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_model(config, target.outputs, fused_attention)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not commit:
-        initialise_from(model, Path(config.init_from))
+        initialise_from(model, config.init_from, data.mean, data.std)
     make_folder(run_dir, "run_dir")
     if os.environ.get("RANK", "0") == "0":
         lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
@@ -296,22 +296,51 @@ def clean_cells(target: Target, data: MaskedImages, ids: np.ndarray, patch_size:
         yield target.cells(patchify(images, patch_size)), batch["kind"][real]
 
 
-def initialise_from(model: PretrainingModel, run_dir: Path) -> None:
-    """The newest weights of another run: its encoder, which must fit, and of the rest what has the same name and shape."""
-    commit = newest_commit(run_dir)
-    if commit is None:
-        raise CheckpointError(f"init_from={run_dir} holds no checkpoint; give a run folder with checkpoints/*/COMMIT.json")
-    commit.verify()
-    weights, own = read_tensors(commit, "weight/"), model.state_dict()
+def initialise_from(model: PretrainingModel, source: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """The newest weights of another run, or of any plain ViT that mpp reads: the encoder, which must fit, and of the rest what has the same name and shape.
+
+    mean, std: of the new run's input normalisation, which the weights should have been trained with.
+    """
+    commit = newest_commit(Path(source))
+    if commit is not None:
+        commit.verify()
+        weights, where, data = read_tensors(commit, "weight/"), str(commit.folder), read_config(commit).data
+        trained_with = data.mean, data.std
+    else:
+        loaded = read_encoder(source)
+        theirs, ours = ([m.num_heads for m in net.modules() if hasattr(m, "num_heads")] for net in (loaded.net, model.encoder.vit))
+        if theirs and theirs[0] != ours[0]:  # weights alone would fit
+            raise ConfigError(
+                f"init_from={source} has {theirs[0]} attention heads a block and the model {ours[0]}; set model.heads={theirs[0]}"
+            )
+        weights = {PREFIX + name: tensor for name, tensor in loaded.net.state_dict().items()}
+        weights |= {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}
+        where, trained_with = source, (loaded.mean, loaded.std)
+    own = model.state_dict()
+    notes = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            weights[name] = own[name]  # fixed positions are the new model's own
+        if not parameter.requires_grad:  # fixed positions are the new model's own
+            if name in weights and not (
+                weights[name].shape == own[name].shape and torch.allclose(weights[name].float(), own[name], atol=1e-3)
+            ):
+                notes.append(f"its {name} is another and is left out; model.position=learned would take it")
+            weights[name] = own[name]
     check_fit(
-        {n: w for n, w in weights.items() if n.startswith(PREFIX)},
-        {n: w.shape for n, w in own.items() if n.startswith(PREFIX)},
-        commit.folder,
+        {n: w for n, w in weights.items() if n.startswith(PREFIX)}, {n: w.shape for n, w in own.items() if n.startswith(PREFIX)}, where
     )
-    model.load_state_dict({n: weights[n] if n in weights and weights[n].shape == own[n].shape else own[n] for n in own})
+    taken = {n for n in own if n in weights and weights[n].shape == own[n].shape}
+    model.load_state_dict({n: weights[n] if n in taken else own[n] for n in own})
+    if os.environ.get("RANK", "0") == "0":
+        afresh = len(own) - len(taken)
+        say(
+            f"weights from {where}: the encoder's and {sum(not n.startswith(PREFIX) for n in taken)} further tensors; {afresh} begin afresh"
+        )
+        if not np.allclose(trained_with, (mean, std), atol=1e-3):
+            notes.append(
+                f"those weights were trained with data.mean={list(trained_with[0])} data.std={list(trained_with[1])}, this run has others"
+            )
+        for note in notes:
+            say(f"note: {note}")
 
 
 def take_empty_step(engine: Engine, config: PretrainConfig, masking: Masking, accumulation: int, world: World) -> None:

@@ -21,7 +21,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.net: Any = net
         blocks = getattr(net, "blocks", None)
-        self.is_transformer = isinstance(blocks, (nn.Sequential, nn.ModuleList))
+        widths = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
+        self.is_transformer = (  # one width throughout, and every token in every block: no pyramid, no class token that comes in late
+            isinstance(blocks, nn.Sequential | nn.ModuleList)
+            and len(set(widths)) == 1
+            and len(widths) == len(blocks)
+            and not hasattr(net, "cls_attn_blocks")
+            and not hasattr(net, "blocks_token_only")
+        )
         self.depth: int = len(blocks) if self.is_transformer else len(self.net.feature_info)  # type: ignore[arg-type]
         self.first = 0 if self.is_transformer else 1  # the lowest layer there is
         self.prefix: int = (getattr(net, "num_prefix_tokens", 0) or 0) if self.is_transformer else 0

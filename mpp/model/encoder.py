@@ -5,7 +5,6 @@ Letters: B batch, N patches, P prefix tokens (class token, registers), D embeddi
 """
 
 import math
-from collections.abc import Sequence
 
 import timm
 import torch
@@ -40,17 +39,6 @@ class Encoder(nn.Module):
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
             tokens = torch.cat([prefix, gather_tokens(patches, visible)], dim=1)
         return self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))
-
-    def layers(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Normalised images [B, 3, S, S] -> tokens [B, P + N, D] after each of `layers` (negative from the end), each under the final norm."""
-        depth = len(self.vit.blocks)
-        wanted = [layer % depth for layer in layers]
-        tokens, found = self.vit.norm_pre(self._positioned(self.embed(images))), {}
-        for i, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
-            if i in wanted:
-                found[i] = self.vit.norm(tokens)
-        return [found[i] for i in wanted]
 
     def _positioned(self, embeddings: Tensor) -> Tensor:
         return self.vit._pos_embed(embeddings)

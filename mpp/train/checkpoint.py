@@ -105,7 +105,7 @@ def restore_weights(commit: Commit, engine: Engine) -> None:
         _set_weight(engine, parameter, weights[name].to(parameter.device))
 
 
-def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path) -> None:
+def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path | str) -> None:
     for name in sorted(weights.keys() | shapes.keys()):
         theirs, ours = (tuple(weights[name].shape) if name in weights else None), shapes.get(name)
         if theirs != ours:

@@ -3,30 +3,25 @@
 timm.create_model("local-dir:RUN/encoder", pretrained=True) has the classes' names in `pretrained_cfg["label_names"]`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from mpp.errors import ConfigError
-from mpp.files import write_atomically
-from mpp.model.encoder import timm_arguments
-from mpp.train.export import LoadedEncoder
+from mpp.train.export import write_json, write_weights
+from mpp.train.loaded_encoder import LoadedEncoder
 
 
 def architecture_of(loaded: LoadedEncoder) -> tuple[str, dict[str, Any]]:
-    """timm's name of an encoder's architecture and the arguments it was made with.  Raises ConfigError where it does not know them."""
-    if loaded.model is not None:
-        return loaded.model.arch, timm_arguments(loaded.model)
-    about = getattr(loaded.net, "pretrained_cfg", None) or {}
-    if "architecture" not in about:
+    """timm's name of an encoder's architecture and the arguments it was made with.  Raises ConfigError where they are not known."""
+    arch, arguments = loaded.architecture
+    if not arch:
         raise ConfigError(
-            f"{loaded.source}: a {type(loaded.net).__name__} that does not say which of timm's architectures it is cannot be fine-tuned"
+            f"{loaded.source}: which of timm's architectures it is is not known, so no classifier can be built; export it first"
         )
-    return about["architecture"], dict(getattr(loaded.net, "_model_args", None) or {})
+    return arch, dict(arguments)
 
 
 def write_classifier(
@@ -63,6 +58,5 @@ def write_classifier(
         },
         "mpp": dict(about),
     }
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(folder / "model.safetensors", save(contiguous, metadata={"format": "pt"}))
-    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_weights(folder / "model.safetensors", {name: tensor.detach().cpu() for name, tensor in weights.items()}, {})
+    write_json(folder / "config.json", config)

@@ -2,13 +2,16 @@
 
 As the ViT authors' `fewshot_lsr.py` (big_vision): features are standardised with the labelled images alone, one factorisation serves the
 whole l2 grid, and the smaller of D x D and n x n is factorised.  Three things are ours: float64 throughout; the intercept is left
-out of the penalty exactly, by centring (theirs is a constant column of 100, the same in the limit); and l2 comes from a hold-out of train.
+out of the penalty exactly, by centring (theirs is the weight of a constant column of 100, so shrunk by 1 / (1 + l2 / (10^4 n)), for every class alike
+when all have the same number of images: the class predicted is then the same); and l2, 2^10 in their configs, comes from a hold-out of train.
+Scores are no probabilities, so a few-shot probe has no confidence and no calibration error.
 
 Letters: n labelled images, D columns, K classes, L values of l2.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
+from mpp.transfer.intervals import student
 from mpp.transfer.split import SHOTS
 
 EPSILON = 1e-5  # added to a standard deviation (big_vision)
@@ -68,3 +72,18 @@ def draw_shots(labels: np.ndarray, rows: np.ndarray, classes: Sequence[str], sho
             )
         drawn.append(members[:shots])
     return np.sort(np.concatenate(drawn))
+
+
+def over_draws(accuracies: Sequence[float]) -> dict[str, Any]:
+    """The mean accuracy over draws of the labelled images, its interval, and how far single draws lie apart.
+
+    accuracies: shares of 1, one a draw.  `spread` is their standard deviation (None for one draw), which more draws do not make smaller.
+    """
+    mean, half = student(accuracies)
+    return {
+        "accuracy": mean,
+        "ci95": None if half is None else [mean - half, mean + half],
+        "ci95_kind": "Student's t over draws of the labelled images",
+        "spread": None if half is None else float(np.std(accuracies, ddof=1)),
+        "draws": list(accuracies),
+    }

@@ -35,16 +35,17 @@ class Grid:
     scale: Tensor  # float32 [W]: 1 / standard deviation
     heads: list[Heads]
 
-    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Tensor]:
-        """For each variant int64 [R, len(rows)]: the class each head gives those rows of float32 [n, W]."""
-        parts: list[list[Tensor]] = [[] for _ in self.heads]
-        places = [_place(heads.columns) for heads in self.heads]
+    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[tuple[Tensor, Tensor]]:
+        """For each variant the class each head gives those rows of float32 [n, W], int64 [R, len(rows)], and its probability, float32."""
+        parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.heads]
+        places = [place(heads.columns) for heads in self.heads]
         for chosen in torch.from_numpy(rows).split(batch):
             x = (values[chosen].to(self.mean.device) - self.mean) * self.scale
-            for part, place, heads in zip(parts, places, self.heads, strict=True):
-                logits = (heads.weight.flatten(0, 1) @ x[:, place].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
-                part.append(logits.argmax(dim=1).cpu())
-        return [torch.cat(part, dim=1) for part in parts]
+            for part, where, heads in zip(parts, places, self.heads, strict=True):
+                logits = (heads.weight.flatten(0, 1) @ x[:, where].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
+                probability, best = logits.softmax(dim=1).max(dim=1)
+                part.append((best.cpu(), probability.cpu()))
+        return [(torch.cat([best for best, _ in part], dim=1), torch.cat([sure for _, sure in part], dim=1)) for part in parts]
 
 
 def train_heads(
@@ -68,7 +69,7 @@ def train_heads(
     Source: ViT B.1.1 (zero head, momentum .9, cosine); DINOv2 (arXiv 2304.07193, B.3) for the grid in one pass.
     """
     mean, scale = (part.to(device) for part in standardisation(values, rows))
-    places = [_place(c) for c in columns]
+    places = [place(c) for c in columns]
     heads = len(learning_rates)
     rate = torch.tensor(learning_rates, dtype=torch.float32, device=device).repeat_interleave(classes)  # [R C]
     # Heads lie along the rows, images along the columns: then the softmax and both products run over memory in order.
@@ -85,8 +86,8 @@ def train_heads(
             y = targets[chosen].to(device)
             here = torch.arange(len(y), device=device)
             decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for place, w, b, (v_w, v_b) in zip(places, weights, biases, velocity, strict=True):
-                x_i = x[:, place]
+            for where, w, b, (v_w, v_b) in zip(places, weights, biases, velocity, strict=True):
+                x_i = x[:, where]
                 logits = (w @ x_i.T).add_(b.unsqueeze(1)).view(heads, classes, len(y))
                 gradient = logits.softmax(dim=1)
                 gradient[:, y, here] -= 1
@@ -103,7 +104,7 @@ def train_heads(
     return Grid(mean, scale, trained)
 
 
-def _place(columns: Tensor) -> slice | Tensor:
+def place(columns: Tensor) -> slice | Tensor:
     """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
     first, count = int(columns[0]), len(columns)
     if torch.equal(columns.cpu(), torch.arange(first, first + count)):

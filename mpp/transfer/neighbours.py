@@ -1,15 +1,20 @@
 """k nearest neighbours by cosine similarity, votes weighted by exp(similarity / temperature).
 
 Source: Wu et al. 2018 (arXiv 1805.01978) as DINO and DINOv2 use it: temperature .07, k from 10, 20, 100, 200; features are not centred.
+`nearest` looks through the bank once; `vote` then serves every k and temperature.
+
+Letters: n images in the bank, m queries, W columns of a feature table, D columns of a variant, C classes.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpp.errors import ConfigError
+from mpp.transfer.heads import place
 
 
 def usable_k(grid: Sequence[int], neighbours: int) -> list[int]:
@@ -22,26 +27,75 @@ def usable_k(grid: Sequence[int], neighbours: int) -> list[int]:
     return usable
 
 
-def classify(
+def nearest(
     queries: Tensor,
-    bank: Tensor,
-    labels: Tensor,
-    classes: int,
-    grid: Sequence[int],
-    temperature: float,
+    values: Tensor,
+    rows: np.ndarray,
+    columns: Tensor,
+    k: int,
     device: torch.device,
-    chunk: int = 1024,
+    chunk: int = 256,
+    bank_chunk: int = 65536,
+) -> tuple[Tensor, Tensor]:
+    """The k most similar rows for each query, the most similar first: similarities float32 [m, k] and places in `rows`, int64 [m, k].
+
+    queries: float32 [m, D].  values: float32 [n, W], of which `rows` (at least k) and `columns` are the bank; it is read once, `bank_chunk` rows at a
+    time, and of `chunk` x `bank_chunk` similarities only the best are kept, so memory does not grow with the bank.  Which of equally similar rows
+    comes first is left open.
+    """
+    asked = normalize(queries.to(device), dim=1)
+    best = torch.full((len(queries), 0), -torch.inf, device=device)
+    where = torch.zeros(len(queries), 0, dtype=torch.int64, device=device)
+    chosen = place(columns.to(values.device))
+    for first in range(0, len(rows), bank_chunk):
+        part = torch.from_numpy(rows[first : first + bank_chunk])
+        known = values[:, chosen][part] if isinstance(chosen, slice) else values[part][:, chosen]
+        known = normalize(known.to(device), dim=1)
+        # One buffer for all products: on a CPU new memory for each would cost as much as the product.
+        buffer = torch.empty(min(chunk, len(queries)) * len(part), device=device)
+        found = []
+        for block in asked.split(chunk):
+            product = torch.mm(block, known.T, out=buffer[: len(block) * len(part)].view(len(block), -1))
+            found.append(product.topk(min(k, len(part)), dim=1))
+        best = torch.cat([best, torch.cat([similarity for similarity, _ in found])], dim=1)
+        where = torch.cat([where, torch.cat([index for _, index in found]) + first], dim=1)
+        if best.shape[1] > k:
+            best, kept = best.topk(k, dim=1)
+            where = where.gather(1, kept)
+    return best.cpu(), where.cpu()
+
+
+def vote(
+    similarity: Tensor, voters: Tensor, classes: int, grid: Sequence[int], temperatures: Sequence[float], chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """The class each query is given, int64 [T, K, m], and the share of the votes it won, float32 [T, K, m]; equal votes go to the lower class.
+
+    similarity: float32 [m, k], the highest first; voters: int64 [m, k], the neighbours' labels.  grid: K numbers of neighbours, at most k;
+    temperatures: T of them.
+    """
+    order = sorted(range(len(grid)), key=lambda i: grid[i])
+    predicted = torch.empty(len(temperatures), len(grid), len(voters), dtype=torch.int64)
+    won = torch.empty(len(temperatures), len(grid), len(voters))
+    for first in range(0, len(voters), chunk):
+        here = slice(first, first + chunk)
+        near, labels = similarity[here], voters[here]
+        for t, temperature in enumerate(temperatures):
+            weight = ((near - near[:, :1]) / temperature).exp()  # relative to the nearest: a low temperature would overflow
+            votes, counted = weight.new_zeros(len(near), classes), 0
+            for i in order:
+                votes.scatter_add_(1, labels[:, counted : grid[i]], weight[:, counted : grid[i]])
+                counted = grid[i]
+                most, best = votes.max(dim=1)
+                predicted[t, i, here], won[t, i, here] = best.cpu(), (most / votes.sum(dim=1)).cpu()
+    return predicted, won
+
+
+def classify(
+    queries: Tensor, bank: Tensor, labels: Tensor, classes: int, grid: Sequence[int], temperature: float, device: torch.device
 ) -> Tensor:
-    """int64 [len(grid), m]: the class of each query for each k; equal votes go to the lower class.
+    """int64 [len(grid), m]: the class of each query for each k.
 
     queries: float32 [m, D]; bank: float32 [n, D] with labels int64 [n]; every k at most n.
     """
-    known = normalize(bank.to(device), dim=1).T.contiguous()
-    labels = labels.to(device)
-    out = []
-    for part in queries.split(chunk):
-        similarity, index = (normalize(part.to(device), dim=1) @ known).topk(max(grid), dim=1)
-        weight, voted = (similarity / temperature).exp(), labels[index]
-        votes = [weight.new_zeros(len(part), classes).scatter_add_(1, voted[:, :k], weight[:, :k]) for k in grid]
-        out.append(torch.stack([vote.argmax(dim=1) for vote in votes]).cpu())
-    return torch.cat(out, dim=1)
+    similarity, index = nearest(queries, bank, np.arange(len(bank)), torch.arange(bank.shape[1]), max(grid), device)
+    return vote(similarity, labels[index], classes, grid, [temperature])[0][0]

@@ -3,6 +3,7 @@
 `choose` never gets the images that `report` reads, so no hyper-parameter can depend on them.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.config import FewShotConfig, KnnConfig, LinearProbeConfig
-from mpp.transfer import few_shot, heads, neighbours
-from mpp.transfer.features import Features, Variant
-from mpp.transfer.intervals import student, wilson
+from mpp.config_probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
+from mpp.transfer import few_shot, heads, logistic, metrics, neighbours
+from mpp.transfer.features import Features, Variant, refuse_other_features
 from mpp.transfer.split import Split
 
 
@@ -23,17 +23,25 @@ class Linear:
     variant: Variant
     learning_rate: float
     holdout_accuracy: float
-    grid: list[dict[str, Any]]  # every head: {features, learning_rate, holdout_accuracy}
+    grid: list[dict[str, Any]]  # every head: {features, layers, pooling, learning_rate, holdout_accuracy}
     head: heads.Grid  # the winner alone, trained again on all of fit and choose with the same epochs
+
+
+@dataclass(frozen=True)
+class Logistic:
+    strength: float
+    holdout_accuracy: float
+    path: list[dict[str, Any]]  # every strength: {strength, holdout_accuracy, passes, gradient, converged}
+    fitted: logistic.LogisticPath  # on all of fit and choose, the chosen strength last
 
 
 @dataclass(frozen=True)
 class Knn:
     k: int
-    holdout_accuracy: float
     temperature: float
-    bank: Tensor  # float32 [n, D]: all of fit and choose
-    labels: Tensor  # int64 [n]
+    holdout_accuracy: float
+    grid: list[dict[str, Any]]  # {k, temperature, holdout_accuracy}
+    rows: np.ndarray  # int64: the neighbours, all of fit and choose
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,30 @@ class FewShot:
 class Chosen:
     """One row, ready to be reported."""
 
-    variant: Variant  # the spec's own features: what k-NN and few-shot use
+    train: Features
+    labels: np.ndarray  # integers [n], of train
+    classes: int
+    variant: Variant  # the row's own features: what all but the linear probe use
     linear: Linear
+    logistic: Logistic | None
     knn: Knn
     few_shot: list[FewShot]
+    seconds: dict[str, float]  # by probe
+
+    def summary(self) -> str:
+        parts = [f"linear on {self.linear.variant}, lr {self.linear.learning_rate:g}"]
+        if self.logistic:
+            parts.append(f"logistic C {self.logistic.strength:g}")
+        parts.append(f"k {self.knn.k}, temperature {self.knn.temperature:g}")
+        return "; ".join([*parts, *(f"{few.shots}-shot l2 {few.l2:g}" for few in self.few_shot)])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a probe says of m images."""
+
+    predicted: Tensor  # int64 [m]
+    confidence: Tensor  # float32 [m]: probability, or share of votes, of that class
 
 
 def choose(
@@ -60,63 +88,94 @@ def choose(
     classes: Sequence[str],
     split: Split,
     variants: Sequence[Variant],
-    *,
-    linear: LinearProbeConfig,
-    knn: KnnConfig,
-    shots: FewShotConfig,
-    seed: int,
+    config: ProbeConfig,
     device: torch.device,
 ) -> Chosen:
-    """Fit every probe on `split.fit`, choose on `split.choose`; the linear winner and the k-NN bank then get both.
+    """Fit every probe on `split.fit`, choose on `split.choose`; what was chosen then gets both.
 
-    features, labels (integers [n]): of train.  variants: what the linear probe may choose from; the first is what k-NN and few-shot use.
+    features, labels (integers [n]): of train.  variants: what the linear probe may choose from; the first is what all others use.
     Ties go to the earlier of the grid.
     """
-    return Chosen(
-        variants[0],
-        _choose_linear(features, labels, len(classes), split, variants, linear, seed, device),
-        _choose_knn(features.of(variants[0]), labels, len(classes), split, knn, device),
-        [_choose_few_shot(features.of(variants[0]), labels, classes, split, shots, count, seed, device) for count in shots.shots],
+    own, seconds = variants[0], {}
+    began = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        seconds[name], began = round(now - began, 3), now
+
+    linear = _choose_linear(features, labels, len(classes), split, variants, config.linear, config.seed, device)
+    lap("linear")
+    regression = (
+        _choose_logistic(features, own, labels, len(classes), split, config.logistic, device) if config.logistic.strengths else None
     )
+    lap("logistic")
+    knn = _choose_knn(features, own, labels, len(classes), split, config.knn, device)
+    lap("knn")
+    shots = usable_shots(config.few_shot, labels[split.fit], len(classes))
+    few = [_choose_few_shot(features.of(own), labels, classes, split, config.few_shot, n, config.seed, device) for n in shots]
+    lap("few_shot")
+    return Chosen(features, labels, len(classes), own, linear, regression, knn, few, seconds)
 
 
-def report(chosen: Chosen, features: Features, labels: np.ndarray) -> dict[str, Any]:
-    """Top-1 accuracies (shares of 1) on images that `choose` has not seen, with 95 % intervals, beside what was chosen.
+def report(chosen: Chosen, features: Features, rows: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], dict[str, Answers]]:
+    """Figures with 95 % intervals on images that `choose` has not seen, beside what was chosen; and every answer, for comparison.
 
-    features: the same columns as given to `choose`; labels: integers [m].
+    rows: int64 [m] of `features`, whose spec must be that of the training features (else ConfigError); labels: integers [m].
     """
-    truth = torch.from_numpy(labels.astype(np.int64))
-    everything = np.arange(len(labels))
-    linear, knn, own = chosen.linear, chosen.knn, features.of(chosen.variant)
-    predicted = linear.head.predict(features.values, everything)[0][0]
-    voted = neighbours.classify(own, knn.bank, knn.labels, int(knn.labels.max()) + 1, [knn.k], knn.temperature, linear.head.mean.device)[0]
-    figures: dict[str, Any] = {
+    refuse_other_features(chosen.train.spec, features.spec)
+    truth, device = torch.from_numpy(labels.astype(np.int64)), chosen.linear.head.mean.device
+    own = features.of(chosen.variant)[rows]
+    linear, knn = chosen.linear, chosen.knn
+    answers = {"linear": _first(linear.head.predict(features.values, rows)[0])}
+    about: dict[str, dict[str, Any]] = {
         "linear": {
-            **_accuracy(predicted, truth),
             "holdout_accuracy": linear.holdout_accuracy,
             "chosen": {"features": str(linear.variant), "learning_rate": linear.learning_rate},
             "grid": linear.grid,
-        },
-        "knn": {**_accuracy(voted, truth), "holdout_accuracy": knn.holdout_accuracy, "chosen": {"k": knn.k}},
-        "few_shot": {},
+        }
     }
+    if chosen.logistic:
+        answers["logistic"] = _first(chosen.logistic.fitted.predict(features.values, rows), -1)
+        last = {"passes": chosen.logistic.fitted.passes[-1], "converged": chosen.logistic.fitted.converged[-1]}
+        about["logistic"] = {
+            "holdout_accuracy": chosen.logistic.holdout_accuracy,
+            "chosen": {"strength": chosen.logistic.strength} | last,
+            "path": chosen.logistic.path,
+        }
+    similarity, index = neighbours.nearest(own, chosen.train.values, knn.rows, chosen.train.layout.columns(chosen.variant), knn.k, device)
+    voters = torch.from_numpy(chosen.labels[knn.rows].astype(np.int64))[index]
+    voted, share = neighbours.vote(similarity, voters, chosen.classes, [knn.k], [knn.temperature])
+    answers["knn"] = Answers(voted[0, 0], share[0, 0])
+    about["knn"] = {
+        "holdout_accuracy": knn.holdout_accuracy,
+        "chosen": {"k": knn.k, "temperature": knn.temperature},
+        "grid": knn.grid,
+    }
+    figures: dict[str, Any] = {
+        name: metrics.figures(given.predicted, truth, chosen.classes, given.confidence) | about[name] for name, given in answers.items()
+    }
+    figures["few_shot"] = {}
     for few in chosen.few_shot:
         trials = [float((fitted.predict(own)[0] == truth).double().mean()) for fitted in few.trials]
-        mean, half = student(trials)
-        figures["few_shot"][str(few.shots)] = {
-            "accuracy": mean,
-            "ci95": None if half is None else [mean - half, mean + half],
-            "ci95_kind": "Student's t over draws of the labelled images",
-            "trials": trials,
+        figures["few_shot"][str(few.shots)] = few_shot.over_draws(trials) | {
             "holdout_accuracy": few.holdout_accuracy,
             "chosen": {"l2": few.l2},
         }
-    return figures
+    figures["seconds"] = chosen.seconds
+    return figures, answers
 
 
-def _accuracy(predicted: Tensor, truth: Tensor) -> dict[str, Any]:
-    right = int((predicted == truth).sum())
-    return {"accuracy": right / len(truth), "ci95": list(wilson(right, len(truth))), "ci95_kind": "Wilson", "images": len(truth)}
+def usable_shots(config: FewShotConfig, labels: np.ndarray, classes: int) -> list[int]:
+    """Those of the default shots that every class has images for; shots that were asked for stay, and are refused where they are drawn."""
+    if "shots" in config.model_fields_set:
+        return list(config.shots)
+    smallest = int(np.bincount(labels, minlength=classes).min())
+    return [count for count in config.shots if count <= smallest]
+
+
+def _first(answers: tuple[Tensor, Tensor], place: int = 0) -> Answers:
+    return Answers(answers[0][place], answers[1][place])
 
 
 def _choose_linear(
@@ -145,26 +204,69 @@ def _choose_linear(
         )
 
     rates = config.learning_rates
-    grid = train(split.fit, [features.columns[v] for v in variants], rates)
+    grid = train(split.fit, [features.layout.columns(v) for v in variants], rates)
     truth = torch.from_numpy(labels[split.choose].astype(np.int64))
-    accuracy = torch.stack([(p == truth).double().mean(dim=1) for p in grid.predict(features.values, split.choose)])  # [variants, R]
+    accuracy = torch.stack([(p == truth).double().mean(dim=1) for p, _ in grid.predict(features.values, split.choose)])  # [variants, R]
     variant, rate = divmod(int(accuracy.argmax()), len(rates))
     rows = [
-        {"features": str(v), "learning_rate": r, "holdout_accuracy": float(accuracy[i, j])}
+        {"features": str(v), "layers": list(v.layers), "pooling": v.pooling, "learning_rate": r, "holdout_accuracy": float(accuracy[i, j])}
         for i, v in enumerate(variants)
         for j, r in enumerate(rates)
     ]
-    winner = train(split.both, [features.columns[variants[variant]]], [rates[rate]])
+    winner = train(split.both, [features.layout.columns(variants[variant])], [rates[rate]])
     return Linear(variants[variant], rates[rate], float(accuracy[variant, rate]), rows, winner)
 
 
-def _choose_knn(own: Tensor, labels: np.ndarray, classes: int, split: Split, config: KnnConfig, device: torch.device) -> Knn:
-    truth = torch.from_numpy(labels.astype(np.int64))
-    grid = neighbours.usable_k(config.k, len(split.fit))
-    voted = neighbours.classify(own[split.choose], own[split.fit], truth[split.fit], classes, grid, config.temperature, device)
-    accuracy = (voted == truth[split.choose]).double().mean(dim=1)
+def _choose_logistic(
+    features: Features, own: Variant, labels: np.ndarray, classes: int, split: Split, config: LogisticConfig, device: torch.device
+) -> Logistic:
+    def fit(rows: np.ndarray, strengths: Sequence[float]) -> logistic.LogisticPath:
+        return logistic.fit_path(
+            features.values,
+            rows,
+            labels,
+            classes,
+            features.layout.columns(own),
+            strengths,
+            tolerance=config.tolerance,
+            most_passes=config.passes,
+            device=device,
+        )
+
+    path = fit(split.fit, config.strengths)
+    truth = torch.from_numpy(labels[split.choose].astype(np.int64))
+    accuracy = (path.predict(features.values, split.choose)[0] == truth).double().mean(dim=1)
     best = int(accuracy.argmax())
-    return Knn(grid[best], float(accuracy[best]), config.temperature, own[split.both], truth[split.both])
+    rows = [
+        {
+            "strength": path.strengths[i],
+            "holdout_accuracy": float(accuracy[i]),
+            "passes": path.passes[i],
+            "gradient": path.gradient[i],
+            "converged": path.converged[i],
+        }
+        for i in range(len(path.strengths))
+    ]
+    # The weaker strengths on the way warm it up: fewer passes in all than from zero.
+    return Logistic(path.strengths[best], float(accuracy[best]), rows, fit(split.both, path.strengths[: best + 1]))
+
+
+def _choose_knn(
+    features: Features, own: Variant, labels: np.ndarray, classes: int, split: Split, config: KnnConfig, device: torch.device
+) -> Knn:
+    truth = torch.from_numpy(labels.astype(np.int64))
+    ks = neighbours.usable_k(config.k, len(split.fit))
+    queries = features.of(own)[split.choose]
+    similarity, index = neighbours.nearest(queries, features.values, split.fit, features.layout.columns(own), max(ks), device)
+    voted, _ = neighbours.vote(similarity, truth[split.fit][index], classes, ks, config.temperatures)
+    accuracy = (voted == truth[split.choose]).double().mean(dim=2)  # [T, K]
+    t, k = divmod(int(accuracy.argmax()), len(ks))
+    grid = [
+        {"k": ks[j], "temperature": temperature, "holdout_accuracy": float(accuracy[i, j])}
+        for i, temperature in enumerate(config.temperatures)
+        for j in range(len(ks))
+    ]
+    return Knn(ks[k], config.temperatures[t], float(accuracy[t, k]), grid, split.both)
 
 
 def _choose_few_shot(

@@ -8,7 +8,7 @@ from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
 
 # What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
-SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, LABELS = range(7)
+SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, RESAMPLE, HEAD, LABELS = range(9)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a probe leaves behind: the printed table, and the log of every read of a test split."""
+"""The printed table, and the log of every read of a test split."""
 
 import json
 import os
@@ -10,9 +10,17 @@ from typing import Any
 from mpp.errors import DataError
 
 TEST_READS = "test_reads.jsonl"
+PROBES = {
+    "linear": "linear",
+    "logistic": "logistic",
+    "mae": "MAE linear",
+    "attentive": "attentive",
+    "knn": "k-NN",
+}  # in results -> in words
+FINETUNED = "finetune"
 
 
-def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: str, test_manifest_hash: str) -> int:
+def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: str, test_identity: str) -> int:
     """Append one line, flushed to the disk, before the test split is read; returns how often this folder has read that split, now included.
 
     Raises DataError for a log that is not the one this function writes.
@@ -23,39 +31,51 @@ def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: s
         "command": list(command),
         "encoder": encoder,
         "test": test,
-        "test_manifest_sha256": test_manifest_hash,
+        "test_identity": test_identity,
     }
     with path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())
     try:
-        hashes = [json.loads(line)["test_manifest_sha256"] for line in path.read_text().splitlines()]
+        identities = [json.loads(line)["test_identity"] for line in path.read_text().splitlines()]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); put it right by hand: it is the record of every read of the test split") from error
-    return hashes.count(test_manifest_hash)
+    return identities.count(test_identity)
 
 
-def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a row, aligned: accuracies in percent with their 95 % half-widths, feature rank.
+def format_table(rows: Mapping[str, Mapping[str, Any]], heading: str = "features") -> str:
+    """One line a row, aligned: accuracies in percent with their 95 % half-widths, feature rank; no column that no row has.
 
-    rows: name -> {"linear", "knn", "few_shot": {shots: ...}, "feature_rank"}, each as `report` gives it; absent ones show as "-".
+    rows: name -> {"linear", "knn", ..., "few_shot": {shots: ...}, "feature_rank"}, each as `report` gives it; absent ones show as "-".
     """
+    probes = [name for name in (FINETUNED, *PROBES) if any(name in row for row in rows.values())]
     shots = sorted({count for row in rows.values() for count in row.get("few_shot", {})}, key=int)
-    probed = any("linear" in row for row in rows.values())
-    header = ["features", *(["linear", "k-NN", *(f"{count}-shot" for count in shots)] if probed else []), "rank"]
+    ranked = any("feature_rank" in row for row in rows.values())
+    header = [
+        heading,
+        *(PROBES.get(name, "fine-tuned") for name in probes),
+        *(f"{count}-shot" for count in shots),
+        *(["rank"] if ranked else []),
+    ]
     lines = [header]
     for name, row in rows.items():
-        figures = [row.get("linear"), row.get("knn"), *(row.get("few_shot", {}).get(count) for count in shots)] if probed else []
-        lines.append([name, *map(_percent, figures), f"{row['feature_rank']:.1f}" if "feature_rank" in row else "-"])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        figures = [*(row.get(probe) for probe in probes), *(row.get("few_shot", {}).get(count) for count in shots)]
+        rank = [f"{row['feature_rank']:.1f}" if "feature_rank" in row else "-"] if ranked else []
+        lines.append([name, *map(percent, figures), *rank])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, all others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
 
 
-def _percent(figure: Mapping[str, Any] | None) -> str:
+def percent(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return "-"
     if figure["ci95"] is None:

@@ -38,7 +38,7 @@ def fails(capsys, *words: str) -> str:
         ("model.arch=resnet50", ["resnet50", "vit"]),
         ("resume=must", ["resume=must", "no commit"]),
         ("resume=40", ["resume=40", "no checkpoint of step 40", "none"]),
-        ("init_from=/nowhere", ["/nowhere", "no checkpoint"]),
+        ("init_from=/nowhere", ["/nowhere", "neither a folder nor a file"]),
         ("data.holdout_samples=48", ["48", "fewer"]),
         ("data.global_batch=47", ["47", "40"]),
         ("data.streams=5", ["data.streams=5", "divide", "12"]),

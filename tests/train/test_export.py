@@ -106,11 +106,14 @@ def test_what_is_no_encoder_is_refused(tmp_path):
         read_encoder(tmp_path)
     exported(tmp_path / "encoder")
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\0" * 50)
-    with pytest.raises(CheckpointError, match="is not an encoder folder"):
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
         read_encoder(tmp_path / "encoder")
     exported(tmp_path / "encoder")
-    (tmp_path / "encoder" / "config.json").write_text("{}")
+    (tmp_path / "encoder" / "config.json").write_text('{"architecture": "vit_tiny_patch16_224", "mpp": {"model": {}}}')
     with pytest.raises(CheckpointError, match="is not an encoder folder"):
+        read_encoder(tmp_path / "encoder")
+    (tmp_path / "encoder" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds a model of no named kind"):
         read_encoder(tmp_path / "encoder")
 
 

@@ -1,0 +1,327 @@
+"""From images to feature tables on the disk: each image once, by any number of processes, and never again while nothing has changed.
+
+    FOLDER/<data>-<key>/features.npy   float32 [n, W]
+                        labels.npy     int32 [n]        samples.npy   int64 [n], the ids of the images
+                        features.json  FeatureSpec, columns, data, versions, sha256; written last: without it the table does not exist
+The key is a hash of everything that a feature depends on.  A table is compared with a few features computed afresh, at another batch size,
+whenever it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mpp.config_probe import FeatureConfig
+from mpp.data.crop import Box, cut
+from mpp.data.labelled import LabelledImages
+from mpp.errors import BadSample, CheckpointError, ConfigError, DataError, UserError, of_this_rank
+from mpp.files import lock_folder, make_folder, sync_path, write_atomically
+from mpp.machine import usable_cores
+from mpp.transfer.extractors import Extractor
+from mpp.transfer.features import Features
+from mpp.world import World, from_first, together, total
+
+FORMAT = 1
+CHECKED_IMAGES, CHECK_BATCH = 8, 3  # of the self-check: so many images, recomputed so many at a time
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative difference of one image's features; a wrong image or row is off by 0.1 or more
+VERSIONS = ("torch", "timm", "pillow", "numpy")
+BUSY = "another probe is extracting features to {folder}; wait for it, or give another features.cache"
+LOCK_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A table and how it came about."""
+
+    features: Features
+    images: int
+    repeated: int
+    cached: bool  # read from the disk
+    seconds: float  # of extraction
+    processes: int
+    folder: Path
+
+    def __str__(self) -> str:
+        how = "from the cache" if self.cached else f"{self.images / max(self.seconds, 1e-9):.0f} images/s by {self.processes} process(es)"
+        return f"{self.images} of {len(self.features.values)} images, {self.repeated} repeated, {how}"
+
+
+def extract(
+    images: LabelledImages, samples: np.ndarray, extractors: Mapping[str, Extractor], config: FeatureConfig, folder: Path, world: World
+) -> dict[str, Extracted]:
+    """Collective: features of the samples (int64 [n], ids) by every extractor, in one pass over the images for each input size.
+
+    Raises DataError for an image that cannot be read (none is left out), CheckpointError for features that are not finite, ConfigError where
+    the comparison fails, UserError for a disk that is too full.
+    """
+    places = {name: folder / f"{images.path.name}-{key_of(images, samples, e, world)[:20]}" for name, e in extractors.items()}
+    with _locked(folder) if world.first else nullcontext():
+        together(world, lambda: None)  # nobody looks before rank 0 holds the lock
+        return _extract(images, samples, extractors, places, config, world)
+
+
+def _extract(
+    images: LabelledImages,
+    samples: np.ndarray,
+    extractors: Mapping[str, Extractor],
+    places: Mapping[str, Path],
+    config: FeatureConfig,
+    world: World,
+) -> dict[str, Extracted]:
+    stored = from_first(world, lambda: {name: _is_whole(place) for name, place in places.items()})
+    passes: dict[tuple[int, float], list[str]] = defaultdict(list)
+    for name, extractor in extractors.items():
+        if not stored[name]:
+            passes[extractor.spec.resolution, extractor.spec.crop].append(name)
+    for (resolution, crop), names in passes.items():
+        crops = Crops(images, samples, resolution, crop, config.max_pixels)
+        _one_pass(crops, {name: extractors[name] for name in names}, {name: places[name] for name in names}, config, world)
+    made = {}
+    for name, extractor in extractors.items():
+        about = json.loads((places[name] / "features.json").read_text())
+        values = torch.from_numpy(np.load(places[name] / "features.npy", mmap_mode="r+"))  # torch wants a writable map; nobody writes
+        features = Features(extractor.spec, extractor.layout, values)
+        numbers = (about["images"], about["repeated"], stored[name], about["seconds"], about["processes"])
+        made[name] = Extracted(features, *numbers, places[name])
+    together(world, lambda: _check(images, samples, extractors, made, config, world) if world.first else None)
+    return made
+
+
+def key_of(images: LabelledImages, samples: np.ndarray, extractor: Extractor, world: World) -> str:
+    """sha256, hexadecimal, over all that a feature depends on."""
+    parts = {
+        "format": FORMAT,
+        "spec": extractor.spec.as_dict(),
+        "columns": extractor.layout.as_list(),
+        "data": images.stamp,
+        "samples": hashlib.sha256(np.ascontiguousarray(samples, dtype=np.int64).tobytes()).hexdigest(),
+        "versions": {package: version(package) for package in VERSIONS},
+        "device": world.device.type,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def compare(name: str, stored: Tensor, fresh: Tensor, tolerance: float, where: str) -> None:
+    """Raises ConfigError when a row of float32 [n, W] differs from its fresh one by more than `tolerance` of its norm."""
+    off = float(((stored - fresh).norm(dim=1) / fresh.norm(dim=1).clamp_min(1e-12)).max())
+    if not off <= tolerance:
+        raise ConfigError(
+            f"{name}: features computed afresh at another batch size differ from {where} by {off:.2g} of their norm (allowed {tolerance:g}); "
+            "no figure would be right: delete that folder; if it happens again they depend on more than the image (try "
+            "features.precision=fp32 and another features.batch)"
+        )
+
+
+class Crops(Dataset):
+    """Centre crops, uint8 [3, S, S]: of the square of crop x the short side, resized to S = resolution."""
+
+    def __init__(self, images: LabelledImages, samples: np.ndarray, resolution: int, crop: float, max_pixels: int):
+        self.images, self.samples, self.resolution, self.crop, self.max_pixels = images, samples, resolution, crop, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, rows: Sequence[int]) -> tuple[np.ndarray, Tensor] | UserError:
+        """(rows, their crops uint8 [B, 3, S, S]), or what is wrong: an exception would cross the worker's border as a page of traceback."""
+        try:
+            return np.array(rows), torch.from_numpy(np.stack([self._one(int(self.samples[row])) for row in rows]))
+        except UserError as error:
+            return error
+
+    def _one(self, sample: int) -> np.ndarray:
+        try:
+            width, height = self.images.size_of(sample)
+            box = centre_box(width, height, self.crop)
+            return cut(self.images.read(sample), width, height, [box], self.resolution, self.max_pixels)[0]
+        except BadSample as error:
+            raise of_this_rank(
+                DataError(f"{self.images.where(sample)}: {error}; a probe leaves no image out, so copy or make the split again")
+            ) from error
+
+
+def centre_box(width: int, height: int, crop: float) -> Box:
+    """The centre square of crop x the short side, in whole pixels."""
+    side = max(1, round(crop * min(width, height)))
+    left, top = round((width - side) / 2), round((height - side) / 2)  # as torchvision rounds
+    return left, top, left + side, top + side
+
+
+def loader_workers(config: FeatureConfig, world: World) -> int:
+    """Loader processes of this rank: its share of the cores less one for itself, unless the config says otherwise."""
+    return config.workers if config.workers is not None else max(1, min(16, usable_cores() // world.local_size - 1))
+
+
+def crop_batches(crops: Crops, rows: range, config: FeatureConfig, world: World) -> DataLoader:
+    """(rows, crops) of these rows in order; raises nothing itself: what cannot be read comes out as an error to be raised."""
+    workers = loader_workers(config, world)
+    return DataLoader(
+        crops,
+        config.batch,
+        sampler=rows,
+        num_workers=workers,
+        collate_fn=as_it_is,
+        pin_memory=world.device.type == "cuda",
+        generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
+def _one_pass(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], config: FeatureConfig, world: World) -> None:
+    """Collective: each process takes a stretch of the rows and writes them where they belong; what each has written is counted."""
+    count = len(crops)
+    began = time.perf_counter()
+    together(world, lambda: _make_room(crops, extractors, places) if world.first else None)
+    written = np.zeros(count, dtype=np.int64)
+    together(world, lambda: _write_rows(crops, extractors, places, config, world, written))
+    times = total(world, written)
+    missing, repeated = int((times == 0).sum()), int((times > 1).sum())
+    if missing or repeated:
+        raise ConfigError(
+            f"{count - missing} of {count} images were extracted and {repeated} of them more than once; no figure would be right"
+        )
+    seconds = time.perf_counter() - began
+    together(
+        world,
+        lambda: _commit(crops, extractors, places, {"repeated": repeated, "seconds": round(seconds, 3)}, world) if world.first else None,
+    )
+
+
+def _make_room(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path]) -> None:
+    """The files at their full size, so that a full disk is noticed now."""
+    for name, extractor in extractors.items():
+        place, shape = places[name], (len(crops), extractor.layout.width)
+        shutil.rmtree(place, ignore_errors=True)  # of an extraction that was killed
+        make_folder(place, "features.cache")
+        try:
+            with (place / "features.npy").open("w+b") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+                os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * shape[0] * shape[1])
+            np.save(place / "samples.npy", crops.samples.astype(np.int64))
+            np.save(place / "labels.npy", crops.images.labels[crops.samples].astype(np.int32))
+        except OSError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise UserError(
+                f"{place}: no room for {len(crops)} x {shape[1]} features, {4 * shape[0] * shape[1] / 1e9:.2f} GB ({error.strerror}); "
+                "give features.cache= on a larger disk, or fewer layers (linear.curve=false)"
+            ) from error
+
+
+def _write_rows(
+    crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], config: FeatureConfig, world: World, written: np.ndarray
+) -> None:
+    own = range(len(crops) * world.rank // world.size, len(crops) * (world.rank + 1) // world.size)
+    files = {name: (places[name] / "features.npy").open("r+b") for name in extractors}
+    starts = {name: os.fstat(file.fileno()).st_size - 4 * len(crops) * extractors[name].layout.width for name, file in files.items()}
+    try:
+        for item in crop_batches(crops, own, config, world):
+            if isinstance(item, UserError):
+                raise item
+            rows, images = item
+            images = images.to(world.device, non_blocking=True)
+            for name, extractor in extractors.items():
+                values = extractor(images)
+                if not bool(torch.isfinite(values).all()):
+                    raise CheckpointError(
+                        f"{name}: the encoder gives features that are not finite; its training diverged, take an earlier checkpoint"
+                    )
+                _write_at(files[name].fileno(), values.float().cpu().contiguous().numpy(), starts[name], rows)
+            written[rows] += 1
+        for file in files.values():
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise of_this_rank(UserError(f"{places}: features cannot be written ({error}); mend the disk and run the same command")) from error
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _write_at(handle: int, values: np.ndarray, start: int, rows: np.ndarray) -> None:
+    """rows: neighbours, ascending."""
+    data, offset = memoryview(values.tobytes()), start + int(rows[0]) * values.shape[1] * 4
+    while data:
+        done = os.pwrite(handle, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def _commit(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], counted: dict, world: World) -> None:
+    for name, extractor in extractors.items():
+        place = places[name]
+        about = {
+            "format": FORMAT,
+            "spec": extractor.spec.as_dict(),
+            "columns": extractor.layout.as_list(),
+            "data": {"path": str(crops.images.path), "identity": crops.images.identity, "of": len(crops.images)},
+            "images": len(crops),
+            **counted,
+            "processes": world.size,
+            "device": world.device.type,
+            "versions": {package: version(package) for package in VERSIONS},
+            "files": {file: _sha256(place / file) for file in ("features.npy", "labels.npy", "samples.npy")},
+        }
+        sync_path(place)
+        write_atomically(place / "features.json", (json.dumps(about, indent=1) + "\n").encode())
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a table lies there, with the bytes that were committed.  Raises DataError for a damaged one."""
+    try:
+        about = json.loads((place / "features.json").read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise DataError(f"{place}/features.json is damaged ({error}); delete {place}: it is made again") from error
+    for file, digest in about["files"].items():
+        if not (place / file).exists() or _sha256(place / file) != digest:
+            raise DataError(f"{place}/{file} is not what was written (sha256); delete {place}: it is made again")
+    return True
+
+
+def _check(
+    images: LabelledImages,
+    samples: np.ndarray,
+    extractors: Mapping[str, Extractor],
+    made: Mapping[str, Extracted],
+    config: FeatureConfig,
+    world: World,
+) -> None:
+    rows = np.unique(np.linspace(0, len(samples) - 1, CHECKED_IMAGES).round().astype(np.int64))
+    for name, extractor in extractors.items():
+        crops = Crops(images, samples, extractor.spec.resolution, extractor.spec.crop, config.max_pixels)
+        for chosen in np.array_split(rows, -(-len(rows) // CHECK_BATCH)):
+            item = crops.__getitems__(chosen.tolist())
+            if isinstance(item, UserError):
+                raise item
+            fresh = extractor(item[1].to(world.device)).float().cpu()
+            compare(name, made[name].features.values[chosen], fresh, TOLERANCE[extractor.spec.precision], str(made[name].folder))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One program at a time extracts to a folder."""
+    make_folder(folder, "features.cache")
+    with (folder / "lock").open("w") as lock:
+        lock_folder(lock, BUSY.format(folder=folder), seconds=LOCK_SECONDS)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,69 @@
+"""From uint8 crops to rows of a feature table: an encoder's pooled layers, or the pixels themselves.
+
+Letters: B batch, S pixels a side, P prefix tokens, N patches, W width of a table.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mpp.model.backbone import Backbone
+from mpp.transfer.features import FeatureSpec, Layout, Variant, layout_of
+
+
+class Extractor(Protocol):
+    """uint8 [B, 3, S, S] on its device -> float32 [B, W]."""
+
+    spec: FeatureSpec
+    layout: Layout
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [B, 3, S, S] -> float32, (value / 255 - mean) / std by channel."""
+    shape = (1, 3, 1, 1)
+    return (images.float() / 255 - torch.tensor(mean, device=images.device).view(shape)) / torch.tensor(std, device=images.device).view(
+        shape
+    )
+
+
+class EncoderExtractor:
+    """The spec's layers, each pooled to its class token and the mean of its patches; the encoder given is left unchanged."""
+
+    def __init__(self, backbone: Backbone, spec: FeatureSpec, device: torch.device):
+        self.spec = spec
+        self.layout = layout_of(backbone, spec.layers, spec.poolings)
+        self.backbone = backbone.at_size(spec.resolution, spec.resolution).to(device)
+
+    def tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """uint8 [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+            found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)
+        return {layer: tokens.float() for layer, tokens in zip(layers, found, strict=True)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        tokens = self.tokens(images, self.spec.layers)
+        prefix = self.backbone.prefix
+        pooled = {"cls": lambda found: found[:, 0], "mean": lambda found: found[:, prefix:].mean(dim=1)}
+        return torch.cat([pooled[part](tokens[layer]) for part, layer in self.layout.starts], dim=1)
+
+
+class PixelExtractor:
+    """The encoder's own input, normalised, flattened; above `side` pixels averaged down to it, since closed forms in 224^2 x 3 columns are
+    out of reach."""
+
+    def __init__(self, resolution: int, crop: float, mean: tuple[float, float, float], std: tuple[float, float, float], side: int):
+        self.side = min(side, resolution)
+        name = f"raw pixels, {self.side}x{self.side}"
+        self.spec = FeatureSpec(name, (), (), resolution, crop, mean, std, "fp32")
+        self.variant = Variant((), f"pixels {self.side}x{self.side}")
+        self.layout = Layout({}, {}, {self.variant: (0, 3 * self.side**2)})
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = normalise(images, self.spec.mean, self.spec.std)
+        if self.side != self.spec.resolution:
+            pixels = torch.nn.functional.interpolate(pixels, size=self.side, mode="bilinear", antialias=True)
+        return pixels.flatten(1)

@@ -1,0 +1,232 @@
+"""Multinomial logistic regression with an L2 penalty, at several strengths on one path: a linear probe without a learning rate.
+
+The objective is scikit-learn's `LogisticRegression(C)` on standardised features: C x the summed cross-entropy + |W|^2 / 2, the bias free.
+It is minimised by L-BFGS (Nocedal and Wright 2006, algorithm 7.5) in coordinates in which the penalised second moments of the features are
+the identity: features of one encoder are strongly correlated, and plain L-BFGS then takes ten times as many passes over them.
+
+Letters: n images, W columns of a feature table, D columns of a variant, K classes, L strengths.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.transfer.heads import EPSILON, place
+
+CHUNK = 4096  # images a product: what a core's cache holds
+MEMORY = 20  # steps L-BFGS remembers
+SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo; Nocedal and Wright's choice)
+ROUNDING = 1e-6  # of the objective, whose products are float32 (the approximate Wolfe condition: Hager and Zhang 2005)
+HALVINGS = 30  # of a step before the search is given up
+
+
+@dataclass(frozen=True)
+class LogisticPath:
+    """The minimum for every strength C, of raw features; strengths ascend, as they were solved: from strong regularisation to weak."""
+
+    columns: Tensor  # int64 [D] of the feature table
+    strengths: list[float]  # C, the inverse of the penalty, on the scale of a sum over images
+    weight: Tensor  # float32 [L, K, D]
+    bias: Tensor  # float32 [L, K]
+    passes: list[int]  # over the images, for each strength
+    gradient: list[float]  # norm at the end, relative to that of zero weights
+    converged: list[bool]  # whether it reached the tolerance
+
+    def predict(self, values: Tensor, rows: np.ndarray, batch: int = CHUNK) -> tuple[Tensor, Tensor]:
+        """Rows of float32 [n, W] -> classes int64 [L, len(rows)] and the probabilities given to them, float32 [L, len(rows)]."""
+        flat, device = self.weight.flatten(0, 1), self.weight.device
+        where = place(self.columns.to(values.device))
+        predicted, confidence = [], []
+        for chosen in torch.from_numpy(rows).split(batch):
+            x = _read(values, chosen, where).to(device)
+            logits = (flat @ x.T).unflatten(0, self.bias.shape) + self.bias.unsqueeze(-1)
+            probability, best = logits.softmax(dim=1).max(dim=1)
+            predicted.append(best.cpu())
+            confidence.append(probability.cpu())
+        return torch.cat(predicted, dim=1), torch.cat(confidence, dim=1)
+
+    def only(self, strength: int) -> "LogisticPath":
+        """The path of that strength alone; strength: its place on this path."""
+        one = slice(strength, strength + 1)
+        lists = (self.strengths[one], self.passes[one], self.gradient[one], self.converged[one])
+        return LogisticPath(self.columns, lists[0], self.weight[one], self.bias[one], *lists[1:])
+
+
+def fit_path(
+    values: Tensor,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    columns: Tensor,
+    strengths: Sequence[float],
+    *,
+    tolerance: float = 1e-4,
+    most_passes: int = 1000,
+    resident_bytes: int = 8 << 30,
+    device: torch.device,
+) -> LogisticPath:
+    """Minimise for every C of `strengths`, each started from the next smaller one's minimum.
+
+    values: float32 [n, W], read by rows; of the chosen rows and columns a float32 copy is kept on the device if it fits `resident_bytes`,
+    otherwise they are read again in each pass.  labels: integers [n].  tolerance: norm of the gradient, relative to that of zero weights.
+    Products are float32, sums over images float64.  Needs D x D numbers for the second moments.
+    """
+    data = _Standardised(values, rows, labels, columns, resident_bytes, device)
+    spectrum, directions = torch.linalg.eigh(data.moments)
+    spectrum = spectrum.clamp_min(0)  # rounding may leave -1e-12
+    at = torch.zeros(classes, len(columns) + 1, dtype=torch.float64, device=device)  # the last column is the bias
+    scale = 0.0  # of the gradient
+    curvature = (1 - 1 / classes) / classes  # of the cross-entropy in one logit: mean p (1 - p)
+    found, passes, gradients = [], [], []
+    for strength in sorted(strengths):
+        decay = 1 / (strength * len(rows))  # the mean cross-entropy + decay |W|^2 / 2 has the same minimum
+
+        def objective(point: Tensor, decay: float = decay) -> tuple[float, Tensor]:
+            nonlocal curvature
+            loss, gradient, curvature = data.cross_entropy(point)
+            gradient[:, :-1] += decay * point[:, :-1]
+            return loss + decay / 2 * float(point[:, :-1].square().sum()), gradient
+
+        root = (curvature * spectrum + decay).rsqrt()
+        bias_root = 1 / math.sqrt(curvature)
+
+        def precondition(gradient: Tensor, root: Tensor = root, bias_root: float = bias_root) -> Tensor:
+            turned = ((gradient[:, :-1] @ directions) * root.square()) @ directions.T
+            return torch.cat([turned, gradient[:, -1:] * bias_root**2], dim=1)
+
+        if not scale:
+            scale = float(objective(at)[1].norm())
+        at, norm, count = minimise(objective, at, precondition, tolerance * scale, most_passes)
+        found.append(at)
+        passes.append(count)
+        gradients.append(norm / scale if scale else 0.0)
+    weight = torch.stack([part[:, :-1] for part in found]) * data.scale.double()
+    bias = torch.stack([part[:, -1] for part in found]) - weight @ data.mean.double()
+    return LogisticPath(
+        columns.to(device), sorted(strengths), weight.float(), bias.float(), passes, gradients, [norm <= tolerance for norm in gradients]
+    )
+
+
+def minimise(
+    objective: Callable[[Tensor], tuple[float, Tensor]],
+    start: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    enough: float,
+    most_passes: int,
+) -> tuple[Tensor, float, int]:
+    """L-BFGS for a convex function: the point, the norm of its gradient and how often the objective was evaluated.
+
+    objective: point -> (value, gradient).  precondition: multiplies by a first guess of the inverse Hessian.  Ends when the gradient's norm
+    is at most `enough`, after `most_passes`, or when rounding leaves no step that decreases the objective; the caller looks at the norm.
+    """
+    point, (value, gradient) = start, objective(start)
+    count = 1
+    pairs: list[tuple[Tensor, Tensor, float]] = []  # (step, change of the gradient, 1 / their product), the newest last
+    while float(gradient.norm()) > enough and count < most_passes:
+        direction = _direction(gradient, pairs, precondition)
+        slope = float((direction * gradient).sum())
+        length = 1.0
+        for _ in range(HALVINGS):
+            trial = point + length * direction
+            new_value, new_gradient = objective(trial)
+            count += 1
+            new_slope = float((direction * new_gradient).sum())
+            lower = new_value <= value + SUFFICIENT * length * slope
+            # Near the minimum the decrease is lost in rounding, the slope is not.
+            level = new_value <= value + ROUNDING * abs(value) and new_slope <= (2 * SUFFICIENT - 1) * slope
+            if lower or level or count >= most_passes:
+                break
+            # The minimum of the parabola through both values and the slope, kept away from both ends.
+            length *= min(0.5, max(0.1, -slope * length / (2 * (new_value - value - slope * length))))
+        if not (lower or level):
+            break
+        step, change = trial - point, new_gradient - gradient
+        product = float((step * change).sum())
+        if product > 1e-12 * float(step.norm() * change.norm()):
+            pairs = [*pairs, (step, change, 1 / product)][-MEMORY:]
+        point, value, gradient = trial, new_value, new_gradient
+    return point, float(gradient.norm()), count
+
+
+def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]], precondition: Callable[[Tensor], Tensor]) -> Tensor:
+    """The two loops of L-BFGS."""
+    left = gradient.clone()
+    shares = []
+    for step, change, inverse in reversed(pairs):
+        share = inverse * (step * left).sum()
+        left -= share * change
+        shares.append(share)
+    direction = precondition(left)
+    if pairs:
+        step, change, inverse = pairs[-1]
+        direction *= 1 / (inverse * (change * precondition(change)).sum())
+    for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
+        direction += step * (share - inverse * (change * direction).sum())
+    return -direction
+
+
+class _Standardised:
+    """The chosen rows and columns with mean 0 and deviation 1, a chunk at a time, and sums over them."""
+
+    def __init__(self, values: Tensor, rows: np.ndarray, labels: np.ndarray, columns: Tensor, resident_bytes: int, device: torch.device):
+        self.values, self.rows, self.where, self.device = values, torch.from_numpy(rows), place(columns.to(values.device)), device
+        self.labels = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
+        self.resident: list[Tensor] = []
+        width = len(columns)
+        # Moments about a first guess of the mean: one reading gives both, without the cancellation of moments about zero.
+        guess = self._read(self.rows[:CHUNK]).mean(0)
+        total = torch.zeros(width, dtype=torch.float64, device=device)
+        moments = torch.zeros(width, width, dtype=torch.float64, device=device)
+        keep = len(rows) * width * 4 <= resident_bytes
+        for chosen in self.rows.split(CHUNK):
+            x = self._read(chosen)
+            if keep:
+                self.resident.append(x)
+            centred = x - guess
+            total += centred.sum(0, dtype=torch.float64)
+            moments += centred.T @ centred
+        off = total / len(rows)
+        moments = moments / len(rows) - off.outer(off)
+        scale = (moments.diagonal().clamp_min(0) + EPSILON).rsqrt()
+        self.moments = moments * scale.outer(scale)
+        self.mean, self.scale = (guess + off).float(), scale.float()
+        for x in self.resident:
+            x.sub_(self.mean).mul_(self.scale)
+
+    def _read(self, chosen: Tensor) -> Tensor:
+        return _read(self.values, chosen, self.where).to(self.device)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """float32 [at most CHUNK, D], standardised."""
+        if self.resident:
+            yield from self.resident
+        else:
+            for chosen in self.rows.split(CHUNK):
+                yield self._read(chosen).sub_(self.mean).mul_(self.scale)
+
+    def cross_entropy(self, point: Tensor) -> tuple[float, Tensor, float]:
+        """point: float64 [K, D + 1].  Mean cross-entropy, its gradient float64 [K, D + 1], and the mean of p (1 - p) over images and classes."""
+        weight, bias = point[:, :-1].float(), point[:, -1].float()
+        gradient = torch.zeros_like(point)
+        loss, square = point.new_zeros(()), point.new_zeros(())
+        for x, y in zip(self.chunks(), self.labels.split(CHUNK), strict=True):
+            logits = torch.addmm(bias, x, weight.T)
+            log_probability = logits.log_softmax(dim=1)
+            loss -= log_probability.gather(1, y.unsqueeze(1)).sum(dtype=torch.float64)
+            residual = log_probability.exp_()
+            square += residual.square().sum(dtype=torch.float64)
+            residual[torch.arange(len(y), device=self.device), y] -= 1
+            gradient[:, :-1] += residual.T @ x
+            gradient[:, -1] += residual.sum(0)
+        count, classes = len(self.rows), len(point)
+        curvature = (1 - float(square) / count) / classes
+        return float(loss) / count, gradient / count, max(curvature, 1e-3 / classes)
+
+
+def _read(values: Tensor, rows: Tensor, where: slice | Tensor) -> Tensor:
+    """A copy of those rows and columns; of neighbouring columns nothing else is read."""
+    return values[:, where][rows] if isinstance(where, slice) else values[rows][:, where]

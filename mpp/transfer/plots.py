@@ -1,0 +1,154 @@
+"""Pictures of probes as PNG bytes: accuracy by layer, along a path of strengths, confusion, and reliability.
+
+Drawn on figures of their own, without pyplot, so that no state is shared with a caller's pictures.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito: told apart by every kind of eye
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+NUMBERED = 20  # classes up to which every cell of a confusion matrix has its number
+NAMED = 50  # and up to which every class has its name beside the matrix
+DRAWN = 500  # squares a side: a smaller one could not be seen
+DOTS_PER_INCH = 120
+LISTED = 20  # most frequent confusions listed beside a matrix without numbers
+
+
+def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]]]], title: str) -> bytes:
+    """Accuracy after each block: for each name (layer, accuracy, interval) as shares of 1; intervals as bands."""
+    figure, axes = _figure(7.5, 4.5)
+    for i, (name, points) in enumerate(curves.items()):
+        layers, accuracies, intervals = (list(part) for part in zip(*sorted(points), strict=True))
+        low, high = (100 * np.array(part) for part in zip(*intervals, strict=True))
+        colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+        axes.fill_between(layers, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(layers, 100 * np.array(accuracies), color=colour, marker=mark, markersize=4.5, label=name)
+    axes.set(xlabel="blocks passed (0: patch embeddings)", ylabel="top-1 accuracy, % (band: 95 % interval)", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axes)
+    return _png(figure)
+
+
+def along_path(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], chosen: Mapping[str, float], title: str) -> bytes:
+    """Hold-out accuracy (shares of 1) of logistic regression by strength C: name -> (strengths, accuracies); a ring marks each name's chosen one."""
+    figure, axes = _figure(7.5, 4.5)
+    for i, (name, (strengths, accuracies)) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(strengths, 100 * np.array(accuracies), color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=name)
+        if name in chosen:
+            best = 100 * accuracies[list(strengths).index(chosen[name])]
+            axes.plot(
+                [chosen[name]], [best], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5
+            )
+    axes.set_xscale("log")
+    axes.set(xlabel="C (weaker penalty to the right); ring: chosen", ylabel="top-1 accuracy on the hold-out, %", title=title)
+    _finish(axes)
+    return _png(figure)
+
+
+def reliability(rows: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
+    """Accuracy by confidence, for each name what `metrics.calibration` gives; below, how many images each bin holds."""
+    figure = Figure(figsize=(5.5, 6.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    above.plot([0, 100], [0, 100], color="0.5", linestyle="--", linewidth=1, label="as sure as right")
+    for i, (name, row) in enumerate(rows.items()):
+        bins, colour = row["bins"], COLOURS[i % len(COLOURS)]
+        filled = [j for j, images in enumerate(bins["images"]) if images]
+        sure, right = ([100 * bins[key][j] for j in filled] for key in ("confidence", "accuracy"))
+        label = f"{name}: ECE {100 * row['ece']:.1f} %"
+        above.plot(sure, right, color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=label)
+        share = 100 * np.array(bins["images"]) / sum(bins["images"])
+        below.stairs(share, np.linspace(0, 100, len(share) + 1), color=colour, linewidth=1.5)
+    above.set(ylabel="accuracy, %", title=title, xlim=(0, 100), ylim=(0, 100))
+    below.set(xlabel="confidence, %", ylabel="images, %")
+    _finish(above)
+    _finish(below, legend=False)
+    return _png(figure)
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> bytes:
+    """The share of each true class (rows) that was given each class (columns), from counts int [C, C].
+
+    Up to 20 classes every cell has its percentage; beyond, the most frequent confusions are listed beside the matrix.
+    """
+    counts = matrix.sum(1, keepdims=True)
+    share = 100 * matrix / np.maximum(counts, 1)
+    classes = len(names)
+    if classes <= NUMBERED:
+        side = max(4.5, 0.55 * classes + 1.5)
+        figure, axes = _figure(side + 0.4, side)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        for (true, given), value in np.ndenumerate(share):
+            text = f"{value:.0f}" if value > 0.5 else "·" if matrix[true, given] else ""
+            axes.text(given, true, text, ha="center", va="center", fontsize=9, color="white" if value > 55 else "black")
+    else:
+        figure = Figure(figsize=(13, 8.5), layout="constrained")
+        axes, beside = figure.subplots(1, 2, width_ratios=(3, 1.35))
+        smallest = 100 / max(int(counts.max()), 10) / 4  # one image is not to be the palest colour
+        shown = np.ma.masked_less_equal(_brightest(share, DRAWN), 0)
+        end = len(shown) * math.ceil(classes / DRAWN) - 0.5
+        picture = axes.imshow(shown, cmap="magma_r", norm=LogNorm(smallest, 100), extent=(-0.5, end, end, -0.5), interpolation="nearest")
+        axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5))
+        bar = figure.colorbar(picture, ax=axes, shrink=0.6, label="% of the true class, logarithmic; white: none")
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        beside.axis("off")
+        beside.set_title("most frequent confusions", fontsize=11, loc="left")
+        beside.text(0, 0.985, "\n".join(_worst(matrix, share, names)), va="top", fontsize=9, linespacing=1.6, transform=beside.transAxes)
+    if classes <= NAMED:
+        axes.set_xticks(range(classes), [_short(name, 18) for name in names], rotation=90, fontsize=9)
+        axes.set_yticks(range(classes), [_short(name, 18) for name in names], fontsize=9)
+    axes.set(xlabel="class given (cells: % of the true class)", ylabel="true class", title=title)
+    return _png(figure)
+
+
+def _brightest(share: np.ndarray, most: int) -> np.ndarray:
+    """The maximum of each square of cells, of as few as it takes for at most `most` squares a side: one cell would be less than a dot."""
+    step = math.ceil(len(share) / most)
+    padded = np.pad(share, (0, -len(share) % step))
+    return padded.reshape(len(padded) // step, step, -1, step).max(axis=(1, 3))
+
+
+def _worst(matrix: np.ndarray, share: np.ndarray, names: Sequence[str]) -> list[str]:
+    apart = np.where(np.eye(len(names), dtype=bool), 0, matrix)
+    order = np.argsort(-apart, axis=None, kind="stable")[:LISTED]
+    pairs = [tuple(map(int, np.unravel_index(place, matrix.shape))) for place in order]
+    return [
+        f"{apart[true, given]:>4}  ({share[true, given]:.0f} %)  {_short(names[true], 20)} → {_short(names[given], 20)}"
+        for true, given in pairs
+        if apart[true, given]
+    ]
+
+
+def _short(name: str, longest: int) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(axes: Axes, legend: bool = True) -> None:
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _png(figure: Figure) -> bytes:
+    figure.set_dpi(DOTS_PER_INCH)
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    return data.getvalue()

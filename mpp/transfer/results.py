@@ -1,0 +1,116 @@
+"""What a measurement leaves behind: results.json, every answer, and pictures; and how it is read again.
+
+OUT/results.json              figures, choices, FeatureSpec, counts, seeds, seconds, encoder and data identities
+OUT/predictions.safetensors   <row>/<probe>/predicted int64 [m], <row>/<probe>/confidence float32 [m]; truth, samples int64 [m]
+OUT/*.png                     accuracy by layer, confusion, reliability, regularisation path
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mpp.errors import DataError
+from mpp.files import write_atomically
+from mpp.transfer import metrics, plots
+from mpp.transfer.intervals import wilson
+from mpp.transfer.protocol import Answers
+
+RESULTS, PREDICTIONS = "results.json", "predictions.safetensors"
+
+
+def write_results(out: Path, results: Mapping[str, Any]) -> None:
+    write_atomically(out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def write_predictions(out: Path, answers: Mapping[str, Mapping[str, Answers]], truth: np.ndarray, samples: np.ndarray) -> None:
+    """answers: row -> probe -> answers to the same m images; truth, samples: integers [m]."""
+    tensors = {"truth": torch.from_numpy(truth.astype(np.int64)), "samples": torch.from_numpy(samples.astype(np.int64))}
+    for row, probes in answers.items():
+        for probe, given in probes.items():
+            tensors |= {
+                f"{row}/{probe}/predicted": given.predicted.contiguous(),
+                f"{row}/{probe}/confidence": given.confidence.contiguous(),
+            }
+    write_atomically(out / PREDICTIONS, save(tensors))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A folder with results.json."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    def predictions(self) -> dict[str, Tensor]:
+        """Raises DataError."""
+        try:
+            with safe_open(str(self.folder / PREDICTIONS), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{self.folder / PREDICTIONS} cannot be read ({error}); measure again with the command in {RESULTS}") from error
+
+
+def find_results(paths: Sequence[str]) -> list[Result]:
+    """Every results.json in or below these folders, sorted.  Raises DataError for a folder without any, or a damaged one."""
+    found = []
+    for path in paths:
+        folder = Path(path)
+        files = [folder] if folder.name == RESULTS else sorted(folder.rglob(RESULTS))
+        if not files or not files[0].exists():
+            raise DataError(f"{path}: holds no {RESULTS}; give folders in which mpp/linear_probe.py or mpp/finetune.py have written")
+        for file in files:
+            try:
+                about = json.loads(file.read_text())
+                if "rows" not in about:
+                    raise ValueError("it has no rows")
+            except (OSError, ValueError) as error:
+                raise DataError(f"{file} cannot be read ({error}); measure again, or leave it out") from error
+            found.append(Result(file.parent, about))
+    return found
+
+
+def draw_pictures(
+    out: Path, rows: Mapping[str, Mapping[str, Any]], answers: Mapping[str, Mapping[str, Answers]], about: Mapping[str, Any]
+) -> list[str]:
+    """Pictures of what `rows` hold; `about` has classes, holdout_images, where (words), truth (integers [m]).  Returns their names."""
+    made: dict[str, bytes] = {}
+    held = about["holdout_images"]
+    curves = {name: layer_curve(row["linear"]["grid"], held) for name, row in rows.items() if "linear" in row}
+    if curves := {name: points for name, points in curves.items() if len(points) > 1}:
+        made["layers.png"] = plots.by_layer(
+            curves, f"Linear probe by layer, the best of its grid, on the hold-out of train ({held} images)"
+        )
+    paths = {name: row["logistic"]["path"] for name, row in rows.items() if "logistic" in row}
+    if paths:
+        steps = {name: ([p["strength"] for p in path], [p["holdout_accuracy"] for p in path]) for name, path in paths.items()}
+        best = {name: rows[name]["logistic"]["chosen"]["strength"] for name in paths}
+        made["regularisation.png"] = plots.along_path(steps, best, f"Logistic regression, on the hold-out of train ({held} images)")
+    truth = torch.from_numpy(about["truth"].astype(np.int64))
+    for name, row in rows.items():
+        if name == about["main"] and "linear" in row:
+            matrix = metrics.confusion_matrix(answers[name]["linear"].predicted, truth, len(about["classes"])).numpy()
+            made["confusion.png"] = plots.confusion(matrix, about["classes"], f"{name}, linear probe, {about['where']}")
+    sure = {name: row["linear"]["calibration"] for name, row in rows.items() if "linear" in row}
+    if sure:
+        made["reliability.png"] = plots.reliability(sure, f"Linear probe, {about['where']}")
+    for file, data in made.items():
+        write_atomically(out / file, data)
+    return list(made)
+
+
+def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
+    """(layer, the best hold-out accuracy of its heads, Wilson's interval) of each single layer in the linear probe's grid."""
+    best: dict[int, float] = {}
+    for head in grid:
+        if len(head["layers"]) == 1:
+            layer = head["layers"][0]
+            best[layer] = max(best.get(layer, 0.0), head["holdout_accuracy"])
+    return [(layer, share, wilson(round(share * images), images)) for layer, share in sorted(best.items())]

@@ -1,0 +1,122 @@
+"""The protocol that binds the probes: nothing about the images that are reported on reaches a choice."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.config_probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
+from mpp.errors import ConfigError, DataError
+from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
+from mpp.transfer.heads import train_heads
+from mpp.transfer.protocol import choose, report, usable_shots
+from mpp.transfer.split import CHOOSE, Split, hold_out
+from tests.transfer.test_probes import CPU, problem
+
+SPEC = FeatureSpec("tiny", (0, 1), ("mean",), 16, 1.0, (0.5,) * 3, (0.5,) * 3, "fp32")
+PROBES = ("linear", "logistic", "knn")
+SIMPLE = ProbeConfig(
+    linear=LinearProbeConfig(learning_rates=(0.1,), epochs=2, batch=64),
+    logistic=LogisticConfig(strengths=(1e-3, 1.0)),
+    knn=KnnConfig(k=(3,)),
+    few_shot=FewShotConfig(shots=()),
+)
+
+
+def table(values: torch.Tensor, first: int = 4, spec: FeatureSpec = SPEC) -> Features:
+    """Of two layers: the first `first` columns, and the rest."""
+    starts, widths = {("mean", 0): 0, ("mean", 1): first}, {("mean", 0): first, ("mean", 1): values.shape[1] - first}
+    return Features(spec, Layout(starts, widths), values)
+
+
+def chosen_and_reported(test_labels=None, test_values=None, spec=SPEC):
+    values, labels = problem(300, noise=2.5)
+    variants = [Variant((0,), "mean"), Variant((0, 1), "mean")]
+    fit, held = hold_out(labels[:240], 0.2, 0, CHOOSE)
+    config = ProbeConfig(
+        linear=LinearProbeConfig(learning_rates=(0.001, 0.1), epochs=4, batch=64),
+        logistic=LogisticConfig(strengths=(1e-5, 1e-2, 1.0)),
+        knn=KnnConfig(k=(3, 10), temperatures=(0.07, 0.5)),
+        few_shot=FewShotConfig(shots=(3,), trials=3, l2=(0.1, 10.0)),
+    )
+    chosen = choose(table(values[:240]), labels[:240], ["a", "b", "c"], Split(fit, held), variants, config, CPU)
+    shown = values[240:] if test_values is None else test_values
+    return report(chosen, table(shown, spec=spec), np.arange(60), labels[240:] if test_labels is None else test_labels)
+
+
+def test_labels_and_images_of_test_do_not_touch_any_choice():
+    honest, _ = chosen_and_reported()
+    permuted, _ = chosen_and_reported(test_labels=np.random.default_rng(0).permutation(problem(300)[1][240:]))
+    other, _ = chosen_and_reported(test_values=torch.zeros(60, 10))
+    for probe in PROBES:
+        for changed in (permuted, other):
+            assert changed[probe]["chosen"] == honest[probe]["chosen"]
+            assert changed[probe]["holdout_accuracy"] == honest[probe]["holdout_accuracy"]
+        assert permuted[probe]["accuracy"] < honest[probe]["accuracy"]  # the figures do move
+    assert permuted["few_shot"]["3"]["chosen"] == honest["few_shot"]["3"]["chosen"]
+    assert permuted["few_shot"]["3"]["holdout_accuracy"] == honest["few_shot"]["3"]["holdout_accuracy"]
+
+
+def test_a_probe_cannot_be_tested_on_other_features_than_it_was_trained_on():
+    with pytest.raises(ConfigError, match="masking=off cannot be tested on features with masking=on"):
+        chosen_and_reported(spec=dataclasses.replace(SPEC, masking="on"))
+
+
+def test_the_winner_is_the_best_of_the_hold_out():
+    found, _ = chosen_and_reported()
+    for probe, grid, keys in (
+        ("linear", "grid", ("features", "learning_rate")), ("logistic", "path", ("strength",)), ("knn", "grid", ("k", "temperature")),
+    ):  # fmt: skip
+        best = max(found[probe][grid], key=lambda tried: tried["holdout_accuracy"])
+        assert all(found[probe]["chosen"][key] == best[key] for key in keys)
+        assert found[probe]["holdout_accuracy"] == best["holdout_accuracy"]
+    assert len(found["linear"]["grid"]) == 4 and len(found["knn"]["grid"]) == 4 and len(found["logistic"]["path"]) == 3
+
+
+def choose_simply(values, labels, share, **probes):
+    """What is chosen with one way to pool and `share` of the images held out."""
+    own = Variant((0, 1), "mean")
+    split = Split(*hold_out(labels, share, 0, CHOOSE))
+    return choose(table(values), labels, ["a", "b", "c"], split, [own], SIMPLE.model_copy(update=probes), CPU)
+
+
+def test_the_winner_and_the_bank_get_the_hold_out_too():
+    values, labels = problem(120)
+    chosen = choose_simply(values, labels, 0.2)
+    settings = {"epochs": 2, "batch": 64, "weight_decay": 0, "seed": 0, "device": CPU}
+    alone = train_heads(values, np.arange(120), labels, 3, [torch.arange(10)], [0.1], **settings)
+    assert torch.equal(chosen.linear.head.heads[0].weight, alone.heads[0].weight)
+    assert np.array_equal(chosen.knn.rows, np.arange(120)) and chosen.few_shot == []
+    values[hold_out(labels, 0.2, 0, CHOOSE)[1]] += 100  # the held out images alone
+    assert not torch.allclose(choose_simply(values, labels, 0.2).logistic.fitted.weight, chosen.logistic.fitted.weight)
+
+
+def test_every_accuracy_counts_all_test_images_once():
+    found, answers = chosen_and_reported()
+    truth = torch.from_numpy(problem(300)[1][240:])
+    for probe in PROBES:
+        assert found[probe]["images"] == 60 == len(answers[probe].predicted)
+        assert found[probe]["accuracy"] == float((answers[probe].predicted == truth).double().mean())
+        assert ((answers[probe].confidence > 1 / 3 - 1e-6) & (answers[probe].confidence <= 1 + 1e-6)).all()
+    for draw in found["few_shot"]["3"]["draws"]:
+        assert draw * 60 == pytest.approx(round(draw * 60), abs=1e-9)
+    assert found["few_shot"]["3"]["accuracy"] == pytest.approx(np.mean(found["few_shot"]["3"]["draws"]))
+
+
+def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots():
+    """With labels that are pure chance only an image that meets itself could be told right."""
+    values = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    labels = np.random.default_rng(1).permutation(np.arange(300) % 3)
+    chosen = choose_simply(values, labels, 0.3, knn=KnnConfig(k=(1,)), few_shot=FewShotConfig(shots=(60,), trials=2, l2=(1e-6,)))
+    assert chosen.knn.holdout_accuracy < 0.5
+    assert chosen.few_shot[0].holdout_accuracy < 0.5
+
+
+def test_shots_that_were_asked_for_are_refused_and_those_of_the_default_left_out():
+    labels = np.arange(24) % 3
+    assert usable_shots(FewShotConfig(), labels, 3) == [1, 5]
+    assert usable_shots(FewShotConfig(shots=(1, 9)), labels, 3) == [1, 9]
+    values, labels = problem(60)
+    with pytest.raises(DataError, match=r"few_shot\.shots=50: class 'a' has"):
+        choose_simply(values, labels, 0.2, few_shot=FewShotConfig(shots=(50,)))
