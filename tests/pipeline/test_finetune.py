@@ -69,6 +69,15 @@ def test_a_resumed_run_is_bit_identical_its_average_too(uninterrupted, pretraine
     assert (whole / "predictions.safetensors").read_bytes() == (run / "predictions.safetensors").read_bytes()
 
 
+def test_layers_learn_at_their_own_rates(uninterrupted):
+    """AdamW moves a weight by about the rate, so after some steps embeddings have moved decay^3 as far as the head (2 blocks between them)."""
+    run, _ = uninterrupted
+    before, after = tensors(run, 2), tensors(run, 4)
+    moved = lambda name: (after[f"weight/{name}"] - before[f"weight/{name}"]).abs().median().item()
+    assert moved("patch_embed.proj.weight") == pytest.approx(moved("head.weight") * 0.65**3, rel=0.5)
+    assert moved("blocks.1.attn.qkv.weight") == pytest.approx(moved("head.weight") * 0.65, rel=0.3)
+
+
 def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupted, shards):
     run, finished = uninterrupted
     found = json.loads((run / "results.json").read_text())
