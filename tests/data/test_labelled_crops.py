@@ -47,8 +47,8 @@ def joined(parts: list[dict]) -> dict:
 def test_world_and_micro_batch_change_nothing_not_even_partners(tiny_shards):
     data = dataset(tiny_shards)
     whole = joined(step_of(data, 0, 1, 12))
-    split = joined([batch for rank in range(3) for batch in step_of(data, rank, 3, 3)])
-    assert all(len(batch["label"]) == 2 for batch in step_of(data, 1, 3, 3))  # pairs are never parted
+    split = joined([batch for rank in range(2) for batch in step_of(data, rank, 2, 3)])
+    assert all(len(batch["label"]) == 2 for batch in step_of(data, 1, 2, 3))  # pairs are never parted
     assert whole.keys() == split.keys() >= {"label", "erase", "noise", "share", "paste"}
     for name in whole:
         assert torch.equal(whole[name], split[name]), name

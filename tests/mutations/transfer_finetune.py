@@ -63,7 +63,7 @@ ROWS = [
     ),
     # The model.
     Row(
-        "timm moves the final norm behind its pooling", "mpp/model/classifier.py", "wanted[behind] = config.norm == \"pooled\" or isinstance(net.norm, nn.Identity)", "pass",
+        "a classifier has its final norm behind the pooling", "mpp/model/classifier.py", "wanted[behind] = config.norm == \"pooled\" or isinstance(net.norm, nn.Identity)", "pass",
         MODEL + "at_its_own_size_the_encoder_is_carried_over_bit_for_bit",
     ),
     Row(
