@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mpp.errors import ConfigError, UserError, of_this_rank
+from mpp.errors import ConfigError, UserError
 from mpp.machine import usable_cores
 
 WAIT = timedelta(days=7)  # how long processes wait for each other where one of them works alone
@@ -97,10 +97,8 @@ def together(world: World, work: Callable[[], Made]) -> Made:
         failure = error
     failures: list[Any] = [None] * world.size
     dist.all_gather_object(failures, None if failure is None else str(failure))
-    if failure is not None:
-        raise of_this_rank(failure)
     if any(failures):
-        raise UserError(next(text for text in failures if text))
+        raise UserError(next(text for text in failures if text))  # the same everywhere, so that rank 0 alone prints it
     return made  # type: ignore[return-value]
 
 

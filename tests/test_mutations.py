@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.forks import SERVER, run_forked, server
-from tests.mutations import loading, shards, training, transfer_finetune
+from tests.mutations import loading, shards, training, transfer_features, transfer_finetune
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-ROWS = [*training.ROWS, *loading.ROWS, *shards.ROWS, *transfer_finetune.ROWS]
+ROWS = [*training.ROWS, *loading.ROWS, *shards.ROWS, *transfer_features.ROWS, *transfer_finetune.ROWS]
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
 PROGRAM = """

@@ -249,23 +249,23 @@ def open_rgb(images: LabelledImages, sample: int, max_pixels: int) -> Image.Imag
         ) from error
 
 
-def check_splits(train: LabelledImages, test: LabelledImages | None, names: Sequence[str] = ("train", "test")) -> None:
-    """Raises DataError for unlabelled splits, other classes, or one split given twice."""
-    for key, images in zip(names, (train, test), strict=True):
+def check_splits(train: LabelledImages, test: LabelledImages | None, otherwise: str = "") -> None:
+    """Raises DataError for unlabelled splits, other classes, or one split given twice.  otherwise: what can be done without labels."""
+    for key, images in (("train", train), ("test", test)):
         if images is not None and not images.labelled:
             raise DataError(
-                f"{key}={images.path} holds images without labels, which are needed; make them with data_prep/make_shards.py SOURCE OUT --labels"
+                f"{key}={images.path} holds no labels, which are needed; make them with data_prep/make_shards.py SOURCE OUT --labels{otherwise}"
             )
     if test is None:
         return
     if test.identity == train.identity:
         raise DataError(
-            f"{names[1]}={test.path} is the same split as {names[0]}={train.path}; give another, or leave {names[1]}= out for a hold-out of train"
+            f"test={test.path} is the same split as train={train.path}; give another, or leave test= out for a hold-out of train"
         )
     if test.classes != train.classes:
         odd = sorted(set(test.classes) ^ set(train.classes))
         raise DataError(
-            f"{names[1]}={test.path} has {len(test.classes)} classes and {names[0]}={train.path} {len(train.classes)}, and they must be the same in "
+            f"test={test.path} has {len(test.classes)} classes and train={train.path} {len(train.classes)}, and they must be the same in "
             f"the same order; {f'only one of them has {odd[0]!r}' if odd else 'here the order differs'}; make both with one data_prep/make_shards.py"
         )
 

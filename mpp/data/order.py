@@ -173,7 +173,10 @@ def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_m
     The views of a sample stay in one micro-batch, so that it is decoded once; and so do `together` neighbouring samples of one view.
     """
     if together > 1:
-        plan = plan_batch(global_batch, streams, world, micro_batch_max, together)
+        try:
+            plan = plan_batch(global_batch, streams, world, micro_batch_max, together)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"data.views={together}", f"{together} (that many stay together)")) from None
         return replace(plan, samples=global_batch, views=1)
     if global_batch % views:
         lower = global_batch // views * views

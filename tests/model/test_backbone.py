@@ -108,3 +108,11 @@ def test_the_same_size_keeps_positions_and_another_resamples_all_but_the_class_t
     larger = backbone.at_size(24, 24).net.pos_embed
     assert larger.shape == (1, 37, 12)
     assert torch.equal(larger[:, 0], backbone.net.pos_embed[:, 0])  # the class token's is no place in the image
+
+
+@torch.no_grad()
+def test_a_copy_for_another_size_measures_without_noise():
+    backbone = tiny(drop_path=0.5).train()
+    frozen = backbone.at_size(16, 16)
+    assert torch.equal(frozen.layers(images(), [4])[0], frozen.layers(images(), [4])[0])
+    assert backbone.training and not any(p.requires_grad for p in frozen.parameters())

@@ -1,4 +1,4 @@
-"""Bugs that the tests of loading, training and probing must find."""
+"""Bugs that the tests of masks, models and training must find."""
 
 from tests.mutations import Row
 
@@ -245,15 +245,6 @@ ROWS = [
     Row(
         "drop-path noise starts again on resume", "mpp/pretrain.py", "DROP_PATH, step, world.rank", "DROP_PATH, step - first_step, world.rank",
         "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
-    ),
-    Row(
-        "k chosen with the query among the neighbours", "mpp/transfer/protocol.py",
-        "own[split.choose], own[split.fit], truth[split.fit]", "own[split.choose], own[split.both], truth[split.both]",
-        "tests/transfer/test_probes.py::test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
-    ),
-    Row(
-        "shots drawn from the hold-out too", "mpp/transfer/protocol.py", "draw_shots(labels, split.fit", "draw_shots(labels, split.both",
-        "tests/transfer/test_probes.py::test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
     ),
     # What may be asked for.
     Row(

@@ -6,14 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mpp import linear_probe
 from mpp.errors import CheckpointError, ConfigError, DataError
+from mpp.train.loaded_encoder import LoadedEncoder
+from mpp.transfer.results import layer_curve
 from tests.forks import run_forked
 
-QUICK = ["features.workers=0", "linear.epochs=2", "linear.learning_rates=[0.01, 0.1]", "knn.k=[3, 10]", "few_shot.trials=3"]
+QUICK = [
+    "features.workers=0",
+    "linear.epochs=2",
+    "linear.learning_rates=[0.01, 0.1]",
+    "knn.k=[3, 10]",
+    "few_shot.trials=3",
+    "logistic.strengths=[0.001, 1]",
+]
 
 
 def run(out, encoder, *words):
@@ -27,25 +38,116 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     shown = capsys.readouterr().out
     assert list(results["rows"]) == ["raw pixels", "random init", "pretrained"]
     for name, row in results["rows"].items():
-        assert name in shown and set(row) == {"feature_rank", "linear", "knn", "few_shot"} and set(row["few_shot"]) == {"5", "10"}
+        assert name in shown and set(row) == {"feature_rank", "linear", "logistic", "knn", "few_shot", "seconds", "about"}
+        assert set(row["few_shot"]) == {"1", "5", "10", "25"}
         low, high = row["linear"]["ci95"]
         assert low <= row["linear"]["accuracy"] <= high and low < high and row["linear"]["images"] == 60
-    assert results["feature_spec"]["layers"] == [2] and results["feature_spec"]["masking"] == "off"
+        assert (
+            row["linear"]["balanced_accuracy"] == pytest.approx(row["linear"]["accuracy"])
+            and len(row["linear"]["per_class"]["accuracy"]) == 3
+        )
+    spec = results["rows"]["pretrained"]["about"]["feature_spec"]
+    assert spec["layers"] == [0, 1, 2, 3] and spec["masking"] == "off" and spec["encoder"] == results["encoder"]["digest"]
     assert results["reported_on"] == "test" and results["test_reads"] == 1 and "read the split 1 time," in shown
     assert results["fit_images"] + results["holdout_images"] == 120
-    assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 12 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2
+    assert shown.count("120 of 120 images, 0 repeated") == 3 and "60 of 60 images, 0 repeated" in shown
+    assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 24 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2
+    for picture in results["pictures"]:
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert {"layers.png", "confusion.png", "reliability.png", "regularisation.png"} == set(results["pictures"])
 
     again = run(tmp_path, encoder_folder, *words)
-    assert again["test_reads"] == 2 and again["rows"] == results["rows"]  # the same seed, the same figures
+    assert again["test_reads"] == 2 and figures_of(again) == figures_of(results)  # the same seed, the same figures
+    assert capsys.readouterr().out.count("from the cache") == 4
+
+
+def figures_of(results):
+    return {
+        name: {probe: row[probe] for probe in ("linear", "logistic", "knn", "few_shot", "feature_rank")}
+        for name, row in results["rows"].items()
+    }
+
+
+def test_the_figures_can_be_recomputed_from_what_lies_on_the_disk(tmp_path, splits, encoder_folder):
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    results = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}", "knn.temperatures=[1e6]")
+    given = load_file(tmp_path / "predictions.safetensors")
+    truth = given["truth"].numpy()
+    for name, row in results["rows"].items():
+        for probe in ("linear", "logistic", "knn"):
+            predicted = given[f"{name}/{probe}/predicted"].numpy()
+            assert row[probe]["accuracy"] == pytest.approx((predicted == truth).mean(), abs=1e-12)
+            assert row[probe]["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    digest, sides = results["encoder"]["digest"], {}
+    for folder in (tmp_path / "features").glob("*/"):
+        about = json.loads((folder / "features.json").read_text())
+        if about["spec"]["encoder"] == digest:
+            (last,) = [c for c in about["columns"] if (c["pooling"], c["layer"]) == ("mean", 3)]
+            values = np.load(folder / "features.npy")[:, last["start"] : last["stop"]]
+            sides[folder.name.split("-")[0]] = values, np.load(folder / "labels.npy")
+    row = results["rows"]["pretrained"]["knn"]  # at an enormous temperature every neighbour's vote is the same
+    theirs = KNeighborsClassifier(row["chosen"]["k"], metric="cosine").fit(*sides["train"]).predict(sides["test"][0])
+    assert (theirs == given["pretrained/knn/predicted"].numpy()).mean() > 0.95  # ties of votes may fall otherwise
+
+
+class Leaks(torch.nn.Module):
+    """An encoder of three layers of noise, of which the second alone shows the image's colour, and with it the class."""
+
+    num_prefix_tokens, num_features, feature_info = 0, 3, [{"num_chs": 3}] * 3
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(3)))
+        self.norm = torch.nn.Identity()
+
+    def forward_features(self, images):
+        for number, block in enumerate(self.blocks):
+            noise = (images.flatten(1)[:, number * 40 : number * 40 + 12] * 37).sin().view(-1, 4, 3)
+            tokens = block(noise + (40 * images.mean((2, 3))[:, None] if number == 1 else 0))
+        return tokens
+
+
+def test_a_layer_that_gives_the_label_away_is_found_and_no_other(tmp_path, splits, monkeypatch):
+    leaking = LoadedEncoder(Leaks().eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "leaks", "leaks", lambda seed: Leaks())
+    monkeypatch.setattr(linear_probe, "read_encoder", lambda source: leaking)
+    words = ["baselines=false", "linear.epochs=20", "linear.last_layers=[]", f"train={splits['train']}", f"test={splits['test']}"]
+    results = run(tmp_path, "leaks", *words)
+    row = results["rows"]["pretrained"]
+    assert row["linear"]["chosen"]["features"] == "mean of layer 2" and row["linear"]["accuracy"] > 0.85
+    assert row["logistic"]["accuracy"] < 0.6 and row["knn"]["accuracy"] < 0.6  # on the last layer: chance is a third
+    curve = dict((layer, share) for layer, share, _ in layer_curve(row["linear"]["grid"], results["holdout_images"]))
+    assert curve[2] > max(curve[1], curve[3]) + 0.2
+
+
+@pytest.mark.parametrize("name", ["mae", "attentive"])
+def test_protocols_that_augment_stand_in_the_same_table_and_say_that_they_use_no_cached_features(
+    tmp_path, splits, encoder_folder, capsys, name
+):
+    quick = [f"augmented=[{name}]", f"{name}.epochs=2", f"{name}.warmup_epochs=1", f"{name}.batch=64", "baselines=false"]
+    results = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}", *quick)
+    row, shown = results["rows"]["pretrained"][name], capsys.readouterr().out
+    assert row["images"] == 60 and row["cached_features"] is False and "no cached features" in shown
+    assert row["trained_on"] == (120 if name == "mae" else results["fit_images"])  # one learning rate needs no hold-out
+    assert {"mae": "MAE linear", "attentive": "attentive"}[name] in shown
+
+
+def test_other_encoders_stand_beside_it_under_their_own_preprocessing(tmp_path, splits, encoder_folder):
+    words = [f"train={splits['train']}", f"test={splits['test']}", "baselines=false", f"beside=[{encoder_folder}]"]
+    results = run(tmp_path, encoder_folder, *words)
+    assert list(results["rows"]) == ["pretrained", str(encoder_folder)]
+    assert results["rows"]["pretrained"]["knn"] == results["rows"][str(encoder_folder)]["knn"]
+    assert all(gain["difference"] == 0 and gain["ci95"] == [0, 0] for gain in results["gains"]) and len(results["gains"]) == 3
 
 
 def test_permuted_test_labels_change_figures_but_no_choice(tmp_path, splits, encoder_folder):
     honest = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}")["rows"]
     shuffled = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['shuffled']}")["rows"]
     for name in honest:
-        for probe in ("linear", "knn"):
+        for probe in ("linear", "logistic", "knn"):
             assert honest[name][probe]["chosen"] == shuffled[name][probe]["chosen"]
-        for shots in ("5", "10"):
+        for shots in ("1", "5", "10", "25"):
             assert honest[name]["few_shot"][shots]["chosen"] == shuffled[name]["few_shot"][shots]["chosen"]
     assert honest["raw pixels"]["linear"]["accuracy"] > shuffled["raw pixels"]["linear"]["accuracy"]
 
@@ -59,7 +161,7 @@ def test_without_test_the_figures_are_on_images_nothing_was_chosen_on(tmp_path, 
 
 def test_rank_alone_needs_no_labels(tmp_path, splits, encoder_folder):
     results = run(tmp_path, encoder_folder, f"train={splits['unlabelled']}", "rank_only=true")
-    assert all(set(row) == {"feature_rank"} and row["feature_rank"] > 1 for row in results["rows"].values())
+    assert all(set(row) == {"feature_rank", "about"} and row["feature_rank"] > 1 for row in results["rows"].values())
 
 
 def test_the_pretrained_row_is_the_folders_encoder_and_the_random_one_is_not(tmp_path, splits, encoder_folder):
@@ -80,7 +182,7 @@ def test_the_pretrained_row_is_the_folders_encoder_and_the_random_one_is_not(tmp
         (["encoder={encoder}", "train={train}", "test={train}"], DataError, "is the same split"),
         (["encoder={encoder}", "train={train}", "test={other}"], DataError, "only one of them has 'blue'"),
         (["encoder=/nowhere", "train={train}"], CheckpointError, "/nowhere"),
-        (["encoder={encoder}", "train=/nowhere"], DataError, "no such folder of shards"),
+        (["encoder={encoder}", "train=/nowhere"], DataError, "no such folder of shards|neither|no such"),
         (["encoder={encoder}", "train={train}", "few_shot.shots=[60]", "linear.epochs=1"], DataError, "few_shot.shots=60"),
         (["encoder={encoder}", "train={train}", "linear.epoch=1"], ConfigError, "linear.epochs"),
         (["encoder={encoder}", "train={train}", "features.resolution=18"], ConfigError, "16 and 20"),
@@ -94,11 +196,15 @@ def test_what_a_user_can_mend_is_one_line(words, kind, says, splits, encoder_fol
 
 
 def test_results_stay_whole_and_the_run_folder_is_the_place(splits, encoder_folder):
-    assert linear_probe.default_out(Path("runs/a")) == linear_probe.default_out(Path("runs/a/encoder")) == Path("runs/a/transfer")
+    run_folder = encoder_folder.parent
+    for encoder in (run_folder, encoder_folder):
+        assert linear_probe.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
+    assert linear_probe.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
+    out = linear_probe.default_out(str(encoder_folder), "shards/train")
     before = torch.random.get_rng_state()
-    run(linear_probe.default_out(encoder_folder), encoder_folder, f"train={splits['train']}", "baselines=false", "few_shot.shots=[]")
+    run(out, encoder_folder, f"train={splits['train']}", "baselines=false", "few_shot.shots=[]", "logistic.strengths=[]")
     assert torch.equal(before, torch.random.get_rng_state())
-    assert sorted(path.name for path in linear_probe.default_out(encoder_folder).iterdir()) == ["results.json"]
+    assert not [path for path in out.rglob("*") if "tmp" in path.name]
 
 
 def test_the_script_takes_a_file_words_and_local_rank(tmp_path):

@@ -49,13 +49,13 @@ def test_the_table_is_aligned_and_shows_what_is_there():
     assert format_table({"pretrained": {"feature_rank": 3.0}}).split() == ["features", "rank", "pretrained", "3.0"]
 
 
-def test_every_read_of_a_test_split_is_counted_by_its_manifest(tmp_path):
+def test_every_read_of_a_test_split_is_counted_by_its_identity(tmp_path):
     def read(h):
-        return log_test_read(tmp_path, command=["probe"], encoder="e", test="t", test_manifest_hash=h)
+        return log_test_read(tmp_path, command=["probe"], encoder="e", test="t", test_identity=h)
 
     assert [read("a"), read("b"), read("a"), read("a")] == [1, 1, 2, 3]
     lines = [json.loads(line) for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
-    assert len(lines) == 4 and set(lines[0]) == {"time", "command", "encoder", "test", "test_manifest_sha256"}
+    assert len(lines) == 4 and set(lines[0]) == {"time", "command", "encoder", "test", "test_identity"}
     (tmp_path / "test_reads.jsonl").write_text("nonsense\n")
     with pytest.raises(DataError, match="damaged"):
         read("a")

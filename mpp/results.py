@@ -1,0 +1,142 @@
+"""One table over measurements: every results.json in and below the folders given, from mpp/linear_probe.py and mpp/finetune.py.
+
+    python mpp/results.py runs/a runs/b                  (or, once installed: mpp-results runs/a runs/b)
+    python mpp/results.py runs/a runs/b --compare linear # and how far the encoders lie apart on the same images
+
+Figures stand together only where they were measured on the same images.  Rows that several runs share (raw pixels, random initialisation of one
+architecture and seed) are shown once.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpp.errors import DataError, Parser, run_program
+from mpp.files import write_atomically
+from mpp.transfer.metrics import paired_bootstrap
+from mpp.transfer.results import Result, find_results
+from mpp.transfer.table import PROBES, aligned, format_table
+
+BASELINES = ("raw pixels", "random init")
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    result: Result
+    row: str  # its name in results.json
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return self.result.about["rows"][self.row]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="mpp/results.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some")
+    parser.add_argument(
+        "--compare", metavar="PROBE", help=f"paired differences to the first encoder, by {', '.join([*PROBES, 'finetune'])}"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the table and the differences there, too")
+    options = parser.parse_args(argv)
+    results = find_results(options.folders)
+    tables: dict[tuple, list[Result]] = defaultdict(list)
+    for result in results:
+        tables[measured_on(result)].append(result)
+    written = []
+    for (title, *_), members in tables.items():
+        lines = lines_of(members, options.folders)
+        reads = sorted({result.about["test_reads"] for result in members})
+        print(
+            f"{title}; the test split was read {' to '.join(map(str, dict.fromkeys([reads[0], reads[-1]])))} time(s) by each of these folders"
+        )
+        print(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
+        made = {"on": title, "rows": {line.name: line.figures for line in lines}, "folders": [str(result.folder) for result in members]}
+        if options.compare:
+            made["differences"] = differences(lines, options.compare)
+            print("\n" + said(made["differences"], options.compare))
+        written.append(made)
+        print()
+    if options.json:
+        write_atomically(Path(options.json), (json.dumps(written, indent=1) + "\n").encode())
+    return 0
+
+
+def measured_on(result: Result) -> tuple:
+    """(in words, identity of the images): results that agree in it can be compared."""
+    about = result.about
+    side = "test" if about["reported_on"] == "test" else "train"
+    data = about["data"][side]
+    words = data["path"] if side == "test" else f"a hold-out of {data['path']}"
+    held = () if side == "test" else (about["seed"], about["config"]["holdout_fraction"], about["train_images"])
+    return f"{words}, {about.get('reported_images', 0)} images", data["identity"], about.get("reported_images", 0), *held
+
+
+def lines_of(results: Sequence[Result], folders: Sequence[str]) -> list[Line]:
+    """Baselines first, each once; every other row under a name that tells its run."""
+    baselines: dict[tuple, Line] = {}
+    others = []
+    for result in results:
+        for row, figures in result.about["rows"].items():
+            if row in BASELINES:
+                spec = figures["about"]["feature_spec"]
+                key = (json.dumps(spec, sort_keys=True), result.about["seed"], result.about["train_images"])
+                again = sum(line.row == row for line in baselines.values())
+                name = row if not again else f"{row} ({run_name(result.folder, folders)})"
+                baselines.setdefault(key, Line(name, result, row))
+            else:
+                name = run_name(result.folder, folders)
+                others.append(
+                    Line(name if len(result.about["rows"]) == 1 or row in ("pretrained", "fine-tuned") else f"{name}: {row}", result, row)
+                )
+    return [*baselines.values(), *others]
+
+
+def run_name(folder: Path, folders: Sequence[str]) -> str:
+    """The run's folder, without the transfer/DATA below it."""
+    parts = folder.parts
+    return str(Path(*parts[: parts.index("transfer")])) if "transfer" in parts[1:] else str(folder)
+
+
+def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
+    """Of every line to the first that is no baseline, on the same images.  Raises DataError where that cannot be."""
+    able = [line for line in lines if probe in line.figures]
+    if len(able) < 2:
+        have = sorted({name for line in lines for name in line.figures if name in PROBES or name == "finetune"})
+        raise DataError(f"--compare {probe}: fewer than two of these rows have it; they have {', '.join(have)}")
+    first = next((line for line in able if line.row not in BASELINES), able[0])
+    ours = first.result.predictions()
+    found = []
+    for line in able:
+        if line is first:
+            continue
+        theirs = line.result.predictions()
+        if len(theirs["samples"]) != len(ours["samples"]) or bool((theirs["samples"] != ours["samples"]).any()):
+            raise DataError(
+                f"{line.result.folder} and {first.result.folder} were measured on other images; give the same test_samples and seed"
+            )
+        our_right, their_right = (
+            (given[f"{each.row}/{probe}/predicted"] == given["truth"]).numpy() for each, given in ((first, ours), (line, theirs))
+        )
+        found.append({"a": first.name, "b": line.name, "probe": probe} | paired_bootstrap(our_right, their_right, seed=0))
+    return found
+
+
+def said(found: Sequence[dict[str, Any]], probe: str) -> str:
+    rows = [[f"{probe}: {found[0]['a']} less ...", "points", "95 % interval", "McNemar p"]]
+    for each in found:
+        low, high = each["ci95"]
+        rows.append([each["b"], f"{100 * each['difference']:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}", f"{each['mcnemar_p']:.2g}"])
+    return aligned(rows)
+
+
+def console() -> None:
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,134 @@
+"""Labelled images from shards, class folders and torchvision's arrays: one face, the same pixels, torchvision's classes and order."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from mpp.data.labelled import check_splits, open_labelled, open_rgb
+from mpp.errors import DataError
+from mpp.files import write_atomically
+
+CLASSES = ["n01", "n02", "n10"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images a class, of three formats; one name with capitals, one file that is no image."""
+    rng = np.random.default_rng(0)
+    for number, (name, suffix) in enumerate([(c, s) for c in CLASSES for s in (".png", ".bmp")]):
+        path = tmp_path / "set" / name / f"{number}{suffix.upper() if number == 4 else suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "set" / "n01" / "notes.txt").write_text("no image")
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """The official layout of CIFAR-10, with ten images a file; torchvision's checksums are told of them."""
+    rng, made = np.random.default_rng(1), {}
+    base = tmp_path / "root" / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        labels = (np.arange(10) + len(made)) % 10
+        made[name] = rng.integers(0, 256, (10, 3072), dtype=np.uint8), labels
+        (base / name).write_bytes(pickle.dumps({"data": made[name][0], "labels": labels.tolist()}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    return tmp_path / "root", made
+
+
+def test_a_folder_of_classes_is_torchvisions_image_folder(folder):
+    ours, theirs = open_labelled(str(folder), "train"), torchvision.datasets.ImageFolder(str(folder))
+    assert ours.classes == theirs.classes == CLASSES and ours.labels.tolist() == theirs.targets and len(ours) == 6
+    for sample in range(6):
+        assert np.array_equal(np.asarray(open_rgb(ours, sample, 1000)), np.asarray(theirs[sample][0]))
+        assert ours.size_of(sample) == (7, 9) and ours.where(sample) == theirs.samples[sample][0]
+    assert list(ours.samples_per_shard) == [2, 2, 2] and ours.labelled
+
+
+def test_an_edited_file_changes_the_stamp_and_another_name_or_size_the_identity(folder):
+    first = open_labelled(str(folder), "train")
+    path = folder / "n01" / "0.png"
+    os.utime(path, ns=(1, 1))
+    touched = open_labelled(str(folder), "train")
+    assert touched.identity == first.identity and touched.stamp != first.stamp
+    path.rename(path.with_name("1.png"))
+    assert open_labelled(str(folder), "train").identity != first.identity
+
+
+def test_the_order_of_classes_is_that_of_the_shards_made_from_the_same_folder(folder, tmp_path):
+    from tests.forks import run_forked
+
+    done = run_forked(
+        ["data_prep/make_shards.py", str(folder), str(tmp_path / "shards"), "--labels", "--quiet", "--workers", "1"],
+        cwd=".",
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    shards, files = open_labelled(str(tmp_path / "shards/train"), "train"), open_labelled(str(folder), "train")
+    assert shards.classes == files.classes
+    check_splits(shards, files)  # one may be trained on and the other tested on
+    with pytest.raises(DataError, match="holds the splits train; give one of them"):
+        open_labelled(str(tmp_path / "shards"), "train")
+
+
+def test_cifar_comes_through_torchvision_with_its_own_labels(cifar, monkeypatch):
+    root, made = cifar
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    train, test = open_labelled(f"cifar10:{root}", "train"), open_labelled(f"cifar10:{root}", "test")
+    assert (len(train), len(test)) == (50, 10) and train.classes == [f"class {i}" for i in range(10)]
+    assert np.array_equal(test.labels, made["test_batch"][1])
+    pixels = made["test_batch"][0][3].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(open_rgb(test, 3, 2000)), pixels)
+    assert train.identity != test.identity and test.where(3) == "cifar10-test image 3"
+    check_splits(train, test)
+
+
+def test_what_is_not_there_and_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(
+        DataError, match=r"cifar100: its files are not whole under .* cannot be downloaded .*no network.*or give shards"
+    ) as caught:
+        open_labelled(f"cifar100:{tmp_path}", "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"), [("nothing", "no such folder"), ("empty", "neither manifest.json nor folders of classes"), ("hollow", "n02")]
+)
+def test_what_is_no_labelled_set_is_named(folder, make, says):
+    if make == "empty":
+        (folder.parent / "empty").mkdir()
+    if make == "hollow":
+        (folder / "n02" / "2.png").unlink(), (folder / "n02" / "3.bmp").unlink()
+    with pytest.raises(DataError, match=says):
+        open_labelled(str(folder if make == "hollow" else folder.parent / make), "train")
+
+
+def test_an_image_that_cannot_be_read_is_named(folder):
+    write_atomically(folder / "n01" / "0.png", b"\x89PNG nonsense")
+    with pytest.raises(DataError, match=r"n01/0\.png: .*leaves no image out"):
+        open_rgb(open_labelled(str(folder), "train"), 0, 1000)
+    (folder / "n02" / "2.png").unlink()
+    images = open_labelled(str(folder), "train")
+    (folder / "n02" / "3.bmp").unlink()
+    with pytest.raises(DataError, match="No such file"):
+        images.read(2)
+
+
+def test_splits_that_do_not_belong_together_are_refused(folder, tiny_shards):
+    images, shards = open_labelled(str(folder), "train"), open_labelled(str(tiny_shards), "train")
+    with pytest.raises(DataError, match="is the same split"):
+        check_splits(images, open_labelled(str(folder), "test"))
+    with pytest.raises(DataError, match="only one of them has 'class 0'"):
+        check_splits(images, shards)

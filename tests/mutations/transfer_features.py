@@ -1,0 +1,117 @@
+"""Bugs that the tests of feature tables, of what is chosen on them, and of labelled images must find."""
+
+from tests.mutations import Row
+
+EXTRACTION, PROTOCOL = "tests/transfer/test_extraction.py::", "tests/transfer/test_protocol.py::"
+ROWS = [
+    # One contract for both sides.
+    Row(
+        "mean pooling takes the class token in", "mpp/transfer/extractors.py", "found[:, prefix:].mean(dim=1)", "found.mean(dim=1)",
+        "tests/transfer/test_features.py::test_mean_pooling_leaves_the_class_token_out_and_norms_come_before_pooling",
+    ),
+    Row(
+        "layers leave without the final norm", "mpp/model/backbone.py", "return [norm(caught[layer]) for layer in layers]",
+        "return [caught[layer] for layer in layers]",
+        "tests/model/test_backbone.py::test_every_token_leaves_under_the_final_norm",
+    ),
+    Row(
+        "layers are off by one", "mpp/model/backbone.py", "            if i + 1 in layers:\n", "            if i in layers:\n                i -= 1\n",
+        "tests/model/test_backbone.py::test_layers_are_timms_own_intermediates_under_the_final_norm",
+    ),
+    Row(
+        "features of other specs are let in", "mpp/transfer/protocol.py", "    refuse_other_features(chosen.train.spec, features.spec)\n", "",
+        PROTOCOL + "test_a_probe_cannot_be_tested_on_other_features_than_it_was_trained_on",
+    ),
+    Row(
+        "specs are compared without masking", "mpp/transfer/features.py", "        if ours[name] != theirs[name]:",
+        "        if name != 'masking' and ours[name] != theirs[name]:",
+        "tests/transfer/test_features.py::test_sides_that_differ_in_anything_are_refused",
+    ),
+    Row(
+        "the extractor keeps training mode", "mpp/model/backbone.py", "return Backbone(net).eval().requires_grad_(False)",
+        "return Backbone(net).requires_grad_(False)", "tests/model/test_backbone.py::test_a_copy_for_another_size_measures_without_noise",
+    ),
+    # Each image once, and again when something has changed.
+    Row(
+        "the key forgets the versions", "mpp/transfer/extraction.py",
+        '        "versions": {package: version(package) for package in VERSIONS},\n        "device": world.device.type,\n    }\n    return',
+        '        "device": world.device.type,\n    }\n    return',
+        EXTRACTION + "test_a_table_is_used_again_only_while_nothing_has_changed",
+    ),
+    Row(
+        "the key forgets which images", "mpp/transfer/extraction.py",
+        "hashlib.sha256(np.ascontiguousarray(samples, dtype=np.int64).tobytes()).hexdigest()", '"all"',
+        EXTRACTION + "test_a_table_is_used_again_only_while_nothing_has_changed",
+    ),
+    Row(
+        "the key takes the identity of the data for its stamp", "mpp/data/labelled.py", "{changed if with_times else ''}", "",
+        "tests/data/test_labelled.py::test_an_edited_file_changes_the_stamp_and_another_name_or_size_the_identity",
+    ),
+    Row(
+        "cached tables are believed", "mpp/transfer/extraction.py",
+        "    together(world, lambda: _check(images, samples, extractors, made, config, world) if world.first else None)\n", "",
+        EXTRACTION + "test_a_cached_table_of_other_features_under_the_right_key_is_found",
+    ),
+    Row(
+        "the check runs at the same batch size", "mpp/transfer/extraction.py",
+        "np.array_split(rows, -(-len(rows) // CHECK_BATCH))", "[np.arange(min(16, len(samples)))]",
+        EXTRACTION + "test_an_extractor_that_sees_its_batch_is_caught",
+    ),
+    Row(
+        "bytes of cached tables are believed", "mpp/transfer/extraction.py", "or _sha256(place / file) != digest", "or False",
+        EXTRACTION + "test_a_flipped_bit_in_a_cached_table_is_found",
+    ),
+    Row(
+        "repeated images pass", "mpp/transfer/extraction.py", "    if missing or repeated:\n", "    if missing and repeated > 99:\n",
+        EXTRACTION + "test_rows_counted_twice_or_never_stop_the_probe",
+    ),
+    Row(
+        "processes share no work", "mpp/transfer/extraction.py",
+        "range(len(crops) * world.rank // world.size, len(crops) * (world.rank + 1) // world.size)", "range(len(crops))",
+        "tests/pipeline/test_probe_processes.py::test_two_processes_make_the_same_table_as_one",
+    ),
+    # Nothing is chosen where figures are read.
+    Row(
+        "k chosen with the query among the neighbours", "mpp/transfer/protocol.py",
+        "neighbours.nearest(queries, features.values, split.fit, ", "neighbours.nearest(queries, features.values, split.both, ",
+        PROTOCOL + "test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
+    ),
+    Row(
+        "shots drawn from the hold-out too", "mpp/transfer/protocol.py", "draw_shots(labels, split.fit", "draw_shots(labels, split.both",
+        PROTOCOL + "test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
+    ),
+    Row(
+        "the winner is not trained again", "mpp/transfer/protocol.py", "winner = train(split.both, ", "winner = train(split.fit, ",
+        PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
+    ),
+    Row(
+        "logistic regression is not fitted again", "mpp/transfer/protocol.py", "fit(split.both, path.strengths[: best + 1])", "path.only(best)",
+        PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
+    ),
+    Row(
+        "the first of the grid wins", "mpp/transfer/protocol.py", "    variant, rate = divmod(int(accuracy.argmax()), len(rates))", "    variant, rate = 0, 0",
+        PROTOCOL + "test_the_winner_is_the_best_of_the_hold_out",
+    ),
+    Row(
+        "the hold-out overlaps what is fitted", "mpp/transfer/split.py", "np.flatnonzero(~held), np.flatnonzero(held)", "np.arange(len(labels)), np.flatnonzero(held)",
+        "tests/transfer/test_probes.py::test_splits_hold_a_share_of_every_class_and_do_not_overlap",
+    ),
+    Row(
+        "reads of a test split are not counted", "mpp/transfer/table.py", "return identities.count(test_identity)", "return 1",
+        "tests/transfer/test_table.py::test_every_read_of_a_test_split_is_counted_by_its_identity",
+    ),
+    # Labelled images.
+    Row(
+        "classes in the order of the folder", "mpp/data/labelled.py", "return cls(path, listed.classes, files,", "return cls(path, listed.classes[::-1], files,",
+        "tests/data/test_labelled.py::test_a_folder_of_classes_is_torchvisions_image_folder",
+    ),
+    Row(
+        "planes are taken for rows", "mpp/data/labelled.py", "        return _png(Image.fromarray(self.pixels[sample]))",
+        "        return _png(Image.fromarray(self.pixels[sample].swapaxes(0, 1).copy()))",
+        "tests/data/test_labelled.py::test_cifar_comes_through_torchvision_with_its_own_labels",
+    ),
+    Row(
+        "runs on other images share a table", "mpp/results.py", 'data["identity"], about.get("reported_images", 0), *held', "None, 0",
+        "tests/transfer/test_results.py::test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once",
+    ),
+]  # fmt: skip

@@ -1,0 +1,62 @@
+"""Probing by several processes: every image by one of them, the same tables and figures as by one, and no process left waiting."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from mpp.config import ModelConfig
+from mpp.data.shards import ShardSet
+from mpp.model.encoder import build_encoder
+from mpp.train.export import write_encoder
+from tests.pipeline.conftest import finish, start
+
+QUICK = [
+    "features.workers=0", "features.batch=16", "linear.epochs=2", "linear.learning_rates=[0.1]", "logistic.strengths=[1]", "knn.k=[3]",
+    "few_shot.shots=[1]", "augmented=[mae]", "mae.epochs=2", "mae.warmup_epochs=1", "mae.batch=40",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=32, depth=2, heads=2)
+    write_encoder(folder, build_encoder(model, 5).vit.state_dict(), model, (0.5,) * 3, (0.5,) * 3, "tiny")
+    return folder
+
+
+def probe(out, encoder, train, *words: str, world: int):
+    return finish(start([f"encoder={encoder}", f"train={train}", f"out={out}", *QUICK, *words], world, ["mpp/linear_probe.py"]))
+
+
+def test_two_processes_make_the_same_table_as_one(tmp_path, shards, encoder):
+    results, tables = {}, {}
+    for world in (1, 2):
+        out = tmp_path / str(world)
+        done = probe(out, encoder, shards, world=world)
+        assert done.status == [0] * world, done.err[-3000:]
+        assert done.out.count("48 of 48 images, 0 repeated") == 3 and f"by {world} process(es)" in done.out
+        results[world] = json.loads((out / "results.json").read_text())
+        tables[world] = {
+            json.loads((folder / "features.json").read_text())["spec"]["encoder"]: np.load(folder / "features.npy")
+            for folder in (out / "features").glob("*/")
+        }
+    for encoder_digest, values in tables[1].items():
+        np.testing.assert_allclose(tables[2][encoder_digest], values, rtol=1e-4, atol=1e-5)
+    for name, row in results[1]["rows"].items():
+        for figure in ("linear", "logistic", "knn", *(["mae"] if name != "raw pixels" else [])):
+            assert results[2]["rows"][name][figure]["accuracy"] == pytest.approx(row[figure]["accuracy"], abs=1e-9)
+    assert results[2]["processes"] == 2
+
+
+def test_an_image_that_one_process_cannot_read_ends_all_with_one_line(tmp_path, shards, encoder):
+    shutil.copytree(shards, tmp_path / "train")
+    index = ShardSet.open(tmp_path / "train").index
+    with (tmp_path / "train" / "000004.tar").open("r+b") as tar:  # of the second process's half
+        tar.seek(int(index[45]["offset"]) + 60)
+        tar.write(b"\x00\x01\x02\x03")
+    done = probe(tmp_path / "out", encoder, tmp_path / "train", world=2)
+    assert done.status == [2, 2] and len(done.error_lines) == 1, done.err
+    assert "no image out" in done.error_lines[0] and "Traceback" not in done.err
+    assert not list((tmp_path / "out" / "features").glob("*/features.json"))

@@ -1,0 +1,83 @@
+"""One table over runs, and differences on the same images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mpp import results
+from mpp.errors import DataError
+from mpp.transfer.metrics import figures
+from mpp.transfer.protocol import Answers
+from mpp.transfer.results import find_results, layer_curve, write_predictions, write_results
+
+
+def measured(folder, right: int, *, identity="t", row="pretrained", samples=200, baseline=True):
+    """A run of which `right` of 200 answers are right, the first ones."""
+    truth = np.arange(samples) % 4
+    predicted = torch.from_numpy(np.where(np.arange(samples) < right, truth, (truth + 1) % 4))
+    answers = {row: {"linear": Answers(predicted, torch.full((samples,), 0.5))}}
+    if baseline:
+        answers["raw pixels"] = {"linear": Answers(torch.zeros(samples, dtype=torch.int64), torch.full((samples,), 0.5))}
+    rows = {
+        name: {probe: figures(a.predicted, torch.from_numpy(truth), 4, a.confidence) for probe, a in given.items()}
+        | {"about": {"feature_spec": {"encoder": "same"}}}
+        for name, given in answers.items()
+    }
+    out = folder / "transfer" / "data"
+    out.mkdir(parents=True)
+    about = {"reported_on": "test", "reported_images": samples, "test_reads": 1, "seed": 0, "train_images": 10}
+    data = {"test": {"path": "shards/test", "identity": identity, "images": samples}, "train": None}
+    write_results(out, {"rows": rows, "data": data, **about})
+    write_predictions(out, answers, truth, np.arange(samples))
+    return folder
+
+
+def test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once(tmp_path, capsys):
+    folders = [measured(tmp_path / "a", 150), measured(tmp_path / "b", 120), measured(tmp_path / "c", 90, identity="other")]
+    assert results.main([str(folder) for folder in folders]) == 0
+    shown = capsys.readouterr().out
+    first, second = shown.split("\n\n")[:2]
+    assert (
+        first.count("raw pixels") == 1
+        and str(tmp_path / "a") in first
+        and str(tmp_path / "b") in first
+        and str(tmp_path / "c") not in first
+    )
+    assert "75.00" in first and "60.00" in first and "45.00" in second and "read 1 time(s)" in first
+
+
+def test_differences_are_paired_and_written(tmp_path, capsys):
+    a, b = measured(tmp_path / "a", 150, baseline=False), measured(tmp_path / "b", 120, baseline=False)
+    assert results.main([str(a), str(b), "--compare", "linear", "--json", str(tmp_path / "table.json")]) == 0
+    assert "+15.00" in capsys.readouterr().out
+    (difference,) = json.loads((tmp_path / "table.json").read_text())[0]["differences"]
+    assert (difference["a_only"], difference["b_only"]) == (30, 0) and 0.05 < difference["ci95"][0] < 0.15
+
+
+@pytest.mark.parametrize(("words", "says"), [(["--compare", "knn"], "fewer than two of these rows have it; they have linear")])
+def test_what_cannot_be_compared_is_one_line(tmp_path, words, says):
+    with pytest.raises(DataError, match=says):
+        results.main([str(measured(tmp_path / "a", 150)), *words])
+
+
+def test_folders_without_results_and_damaged_ones_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"holds no results\.json"):
+        find_results([str(tmp_path)])
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        find_results([str(tmp_path)])
+    (tmp_path / "x").mkdir()
+    one = measured(tmp_path / "x", 10)
+    (one / "transfer" / "data" / "predictions.safetensors").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"predictions\.safetensors cannot be read"):
+        find_results([str(one)])[0].predictions()
+
+
+def test_the_curve_takes_the_best_head_of_each_single_layer():
+    heads = [([1], 0.2), ([1], 0.4), ([2], 0.3), ([1, 2], 0.9)]
+    grid = [{"layers": layers, "holdout_accuracy": share} for layers, share in heads]
+    curve = layer_curve(grid, 10)
+    assert [(layer, share) for layer, share, _ in curve] == [(1, 0.4), (2, 0.3)]
+    assert all(low < share < high for _, share, (low, high) in curve)
