@@ -9,7 +9,6 @@ image exactly once, and each read is logged.  init=random is the baseline: the s
 
 import argparse
 import functools
-import json
 import os
 import shlex
 import sys
@@ -27,7 +26,7 @@ from mpp.data.finetune_set import open_finetune_set
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.errors import CheckpointError, ConfigError, Parser, UserError, run_program
-from mpp.files import make_folder, write_atomically
+from mpp.files import make_folder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
 from mpp.monitor.board import Board
@@ -47,9 +46,11 @@ from mpp.train.quarantine import Quarantine
 from mpp.train.run_folder import check_same_run, cut_back_logs, environment, hold_run_folder, write_run_folder
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
-from mpp.transfer.intervals import wilson
+from mpp.transfer.metrics import figures
+from mpp.transfer.protocol import Answers
+from mpp.transfer.results import write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
-from mpp.transfer.table import log_test_read
+from mpp.transfer.table import FINETUNED, log_test_read
 from mpp.world import World, from_first
 
 PROGRAM = "mpp/finetune.py"
@@ -265,16 +266,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_classifier(
             run_dir / "encoder", weights, arch, model_arguments, sets.classes, size, loaded.mean, loaded.std, data.test_crop, about
         )
-        final.write(run_dir / "predictions.safetensors")
-        low, high = wilson(final.right, len(final.truth))
+        row, measured_ids = "from scratch" if random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
+        answers = Answers(torch.from_numpy(final.predicted), torch.from_numpy(final.confidence))
+        write_predictions(run_dir, {row: {FINETUNED: answers}}, final.truth, measured_ids)
+        truth = torch.from_numpy(final.truth)
+        top1 = figures(answers.predicted, truth, len(sets.classes), answers.confidence)
+        low, high = top1["ci95"]
         results = {
             "command": shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)]),
             "kind": "finetune",
             "encoder": {"path": config.encoder, "source": loaded.source, "digest": loaded.digest, "init": config.init},
             "reported_on": where,
-            "top1": {"accuracy": final.accuracy, "ci95": [low, high]},
-            "loss": final.loss,
-            "weights": chosen,
+            "rows": {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}},
             "holdout": {
                 name: {"accuracy": each.accuracy, "loss": each.loss, "images": len(each.truth)} for name, each in on_holdout.items()
             },
@@ -289,13 +292,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "classes": sets.classes,
             "seed": config.seed,
             "test_reads": reads,
-            "data": sets.identities,
-            "predictions": "predictions.safetensors",
+            "data": {split: {"path": getattr(config, split), "identity": identity} for split, identity in sets.identities.items()},
+            "holdout_fraction": data.holdout_fraction,
             "config": config.model_dump(mode="json"),
             "environment": environment(),
             "seconds": seconds,
         }
-        write_atomically(run_dir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+        write_results(run_dir, results)
         board.scalars(newest.samples_seen, newest.step, {f"{'test' if sets.test else 'holdout'}/accuracy": final.accuracy})
         board.close()
         times = f", read {reads} time{'s' if reads > 1 else ''} by this folder" if sets.test else ", on which the weights were chosen"

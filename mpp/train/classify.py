@@ -5,19 +5,16 @@ Letters: B batch, H, W pixels, K classes, m images measured.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.numpy import save
 from torch import Tensor, nn
 
 from mpp.data.labelled_crops import LabelledCrops
 from mpp.data.loader import Batch, batches
 from mpp.data.order import EveryOnce
 from mpp.errors import DataError, of_this_rank
-from mpp.files import write_atomically
 from mpp.model.classifier import partners, soft_targets
 from mpp.train.step import images_on_device, normalise
 from mpp.world import World, together
@@ -76,9 +73,6 @@ class Predictions:
     @property
     def accuracy(self) -> float:
         return self.right / len(self.truth)
-
-    def write(self, path: Path) -> None:
-        write_atomically(path, save({"predicted": self.predicted, "confidence": self.confidence, "truth": self.truth}))
 
 
 @torch.no_grad()

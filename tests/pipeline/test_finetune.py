@@ -86,22 +86,25 @@ def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupte
     assert "measured 12 of 12 images, 0 repeated" in finished.out
     assert np.array_equal(predictions["truth"], ShardSet.open(shards).labels[held])
     assert {name: (value.dtype, value.shape) for name, value in predictions.items()} == {
-        "predicted": (np.int64, (12,)),
-        "confidence": (np.float32, (12,)),
+        "fine-tuned/finetune/predicted": (np.int64, (12,)),
+        "fine-tuned/finetune/confidence": (np.float32, (12,)),
         "truth": (np.int64, (12,)),
+        "samples": (np.int64, (12,)),
     }
-    assert found["top1"]["accuracy"] == (predictions["predicted"] == predictions["truth"]).mean()
+    assert np.array_equal(predictions["samples"], held)
+    top1 = found["rows"]["fine-tuned"]["finetune"]
+    assert top1["accuracy"] == (predictions["fine-tuned/finetune/predicted"] == predictions["truth"]).mean()
     assert (found["reported_on"], found["test_reads"], found["train_images"], found["samples_seen"]) == ("holdout of train", 0, 36, 108)
-    assert found["data"] == {"train": ShardSet.open(shards).identity}
+    assert found["data"] == {"train": {"path": str(shards), "identity": ShardSet.open(shards).identity}}
     best = max(found["holdout"].values(), key=lambda each: each["accuracy"])
-    assert found["holdout"][found["weights"]]["accuracy"] == best["accuracy"] == found["top1"]["accuracy"]
+    assert found["holdout"][top1["weights"]]["accuracy"] == best["accuracy"] == top1["accuracy"]
 
 
 def test_timm_opens_what_was_fine_tuned_with_its_head(uninterrupted, shards):
     run, _ = uninterrupted
     model = timm.create_model(f"local-dir:{run}/encoder", pretrained=True).eval()
     assert (model.num_classes, model.patch_embed.grid_size, model.pretrained_cfg["label_names"]) == (2, (2, 4), ["dark", "light"])
-    chosen = json.loads((run / "results.json").read_text())["weights"]
+    chosen = json.loads((run / "results.json").read_text())["rows"]["fine-tuned"]["finetune"]["weights"]
     kept = tensors(run, LAST)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, kept[f"{'weight' if chosen == 'weights' else 'ema'}/{name}"]), name
@@ -132,7 +135,7 @@ def test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once(
     first = next(iter(metrics(run).values()))
     assert first["train/loss"] == pytest.approx(np.log(2), abs=1e-6)  # a zero head
     found = json.loads((run / "results.json").read_text())
-    assert (found["reported_on"], found["test_reads"], found["encoder"]["init"]) == ("test", 1, "random")
+    assert (found["reported_on"], found["test_reads"], list(found["rows"])) == ("test", 1, ["from scratch"])
     assert len((run / "test_reads.jsonl").read_text().splitlines()) == 1
     again = tmp_path / "again"
     shutil.copytree(run, again)
