@@ -19,6 +19,7 @@ from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
 from mpp.data.decode import decode
 from mpp.data.loader import MaskedImages, batches, default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
+from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.errors import BadSample, DataError, Parser, run_program
 from mpp.machine import allow_open_files, usable_cores
@@ -88,10 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe(dataset: MaskedImages, config: PretrainConfig) -> None:
-    index = dataset.images.shards.index[dataset.pool.start : dataset.pool.stop]
+    shards = dataset.images.shards
+    assert isinstance(shards, ShardSet)  # so open_training_set made them
+    index = shards.index[dataset.pool.start : dataset.pool.stop]
     width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
     print(
-        f"{dataset.images.shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB\n"
+        f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB\n"
         f"crops of {config.model.image_size} pixels, {config.data.views} view(s) of each image | JPEGs are decoded by {jpeg_decoder()}"
     )
 

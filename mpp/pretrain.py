@@ -24,7 +24,7 @@ from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import CheckpointError, ConfigError, Parser, UserError, run_program
-from mpp.files import lock_folder, make_folder, write_atomically
+from mpp.files import make_folder, write_atomically
 from mpp.machine import allow_open_files
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model
@@ -38,8 +38,9 @@ from mpp.train.commit import find_commit, newest_commit, prune, read_config, rea
 from mpp.train.encoder_folder import PREFIX, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
+from mpp.train.progress import clock, say, shared_sum
 from mpp.train.quarantine import Quarantine
-from mpp.train.run_folder import check_same_run, cut_back_logs, write_run_folder
+from mpp.train.run_folder import check_same_run, cut_back_logs, hold_run_folder, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
@@ -78,10 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         initialise_from(model, config)
     make_folder(run_dir, "run_dir")
     if os.environ.get("RANK", "0") == "0":
-        lock = (run_dir / "lock").open("w")  # held until this process ends
-        lock_folder(lock, f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir")
-        if find_commit(run_dir, config.resume) != commit:
-            raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
+        lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
         cut_back_logs(run_dir, commit.step * data.global_batch if commit else 0)
 
     world = start_distributed()
@@ -227,26 +225,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, float], seconds_left: float) -> str:
-    minutes, seconds = divmod(round(seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
     return (
         f"step {step}/{steps}  samples {samples_seen:,}  loss {values['train/loss']:.4f}  skill {values['train/skill']:+.4f}  "
         f"lr {values['optim/learning_rate']:.2e}  norm {values['optim/gradient_norm']:.3f}  {values['speed/samples_per_second']:.0f} img/s  "
-        f"wait {values['speed/wait_share']:.0%}  eta {hours}:{minutes:02d}:{seconds:02d}"
+        f"wait {values['speed/wait_share']:.0%}  eta {clock(seconds_left)}"
     )
-
-
-def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:
-    """Collective: each number summed over ranks."""
-    filled = lambda number: torch.full((), float(number), dtype=torch.float64, device=world.device)  # a fill waits for nothing
-    total = torch.stack([number.double() if isinstance(number, torch.Tensor) else filled(number) for number in numbers])
-    dist.all_reduce(total)
-    return [int(number) for number in total.tolist()]
 
 
 @torch.no_grad()

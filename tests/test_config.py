@@ -8,11 +8,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mpp.config import Count, PretrainConfig, Section, dump, load
+from mpp.config_finetune import FinetuneConfig
 from mpp.config_probe import ProbeConfig
 from mpp.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PROGRAMS = {"finetune": FinetuneConfig}  # first word of a config's name -> what reads it; all others are pretraining's
+
+
+def schema_of(path):
+    return PROGRAMS.get(path.stem.partition("_")[0], PretrainConfig)
 
 
 class Scalar(Section):
@@ -253,14 +259,21 @@ def test_there_are_configs_to_check():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_says_how_it_is_run(path):
-    load(PretrainConfig, path)
+    schema = schema_of(path)
+    load(schema, path)
     lines = path.read_text().splitlines()
     assert 15 <= len(lines) <= 60
     header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
-    commands = [line for line in header if re.search(rf"deepspeed mpp/pretrain\.py --config configs/{path.name}(\s|$)", line)]
+    commands = [
+        line
+        for line in header
+        if re.search(
+            rf"deepspeed mpp/{'pretrain' if schema is PretrainConfig else 'finetune'}\.py --config configs/{path.name}(\s|$)", line
+        )
+    ]
     assert len(commands) == 1
     words = commands[0].partition(path.name)[2].split()
-    load(PretrainConfig, path, words)
+    load(schema, path, words)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -270,7 +283,7 @@ def test_no_shipped_config_means_another_thing_under_yaml_1_1(path):
     def words(tree):
         return {key: words(value) for key, value in tree.items()} if isinstance(tree, dict) else isinstance(tree, bool)
 
-    ours = load(PretrainConfig, path).model_dump(mode="json")
+    ours = load(schema_of(path), path).model_dump(mode="json")
     for section, keys in words(yaml.safe_load(path.read_text())).items():
         for key, is_bool in keys.items() if isinstance(keys, dict) else []:
             assert is_bool == isinstance(ours[section][key], bool), f"{section}.{key}"

@@ -2,30 +2,56 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from mpp.rng import Draws
 
 ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 
 
+class View(Protocol):
+    """One crop of one image."""
+
+    @property
+    def flip(self) -> bool:
+        """Left to right; for the device to do."""
+        ...
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """left, top, right, bottom of the crop in pixels of an image of this size."""
+        ...
+
+
+class Crop(Protocol):
+    """A rule that says where crops lie."""
+
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """Of what it cuts out, once resized: pixels a side, or (height, width)."""
+        ...
+
+    def draw(self, draws: Draws) -> View: ...
+
+
 @dataclass(frozen=True)
 class Augment:
-    """size: pixels a side of the crop; scale: share of the area, uniform; ratio: width / height, log-uniform; flip: horizontally, half of them."""
+    """size: pixels a side of the crop, or (height, width); scale: share of the area, uniform; ratio: width / height before it is resized,
+    log-uniform; flip: left to right, half of them."""
 
-    size: int
+    size: int | tuple[int, int]
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: bool
 
-    def draw(self, draws: Draws) -> "View":
+    def draw(self, draws: Draws) -> "RandomView":
         """One view's random numbers, which are the same whatever image they are applied to."""
         *boxes, flip = draws.uniform(4 * ATTEMPTS + 1).tolist()
         numbers = [boxes[first : first + ATTEMPTS] for first in range(0, 4 * ATTEMPTS, ATTEMPTS)]
-        return View(self, numbers, flip=flip >= 0.5 and self.flip)
+        return RandomView(self, numbers, flip=flip >= 0.5 and self.flip)
 
 
 @dataclass(frozen=True)
-class View:
+class RandomView:
     augment: Augment
     numbers: list[list[float]]  # [4, ATTEMPTS] in [0, 1): area, ratio, left, top
     flip: bool  # for the device to do
@@ -50,5 +76,30 @@ class View:
             h = round(width / ratios[0])
         elif width / height > ratios[1]:
             w = round(height * ratios[1])
+        x, y = (width - w) // 2, (height - h) // 2
+        return x, y, x + w, y + h
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The largest centred box of the shape (height, width), drawn in by `share` on both sides; never flipped: what is measured on."""
+
+    size: tuple[int, int]
+    share: float  # of 1: 224 / 256 is the usual resizing of the short side to 256 before 224 are cut
+
+    def draw(self, draws: Draws) -> "CentreView":
+        return CentreView(self)
+
+
+@dataclass(frozen=True)
+class CentreView:
+    centre: Centre
+    flip: bool = False
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Rounded to whole pixels."""
+        rows, columns = self.centre.size
+        scale = self.centre.share * min(width / columns, height / rows)
+        w, h = (max(1, min(side, round(scale * wanted))) for side, wanted in ((width, columns), (height, rows)))
         x, y = (width - w) // 2, (height - h) // 2
         return x, y, x + w, y + h

@@ -1,6 +1,6 @@
 """From an image's bytes to training crops: decode only what they need, then shrink or stretch them to the training size.
 
-    bytes -> a part of the image, at 1, 1/2, 1/4 or 1/8 of its size -> uint8 [3, S, S], antialiased bicubic
+    bytes -> a part of the image, at 1, 1/2, 1/4 or 1/8 of its size -> uint8 [3, H, W], antialiased bicubic
 
 * libjpeg-turbo decodes a part of a JPEG (_jpeg.c): blocks above and beside it are parsed and thrown away, what lies below is not read.
   Without that module, and for every other format, Pillow decodes the whole image.  Either way the same bits come out, so only the speed
@@ -30,6 +30,7 @@ except ImportError as error:  # built only where libjpeg-turbo's headers are ins
     _missing = str(error)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Size = int | tuple[int, int]  # pixels a side, or (height, width)
 SPARE = 2
 BACKWARDS_X = (2, 3, 6, 7)  # EXIF orientations in which the x axis of the upright image runs backwards in the stored one
 BACKWARDS_Y = (3, 4, 7, 8)
@@ -40,18 +41,18 @@ def jpeg_decoder() -> str:
     return f"Pillow (whole images; {_missing})" if _jpeg is None else "libjpeg-turbo (parts of images)"
 
 
-def cut(data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
-    """uint8 [3, size, size] for each box of one encoded image, which is decoded once.
+def cut(data: bytes, width: int, height: int, boxes: Sequence[Box], size: Size, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
+    """uint8 [3, H, W], size = (H, W), for each box of one encoded image, which is decoded once.
 
-    width, height: of the upright image, as its index says.  boxes: inside it.  size: pixels a side.
+    width, height: of the upright image, as its index says.  boxes: inside it.
     Raises BadSample(reason) for content that cannot be decoded, of another size than the index says, or larger than `max_pixels`.
     """
     parts, orientation = decode_parts(data, width, height, boxes, size, max_pixels)
-    return [turned(resize(part, size), orientation) for part in parts]
+    return [turned(resize(part, as_stored_size(size, orientation)), orientation) for part in parts]
 
 
 def decode_parts(
-    data: bytes, width: int, height: int, boxes: Sequence[Box], size: int, max_pixels: int = MAX_PIXELS
+    data: bytes, width: int, height: int, boxes: Sequence[Box], size: Size, max_pixels: int = MAX_PIXELS
 ) -> tuple[list[np.ndarray], int]:
     """As `cut`, before anything is resized: uint8 [H, W, 3] of each box, as stored, and the EXIF orientation that turns it upright."""
     if width * height > max_pixels:
@@ -76,15 +77,26 @@ def decode_parts(
     return [_inside(np.asarray(image), box, (0, 0)) for box in snapped], orientation
 
 
-def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [3, size, size], bicubic, antialiased."""
+def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [3, H, W], size = (H, W), bicubic, antialiased."""
     planes = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(planes, size=(size, size), mode="bicubic", antialias=True)
+    resized = torch.nn.functional.interpolate(planes, size=both(size), mode="bicubic", antialias=True)
     return resized[0].numpy()
 
 
+def both(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_stored_size(size: Size, orientation: int) -> tuple[int, int]:
+    """(height, width) of a crop before it is turned upright (EXIF orientation 1 to 8)."""
+    height, width = both(size)
+    return (width, height) if orientation >= 5 else (height, width)
+
+
 def turned(planes: np.ndarray, orientation: int) -> np.ndarray:
-    """[3, S, S] as stored -> upright (EXIF orientation 1 to 8)."""
+    """[3, H, W] as stored -> upright (EXIF orientation 1 to 8)."""
     if orientation >= 5:
         planes = planes.transpose(0, 2, 1)
     if orientation in BACKWARDS_X:
@@ -121,9 +133,10 @@ def plain_jpeg(data: bytes, max_pixels: int) -> tuple[int, int, int] | None:
     return (stored_header(data, max_pixels)[0] if has_app1 else 1), width, height
 
 
-def _scale(boxes: Sequence[Box], size: int) -> int:
-    shortest = min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
-    return next((scale for scale in (8, 4, 2) if shortest >= scale * SPARE * size), 1)
+def _scale(boxes: Sequence[Box], size: Size) -> int:
+    height, width = both(size)
+    spare = min(min((right - left) / width, (bottom - top) / height) for left, top, right, bottom in boxes)
+    return next((scale for scale in (8, 4, 2) if spare >= scale * SPARE), 1)
 
 
 def _snap(box: Box, side: tuple[int, int], scale: int) -> Box:

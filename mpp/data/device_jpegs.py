@@ -14,7 +14,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from mpp.data.augment import View
-from mpp.data.crop import Box, plain_jpeg
+from mpp.data.crop import Box, Size, both, plain_jpeg
 from mpp.data.images import Crops, ShardImages
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
@@ -25,9 +25,9 @@ class Refused(Exception):
 
 
 class DeviceJpegs:
-    """max_pixels: larger images are bad samples; size: pixels a side of the crops.  Raises ConfigError on a device that decodes nothing."""
+    """max_pixels: larger images are bad samples; size: of the crops.  Raises ConfigError on a device that decodes nothing."""
 
-    def __init__(self, shards: ShardSet, max_pixels: int, device: torch.device, size: int):
+    def __init__(self, shards: ShardSet, max_pixels: int, device: torch.device, size: Size):
         self.shards, self.max_pixels, self.device, self.size = shards, max_pixels, device, size
         self.on_cpu = ShardImages(shards, max_pixels)
         self.decoder = f"decoded by nvJPEG, or {self.on_cpu.decoder}"
@@ -39,7 +39,7 @@ class DeviceJpegs:
                 f"system.decode=device: {device} decodes no JPEGs here ({error.__cause__}); take system.decode=cpu"
             ) from error
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
         width, height = self.shards.size_of(sample)
         if width * height > self.max_pixels:
             raise BadSample(f"too many pixels ({width}x{height}, the limit is {self.max_pixels})")
@@ -57,21 +57,21 @@ class DeviceJpegs:
             images = self._decode(encoded)
         except Refused:  # nvJPEG does not say which of them
             images = [self._decode_or_not(each) for each in encoded]
-        image = torch.empty(len(batch["box"]), 3, self.size, self.size, dtype=torch.uint8, device=self.device)
+        image = torch.empty(len(batch["box"]), 3, *both(self.size), dtype=torch.uint8, device=self.device)
         if "image" in batch:
             image.copy_(batch["image"])
         for decoded, first in zip(images, rows.tolist(), strict=True):
             if decoded is None:
                 again = replace(dataset, images=self.on_cpu).batch([keys[first // dataset.views]])
                 image[first : first + dataset.views] = again["image"].to(self.device)
-                for name in ("box", "shown", "replaced"):
+                for name in {"box", "shown", "replaced", "label"} & batch.keys():
                     batch[name][first : first + dataset.views] = again[name]
                 batch["bad"] += again["bad"]
                 continue
             for row in range(first, first + dataset.views):
                 left, top, right, bottom = batch["box"][row].tolist()
                 part = decoded[None, :, top:bottom, left:right].float()
-                resized = torch.nn.functional.interpolate(part, size=(self.size, self.size), mode="bicubic", antialias=True)
+                resized = torch.nn.functional.interpolate(part, size=both(self.size), mode="bicubic", antialias=True)
                 image[row] = resized[0].round().clamp(0, 255).to(torch.uint8)
         return batch | {"image": image}
 

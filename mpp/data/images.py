@@ -1,4 +1,4 @@
-"""Where crops come from: the shards, or all images of a small set decoded once, in RAM or on the training device.
+"""Where crops come from: the shards (or whatever has their face, labelled.py), or all images of a small set decoded once, in RAM or on the training device.
 
 All answer alike, and order, crops, flips and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
 """
@@ -14,21 +14,23 @@ import torch
 from torch import Tensor
 
 from mpp.data.augment import View
-from mpp.data.crop import Box, as_stored, cut, jpeg_decoder, resize, turned
+from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
-from mpp.data.shards import ShardSet
+from mpp.data.labelled import LabelledImages
 from mpp.errors import BadSample, ConfigError, of_this_rank
 
-Crops = list[np.ndarray] | bytes | None  # uint8 [3, size, size] of each view; or for the device to make: the encoded image, nothing
+Crops = list[np.ndarray] | bytes | None  # uint8 [3, H, W] of each view; or for the device to make: the encoded image, nothing
 
 
 class Images(Protocol):
-    shards: ShardSet
+    @property
+    def shards(self) -> LabelledImages: ...
+
     decoder: str  # for people
     encoded_bytes: int  # that a loader process hands over for a sample, beside its crops
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
-        """Each view's box and crop.  Raises BadSample for a sample that cannot be shown."""
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
+        """Each view's box and crop, size = (H, W).  Raises BadSample for a sample that cannot be shown."""
         ...
 
     def complete(self, batch: dict, dataset: Any) -> dict:
@@ -41,11 +43,11 @@ class ShardImages:
 
     encoded_bytes = 0
 
-    def __init__(self, shards: ShardSet, max_pixels: int):
+    def __init__(self, shards: LabelledImages, max_pixels: int):
         self.shards, self.max_pixels = shards, max_pixels
         self.decoder = f"decoded by {jpeg_decoder()}"
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
         width, height = self.shards.size_of(sample)
         boxes = [view.box(width, height) for view in views]
         return boxes, cut(self.shards.read(sample), width, height, boxes, size, self.max_pixels)
@@ -63,10 +65,10 @@ class MemoryImages:
     decoder = "decoded once, in RAM"
     encoded_bytes = 0
 
-    def __init__(self, shards: ShardSet, pool: range, max_pixels: int, threads: int, processes: int):
+    def __init__(self, shards: LabelledImages, pool: range, max_pixels: int, threads: int, processes: int):
         """threads: that decode; processes: of this machine that hold such a copy.  Raises ConfigError when it does not fit."""
         self.shards = shards
-        widths, heights = (shards.index[side][pool.start : pool.stop].astype(np.int64) for side in ("width", "height"))
+        widths, heights = np.array([shards.size_of(sample) for sample in pool], dtype=np.int64).T
         self.first = pool.start
         self.start = np.concatenate([[0], np.cumsum(3 * widths * heights)])
         self.faults: dict[int, str] = {}
@@ -98,14 +100,17 @@ class MemoryImages:
         shape = (width, height, 3) if self.orientation[place] >= 5 else (height, width, 3)
         return self.pixels[self.start[place] : self.start[place + 1]].numpy().reshape(shape)
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
         if sample in self.faults:
             raise BadSample(self.faults[sample])
         width, height = self.shards.size_of(sample)
         pixels, orientation = self.stored(sample), int(self.orientation[sample - self.first])
         boxes = [view.box(width, height) for view in views]
         parts = [as_stored(box, width, height, orientation) for box in boxes]
-        return boxes, [turned(resize(pixels[top:bottom, left:right], size), orientation) for left, top, right, bottom in parts]
+        return boxes, [
+            turned(resize(pixels[top:bottom, left:right], as_stored_size(size, orientation)), orientation)
+            for left, top, right, bottom in parts
+        ]
 
     def complete(self, batch: dict, dataset: Any) -> dict:
         return batch
@@ -120,8 +125,8 @@ class DeviceImages:
     decoder = "decoded once, on the training device"
     encoded_bytes = 0
 
-    def __init__(self, images: MemoryImages, device: torch.device, size: int):
-        """size: pixels a side of the crops.  Raises ConfigError for images of several sizes, or more than the device holds."""
+    def __init__(self, images: MemoryImages, device: torch.device, size: Size):
+        """size: of the crops.  Raises ConfigError for images of several sizes, or more than the device holds."""
         self.shards, self.first, self.faults, self.size = images.shards, images.first, images.faults, size
         count = len(images.start) - 1
         sizes = {self.shards.size_of(sample) for sample in range(self.first, self.first + count)}
@@ -138,7 +143,7 @@ class DeviceImages:
             upright = turned(images.stored(self.first + place).transpose(2, 0, 1), int(images.orientation[place]))
             self.pixels[place] = torch.from_numpy(np.ascontiguousarray(upright))
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: int) -> tuple[list[Box], Crops]:
+    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
         if sample in self.faults:
             raise BadSample(self.faults[sample])
         return [view.box(self.width, self.height) for view in views], None
@@ -148,10 +153,11 @@ class DeviceImages:
         return batch | {"image": cut_on_device(self.pixels[rows], batch["box"].to(self.pixels.device), self.size)}
 
 
-def cut_on_device(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """uint8 [B, 3, H, W], int64 [B, 4] (left, top, right, bottom) -> uint8 [B, 3, size, size]: antialiased bicubic as two matrix products."""
-    across = bicubic_weights(boxes[:, 0], boxes[:, 2], images.shape[3], size)[:, None]
-    down = bicubic_weights(boxes[:, 1], boxes[:, 3], images.shape[2], size)[:, None]
+def cut_on_device(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
+    """uint8 [B, 3, H, W], int64 [B, 4] (left, top, right, bottom) -> uint8 [B, 3, *size]: antialiased bicubic as two matrix products."""
+    height, width = both(size)
+    across = bicubic_weights(boxes[:, 0], boxes[:, 2], images.shape[3], width)[:, None]
+    down = bicubic_weights(boxes[:, 1], boxes[:, 3], images.shape[2], height)[:, None]
     with torch.autocast(images.device.type, enabled=False):
         lines = (images.float() @ across.transpose(-1, -2)).round().clamp(0, 255)  # the CPU's resizer rounds here too
         return (down @ lines).round().clamp(0, 255).to(torch.uint8)

@@ -1,7 +1,7 @@
-"""From shards to micro-batches: read, decode, crop and mask each sample by its own key, in workers of the plain torch DataLoader.
+"""From images to micro-batches: read, decode, crop (and mask) each sample by its own key, in workers of the plain torch DataLoader.
 
-A batch is a dict of tensors.  B views (`data.views` of each sample, side by side), N patches, K visible, M predicted, S pixels a side:
-    image uint8 [B, 3, S, S]   flip bool [B]
+A batch is a dict of tensors.  B views (`data.views` of each sample, side by side), N patches, K visible, M predicted:
+    image uint8 [B, 3, H, W]   flip bool [B]
     kind, source int64 [B, N]   visible int64 [B, K]   predicted int64 [B, M]
     position int64 [B]   sample int64 [B] (the id the order asked for)   shown int64 [B] (the id whose image it is)   replaced bool [B] (another's)
     box int64 [B, 4] (left, top, right, bottom of the crop, in pixels)   bad: one record for each unreadable sample met
@@ -25,34 +25,51 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mpp.data.augment import Augment, View
-from mpp.data.crop import Box
+from mpp.data.augment import Augment, Crop, View
+from mpp.data.crop import Box, both
 from mpp.data.device_jpegs import joined
 from mpp.data.images import Crops, Images
-from mpp.data.order import OrderSampler
+from mpp.data.order import FIXED, EveryOnce, OrderSampler
 from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
 from mpp.machine import usable_cores
 from mpp.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
 Batch = dict[str, Any]
-FIXED = 2**62  # the "epoch" of draws that never change: hold-out and the baselines' sample
 BAD_IN_A_ROW = 100
 PREFETCHED = 4  # micro-batches a worker is ahead
 SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over their batches
 
 
-@dataclass(frozen=True)
-class MaskedImages(Dataset):
-    """Map-style: keys are (epoch, sample id, position of its first view)."""
+class KeyedCrops(Dataset):
+    """Map-style: keys are (epoch, sample id, position of its first view).  What all data sets of crops share."""
 
     images: Images
-    augment: Augment
-    masking: Masking
+    augment: Crop
     seed: int
-    pool: range  # the ids a replacement may have: training and hold-out samples never stand in for each other
-    views: int = 1  # of each sample
-    differ_in: Literal["crop", "mask"] = "crop"  # mask: the views of a sample share crop and flip
+    views: int  # of each sample
+    differ_in: Literal["crop", "mask"]  # mask: the views of a sample share crop and flip
+
+    def stand_in(self, sample: int, step: int) -> int:
+        """The id that is tried in place of `sample` after `step` unreadable ones; at step 0 itself."""
+        raise NotImplementedError
+
+    def others(self) -> int:
+        """How many ids there are to try."""
+        raise NotImplementedError
+
+    def columns(self, keys: list[tuple[int, int, int]], shown: torch.Tensor) -> Batch:
+        """What a batch holds beside its crops and where they come from; `shown` int64 [B] are the ids whose images they are."""
+        raise NotImplementedError
+
+    def repaint(self, crop: np.ndarray, epoch: int, sample: int) -> np.ndarray:
+        """uint8 [3, H, W] -> the same, or otherwise coloured."""
+        return crop
+
+    @property
+    def bytes_beside(self) -> int:
+        """Of a view, beside its pixels and encoded bytes."""
+        return 100
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> Batch:
         """As `batch`, ready to be handed over by a loader process: `unpacked` undoes it."""
@@ -68,7 +85,7 @@ class MaskedImages(Dataset):
             return {"error": of_this_rank(DataError(f"a loader process ran out of memory among samples {keys[0][1]}, ...; {lower}"))}
 
     def batch(self, keys: list[tuple[int, int, int]]) -> Batch:
-        size, count = self.augment.size, len(keys) * self.views
+        (height, width), count = both(self.augment.size), len(keys) * self.views
         rows: dict[str, list] = {name: [] for name in ("flip", "position", "sample", "shown", "box")}
         crops = self.views if self.differ_in == "crop" else 1
         image: torch.Tensor | None = None
@@ -83,28 +100,25 @@ class MaskedImages(Dataset):
                     rows[name].append(value)
                 if isinstance(pixels, list):
                     if image is None:
-                        image = _room_for_images(count, 3, size, size)
-                    image.numpy()[number * self.views + view] = pixels[crop]
+                        image = _room_for_images(count, 3, height, width)
+                    image.numpy()[number * self.views + view] = self.repaint(pixels[crop], epoch, sample)
             if isinstance(pixels, bytes):
                 encoded.append((number * self.views, pixels))
             bad += faults
-        masks = self.masking.draw_all(
-            [Draws(self.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(self.views)]
-        )
         batch: Batch = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
-        batch |= {name: torch.from_numpy(getattr(masks, name)) for name in ("kind", "source", "visible", "predicted")}
+        batch |= self.columns(keys, batch["shown"])
         batch |= {"replaced": batch["shown"] != batch["sample"], "bad": bad}
         if encoded:
             batch |= joined(encoded) | {"keys": keys}
         return batch if image is None else batch | {"image": image}
 
     def _open(self, sample: int, position: int, views: list[View]) -> tuple[int, list[Box], Crops, list[dict]]:
-        """The crops of the sample, or of the next readable one in manifest order (cyclic within the pool), and which it is; a record of every
+        """The crops of the sample, or of the next readable one that may stand in for it, and which it is; a record of every
         fault on the way."""
         faults: list[dict] = []
-        tried = min(BAD_IN_A_ROW, len(self.pool))
+        tried = min(BAD_IN_A_ROW, self.others())
         for step in range(tried):
-            candidate = self.pool.start + (sample - self.pool.start + step) % len(self.pool)
+            candidate = self.stand_in(sample, step)
             try:
                 return candidate, *self.images.boxes_and_crops(candidate, views, self.augment.size), faults
             except BadSample as reason:
@@ -119,12 +133,47 @@ class MaskedImages(Dataset):
 
     def bytes_of(self, views: int) -> int:
         """Of a batch of so many views; at most, but for the spread of encoded sizes."""
-        return views * (3 * self.augment.size**2 + 32 * self.masking.patches + 100 + self.images.encoded_bytes // self.views)
+        height, width = both(self.augment.size)
+        return views * (3 * height * width + self.bytes_beside + self.images.encoded_bytes // self.views)
+
+
+@dataclass(frozen=True)
+class MaskedImages(KeyedCrops):
+    """For masked pretraining."""
+
+    images: Images
+    augment: Augment
+    masking: Masking
+    seed: int
+    pool: range  # the ids a replacement may have: training and hold-out samples never stand in for each other
+    views: int = 1
+    differ_in: Literal["crop", "mask"] = "crop"
+
+    def stand_in(self, sample: int, step: int) -> int:
+        """The next in manifest order, cyclic within the pool."""
+        return self.pool.start + (sample - self.pool.start + step) % len(self.pool)
+
+    def others(self) -> int:
+        return len(self.pool)
+
+    def columns(self, keys: list[tuple[int, int, int]], shown: torch.Tensor) -> Batch:
+        masks = self.masking.draw_all(
+            [Draws(self.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(self.views)]
+        )
+        return {name: torch.from_numpy(getattr(masks, name)) for name in ("kind", "source", "visible", "predicted")}
+
+    @property
+    def bytes_beside(self) -> int:
+        return 32 * self.masking.patches + 100
 
 
 def packed(batch: Batch) -> Batch:
-    """All tensors but images and bytes as one, since each that a process hands over costs a file."""
-    small = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dtype != torch.uint8}
+    """All whole numbers but images and bytes as one tensor, since each that a process hands over costs a file."""
+    small = {
+        name: value
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor) and value.dtype != torch.uint8 and not value.is_floating_point()
+    }
     layout = [(name, tuple(value.shape), value.dtype) for name, value in small.items()]
     numbers = torch.cat([value.reshape(-1).long() for value in small.values()])
     return {name: value for name, value in batch.items() if name not in small} | {"numbers": numbers, "layout": layout}
@@ -161,14 +210,16 @@ def default_workers(local_world: int) -> int:
     return max(1, min(16, usable_cores() // local_world - 1))
 
 
-def batches(dataset: MaskedImages, sampler: OrderSampler, workers: int, pin_memory: bool, local_world: int = 1) -> Iterator[Batch]:
+def batches(
+    dataset: KeyedCrops, sampler: OrderSampler | EveryOnce, workers: int, pin_memory: bool, local_world: int = 1
+) -> Iterator[Batch]:
     """The sampler's micro-batches in its order, whatever the number of workers.
 
     local_world: processes of this machine that load as this one does.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     if workers:
-        _refuse_small_shared_memory(dataset.bytes_of(sampler.plan.micro_batch) * (PREFETCHED + 1) * workers * local_world, workers)
+        _refuse_small_shared_memory(dataset.bytes_of(sampler.micro_batch) * (PREFETCHED + 1) * workers * local_world, workers)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,

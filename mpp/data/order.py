@@ -16,7 +16,7 @@ k * (its sample's number) + view: schedules and logs count views.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,8 @@ from torch.utils.data import Sampler
 
 from mpp.errors import ConfigError
 from mpp.rng import OFFSET, SHARDS, STREAM, Draws
+
+FIXED = 2**62  # the "epoch" of draws that never change: hold-outs, and what is measured on
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Order:
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
             raise ConfigError(
-                f"a step of {self.batch} samples (data.global_batch / data.views) exceeds the {self.samples} training samples of data.shards; "
+                f"a step of {self.batch} samples (data.global_batch / data.views) exceeds the {self.samples} training samples; "
                 f"take a batch of {self.samples} or fewer, or more images"
             )
 
@@ -165,11 +167,17 @@ class BatchPlan:
     worlds: tuple[int, ...]  # the admissible numbers of processes
 
 
-def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_max: int, views: int = 1) -> BatchPlan:
+def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_max: int, views: int = 1, together: int = 1) -> BatchPlan:
     """How a step of `global_batch` views is shared.  Raises ConfigError when `world` processes cannot share it equally.
 
-    The views of a sample stay in one micro-batch, so that it is decoded once.
+    The views of a sample stay in one micro-batch, so that it is decoded once; and so do `together` neighbouring samples of one view.
     """
+    if together > 1:
+        try:
+            plan = plan_batch(global_batch, streams, world, micro_batch_max, together)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"data.views={together}", f"{together} (that many stay together)")) from None
+        return replace(plan, samples=global_batch, views=1)
     if global_batch % views:
         lower = global_batch // views * views
         near = " and ".join(str(batch) for batch in (lower, lower + views) if batch)
@@ -210,20 +218,44 @@ def _by(views: int) -> str:
 
 class OrderSampler(Sampler[list[tuple[int, int, int]]]):
     """Micro-batches of (epoch, sample id, position of its first view) for one rank, from `step` to `last_step`: a batch sampler for the torch
-    DataLoader."""
+    DataLoader.  chosen: where the order is over some of the images only, their ids; the order's n-th sample is chosen[n]."""
 
-    def __init__(self, order: Order, plan: BatchPlan, rank: int, world: int, step: int, last_step: int):
+    def __init__(self, order: Order, plan: BatchPlan, rank: int, world: int, step: int, last_step: int, chosen: np.ndarray | None = None):
         self.order, self.plan, self.rank, self.world = order, plan, rank, world
         self.step, self.last_step = step, last_step
+        self.chosen = chosen
+        self.micro_batch = plan.micro_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         taken = self.plan.micro_batch // self.plan.views
         for step in range(self.step, self.last_step):
             places = self.order.places(step, self.rank, self.world)
             epochs, ids = self.order.sample_ids(places)
+            if self.chosen is not None:
+                ids = self.chosen[ids]
             rows = list(zip(epochs.tolist(), ids.tolist(), (places * self.plan.views).tolist(), strict=True))
             for first in range(0, len(rows), taken):
                 yield rows[first : first + taken]
 
     def __len__(self) -> int:
         return (self.last_step - self.step) * self.plan.accumulation
+
+
+class EveryOnce(Sampler[list[tuple[int, int, int]]]):
+    """One rank's share of `ids`, in micro-batches of (FIXED, sample id, place in `ids`): together the ranks take every place exactly once.
+
+    Every rank gives as many micro-batches of the same size, so that collective calls match; places from len(ids) on are padding, which repeats
+    the last id.
+    """
+
+    def __init__(self, ids: np.ndarray, micro_batch: int, rank: int, world: int):
+        self.ids, self.micro_batch, self.rank, self.world = ids, micro_batch, rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for number in range(len(self)):
+            places = (number * self.world + self.rank) * self.micro_batch + np.arange(self.micro_batch)
+            chosen = self.ids[np.minimum(places, len(self.ids) - 1)]
+            yield [(FIXED, sample, place) for sample, place in zip(chosen.tolist(), places.tolist(), strict=True)]
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // (self.micro_batch * self.world))

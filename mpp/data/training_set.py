@@ -34,6 +34,7 @@ class TrainingSet:
         if where == "shards":
             if config.system.decode == "cpu" or device.type != "cuda":
                 return self.training
+            assert isinstance(images.shards, ShardSet)  # so open_training_set made them
             return replace(self.training, images=DeviceJpegs(images.shards, config.data.max_pixels, device, size))
         threads = max(1, usable_cores() // local_world)
         decoded = MemoryImages(images.shards, self.training.pool, config.data.max_pixels, threads, local_world)

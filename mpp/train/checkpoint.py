@@ -5,7 +5,7 @@ what makes it exist.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,18 @@ from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of,
 from mpp.train.engine import Engine
 from mpp.world import World
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+
+def moments_of(optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
+    """torch's names of what an optimiser keeps for each parameter."""
+    return ("momentum_buffer",) if isinstance(optimiser, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
 
 
-def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any]) -> Commit:
-    """Collective: every rank calls it after the same step.  record: step, samples_seen, config ... ; returns what was committed."""
+def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], beside: Mapping[str, Tensor] | None = None) -> Commit:
+    """Collective: every rank calls it after the same step.
+
+    record: step, samples_seen, config ...  beside: further tensors, the same on all ranks (an average of the weights), by their full name, such
+    as "ema/NAME"; rank 0 writes them.  Returns what was committed.
+    """
     folder = checkpoint_folder(run_dir, record["step"])
     mine, facts = {}, {}
     owners = _owners(engine.module, world.size)
@@ -33,6 +40,8 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any]) ->
         for kind, tensor in _collect(engine, parameter).items():
             if owners[name] == world.rank:
                 mine[f"{kind}/{name}"] = tensor.detach().float().cpu().contiguous().clone()
+    if world.first and beside:
+        mine |= {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in beside.items()}
     _together(world, lambda: _fresh(folder) if world.first else None)
     if mine:
         facts = _together(world, lambda: _write(folder / f"rank{world.rank:05d}.safetensors", mine))
@@ -77,13 +86,15 @@ def restore(commit: Commit, engine: Engine, prime: Callable[[], None]) -> None:
     commit.verify()
     prime()
     restore_weights(commit, engine)
-    moments = {kind: read_tensors(commit, f"{kind}/") for kind in MOMENTS}
+    kinds = moments_of(engine.inner_optimiser)
+    moments = {kind: read_tensors(commit, f"{kind}/") for kind in kinds}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            for kind in MOMENTS:
+            for kind in kinds:
                 _set_moment(engine, parameter, kind, moments[kind][name].to(parameter.device))
     for state in engine.inner_optimiser.state.values():
-        state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), commit.step)
+        if "step" in state:  # SGD counts none
+            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), commit.step)
 
 
 def restore_weights(commit: Commit, engine: Engine) -> None:
@@ -122,19 +133,20 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
 def _collect(engine: Engine, parameter: nn.Parameter) -> dict[str, Tensor]:
     """Collective at ZeRO 1-3: the whole float32 weight and moments."""
     if not parameter.requires_grad:
-        return {"weight": _whole(engine, parameter)}
+        return {"weight": whole(engine, parameter)}
     if engine.stage == 0:
         state = engine.inner_optimiser.state[parameter]
-        return {"weight": parameter, **{kind: state[kind] for kind in MOMENTS}}
+        return {"weight": parameter, **{kind: state[kind] for kind in moments_of(engine.inner_optimiser)}}
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     return {
         "weight": safe_get_full_fp32_param(parameter),
-        **{kind: safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS},
+        **{kind: safe_get_full_optimizer_state(parameter, kind) for kind in moments_of(engine.inner_optimiser)},
     }
 
 
-def _whole(engine: Engine, parameter: nn.Parameter) -> Tensor:
+def whole(engine: Engine, parameter: nn.Parameter) -> Tensor:
+    """Collective at ZeRO-3, where a parameter is in pieces between uses."""
     if engine.stage < 3:
         return parameter
     from deepspeed.runtime.zero import GatheredParameters

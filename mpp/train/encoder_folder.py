@@ -108,8 +108,8 @@ def _open(source: str) -> LoadedEncoder:
             f"{source} holds neither checkpoints/*/COMMIT.json nor {', '.join(WEIGHTS)}; give a run folder with a checkpoint, an encoder/ "
             f"folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
         )
-    if "corruption" not in commit.record["config"]:  # a fine-tuned run: its encoder/ folder is what it leaves
-        return _open(str(path / "encoder"))
+    if commit.record.get("program") == "finetune":
+        return _open(str(path / "encoder"))  # its weights, or their average, as the run chose
     commit.verify()
     config = read_config(commit)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(commit, "weight/" + PREFIX).items()}

@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PretrainingModel,
+        model: nn.Module,
         optimiser: torch.optim.Optimizer,
         plan: BatchPlan,
         world: World,
@@ -80,7 +80,7 @@ class Engine:
             raise ConfigError(
                 f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
             ) from error
-        if self.stage == 3:
+        if self.stage == 3 and isinstance(model, PretrainingModel):
             # Parameters that are used outside their own module's forward have to be announced.
             vit = model.encoder.vit
             for parameter in (vit.pos_embed, vit.cls_token, vit.reg_token):
@@ -106,11 +106,12 @@ class Engine:
             self.deepspeed.step()
 
     def update(self, learning_rate: float) -> Tensor:
-        """Clip, step, clear the gradients; the global gradient norm before clipping, on the device."""
-        for group in self.inner_optimiser.param_groups:
-            group["lr"] = learning_rate
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+        """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.
+
+        learning_rate: of a group whose lr_scale is 1, or that has none.
+        """
+        for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         norm: Any = None
         if self.stage == 0:
             parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

@@ -1,11 +1,17 @@
-"""Which parameters decay, and the optimiser."""
+"""Which parameters decay, how fast each layer learns, and the optimiser."""
+
+import re
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from mpp.config import OptimConfig
+from mpp.config_finetune import FinetuneOptimConfig
+from mpp.model.backbone import Backbone
 
-TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed")
+TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
+BEHIND = re.compile(r"(norm|fc_norm|head|head_dist)\b")  # timm's names of what follows the last block
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -14,12 +20,52 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            spare = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in TOKENS
-            (spared if spare else decayed).append(parameter)
+            (spared if spares(name, parameter) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def spares(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay leaves it alone."""
+    return parameter.ndim < 2 or name.rsplit(".", 1)[-1] in TOKENS
 
 
 def build_optimiser(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW at learning rate 0: each step sets its own."""
     groups = parameter_groups(model, optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def layer_numbers(net: nn.Module) -> dict[str, int]:
+    """Parameter of a timm classifier -> its layer: 0 what comes before the blocks, i + 1 block i, and one more for the final norm and the head.
+
+    MAE's and BEiT's numbering (timm counts a final norm before the pooling to the last block).  Models without one row of blocks: timm's own.
+    """
+    if not Backbone(net).is_transformer:
+        return group_parameters(net, net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    last = len(net.blocks) + 1  # type: ignore[arg-type]
+    numbers = {}
+    for name, _ in net.named_parameters():
+        block = re.match(r"blocks\.(\d+)\.", name)
+        numbers[name] = int(block[1]) + 1 if block else last if BEHIND.match(name) else 0
+    return numbers
+
+
+def layer_decay_groups(net: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
+    """One group for each layer and kind of decay; lr_scale is layer_decay to the power of the layers above it."""
+    numbers = layer_numbers(net)
+    last = max(numbers.values())
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            key = numbers[name], spares(name, parameter)
+            fresh = {"params": [], "weight_decay": 0.0 if key[1] else weight_decay, "lr_scale": layer_decay ** (last - key[0])}
+            groups.setdefault(key, fresh)["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_finetune_optimiser(net: nn.Module, optim: FinetuneOptimConfig) -> torch.optim.Optimizer:
+    """At learning rate 0: each step sets its own."""
+    groups = layer_decay_groups(net, optim.weight_decay, optim.layer_decay)
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)

@@ -9,29 +9,47 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 import torch
 
 import mpp
-from mpp.config import PretrainConfig, dump
+from mpp.config import Section, dump
 from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError
-from mpp.files import keep_lines, write_atomically
+from mpp.files import keep_lines, lock_folder, write_atomically
 from mpp.machine import usable_cores
-from mpp.train.commit import Commit
+from mpp.train.commit import Commit, find_commit
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
-PATHS = ("data.shards", "data.holdout_shards")  # may move; the manifest's hash may not
+PATHS = ("data.shards", "data.holdout_shards", "encoder", "train")  # may move; what lies there may not change
 
 
-def write_run_folder(run_dir: Path, config: PretrainConfig, argv: Sequence[str] | None) -> None:
+class RunConfig(Protocol):
+    """What a resumed run may ask of any program's config."""
+
+    def that_changes_results(self) -> dict[str, Any]: ...
+
+
+def write_run_folder(run_dir: Path, config: Section, argv: Sequence[str] | None, program: str = "mpp/pretrain.py") -> None:
     """config.yaml, command.txt (a line each start) and environment.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "config.yaml", dump(config).encode())
     with (run_dir / "command.txt").open("a") as file:
-        file.write(shlex.join(sys.argv if argv is None else ["mpp/pretrain.py", *argv]) + "\n")
+        file.write(shlex.join(sys.argv if argv is None else [program, *argv]) + "\n")
     write_atomically(run_dir / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())
+
+
+def hold_run_folder(run_dir: Path, resume: str | int, commit: Commit | None) -> TextIO:
+    """Rank 0: keep other runs out for as long as the file that is returned stays open.
+
+    commit: what `find_commit` has found before.  Raises UserError where another run is training here, CheckpointError where it has just committed.
+    """
+    lock = (run_dir / "lock").open("w")
+    lock_folder(lock, f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir")
+    if find_commit(run_dir, resume) != commit:
+        raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
+    return lock
 
 
 def cut_back_logs(run_dir: Path, position: int) -> None:
@@ -57,24 +75,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def check_same_run(commit: Commit, config: PretrainConfig, manifests: dict[str, str]) -> None:
+def check_same_run(commit: Commit, config: RunConfig, manifests: dict[str, str], what: str = "the manifest of data.{}") -> None:
     """A run that goes on must be the same run.  Raises CheckpointError naming the first difference.
 
-    manifests: sha256 of each manifest in use.
+    manifests: sha256 of each manifest (or whatever identifies what a run depends on) in use; what: how messages call it.
     """
     ours = _flat(config.that_changes_results())
     theirs = _flat({section: commit.record["config"].get(section) for section in config.that_changes_results()})
+    afresh = f" (with init_from={commit.folder.parent.parent} to begin from its weights)" if hasattr(config, "init_from") else ""
     for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if ours.get(key) != theirs.get(key) and key not in PATHS:
             raise CheckpointError(
                 f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; a resumed run keeps what changes "
-                f"results: set it back, or give another run_dir (with init_from={commit.folder.parent.parent} to begin from its weights)"
+                f"results: set it back, or give another run_dir{afresh}"
             )
     for name, digest in manifests.items():
         if commit.record["manifests"].get(name) != digest:
             raise CheckpointError(
-                f"the manifest of data.{name} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
-                f"{str(commit.record['manifests'].get(name))[:12]}...): the order of samples would be another; restore the shards, or give another run_dir"
+                f"{what.format(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
+                f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
             )
 
 

@@ -8,7 +8,7 @@ from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
 
 # What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
-SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, RESAMPLE, HEAD = range(8)
+SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, RESAMPLE, HEAD, LABELS = range(9)
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,21 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int, use: int) -> tuple[
             )
         held[members[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def few_labels(labels: np.ndarray, seed: int, fraction: float | None = None, per_class: int | None = None) -> np.ndarray:
+    """Rows, int64 ascending: of every class `fraction`, rounded, at least one, or `per_class` at random; all of them where neither is given.
+
+    labels: integers [n].  Fewer are always among more of the same seed.  Raises DataError for a class with fewer than `per_class`.
+    """
+    if fraction is None and per_class is None:
+        return np.arange(len(labels))
+    order = Draws(seed, PROBE, LABELS).permutation(len(labels))
+    chosen = []
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        count = per_class if per_class is not None else max(1, round(fraction * len(members)))  # type: ignore[operator]
+        if count > len(members):
+            raise DataError(f"class {label} has {len(members)} images to train on, fewer than labels_per_class={count}; lower it")
+        chosen.append(members[:count])
+    return np.sort(np.concatenate(chosen))

@@ -108,7 +108,7 @@ ROWS = [
         "views that share a crop share the mask too",
         "mpp/data/loader.py",
         "Draws(self.seed, MASK, epoch, sample, view)",
-        "Draws(self.seed, MASK, epoch, sample, view % crops)",
+        "Draws(self.seed, MASK, epoch, sample, 0)",
         IMAGES + "views_that_differ_in_their_mask_share_crop_and_flip",
     ),
     Row(
@@ -164,8 +164,8 @@ ROWS = [
     Row(
         "the crop of a turned photograph stays turned",
         "mpp/data/crop.py",
-        "return [turned(resize(part, size), orientation) for",
-        "return [resize(part, size) for",
+        "return [turned(resize(part, as_stored_size(size, orientation)), orientation) for",
+        "return [resize(part, as_stored_size(size, orientation)) for",
         CROP + "a_turned_photograph_is_cropped_upright",
     ),
     Row(
@@ -251,7 +251,7 @@ ROWS = [
     Row(
         "turned photographs in RAM are turned before they are resized",
         "mpp/data/images.py",
-        "turned(resize(pixels[top:bottom, left:right], size), orientation)",
+        "turned(resize(pixels[top:bottom, left:right], as_stored_size(size, orientation)), orientation)",
         "resize(turned(pixels[top:bottom, left:right].transpose(2, 0, 1), orientation).transpose(1, 2, 0), size)",
         IMAGES + "turned_photographs_in_ram_give_the_same_bits",
     ),

@@ -139,7 +139,7 @@ ROWS = [
     ),
     # How it is trained.
     Row(
-        "biases and norms decay", "mpp/train/optim.py", "spare = parameter.ndim < 2 or name", "spare = name",
+        "biases and norms decay", "mpp/train/optim.py", "return parameter.ndim < 2 or name", "return name",
         "tests/train/test_optim.py::test_only_matrices_and_kernels_decay",
     ),
     Row(

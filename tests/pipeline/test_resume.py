@@ -111,7 +111,7 @@ def test_going_back_to_a_step_keeps_what_it_writes_and_sets_newer_checkpoints_as
 
 
 def test_a_run_folder_takes_one_run_at_a_time(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("mpp.pretrain.lock_folder", functools.partial(lock_folder, seconds=0))
+    monkeypatch.setattr("mpp.train.run_folder.lock_folder", functools.partial(lock_folder, seconds=0))
     run = tmp_path / "run"
     run.mkdir()
     with (run / "lock").open("w") as lock:

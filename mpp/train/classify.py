@@ -1,0 +1,135 @@
+"""One micro-batch of labelled crops through a classifier, and the measurement that takes every image exactly once.
+
+Letters: B batch, H, W pixels, K classes, m images measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mpp.data.labelled_crops import LabelledCrops
+from mpp.data.loader import Batch, batches
+from mpp.data.order import EveryOnce
+from mpp.errors import DataError, of_this_rank
+from mpp.model.classifier import partners, soft_targets
+from mpp.train.step import images_on_device, normalise
+from mpp.world import World, together
+
+Triple = tuple[float, float, float]
+
+
+def inputs_and_targets(
+    batch: Batch, classes: int, smoothing: float, mean: Triple, std: Triple, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What the model sees, float32 [B, 3, H, W], and soft targets [B, K]: flip, normalise, erase, then mix, in the order of timm's training."""
+    images = normalise(images_on_device(batch, device), mean, std)
+    if "erase" in batch:
+        for image, box, seed in zip(images, batch["erase"].tolist(), batch["noise"].tolist(), strict=True):
+            left, top, right, bottom = box
+            if right > left:
+                noise = torch.Generator(device).manual_seed(seed)
+                image[:, top:bottom, left:right].normal_(generator=noise)
+    labels = batch["label"].to(device, non_blocking=True)
+    if "share" not in batch:
+        return images, soft_targets(labels, classes, smoothing)
+    share = batch["share"].to(device, non_blocking=True)
+    return mixed(images, share, batch["paste"]), soft_targets(labels, classes, smoothing, share)
+
+
+def mixed(images: Tensor, share: Tensor, paste: Tensor) -> Tensor:
+    """[B, 3, H, W], share [B], boxes int64 [B, 4]: each image blended with its partner (rows 2j and 2j + 1), or with the partner's box pasted in."""
+    others = partners(images)
+    left, top, right, bottom = (edge[:, None, None, None] for edge in paste.to(images.device).T)
+    rows = torch.arange(images.shape[2], device=images.device)[:, None]
+    columns = torch.arange(images.shape[3], device=images.device)
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    own = torch.where(right > left, (~inside).float(), share[:, None, None, None])
+    return images * own + others * (1 - own)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """float32 [B] from [B, K] and soft targets [B, K]."""
+    return -(targets * torch.log_softmax(logits.float(), dim=1)).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of m images, in the order they were asked for."""
+
+    predicted: np.ndarray  # int64 [m]
+    confidence: np.ndarray  # float32 [m]: the probability of the class predicted
+    truth: np.ndarray  # int64 [m]
+    loss: float  # mean cross-entropy, without smoothing
+    counted: str  # "10000 of 10000 images, 0 repeated"
+
+    @property
+    def right(self) -> int:
+        return int((self.predicted == self.truth).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / len(self.truth)
+
+
+@torch.no_grad()
+def measure(
+    predict: Callable[[Tensor], Tensor],
+    data: LabelledCrops,
+    mean: Triple,
+    std: Triple,
+    micro_batch: int,
+    workers: int,
+    world: World,
+) -> Predictions:
+    """Collective: every rank predicts its share of `data.ids`, each image once, and all get all of it.
+
+    predict: normalised images [B, 3, H, W] -> [B, K], in eval mode.  Raises DataError for an image that cannot be read, and where the count is
+    not exactly once.
+    """
+    mine = together(world, lambda: _share(predict, data, mean, std, micro_batch, workers, world))
+    parts: list[np.ndarray] = [mine] * world.size
+    dist.all_gather_object(parts, mine)
+    place, predicted, confidence, truth, losses = np.concatenate(parts, axis=1)
+    times = np.bincount(place.astype(np.int64), minlength=len(data.ids))
+    counted = f"{int((times > 0).sum())} of {len(data.ids)} images, {int((times > 1).sum())} repeated"
+    if not (times == 1).all():
+        raise DataError(f"measured {counted}: every image must count once; this is a fault of mpp")
+    order = np.argsort(place)
+    return Predictions(
+        predicted[order].astype(np.int64),
+        confidence[order].astype(np.float32),
+        truth[order].astype(np.int64),
+        float(losses[order].mean()),
+        counted,
+    )
+
+
+def _share(
+    predict: Callable[[Tensor], Tensor],
+    data: LabelledCrops,
+    mean: Triple,
+    std: Triple,
+    micro_batch: int,
+    workers: int,
+    world: World,
+) -> np.ndarray:
+    """float64 [5, n]: place, predicted class, its probability, true class and loss of this rank's images."""
+    mine: list[np.ndarray] = []
+    sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
+    for batch in batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size):
+        for fault in batch["bad"]:
+            raise of_this_rank(
+                DataError(f"{fault['where']}: {fault['reason']}; a measurement leaves no image out, so copy or make the split again")
+            )
+        labels = batch["label"].to(world.device)
+        logits = predict(normalise(images_on_device(batch, world.device), mean, std)).float()
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="none")
+        real = batch["position"].numpy() < len(data.ids)  # the rest is padding
+        table = [batch["position"], predicted, confidence, labels, loss]
+        mine.append(torch.stack([column.cpu().double() for column in table]).numpy()[:, real])
+    return np.concatenate(mine, axis=1)

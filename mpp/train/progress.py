@@ -1,0 +1,27 @@
+"""What every training loop says to people, and the one small sum its ranks share in a step."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+from mpp.world import World
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 for 3,723 seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:
+    """Collective: each number summed over ranks."""
+    filled = lambda number: torch.full((), float(number), dtype=torch.float64, device=world.device)  # a fill waits for nothing
+    total = torch.stack([number.double() if isinstance(number, torch.Tensor) else filled(number) for number in numbers])
+    dist.all_reduce(total)
+    return [int(number) for number in total.tolist()]

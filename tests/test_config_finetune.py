@@ -1,0 +1,63 @@
+"""What fine-tuning may be asked for, and that the shipped recipes are the papers'."""
+
+from pathlib import Path
+
+import pytest
+
+from mpp.config import load
+from mpp.config_finetune import FinetuneConfig
+from mpp.errors import ConfigError
+from mpp.finetune import clock_of
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_maes_numbers_are_the_papers():
+    config = load(FinetuneConfig, CONFIGS / "finetune_b16.yaml")
+    model, augment, optim = config.model, config.augment, config.optim
+    assert (model.pooling, model.norm, model.head_std, model.drop_path, model.resolution) == ("mean", "pooled", 2e-5, 0.1, None)
+    assert (augment.rand_augment, augment.erasing, augment.mixup, augment.cutmix, augment.smoothing) == (
+        "rand-m9-mstd0.5-inc1", 0.25, 0.8, 1.0, 0.1,
+    )  # fmt: skip
+    assert (augment.mix_share, augment.cutmix_share, augment.crop_scale) == (1.0, 0.5, (0.08, 1.0))
+    assert (optim.name, optim.base_lr, optim.lr_batch, optim.final_lr, optim.layer_decay) == ("adamw", 5e-4, 256, 1e-6, 0.65)
+    assert (optim.betas, optim.weight_decay, optim.clip_norm, optim.ema) == ((0.9, 0.999), 0.05, 0, None)
+    assert (optim.epochs, optim.warmup_epochs, config.data.global_batch, config.data.test_crop) == (100, 5, 1024, 0.875)
+    schedule, steps = clock_of(config, steps_per_epoch=1239)  # 99 % of ImageNet
+    assert (steps, schedule.warmup_samples * 20, schedule.total_samples) == (123_900, schedule.total_samples, 123_900 * 1024)
+
+
+def test_the_vit_papers_numbers_are_the_papers():
+    config = load(FinetuneConfig, CONFIGS / "finetune_vit_b16.yaml")
+    model, augment, optim = config.model, config.augment, config.optim
+    assert (model.resolution, model.pooling, model.norm, model.head_std, model.drop_path) == (384, "cls", "tokens", 0, 0)
+    assert (augment.flip, augment.rand_augment, augment.erasing, augment.mixes, augment.smoothing) == (True, None, 0, False, 0)
+    assert (optim.name, optim.momentum, optim.weight_decay, optim.clip_norm, optim.layer_decay) == ("sgd", 0.9, 0, 1, 1)
+    assert (optim.base_lr, optim.lr_batch, optim.final_lr, optim.steps, config.data.global_batch) == (0.03, None, 0, 20_000, 512)
+    schedule, steps = clock_of(config, steps_per_epoch=7)
+    assert (steps, schedule.warmup_samples) == (20_000, 500 * 512)
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(FinetuneConfig, None, words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_is_refused_with_a_remedy():
+    assert "take 1024" in refused("data.global_batch=1023")
+    assert "raise it to 2" in refused("system.micro_batch_max=1")
+    assert "augment.rand_augment=null" in refused("system.images=device")
+    assert "give one of the two" in refused("data.holdout_fraction=0")
+    assert "give one" in refused("data.label_fraction=0.1", "data.labels_per_class=5")
+    assert "pooling=mean" in refused("model={norm: pooled, pooling: cls}")
+    assert "'augment.mixup'" in refused("augment.mixpu=1")
+    assert load(FinetuneConfig, None, ["model.resolution=[64, 96]"]).model.resolution == (64, 96)
+    with pytest.raises(ConfigError, match="exceeds the run's"):
+        clock_of(load(FinetuneConfig, None, ["optim.epochs=1"]), 10)
+
+
+def test_a_resumed_run_may_change_what_only_changes_speed_or_where_it_is_measured():
+    names = FinetuneConfig().that_changes_results().keys()
+    assert names == {"seed", "init", "encoder", "train", "model", "augment", "optim", "data"}

@@ -1,0 +1,114 @@
+"""From labelled batches to inputs, targets and measurements; the average of the weights."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mpp.data.augment import Centre
+from mpp.data.images import ShardImages
+from mpp.data.labelled_crops import LabelledCrops
+from mpp.data.shards import ShardSet
+from mpp.errors import DataError
+from mpp.train.average import WeightAverage
+from mpp.train.classify import inputs_and_targets, measure
+from mpp.world import World
+
+HALF = (0.5, 0.5, 0.5)
+CPU = torch.device("cpu")
+ALONE = World(0, 1, 1, CPU)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A process group of one."""
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
+
+
+def labelled(folder, count: int = 40) -> LabelledCrops:
+    shards = ShardSet.open(folder)
+    return LabelledCrops(ShardImages(shards, 10**6), Centre((8, 8), 1.0), shards.labels, 0, np.arange(count))
+
+
+def batch(**other) -> dict:
+    images = torch.arange(4 * 3 * 4 * 6).reshape(4, 3, 4, 6).to(torch.uint8)
+    return {"image": images, "flip": torch.tensor([False, True, False, False]), "label": torch.tensor([0, 1, 2, 2])} | other
+
+
+def test_images_are_flipped_normalised_and_erased_with_the_samples_own_noise():
+    plain, targets = inputs_and_targets(batch(), 3, 0.0, HALF, HALF, CPU)
+    assert torch.equal(targets, torch.eye(3)[[0, 1, 2, 2]])
+    assert torch.allclose(plain[1], (batch()["image"][1].flip(-1).float() / 255 - 0.5) / 0.5)
+    boxes = torch.tensor([[0, 0, 0, 0], [1, 1, 4, 3], [0, 0, 6, 4], [0, 0, 6, 4]])
+    erased, _ = inputs_and_targets(batch(erase=boxes, noise=torch.tensor([1, 2, 3, 4])), 3, 0.0, HALF, HALF, CPU)
+    changed = (erased != plain).any(dim=1)
+    assert changed.sum(dim=(1, 2)).tolist() == [0, 6, 24, 24]
+    assert changed[1, 1:3, 1:4].all()
+    assert not torch.equal(erased[2], erased[3])
+    again, _ = inputs_and_targets(batch(erase=boxes, noise=torch.tensor([9, 9, 3, 9])), 3, 0.0, HALF, HALF, CPU)
+    assert torch.equal(erased[2], again[2])
+
+
+def test_partners_are_neighbours_and_share_their_targets():
+    mixes = batch(share=torch.tensor([0.75, 0.75, 1.0, 1.0]), paste=torch.zeros(4, 4, dtype=torch.int64))
+    plain, _ = inputs_and_targets(batch(), 3, 0.0, HALF, HALF, CPU)
+    images, targets = inputs_and_targets(mixes, 3, 0.0, HALF, HALF, CPU)
+    assert torch.allclose(images[0], 0.75 * plain[0] + 0.25 * plain[1])
+    assert torch.allclose(images[1], 0.75 * plain[1] + 0.25 * plain[0])
+    assert torch.equal(images[2:], plain[2:])
+    assert torch.allclose(targets[:2], torch.tensor([[0.75, 0.25, 0], [0.25, 0.75, 0]]))
+
+
+@pytest.mark.parametrize("micro_batch", [7, 64])
+def test_every_image_is_measured_once_and_in_the_order_of_the_ids(tiny_shards, alone, micro_batch):
+    data = labelled(tiny_shards)
+    seen = []
+
+    def predict(images):
+        seen.append(len(images))
+        return torch.stack([torch.full((len(images),), value) for value in (0.0, 2.0, 0.0, 0.0)], dim=1)
+
+    found = measure(predict, data, HALF, HALF, micro_batch, 0, ALONE)
+    assert found.counted == "40 of 40 images, 0 repeated"
+    assert np.array_equal(found.truth, data.labels) and found.accuracy == 0.25 and found.right == 10
+    assert found.confidence[0] == pytest.approx(np.exp(2) / (np.exp(2) + 3))
+    losses = -torch.log_softmax(torch.tensor([0.0, 2.0, 0.0, 0.0]), 0)[torch.from_numpy(data.labels.astype(np.int64))]
+    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert found.predicted.tolist() == [1] * 40
+
+
+def test_a_measurement_that_counts_an_image_twice_fails(tiny_shards, monkeypatch):
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(0, np.concatenate([mine, mine], 1)))
+    with pytest.raises(DataError, match="40 of 40 images, 40 repeated"):
+        measure(lambda images: torch.zeros(len(images), 4), labelled(tiny_shards), HALF, HALF, 16, 0, ALONE)
+
+
+def test_a_measurement_leaves_no_image_out(make_shards, damage, tmp_path, alone):
+    folder = make_shards(tmp_path / "test", [12])
+    damage(folder, [7])
+    with pytest.raises(DataError, match="leaves no image out"):
+        measure(lambda images: torch.zeros(len(images), 4), labelled(folder, 12), HALF, HALF, 16, 0, ALONE)
+
+
+def test_a_replaced_set_of_ids_is_all_that_is_measured(tiny_shards, alone):
+    data = replace(labelled(tiny_shards), ids=np.array([3, 8, 21]))
+    found = measure(lambda images: torch.zeros(len(images), 4), data, HALF, HALF, 2, 0, ALONE)
+    assert found.counted == "3 of 3 images, 0 repeated" and found.truth.tolist() == [3, 0, 1]
+
+
+def test_the_average_follows_its_formula_and_starts_with_a_short_memory():
+    net = nn.Linear(2, 1, bias=False)
+    average = WeightAverage(net, 0.5)
+    wanted = net.weight.detach().clone()
+    for step in range(1, 12):
+        with torch.no_grad():
+            net.weight += step
+        average.update(SimpleNamespace(module=net, stage=0), step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * net.weight.detach()
+    assert torch.allclose(average.net.weight, wanted)
+    assert average.tensors().keys() == {"ema/weight"}
+    assert average.net.weight.dtype == torch.float32 and not average.net.weight.requires_grad
