@@ -36,13 +36,7 @@ class Line:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="mpp/results.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some")
-    parser.add_argument(
-        "--compare", metavar="PROBE", help=f"paired differences to the first encoder, by {', '.join([*PROBES, 'finetune'])}"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the table and the differences there, too")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     results = find_results(options.folders)
     tables: dict[tuple, list[Result]] = defaultdict(list)
     for result in results:
@@ -64,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         write_atomically(Path(options.json), (json.dumps(written, indent=1) + "\n").encode())
     return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="mpp/results.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some")
+    parser.add_argument(
+        "--compare", metavar="PROBE", help=f"paired differences to the first encoder, by {', '.join([*PROBES, 'finetune'])}"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the table and the differences there, too")
+    return parser.parse_args(argv)
 
 
 def measured_on(result: Result) -> tuple:

@@ -5,62 +5,83 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mpp import export, linear_probe, loader_speed, pretrain
+from mpp import export, finetune, linear_probe, loader_speed, pretrain, results
 from mpp.config import PretrainConfig, load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CODE = [line.strip() for line in README.splitlines() if line.startswith("    ")] + re.findall(r"`([^`]+)`", README)
-JOBS = "\n".join(path.read_text() for path in sorted(ROOT.glob("jobs/**/*")) if path.is_file())
+COMMENTS = [
+    line.lstrip("# ").strip()
+    for path in [*ROOT.glob("jobs/**/*"), *ROOT.glob("configs/*.yaml")]
+    if path.is_file()
+    for line in path.read_text().splitlines()
+    if line.startswith("#")
+]
+LAUNCHERS = ("deepspeed", "python", "torchrun", "sbatch")
+# What the README and the heads of jobs and configs tell one to type: the words after a program, whatever launcher stands before it.
+NEEDS_WORDS = re.compile("=| --|results.py")  # what else names a program is prose
 
 
 def commands(program: str) -> list[str]:
-    found = [
-        line
-        for line in CODE + [text.lstrip("# ").strip() for text in JOBS.splitlines()]
-        if program in line and ("=" in line or "--config" in line)
-    ]
-    return sorted({re.split(r"\s{2,}#", line)[0] for line in found if line.split()[0] in ("deepspeed", "python", "torchrun", "sbatch")})
+    lines = [re.sub(r"^\w+=\$\((.*)\)$", r"\1", re.split(r"\s{2,}#", line)[0]) for line in CODE + COMMENTS]
+    return sorted({line for line in lines if program in line.split() and line.split()[0] in LAUNCHERS and NEEDS_WORDS.search(line)})
 
 
-@pytest.mark.parametrize("command", commands("mpp/pretrain.py") + commands("pretrain.sbatch"))
+def words_of(command: str, program: str) -> list[str]:
+    words = shlex.split(command.replace(" ...", "").replace(" [key=value", ""))
+    return words[words.index(program) + 1 :]
+
+
+@pytest.mark.parametrize("command", commands("mpp/pretrain.py"))
 def test_every_pretraining_command_has_a_config_that_loads(command, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = shlex.split(command.replace(" ...", "").replace(" [key=value", ""))
-    after = next(i for i, word in enumerate(words) if word.endswith(("pretrain.py", "pretrain.sbatch"))) + 1
-    assert pretrain.main([*words[after:], "--print-config"]) == 0
+    assert pretrain.main([*words_of(command, "mpp/pretrain.py"), "--print-config"]) == 0
     assert "global_batch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands("mpp/finetune.py"))
+def test_every_fine_tuning_command_has_a_config_that_loads_and_all_it_needs(command, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert finetune.main([*words_of(command, "mpp/finetune.py"), "--print-config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["encoder"] and shown["train"]
+
+
 @pytest.mark.parametrize("command", commands("mpp/linear_probe.py"))
-def test_every_probe_command_parses(command, capsys):
-    words = shlex.split(command)
-    assert linear_probe.main([*words[words.index("mpp/linear_probe.py") + 1 :], "--print-config"]) == 0
-    assert "encoder:" in capsys.readouterr().out
+def test_every_probe_command_parses_and_has_all_it_needs(command, capsys):
+    assert linear_probe.main([*words_of(command, "mpp/linear_probe.py"), "--print-config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["encoder"] and shown["train"]
 
 
 @pytest.mark.parametrize("command", commands("mpp/loader_speed.py"))
 def test_every_loader_speed_command_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = shlex.split(command)
-    arguments = loader_speed.parse(words[words.index("mpp/loader_speed.py") + 1 :])
+    arguments = loader_speed.parse(words_of(command, "mpp/loader_speed.py"))
     assert load(PretrainConfig, arguments.config, arguments.words).data.shards == "shards/train"
 
 
-@pytest.mark.parametrize("command", [line for line in CODE if line.startswith("python mpp/export.py")])
+@pytest.mark.parametrize("command", commands("mpp/export.py"))
 def test_every_export_command_parses(command):
-    arguments = export.parse(shlex.split(command)[2:])
+    arguments = export.parse(words_of(command, "mpp/export.py"))
     assert bool(arguments.check) != bool(arguments.out)
 
 
+@pytest.mark.parametrize("command", commands("mpp/results.py"))
+def test_every_results_command_parses(command):
+    assert results.parse(words_of(command, "mpp/results.py")).folders
+
+
 def test_there_are_commands_to_check():
-    assert (
-        len(commands("mpp/pretrain.py")) >= 4
-        and commands("mpp/linear_probe.py")
-        and commands("mpp/loader_speed.py")
-        and commands("pretrain.sbatch")
-    )
+    least = {"pretrain": 5, "linear_probe": 3, "finetune": 5, "loader_speed": 1, "export": 2, "results": 1}
+    assert all(len(commands(f"mpp/{program}.py")) >= count for program, count in least.items())
+    batches = [
+        line for program in ("pretrain", "linear_probe", "finetune") for line in commands(f"mpp/{program}.py") if "run.sbatch" in line
+    ]
+    assert len(batches) >= 5 and all((ROOT / word).exists() for line in batches for word in line.split() if word.endswith(".sbatch"))
 
 
 def test_every_override_shown_in_the_text_is_a_known_key(capsys):

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import official_imagenet
 
 sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
 
@@ -37,18 +38,4 @@ def no_bar():
 @pytest.fixture(scope="session")
 def write_tar():
     """write_tar(path or None, {name: bytes, tarfile.TarInfo or None for a folder}, mode="w") -> the tar's bytes."""
-
-    def write(path: Path | None, members: dict, mode: str = "w") -> bytes:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode=mode) as tar:
-            for name, data in members.items():
-                info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
-                if data is None:
-                    info.type = tarfile.DIRTYPE
-                info.size = len(data) if isinstance(data, bytes) else 0
-                tar.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else None)
-        if path:
-            path.write_bytes(buffer.getvalue())
-        return buffer.getvalue()
-
-    return write
+    return official_imagenet.write_tar

@@ -10,15 +10,25 @@ from pathlib import Path
 import make_shards
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
-from scipy.io import savemat
 from sources import imagenet, open_source
 from sources.base import SourceOptions
 from sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, read_devkit
 
+from mpp.config import ModelConfig
+from mpp.config_probe import FeatureConfig
+from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.model.backbone import Backbone
+from mpp.model.encoder import build_encoder
+from mpp.transfer.extraction import extract
+from mpp.transfer.extractors import EncoderExtractor
+from mpp.transfer.features import FeatureSpec
+from mpp.world import World
+from tests.official_imagenet import meta_mat, write_official
 
 WNIDS = ["n02000003", "n01440764", "n03000002", "n01500009"]  # in the order of their ILSVRC2012_ID, which is not that of the alphabet
 VAL_IDS = [3, 1, 1, 4, 2, 3, 4]
@@ -26,23 +36,11 @@ VAL_IMAGES = {f"ILSVRC2012_val_{number:08d}.JPEG": f"val {number}".encode() for 
 TRAIN_IMAGES = {wnid: {f"{wnid}_{n}.JPEG": f"{wnid} {n}".encode() for n in range(1 + at)} for at, wnid in enumerate(WNIDS)}
 
 
-def meta_mat(wnids=WNIDS) -> bytes:
-    """synsets: a struct array [classes + 2, 1], whose last rows are no classes but stand above them."""
-    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
-    synsets = np.empty((len(wnids) + 2, 1), [(field, object) for field in fields])
-    for row, wnid in enumerate([*wnids, "n00000001", "n00000002"]):
-        children = 0 if row < len(wnids) else 2
-        synsets[row, 0] = (float(row + 1), wnid, f"word {row}, other", "gloss", float(children), np.zeros((1, children)), 0.0, 9.0)
-    buffer = io.BytesIO()
-    savemat(buffer, {"synsets": synsets})
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def devkit(write_tar) -> bytes:
     truth = "".join(f"{number}\n" for number in VAL_IDS).encode()
     return write_tar(
-        None, {"ILSVRC2012_devkit_t12": None, "ILSVRC2012_devkit_t12/readme.txt": b"x", META: meta_mat(), TRUTH: truth}, "w:gz"
+        None, {"ILSVRC2012_devkit_t12": None, "ILSVRC2012_devkit_t12/readme.txt": b"x", META: meta_mat(WNIDS), TRUTH: truth}, "w:gz"
     )
 
 
@@ -139,6 +137,37 @@ def test_shards_of_both_splits_are_made_in_place(official, only, tmp_path, write
     assert sorted(val.labels.tolist()) == sorted(sorted(WNIDS).index(WNIDS[number - 1]) for number in VAL_IDS)
 
 
+def test_class_folders_of_the_same_images_give_the_same_classes_labels_and_features(tmp_path, picture, capsys):
+    """As ImageFolder reads them beside the shards; numbers and order of the images differ, so they are joined by their bytes."""
+    images = {wnid: [picture(100 * at + n, size=(40, 32)) for n in range(2 + at)] for at, wnid in enumerate(WNIDS)}
+    checksum = write_official(tmp_path / "official", images, [(WNIDS[0], picture(1000))])
+    words = [str(tmp_path / "official"), str(tmp_path / "shards"), "--labels", "--quiet", "--workers", "1", "--checksum", checksum]
+    assert make_shards.main(words) == 0
+    for wnid, several in images.items():
+        (tmp_path / "folders" / wnid).mkdir(parents=True)
+        for number, data in enumerate(several):
+            (tmp_path / "folders" / wnid / f"{wnid}_{number}.JPEG").write_bytes(data)
+    model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=32, depth=2, heads=2)
+    backbone = Backbone(build_encoder(model, 5).vit).eval()
+    world = World(0, 1, 1, torch.device("cpu"))
+    extractor = EncoderExtractor(
+        backbone, FeatureSpec("tiny", (1, 2), ("cls", "mean"), 16, 1.0, (0.5,) * 3, (0.5,) * 3, "fp32"), world.device
+    )
+    found = []
+    for folder in (tmp_path / "shards" / "train", tmp_path / "folders"):
+        opened = open_labelled(str(folder), "train")
+        config = FeatureConfig(workers=0, batch=5)
+        made = extract(opened, np.arange(len(opened)), {"tiny": extractor}, config, tmp_path / "cache", world)["tiny"]
+        rows = {opened.read(at): (int(opened.labels[at]), made.features.values[at]) for at in range(len(opened))}
+        found.append((opened.classes, rows))
+    (classes, shards), (same, folders) = found
+    assert classes == same == torchvision.datasets.ImageFolder(tmp_path / "folders").classes == sorted(WNIDS)
+    assert shards.keys() == folders.keys() and len(shards) == sum(len(several) for several in images.values())
+    for data, (label, features) in shards.items():
+        assert folders[data][0] == label
+        torch.testing.assert_close(folders[data][1], features)
+
+
 def test_the_development_kit_is_always_checked_and_the_tars_when_asked(official, tmp_path, no_bar):
     source = open_source(official, tmp_path)
     with pytest.raises(DataError, match=f"and not {imagenet.MD5[DEVKIT]}; get the file again, or give --checksum HEX"):
@@ -195,7 +224,7 @@ def test_what_is_no_image_of_a_class_is_counted_and_never_followed(tmp_path, wri
         ({META: None}, f"holds no file {META}"),
         ({TRUTH: None}, f"holds no file {TRUTH}"),
         ({META: b"MATLAB 5.0 MAT-file" + bytes(200)}, "cannot be understood"),
-        ({META: meta_mat()[:900]}, "cannot be understood"),
+        ({META: meta_mat(WNIDS)[:900]}, "cannot be understood"),
         ({TRUTH: b"1\nx\n"}, "cannot be understood"),
         ({TRUTH: b"1\n5\n"}, "gives a val image the class 5, which it does not list"),
         ({TRUTH: b"1\n2\n"}, "is none of the 2 images that"),
@@ -204,7 +233,7 @@ def test_what_is_no_image_of_a_class_is_counted_and_never_followed(tmp_path, wri
 def test_a_development_kit_that_cannot_be_right_is_named(only, write_tar, changes, message):
     folder = only(VAL)
     truth = "".join(f"{number}\n" for number in VAL_IDS).encode()
-    write_tar(folder / DEVKIT, {META: meta_mat(), TRUTH: truth} | changes, "w:gz")
+    write_tar(folder / DEVKIT, {META: meta_mat(WNIDS), TRUTH: truth} | changes, "w:gz")
     with pytest.raises(DataError, match=message):
         listed(folder, of(folder))
 

@@ -75,11 +75,11 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(words: list[str], world: int = 1, program: list[str] | None = None) -> list[Forked]:
+def start(words: list[str], world: int = 1, program: list[str] | None = None, cwd: Path = ROOT) -> list[Forked]:
     """A process for each rank.  program: what to run instead of mpp/pretrain.py."""
     port = free_port()
     arguments = [*(program or ["mpp/pretrain.py"]), *words]
-    return [Forked(arguments, cwd=ROOT, env=environment(rank, world, port)) for rank in range(world)]
+    return [Forked(arguments, cwd=cwd, env=environment(rank, world, port)) for rank in range(world)]
 
 
 def finish(processes: list[Forked], timeout: float = 300) -> Finished:

@@ -6,13 +6,16 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from mpp.config import ModelConfig
 from mpp.data.shards import ShardSet
+from mpp.model.encoder import build_encoder
+from mpp.train.encoder_folder import write_encoder
 from tests.pipeline.conftest import ROOT, TINY, free_port, metrics, succeed
 
 pytestmark = pytest.mark.slow
@@ -120,19 +123,58 @@ def wait_for(job: str, environment: dict, out: Path) -> None:
     assert state == "COMPLETED", out.read_text()[-3000:]
 
 
+def wait_until(true: Callable[[], object], out: Path, seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, out.read_text()[-3000:] if out.exists() else "no output"
+        time.sleep(0.5)
+
+
 def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards, tmp_path):
     short = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
     succeed(tmp_path / "alone", shards, *short)
     out = tmp_path / "slurm.out"
     options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100"]
-    words = [*TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
-    wait_for(submit(slurm, out, "pretrain.sbatch", options, words), slurm, out)
+    words = ["mpp/pretrain.py", *TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
+    wait_for(submit(slurm, out, "run.sbatch", options, words), slurm, out)
     assert "2 process(es)" in out.read_text()
     ours, theirs = metrics(tmp_path / "alone"), metrics(tmp_path / "run")
     assert ours.keys() == theirs.keys()
     for step in ours:
         assert theirs[step]["train/loss"] == pytest.approx(ours[step]["train/loss"], rel=1e-4)
     assert not list(ROOT.glob(".hostfile-*"))
+
+
+def test_fine_tuning_that_runs_out_of_time_commits_is_queued_again_and_goes_on(slurm, shards, tmp_path):
+    model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=32, depth=2, heads=2)
+    write_encoder(tmp_path / "encoder", build_encoder(model, 5).vit.state_dict(), model, (0.5,) * 3, (0.5,) * 3, "tiny")
+    out, run = tmp_path / "slurm.out", tmp_path / "run"
+    words = [
+        "mpp/finetune.py",
+        f"encoder={tmp_path / 'encoder'}",
+        f"train={shards}",
+        f"run_dir={run}",
+        "optim={steps: 100000, warmup_steps: 1}",
+    ]
+    words += ["data={global_batch: 4, holdout_fraction: 0.2}", "log={every_steps: 10, holdout_every_epochs: 100000}"]
+    words += ["system={precision: fp32, workers: 1}", "checkpoint.every_minutes=null"]
+    job = submit(slurm, out, "run.sbatch", ["--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100"], words)
+
+    wait_until(lambda: re.search(r"step [1-9]\d*/100000", out.read_text() if out.exists() else ""), out)
+    subprocess.run(["scancel", "--batch", "--signal=TERM", job], env=slurm, check=True)  # as SLURM does shortly before the end
+    wait_until(lambda: state_of(job, slurm) == "PENDING", out)
+    stopped = int(re.findall(r"stopped as asked at step (\d+)", out.read_text())[-1])
+    assert [int(folder.name) for folder in (run / "checkpoints").iterdir()] == [stopped]
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=slurm, check=True)  # else SLURM lets two minutes pass
+    wait_until(lambda: f"resumes at step {stopped}" in out.read_text(), out)
+    subprocess.run(["scancel", job], env=slurm, check=True)
+
+
+def test_a_batch_job_without_a_program_says_what_it_needs(slurm, tmp_path):
+    out = tmp_path / "slurm.out"
+    job = submit(slurm, out, "run.sbatch", ["--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100"], ["--config", "x.yaml"])
+    wait_until(lambda: state_of(job, slurm) == "FAILED", out)
+    assert "the first word is '--config' and must be a program" in out.read_text()
 
 
 def test_an_array_of_parts_and_a_job_that_waits_for_it_make_one_set(slurm, tmp_path):
