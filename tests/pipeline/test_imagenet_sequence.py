@@ -35,7 +35,7 @@ SMALL = {
     ],
     "mpp/linear_probe.py": [
         "features.workers=0", "features.batch=8", "linear.epochs=2", "linear.learning_rates=[0.1]", "logistic.strengths=[1]", "knn.k=[3]",
-        "few_shot.shots=[1]", "few_shot.trials=2",
+        "few_shot.shots=[1]", "few_shot.trials=2", "features.pixel_side=8",
     ],
     "mpp/finetune.py": [
         "data.global_batch=4", "optim.epochs=1", "optim.warmup_epochs=0", "system={precision: fp32, micro_batch_max: 2, workers: 0}",
