@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
+        "holdout_fraction": config.holdout_fraction,
         "versions": versions(),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "processes": world.size,
