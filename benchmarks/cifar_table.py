@@ -66,7 +66,7 @@ def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -
             subprocess.run([*launch, *words], env=environment, stdout=log, stderr=log, check=True)
     results = run / "transfer" / "results.json"
     if not results.exists():
-        words = [f"encoder={run}", f"train={options.train}", f"seed={seed}", *options.probe]
+        words = [f"encoder={run}", f"train={options.train}", f"seed={seed}", f"out={results.parent}", *options.probe]
         words += [f"test={options.test}"] if options.test else []
         with (run / "console.log").open("a") as log:
             subprocess.run([sys.executable, "mpp/linear_probe.py", *words], env=environment, stdout=log, stderr=log, check=True)

@@ -44,7 +44,7 @@ class LogisticConfig(Section):
     """L-BFGS to the minimum, on standardised features; C is scikit-learn's: the inverse of the penalty, on the scale of a sum over images."""
 
     strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = (
-        1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0,
+        1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0,
     )  # fmt: skip  # C; DINOv2 takes 45 from 1e-6 to 1e5; []: none
     tolerance: Annotated[float, Field(gt=0)] = (
         1e-4  # norm of the gradient relative to that of zero weights (scikit-learn's tol is of the same size)
@@ -93,8 +93,8 @@ class AttentiveConfig(OnlineConfig):
     epochs: Positive = 10
     warmup_epochs: Count = 1
     batch: Positive = 1024
-    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (2e-4, 5e-4, 1e-3)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # AdamW's; not of biases (ours)
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (1e-4, 3e-4, 1e-3, 3e-3)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's, not of biases (CAPI chooses from 5e-4, 1e-3, 5e-2)
 
 
 class ProbeConfig(Section):

@@ -83,7 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def open_source(path: str) -> Source:
     encoder, folder = read_encoder(path), Path(path)
     commit = newest_commit(folder) if (folder / "checkpoints").is_dir() else None
-    if commit is None or "corruption" not in commit.record["config"]:  # a fine-tuned run has no decoder
+    if commit is None or commit.record.get("program") == "finetune":  # a fine-tuned run has no decoder
         return Source(encoder, None)
     config = read_config(commit)
     decoder = read_tensors(commit, "weight/decoder.") if config.decoder.name == "transformer" else {}

@@ -48,7 +48,7 @@ from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.transfer.metrics import figures
 from mpp.transfer.protocol import Answers
-from mpp.transfer.results import write_predictions, write_results
+from mpp.transfer.results import draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import FINETUNED, log_test_read
 from mpp.world import World, from_first
@@ -272,12 +272,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         truth = torch.from_numpy(final.truth)
         top1 = figures(answers.predicted, truth, len(sets.classes), answers.confidence)
         low, high = top1["ci95"]
+        rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}
+        draw_answers(run_dir, row, FINETUNED, rows, {row: {FINETUNED: answers}}, final.truth, sets.classes, where)
         results = {
             "command": shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)]),
             "kind": "finetune",
             "encoder": {"path": config.encoder, "source": loaded.source, "digest": loaded.digest, "init": config.init},
             "reported_on": where,
-            "rows": {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}},
+            "rows": rows,
             "holdout": {
                 name: {"accuracy": each.accuracy, "loss": each.loss, "images": len(each.truth)} for name, each in on_holdout.items()
             },

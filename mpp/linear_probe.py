@@ -41,7 +41,7 @@ from mpp.transfer.features import FeatureSpec, Variant, check_resolution, needed
 from mpp.transfer.in_the_loop import Online, answer, train_online
 from mpp.transfer.metrics import figures, paired_bootstrap
 from mpp.transfer.protocol import Answers, Chosen, choose, report
-from mpp.transfer.results import draw_pictures, write_predictions, write_results
+from mpp.transfer.results import draw_answers, draw_choices, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
 from mpp.transfer.table import TEST_READS, format_table, log_test_read
 from mpp.world import World, from_first, join_processes, together
@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
+        "holdout_fraction": config.holdout_fraction,
         "versions": versions(),
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "processes": world.size,
@@ -177,8 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line["words"])
         answers = {name: row.answers for name, row in rows.items()}
         write_predictions(out, answers, truth, ids)
-        pictured = about | {"truth": truth, "main": PRETRAINED, "where": "test" if test is not None else "hold-out of train"}
-        results["pictures"] = draw_pictures(out, results["rows"], answers, pictured)
+        figured = results["rows"]
+        place = "test" if test is not None else "hold-out of train"
+        results["pictures"] = draw_choices(out, figured, about["holdout_images"])
+        results["pictures"] += draw_answers(out, PRETRAINED, "linear", figured, answers, truth, train.classes, place)
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out, results)
     print(

@@ -76,8 +76,9 @@ def measured_on(result: Result) -> tuple:
     side = "test" if about["reported_on"] == "test" else "train"
     data = about["data"][side]
     words = data["path"] if side == "test" else f"a hold-out of {data['path']}"
-    fraction = about.get("holdout_fraction", about["config"].get("holdout_fraction"))
-    held = () if side == "test" else (about.get("kind"), about["seed"], fraction, about["train_images"])
+    held: tuple = ()
+    if side == "train":
+        held = (about["kind"], about["seed"], about["holdout_fraction"], about["train_images"])
     return f"{words}, {about.get('reported_images', 0)} images", data["identity"], about.get("reported_images", 0), *held
 
 

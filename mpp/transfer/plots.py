@@ -24,10 +24,14 @@ DOTS_PER_INCH = 120
 LISTED = 20  # most frequent confusions listed beside a matrix without numbers
 
 
-def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]]]], title: str) -> bytes:
-    """Accuracy after each block: for each name (layer, accuracy, interval) as shares of 1; intervals as bands."""
+def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]]]], title: str, names: Sequence[str] = ()) -> bytes:
+    """Accuracy after each block: for each name (layer, accuracy, interval) as shares of 1; intervals as bands.
+
+    names: of all rows of which these are some, so that a row has the same colour in every picture.
+    """
     figure, axes = _figure(7.5, 4.5)
     for i, (name, points) in enumerate(curves.items()):
+        i = list(names).index(name) if names else i
         layers, accuracies, intervals = (list(part) for part in zip(*sorted(points), strict=True))
         low, high = (100 * np.array(part) for part in zip(*intervals, strict=True))
         colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]

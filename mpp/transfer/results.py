@@ -22,6 +22,7 @@ from mpp.files import write_atomically
 from mpp.transfer import metrics, plots
 from mpp.transfer.intervals import wilson
 from mpp.transfer.protocol import Answers
+from mpp.transfer.table import PROBES
 
 RESULTS, PREDICTIONS = "results.json", "predictions.safetensors"
 
@@ -77,30 +78,48 @@ def find_results(paths: Sequence[str]) -> list[Result]:
     return found
 
 
-def draw_pictures(
-    out: Path, rows: Mapping[str, Mapping[str, Any]], answers: Mapping[str, Mapping[str, Answers]], about: Mapping[str, Any]
-) -> list[str]:
-    """Pictures of what `rows` hold; `about` has classes, holdout_images, where (words), truth (integers [m]).  Returns their names."""
+def draw_choices(out: Path, rows: Mapping[str, Mapping[str, Any]], holdout_images: int) -> list[str]:
+    """Pictures of what was tried on the hold-out of train, by layer and by penalty; returns their names."""
     made: dict[str, bytes] = {}
-    held = about["holdout_images"]
-    curves = {name: layer_curve(row["linear"]["grid"], held) for name, row in rows.items() if "linear" in row}
+    where = f"on the hold-out of train ({holdout_images} images)"
+    curves = {name: layer_curve(row["linear"]["grid"], holdout_images) for name, row in rows.items() if "linear" in row}
     if curves := {name: points for name, points in curves.items() if len(points) > 1}:
-        made["layers.png"] = plots.by_layer(
-            curves, f"Linear probe by layer, the best of its grid, on the hold-out of train ({held} images)"
-        )
+        made["layers.png"] = plots.by_layer(curves, f"Linear probe by layer, the best of its grid, {where}", list(rows))
     paths = {name: row["logistic"]["path"] for name, row in rows.items() if "logistic" in row}
     if paths:
         steps = {name: ([p["strength"] for p in path], [p["holdout_accuracy"] for p in path]) for name, path in paths.items()}
         best = {name: rows[name]["logistic"]["chosen"]["strength"] for name in paths}
-        made["regularisation.png"] = plots.along_path(steps, best, f"Logistic regression, on the hold-out of train ({held} images)")
-    truth = torch.from_numpy(about["truth"].astype(np.int64))
-    for name, row in rows.items():
-        if name == about["main"] and "linear" in row:
-            matrix = metrics.confusion_matrix(answers[name]["linear"].predicted, truth, len(about["classes"])).numpy()
-            made["confusion.png"] = plots.confusion(matrix, about["classes"], f"{name}, linear probe, {about['where']}")
-    sure = {name: row["linear"]["calibration"] for name, row in rows.items() if "linear" in row}
-    if sure:
-        made["reliability.png"] = plots.reliability(sure, f"Linear probe, {about['where']}")
+        made["regularisation.png"] = plots.along_path(steps, best, f"Logistic regression, {where}")
+    return _written(out, made)
+
+
+def draw_answers(
+    out: Path,
+    main: str,
+    probe: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    answers: Mapping[str, Mapping[str, Answers]],
+    truth: np.ndarray,
+    classes: Sequence[str],
+    where: str,
+) -> list[str]:
+    """Pictures of one probe's answers to the images reported on: the confusions of row `main`, the reliability of all; returns their names.
+
+    truth: integers [m]; where: in words.
+    """
+    matrix = metrics.confusion_matrix(answers[main][probe].predicted, torch.from_numpy(truth.astype(np.int64)), len(classes)).numpy()
+    sure = {name: row[probe]["calibration"] for name, row in rows.items() if probe in row}
+    words = PROBES.get(probe, "fine-tuning")
+    return _written(
+        out,
+        {
+            "confusion.png": plots.confusion(matrix, classes, f"{main}, {words}, {where}"),
+            "reliability.png": plots.reliability(sure, f"{words}, {where}"),
+        },
+    )
+
+
+def _written(out: Path, made: Mapping[str, bytes]) -> list[str]:
     for file, data in made.items():
         write_atomically(out / file, data)
     return list(made)

@@ -166,7 +166,7 @@ def test_any_place_of_a_billion_samples_is_found_without_a_table():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ConfigError, match=r"a step of 64 samples .* 60 training samples .* 60 or fewer"):
+    with pytest.raises(ConfigError, match=r"a step of 64 samples .* 60 training samples.* 60 or fewer"):
         Order((20, 40), 64, 4, seed=0)
     assert Order((20, 44), 64, 4, seed=0).steps_per_epoch == 1
 

@@ -71,6 +71,15 @@ def test_the_state_dict_loads_into_timm_and_gives_equal_features(changes):
     assert torch.equal(theirs.forward_features(images()), ours(ours.embed(images())))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("class_token", [True, False])
+def test_every_token_leaves_under_the_final_norm(class_token):
+    model = encoder(class_token=class_token)
+    tokens = model(model.embed(images()))
+    assert tokens.mean(-1).abs().max() < 1e-5
+    assert (tokens.var(-1, unbiased=False) - 1).abs().max() < 1e-3
+
+
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
     torch.manual_seed(4)
     before = torch.get_rng_state()

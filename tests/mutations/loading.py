@@ -93,8 +93,8 @@ ROWS = [
     Row(
         "masks depend on the place in the batch",
         "mpp/data/loader.py",
-        "Draws(self.seed, MASK, epoch, sample, view)",
-        "Draws(self.seed, MASK, epoch, position, view)",
+        "Draws(self.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys",
+        "Draws(self.seed, MASK, epoch, position, view) for epoch, _, position in keys",
         LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
     Row(
