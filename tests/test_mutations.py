@@ -17,11 +17,20 @@ from types import SimpleNamespace
 import pytest
 
 from tests.forks import SERVER, run_forked, server
-from tests.mutations import loading, shards, training, transfer_export, transfer_features, transfer_finetune, transfer_probes
+from tests.mutations import (
+    loading,
+    shards,
+    training,
+    transfer_export,
+    transfer_features,
+    transfer_finetune,
+    transfer_probes,
+    transfer_tables,
+)
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-MODULES = (training, loading, shards, transfer_export, transfer_features, transfer_finetune, transfer_probes)
+MODULES = (training, loading, shards, transfer_export, transfer_features, transfer_finetune, transfer_probes, transfer_tables)
 ROWS = [row for module in MODULES for row in module.ROWS]
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
