@@ -3,9 +3,9 @@
 Sources: "DINOv2" is arXiv 2304.07193, "MAE" is arXiv 2111.06377, "ViT 4.1" is arXiv 2010.11929; "ours" marks what a source leaves open.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
 from mpp.config import Count, Pair, Positive, Section
 
@@ -76,6 +76,15 @@ class OnlineConfig(Section):
     micro_batch_max: Positive = 512  # images a process takes at once
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]  # x batch / 256
     crop_scale: Pair = (0.08, 1.0)  # share of the area (torchvision's RandomResizedCrop, as MAE)
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}, or the learning rate never reaches its peak; "
+                f"set warmup_epochs={self.epochs // 10}"
+            )
+        return self
 
 
 class MaeProtocolConfig(OnlineConfig):

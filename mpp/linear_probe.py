@@ -26,7 +26,7 @@ import torch
 import mpp
 from mpp.config import dump, load
 from mpp.config_probe import FeatureConfig, ProbeConfig
-from mpp.data.labelled import LabelledImages, check_splits, open_labelled
+from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
 from mpp.errors import ConfigError, Parser, run_program
 from mpp.files import make_folder
 from mpp.machine import allow_open_files
@@ -41,7 +41,7 @@ from mpp.transfer.features import FeatureSpec, Variant, check_resolution, needed
 from mpp.transfer.in_the_loop import Online, answer, train_online
 from mpp.transfer.metrics import figures, paired_bootstrap
 from mpp.transfer.protocol import Answers, Chosen, choose, report
-from mpp.transfer.results import draw_answers, draw_choices, write_predictions, write_results
+from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
 from mpp.transfer.table import TEST_READS, format_table, log_test_read
 from mpp.world import World, from_first, join_processes, together
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train, test = open_splits(config)
     out = Path(config.out) if config.out else default_out(config.encoder, config.train)
     cache = Path(config.features.cache) if config.features.cache else out / "features"
+    together(world, lambda: refuse_other_images(out, train, test) if world.first and config.out is None else None)
     together(world, lambda: make_folder(out, "out") if world.first else None)
     rows = table_rows(config, loaded, world)
     main_row = rows[PRETRAINED]
@@ -279,13 +280,29 @@ def gains(rows: Mapping[str, Row], truth: np.ndarray, seed: int) -> list[dict[st
 
 def default_out(encoder: str, train: str) -> Path:
     """RUN/transfer/DATA, for RUN itself and for RUN/encoder; for encoders that lie elsewhere runs/NAME/transfer/DATA."""
-    path, parts = Path(encoder), Path(train).parts
-    data = parts[-2] if len(parts) > 1 and parts[-1] in ("train", "val", "test") else parts[-1]
+    path, data = Path(encoder), train
+    if not is_array(train):
+        parts = Path(train).resolve().parts
+        data = parts[-2] if parts[-1] in ("train", "val", "test") else parts[-1]
     if path.is_dir():
         run = path.parent if path.name == "encoder" else path
     else:
         run = Path("runs") / plain_name(encoder)
     return run / "transfer" / plain_name(data)
+
+
+def refuse_other_images(out: Path, train: LabelledImages, test: LabelledImages | None) -> None:
+    """Raises ConfigError where `out`, not asked for, holds a probe of other data, whose folder has the same name: its figures would be lost."""
+    if not (out / RESULTS).exists():
+        return
+    data = find_results([str(out / RESULTS)])[0].about.get("data") or {}
+    for key, images in (("train", train), ("test", test)):
+        before = data.get(key)
+        if before and images is not None and before["identity"] != images.identity:
+            raise ConfigError(
+                f"out={out} holds figures of {key}={before['path']}, other images than {key}={images.path}; "
+                "give out= another folder, or delete that one"
+            )
 
 
 def plain_name(words: str) -> str:

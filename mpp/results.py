@@ -9,9 +9,9 @@ architecture and seed) are shown once.
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = []
     for (title, *_), members in tables.items():
         lines = lines_of(members, options.folders)
-        reads = sorted({result.about["test_reads"] for result in members})
+        reads = sorted({result.about.get("test_reads", 0) for result in members})
         print(
             f"{title}; the test split was read {' to '.join(map(str, dict.fromkeys([reads[0], reads[-1]])))} time(s) by each of these folders"
         )
@@ -73,10 +73,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def measured_on(result: Result) -> tuple:
     """(in words, identity of the images): results that agree in it can be compared."""
     about = result.about
+    if about.get("reported_on") is None:
+        data = about["data"]["train"]
+        return f"{data['path']}, {about['train_images']} images, feature rank alone", data["identity"], about["train_images"], about["seed"]
     side = "test" if about["reported_on"] == "test" else "train"
     data = about["data"][side]
     words = data["path"] if side == "test" else f"a hold-out of {data['path']}"
-    held: tuple = ()
+    held: tuple = () if about["reported_images"] == data["images"] else (about["seed"],)  # other seeds draw other images
     if side == "train":
         held = (about["kind"], about["seed"], about["holdout_fraction"], about["train_images"])
     return f"{words}, {about.get('reported_images', 0)} images", data["identity"], about.get("reported_images", 0), *held
@@ -99,7 +102,9 @@ def lines_of(results: Sequence[Result], folders: Sequence[str]) -> list[Line]:
                 others.append(
                     Line(name if len(result.about["rows"]) == 1 or row in ("pretrained", "fine-tuned") else f"{name}: {row}", result, row)
                 )
-    return [*baselines.values(), *others]
+    lines = [*baselines.values(), *others]
+    names = Counter(line.name for line in lines)  # a run that was probed twice, or probed and fine-tuned, keeps every row
+    return [line if names[line.name] == 1 else replace(line, name=f"{line.result.folder}: {line.row}") for line in lines]
 
 
 def run_name(folder: Path, folders: Sequence[str]) -> str:

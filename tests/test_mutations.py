@@ -26,11 +26,22 @@ from tests.mutations import (
     transfer_finetune,
     transfer_imagenet,
     transfer_probes,
+    transfer_tables,
 )
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-MODULES = (training, loading, shards, transfer_export, transfer_features, transfer_finetune, transfer_imagenet, transfer_probes)
+MODULES = (
+    training,
+    loading,
+    shards,
+    transfer_export,
+    transfer_features,
+    transfer_finetune,
+    transfer_imagenet,
+    transfer_probes,
+    transfer_tables,
+)
 ROWS = [row for module in MODULES for row in module.ROWS]
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")

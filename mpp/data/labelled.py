@@ -38,6 +38,7 @@ ARRAYS: dict[str, tuple[str, dict[SplitName, dict[str, Any]]]] = {
 }  # fmt: skip
 STORED = (".jpg", ".jpeg", ".png", ".webp")  # handed on as they are; what else ImageFolder takes is stored anew as PNG
 FOREIGN = ("BMP", "PPM", "TIFF", "GIF")
+SPLITS = {"train", "val", "valid", "validation", "test"}
 ROOT = "data"
 HALF_HOUR = 1800.0
 
@@ -86,17 +87,28 @@ class LabelledImages(Protocol):
         ...
 
 
+def is_array(source: str) -> bool:
+    """Whether it names one of torchvision's data sets, cifar10 or cifar10:ROOT, and no folder."""
+    return source.partition(":")[0] in ARRAYS and not Path(source).is_dir()
+
+
 def open_labelled(source: str, split: SplitName) -> LabelledImages:
     """Open the images that `source` names (see above); `split` is for the sources that have several.  Raises DataError."""
     folder = Path(source)
     if (folder / MANIFEST).exists():
         return ShardSet.open(folder)
     name, _, root = source.partition(":")
-    if name in ARRAYS and not folder.is_dir():
+    if is_array(source):
         return ArrayImages.open(name, Path(root or ROOT), split)
     if folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder)):
         if named := [entry for entry in ("train", "val", "test") if (folder / entry / MANIFEST).exists()]:
             raise DataError(f"{source} holds the splits {', '.join(named)}; give one of them, such as {folder / named[0]}")
+        inside = [entry for entry in os.scandir(folder) if entry.is_dir()]
+        if {entry.name for entry in inside} <= SPLITS and any(below.is_dir() for entry in inside for below in os.scandir(entry)):
+            named = sorted(entry.name for entry in inside)
+            raise DataError(
+                f"{source} holds the folders {', '.join(named)} of classes, which are splits and no classes; give one of them, such as {folder / named[-1]}"
+            )
         return FolderImages.open(folder)
     if folder.is_dir():
         raise DataError(
@@ -256,6 +268,10 @@ def check_splits(train: LabelledImages, test: LabelledImages | None, otherwise: 
             raise DataError(
                 f"{key}={images.path} holds no labels, which are needed; make them with data_prep/make_shards.py SOURCE OUT --labels{otherwise}"
             )
+    if len(train.classes) < 2:
+        raise DataError(
+            f"train={train.path} has {len(train.classes)} class, and there is nothing to tell apart; give images of two or more{otherwise}"
+        )
     if test is None:
         return
     if test.identity == train.identity:

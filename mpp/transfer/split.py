@@ -42,8 +42,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int, use: int) -> tuple[
         count = max(1, round(fraction * len(members)))
         if count >= len(members):
             raise DataError(
-                f"class {label} has {len(members)} labelled images, too few to hold out {fraction:g} of them; "
-                "give more images (train_samples=) or a smaller holdout_fraction="
+                f"class number {label} has {len(members)} labelled image(s) left, too few to hold out {fraction:g} of them, at least one, "
+                "and fit on the rest; give more images of it, or a test split (test=), which saves one hold-out"
             )
         held[members[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,16 @@ def test_an_image_that_cannot_be_read_is_named(folder):
     (folder / "n02" / "3.bmp").unlink()
     with pytest.raises(DataError, match="No such file"):
         images.read(2)
+
+
+def test_a_folder_of_splits_and_a_single_class_are_no_labelled_set(folder, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "splits" / split)
+    with pytest.raises(DataError, match=r"holds the folders test, train of classes, .* such as .*train"):
+        open_labelled(str(tmp_path / "splits"), "train")
+    shutil.copytree(folder / "n01", tmp_path / "one" / "n01")
+    with pytest.raises(DataError, match="has 1 class, and there is nothing to tell apart"):
+        check_splits(open_labelled(str(tmp_path / "one"), "train"), None)
 
 
 def test_splits_that_do_not_belong_together_are_refused(folder, tiny_shards):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,11 +201,30 @@ def test_results_stay_whole_and_the_run_folder_is_the_place(splits, encoder_fold
     for encoder in (run_folder, encoder_folder):
         assert linear_probe.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
     assert linear_probe.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
+    assert linear_probe.default_out(str(encoder_folder), "cifar10:/a") != linear_probe.default_out(str(encoder_folder), "cifar100:/a")
+    assert linear_probe.default_out(str(encoder_folder), ".").name == Path.cwd().name
     out = linear_probe.default_out(str(encoder_folder), "shards/train")
     before = torch.random.get_rng_state()
     run(out, encoder_folder, f"train={splits['train']}", "baselines=false", "few_shot.shots=[]", "logistic.strengths=[]")
     assert torch.equal(before, torch.random.get_rng_state())
     assert not [path for path in out.rglob("*") if "tmp" in path.name]
+
+
+def test_figures_of_other_data_are_not_overwritten_unasked(tmp_path, splits, encoder_folder):
+    shutil.copytree(encoder_folder, tmp_path / "encoder")
+    for name, split in (("a", "train"), ("b", "other")):
+        shutil.copytree(splits[split], tmp_path / name / "data" / "train")
+    words = [f"encoder={tmp_path / 'encoder'}", "features.workers=0", "rank_only=true", "baselines=false"]
+    for _ in range(2):
+        assert linear_probe.main([f"train={tmp_path}/a/data/train", *words]) == 0
+    with pytest.raises(ConfigError, match=r"holds figures of train=.*a/data/train, other images than .*; give out= another folder"):
+        linear_probe.main([f"train={tmp_path}/b/data/train", *words])
+    assert linear_probe.main([f"train={tmp_path}/b/data/train", f"out={tmp_path}/transfer/data", *words]) == 0
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused(tmp_path, splits, encoder_folder):
+    with pytest.raises(ConfigError, match="warmup_epochs=10 must be below epochs=5"):
+        run(tmp_path, encoder_folder, f"train={splits['train']}", "mae.epochs=5")
 
 
 def test_the_script_takes_a_file_words_and_local_rank(tmp_path):

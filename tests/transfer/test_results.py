@@ -81,3 +81,28 @@ def test_the_curve_takes_the_best_head_of_each_single_layer():
     curve = layer_curve(grid, 10)
     assert [(layer, share) for layer, share, _ in curve] == [(1, 0.4), (2, 0.3)]
     assert all(low < share < high for _, share, (low, high) in curve)
+
+
+def test_every_row_is_shown_where_one_run_was_measured_twice(tmp_path, capsys):
+    run = measured(tmp_path / "a", 150, baseline=False)
+    other = measured(tmp_path / "b", 120, row="fine-tuned", baseline=False)
+    (other / "transfer" / "data").rename(run / "transfer" / "again")
+    assert results.main([str(run), "--json", str(tmp_path / "table.json")]) == 0
+    assert "75.00" in (shown := capsys.readouterr().out) and "60.00" in shown
+    assert len(json.loads((tmp_path / "table.json").read_text())[0]["rows"]) == 2
+
+
+def test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_own(tmp_path, capsys):
+    runs = [measured(tmp_path / name, 150, baseline=False) for name in "abc"]
+    files = [run / "transfer" / "data" / "results.json" for run in runs]
+    ranked, *drawn = [json.loads(file.read_text()) for file in files]
+    ranked["rows"] = {"pretrained": {"feature_rank": 7.5, "about": {}}}
+    ranked["data"] = {"train": {"path": "shards/train", "identity": "i", "images": 10}, "test": None}
+    del ranked["reported_on"], ranked["reported_images"], ranked["test_reads"]
+    for seed, about in enumerate(drawn):
+        about["seed"], about["data"]["test"]["images"] = seed, 1000
+    for file, about in zip(files, [ranked, *drawn], strict=True):
+        file.write_text(json.dumps(about))
+    assert results.main([str(run) for run in runs]) == 0
+    shown = capsys.readouterr().out
+    assert "7.5" in shown and len(shown.strip().split("\n\n")) == 3
