@@ -79,7 +79,9 @@ def measured_on(result: Result) -> tuple:
     side = "test" if about["reported_on"] == "test" else "train"
     data = about["data"][side]
     words = data["path"] if side == "test" else f"a hold-out of {data['path']}"
-    held: tuple = () if about["reported_images"] == data["images"] else (about["seed"],)  # other seeds draw other images
+    held: tuple = (
+        () if about["reported_images"] == data.get("images", about["reported_images"]) else (about["seed"],)
+    )  # other seeds draw other images
     if side == "train":
         held = (about["kind"], about["seed"], about["holdout_fraction"], about["train_images"])
     return f"{words}, {about.get('reported_images', 0)} images", data["identity"], about.get("reported_images", 0), *held
