@@ -42,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in results:
         tables[measured_on(result)].append(result)
     written = []
-    for (title, *_), members in tables.items():
-        lines = lines_of(members, options.folders)
+    for members in tables.values():
+        title, lines = in_words(members[0]), lines_of(members, options.folders)
         reads = sorted({result.about.get("test_reads", 0) for result in members})
         print(
             f"{title}; the test split was read {' to '.join(map(str, dict.fromkeys([reads[0], reads[-1]])))} time(s) by each of these folders"
         )
         print(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
-        made = {"on": title, "rows": {line.name: line.figures for line in lines}, "folders": [str(result.folder) for result in members]}
+        made: dict[str, Any] = {"on": title, "rows": {line.name: line.figures for line in lines}, "folders": [str(result.folder) for result in members]}
         if options.compare:
             made["differences"] = differences(lines, options.compare)
             print("\n" + said(made["differences"], options.compare))
@@ -71,20 +71,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measured_on(result: Result) -> tuple:
-    """(in words, identity of the images): results that agree in it can be compared."""
+    """What results agree in that were measured on the same images, wherever those lie now."""
+    about = result.about
+    side = "test" if about.get("reported_on") == "test" else "train"
+    data = about["data"][side]
+    if about.get("reported_on") is None:
+        return data["identity"], "rank", about["train_images"], about["seed"]
+    if side == "train":
+        return data["identity"], about["reported_images"], about["kind"], about["seed"], about["holdout_fraction"], about["train_images"]
+    some = about["reported_images"] != data.get("images", about["reported_images"])
+    return data["identity"], about["reported_images"], *((about["seed"],) if some else ())  # other seeds draw other images
+
+
+def in_words(result: Result) -> str:
     about = result.about
     if about.get("reported_on") is None:
-        data = about["data"]["train"]
-        return f"{data['path']}, {about['train_images']} images, feature rank alone", data["identity"], about["train_images"], about["seed"]
-    side = "test" if about["reported_on"] == "test" else "train"
-    data = about["data"][side]
-    words = data["path"] if side == "test" else f"a hold-out of {data['path']}"
-    held: tuple = (
-        () if about["reported_images"] == data.get("images", about["reported_images"]) else (about["seed"],)
-    )  # other seeds draw other images
-    if side == "train":
-        held = (about["kind"], about["seed"], about["holdout_fraction"], about["train_images"])
-    return f"{words}, {about.get('reported_images', 0)} images", data["identity"], about.get("reported_images", 0), *held
+        return f"{about['data']['train']['path']}, {about['train_images']} images, feature rank alone"
+    if about["reported_on"] == "test":
+        return f"{about['data']['test']['path']}, {about['reported_images']} images"
+    return f"a hold-out of {about['data']['train']['path']}, {about['reported_images']} images"
 
 
 def lines_of(results: Sequence[Result], folders: Sequence[str]) -> list[Line]:

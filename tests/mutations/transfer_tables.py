@@ -15,8 +15,8 @@ ROWS = [
     Row(
         "subsets drawn by other seeds stand in one table",
         "mpp/results.py",
-        'else (about["seed"],)',
-        "else ()",
+        '*((about["seed"],) if some else ())',
+        "",
         f"{RESULTS}::test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_own",
     ),
     Row(

@@ -48,6 +48,14 @@ def test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once(tmp_
     assert "75.00" in first and "60.00" in first and "45.00" in second and "read 1 time(s)" in first
 
 
+def test_the_same_images_under_another_path_share_a_table_wherever_they_lie(tmp_path, capsys):
+    a, b = measured(tmp_path / "a", 150), measured(tmp_path / "b", 120)
+    path = b / "transfer" / "data" / "results.json"
+    path.write_text(path.read_text().replace("shards/test", "/elsewhere/test"))
+    assert results.main([str(a), str(b)]) == 0
+    assert capsys.readouterr().out.count("top-1 in %") == 1
+
+
 def test_differences_are_paired_and_written(tmp_path, capsys):
     a, b = measured(tmp_path / "a", 150, baseline=False), measured(tmp_path / "b", 120, baseline=False)
     assert results.main([str(a), str(b), "--compare", "linear", "--json", str(tmp_path / "table.json")]) == 0
