@@ -49,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{title}; the test split was read {' to '.join(map(str, dict.fromkeys([reads[0], reads[-1]])))} time(s) by each of these folders"
         )
         print(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
-        made: dict[str, Any] = {"on": title, "rows": {line.name: line.figures for line in lines}, "folders": [str(result.folder) for result in members]}
+        made: dict[str, Any] = {
+            "on": title,
+            "rows": {line.name: line.figures for line in lines},
+            "folders": [str(result.folder) for result in members],
+        }
         if options.compare:
             made["differences"] = differences(lines, options.compare)
             print("\n" + said(made["differences"], options.compare))
