@@ -9,6 +9,7 @@ import yaml
 
 from mpp import export, finetune, linear_probe, loader_speed, pretrain, results
 from mpp.config import PretrainConfig, load
+from mpp.config_finetune import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -87,7 +88,8 @@ def test_there_are_commands_to_check():
 def test_every_override_shown_in_the_text_is_a_known_key(capsys):
     for word in re.findall(r"`((?:optim|mask|data|system|model|log)\.[a-z_]+)`", README):
         section, key = word.split(".")
-        assert key in type(getattr(pretrain.PretrainConfig(), section)).model_fields, word
+        sections = [getattr(schema(), section, None) for schema in (PretrainConfig, FinetuneConfig)]
+        assert any(key in type(found).model_fields for found in sections if found is not None), word
 
 
 def test_every_file_and_config_named_exists_and_every_module_is_on_the_map():
