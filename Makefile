@@ -8,7 +8,7 @@ WORDS  ?=
 TESTERS ?= 2
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test unit lint setup format clean
+.PHONY: demo test test-all unit lint setup format clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +44,10 @@ endif
 
 test: setup lint unit
 
+# With the proofs that are too long for every change.
+test-all: setup lint
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,7 +55,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup -m "not long"
 
 format: setup
 	$(BIN)/ruff format .

@@ -22,7 +22,7 @@ from mpp.config import load
 from mpp.config_probe import ProbeConfig
 from mpp.data.labelled import open_labelled
 from mpp.errors import Parser, run_program
-from mpp.linear_probe import encoder_row
+from mpp.probing import encoder_row
 from mpp.train.encoder_folder import read_encoder
 from mpp.train.run_folder import environment
 from mpp.transfer.extraction import Crops, extract

@@ -7,7 +7,7 @@ import pytest
 from mpp.config import load
 from mpp.config_finetune import FinetuneConfig
 from mpp.errors import ConfigError
-from mpp.finetune import clock_of
+from mpp.finetuning import clock_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

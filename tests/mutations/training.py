@@ -217,19 +217,19 @@ ROWS = [
     ),
     # Whole runs.
     Row(
-        "learning rate counted in steps", "mpp/pretrain.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",
+        "learning rate counted in steps", "mpp/pretraining.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",
         "tests/pipeline/test_by_hand.py::test_the_learning_rate_of_every_step",
     ),
     Row(
-        "loss summed over patches", "mpp/pretrain.py", "engine.backward(loss.mean())", "engine.backward(loss.sum(1).mean())",
+        "loss summed over patches", "mpp/pretraining.py", "engine.backward(loss.mean())", "engine.backward(loss.sum(1).mean())",
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Row(
-        "no dropping of paths after the hold-out", "mpp/pretrain.py", "    engine.train(True)\n    dist.all_reduce(sums)", "    dist.all_reduce(sums)",
+        "no dropping of paths after the hold-out", "mpp/pretraining.py", "    engine.train(True)\n    dist.all_reduce(sums)", "    dist.all_reduce(sums)",
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Row(
-        "hold-out skill over kept patches too", "mpp/pretrain.py", "(loss * counted * masked).sum(), (counted * masked).sum()", "(loss * counted).sum(), counted.sum()",
+        "hold-out skill over kept patches too", "mpp/pretraining.py", "(loss * counted * masked).sum(), (counted * masked).sum()", "(loss * counted).sum(), counted.sum()",
         "tests/pipeline/test_by_hand.py::test_loss_and_skill_of_the_holdout",
     ),
     Row(
@@ -243,7 +243,7 @@ ROWS = [
         "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
     ),
     Row(
-        "drop-path noise starts again on resume", "mpp/pretrain.py", "DROP_PATH, step, world.rank", "DROP_PATH, step - first_step, world.rank",
+        "drop-path noise starts again on resume", "mpp/pretraining.py", "DROP_PATH, step, world.rank", "DROP_PATH, step - first_step, world.rank",
         "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
     ),
     # What may be asked for.

@@ -106,7 +106,7 @@ ROWS = [
         STEP + "the_average_follows_its_formula_and_starts_with_a_short_memory",
     ),
     Row(
-        "the average starts again on resume", "mpp/finetune.py", "            average.restore(commit)\n", "            pass\n", RUN + "a_resumed_run_is_bit_identical_its_average_too",
+        "the average starts again on resume", "mpp/finetuning.py", "            average.restore(commit)\n", "            pass\n", RUN + "a_resumed_run_is_bit_identical_its_average_too",
     ),
     Row(
         "all layers learn alike", "mpp/train/engine.py", "learning_rate * group.get(\"lr_scale\", 1.0)", "learning_rate", RUN + "layers_learn_at_their_own_rates",

@@ -21,7 +21,7 @@ ROWS = [
     ),
     Row(
         "figures of other data are overwritten",
-        "mpp/linear_probe.py",
+        "mpp/probing.py",
         'before["identity"] != images.identity',
         'before["identity"] is None',
         f"{PROBE}::test_figures_of_other_data_are_not_overwritten_unasked",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp import pretrain
+from mpp import pretraining
 from mpp.config import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.masking import Masking
@@ -61,7 +61,7 @@ def configured(source, **changes) -> PretrainConfig:
 def first_loss(config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PretrainingModel]:
     """Of a model that begins from config.init_from; the images 0..255 and the noise by which the oracle hides the same patches."""
     model = build_model(config, 192, False).eval()
-    pretrain.initialise_from(model, config)
+    pretraining.initialise_from(model, config)
     masking = Masking(config.model.patches, config.mask, config.corruption)
     drawn = [masking.draw(Draws(2, MASK, 0, sample)) for sample in range(3)]
     mask = {name: torch.from_numpy(np.stack([getattr(m, name) for m in drawn])) for name in ("kind", "source", "visible", "predicted")}

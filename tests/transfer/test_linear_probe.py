@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpp import linear_probe
+from mpp import linear_probe, probing
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.transfer.results import layer_curve
@@ -199,11 +199,11 @@ def test_what_a_user_can_mend_is_one_line(words, kind, says, splits, encoder_fol
 def test_results_stay_whole_and_the_run_folder_is_the_place(splits, encoder_folder):
     run_folder = encoder_folder.parent
     for encoder in (run_folder, encoder_folder):
-        assert linear_probe.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
-    assert linear_probe.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
-    assert linear_probe.default_out(str(encoder_folder), "cifar10:/a") != linear_probe.default_out(str(encoder_folder), "cifar100:/a")
-    assert linear_probe.default_out(str(encoder_folder), ".").name == Path.cwd().name
-    out = linear_probe.default_out(str(encoder_folder), "shards/train")
+        assert probing.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
+    assert probing.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
+    assert probing.default_out(str(encoder_folder), "cifar10:/a") != linear_probe.default_out(str(encoder_folder), "cifar100:/a")
+    assert probing.default_out(str(encoder_folder), ".").name == Path.cwd().name
+    out = probing.default_out(str(encoder_folder), "shards/train")
     before = torch.random.get_rng_state()
     run(out, encoder_folder, f"train={splits['train']}", "baselines=false", "few_shot.shots=[]", "logistic.strengths=[]")
     assert torch.equal(before, torch.random.get_rng_state())
