@@ -8,7 +8,6 @@ written down: system, log, checkpoint.  All are frozen; an unknown key is refuse
 Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open (README).
 """
 
-import difflib
 import re
 import types
 import typing
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
+from mpp.config_names import nearest
 from mpp.errors import ConfigError
 
 
@@ -371,8 +371,9 @@ def _one_line(error: ValidationError, schema: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden" and key in _known_keys(schema):
             problems.append(f"key '{key}' does not belong to {section}.name={row}")
         elif problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, _known_keys(schema), n=1, cutoff=0)
-            problems.append(f"unknown key '{key}'" + (f"; the nearest known one is '{near[0]}'" if near else ""))
+            inside = problem["input"] if isinstance(problem["input"], dict) else {}
+            asked = [f"{key}.{name}" for name in inside] or [key]  # of an unknown section, what was asked for in it
+            problems += [f"unknown key '{name}'{nearest(name, _known_keys(schema))}" for name in asked]
         elif problem["type"] == "value_error":
             problems.append((f"{key}: " if key else "") + str(problem["ctx"]["error"]))
         elif problem["type"] in ("model_type", "model_attributes_type", "dict_type"):

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpp.config import Count, PretrainConfig, Section, dump, load
+from mpp.config import Count, PretrainConfig, Section, _known_keys, dump, load
 from mpp.config_finetune import FinetuneConfig
+from mpp.config_names import OTHERS, nearest
 from mpp.config_probe import ProbeConfig
 from mpp.errors import ConfigError
 
@@ -94,25 +95,60 @@ def test_a_section_written_as_nothing_means_its_defaults(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "nearest"),
+    ("key", "meant"),
     [
-        ("optim.base_rl=1", "optim.base_lr"),
-        ("optm.base_lr=1", "optim.base_lr"),
-        ("data.batch=3", "data."),
-        ("sed=1", "seed"),
-        ("target.bit=3", "target.bits"),
-        ("mask.ration=0.5", "mask.ratio"),
-        ("log.every=5", "log.every_steps"),
+        ("optim.base_rl", "optim.base_lr"), ("optm.base_lr", "optim.base_lr"), ("sed", "seed"), ("target.bit", "target.bits"),
+        ("mask.ration", "mask.ratio"), ("log.every", "log.every_steps"), ("maks.ratio", "mask.ratio"), ("basel_r", "optim.base_lr"),
+        # the field's names
+        ("optim.lr", "optim.base_lr"), ("lr", "optim.base_lr"), ("learning-rate", "optim.base_lr"), ("optimizer.lr", "optim.base_lr"),
+        ("blr", "optim.base_lr"), ("epochs", "optim.total_samples"), ("optim.epochs", "optim.total_samples"), ("steps", "optim.total_samples"),
+        ("warmup_epochs", "optim.warmup_samples"), ("batch_size", "data.global_batch"), ("data.batch", "data.global_batch"),
+        ("accum_iter", "system.micro_batch_max"), ("weight_decay", "optim.weight_decay"), ("wd", "optim.weight_decay"),
+        ("mask_ratio", "mask.ratio"), ("patch_size", "model.patch_size"), ("img_size", "model.image_size"), ("clip_grad", "optim.clip_norm"),
+        ("norm_pix_loss", "target.normalise"), ("decoder_embed_dim", "decoder.width"), ("decoder.embed_dim", "decoder.width"),
+        ("encoder.depth", "model.depth"), ("embed_dim", "model.width"), ("depth", "model.depth"), ("num_workers", "system.workers"),
+        ("data_path", "data.shards"), ("output_dir", "run_dir"), ("min_lr", "optim.final_lr"), ("precision", "system.precision"),
+        ("image_size", "model.image_size"), ("keep", "checkpoint.keep"), ("optim_base_lr", "optim.base_lr"),
     ],
-)
-def test_an_unknown_key_is_refused_with_the_nearest_known_one(word, nearest):
-    message = refused(word)
-    assert f"unknown key '{word.partition('=')[0]}'" in message or "unknown key 'optm'" in message
-    assert nearest.partition(".")[0] in message.partition("nearest known one is")[2]
+)  # fmt: skip
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(key, meant):
+    if "-" not in key:  # of which a word cannot have one
+        assert f"unknown key '{key}'; the nearest known one is '{meant}'" in refused(f"{key}=1")
+    assert nearest(key, _known_keys(PretrainConfig)).startswith(f"; the nearest known one is '{meant}'")
 
 
-def test_the_nearest_key_is_named_in_full():
-    assert refused("optim.base_rl=1").endswith("the nearest known one is 'optim.base_lr'")
+@pytest.mark.parametrize(
+    ("schema", "key", "meant"),
+    [
+        (FinetuneConfig, "lr", "optim.base_lr"), (FinetuneConfig, "epochs", "optim.epochs"), (FinetuneConfig, "max_steps", "optim.steps"),
+        (FinetuneConfig, "mixup", "augment.mixup"), (FinetuneConfig, "reprob", "augment.erasing"), (FinetuneConfig, "img_size", "model.resolution"),
+        (FinetuneConfig, "data_path", "train"), (FinetuneConfig, "layer_decay", "optim.layer_decay"), (FinetuneConfig, "val", "test"),
+        (FinetuneConfig, "init_from", "encoder"), (FinetuneConfig, "warmup_epochs", "optim.warmup_epochs"),
+        (ProbeConfig, "lr", "linear.learning_rates"), (ProbeConfig, "epochs", "linear.epochs"), (ProbeConfig, "nb_knn", "knn.k"),
+        (ProbeConfig, "batch_size", "linear.batch"), (ProbeConfig, "num_workers", "features.workers"), (ProbeConfig, "data.shards", "train"),
+        (ProbeConfig, "run_dir", "out"), (ProbeConfig, "C", "logistic.strengths"), (ProbeConfig, "img_size", "features.resolution"),
+    ],
+)  # fmt: skip
+def test_each_program_leads_from_the_fields_names_to_its_own(schema, key, meant):
+    assert f"; the nearest known one is '{meant}'" in refused(f"{key}=1", schema=schema)
+
+
+def test_what_our_key_counts_is_said_where_the_fields_counts_something_else():
+    assert refused("epochs=10").endswith("the nearest known one is 'optim.total_samples' (counted in samples: epochs x images)")
+
+
+def test_a_key_that_resembles_none_is_not_led_astray():
+    assert refused("zzzzqqq=1") == "unknown key 'zzzzqqq'; --print-config shows all that there are"
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig])
+def test_a_known_key_of_one_program_is_never_unknown_by_its_own_name(schema):
+    """Every name leads to a key that some program has, and no name of ours leads elsewhere."""
+    known = _known_keys(schema)
+    for key in known:
+        assert nearest(key, known).startswith("; the nearest known one is ")
+    everywhere = {*_known_keys(PretrainConfig), *_known_keys(FinetuneConfig), *_known_keys(ProbeConfig)}
+    assert not [key for ours in OTHERS for key in ours if key not in everywhere]
 
 
 def test_a_key_of_another_row_is_named_as_such():
