@@ -98,11 +98,7 @@ def nearest(key: str, known: Collection[str]) -> str:
 
     key: dotted; known: every key of a program, its sections included.
     """
-    meant = _by_other_name(key, known)
-    if meant is None:
-        meant, remark = _by_spelling(key, known), ""
-    else:
-        meant, remark = meant
+    meant, remark = _by_other_name(key, known) or (_by_spelling(key, known), "")
     if meant is None:
         return "; --print-config shows all that there are"
     return f"; the nearest known one is '{meant}'" + (f" ({remark})" if remark else "")
