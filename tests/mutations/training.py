@@ -215,6 +215,31 @@ ROWS = [
         "timm cannot build the export without a class token", "mpp/train/encoder_folder.py", "if key != \"num_classes\"}",
         "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
+    # In which precision.
+    Row(
+        "ZeRO 3 has DeepSpeed's own linear layer", "mpp/train/engine.py", "\"memory_efficient_linear\": False", "\"memory_efficient_linear\": True",
+        "tests/pipeline/test_precision.py::test_every_zero_stage_trains_alike_in_bf16_on_one_process_and_on_two",
+    ),
+    Row(
+        "ZeRO rounds gradients unasked", "mpp/train/engine.py", "    if not reduced:\n", "    if False:\n",
+        "tests/pipeline/test_precision.py::test_every_zero_stage_trains_alike_in_bf16_on_one_process_and_on_two",
+    ),
+    Row(
+        "processes exchange rounded gradients at stage 0", "mpp/train/engine.py", "\"communication_data_type\": system.gradient_precision", "\"communication_data_type\": \"bf16\"",
+        "tests/pipeline/test_precision.py::test_every_zero_stage_trains_alike_in_bf16_on_one_process_and_on_two",
+    ),
+    Row(
+        "gradients asked for in bf16 are exchanged in fp32", "mpp/train/engine.py", "reduced = system.gradient_precision == \"bf16\"", "reduced = False",
+        "tests/pipeline/test_precision.py::test_gradients_exchanged_in_bf16_are_rounded_because_somebody_asked",
+    ),
+    Row(
+        "bf16 is fp32", "mpp/train/engine.py", "\"enabled\": system.precision == \"bf16\"", "\"enabled\": False",
+        "tests/pipeline/test_precision.py::test_bf16_is_torchs_autocast_and_fp32_is_not",
+    ),
+    Row(
+        "fp32 is bf16", "mpp/train/engine.py", "\"enabled\": system.precision == \"bf16\"", "\"enabled\": True",
+        "tests/pipeline/test_precision.py::test_bf16_is_torchs_autocast_and_fp32_is_not",
+    ),
     # Whole runs.
     Row(
         "learning rate counted in steps", "mpp/pretraining.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",
