@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config import PretrainConfig
+from mpp.config import TransformerDecoder as TransformerConfig
 from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Mask, Masking
+from mpp.model.decoder import TransformerDecoder
+from mpp.model.encoder import sincos_positions
 from mpp.model.pretraining import build_model
 from mpp.rng import MASK, Draws
 from mpp.targets import gather_patches, make_target, patchify
@@ -217,3 +220,21 @@ def test_every_trainable_parameter_gets_a_gradient(changes):
     _, loss, _ = step(config, model, pictures(), mask)
     loss.mean().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none(prefix):
+    """prefix: no class token, one, and one with four registers."""
+    decoder = TransformerDecoder(12, 7, prefix, (2, 3), TransformerConfig(depth=1, width=8, heads=2), False)
+    decoder.blocks = torch.nn.Identity()
+    nn_init = torch.Generator().manual_seed(0)
+    tokens, visible = torch.randn(2, prefix + 2, 12, generator=nn_init), torch.tensor([[4, 1], [0, 5]])
+    found = decoder(tokens, visible, torch.arange(6).expand(2, -1))
+    places = sincos_positions(8, (2, 3))
+    assert torch.equal(decoder.positions, torch.cat([torch.zeros(prefix, 8), places])[None])
+    for b in range(2):
+        for n in range(6):
+            shown = [i for i, place in enumerate(visible[b].tolist()) if place == n]
+            token = decoder.embed(tokens[b, prefix + shown[0]]) if shown else decoder.mask_token[0, 0]
+            torch.testing.assert_close(found[b, n], decoder.head(decoder.norm(token + places[n])))

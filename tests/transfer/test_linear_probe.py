@@ -112,7 +112,7 @@ class Leaks(torch.nn.Module):
 
 def test_a_layer_that_gives_the_label_away_is_found_and_no_other(tmp_path, splits, monkeypatch):
     leaking = LoadedEncoder(Leaks().eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "leaks", "leaks", lambda seed: Leaks())
-    monkeypatch.setattr(linear_probe, "read_encoder", lambda source: leaking)
+    monkeypatch.setattr(probing, "read_encoder", lambda source: leaking)
     words = ["baselines=false", "linear.epochs=20", "linear.last_layers=[]", f"train={splits['train']}", f"test={splits['test']}"]
     results = run(tmp_path, "leaks", *words)
     row = results["rows"]["pretrained"]
@@ -201,7 +201,7 @@ def test_results_stay_whole_and_the_run_folder_is_the_place(splits, encoder_fold
     for encoder in (run_folder, encoder_folder):
         assert probing.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
     assert probing.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
-    assert probing.default_out(str(encoder_folder), "cifar10:/a") != linear_probe.default_out(str(encoder_folder), "cifar100:/a")
+    assert probing.default_out(str(encoder_folder), "cifar10:/a") != probing.default_out(str(encoder_folder), "cifar100:/a")
     assert probing.default_out(str(encoder_folder), ".").name == Path.cwd().name
     out = probing.default_out(str(encoder_folder), "shards/train")
     before = torch.random.get_rng_state()
