@@ -59,7 +59,9 @@ def test_no_token_and_no_position_decays_here_or_in_fine_tuning(recipe):
     assert tokens <= spared and len(tokens) >= (1 if recipe == "mae" else 2)
     assert ("encoder.vit.reg_token" in tokens) == (recipe == "registers")
     groups = layer_decay_groups(model.encoder.vit, 0.05, 0.75)
-    decayed = {name for name, p in model.encoder.vit.named_parameters() if any(p is q for g in groups if g["weight_decay"] for q in g["params"])}
+    decayed = {
+        name for name, p in model.encoder.vit.named_parameters() if any(p is q for g in groups if g["weight_decay"] for q in g["params"])
+    }
     assert {f"encoder.vit.{name}" for name in decayed} == {n for n in names(model, parameter_groups(model, 0.05)[0]) if ".vit." in n}
 
 

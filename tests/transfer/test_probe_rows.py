@@ -68,7 +68,9 @@ def test_every_row_sees_colours_as_the_encoder_was_trained_with(rows, tmp_path, 
     wanted = [(0.2 - mean) / std for mean, std in zip(MEAN, STD, strict=True)]
     for name in (PRETRAINED, RANDOM):
         backbone = found[name].extractor.backbone
-        monkeypatch.setattr(backbone, "layers", lambda pixels, layers, name=name: seen.setdefault(name, pixels) is None or [pixels[:, :1, 0]] * len(layers))
+        monkeypatch.setattr(
+            backbone, "layers", lambda pixels, layers, name=name: seen.setdefault(name, pixels) is None or [pixels[:, :1, 0]] * len(layers)
+        )
         found[name].extractor.tokens(flat, [3])
         assert seen[name][0, :, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6), name
     assert found[PIXELS].extractor(flat).view(3, 8, 8)[:, 2, 6].tolist() == pytest.approx(wanted, abs=1e-6)
@@ -89,7 +91,9 @@ def test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folde
 
 def test_the_random_row_has_no_tensor_that_was_trained(tmp_path):
     """Not even norms: an encoder whose every tensor was moved away from its first values, and the baseline beside it."""
-    weights = {name: tensor + 3 if tensor.is_floating_point() else tensor for name, tensor in build_encoder(TINY, 5).vit.state_dict().items()}
+    weights = {
+        name: tensor + 3 if tensor.is_floating_point() else tensor for name, tensor in build_encoder(TINY, 5).vit.state_dict().items()
+    }
     write_encoder(tmp_path / "encoder", weights, TINY, MEAN, STD, "tiny")
     config = ProbeConfig.model_validate({"encoder": str(tmp_path / "encoder"), "train": "x"})
     found = table_rows(config, read_encoder(config.encoder), ALONE)
