@@ -238,3 +238,20 @@ def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patch
             shown = [i for i, place in enumerate(visible[b].tolist()) if place == n]
             token = decoder.embed(tokens[b, prefix + shown[0]]) if shown else decoder.mask_token[0, 0]
             torch.testing.assert_close(found[b, n], decoder.head(decoder.norm(token + places[n])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize(("arch", "registers"), [("vit_tiny_patch16_224", 0), ("vit_betwixt_patch16_reg4_gap_256", 4)])
+def test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers(class_token, arch, registers):
+    model = {"arch": arch, "image_size": 32, "patch_size": P, "width": 48, "depth": 1, "heads": 3, "class_token": class_token}
+    encoder = model_of(recipe(model=model, **DROP)).encoder
+    encoder.vit.blocks, encoder.vit.norm, before = torch.nn.Sequential(), torch.nn.Identity(), class_token + registers
+    assert encoder.prefix == before
+    embeddings, visible = torch.randn(2, N, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([[9, 2, 4], [0, 15, 7]])
+    tokens, places = encoder(embeddings, visible), encoder.vit.pos_embed[0, -N:]
+    assert tokens.shape == (2, before + 3, 48)
+    for b, row in enumerate(visible.tolist()):
+        for k, n in enumerate(row):
+            torch.testing.assert_close(tokens[b, before + k], embeddings[b, n] + places[n])
+    assert torch.equal(tokens[0, :before], tokens[1, :before])

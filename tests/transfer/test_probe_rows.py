@@ -47,10 +47,11 @@ def test_the_bootstrap_turns_its_sign_with_the_rows():
     assert one["share_a_ahead"] > 0.9 > 0.1 > other["share_a_ahead"] and one["mcnemar_p"] == other["mcnemar_p"]
 
 
-@pytest.fixture
-def rows(tmp_path, splits):
+@pytest.fixture(params=["vit_tiny_patch16_224", "vit_betwixt_patch16_reg4_gap_256"])
+def rows(tmp_path, splits, request):
     """The three rows of an encoder that was trained with colours of its own, and their features of six images."""
-    write_encoder(tmp_path / "encoder", build_encoder(TINY, 5).vit.state_dict(), TINY, MEAN, STD, "tiny")
+    model = TINY.model_copy(update={"arch": request.param})
+    write_encoder(tmp_path / "encoder", build_encoder(model, 5).vit.state_dict(), model, MEAN, STD, "tiny")
     config = ProbeConfig.model_validate({"encoder": str(tmp_path / "encoder"), "train": "x", "features": {"workers": 0, "pixel_side": 8}})
     found = table_rows(config, read_encoder(config.encoder), ALONE)
     images = open_labelled(str(splits["train"]), "train")
@@ -85,8 +86,9 @@ def test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folde
     crops = Crops(images, np.arange(6), 16, 1.0, 10**6).__getitems__(list(range(6)))[1].float() / 255
     with torch.no_grad():
         tokens = net.forward_features((crops - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
+    before = 1 if net.reg_token is None else 5  # the class token and registers are no patches
     own = tables[PRETRAINED].of(found[PRETRAINED].variants[0])
-    torch.testing.assert_close(own, tokens[:, 1:].mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own, tokens[:, before:].mean(dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_random_row_has_no_tensor_that_was_trained(tmp_path):
