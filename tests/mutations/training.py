@@ -264,11 +264,6 @@ ROWS = [
         "tests/model/test_pretraining.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
-        "a key is read by nobody", "mpp/train/optim.py", "torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)\n\n\ndef layer_numbers",
-        "torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, fused=True)\n\n\ndef layer_numbers",
-        "tests/pipeline/test_every_key.py::test_every_key_changes_what_it_says",
-    ),
-    Row(
         "registers are taken for patches", "mpp/model/encoder.py", "self.prefix: int = vit.num_prefix_tokens", "self.prefix: int = int(vit.has_class_token)",
         "tests/model/test_pretraining.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
     ),

@@ -138,6 +138,8 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
             workers.append(named["num_workers"])
             return loader(*given, **named | {"num_workers": 0, "multiprocessing_context": None})
 
+        for drawing in ("draw_choices", "draw_answers"):  # which take most of the time, and no key
+            patch.setattr(probing, drawing, lambda *_: [])
         patch.setattr("mpp.transfer.extraction.DataLoader", counting)
         patch.setattr(
             probing.EncoderExtractor, "tokens", lambda self, images, layers: passes.append(len(images)) or tokens(self, images, layers)

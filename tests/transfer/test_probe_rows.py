@@ -60,8 +60,8 @@ def rows(tmp_path, splits, request):
     return found, {name: table.features for name, table in tables.items()}, images
 
 
-def test_every_row_sees_colours_as_the_encoder_was_trained_with(rows, tmp_path, monkeypatch):
-    found, tables, images = rows
+def test_every_row_sees_colours_as_the_encoder_was_trained_with(rows, monkeypatch):
+    found, _, _ = rows
     seen = {}
     for name, row in found.items():
         assert (row.extractor.spec.mean, row.extractor.spec.std) == (MEAN, STD), name
