@@ -183,6 +183,9 @@ class DataConfig(Section):
 
 class SystemConfig(Section):
     precision: Literal["bf16", "fp32"] = "bf16"  # of matrix products (autocast); parameters and losses are float32 either way
+    gradient_precision: Literal["fp32", "bf16"] = (
+        "fp32"  # in which processes exchange gradients; bf16: half the traffic, rounded (at zero_stage 1-3 with bf16, of linear layers alone)
+    )
     micro_batch_max: Positive = 128  # views a process takes at once; accumulation is the smallest that fits
     workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
     images: Literal["shards", "ram", "device"] = "shards"  # ram, device: small sets, decoded once into one tensor there

@@ -63,12 +63,13 @@ class Engine:
             "train_micro_batch_size_per_gpu": plan.micro_batch,
             "gradient_accumulation_steps": plan.accumulation,
             "gradient_clipping": clip_norm if self.stage else 0.0,  # at stage 0 the norm is not reported, so it is taken and clipped here
-            "zero_optimization": {"stage": self.stage},
+            # DeepSpeed's own linear layer adds the bias after rounding: another forward pass at stage 3 than at 0 to 2.
+            "zero_optimization": {"stage": self.stage, "memory_efficient_linear": False},
             "zero_allow_untested_optimizer": True,  # torch's AdamW
-            "torch_autocast": {"enabled": system.precision == "bf16", "dtype": "bfloat16"},
+            **_precisions(system),
             "steps_per_print": 2**31,
         }
-        settings = _merged(ours, system.deepspeed, taken=("train_batch_size",))
+        settings = _merged(ours, system.deepspeed)
         if system.compile:
             model.compile()
         try:
@@ -130,19 +131,46 @@ class Engine:
         self.deepspeed.train(mode)
 
 
-def _merged(ours: dict, theirs: dict, taken: tuple[str, ...]) -> dict:
+def _precisions(system: SystemConfig) -> dict[str, Any]:
+    """DeepSpeed's settings for the precision of matrix products and of the gradients that processes exchange.
+
+    Under autocast ZeRO takes the latter from a list of module classes (null: linear layers and convolutions, in autocast's bfloat16, whatever
+    communication_data_type says); everything else does from communication_data_type.  Parameters, their gradients and moments are float32.
+    """
+    reduced = system.gradient_precision == "bf16"
+    autocast: dict[str, Any] = {"enabled": system.precision == "bf16", "dtype": "bfloat16"}
+    if not reduced:
+        autocast["lower_precision_safe_modules"] = []
+    return {"torch_autocast": autocast, "communication_data_type": system.gradient_precision}
+
+
+DECIDED = {  # of DeepSpeed's settings: what mpp has instead
+    "train_batch_size": "data.global_batch",
+    "train_micro_batch_size_per_gpu": "system.micro_batch_max",
+    "gradient_accumulation_steps": "system.micro_batch_max",
+    "gradient_clipping": "optim.clip_norm",
+    "zero_optimization.stage": "system.zero_stage",
+    "torch_autocast": "system.precision and system.gradient_precision",
+    "bf16": "system.precision",
+    "fp16": "system.precision",
+    "communication_data_type": "system.gradient_precision",
+    "data_types": "system.gradient_precision",
+    "optimizer": "the optim section",
+    "scheduler": "the optim section",
+}
+
+
+def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """`system.deepspeed` laid over our settings; what mpp itself decides is refused."""
     merged = dict(ours)
     for key, value in theirs.items():
-        if (
-            key in taken
-            or (key in ours and not isinstance(value, dict))
-            or (key == "zero_optimization" and "stage" in value)
-            or key in ("bf16", "fp16", "torch_autocast", "optimizer", "scheduler")
-        ):
+        inner = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
+        for name in (key, *inner):
+            if name in DECIDED:
+                raise ConfigError(f"system.deepspeed.{name} is decided by mpp; set {DECIDED[name]} instead")
+        if key in ours and isinstance(value, dict) != isinstance(ours[key], dict):
             raise ConfigError(
-                f"system.deepspeed.{key} is decided by mpp; use data.global_batch, system.micro_batch_max, system.zero_stage, "
-                f"system.precision or the optim section instead"
+                f"system.deepspeed.{key}={value!r} must be {'a section with keys inside' if isinstance(ours[key], dict) else 'one value'}"
             )
         merged[key] = {**ours.get(key, {}), **value} if isinstance(value, dict) else value
     return merged

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config import PretrainConfig
+from mpp.config import TransformerDecoder as TransformerConfig
 from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Mask, Masking
+from mpp.model.decoder import TransformerDecoder
+from mpp.model.encoder import sincos_positions
 from mpp.model.pretraining import build_model
 from mpp.rng import MASK, Draws
 from mpp.targets import gather_patches, make_target, patchify
@@ -217,3 +220,38 @@ def test_every_trainable_parameter_gets_a_gradient(changes):
     _, loss, _ = step(config, model, pictures(), mask)
     loss.mean().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none(prefix):
+    """prefix: no class token, one, and one with four registers."""
+    decoder = TransformerDecoder(12, 7, prefix, (2, 3), TransformerConfig(depth=1, width=8, heads=2), False)
+    decoder.blocks = torch.nn.Identity()
+    nn_init = torch.Generator().manual_seed(0)
+    tokens, visible = torch.randn(2, prefix + 2, 12, generator=nn_init), torch.tensor([[4, 1], [0, 5]])
+    found = decoder(tokens, visible, torch.arange(6).expand(2, -1))
+    places = sincos_positions(8, (2, 3))
+    assert torch.equal(decoder.positions, torch.cat([torch.zeros(prefix, 8), places])[None])
+    for b in range(2):
+        for n in range(6):
+            shown = [i for i, place in enumerate(visible[b].tolist()) if place == n]
+            token = decoder.embed(tokens[b, prefix + shown[0]]) if shown else decoder.mask_token[0, 0]
+            torch.testing.assert_close(found[b, n], decoder.head(decoder.norm(token + places[n])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize(("arch", "registers"), [("vit_tiny_patch16_224", 0), ("vit_betwixt_patch16_reg4_gap_256", 4)])
+def test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers(class_token, arch, registers):
+    model = {"arch": arch, "image_size": 32, "patch_size": P, "width": 48, "depth": 1, "heads": 3, "class_token": class_token}
+    encoder = model_of(recipe(model=model, **DROP)).encoder
+    encoder.vit.blocks, encoder.vit.norm, before = torch.nn.Sequential(), torch.nn.Identity(), class_token + registers
+    assert encoder.prefix == before
+    embeddings, visible = torch.randn(2, N, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([[9, 2, 4], [0, 15, 7]])
+    tokens, places = encoder(embeddings, visible), encoder.vit.pos_embed[0, -N:]
+    assert tokens.shape == (2, before + 3, 48)
+    for b, row in enumerate(visible.tolist()):
+        for k, n in enumerate(row):
+            torch.testing.assert_close(tokens[b, before + k], embeddings[b, n] + places[n])
+    assert torch.equal(tokens[0, :before], tokens[1, :before])

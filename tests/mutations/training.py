@@ -215,6 +215,89 @@ ROWS = [
         "timm cannot build the export without a class token", "mpp/train/encoder_folder.py", "if key != \"num_classes\"}",
         "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
+    # Of several ranks, and over a stop.
+    Row(
+        "hold-out figures are of rank 0 alone", "mpp/pretraining.py", "    engine.train(True)\n    dist.all_reduce(sums)\n", "    engine.train(True)\n",
+        "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
+    ),
+    Row(
+        "images that fill up the last batch count in the hold-out", "mpp/data/loader.py", "(places < len(ids)).astype(np.float32)", "(places >= 0).astype(np.float32)",
+        "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
+    ),
+    Row(
+        "training figures are of rank 0 alone", "mpp/pretraining.py", "            dist.all_reduce(meters)\n", "",
+        "tests/pipeline/test_counts.py::test_figures_of_two_processes_are_those_of_one",
+    ),
+    Row(
+        "figures are since the start of the run", "mpp/pretraining.py", "            meters.zero_()\n", "",
+        "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
+    ),
+    Row(
+        "bad samples are counted anew after a resume", "mpp/pretraining.py", "first_step, bad_samples = commit.step, commit.record[\"bad_samples\"]", "first_step, bad_samples = commit.step, 0",
+        "tests/pipeline/test_counts.py::test_the_count_of_bad_samples_goes_on_after_a_resume",
+    ),
+    Row(
+        "bad samples of rank 0 alone are counted", "mpp/pretraining.py", "broken, stopping, save_now, bad_now = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)",
+        "broken, stopping, save_now, _ = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)",
+        "tests/pipeline/test_counts.py::test_figures_of_two_processes_are_those_of_one",
+    ),
+    Row(
+        "registers decay", "mpp/train/optim.py", "\"reg_token\", ", "", "tests/train/test_optim.py::test_no_token_and_no_position_decays_here_or_in_fine_tuning",
+    ),
+    Row(
+        "mask tokens decay", "mpp/train/optim.py", "\"mask_token\", \"pos_embed\"", "\"pos_embed\"", "tests/train/test_optim.py::test_no_token_and_no_position_decays_here_or_in_fine_tuning",
+    ),
+    Row(
+        "positions decay", "mpp/train/optim.py", "\"mask_token\", \"pos_embed\"", "\"mask_token\"", "tests/train/test_optim.py::test_no_token_and_no_position_decays_here_or_in_fine_tuning",
+    ),
+    Row(
+        "tables of relative positions decay", "mpp/train/optim.py", ", \"relative_position_bias_table\")", ")", "tests/train/test_optim.py::test_tables_of_relative_positions_do_not_decay",
+    ),
+    Row(
+        "the decoder's places are shifted without a class token", "mpp/model/decoder.py", "torch.cat([torch.zeros(prefix, config.width), fixed])[None]",
+        "torch.cat([torch.zeros(max(prefix, 1), config.width), fixed])[None, : prefix + len(fixed)]",
+        "tests/model/test_pretraining.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
+    ),
+    Row(
+        "registers take the first places of the decoder", "mpp/model/decoder.py", "torch.cat([torch.zeros(prefix, config.width), fixed])[None]",
+        "torch.cat([torch.zeros(min(prefix, 1), config.width), fixed, fixed])[None, : prefix + len(fixed)]",
+        "tests/model/test_pretraining.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
+    ),
+    Row(
+        "registers are taken for patches", "mpp/model/encoder.py", "self.prefix: int = vit.num_prefix_tokens", "self.prefix: int = int(vit.has_class_token)",
+        "tests/model/test_pretraining.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
+    ),
+    Row(
+        "visible patches have the first places", "mpp/model/encoder.py", "        tokens = self._positioned(embeddings)\n        if visible is not None:\n",
+        "        if visible is not None:\n            embeddings = torch.cat([gather_tokens(embeddings, visible), embeddings[:, visible.shape[1] :]], dim=1)\n"
+        "            visible = torch.arange(visible.shape[1]).expand_as(visible)\n        tokens = self._positioned(embeddings)\n        if visible is not None:\n",
+        "tests/model/test_pretraining.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
+    ),
+    # In which precision.
+    Row(
+        "ZeRO 3 has DeepSpeed's own linear layer", "mpp/train/engine.py", "\"memory_efficient_linear\": False", "\"memory_efficient_linear\": True",
+        "tests/pipeline/test_precision.py::test_every_zero_stage_trains_alike_in_bf16_on_one_process_and_on_two",
+    ),
+    Row(
+        "ZeRO rounds gradients unasked", "mpp/train/engine.py", "    if not reduced:\n", "    if False:\n",
+        "tests/pipeline/test_precision.py::test_every_zero_stage_trains_alike_in_bf16_on_one_process_and_on_two",
+    ),
+    Row(
+        "processes exchange rounded gradients at stage 0", "mpp/train/engine.py", "\"communication_data_type\": system.gradient_precision", "\"communication_data_type\": \"bf16\"",
+        "tests/pipeline/test_precision.py::test_every_zero_stage_trains_alike_in_bf16_on_one_process_and_on_two",
+    ),
+    Row(
+        "gradients asked for in bf16 are exchanged in fp32", "mpp/train/engine.py", "reduced = system.gradient_precision == \"bf16\"", "reduced = False",
+        "tests/pipeline/test_precision.py::test_gradients_exchanged_in_bf16_are_rounded_because_somebody_asked",
+    ),
+    Row(
+        "bf16 is fp32", "mpp/train/engine.py", "\"enabled\": system.precision == \"bf16\"", "\"enabled\": False",
+        "tests/pipeline/test_precision.py::test_bf16_is_torchs_autocast_and_fp32_is_not",
+    ),
+    Row(
+        "fp32 is bf16", "mpp/train/engine.py", "\"enabled\": system.precision == \"bf16\"", "\"enabled\": True",
+        "tests/pipeline/test_precision.py::test_bf16_is_torchs_autocast_and_fp32_is_not",
+    ),
     # Whole runs.
     Row(
         "learning rate counted in steps", "mpp/pretraining.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",

@@ -4,8 +4,58 @@ from tests.mutations import Row
 
 LOGISTIC, METRICS, NEIGHBOURS = "tests/transfer/test_logistic.py", "tests/transfer/test_metrics.py", "tests/transfer/test_neighbours.py"
 FEW_SHOT, ONLINE, PLOTS = "tests/transfer/test_few_shot.py", "tests/transfer/test_online.py", "tests/transfer/test_plots.py"
+ROWS_OF_PROBES, RANKS = "tests/transfer/test_probe_rows.py", "tests/train/test_several_ranks.py"
 
 ROWS = [
+    # Rows of the table.
+    Row(
+        "gains have the other sign", "mpp/probing.py", "for name in (PRETRAINED, other))", "for name in (other, PRETRAINED))",
+        f"{ROWS_OF_PROBES}::test_a_gain_is_positive_where_the_encoder_is_the_better_one",
+    ),
+    Row(
+        "the bootstrap has the other direction", "mpp/transfer/metrics.py", "margin = 2 * ahead - differing", "margin = differing - 2 * ahead",
+        f"{ROWS_OF_PROBES}::test_a_gain_is_positive_where_the_encoder_is_the_better_one",
+    ),
+    Row(
+        "extraction has colours of its own", "mpp/probing.py", "resolution, asked.crop, loaded.mean, loaded.std, asked.precision)", "resolution, asked.crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), asked.precision)",
+        f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
+    ),
+    Row(
+        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)",
+        "found = self.backbone.layers(normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), layers)",
+        f"{ROWS_OF_PROBES}::test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers",
+    ),
+    Row(
+        "raw pixels are not normalised as the encoder's", "mpp/transfer/extractors.py", "pixels = normalise(images, self.spec.mean, self.spec.std)", "pixels = images.float() / 255",
+        f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
+    ),
+    Row(
+        "the random row keeps the norms that were trained", "mpp/probing.py", "    baselines[RANDOM].about[\"source\"]",
+        "    kept = {n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}\n    baselines[RANDOM].extractor.backbone.net.load_state_dict(kept, strict=False)  # type: ignore\n"
+        "    baselines[RANDOM].about[\"source\"]",
+        f"{ROWS_OF_PROBES}::test_the_random_row_has_no_tensor_that_was_trained",
+    ),
+    Row(
+        "confidences stay in the order of the ranks", "mpp/train/classify.py", "confidence[order].astype(np.float32)", "confidence.astype(np.float32)",
+        f"{RANKS}::test_predictions_of_several_ranks_stand_in_the_order_of_the_ids_with_their_own_confidences",
+    ),
+    Row(
+        "true classes stay in the order of the ranks", "mpp/train/classify.py", "truth[order].astype(np.int64)", "truth.astype(np.int64)",
+        f"{RANKS}::test_predictions_of_several_ranks_stand_in_the_order_of_the_ids_with_their_own_confidences",
+    ),
+    Row(
+        "confidences beside the encoder stay in the order of the parts", "mpp/transfer/in_the_loop.py",
+        "confidence = torch.cat([sure for _, _, sure in everything], dim=1)[:, place]", "confidence = torch.cat([sure for _, _, sure in everything], dim=1)",
+        f"{RANKS}::test_answers_of_probes_beside_the_encoder_stand_by_image_whichever_part_comes_first",
+    ),
+    Row(
+        "a key of probing is read by nobody", "mpp/probing.py", "config.features.pixel_side)", "32)",
+        "tests/transfer/test_every_key.py::test_every_key_changes_what_it_says",
+    ),
+    Row(
+        "registers are pooled as patches", "mpp/transfer/extractors.py", "        prefix = self.backbone.prefix\n", "        prefix = 1\n",
+        f"{ROWS_OF_PROBES}::test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers",
+    ),
     # Logistic regression.
     Row(
         "the penalty does not know how many images there are", "mpp/transfer/logistic.py", "decay = 1 / (strength * len(rows))", "decay = 1 / strength",

@@ -3,7 +3,7 @@ import torch
 
 from mpp.config import OptimConfig, PretrainConfig
 from mpp.model.pretraining import build_model
-from mpp.train.optim import build_optimiser, parameter_groups
+from mpp.train.optim import build_optimiser, layer_decay_groups, parameter_groups, spares
 
 MODEL = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 1, "heads": 3}
 TRANSFORMER = {"name": "transformer", "depth": 1, "width": 32, "heads": 2}
@@ -12,6 +12,7 @@ RECIPES = {
     "mae": {"model": MODEL | {"position": "sincos2d"}, "corruption": {"name": "drop"}, "decoder": TRANSFORMER},
     "replace, deep decoder": {"model": MODEL, "decoder": TRANSFORMER},
     "no class token": {"model": MODEL | {"class_token": False}},
+    "registers": {"model": MODEL | {"arch": "vit_betwixt_patch16_reg4_gap_256"}, "decoder": TRANSFORMER},
 }
 
 
@@ -48,6 +49,25 @@ def test_only_matrices_and_kernels_decay():
         *(f"{part}.blocks.0.{layer}.bias" for part in ("encoder.vit", "decoder") for layer in block),
         *(f"{part}.blocks.0.norm{i}.{kind}" for part in ("encoder.vit", "decoder") for i in (1, 2) for kind in ("weight", "bias")),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_token_and_no_position_decays_here_or_in_fine_tuning(recipe):
+    model = model_of(recipe)
+    spared = names(model, parameter_groups(model, 0.05)[1])
+    tokens = {name for name, p in model.named_parameters() if p.requires_grad and name.endswith(("token", "pos_embed"))}
+    assert tokens <= spared and len(tokens) >= (1 if recipe == "mae" else 2)
+    assert ("encoder.vit.reg_token" in tokens) == (recipe == "registers")
+    groups = layer_decay_groups(model.encoder.vit, 0.05, 0.75)
+    decayed = {
+        name for name, p in model.encoder.vit.named_parameters() if any(p is q for g in groups if g["weight_decay"] for q in g["params"])
+    }
+    assert {f"encoder.vit.{name}" for name in decayed} == {n for n in names(model, parameter_groups(model, 0.05)[0]) if ".vit." in n}
+
+
+def test_tables_of_relative_positions_do_not_decay():
+    assert spares("blocks.0.attn.relative_position_bias_table", torch.nn.Parameter(torch.zeros(9, 2)))
+    assert not spares("blocks.0.attn.qkv.weight", torch.nn.Parameter(torch.zeros(9, 2)))
 
 
 def test_fixed_positions_are_not_trained():

@@ -1,0 +1,198 @@
+"""Every key of pretraining is changed once, in a run of three steps that must then show it: a key that nothing reads fails here."""
+
+import json
+
+import pytest
+import torch
+
+from mpp.config import PretrainConfig, load
+from mpp.data.training_set import open_training_set
+from tests.keys import Change, faults, keys, split
+from tests.pipeline.conftest import finish, start
+
+BASE = [
+    "model={arch: vit_tiny_patch16_224, image_size: 16, patch_size: 4, width: 16, depth: 1, heads: 2}",
+    "data={global_batch: 4, holdout_samples: 4, crop_scale: [0.5, 1]}",
+    "optim={base_lr: 1e-2, warmup_samples: 4, total_samples: 12}",
+    "log={every_steps: 1, holdout_every_steps: 1, pictures_every_steps: 1, pictures: 2}",
+    "checkpoint={every_samples: 4, every_minutes: null, keep: 9}",
+    "system={precision: fp32, micro_batch_max: 4, workers: 0}",
+]
+MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
+GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
+LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
+RESULTS = "first loss holdout weights"
+SPEED = "loss holdout weights rate"  # what a key that only changes speed or what is written down leaves alone
+CHANGES = {
+    "run_dir": [Change("run_dir=elsewhere", "folder", same=SPEED)],
+    "seed": [Change("seed=1", RESULTS + " samples", beside="log.samples=true")],
+    "resume": [Change("resume=must", "error"), Change("resume=7", "error")],
+    "init_from": [Change("init_from={reference}", RESULTS + " printed")],
+    "model.arch": [Change("model.arch=vit_betwixt_patch16_reg4_gap_256", RESULTS + " parameters encoder")],
+    "model.image_size": [Change("model.image_size=24", RESULTS + " parameters encoder")],
+    "model.patch_size": [Change("model.patch_size=8", RESULTS + " parameters encoder")],
+    "model.width": [Change("model.width=32", RESULTS + " parameters encoder")],
+    "model.depth": [Change("model.depth=2", RESULTS + " parameters encoder")],
+    "model.heads": [Change("model.heads=4", RESULTS + " encoder", same="parameters")],
+    "model.class_token": [Change("model.class_token=false", RESULTS + " parameters encoder"), Change("model.class_token=false", RESULTS, MAE)],
+    "model.position": [Change("model.position=sincos2d", RESULTS)],
+    "model.drop_path": [Change("model.drop_path=0.9", "loss weights", DEEP, same="parameters")],
+    "mask.ratio": [Change("mask.ratio=0.75", RESULTS + " printed")],
+    "corruption.name": [Change("corruption.name=drop", RESULTS + " parameters", "decoder={name: transformer, depth: 1, width: 16, heads: 2}")],
+    "corruption.mask": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, same="parameters")],
+    "corruption.swap": [Change("corruption={mask: 0.5, swap: 0.4, keep: 0.1}", RESULTS, same="parameters")],
+    "corruption.keep": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, "corruption={mask: 0.5, swap: 0.4, keep: 0.1}")],
+    "target.name": [Change("target.name=color_grid", RESULTS + " parameters"), Change("target.name=pixels", RESULTS + " parameters")],
+    "target.bits": [Change("target.bits=2", RESULTS + " parameters"), Change("target.bits=2", RESULTS + " parameters", GRID)],
+    "target.grid": [Change("target.grid=1", RESULTS + " parameters", GRID)],
+    "target.loss": [Change("target.loss=l1", RESULTS, PIXELS, same="parameters")],
+    "target.normalise": [Change("target.normalise=true", RESULTS, PIXELS, same="parameters")],
+    "decoder.name": [Change("decoder={name: transformer, depth: 1, width: 16, heads: 2}", RESULTS + " parameters")],
+    "decoder.depth": [Change("decoder.depth=2", RESULTS + " parameters", MAE)],
+    "decoder.width": [Change("decoder.width=32", RESULTS + " parameters", MAE)],
+    "decoder.heads": [Change("decoder.heads=4", RESULTS, MAE, same="parameters")],
+    "optim.base_lr": [Change("optim.base_lr=1e-3", "rate weights", same="first")],
+    "optim.lr_batch": [Change("optim.lr_batch=256", "rate weights", same="first")],
+    "optim.final_lr": [Change("optim.final_lr=1e-3", "rate weights", same="first")],
+    "optim.betas": [Change("optim.betas=[0.5, 0.999]", "weights", same="rate first"), Change("optim.betas=[0.9, 0.9]", "weights", same="rate")],
+    "optim.eps": [Change("optim.eps=1e-2", "weights", same="rate first")],
+    "optim.weight_decay": [Change("optim.weight_decay=0.5", "weights", same="rate first")],
+    "optim.clip_norm": [Change("optim.clip_norm=0", "weights", "optim.clip_norm=1e-6", same="rate first")],
+    "optim.warmup_samples": [Change("optim.warmup_samples=8", "rate weights", same="first")],
+    "optim.total_samples": [Change("optim.total_samples=16", "rate steps weights", same="first")],
+    "data.shards": [Change("data.shards={other}", RESULTS)],
+    "data.holdout_samples": [Change("data.holdout_samples=5", "holdout printed")],
+    "data.holdout_shards": [Change("data.holdout_shards={other}", "holdout printed samples", "log.samples=true")],
+    "data.global_batch": [Change("data.global_batch=2", "loss rate steps weights")],
+    "data.views": [Change("data.views=2", "first loss weights samples", "log.samples=true")],
+    "data.views_differ_in": [Change("data.views_differ_in=mask", "first loss weights samples", "data.views=2  log.samples=true", same="holdout_first")],
+    "data.streams": [Change("data.streams=1", "first weights samples printed", "log.samples=true")],
+    "data.block": [Change("data.block=2", "first weights samples", "data.streams=2  log.samples=true")],
+    "data.crop_scale": [Change("data.crop_scale=[0.1, 0.2]", RESULTS)],
+    "data.crop_ratio": [Change("data.crop_ratio=[0.5, 0.6]", RESULTS)],
+    "data.flip": [Change("data.flip=false", RESULTS)],
+    "data.mean": [Change("data.mean=[0.5, 0.4, 0.5]", RESULTS + " encoder")],
+    "data.std": [Change("data.std=[0.5, 0.5, 0.3]", RESULTS + " encoder")],
+    "data.max_pixels": [Change(LARGE, "error")],
+    "data.max_bad_fraction": [Change("data.max_bad_fraction=1", "error loss bad", LARGE)],
+    "system.precision": [Change("system.precision=bf16", RESULTS + " printed", same="rate parameters")],
+    "system.gradient_precision": [Change("system.gradient_precision=bf16", "norm", same="first rate")],
+    "system.micro_batch_max": [Change("system.micro_batch_max=2", "printed micro_batch", same="rate steps")],
+    "system.workers": [Change("system.workers=1", "printed", same=SPEED)],
+    "system.images": [Change("system.images=ram", "printed", same="rate steps"), Change("system.images=device", "printed", "data.shards={square}", same="rate steps")],
+    "system.zero_stage": [Change("system.zero_stage=1", "printed commits", same="first holdout_first rate")],
+    "system.compile": [Change("system.compile=true", "compiled", same=SPEED)],
+    "system.fused_attention": [Change("system.fused_attention=true", "attention", same="rate parameters"), Change("system.fused_attention=true", "attention", MAE)],
+    "system.deepspeed": [Change("system.deepspeed={wall_clock_breakdown: true}", "engine", same=SPEED)],
+    "log.every_steps": [Change("log.every_steps=2", "steps", same="holdout weights")],
+    "log.holdout_every_steps": [Change("log.holdout_every_steps=2", "holdout", same="loss weights")],
+    "log.pictures_every_steps": [Change("log.pictures_every_steps=2", "pictures", same=SPEED)],
+    "log.pictures": [Change("log.pictures=1", "pictures", same=SPEED), Change("log.pictures=0", "pictures", same=SPEED)],
+    "log.samples": [Change("log.samples=true", "samples files", same=SPEED)],
+    "checkpoint.every_minutes": [Change("checkpoint.every_minutes=1e-9", "commits", "checkpoint.every_samples=null", same=SPEED)],
+    "checkpoint.every_samples": [Change("checkpoint.every_samples=8", "commits", same=SPEED)],
+    "checkpoint.keep": [Change("checkpoint.keep=2", "commits", same=SPEED)],
+}  # fmt: skip
+ELSEWHERE = {"system.decode": "test_jpegs_are_decoded_where_system_decode_wants_them, which needs no GPU"}
+
+MANY = """
+import contextlib, hashlib, io, json, re, sys, traceback
+from pathlib import Path
+import deepspeed, torch, torch.distributed as dist
+import mpp.pretraining as pretraining
+import mpp.train.engine as engine
+from mpp.errors import UserError
+from mpp.pretrain import main
+
+world = engine.start_distributed()
+pretraining.start_distributed = lambda *_, **__: world  # one process group for all runs
+dist.destroy_process_group = lambda *_: None
+seen = {}
+initialize, build_model, compile = deepspeed.initialize, pretraining.build_model, torch.nn.Module.compile
+def initialized(*_, **words):
+    seen["engine"], seen["micro_batch"] = words["config"], words["config"]["train_micro_batch_size_per_gpu"]
+    return initialize(*_, **words)
+def built(*words):
+    model = build_model(*words)
+    seen["attention"] = [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")]
+    return model
+deepspeed.initialize, pretraining.build_model = initialized, built
+torch.nn.Module.compile = lambda *_, **__: seen.update(compiled=True)
+
+def observe(run, printed):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    of = lambda name: [(row["step"], row[name]) for row in rows if name in row]
+    sha = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    words = [line for line in printed.splitlines() if " img/s" not in line and not line.startswith(("run ", "encoder "))]
+    seen.update(
+        loss=of("train/loss"), first=of("train/loss")[0][1] if of("train/loss") else None, holdout=of("holdout/loss") + of("holdout/skill"),
+        holdout_first=of("holdout/loss")[0], rate=of("optim/learning_rate"), norm=of("optim/gradient_norm"), steps=[row["step"] for row in rows],
+        bad=of("data/bad_samples"), parameters=re.search(r"([0-9,]+) parameters", printed)[1], printed=words,
+        pictures=[(str(path.name), sha(path)) for path in sorted((run / "pictures").glob("*"))], files=sorted(path.name for path in run.iterdir()),
+        samples=[path.read_text() for path in sorted(run.glob("samples.rank*"))], encoder=json.loads((run / "encoder" / "config.json").read_text()),
+    )
+    seen["encoder"] = str(seen["encoder"]).replace(run.name, "RUN")
+    commits = sorted((run / "checkpoints").glob("*/COMMIT.json"))
+    seen["commits"] = [(path.parent.name, json.loads(path.read_text())["zero_stage"]) for path in commits]
+    from mpp.train.commit import newest_commit, read_tensors
+    weights = read_tensors(newest_commit(run), "weight/")
+    seen["weights"] = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
+
+for number, (name, words) in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+    seen.clear()
+    run = Path(next((word.partition("=")[2] for word in reversed(words) if word.startswith("run_dir=")), "")).absolute()
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            main(words)
+        observe(run, printed.getvalue().replace(str(run), "RUN"))
+    except UserError as error:
+        seen["error"] = str(error)
+    seen["folder"] = run.name
+    Path(f"{sys.argv[1]}.{number}").write_text(json.dumps([name, seen], default=str))
+"""
+
+
+@pytest.fixture(scope="module")
+def observed(make_shards, tmp_path_factory) -> dict[tuple[str, str], dict]:
+    """(beside, words) -> observations; all runs in one process.  Each reference runs twice: the second time as ("again", beside)."""
+    place = tmp_path_factory.mktemp("keys")
+    one, other = make_shards(place / "one" / "train", [7, 7]), make_shards(place / "other" / "train", [9])
+    square = make_shards(place / "square" / "train", [12], side=32)
+    known = {"{reference}": str(place / "run0"), "{other}": str(other), "{square}": str(square)}
+    rows = [row for changes in CHANGES.values() for row in changes]
+    names = [("", ""), ("again", ""), *((row.beside, "") for row in rows), *((row.beside, row.words) for row in rows)]
+    cases = []
+    for number, (beside, words) in enumerate(dict.fromkeys(names)):
+        text = split("" if beside == "again" else beside) + split(words)
+        for name, value in known.items():
+            text = [word.replace(name, value) for word in text]
+        cases.append(((beside, words), [*BASE, f"data.shards={one}", f"run_dir=run{number}", *text]))
+    (place / "cases").write_text(json.dumps(cases))
+    done = finish(start([str(place / "cases")], 1, ["-c", MANY], cwd=place))
+    assert done.status == [0], done.err[-3000:]
+    pairs = [json.loads((place / f"cases.{number}").read_text()) for number in range(len(cases))]
+    return {tuple(name): found for name, found in pairs}
+
+
+def test_every_key_has_a_row():
+    assert keys(PretrainConfig) == CHANGES.keys() | ELSEWHERE.keys()
+
+
+def test_every_key_changes_what_it_says(observed):
+    assert "error" not in observed["", ""], observed["", ""]
+    apart = {name for name in observed["", ""] if observed["", ""][name] != observed["again", ""].get(name)}
+    assert apart <= {"folder"}  # what differs, differs because of the key
+    refused = {name: found["error"] for name, found in observed.items() if "error" in found}
+    assert refused.keys() == {("", "resume=must"), ("", "resume=7"), ("", LARGE), (LARGE, "")}, refused
+    assert not (found := faults(CHANGES, observed)), "\n".join(found)
+
+
+@pytest.mark.parametrize("decode", ["cpu", "device"])
+def test_jpegs_are_decoded_where_system_decode_wants_them(decode, make_shards, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("mpp.data.training_set.DeviceJpegs", lambda *words: made.append(words))
+    config = load(PretrainConfig, None, [*BASE, f"data.shards={make_shards(tmp_path / 'train', [6])}", f"system.decode={decode}"])
+    sets = open_training_set(config)
+    placed = sets.placed(config, torch.device("cuda"), 1)
+    assert len(made) == (decode == "device") and (placed is sets.training) == (decode == "cpu")

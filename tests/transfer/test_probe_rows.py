@@ -1,0 +1,106 @@
+"""What one row of the table is measured with: its own preprocessing, its own weights; and what is said of two rows."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from mpp.config_probe import ProbeConfig
+from mpp.data.labelled import open_labelled
+from mpp.model.encoder import build_encoder
+from mpp.probing import PIXELS, PRETRAINED, RANDOM, gains, table_rows
+from mpp.train.encoder_folder import read_encoder, write_encoder
+from mpp.transfer.extraction import extract
+from mpp.transfer.metrics import paired_bootstrap
+from mpp.transfer.protocol import Answers
+from mpp.world import World
+from tests.transfer.conftest import TINY
+
+MEAN, STD = (0.1, 0.4, 0.7), (0.3, 0.2, 0.6)
+ALONE = World(0, 1, 1, torch.device("cpu"))
+
+
+def row_of(*predicted: int) -> SimpleNamespace:
+    given = Answers(torch.tensor(predicted), torch.ones(len(predicted)))
+    return SimpleNamespace(answers={"linear": given})
+
+
+def test_a_gain_is_positive_where_the_encoder_is_the_better_one():
+    truth = np.arange(40) % 4
+    wrong = lambda count: [int(label) if i >= count else int(label + 1) % 4 for i, label in enumerate(truth)]
+    rows = {"worse": row_of(*wrong(30)), PRETRAINED: row_of(*wrong(10)), "better": row_of(*wrong(4))}
+    worse, better = gains(rows, truth, seed=0)
+    assert (worse["over"], better["over"]) == ("worse", "better")
+    assert worse["difference"] == pytest.approx(0.5) and better["difference"] == pytest.approx(-0.15)
+    assert 0 < worse["ci95"][0] < 0.5 < worse["ci95"][1] and worse["share_a_ahead"] > 0.99
+    assert better["ci95"][0] < -0.15 < better["ci95"][1] <= 0 and better["share_a_ahead"] < 0.01
+    assert "linear over worse: +50.00 [+" in worse["words"] and "linear over better: -15.00 [-" in better["words"]
+    assert (worse["a_only"], worse["b_only"], better["a_only"], better["b_only"]) == (20, 0, 0, 6)
+
+
+def test_the_bootstrap_turns_its_sign_with_the_rows():
+    a, b = np.arange(30) % 3 > 0, np.arange(30) % 5 > 2
+    one, other = paired_bootstrap(a, b, 3), paired_bootstrap(b, a, 3)
+    assert one["difference"] == -other["difference"] == pytest.approx(20 / 30 - 12 / 30)
+    assert one["share_a_ahead"] > 0.9 > 0.1 > other["share_a_ahead"] and one["mcnemar_p"] == other["mcnemar_p"]
+
+
+@pytest.fixture(params=["vit_tiny_patch16_224", "vit_betwixt_patch16_reg4_gap_256"])
+def rows(tmp_path, splits, request):
+    """The three rows of an encoder that was trained with colours of its own, and their features of six images."""
+    model = TINY.model_copy(update={"arch": request.param})
+    write_encoder(tmp_path / "encoder", build_encoder(model, 5).vit.state_dict(), model, MEAN, STD, "tiny")
+    config = ProbeConfig.model_validate({"encoder": str(tmp_path / "encoder"), "train": "x", "features": {"workers": 0, "pixel_side": 8}})
+    found = table_rows(config, read_encoder(config.encoder), ALONE)
+    images = open_labelled(str(splits["train"]), "train")
+    extractors = {name: row.extractor for name, row in found.items()}
+    tables = extract(images, np.arange(6), extractors, config.features, tmp_path / "tables", ALONE)
+    return found, {name: table.features for name, table in tables.items()}, images
+
+
+def test_every_row_sees_colours_as_the_encoder_was_trained_with(rows, monkeypatch):
+    found, _, _ = rows
+    seen = {}
+    for name, row in found.items():
+        assert (row.extractor.spec.mean, row.extractor.spec.std) == (MEAN, STD), name
+    flat = torch.full((1, 3, 16, 16), 51, dtype=torch.uint8)
+    wanted = [(0.2 - mean) / std for mean, std in zip(MEAN, STD, strict=True)]
+    for name in (PRETRAINED, RANDOM):
+        backbone = found[name].extractor.backbone
+        monkeypatch.setattr(
+            backbone, "layers", lambda pixels, layers, name=name: seen.setdefault(name, pixels) is None or [pixels[:, :1, 0]] * len(layers)
+        )
+        found[name].extractor.tokens(flat, [3])
+        assert seen[name][0, :, 3, 5].tolist() == pytest.approx(wanted, abs=1e-6), name
+    assert found[PIXELS].extractor(flat).view(3, 8, 8)[:, 2, 6].tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers(rows, tmp_path):
+    from mpp.transfer.extraction import Crops
+
+    found, tables, images = rows
+    net = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()
+    assert (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])) == (MEAN, STD)
+    crops = Crops(images, np.arange(6), 16, 1.0, 10**6).__getitems__(list(range(6)))[1].float() / 255
+    with torch.no_grad():
+        tokens = net.forward_features((crops - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
+    before = 1 if net.reg_token is None else 5  # the class token and registers are no patches
+    own = tables[PRETRAINED].of(found[PRETRAINED].variants[0])
+    torch.testing.assert_close(own, tokens[:, before:].mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_random_row_has_no_tensor_that_was_trained(tmp_path):
+    """Not even norms: an encoder whose every tensor was moved away from its first values, and the baseline beside it."""
+    weights = {
+        name: tensor + 3 if tensor.is_floating_point() else tensor for name, tensor in build_encoder(TINY, 5).vit.state_dict().items()
+    }
+    write_encoder(tmp_path / "encoder", weights, TINY, MEAN, STD, "tiny")
+    config = ProbeConfig.model_validate({"encoder": str(tmp_path / "encoder"), "train": "x"})
+    found = table_rows(config, read_encoder(config.encoder), ALONE)
+    trained, fresh = (found[name].extractor.backbone.state_dict() for name in (PRETRAINED, RANDOM))
+    for name, tensor in fresh.items():
+        assert not torch.allclose(tensor, trained[name], atol=1), name
+        if "norm" in name:
+            assert torch.equal(tensor, torch.full_like(tensor, float(name.endswith("weight")))), name
