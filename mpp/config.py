@@ -56,7 +56,13 @@ def _changeable(keys: tuple[str, ...]) -> tuple[str, ...]:
     return keys
 
 
-Changes = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_changeable)]
+def _listed(value: Any) -> Any:
+    return (
+        tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
+    )  # brackets mean something to some shells
+
+
+Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False), AfterValidator(_changeable)]
 
 
 class Section(BaseModel):
@@ -239,7 +245,7 @@ class PretrainConfig(Section):
     resume: Literal["auto", "must"] | Count = (
         "auto"  # auto: newest commit, fresh if there is none; must: a commit has to be there; N: that step
     )
-    resume_changes: Changes = ()  # keys of optim that this start changes on purpose, for the steps from here on, such as [optim.base_lr]
+    resume_changes: Changes = ()  # keys of optim that this start changes on purpose, for the steps from here on, such as optim.base_lr,optim.clip_norm
     init_from: str | None = (
         None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
     )

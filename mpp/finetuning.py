@@ -178,7 +178,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         if broken:
             raise UserError(
                 f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}); "
-                f"{way_out(run_dir, config.optim.base_lr, step - 1)}"
+                f"{way_out(run_dir, config.model_dump(), step - 1)}"
             )
         bad_samples += bad_now
         quarantine.stop_beyond(bad_samples, samples_seen, data.max_bad_fraction)

@@ -65,7 +65,7 @@ def _check_finite(run_dir: Path, mine: Mapping[str, Tensor], record: Mapping[str
         step = record["step"]
         raise CheckpointError(
             f"after step {step} numbers are not finite in {some(names)}; this state is not committed; "
-            f"{way_out(run_dir, record['config']['optim']['base_lr'], step - 1)}"
+            f"{way_out(run_dir, record['config'], step - 1)}"
         )
 
 

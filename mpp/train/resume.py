@@ -137,19 +137,20 @@ def _check_same_view(run_dir: Path, commit: Commit | None, world: World) -> None
         )
 
 
-def way_out(run_dir: Path, base_lr: float, step: int) -> str:
+def way_out(run_dir: Path, asked: Mapping[str, Any], step: int) -> str:
     """What to do where numbers ceased to be finite: words that work as they stand.
 
-    step: how many optimiser steps a commit may have that still gives finite numbers at a lower learning rate.
+    asked: the run's config, as a commit has it.  step: how many optimiser steps a commit may have that still gives finite numbers at a lower learning rate.
     """
-    lower = f"optim.base_lr={base_lr / 10:.2g}"
+    lower = f"optim.base_lr={asked['optim']['base_lr'] / 10:.2g}"
+    changes = ",".join(dict.fromkeys(["optim.base_lr", *asked["resume_changes"]]))
     known = commits(run_dir)
     usable = next((commit for commit in known if commit.step <= step), None)
     if usable:
         back = "" if usable is known[0] else f" resume={usable.step}"
         return (
             f"the newest good checkpoint is {usable.folder}: to go on from it at a lower learning rate, give the same command with "
-            f"{lower} resume_changes=[optim.base_lr]{back} (optim.clip_norm and the warm-up may be changed in this way, too)"
+            f"{lower} resume_changes={changes}{back} (optim.clip_norm and the warm-up may be changed in this way, too)"
         )
     if known:
         return f"no checkpoint from before is left in {run_dir}: begin again with {lower}, or optim.clip_norm or a longer warm-up, and another run_dir"

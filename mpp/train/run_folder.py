@@ -109,7 +109,11 @@ def check_same_run(
                 f"or give another run_dir{afresh}"
             )
         else:
-            purpose = f", to change it on purpose from here on add resume_changes=[{key}]" if may_change(key) else ""
+            purpose = (
+                f", to change it on purpose from here on add resume_changes={','.join([*config.resume_changes, key])}"
+                if may_change(key)
+                else ""
+            )
             raise CheckpointError(
                 f"{differs}a resumed run keeps what changes results: set it back{purpose}, or give another run_dir{afresh}"
             )
