@@ -243,7 +243,7 @@ class PretrainConfig(Section):
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: Literal["auto", "must"] | Count = (
-        "auto"  # auto: newest commit, fresh if there is none; must: a commit has to be there; N: that step
+        "auto"  # auto: newest whole commit, fresh if there never was one; must: a commit has to be there; N: that step
     )
     resume_changes: Changes = ()  # keys of optim that this start changes on purpose, for the steps from here on, such as optim.base_lr,optim.clip_norm
     init_from: str | None = (

@@ -45,8 +45,8 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
 
 def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     """Write a text file again with its complete lines that are wanted; a last line without an end is what a kill has left."""
-    with path.open() as file:
-        write_stream(path, (line.encode() for line in file if line.endswith("\n") and wanted(line)))
+    with path.open(errors="surrogateescape") as file:
+        write_stream(path, (line.encode(errors="surrogateescape") for line in file if line.endswith("\n") and wanted(line)))
 
 
 def sync_path(folder: Path) -> None:

@@ -193,10 +193,14 @@ def find_commit(run_dir: Path, resume: str | int) -> Commit | None:
             there = ", ".join(str(found.step) for found in reversed(commits(run_dir))) or "none"
             raise CheckpointError(f"resume={resume}: {run_dir} has no checkpoint of step {resume}; there are: {there}")
         return commit
-    found = list(survey(run_dir))
-    commit = next((each for each in found if isinstance(each, Commit)), None)
-    if commit is None and (found or any((run_dir / "checkpoints").glob("*.damaged*"))):
-        raise none_whole(run_dir, [each for each in found if isinstance(each, DamagedError)])
+    commit, damaged = None, []
+    for found in survey(run_dir):
+        if isinstance(found, Commit):
+            commit = found
+            break
+        damaged.append(found)
+    if commit is None and (damaged or any((run_dir / "checkpoints").glob("*.damaged*"))):
+        raise none_whole(run_dir, damaged)
     if commit is None and resume == "must":
         raise CheckpointError(
             f"resume=must: {run_dir}/checkpoints holds no commit; start it with resume=auto, or give the run_dir that has one"
@@ -240,7 +244,9 @@ def whole_commit(source: Path) -> Commit | None:
 
 
 def warn(text: str) -> None:
-    sys.stderr.write(f"warning: {' '.join(text.split())}\n")
+    """Of rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"warning: {' '.join(text.split())}\n")
 
 
 def set_aside(folder: Path, kind: str) -> Path:

@@ -58,11 +58,23 @@ def hold_run_folder(run_dir: Path, resume: str | int, commit: Commit | None) -> 
 
 
 def cut_back_logs(run_dir: Path, position: int) -> None:
-    """Drop what is noted of positions from `position` on, which a resumed run sees again, and of the hold-out, which each start reads again."""
+    """Drop what is noted of positions from `position` on, which a resumed run sees again, and of the hold-out, which each start reads again.
+
+    Lines that a disk has made unreadable are kept.
+    """
     for path in run_dir.glob("samples.rank*.tsv"):
-        keep_lines(path, lambda line: int(line.split("\t")[0]) < position)
+        keep_lines(path, lambda line: not line.split("\t")[0].isdecimal() or int(line.split("\t")[0]) < position)
     for path in run_dir.glob("quarantine.rank*.jsonl"):
-        keep_lines(path, lambda line: (noted := json.loads(line)["position"]) is not None and noted < position)
+        keep_lines(path, lambda line: (noted := _noted_position(line)) is not None and noted < position)
+
+
+def _noted_position(line: str) -> int | None:
+    """-1 for a line that says none any more, which is kept: nothing here may stop a run from going on."""
+    try:
+        noted = json.loads(line)["position"]
+    except (ValueError, KeyError, TypeError):
+        return -1
+    return noted if noted is None or isinstance(noted, int) else -1
 
 
 def environment() -> dict[str, Any]:

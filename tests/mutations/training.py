@@ -211,7 +211,7 @@ ROWS = [
         "tests/train/test_commit.py::test_a_run_sees_most_damage_before_its_processes_join",
     ),
     Row(
-        "without a whole checkpoint a run begins again", "mpp/train/commit.py", "    if commit is None and (found or any(", "    if resume == 0 and (found or any(",
+        "without a whole checkpoint a run begins again", "mpp/train/commit.py", "    if commit is None and (damaged or any(", "    if resume == 0 and (damaged or any(",
         "tests/train/test_commit.py::test_a_run_whose_only_checkpoints_were_set_aside_damaged_does_not_begin_again_by_itself",
     ),
     Row(

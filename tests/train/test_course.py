@@ -7,8 +7,10 @@ import pytest
 from mpp.config import PretrainConfig
 from mpp.config_finetune import FinetuneConfig
 from mpp.errors import CheckpointError
+from mpp.monitor.board import Board
 from mpp.train.commit import Commit, checkpoint_folder, write_commit
 from mpp.train.resume import course_of, way_out
+from mpp.train.run_folder import cut_back_logs
 
 ASKED = {"data": {"global_batch": 8}, "optim": {"total_samples": 80, "warmup_samples": 0}}
 
@@ -43,6 +45,21 @@ def test_what_is_named_may_change_and_is_noted(tmp_path, key):
         course(tmp_path, 4, changes)
     found = course(tmp_path, 4, changes | {"resume_changes": f"optim.{key}"}, changes=[{"step": 2, "key": "a", "from": 0, "to": 1}])
     assert [(change["step"], change["key"]) for change in found.record()["changes"]] == [(2, "a"), (4, f"optim.{key}")]
+
+
+def test_a_log_line_that_cannot_be_read_is_kept_and_stops_nothing(tmp_path):
+    (tmp_path / "samples.rank0.tsv").write_bytes(b"3\ta\n\xff4\tb\n5\tc\n9\td\n1")
+    (tmp_path / "quarantine.rank0.jsonl").write_bytes(
+        b'{"position": 3}\n{"position": 9}\n{"position": null}\n{"pos\xff\n{"position": "x"}\n[]\n'
+    )
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"samples": 3, "step": 1}\n{"sam\xffples": 4}\n[]\n{"samples": "x"}\n{"samples": 9, "step": 3}\n'
+    )
+    cut_back_logs(tmp_path, 6)
+    Board(tmp_path, 6).close()
+    assert (tmp_path / "samples.rank0.tsv").read_bytes() == b"3\ta\n\xff4\tb\n5\tc\n"
+    assert (tmp_path / "quarantine.rank0.jsonl").read_bytes() == b'{"position": 3}\n{"pos\xff\n{"position": "x"}\n[]\n'
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"samples": 3, "step": 1}\n'
 
 
 def test_only_a_finished_run_is_extended_and_only_by_whole_steps(tmp_path):
