@@ -251,7 +251,7 @@ ROWS = [
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_is_extended_in_a_cycle_of_its_own_and_a_kill_inside_changes_nothing",
     ),
     Row(
-        "a resumed extension forgets where it began", "mpp/train/resume.py", "extended_at = (*commit.record.get(\"extended_at\", ()), ", "extended_at = (",
+        "a resumed extension forgets where it began", "mpp/train/resume.py", "*commit.record.get(\"extended_at\", ()), ", "*(), ",
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_is_extended_in_a_cycle_of_its_own_and_a_kill_inside_changes_nothing",
     ),
     Row(
