@@ -208,13 +208,14 @@ def find_commit(run_dir: Path, resume: str | int) -> Commit | None:
     return commit
 
 
-def none_whole(run_dir: Path, damaged: Sequence[DamagedError]) -> CheckpointError:
+def none_whole(run_dir: Path, damaged: Sequence[DamagedError], remedy: str = "") -> CheckpointError:
+    """remedy: empty for that of the run itself."""
     faults = [f"{error.folder.name}: {error.fault}" for error in damaged]
     faults += sorted(path.name for path in (run_dir / "checkpoints").glob("*.damaged*"))
-    return CheckpointError(
-        f"no checkpoint in {run_dir} is whole ({'; '.join(faults)}); nothing was changed: bring one back from a copy, or, to begin again at "
-        f"step 0, give another run_dir or move {run_dir}/checkpoints away"
+    remedy = remedy or (
+        f"nothing was changed: bring one back from a copy, or, to begin again at step 0, give another run_dir or move {run_dir}/checkpoints away"
     )
+    return CheckpointError(f"no checkpoint in {run_dir} is whole ({'; '.join(faults)}); {remedy}")
 
 
 def whole_commit(source: Path) -> Commit | None:
@@ -239,7 +240,7 @@ def whole_commit(source: Path) -> Commit | None:
         warn(f"{found.folder} is passed over, damaged: {found.fault}")
         damaged.append(found)
     if damaged or any((source / "checkpoints").glob("*.damaged*")):
-        raise none_whole(source, damaged)
+        raise none_whole(source, damaged, "bring one back from a copy, or give another")
     return None
 
 
