@@ -153,5 +153,8 @@ def way_out(run_dir: Path, asked: Mapping[str, Any], step: int) -> str:
             f"{lower} resume_changes={changes}{back} (optim.clip_norm and the warm-up may be changed in this way, too)"
         )
     if known:
-        return f"no checkpoint from before is left in {run_dir}: begin again with {lower}, or optim.clip_norm or a longer warm-up, and another run_dir"
+        return (
+            f"every checkpoint that is left in {run_dir} leads there at any rate, the oldest is of step {known[-1].step}: begin again with {lower}, or "
+            "optim.clip_norm or a longer warm-up, and another run_dir"
+        )
     return f"no checkpoint was written yet: give the same command with {lower}, or with optim.clip_norm or a longer warm-up"

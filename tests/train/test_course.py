@@ -90,7 +90,7 @@ def test_a_run_of_another_program_is_not_gone_on_with(tmp_path):
             7,
             "000000004: to go on from it at a lower learning rate, give the same command with optim.base_lr=0.001 resume_changes=optim.base_lr resume=4 (",
         ),
-        (3, "no checkpoint from before is left in "),
+        (3, "leads there at any rate, the oldest is of step 4: begin again with optim.base_lr=0.001, "),
         (math.nan, "no checkpoint was written yet: give the same command with optim.base_lr=0.001"),
     ],
 )
