@@ -170,7 +170,7 @@ def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
         try:
             yield target
         finally:
-            if target.scratch.exists() and {path.name for path in target.scratch.iterdir()} == {"lock"}:
+            if target.scratch.exists() and {path.name for path in target.scratch.iterdir()} <= {"lock", "lock.owner"}:
                 shutil.rmtree(target.scratch)
 
 

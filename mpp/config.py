@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from mpp.config_names import nearest
 from mpp.errors import ConfigError
@@ -31,6 +31,38 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
+
+
+FIXED = (
+    "optim.name",
+    "optim.ema",
+    "optim.total_samples",
+    "optim.epochs",
+    "optim.steps",
+)  # what the state holds; a length grows without more words
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may change it when asked to in so many words (resume_changes)."""
+    return key.startswith("optim.") and key not in FIXED
+
+
+def _changeable(keys: tuple[str, ...]) -> tuple[str, ...]:
+    for key in keys:
+        if not may_change(key):
+            raise ValueError(
+                f"{key} cannot be changed on resume: only keys of optim can, such as optim.base_lr, and not {', '.join(FIXED)}"
+            )
+    return keys
+
+
+def _listed(value: Any) -> Any:
+    return (
+        tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
+    )  # brackets mean something to some shells
+
+
+Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False), AfterValidator(_changeable)]
 
 
 class Section(BaseModel):
@@ -214,8 +246,9 @@ class PretrainConfig(Section):
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: Literal["auto", "must"] | Count = (
-        "auto"  # auto: newest commit, fresh if there is none; must: a commit has to be there; N: that step
+        "auto"  # auto: newest whole commit, fresh if there never was one; must: a commit has to be there; N: that step
     )
+    resume_changes: Changes = ()  # keys of optim that this start changes on purpose, for the steps from here on, such as optim.base_lr,optim.clip_norm
     init_from: str | None = (
         None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
     )

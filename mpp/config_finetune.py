@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config import Beta, CheckpointConfig, Count, Fraction, Pair, Positive, Section, SystemConfig
+from mpp.config import Beta, Changes, CheckpointConfig, Count, Fraction, Pair, Positive, Section, SystemConfig
 
 Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
 
@@ -108,6 +108,7 @@ class FinetuneConfig(Section):
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: Literal["auto", "must"] | Count = "auto"  # as in pretraining
+    resume_changes: Changes = ()  # as in pretraining
     model: ClassifierConfig = ClassifierConfig()
     augment: AugmentConfig = AugmentConfig()
     optim: FinetuneOptimConfig = FinetuneOptimConfig()

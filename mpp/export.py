@@ -21,7 +21,7 @@ from mpp.config import PretrainConfig
 from mpp.errors import ConfigError, Parser, run_program
 from mpp.files import make_folder
 from mpp.train.certificate import CERTIFICATE, certificate, check, import_transformers, seal
-from mpp.train.commit import newest_commit, read_config, read_tensors
+from mpp.train.commit import read_config, read_tensors, whole_commit
 from mpp.train.encoder_folder import read_encoder, timm_config, write_json, write_weights
 from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.to_transformers import preprocessor, refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
@@ -81,8 +81,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def open_source(path: str) -> Source:
-    encoder, folder = read_encoder(path), Path(path)
-    commit = newest_commit(folder) if (folder / "checkpoints").is_dir() else None
+    commit = whole_commit(Path(path))
+    encoder = read_encoder(path, commit=commit)
     if commit is None or commit.record.get("program") == "finetune":  # a fine-tuned run has no decoder
         return Source(encoder, None)
     config = read_config(commit)

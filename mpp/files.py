@@ -1,9 +1,13 @@
 """Files that survive a kill: whole or absent, flushed to the disk, and with one writer at a time."""
 
 import fcntl
+import json
 import os
+import platform
 import secrets
+import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 from mpp.errors import UserError
 
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
+_said: set[str] = set()  # warnings that were given
 LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
 
 
@@ -40,8 +45,8 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
 
 def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     """Write a text file again with its complete lines that are wanted; a last line without an end is what a kill has left."""
-    with path.open() as file:
-        write_stream(path, (line.encode() for line in file if line.endswith("\n") and wanted(line)))
+    with path.open(errors="surrogateescape") as file:
+        write_stream(path, (line.encode(errors="surrogateescape") for line in file if line.endswith("\n") and wanted(line)))
 
 
 def sync_path(folder: Path) -> None:
@@ -68,6 +73,9 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
     """Hold the open file `lock` until this process and those forked from it have ended.
 
     shared: beside other shared holders.  Raises UserError(busy) when others still hold it after so many seconds.
+
+    Where the file system has no locks (ENOLCK, EOPNOTSUPP, ENOSYS ...) this is said, and an exclusive holder notes itself in NAME.owner instead for as
+    long as `lock` lives: that keeps out others on this host, and tells of those on another, which cannot be asked whether they still run.
     """
     end = time.monotonic() + seconds
     while True:
@@ -75,8 +83,56 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > end:
-                raise UserError(busy) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks: every writer's temporary names are its own
-            return
+            holder = ""
+        except OSError as error:
+            _say_once(f"{lock.name} cannot be locked ({error.strerror}): nothing but care keeps two programs from writing here at once")
+            holder = "" if shared else _note_owner(lock)
+            if not holder:
+                return
+        if time.monotonic() > end:
+            raise UserError(busy + holder)
+        time.sleep(0.1)
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        sys.stderr.write(f"warning: {text}\n")
+
+
+def _note_owner(lock: Any) -> str:
+    """Write NAME.owner; or, in words, who on this host has written it and is still there."""
+    path = Path(f"{lock.name}.owner")
+    mine = {"host": platform.node(), "pid": os.getpid(), "began": _began(os.getpid())}
+    try:
+        theirs = json.loads(path.read_text())
+        host, pid, began = theirs["host"], theirs["pid"], theirs["began"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or half of one
+        host, pid, began = mine.values()
+    if host == mine["host"] and pid != mine["pid"] and _began(pid) is not None and _began(pid) == began:
+        return f" (process {pid}, by {path})"
+    if host != mine["host"]:
+        _say_once(
+            f"{path}: process {pid} on {host} has not ended in good order and may still be at work here; if it is, stop one of the two"
+        )
+    path.unlink(missing_ok=True)
+    try:
+        with path.open("x") as file:
+            json.dump(mine, file)
+    except FileExistsError:  # another was quicker by a moment
+        return f" (by {path})"
+    weakref.finalize(lock, _forget_owner, path, os.getpid())
+    return ""
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this host began, in the kernel's words; None where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _forget_owner(path: Path, pid: int) -> None:
+    if os.getpid() == pid:  # not in a fork
+        path.unlink(missing_ok=True)

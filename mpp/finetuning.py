@@ -6,11 +6,12 @@ image exactly once, and each read is logged.
 """
 
 import functools
+import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mpp.config_finetune import FinetuneConfig
 from mpp.data.finetune_set import open_finetune_set
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
-from mpp.errors import CheckpointError, ConfigError, UserError
+from mpp.errors import ConfigError, UserError
 from mpp.files import make_folder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
@@ -31,8 +32,8 @@ from mpp.rng import DROP_PATH, INIT, seed_of
 from mpp.train.average import WeightAverage
 from mpp.train.checkpoint import restore, save, whole
 from mpp.train.classify import Predictions, cross_entropy, inputs_and_targets, measure
-from mpp.train.commit import find_commit, newest_commit, prune, set_aside_after
-from mpp.train.encoder_folder import read_encoder
+from mpp.train.commit import find_commit, prune, set_aside_after
+from mpp.train.encoder_folder import is_written, read_encoder
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.export_classifier import architecture_of, write_classifier
 from mpp.train.foreign_encoder import set_norm_eps
@@ -40,12 +41,13 @@ from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.optim import build_finetune_optimiser
 from mpp.train.progress import clock, say, shared_sum
 from mpp.train.quarantine import Quarantine
-from mpp.train.run_folder import check_same_run, cut_back_logs, environment, hold_run_folder, write_run_folder
+from mpp.train.resume import course_of, settle, way_out
+from mpp.train.run_folder import cut_back_logs, environment, hold_run_folder, write_run_folder
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.transfer.metrics import figures
 from mpp.transfer.protocol import Answers
-from mpp.transfer.results import draw_answers, write_predictions, write_results
+from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import FINETUNED, log_test_read
 from mpp.world import World, from_first
@@ -75,8 +77,8 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     schedule, total_steps = clock_of(config, order.steps_per_epoch)
     depends_on = {"encoder": loaded.digest, "train": sets.identities["train"]}
     commit = find_commit(run_dir, config.resume)
-    if commit:
-        check_same_run(commit, config, depends_on, what="{}")
+    steps_of = lambda optim: length_of(optim, order.steps_per_epoch)
+    course_of(commit, config, total_steps, steps_of, depends_on, what="{}")
     arch, encoder_arguments = architecture_of(loaded)
     model_arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
     random = config.init == "random"
@@ -90,9 +92,17 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     make_folder(run_dir, "run_dir")
     if os.environ.get("RANK", "0") == "0":
         lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
-        cut_back_logs(run_dir, commit.step * data.global_batch if commit else 0)
 
     world = start_distributed()
+    commit = settle(run_dir, config.resume, commit, world)
+    course = course_of(commit, config, total_steps, steps_of, depends_on, what="{}")
+    if commit and course.finished and from_first(world, functools.partial(is_measured, run_dir, commit.seal)):
+        if world.first:
+            say(
+                f"run {run_dir} | {course.finished_words('optim.steps' if config.optim.steps else 'optim.epochs')} | {run_dir}/results.json"
+            )
+        return leave()
+    from_first(world, lambda: cut_back_logs(run_dir, commit.samples_seen if commit else 0))
     model.to(world.device)
     average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
     engine = Engine(model, build_finetune_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
@@ -102,11 +112,6 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         if average:
             average.restore(commit)
         first_step, bad_samples, seconds_before = commit.step, commit.record["bad_samples"], commit.record["seconds"]
-    (first_steps,) = shared_sum([first_step], world)
-    if first_steps != first_step * world.size:
-        raise CheckpointError(
-            f"the processes see different checkpoints in {run_dir}; it must be one folder that all nodes share, and up to date"
-        )
     workers = system.workers if system.workers is not None else default_workers(world.local_size)
     sampler = OrderSampler(order, plan, world.rank, world.size, first_step, total_steps, sets.training.ids)
     placed = sets.placed(config, world.device, world.local_size)
@@ -119,9 +124,9 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(run_dir, config, argv, PROGRAM)
         board = Board(run_dir, first_step * data.global_batch)
-        say(
-            f"run {run_dir} | {'resumes at step ' + str(first_step) if commit else 'starts'} | {world.size} process(es) on {world.device.type}"
-        )
+        say(f"run {run_dir} | {course.start_words(commit is not None)} | {world.size} process(es) on {world.device.type}")
+        for line in course.words():
+            say(line)
         say(
             f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {arch} at {size[0]}x{size[1]} | {parameters:,} parameters"
         )
@@ -147,7 +152,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     stopping = False
     for step in range(first_step, total_steps):
         step_began = time.perf_counter()
-        rate = learning_rate(step * data.global_batch, schedule, data.global_batch)
+        rate = learning_rate(step * data.global_batch, schedule, data.global_batch, course.began)
         torch.manual_seed(seed_of(config.seed, DROP_PATH, step, world.rank))  # noise inside the model belongs to (seed, step, rank)
         bad_now = 0
         for _ in range(plan.accumulation):
@@ -171,10 +176,9 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         stopping = bool(stop_now)
         busy += time.perf_counter() - step_began
         if broken:
-            newest = newest_commit(run_dir)
             raise UserError(
-                f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}): lower optim.base_lr, lengthen the warm-up "
-                f"or set optim.clip_norm; the newest checkpoint is {newest.folder if newest else 'none'}"
+                f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}); "
+                f"{way_out(run_dir, config.model_dump(), step - 1)}"
             )
         bad_samples += bad_now
         quarantine.stop_beyond(bad_samples, samples_seen, data.max_bad_fraction)
@@ -210,16 +214,15 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             record = {"program": "finetune", "step": step + 1, "samples_seen": samples_seen, "bad_samples": bad_samples}
             record |= {"config": config.model_dump(mode="json"), "manifests": depends_on, "world_size": world.size}
             record |= {"zero_stage": system.zero_stage, "seconds": round(seconds_before + time.perf_counter() - began, 1)}
-            save(run_dir, engine, world, record, average.tensors() if average else None)
+            commit = save(run_dir, engine, world, record | course.record(), average.tensors() if average else None)
             last_save = time.perf_counter()
             if world.first:
                 prune(run_dir, config.checkpoint.keep)
         if stopping:
             break
 
-    newest = newest_commit(run_dir)
-    if newest is None:
-        raise CheckpointError(f"{run_dir} holds no checkpoint after the run; was it deleted while the run was going?")
+    assert commit is not None  # the last step is committed
+    newest = commit
     if newest.step < total_steps:
         if board:
             board.close()
@@ -247,6 +250,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     if board:
         about = {
             "source": f"{run_dir.name}: {loaded.source}{' (random initialisation)' if random else ''}, fine-tuned on {newest.samples_seen} samples",
+            "commit": newest.seal,
             "encoder_digest": loaded.digest,
             "init": config.init,
             "weights": chosen,
@@ -276,6 +280,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             "counted": final.counted,
             "train_images": order.samples,
             "samples_seen": newest.samples_seen,
+            "commit": newest.seal,
             "steps": total_steps,
             "learning_rate": peak_rate(schedule, data.global_batch),
             "resolution": list(size),
@@ -314,7 +319,7 @@ def image_size(config: FinetuneConfig, loaded: LoadedEncoder) -> tuple[int, int]
 def clock_of(config: FinetuneConfig, steps_per_epoch: int) -> tuple[OptimConfig, int]:
     """The schedule in samples, and how many steps there are.  Raises ConfigError for a warm-up longer than the run."""
     optim, batch = config.optim, config.data.global_batch
-    steps = optim.steps if optim.steps is not None else max(1, round(optim.epochs * steps_per_epoch))
+    steps = length_of(optim.model_dump(), steps_per_epoch)
     warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * steps_per_epoch)
     if warmup > steps:
         raise ConfigError(f"a warm-up of {warmup} steps exceeds the run's {steps}; lower optim.warmup_epochs or optim.warmup_steps")
@@ -326,6 +331,20 @@ def clock_of(config: FinetuneConfig, steps_per_epoch: int) -> tuple[OptimConfig,
         total_samples=steps * batch,
     )
     return schedule, steps
+
+
+def length_of(optim: Mapping[str, Any], steps_per_epoch: int) -> int:
+    """Steps that an optim section asks for."""
+    return optim.get("steps") or max(1, round(optim.get("epochs", 0) * steps_per_epoch))
+
+
+def is_measured(run_dir: Path, seal: str) -> bool:
+    """Whether what a run writes last, its results, is there and of the commit with this seal, and its encoder/ is, too, and whole."""
+    try:
+        found = json.loads((run_dir / RESULTS).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("commit") == seal and is_written(run_dir / "encoder", seal)
 
 
 def measured(

@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mpp.config import PretrainConfig
 from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
-from mpp.errors import CheckpointError, ConfigError, UserError
+from mpp.errors import ConfigError, UserError
 from mpp.files import make_folder, write_atomically
 from mpp.machine import allow_open_files
 from mpp.masking import Masking
@@ -31,18 +30,19 @@ from mpp.monitor.skill import Baseline, fit_baseline
 from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
 from mpp.train.checkpoint import check_fit, restore, save
-from mpp.train.commit import find_commit, newest_commit, prune, read_config, read_tensors, set_aside_after
-from mpp.train.encoder_folder import PREFIX, read_encoder, write_encoder
+from mpp.train.commit import Commit, find_commit, prune, read_config, read_tensors, set_aside_after, whole_commit
+from mpp.train.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
 from mpp.train.progress import clock, say, shared_sum
 from mpp.train.quarantine import Quarantine
-from mpp.train.run_folder import check_same_run, cut_back_logs, hold_run_folder, write_run_folder
+from mpp.train.resume import course_of, settle, way_out
+from mpp.train.run_folder import cut_back_logs, hold_run_folder, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
-from mpp.world import World
+from mpp.world import World, from_first
 
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
 
@@ -61,8 +61,8 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     order = sets.order(config, plan)
     total_steps = config.optim.total_samples // data.global_batch
     commit = find_commit(run_dir, config.resume)
-    if commit:
-        check_same_run(commit, config, sets.manifests)
+    steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
+    course_of(commit, config, total_steps, steps_of, sets.manifests)
     target = make_target(config.target, config.model.patch_size, data.mean, data.std)
     fused_attention = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
     model = build_model(config, target.outputs, fused_attention)
@@ -72,9 +72,16 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     make_folder(run_dir, "run_dir")
     if os.environ.get("RANK", "0") == "0":
         lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
-        cut_back_logs(run_dir, commit.step * data.global_batch if commit else 0)
 
     world = start_distributed()
+    commit = settle(run_dir, config.resume, commit, world)
+    course = course_of(commit, config, total_steps, steps_of, sets.manifests)
+    if commit and course.finished:
+        if world.first:
+            say(f"run {run_dir} | {course.finished_words('optim.total_samples')}")
+            export_encoder(run_dir, commit, config)
+        return leave()
+    from_first(world, lambda: cut_back_logs(run_dir, commit.samples_seen if commit else 0))
     engine = Engine(model.to(world.device), build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
     first_step, bad_samples = 0, 0
     if commit:
@@ -86,14 +93,10 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     stream = batches(placed, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
     holdout = list(fixed_batches(holdout_data, np.array(holdout_data.pool), plan.micro_batch, world.rank, world.size))
     quarantine = Quarantine(run_dir, world)
-    bad_held_out, first_steps = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]]), first_step], world)
-    if first_steps != first_step * world.size:
-        raise CheckpointError(
-            f"the processes see different checkpoints in {run_dir}; it must be one folder that all nodes share, and up to date"
-        )
+    (bad_held_out,) = shared_sum([quarantine.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     quarantine.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     sample_log = SampleLog(run_dir, world.rank) if config.log.samples else None
-    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, commit is not None)
+    baseline = baseline_of_run(run_dir, world, target, config, dataset, holdout_data, commit)
 
     board = None
     if world.first:
@@ -101,9 +104,9 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(run_dir, config, argv)
         board = Board(run_dir, first_step * data.global_batch)
-        say(
-            f"run {run_dir} | {'resumes at step ' + str(first_step) if commit else 'starts'} | {world.size} process(es) on {world.device.type}"
-        )
+        say(f"run {run_dir} | {course.start_words(commit is not None)} | {world.size} process(es) on {world.device.type}")
+        for line in course.words():
+            say(line)
         say(
             f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
             f"{len(holdout[0][0]['predicted'][0])} predicted | {parameters:,} parameters with the decoder | target {config.target.name}"
@@ -126,7 +129,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     busy, waited, logged_step = 0.0, 0.0, first_step
     for step in range(first_step, total_steps):
         step_began = time.perf_counter()
-        rate = learning_rate(step * data.global_batch, config.optim, data.global_batch)
+        rate = learning_rate(step * data.global_batch, config.optim, data.global_batch, course.began)
         torch.manual_seed(seed_of(config.seed, DROP_PATH, step, world.rank))  # noise inside the model belongs to (seed, step, rank)
         bad_now = 0
         for _ in range(plan.accumulation):
@@ -149,10 +152,9 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         broken, stopping, save_now, bad_now = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)
         busy += time.perf_counter() - step_began
         if broken:
-            newest = newest_commit(run_dir)
             raise UserError(
-                f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}): lower optim.base_lr, lengthen optim.warmup_samples "
-                f"or set optim.clip_norm; the newest checkpoint is {newest.folder if newest else 'none'}"
+                f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}); "
+                f"{way_out(run_dir, config.model_dump(), step - 1)}"
             )
         bad_samples += bad_now
         quarantine.stop_beyond(bad_samples, samples_seen // data.views, data.max_bad_fraction)
@@ -187,7 +189,8 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         crossed = every is not None and samples_seen // every > (samples_seen - data.global_batch) // every
         if save_now or crossed or last or stopping:
             record = {"step": step + 1, "samples_seen": samples_seen, "bad_samples": bad_samples, "config": config.model_dump(mode="json")}
-            save(run_dir, engine, world, record | {"manifests": sets.manifests, "world_size": world.size, "zero_stage": system.zero_stage})
+            record |= {"manifests": sets.manifests, "world_size": world.size, "zero_stage": system.zero_stage}
+            commit = save(run_dir, engine, world, record | course.record() | {"baseline": baseline.as_dict()})
             last_save = time.perf_counter()
             if world.first:
                 prune(run_dir, config.checkpoint.keep)
@@ -196,16 +199,24 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
 
     if board:
         board.close()
-        newest = newest_commit(run_dir)
-        if newest is None:
-            raise CheckpointError(f"{run_dir} holds no checkpoint after the run; was it deleted while the run was going?")
-        weights = read_tensors(newest, "weight/" + PREFIX)
-        write_encoder(run_dir / "encoder", weights, config.model, data.mean, data.std, f"{run_dir.name} at {newest.samples_seen} samples")
-        say("done" if newest.step == total_steps else f"stopped as asked at step {newest.step}; the same command goes on from there")
+        assert commit is not None  # the last step is committed
+        export_encoder(run_dir, commit, config)
+        say("done" if commit.step == total_steps else f"stopped as asked at step {commit.step}; the same command goes on from there")
         say(f"encoder {run_dir}/encoder | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}")
+    return leave()
+
+
+def leave() -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0
+
+
+def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> None:
+    """RUN/encoder of this commit, unless it is there and whole."""
+    folder, words = run_dir / "encoder", f"{run_dir.name} at {commit.samples_seen} samples"
+    if not is_written(folder, commit.seal):
+        write_encoder(folder, read_tensors(commit, "weight/" + PREFIX), config.model, config.data.mean, config.data.std, words, commit.seal)
 
 
 def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, float], seconds_left: float) -> str:
@@ -253,21 +264,27 @@ def picture(
 
 
 def baseline_of_run(
-    run_dir: Path, world: World, target: Target, config: PretrainConfig, dataset: MaskedImages, holdout_data: MaskedImages, resumed: bool
+    run_dir: Path,
+    world: World,
+    target: Target,
+    config: PretrainConfig,
+    dataset: MaskedImages,
+    holdout_data: MaskedImages,
+    commit: Commit | None,
 ) -> Baseline:
-    """Collective: fitted once by rank 0 and kept in baseline.json; a resumed run reads it, or fits the same again where it is damaged."""
+    """Collective: fitted once by rank 0, kept in every commit, and written to baseline.json for people; a commit without it has it fitted again."""
     path = run_dir / "baseline.json"
     holder: list[Any] = [None]
-    if world.first and resumed and path.exists():
-        with suppress(ValueError, TypeError):
-            holder[0] = Baseline(**json.loads(path.read_text()))
-    if world.first and holder[0] is None:
+    if commit and "baseline" in commit.record:
+        holder[0] = Baseline(**commit.record["baseline"])
+    elif world.first:
         sample = np.linspace(0, len(dataset.pool) - 1, min(BASELINE_SAMPLES, len(dataset.pool))).astype(np.int64)
         cells = lambda data, ids: lambda: clean_cells(target, data, ids, config.model.patch_size)
         side = config.model.image_size // config.model.patch_size
         fitted = fit_baseline(target, (side, side), cells(dataset, sample), cells(holdout_data, np.array(holdout_data.pool)))
         holder[0] = fitted
-        write_atomically(path, (json.dumps(fitted.as_dict(), indent=2) + "\n").encode())
+    if world.first:
+        write_atomically(path, (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
@@ -283,9 +300,8 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
     """The newest weights of another run, or those of any plain ViT that mpp reads (config.init_from): the encoder, which must fit, and of the
     rest what has the same name and shape."""
     source, notes = config.init_from or "", list[str]()
-    commit = newest_commit(Path(source))
-    if commit is not None:
-        commit.verify()
+    commit = whole_commit(Path(source))
+    if commit is not None and commit.record.get("program") != "finetune":
         weights, where, data = read_tensors(commit, "weight/"), str(commit.folder), read_config(commit).data
         trained_with = data.mean, data.std
     else:

@@ -43,7 +43,7 @@ class Board:
 
     def _cut_back(self, samples_seen: int) -> None:
         if self.metrics.exists():
-            kept = [line for line in self.metrics.read_text().splitlines() if _samples(line) <= samples_seen]
+            kept = [line for line in self.metrics.read_text(errors="replace").split("\n") if _samples(line) <= samples_seen]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
         for picture in (self.run_dir / "pictures").glob("*.png"):
             if int(picture.stem) > samples_seen:
@@ -52,6 +52,6 @@ class Board:
 
 def _samples(line: str) -> float:
     try:
-        return json.loads(line)["samples"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["samples"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # a line that a kill cut short

@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mpp.errors import CheckpointError
 from mpp.train.checkpoint import check_fit, whole
 from mpp.train.commit import Commit, read_tensors
 from mpp.train.engine import Engine
@@ -42,7 +41,5 @@ class WeightAverage:
         """Raises CheckpointError where the checkpoint has no average, or another model's."""
         kept = read_tensors(commit, PREFIX)
         check_fit(kept, {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, commit.folder)
-        if any(not torch.isfinite(tensor).all() for tensor in kept.values()):
-            raise CheckpointError(f"{commit.folder}: the average of the weights is not finite; take an earlier checkpoint with resume=STEP")
         for name, parameter in self._ours.items():
             parameter.copy_(kept[name])

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from mpp.errors import CheckpointError
 from mpp.files import sync_path
-from mpp.train.commit import Commit, checkpoint_folder, read_tensors, sha256_of, write_commit
+from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, sha256_of, some, write_commit
 from mpp.train.engine import Engine
+from mpp.train.resume import way_out
 from mpp.world import World
 
 
@@ -31,7 +32,8 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], be
     """Collective: every rank calls it after the same step.
 
     record: step, samples_seen, config ...  beside: further tensors, the same on all ranks (an average of the weights), by their full name, such
-    as "ema/NAME"; rank 0 writes them.  Returns what was committed.
+    as "ema/NAME"; rank 0 writes them.  Returns what was committed.  Raises CheckpointError, on all ranks, where a number is not finite or a file
+    cannot be written; then what was committed before is as it was.
     """
     folder = checkpoint_folder(run_dir, record["step"])
     mine, facts = {}, {}
@@ -42,6 +44,7 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], be
                 mine[f"{kind}/{name}"] = tensor.detach().float().cpu().contiguous().clone()
     if world.first and beside:
         mine |= {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in beside.items()}
+    _check_finite(run_dir, mine, record, world)
     _together(world, lambda: _fresh(folder) if world.first else None)
     if mine:
         facts = _together(world, lambda: _write(folder / f"rank{world.rank:05d}.safetensors", mine))
@@ -51,7 +54,19 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], be
     dist.all_gather_object(gathered, facts)
     record = record | {"files": {name: fact for part in gathered for name, fact in sorted(part.items())}}
     _together(world, lambda: write_commit(folder, record) if world.first else None)
-    return Commit(folder, record)
+    return sealed(folder, record)
+
+
+def _check_finite(run_dir: Path, mine: Mapping[str, Tensor], record: Mapping[str, Any], world: World) -> None:
+    """Collective: no state that cannot be trained on is committed, and so none pushes out those that can."""
+    broken: list[list[str]] = [[] for _ in range(world.size)]
+    dist.all_gather_object(broken, [name for name, tensor in mine.items() if not_finite(tensor)])
+    if names := sorted(name for part in broken for name in part):
+        step = record["step"]
+        raise CheckpointError(
+            f"after step {step} numbers are not finite in {some(names)}; this state is not committed; "
+            f"{way_out(run_dir, record['config'], step - 1)}"
+        )
 
 
 def _together(world: World, work: Callable[[], Any]) -> Any:
@@ -71,6 +86,8 @@ def _together(world: World, work: Callable[[], Any]) -> Any:
 
 
 def _fresh(folder: Path) -> None:
+    if (folder / "COMMIT.json").exists():
+        set_aside(folder, "aside")
     shutil.rmtree(folder, ignore_errors=True)  # of a write that never committed
     folder.mkdir(parents=True)
 
@@ -82,8 +99,10 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
 
 
 def restore(commit: Commit, engine: Engine, prime: Callable[[], None]) -> None:
-    """Put the weights and the optimiser's state back.  prime: takes one optimiser step at learning rate 0, which creates that state."""
-    commit.verify()
+    """Put the weights and the optimiser's state back, of a commit that was settled on (train/resume.py).
+
+    prime: takes one optimiser step at learning rate 0, which creates that state.
+    """
     prime()
     restore_weights(commit, engine)
     kinds = moments_of(engine.inner_optimiser)

@@ -1,14 +1,21 @@
 """What makes a checkpoint exist: a folder of files and one COMMIT.json, written last, that names each file's size and sha256.
 
     checkpoints/000012500/rank00000.safetensors ...   weight/NAME, exp_avg/NAME, exp_avg_sq/NAME, each parameter in one file
-    checkpoints/000012500/COMMIT.json                 files, step, samples seen, config, versions, manifest hash
-A folder without a valid COMMIT.json does not exist; there is no other pointer.  The folder's number is the optimiser step.
+    checkpoints/000012500/COMMIT.json                 files, step, samples seen, config, versions, manifest hash, and a seal over all of it
+A folder without a COMMIT.json does not exist; there is no other pointer.  The folder's number is the optimiser step.
+
+A commit that exists may still be damaged: its seal or its own numbers disagree, a file is not what was committed, or holds numbers that are not
+finite.  Nobody uses such a one.  The run it belongs to renames it (NNN.damaged1), readers pass over it, both aloud; nothing deletes it.
+Commits from before there were seals (format 1) are held to what can be checked without one: files, step, samples and batch.
 """
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,7 +28,16 @@ from mpp.config import PretrainConfig, load
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2  # 1: without a seal
+PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # of a file inside the folder
+
+
+class DamagedError(CheckpointError):
+    """A commit that exists and cannot be used; `folder` and `fault`, in words."""
+
+    def __init__(self, folder: Path, fault: str):
+        super().__init__(f"{folder} is damaged: {fault}")
+        self.folder, self.fault = folder, fault
 
 
 @dataclass(frozen=True)
@@ -37,19 +53,27 @@ class Commit:
     def samples_seen(self) -> int:
         return self.record["samples_seen"]
 
-    def verify(self) -> None:
-        """Compare every file with its recorded sha256.  Raises CheckpointError."""
-        for name, facts in self.record["files"].items():
+    @property
+    def seal(self) -> str:
+        return seal_of(self.record)
+
+    def fault(self, names: Iterable[str] | None = None) -> str | None:
+        """Read these files (null: all) whole; what is wrong with the first that is not as committed, or not finite."""
+        for name in self.record["files"] if names is None else names:
             try:
                 found = sha256_of(self.folder / name)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.folder / name} cannot be read ({error.strerror}); is another run using this folder?"
-                ) from error
-            if found != facts["sha256"]:
-                raise CheckpointError(
-                    f"{self.folder / name} is not what was committed (sha256 differs from COMMIT.json); delete {self.folder} to use an older checkpoint"
-                )
+                if found != self.record["files"][name]["sha256"]:
+                    return f"{name} is not what was committed (sha256 differs from COMMIT.json)"
+                if broken := [key for key, tensor in _tensors(self.folder / name) if not_finite(tensor)]:
+                    return f"{name} holds numbers that are not finite, in {some(broken)}"
+            except (OSError, SafetensorError) as error:
+                return f"{name} cannot be read ({error})"
+        return None
+
+    def verify(self) -> None:
+        """Raises DamagedError."""
+        if fault := self.fault():
+            raise DamagedError(self.folder, fault)
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -61,51 +85,122 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_commit(folder: Path, record: dict[str, Any]) -> None:
+def seal_of(record: dict[str, Any]) -> str:
+    """sha256 over what a record says, hexadecimal: its JSON with sorted keys and without blanks, less the seal itself."""
+    content = json.dumps({key: value for key, value in record.items() if key != "seal"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def not_finite(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+
+
+def some(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def write_commit(folder: Path, record: dict[str, Any]) -> Commit:
     """The instant at which a checkpoint comes to exist."""
-    write_atomically(folder / "COMMIT.json", (json.dumps({"format": FORMAT} | record, indent=1) + "\n").encode())
-
-
-def read_commit(folder: Path) -> Commit | None:
-    """None where there is no valid commit; a damaged one is named on stderr."""
-    try:
-        record = json.loads((folder / "COMMIT.json").read_text())
-        if record["format"] != FORMAT:
-            raise CheckpointError(f"{folder} has checkpoint format {record['format']}, this mpp reads {FORMAT}; use the mpp that wrote it")
-        commit = Commit(folder, record)
-        missing = [name for name, facts in record["files"].items() if (folder / name).stat().st_size != facts["bytes"]]
-    except FileNotFoundError as error:
-        missing = [str(error.filename)]
-        if str(error.filename).endswith("COMMIT.json"):
-            return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        missing = [f"COMMIT.json ({error})"]
-    if missing:
-        sys.stderr.write(f"warning: {folder} is passed over, damaged: {', '.join(missing)}\n")
-        return None
+    commit = sealed(folder, record)
+    write_atomically(folder / "COMMIT.json", (json.dumps(commit.record, indent=1) + "\n").encode())
     return commit
 
 
+def sealed(folder: Path, record: dict[str, Any]) -> Commit:
+    record = record | {"format": FORMAT}
+    return Commit(folder, record | {"seal": seal_of(record)})
+
+
+def read_commit(folder: Path) -> Commit | None:
+    """None where none was written.  Looks at COMMIT.json and the sizes of the files; `Commit.fault` reads them.  Raises DamagedError."""
+    path = folder / "COMMIT.json"
+    if not os.path.lexists(path) and folder.is_dir():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict) and "seal" in record and record["seal"] == seal_of(record) and record.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder} has checkpoint format {record.get('format')}, this mpp reads {FORMAT} and 1; use the mpp that wrote it"
+            )
+        fault = _disagreement(folder, record)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{error.filename} may not be read ({error.strerror}); give its reader the right to, and try again"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        if not folder.exists():  # pruned since it was listed
+            return None
+        fault = f"COMMIT.json cannot be read ({error})"
+    if fault:
+        raise DamagedError(folder, fault)
+    return Commit(folder, record)
+
+
+def _disagreement(folder: Path, record: Any) -> str | None:
+    """What in COMMIT.json contradicts its seal, itself, its folder or the files beside it."""
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict) or not isinstance(record.get("config"), dict):
+        return "COMMIT.json names no files or no config"
+    if (record["seal"] if "seal" in record else record.get("format")) != (seal_of(record) if "seal" in record else 1):
+        return "COMMIT.json does not fit its own seal"
+    step, samples = record.get("step"), record.get("samples_seen")
+    if type(step) is not int or f"{step:09d}" != folder.name:
+        return f"COMMIT.json says step {step}, its folder {folder.name}"
+    batch = data["global_batch"] if isinstance(data := record["config"].get("data"), dict) and "global_batch" in data else None
+    if type(samples) is not int or (batch is not None and samples != step * batch):
+        return f"COMMIT.json says {samples} samples seen after {step} steps of {batch}"
+    for name, facts in record["files"].items():
+        if not (PLAIN_NAME.fullmatch(name) and isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys()):
+            return f"COMMIT.json does not say what {name!r} holds"
+        try:
+            found = (folder / name).stat().st_size
+            if not os.access(folder / name, os.R_OK):
+                raise PermissionError(13, "Permission denied", str(folder / name))
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if found != facts["bytes"]:
+            return f"{name} has {found} bytes, {facts['bytes']} were committed"
+    return None if record["files"] else "COMMIT.json names no files"
+
+
+def folders_of(run_dir: Path) -> list[Path]:
+    """Those that may be checkpoints, newest first."""
+    return sorted((run_dir / "checkpoints").glob("[0-9]" * 9), reverse=True)
+
+
+def survey(run_dir: Path) -> Iterator[Commit | DamagedError]:
+    """Every commit that exists, newest first; of a damaged one its error."""
+    for folder in folders_of(run_dir):
+        try:
+            if commit := read_commit(folder):
+                yield commit
+        except DamagedError as error:
+            yield error
+
+
 def commits(run_dir: Path) -> list[Commit]:
-    """Those that exist, oldest first."""
-    folders = sorted((run_dir / "checkpoints").glob("[0-9]" * 9))
-    return [commit for folder in folders if (commit := read_commit(folder))]
-
-
-def newest_commit(run_dir: Path) -> Commit | None:
-    folders = sorted((run_dir / "checkpoints").glob("[0-9]" * 9), reverse=True)
-    return next((commit for folder in folders if (commit := read_commit(folder))), None)
+    """Those at which nothing is seen to be wrong, newest first."""
+    return [found for found in survey(run_dir) if isinstance(found, Commit)]
 
 
 def find_commit(run_dir: Path, resume: str | int) -> Commit | None:
-    """What `resume` asks for: "auto" the newest, or None; "must" the newest; a number that step.  Raises CheckpointError."""
+    """What `resume` asks for: "auto" the newest, or None; "must" the newest; a number that step.  A first look, which reads no tensors.
+
+    Raises CheckpointError, also where checkpoints were there and none is whole: to begin again would lose what was trained, unasked.
+    """
     if isinstance(resume, int):
-        commit = read_commit(checkpoint_folder(run_dir, resume))
+        commit = read_commit(checkpoint_folder(run_dir, resume)) if checkpoint_folder(run_dir, resume).exists() else None
         if commit is None:
-            there = ", ".join(str(found.step) for found in commits(run_dir)) or "none"
+            there = ", ".join(str(found.step) for found in reversed(commits(run_dir))) or "none"
             raise CheckpointError(f"resume={resume}: {run_dir} has no checkpoint of step {resume}; there are: {there}")
         return commit
-    commit = newest_commit(run_dir)
+    commit, damaged = None, []
+    for found in survey(run_dir):
+        if isinstance(found, Commit):
+            commit = found
+            break
+        damaged.append(found)
+    if commit is None and (damaged or any((run_dir / "checkpoints").glob("*.damaged*"))):
+        raise none_whole(run_dir, damaged)
     if commit is None and resume == "must":
         raise CheckpointError(
             f"resume=must: {run_dir}/checkpoints holds no commit; start it with resume=auto, or give the run_dir that has one"
@@ -113,24 +208,76 @@ def find_commit(run_dir: Path, resume: str | int) -> Commit | None:
     return commit
 
 
+def none_whole(run_dir: Path, damaged: Sequence[DamagedError], remedy: str = "") -> CheckpointError:
+    """remedy: empty for that of the run itself."""
+    faults = [f"{error.folder.name}: {error.fault}" for error in damaged]
+    faults += sorted(path.name for path in (run_dir / "checkpoints").glob("*.damaged*"))
+    remedy = remedy or (
+        f"nothing was changed: bring one back from a copy, or, to begin again at step 0, give another run_dir or move {run_dir}/checkpoints away"
+    )
+    return CheckpointError(f"no checkpoint in {run_dir} is whole ({'; '.join(faults)}); {remedy}")
+
+
+def whole_commit(source: Path) -> Commit | None:
+    """For readers: the newest commit of a run, or the checkpoint folder itself, every byte compared.  None where none was ever written.
+
+    Damaged ones are passed over aloud, and left as they are.  Raises CheckpointError where commits exist and none is whole.
+    """
+    if os.path.lexists(source / "COMMIT.json"):
+        commit = read_commit(source)
+        if commit:
+            commit.verify()
+        return commit
+    damaged = []
+    for found in survey(source):
+        if isinstance(found, Commit):
+            fault = found.fault()
+            if fault is None:
+                return found
+            if not found.folder.exists():  # the run has pruned it meanwhile
+                continue
+            found = DamagedError(found.folder, fault)
+        warn(f"{found.folder} is passed over, damaged: {found.fault}")
+        damaged.append(found)
+    if damaged or any((source / "checkpoints").glob("*.damaged*")):
+        raise none_whole(source, damaged, "bring one back from a copy, or give another")
+    return None
+
+
+def warn(text: str) -> None:
+    """Of rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"warning: {' '.join(text.split())}\n")
+
+
+def set_aside(folder: Path, kind: str) -> Path:
+    """Rename it to NNN.KIND1, or the next number that is free; returns the new name."""
+    number = next(n for n in count(1) if not os.path.lexists(folder.with_name(f"{folder.name}.{kind}{n}")))
+    return folder.rename(folder.with_name(f"{folder.name}.{kind}{number}"))
+
+
+def set_aside_damaged(error: DamagedError, further: str = "") -> None:
+    warn(f"{error}; it is set aside as {set_aside(error.folder, 'damaged')}{further}")
+
+
 def prune(run_dir: Path, keep: int) -> None:
-    """Delete all but the `keep` newest commits, and older leftovers of writes that never committed."""
-    kept = {commit.folder for commit in commits(run_dir)[-keep:]}
-    if kept:
-        for folder in (run_dir / "checkpoints").glob("[0-9]" * 9):
-            if folder not in kept and folder < max(kept):
-                (folder / "COMMIT.json").unlink(missing_ok=True)  # first, so that a half-deleted folder does not exist
-                shutil.rmtree(folder)
+    """Delete all but the `keep` newest commits, and older leftovers of writes that never committed.  What is damaged is set aside instead."""
+    found = list(survey(run_dir))
+    kept = {commit.folder for commit in [each for each in found if isinstance(each, Commit)][:keep]}
+    if not kept:
+        return
+    for error in found:
+        if isinstance(error, DamagedError) and error.folder < max(kept):
+            set_aside_damaged(error)
+    for folder in folders_of(run_dir):
+        if folder not in kept and folder < max(kept):
+            (folder / "COMMIT.json").unlink(missing_ok=True)  # first, so that a half-deleted folder does not exist
+            shutil.rmtree(folder)
 
 
 def set_aside_after(run_dir: Path, step: int) -> list[Path]:
     """Rename what lies beyond `step`, which a run that goes on from there leaves behind; returns the new names of those that were committed."""
-    aside = []
-    for folder in sorted((run_dir / "checkpoints").glob("[0-9]" * 9)):
-        if int(folder.name) > step and read_commit(folder):
-            number = next(n for n in count(1) if not folder.with_name(f"{folder.name}.aside{n}").exists())
-            aside.append(folder.rename(folder.with_name(f"{folder.name}.aside{number}")))
-    return aside
+    return [set_aside(found.folder, "aside") for found in reversed(commits(run_dir)) if found.step > step]
 
 
 def read_config(commit: Commit) -> PretrainConfig:
@@ -142,12 +289,16 @@ def read_tensors(commit: Commit, prefix: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in commit.record["files"]:
         try:
-            with safe_open(str(commit.folder / name), framework="pt") as file:
-                tensors |= {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+            tensors |= {key.removeprefix(prefix): tensor for key, tensor in _tensors(commit.folder / name, prefix)}
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{commit.folder / name} cannot be read ({error}); delete {commit.folder} to use an older checkpoint"
-            ) from error
+            raise CheckpointError(f"{commit.folder / name} cannot be read ({error}); give the command again") from error
     if not tensors:
         raise CheckpointError(f"{commit.folder} holds no tensor named {prefix}...; it is of another model")
     return tensors
+
+
+def _tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(str(path), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.startswith(prefix):
+                yield key, file.get_tensor(key)

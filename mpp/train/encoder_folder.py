@@ -17,19 +17,50 @@ from mpp.config import ModelConfig
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
 from mpp.model.encoder import timm_arguments
-from mpp.train.commit import newest_commit, read_config, read_tensors
+from mpp.train.commit import Commit, not_finite, read_config, read_tensors, seal_of, sha256_of, some, whole_commit
 from mpp.train.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm, read_json, read_weights
 from mpp.train.loaded_encoder import LoadedEncoder, load_plain
 
 PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining model
 
 
-def write_encoder(folder: Path, weights: dict[str, Tensor], model: ModelConfig, mean: tuple, std: tuple, source: str) -> None:
-    """Write float32 `weights` (names as timm's) with their config; the folder's files are replaced one by one, each whole."""
-    about = {"model": model.model_dump(mode="json"), "source": source}
+def write_encoder(
+    folder: Path, weights: dict[str, Tensor], model: ModelConfig, mean: tuple, std: tuple, source: str, commit: str | None = None
+) -> None:
+    """Write float32 `weights` (names as timm's) with their config.  source: what they are, in words; commit: the seal of the one they are of."""
+    about = {"model": model.model_dump(mode="json"), "source": source, "commit": commit}
+    write_folder(folder, weights, timm_config(model.arch, timm_arguments(model), model.image_size, mean, std, about))
+
+
+def write_folder(folder: Path, weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """model.safetensors, then config.json with a seal over both (config["mpp"]), so that a half-written or damaged folder is noticed."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder / "model.safetensors", weights, {})
-    write_json(folder / "config.json", timm_config(model.arch, timm_arguments(model), model.image_size, mean, std, about))
+    write_weights(folder / WEIGHTS[0], weights, {})
+    config = config | {"mpp": config["mpp"] | {"weights_sha256": sha256_of(folder / WEIGHTS[0])}}
+    write_json(folder / "config.json", config | {"mpp": config["mpp"] | {"seal": _seal(config)}})
+
+
+def _seal(config: Mapping[str, Any]) -> str:
+    return seal_of(dict(config) | {"mpp": {key: value for key, value in config["mpp"].items() if key != "seal"}})
+
+
+def fault_of(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """What of a folder that `write_folder` wrote is no longer as it was; of folders from before there were seals, nothing is known."""
+    about = config.get("mpp")
+    if not isinstance(about, dict) or not {"seal", "weights_sha256"} & about.keys():
+        return None
+    if about.get("seal") != _seal(config):
+        return "config.json does not fit its own seal"
+    return None if about["weights_sha256"] == sha256_of(folder / WEIGHTS[0]) else f"{WEIGHTS[0]} is not what config.json was written for"
+
+
+def is_written(folder: Path, commit: str) -> bool:
+    """Whether the folder is there, whole, and of the commit with this seal."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return config["mpp"]["commit"] == commit and fault_of(folder, config) is None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -75,19 +106,25 @@ def timm_config(
     }
 
 
-def read_encoder(source: str | Path, *, quiet: bool = False) -> LoadedEncoder:
-    """The encoder of a run (its newest commit), an exported folder or file, `timm:NAME`, or another project's checkpoint.
+def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | None = None) -> LoadedEncoder:
+    """The encoder of a run (its newest whole commit), of one checkpoint folder, an exported folder or file, `timm:NAME`, or another project's checkpoint.
 
-    What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError, ConfigError.
+    commit: of the run, where the caller has read it.  What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError,
+    ConfigError; also for weights that are not finite.
     """
-    loaded = _open(str(source))
+    loaded = _open(str(source), commit)
+    tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}}
+    if broken := [name for name, tensor in tensors.items() if not_finite(tensor)]:
+        raise CheckpointError(
+            f"{source} holds numbers that are not finite, in {some(broken)}; give an earlier checkpoint, or another encoder"
+        )
     if not quiet and os.environ.get("RANK", "0") == "0":
         for note in loaded.notes:
             sys.stderr.write(f"note: {source}: {note}\n")
     return loaded
 
 
-def _open(source: str) -> LoadedEncoder:
+def _open(source: str, commit: Commit | None = None) -> LoadedEncoder:
     path = Path(source)
     if source.startswith(TIMM):
         return open_timm(source)
@@ -101,19 +138,26 @@ def _open(source: str) -> LoadedEncoder:
         return open_file(path / "encoder.safetensors")
     if any((path / name).exists() for name in WEIGHTS):
         about = read_json(path / "config.json")
+        if fault := fault_of(path, about):
+            raise CheckpointError(
+                f"{path} is damaged: {fault}; give the command that wrote it again, or the run instead of its encoder/ folder"
+            )
         return _open_own(path, about) if "model" in (about.get("mpp") or {}) else open_folder(path)
-    commit = newest_commit(path)
+    commit = commit or whole_commit(path)
     if commit is None:
         raise CheckpointError(
             f"{source} holds neither checkpoints/*/COMMIT.json nor {', '.join(WEIGHTS)}; give a run folder with a checkpoint, an encoder/ "
             f"folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
         )
     if commit.record.get("program") == "finetune":
+        if (path / "COMMIT.json").exists():
+            raise CheckpointError(
+                f"{source} is a checkpoint of fine-tuning; give its run, {path.parent.parent}, whose encoder/ holds what was chosen"
+            )
         return _open(str(path / "encoder"))  # its weights, or their average, as the run chose
-    commit.verify()
     config = read_config(commit)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(commit, "weight/" + PREFIX).items()}
-    words = f"{path.name} at {commit.samples_seen} samples"
+    words = f"{commit.folder.parent.parent.name} at {commit.samples_seen} samples"
     return _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
 
 

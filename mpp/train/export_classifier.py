@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mpp.errors import ConfigError
-from mpp.train.encoder_folder import write_json, write_weights
+from mpp.train.encoder_folder import write_folder
 from mpp.train.loaded_encoder import LoadedEncoder
 
 
@@ -37,7 +37,6 @@ def write_classifier(
     about: Mapping[str, Any],
 ) -> None:
     """weights: float32, with timm's names, buffers included.  arguments: of timm.create_model.  about: where they come from.  Each file is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     arguments = {key: value for key, value in arguments.items() if key != "drop_path_rate"}  # of training only
     config = {
         "architecture": arch,
@@ -58,5 +57,4 @@ def write_classifier(
         },
         "mpp": dict(about),
     }
-    write_weights(folder / "model.safetensors", {name: tensor.detach().cpu() for name, tensor in weights.items()}, {})
-    write_json(folder / "config.json", config)
+    write_folder(folder, {name: tensor.detach().cpu() for name, tensor in weights.items()}, config)

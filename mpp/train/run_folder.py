@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 import torch
 
 import mpp
-from mpp.config import Section, dump
+from mpp.config import Section, dump, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError
 from mpp.files import keep_lines, lock_folder, write_atomically
@@ -23,10 +23,15 @@ from mpp.train.commit import Commit, find_commit
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train")  # may move; what lies there may not change
+LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
+LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 
 
 class RunConfig(Protocol):
     """What a resumed run may ask of any program's config."""
+
+    @property
+    def resume_changes(self) -> tuple[str, ...]: ...
 
     def that_changes_results(self) -> dict[str, Any]: ...
 
@@ -53,11 +58,23 @@ def hold_run_folder(run_dir: Path, resume: str | int, commit: Commit | None) -> 
 
 
 def cut_back_logs(run_dir: Path, position: int) -> None:
-    """Drop what is noted of positions from `position` on, which a resumed run sees again, and of the hold-out, which each start reads again."""
+    """Drop what is noted of positions from `position` on, which a resumed run sees again, and of the hold-out, which each start reads again.
+
+    Lines that a disk has made unreadable are kept.
+    """
     for path in run_dir.glob("samples.rank*.tsv"):
-        keep_lines(path, lambda line: int(line.split("\t")[0]) < position)
+        keep_lines(path, lambda line: not line.split("\t")[0].isdecimal() or int(line.split("\t")[0]) < position)
     for path in run_dir.glob("quarantine.rank*.jsonl"):
-        keep_lines(path, lambda line: (noted := json.loads(line)["position"]) is not None and noted < position)
+        keep_lines(path, lambda line: (noted := _noted_position(line)) is not None and noted < position)
+
+
+def _noted_position(line: str) -> int | None:
+    """-1 for a line that says none any more, which is kept: nothing here may stop a run from going on."""
+    try:
+        noted = json.loads(line)["position"]
+    except (ValueError, KeyError, TypeError):
+        return -1
+    return noted if noted is None or isinstance(noted, int) else -1
 
 
 def environment() -> dict[str, Any]:
@@ -75,19 +92,42 @@ def environment() -> dict[str, Any]:
     }
 
 
-def check_same_run(commit: Commit, config: RunConfig, manifests: dict[str, str], what: str = "the manifest of data.{}") -> None:
-    """A run that goes on must be the same run.  Raises CheckpointError naming the first difference.
+def check_same_run(
+    commit: Commit,
+    config: RunConfig,
+    manifests: dict[str, str],
+    what: str = "the manifest of data.{}",
+    length: tuple[int, int, int] = (0, 0, 0),
+) -> dict[str, tuple[Any, Any]]:
+    """A run that goes on must be the same run.  Raises CheckpointError naming the first difference that is not allowed.
 
-    manifests: sha256 of each manifest (or whatever identifies what a run depends on) in use; what: how messages call it.
+    manifests: sha256 of each manifest (or whatever identifies what a run depends on) in use; what: how messages call it.  length: steps done, total
+    steps then and now.  Returns what differs and may: key -> (then, now).
     """
     ours = _flat(config.that_changes_results())
     theirs = _flat({section: commit.record["config"].get(section) for section in config.that_changes_results()})
     afresh = f" (with init_from={commit.folder.parent.parent} to begin from its weights)" if hasattr(config, "init_from") else ""
+    done, then, now = length
+    changed = {}
     for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.endswith(".name"), key)):
-        if ours.get(key) != theirs.get(key) and key not in PATHS:
+        if ours.get(key) == theirs.get(key) or key in PATHS or key in LIMITS:
+            continue
+        differs = f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; "
+        if key in config.resume_changes or (key in LENGTHS and done == then < now):
+            changed[key] = theirs.get(key), ours.get(key)
+        elif key in LENGTHS and done < then < now:
             raise CheckpointError(
-                f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; a resumed run keeps what changes "
-                f"results: set it back, or give another run_dir{afresh}"
+                f"{differs}a run is extended when it has finished, and this one is at step {done} of {then}: set it back and let it finish first, "
+                f"or give another run_dir{afresh}"
+            )
+        else:
+            purpose = (
+                f", to change it on purpose from here on add resume_changes={','.join([*config.resume_changes, key])}"
+                if may_change(key)
+                else ""
+            )
+            raise CheckpointError(
+                f"{differs}a resumed run keeps what changes results: set it back{purpose}, or give another run_dir{afresh}"
             )
     for name, digest in manifests.items():
         if commit.record["manifests"].get(name) != digest:
@@ -95,6 +135,7 @@ def check_same_run(commit: Commit, config: RunConfig, manifests: dict[str, str],
                 f"{what.format(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
                 f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
             )
+    return changed
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -155,3 +155,44 @@ def test_zero_stages_on_two_processes_resume_to_the_same_bits(stage, pretrained,
     forget_after(again, STEP)
     finetune(pretrained, again, shards, *words, world=2)
     assert_same_bits(run, again)
+
+
+def test_a_finished_run_says_so_and_measures_nothing_again(uninterrupted, pretrained, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    finished = finetune(pretrained, run, shards)
+    assert (
+        "already finished at step 9: nothing to do; a larger optim.epochs trains it on" in finished.out and "measured" not in finished.out
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.long
+def test_a_finished_run_is_extended_on_request_and_resumes_inside_the_extension(uninterrupted, pretrained, shards, tmp_path):
+    run, killed = tmp_path / "run", tmp_path / "killed"
+    shutil.copytree(uninterrupted[0], run)
+    longer = ["optim.epochs=7", "checkpoint.keep=99"]
+    finished = finetune(pretrained, run, shards, *longer)
+    assert "resumes at step 9" in finished.out and "extended at 108 samples" in finished.out
+    rate = lambda step: (
+        1e-6 + (1e-3 - 1e-6) * 0.5 * (1 + np.cos(np.pi * (12 * (step - 10) - 14) / 130))
+    )  # 144 further samples, 14 of warm-up
+    for step in (12, 15, 21):
+        assert metrics(run)[step]["optim/learning_rate"] == pytest.approx(rate(step), rel=1e-9)
+    shutil.copytree(run, killed)
+    forget_after(killed, 14)
+    assert "resumes at step 14" in finetune(pretrained, killed, shards, *longer).out
+    assert_same_bits(run, killed, 21)
+    assert metrics(run) == metrics(killed)
+
+
+@pytest.mark.long
+def test_a_run_killed_between_its_last_step_and_its_results_is_measured(uninterrupted, pretrained, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run)
+    found = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(found | {"commit": "of another run of the same length"}))
+    finished = finetune(pretrained, run, shards)
+    assert "all 9 steps are done, only measuring is left" in finished.out and "measured 12 of 12 images" in finished.out
+    assert json.loads((run / "results.json").read_text())["rows"] == found["rows"]

@@ -295,7 +295,7 @@ def test_a_fine_tuned_run_is_read_by_its_encoder_folder(exported, tmp_path):
     make_run(tmp_path / "run")
     (commit,) = (tmp_path / "run").glob("checkpoints/*/COMMIT.json")
     record = json.loads(commit.read_text())
-    commit.write_text(json.dumps(record | {"program": "finetune", "config": {"encoder": "some/run"}}))
+    write_commit(commit.parent, record | {"program": "finetune", "config": {"encoder": "some/run"}})
     shutil.copytree(exported[0] / "timm", tmp_path / "run" / "encoder")
     assert export.open_source(str(tmp_path / "run")).run is None
     assert read_encoder(tmp_path / "run").digest == read_encoder(exported[0] / "timm").digest

@@ -9,7 +9,7 @@ from mpp.errors import CheckpointError
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.pretraining import build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
-from mpp.train.encoder_folder import PREFIX, read_encoder, write_encoder
+from mpp.train.encoder_folder import PREFIX, fault_of, read_encoder, write_encoder
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -66,6 +66,46 @@ def test_an_export_replaces_the_one_before_and_leaves_no_temporary_file(tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def without_seal(folder) -> None:
+    """As such folders were written before they had one."""
+    about = json.loads((folder / "config.json").read_text())
+    about["mpp"] = {key: value for key, value in about["mpp"].items() if key not in ("seal", "weights_sha256")}
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def test_every_changed_byte_of_an_encoder_folder_is_noticed_or_harmless(tmp_path):
+    exported(tmp_path, depth=1)
+    path = tmp_path / "config.json"
+    whole, about = path.read_bytes(), json.loads(path.read_text())
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            continue
+        rest = {key: value for key, value in about.items() if key != "mpp"}
+        without = {key: value for key, value in found.items() if key in rest} == rest and "mpp" not in found  # a folder of timm's, then
+        assert found == about or without or fault_of(tmp_path, found), whole[at - 20 : at + 20]
+    path.write_bytes(whole)
+    assert read_encoder(tmp_path).source == "a test"
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"is damaged: model.safetensors is not what config.json was written for"):
+        read_encoder(tmp_path)
+
+
+def test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it(tmp_path):
+    config, encoder = exported(tmp_path / "ours")
+    weights = encoder.vit.state_dict() | {"norm.bias": torch.full((48,), torch.inf)}
+    write_encoder(tmp_path / "ours", weights, config, MEAN, STD, "a test")
+    for source in (tmp_path / "ours", f"timm:{config.arch}@{tmp_path / 'tiny.pth'}"):
+        if str(source).startswith("timm:"):
+            net = timm.create_model(config.arch, num_classes=0)
+            torch.save(net.state_dict() | {"norm.bias": torch.full((192,), torch.nan)}, tmp_path / "tiny.pth")
+        with pytest.raises(CheckpointError, match=r"not finite, in 1 tensor \(norm.bias\)"):
+            read_encoder(source)
+
+
 def commit_of(run_dir, step: int, seed: int) -> PretrainConfig:
     from safetensors.torch import save_file
 
@@ -99,12 +139,15 @@ def test_a_flipped_bit_in_the_newest_commit_is_found(tmp_path):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="not what was committed"):
         read_encoder(tmp_path / "run")
+    commit_of(tmp_path / "run", 0, seed=2)
+    assert read_encoder(tmp_path / "run").source == "run at 0 samples"
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds neither checkpoints/.*nor model.safetensors"):
         read_encoder(tmp_path)
     exported(tmp_path / "encoder")
+    without_seal(tmp_path / "encoder")
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\0" * 50)
     with pytest.raises(CheckpointError, match="cannot be read as weights"):
         read_encoder(tmp_path / "encoder")
@@ -123,5 +166,6 @@ def test_weights_of_another_size_are_refused(tmp_path):
     about = json.loads(path.read_text())
     about["mpp"]["model"]["depth"] = 3
     path.write_text(json.dumps(about))
+    without_seal(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="do not fit"):
         read_encoder(tmp_path / "encoder")

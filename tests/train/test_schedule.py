@@ -65,3 +65,26 @@ def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(samples):
     assert 0 <= here <= 1e-3
     if samples >= 400:
         assert here >= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate"),
+    [
+        (2000, 1e-5),  # where the run had ended
+        (2040, 1e-5 + 9.9e-4 * 40 / 80),  # up again in a tenth of the extension, which is less than the warm-up
+        (2080, 1e-3),
+        (2440, 1e-5 + 9.9e-4 * 0.5),
+        (2760, 1e-5 + 9.9e-4 * 0.5 * (1 + math.cos(math.pi * 680 / 720))),
+        (2800, 1e-5),
+    ],
+)
+def test_the_rate_of_an_extension_is_exactly_this(samples, rate):
+    longer = OPTIM.model_copy(update={"total_samples": 2800})
+    assert learning_rate(samples, longer, 40, began=2000) == pytest.approx(rate, rel=1e-12)
+
+
+def test_a_long_extension_warms_up_as_the_run_did_and_one_without_warm_up_not_at_all():
+    longer = OPTIM.model_copy(update={"total_samples": 12_000})
+    assert learning_rate(2200, longer, 40, began=2000) == pytest.approx(1e-5 + 9.9e-4 / 2)
+    assert learning_rate(2400, longer, 40, began=2000) == 1e-3
+    assert learning_rate(2000, longer.model_copy(update={"warmup_samples": 0}), 40, began=2000) == 1e-3

@@ -1,0 +1,160 @@
+"""Going on: from which commit, which all ranks have seen whole; towards which end; and what to do where a run cannot go on.
+
+An extension.  A finished run is trained on when its length is asked for larger (optim.total_samples; optim.epochs or optim.steps).  Each extension
+is a cycle of its own: from final_lr, where the one before has ended, up to the peak in warmup samples or a tenth of the extension, whichever is
+less, then half a cosine to final_lr at the new end (train/schedule.py); the optimiser's moments are kept.  Re-warming and re-decaying is what
+continued pretraining does (arXiv 2403.08763); the old cosine stretched to the new length would jump, from final_lr to far up the curve, in one step.
+When each cycle began is part of every commit, so a kill inside an extension resumes as anywhere else, and further extensions follow the same rule.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from mpp.errors import CheckpointError
+from mpp.train.commit import Commit, DamagedError, commits, none_whole, set_aside_damaged, survey
+from mpp.train.run_folder import RunConfig, check_same_run
+from mpp.world import World, from_first, together
+
+
+@dataclass(frozen=True)
+class Course:
+    """first_step steps are done, of total_steps."""
+
+    first_step: int
+    total_steps: int
+    extended_at: tuple[int, ...] = ()  # samples seen when each extension began
+    changes: tuple[dict[str, Any], ...] = ()  # settings that were changed on purpose (resume_changes), and lengths: step, key, from, to
+
+    @property
+    def finished(self) -> bool:
+        return self.first_step >= self.total_steps
+
+    @property
+    def began(self) -> int:
+        """Samples seen when the present cycle of the learning rate began."""
+        return self.extended_at[-1] if self.extended_at else 0
+
+    def record(self) -> dict[str, Any]:
+        """For the commit."""
+        return {"extended_at": list(self.extended_at), "changes": list(self.changes)}
+
+    def start_words(self, resumed: bool) -> str:
+        if self.finished:
+            return f"all {self.total_steps} steps are done, only measuring is left"
+        return f"resumes at step {self.first_step}" if resumed else "starts"
+
+    def finished_words(self, key: str) -> str:
+        """key: of the setting that makes the run longer."""
+        return f"already finished at step {self.first_step}: nothing to do; a larger {key} trains it on, in a further cycle of the learning rate"
+
+    def words(self) -> list[str]:
+        """What to say at the start beyond the usual."""
+        said = [f"from step {each['step']} on {each['key']}={each['to']} (before: {each['from']})" for each in self.changes]
+        if self.extended_at:
+            said.append(
+                f"extended at {', '.join(f'{samples:,}' for samples in self.extended_at)} samples: the learning rate is in a cycle of its own, from "
+                f"optim.final_lr up to the peak, then half a cosine to optim.final_lr at step {self.total_steps}"
+            )
+        return said
+
+
+def course_of(
+    commit: Commit | None,
+    config: RunConfig,
+    total_steps: int,
+    steps_of: Callable[[Mapping[str, Any]], int],
+    manifests: dict[str, str],
+    what: str = "the manifest of data.{}",
+) -> Course:
+    """What this start asks for, on top of a commit.  steps_of: a commit's optim section -> its total steps.  Raises CheckpointError (check_same_run)."""
+    if commit is None:
+        return Course(0, total_steps)
+    theirs = steps_of(commit.record["config"].get("optim", {}))
+    extends = commit.step == theirs < total_steps
+    changed = check_same_run(commit, config, manifests, what, length=(commit.step, theirs, total_steps))
+    changes = [{"step": commit.step, "key": key, "from": before, "to": now} for key, (before, now) in changed.items()]
+    extended_at = (*commit.record.get("extended_at", ()), *([commit.samples_seen] if extends else []))
+    return Course(commit.step, total_steps, extended_at, (*commit.record.get("changes", ()), *changes))
+
+
+def settle(run_dir: Path, resume: str | int, commit: Commit | None, world: World) -> Commit | None:
+    """Collective: the commit that this run goes on from, the same on all ranks and whole; None where it starts.
+
+    commit: what this rank's `find_commit` has found.  Each rank reads its share of the files.  Where one is damaged, the commit before is taken, and
+    only when a whole one is found does rank 0 set aside, aloud, those that were not.  Raises CheckpointError, on all ranks, where they see different
+    commits, where none is whole, and where `resume` names one that is not.
+    """
+    _check_same_view(run_dir, commit, world)
+    damaged: list[DamagedError] = []
+    while commit is not None and (fault := _fault(commit, world)):
+        damaged.append(DamagedError(commit.folder, fault))
+        if isinstance(resume, int):
+            raise CheckpointError(
+                f"resume={resume}: {damaged[0]}; nothing was changed: give another step, or resume=auto for the newest whole one"
+            )
+        older = [found for found in together(world, lambda: commits(run_dir)) if found.step < commit.step]
+        commit = older[0] if older else None
+        _check_same_view(run_dir, commit, world)
+    if commit is None and damaged:
+        known = {error.folder for error in damaged}
+        raise none_whole(run_dir, [*damaged, *(e for e in survey(run_dir) if isinstance(e, DamagedError) and e.folder not in known)])
+    if commit is not None:
+        from_first(world, functools.partial(_set_aside_beyond, run_dir, commit, damaged))
+    return commit
+
+
+def _set_aside_beyond(run_dir: Path, commit: Commit, damaged: Sequence[DamagedError]) -> None:
+    seen = {error.folder: error for error in survey(run_dir) if isinstance(error, DamagedError) and error.folder > commit.folder}
+    for _, error in sorted((seen | {error.folder: error for error in damaged}).items()):
+        set_aside_damaged(error, f"; the run goes on from step {commit.step}")
+
+
+def _fault(commit: Commit, world: World) -> str | None:
+    """Collective: what is wrong with the commit's files, of which each rank reads its share; the same words on all ranks."""
+    names = sorted(commit.record["files"], key=lambda name: (-commit.record["files"][name]["bytes"], name))
+    faults: list[str | None] = [None] * world.size
+    dist.all_gather_object(faults, commit.fault(names[world.rank :: world.size]))
+    return next(filter(None, faults), None)
+
+
+def _check_same_view(run_dir: Path, commit: Commit | None, world: World) -> None:
+    """Collective, before anything of the model is: ranks that went on from different commits would wait for each other for ever."""
+    views: list[tuple[int, str] | None] = [None] * world.size
+    dist.all_gather_object(views, None if commit is None else (commit.step, commit.seal))
+    if len(set(views)) > 1:
+        other = next(rank for rank, view in enumerate(views) if view != views[0])
+        told = [
+            f"rank {rank} sees " + ("none" if view is None else f"step {view[0]} ({view[1][:8]})")
+            for rank, view in ((0, views[0]), (other, views[other]))
+        ]
+        raise CheckpointError(
+            f"the processes see different checkpoints in {run_dir} ({', '.join(told)}); it must be one folder that all nodes share, and up to date"
+        )
+
+
+def way_out(run_dir: Path, asked: Mapping[str, Any], step: int) -> str:
+    """What to do where numbers ceased to be finite: words that work as they stand.
+
+    asked: the run's config, as a commit has it.  step: how many optimiser steps a commit may have that still gives finite numbers at a lower learning rate.
+    """
+    lower = f"optim.base_lr={asked['optim']['base_lr'] / 10:.2g}"
+    changes = ",".join(dict.fromkeys(["optim.base_lr", *asked["resume_changes"]]))
+    known = commits(run_dir)
+    usable = next((commit for commit in known if commit.step <= step), None)
+    if usable:
+        back = "" if usable is known[0] else f" resume={usable.step}"
+        return (
+            f"the newest good checkpoint is {usable.folder}: to go on from it at a lower learning rate, give the same command with "
+            f"{lower} resume_changes={changes}{back} (optim.clip_norm and the warm-up may be changed in this way, too)"
+        )
+    if known:
+        return (
+            f"every checkpoint that is left in {run_dir} leads there at any rate, the oldest is of step {known[-1].step}: begin again with {lower}, or "
+            "optim.clip_norm or a longer warm-up, and another run_dir"
+        )
+    return f"no checkpoint was written yet: give the same command with {lower}, or with optim.clip_norm or a longer warm-up"
