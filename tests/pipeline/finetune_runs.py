@@ -59,13 +59,13 @@ def run_all(folder: Path, runs: Mapping[str, Sequence[str]]) -> None:
     assert finished.returncode == 0, (finished.stdout + finished.stderr)[-3000:]
 
 
-def write_images(folder: Path, counts: Mapping[str, int], seed: int) -> Path:
-    """Class folders of PNGs of their own sizes, noise with some colour of the class."""
+def write_images(folder: Path, counts: Mapping[str, int], seed: int, smallest: int = 12) -> Path:
+    """Class folders of PNGs of their own sizes, `smallest` pixels a side and up to 8 more, noise with some colour of the class."""
     rng = np.random.default_rng(seed)
     for label, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            height, width = 12 + rng.integers(0, 9, 2)
+            height, width = smallest + rng.integers(0, 9, 2)
             coarse = rng.integers(0, 176, (4, 5, 3))
             coarse[..., label % 3] += 12
             pixels = Image.fromarray(coarse.astype(np.uint8)).resize((int(width), int(height)), Image.Resampling.BICUBIC)
