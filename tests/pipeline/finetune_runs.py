@@ -17,7 +17,7 @@ from tests.pipeline.conftest import ROOT, environment, free_port
 ARCH, HEADS, DEPTH, PATCH = "vit_tiny_patch16_224", 2, 3, 4
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
-# All runs share one process group.  Pictures are left out: they take half of a run.
+# All runs share one process group.  Pictures, which take half of a run, and waiting for the disk are left out.
 PROGRAM = """
 import contextlib, io, json, os, sys
 from pathlib import Path
@@ -31,6 +31,7 @@ from mpp.errors import UserError
 from mpp.finetune import main
 dist.destroy_process_group = lambda: None
 mpp.finetuning.draw_answers = lambda *_: None
+os.fsync = lambda _: None
 torch.nn.Module.compile = lambda self: print("compiled")
 calls = []
 fused = functional.scaled_dot_product_attention

@@ -4,6 +4,7 @@ Taken from mpp are only the random draws and the order, crop boxes and erased bo
 the pixels, mixing, targets, loss, schedule, clipping, optimisers, the average, every measurement and the choice between them are written anew.
 """
 
+import json
 import math
 import random
 from dataclasses import dataclass, field
@@ -473,6 +474,8 @@ def test_the_holdout_chooses_though_the_test_split_would_choose_otherwise(adamw,
     assert np.allclose(answers["fine-tuned/finetune/confidence"].numpy(), chances, atol=1e-4)
     exported = load_file(adamw / "encoder" / "model.safetensors")
     assert_close(ends[best], exported, 2e-5)
+    about = json.loads((adamw / "encoder" / "config.json").read_text())["pretrained_cfg"]
+    assert (about["mean"], about["std"], about["crop_pct"], about["input_size"]) == (list(MEAN), list(STD), TEST_CROP, [3, *SIZE])
 
 
 def test_the_holdout_reports_where_there_is_no_test_split(sgd, sgd_by_hand, given):
