@@ -232,4 +232,9 @@ ROWS = [
         CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha",
     ),
     Row("the config's page grows without a test", "mpp/config_finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
+    Row("a logged loss is the mean from the beginning", "mpp/finetuning.py", "            meters.zero_()\n", "", FIELDS + "a_logged_loss_is_the_mean_since_the_line_before"),
+    Row(
+        "without a hold-out the average is not asked", "mpp/finetuning.py", "if on_holdout else AVERAGE if average else WEIGHTS", "if on_holdout else WEIGHTS",
+        FIELDS + "without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average",
+    ),
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Many whole fine-tuning runs in one process, a tenth of a second each, and the small encoders and images they are given."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -104,4 +103,4 @@ def results(run: Path) -> dict:
 
 
 def checkpoints(run: Path) -> list[int]:
-    return sorted(int(name) for name in os.listdir(run / "checkpoints") if name.isdigit())
+    return sorted(int(entry.name) for entry in (run / "checkpoints").iterdir() if entry.name.isdigit())

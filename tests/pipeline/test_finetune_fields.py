@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,7 @@ class Row:
     given: tuple[str, ...] = ()
     says: str = ""
     maybe: frozenset | set = frozenset()
+    becomes: dict = field(default_factory=dict)  # of what differs, the value
 
 
 IN_EPOCHS = ("optim.steps=null", "optim.warmup_steps=null", "optim.epochs=1", "optim.warmup_epochs=0.4")
@@ -52,7 +53,7 @@ EVERY_STEP = {"checkpoints", "start"}  # of which only the kept ones are looked 
 
 TABLE = {
     "encoder": Row("given/another", FROM_THE_START),
-    "init": Row("random", FROM_THE_START | {"row"}, says="random initialisation"),
+    "init": Row("random", FROM_THE_START | {"row"}, says="random initialisation", becomes={"row": "from scratch"}),
     "train": Row("given/train2", AFTER_GRADIENT),
     "test": Row("given/test2", {"test"}),
     "run_dir": Row("elsewhere"),
@@ -75,8 +76,8 @@ TABLE = {
     "augment.cutmix_share": Row(0.05, AFTER_GRADIENT),
     "augment.smoothing": Row(0.2, AFTER_GRADIENT),
     "optim.name": Row("sgd", AFTER_STEPS),
-    "optim.base_lr": Row(0.04, AFTER_STEPS | {"rate", "peak"}),
-    "optim.lr_batch": Row("null", AFTER_STEPS | {"rate", "peak"}),
+    "optim.base_lr": Row(0.04, AFTER_STEPS | {"rate", "peak"}, becomes={"peak": 0.02}),
+    "optim.lr_batch": Row("null", AFTER_STEPS | {"rate", "peak"}, becomes={"peak": 0.05}),
     "optim.final_lr": Row(0.02, AFTER_STEPS | {"rate"}),
     "optim.layer_decay": Row(0.9, AFTER_STEPS),
     "optim.betas": Row([0.9, 0.99], AFTER_STEPS),
@@ -84,15 +85,15 @@ TABLE = {
     "optim.momentum": Row(0.5, AFTER_STEPS, SGD),
     "optim.weight_decay": Row(0.2, AFTER_STEPS),
     "optim.clip_norm": Row(0.1, AFTER_STEPS),
-    "optim.epochs": Row(1.6, AFTER_STEPS | {"rate", "counts", "checkpoints"}, IN_EPOCHS),
+    "optim.epochs": Row(1.6, AFTER_STEPS | {"rate", "counts", "checkpoints"}, IN_EPOCHS, becomes={"counts": (41, 13, 12, 64)}),
     "optim.warmup_epochs": Row(0.6, {"weights", "average", "holdout", "test", "rate"}, IN_EPOCHS),
-    "optim.steps": Row(7, AFTER_STEPS | {"rate", "counts", "checkpoints"}),
+    "optim.steps": Row(7, AFTER_STEPS | {"rate", "counts", "checkpoints"}, becomes={"counts": (41, 13, 12, 56)}),
     "optim.warmup_steps": Row(2, AFTER_STEPS | {"rate"}),
     "optim.ema": Row("null", {"average", "look", "holdout"}, maybe={"test"}),
-    "data.holdout_fraction": Row(0.4, AFTER_GRADIENT | {"counts"}),
-    "data.label_fraction": Row(0.5, AFTER_GRADIENT | {"counts"}),
-    "data.labels_per_class": Row(6, AFTER_GRADIENT | {"counts"}),
-    "data.global_batch": Row(10, AFTER_GRADIENT | {"rate", "peak", "counts"}),
+    "data.holdout_fraction": Row(0.4, AFTER_GRADIENT | {"counts"}, becomes={"counts": (32, 22, 12, 48)}),
+    "data.label_fraction": Row(0.5, AFTER_GRADIENT | {"counts"}, becomes={"counts": (20, 13, 12, 48)}),
+    "data.labels_per_class": Row(6, AFTER_GRADIENT | {"counts"}, becomes={"counts": (18, 13, 12, 48)}),
+    "data.global_batch": Row(10, AFTER_GRADIENT | {"rate", "peak", "counts"}, becomes={"peak": 0.03125, "counts": (41, 13, 12, 60)}),
     "data.streams": Row(2, AFTER_GRADIENT),
     "data.block": Row(2, AFTER_GRADIENT),
     "data.test_crop": Row(0.6, MEASURED | {"export"}),
@@ -108,17 +109,17 @@ TABLE = {
     "system.fused_attention": Row("true", maybe=AFTER_GRADIENT, says="fused attention: True"),
     "system.deepspeed": Row("{zero_optimization: {overlap_comm: nonsense}}", says="refused: DeepSpeed refuses system.deepspeed"),
     "log.every_steps": Row(3, {"loss", "norm", "rate"}),
-    "log.holdout_every_epochs": Row(2, {"look"}),
-    "checkpoint.every_minutes": Row(1e-9, EVERY_STEP, ("checkpoint.every_samples=null",)),
-    "checkpoint.every_samples": Row(24, EVERY_STEP),
-    "checkpoint.keep": Row(2, EVERY_STEP),
+    "log.holdout_every_epochs": Row(2, {"look"}, becomes={"look": {}}),
+    "checkpoint.every_minutes": Row(1e-9, EVERY_STEP, ("checkpoint.every_samples=null",), becomes={"checkpoints": [1, 2, 3, 4, 5, 6]}),
+    "checkpoint.every_samples": Row(24, EVERY_STEP, becomes={"checkpoints": [3, 6]}),
+    "checkpoint.keep": Row(2, EVERY_STEP, becomes={"checkpoints": [5, 6]}),
 }
 
 
 def fields(schema: type[Section], prefix: str = "") -> list[str]:
     found = []
-    for name, field in schema.model_fields.items():
-        inner = type(field.default)
+    for name, about in schema.model_fields.items():
+        inner = type(about.default)
         found += fields(inner, f"{prefix}{name}.") if issubclass(inner, Section) else [prefix + name]
     return found
 
@@ -220,3 +221,23 @@ def test_a_field_changes_what_it_is_said_to_change_and_nothing_else(folder, key)
     differs = {name for name in base if not same(base[name], changed[name])}
     assert differs - set(row.maybe) == set(row.differs) - set(row.maybe), said(folder, key)
     assert differs or row.says or key == "run_dir"
+    for name, value in row.becomes.items():
+        assert changed[name] == pytest.approx(value) if isinstance(value, float) else changed[name] == value, (name, changed[name])
+
+
+@pytest.mark.parametrize("key", ["log.every_steps"])
+def test_a_logged_loss_is_the_mean_since_the_line_before(folder, key):
+    every, third = metrics(folder / "reference"), metrics(folder / key)
+    assert [step for step, values in third.items() if "train/loss" in values] == [3, 6]
+    for last in (3, 6):
+        mean = sum(every[step]["train/loss"] for step in range(last - 2, last + 1)) / 3
+        assert third[last]["train/loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average(folder):
+    words = [*REFERENCE, "data.holdout_fraction=0", "run_dir=no_holdout"]
+    run_all(folder, {"no_holdout": words, "no_test": [*REFERENCE, "test=null", "run_dir=no_test"]})
+    without, reported = results(folder / "no_holdout"), results(folder / "no_test")
+    assert without["rows"]["fine-tuned"]["finetune"]["weights"] == "average"
+    assert (without["reported_on"], without["holdout"], without["train_images"]) == ("test", {}, 54)
+    assert (reported["reported_on"], reported["reported_images"], reported["test_reads"]) == ("holdout of train", 13, 0)
