@@ -237,4 +237,6 @@ ROWS = [
         "without a hold-out the average is not asked", "mpp/finetuning.py", "if on_holdout else AVERAGE if average else WEIGHTS", "if on_holdout else WEIGHTS",
         FIELDS + "without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average",
     ),
+    Row("a resumed run has seen no bad sample", "mpp/finetuning.py", "commit.step, commit.record[\"bad_samples\"], commit", "commit.step, 0, commit", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
+    Row("a resumed run begins its seconds anew", "mpp/finetuning.py", "round(seconds_before + time", "round(time", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
 ]  # fmt: skip

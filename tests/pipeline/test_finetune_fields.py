@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -232,6 +233,22 @@ def test_a_logged_loss_is_the_mean_since_the_line_before(folder, key):
     for last in (3, 6):
         mean = sum(every[step]["train/loss"] for step in range(last - 2, last + 1)) / 3
         assert third[last]["train/loss"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("key", ["data.max_bad_fraction"])
+def test_a_resumed_run_goes_on_counting_bad_samples_and_seconds(folder, key):
+    whole = folder / key
+    shutil.copytree(whole, folder / "resumed")
+    for step in (4, 5, 6):
+        shutil.rmtree(folder / "resumed" / "checkpoints" / f"{step:09d}")
+    run_all(folder, {"resumed": [*REFERENCE, *TABLE[key].given, f"{key}=1", "run_dir=resumed"]})
+    assert "resumes at step 3" in said(folder, "resumed")
+    of_step, ours = metrics(whole), metrics(folder / "resumed")
+    bad = [of_step[step]["data/bad_samples"] for step in range(1, 7)]
+    assert 0 < bad[2] < bad[5] and bad == [ours[step]["data/bad_samples"] for step in range(1, 7)]
+    assert results(folder / "resumed")["seconds"] == pytest.approx(results(whole)["seconds"], abs=3)
+    assert results(whole)["seconds"] > 20
+    assert same(seen(folder / "resumed")["weights"], seen(whole)["weights"])
 
 
 def test_without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average(folder):
