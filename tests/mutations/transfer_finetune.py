@@ -239,4 +239,10 @@ ROWS = [
     ),
     Row("a resumed run has seen no bad sample", "mpp/finetuning.py", "commit.step, commit.record[\"bad_samples\"], commit", "commit.step, 0, commit", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
     Row("a resumed run begins its seconds anew", "mpp/finetuning.py", "round(seconds_before + time", "round(time", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
+    Row("predictions of two processes stay in the order they came", "mpp/train/classify.py", "        predicted[order].astype", "        predicted.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
+    Row("confidences of two processes stay in the order they came", "mpp/train/classify.py", "        confidence[order].astype", "        confidence.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
+    Row("labels of two processes stay in the order they came", "mpp/train/classify.py", "        truth[order].astype", "        truth.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
+    Row(
+        "the loss is of this process's images", "mpp/train/classify.py", "float(losses[order].mean())", "float(mine[4].mean())", STEP + "two_processes_find_of_every_image_what_one_finds",
+    ),
 ]  # fmt: skip
