@@ -8,6 +8,7 @@ from mpp.config import load
 from mpp.config_finetune import FinetuneConfig
 from mpp.errors import ConfigError
 from mpp.finetuning import clock_of
+from mpp.train.schedule import learning_rate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -36,6 +37,15 @@ def test_the_vit_papers_numbers_are_the_papers():
     assert (optim.base_lr, optim.lr_batch, optim.final_lr, optim.steps, config.data.global_batch) == (0.03, None, 0, 20_000, 512)
     schedule, steps = clock_of(config, steps_per_epoch=7)
     assert (steps, schedule.warmup_samples) == (20_000, 500 * 512)
+
+
+def test_the_schedule_has_every_number_that_was_asked_for():
+    words = ["optim={base_lr: 0.2, lr_batch: 16, final_lr: 0.04, epochs: 2, warmup_epochs: 0.5}", "data.global_batch=8"]
+    schedule, steps = clock_of(load(FinetuneConfig, None, words), steps_per_epoch=4)
+    rates = [learning_rate(8 * step, schedule, 8) for step in (0, 1, 2, 5, 8)]
+    assert (steps, rates) == (8, pytest.approx([0, 0.05, 0.1, 0.07, 0.04]))
+    counted, steps = clock_of(load(FinetuneConfig, None, [*words, "optim.steps=4", "optim.warmup_steps=1"]), steps_per_epoch=4)
+    assert (steps, counted.total_samples, counted.warmup_samples) == (4, 32, 8)
 
 
 def refused(*words: str) -> str:

@@ -164,6 +164,16 @@ def test_a_box_covers_what_the_partner_gives_and_mixup_has_none():
     )
 
 
+def test_one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha():
+    mixing = Mixing(mixup=0.2, cutmix=4.0, mixed=1.0, cut=0.2)
+    drawn = [mixing.draw(0, pair, 200, 200) for pair in range(2000)]
+    blended = np.array([share for share, box in drawn if box == (0, 0, 0, 0)])
+    assert len(blended) == pytest.approx(1600, abs=60)
+    assert blended.var() == pytest.approx(1 / (4 * 1.4), rel=0.1)  # nearly all or nothing
+    areas = np.array([(right - left) * (bottom - top) / 200**2 for _, (left, top, right, bottom) in drawn if right])
+    assert len(areas) > 300 and areas.max() < 0.95 and (areas < 0.02).mean() < 0.05  # seldom
+
+
 def test_the_erased_rectangle_has_the_area_and_shape_of_the_paper():
     boxes = [erased_box(0.25, 0, 0, sample, 100, 100) for sample in range(4000)]
     found = [((right - left) * (bottom - top), (bottom - top) / (right - left)) for left, top, right, bottom in boxes if right]

@@ -7,6 +7,10 @@ MODEL = "tests/model/test_classifier.py::test_"
 STEP = "tests/train/test_classify.py::test_"
 DECAY = "tests/train/test_layer_decay.py::test_"
 RUN = "tests/pipeline/test_finetune.py::test_"
+HAND = "tests/pipeline/test_finetune_by_hand.py::test_"
+SET = "tests/data/test_finetune_set.py::test_"
+CONFIG = "tests/test_config_finetune.py::test_"
+FIELDS = "tests/pipeline/test_finetune_fields.py::test_"
 
 ROWS = [
     # What a step sees.
@@ -110,5 +114,135 @@ ROWS = [
     ),
     Row(
         "all layers learn alike", "mpp/train/engine.py", "learning_rate * group.get(\"lr_scale\", 1.0)", "learning_rate", RUN + "layers_learn_at_their_own_rates",
+    ),
+    # A whole run, computed again by hand.
+    Row(
+        "weights are chosen on the test split", "mpp/finetuning.py", "        on_holdout = measured(engine, average, sets.holdout,",
+        "        on_holdout = measured(engine, average, sets.test or sets.holdout,", HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
+    ),
+    Row(
+        "the weights as they are leave the run whatever was chosen", "mpp/finetuning.py", "final_weights(engine, average if chosen == AVERAGE else None)",
+        "final_weights(engine, None)", HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
+    ),
+    Row(
+        "from scratch keeps the encoder", "mpp/finetuning.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net", "loaded.net",
+        HAND + "from_scratch_nothing_of_the_encoder_is_left",
+    ),
+    Row(
+        "the new head has one width whatever is asked for", "mpp/model/classifier.py", "head.weight.normal_(std=config.head_std)", "head.weight.normal_(std=0.02)",
+        HAND + "the_first_weights_are_the_encoders_on_another_grid_and_a_new_head",
+    ),
+    Row(
+        "the average takes the weights before the step", "mpp/finetuning.py", "        norm = engine.update(rate)\n        if average:\n            average.update(engine, step + 1)\n",
+        "        if average:\n            average.update(engine, step + 1)\n        norm = engine.update(rate)\n", HAND + "the_average_after_every_step",
+    ),
+    Row(
+        "the average's clock is a step late", "mpp/finetuning.py", "average.update(engine, step + 1)", "average.update(engine, step)", HAND + "the_average_after_every_step",
+    ),
+    Row(
+        "the average has a decay of its own", "mpp/finetuning.py", "WeightAverage(model, config.optim.ema)", "WeightAverage(model, 0.99)", HAND + "the_average_after_every_step",
+    ),
+    Row(
+        "targets are not smoothed", "mpp/finetuning.py", "len(sets.classes), augment.smoothing, loaded.mean", "len(sets.classes), 0.0, loaded.mean",
+        HAND + "rate_loss_and_norm_of_every_step_with_adamw",
+    ),
+    Row(
+        "training normalises by other colours than the encoder's", "mpp/finetuning.py", "augment.smoothing, loaded.mean, loaded.std, world.device)",
+        "augment.smoothing, (0.5,) * 3, (0.5,) * 3, world.device)", HAND + "rate_loss_and_norm_of_every_step_with_adamw",
+    ),
+    Row(
+        "measuring normalises by other colours than the encoder's", "mpp/finetuning.py", "mean=loaded.mean, std=loaded.std, micro_batch=micro_batch",
+        "mean=(0.5,) * 3, std=(0.5,) * 3, micro_batch=micro_batch", HAND + "every_look_at_the_holdout_from_scratch",
+    ),
+    Row(
+        "every step drops the same paths", "mpp/finetuning.py", "seed_of(config.seed, DROP_PATH, step, world.rank)", "seed_of(config.seed, DROP_PATH, 0, world.rank)",
+        HAND + "rate_loss_and_norm_of_every_step_with_adamw",
+    ),
+    Row(
+        "gradients are summed over a micro-batch", "mpp/finetuning.py", "engine.backward(loss.mean())", "engine.backward(loss.sum())",
+        HAND + "rate_loss_and_norm_of_every_step_with_sgd",
+    ),
+    Row(
+        "the rate is a step ahead", "mpp/finetuning.py", "learning_rate(step * data.global_batch, schedule", "learning_rate((step + 1) * data.global_batch, schedule",
+        HAND + "rate_loss_and_norm_of_every_step_with_sgd",
+    ),
+    Row(
+        "nothing is clipped", "mpp/finetuning.py", "plan, world, system, config.optim.clip_norm)", "plan, world, system, 0.0)", HAND + "weights_after_every_step_of_adamw",
+    ),
+    Row(
+        "the hold-out is measured in training mode", "mpp/finetuning.py", "        engine.train(False)\n", "", HAND + "every_look_at_the_holdout_of_weights_and_average",
+    ),
+    Row(
+        "after a look at the hold-out no path is dropped any more", "mpp/finetuning.py", "        engine.train(True)\n", "", HAND + "rate_loss_and_norm_of_every_step_with_adamw",
+    ),
+    Row(
+        "the hold-out is looked at every epoch", "mpp/finetuning.py", "order.steps_per_epoch * config.log.holdout_every_epochs", "order.steps_per_epoch",
+        HAND + "every_look_at_the_holdout_from_scratch",
+    ),
+    Row(
+        "the hold-out has one size whatever is asked for", "mpp/finetuning.py", "fraction=data.holdout_fraction, seed", "fraction=0.1, seed", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+    ),
+    Row(
+        "a share of the labels is all of them", "mpp/finetuning.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
+        HAND + "the_results_count_what_was_seen[adamw-job0-pretrained]",
+    ),
+    Row(
+        "few labels of a class are all of them", "mpp/finetuning.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+    ),
+    Row(
+        "samples seen are the images there are", "mpp/finetuning.py", "\"samples_seen\": newest.samples_seen,", "\"samples_seen\": order.samples,",
+        HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+    ),
+    # What was asked for arrives.
+    Row("the cosine ends at nothing", "mpp/finetuning.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the rate is not scaled with the batch", "mpp/finetuning.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the warm-up is always in epochs", "mpp/finetuning.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row(
+        "fine-tuning has AdamW's usual betas", "mpp/train/optim.py", "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, ",
+        "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, ", DECAY + "each_optimiser_has_the_numbers_that_were_asked_for",
+    ),
+    Row(
+        "fine-tuning has AdamW's usual epsilon", "mpp/train/optim.py", "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, ",
+        "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, ", DECAY + "each_optimiser_has_the_numbers_that_were_asked_for",
+    ),
+    Row("SGD has no momentum of its own", "mpp/train/optim.py", "momentum=optim.momentum", "momentum=0.9", DECAY + "each_optimiser_has_the_numbers_that_were_asked_for"),
+    Row(
+        "norms and biases decay, matrices do not", "mpp/train/optim.py", "0.0 if key[1] else weight_decay", "weight_decay if key[1] else 0.0",
+        DECAY + "rates_and_decay_are_timms_but_for_the_final_norm_which_learns_with_the_head",
+    ),
+    Row("no path is dropped", "mpp/model/classifier.py", "        wanted[\"drop_path_rate\"] = config.drop_path\n", "        pass\n", MODEL + "drop_path_grows_to_the_rate_of_the_last_block"),
+    Row("whole images are measured", "mpp/data/finetune_set.py", "Centre(size, config.data.test_crop)", "Centre(size, 1.0)", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
+    Row(
+        "what is measured is cropped at random", "mpp/data/finetune_set.py", "Centre(size, config.data.test_crop), images.labels", "training.augment, images.labels",
+        SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres",
+    ),
+    Row("a quarter is erased", "mpp/data/finetune_set.py", "erasing=augment.erasing,", "erasing=0.25,", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
+    Row(
+        "alphas of mixup and cutmix are exchanged", "mpp/data/finetune_set.py", "Mixing(augment.mixup, augment.cutmix,", "Mixing(augment.cutmix, augment.mixup,",
+        SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres",
+    ),
+    Row(
+        "crops are wanted in the ratio of a square", "mpp/data/finetune_set.py", "ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)",
+        "ratio = augment.crop_ratio", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres",
+    ),
+    Row("held out images are trained on", "mpp/data/finetune_set.py", "kept, held = hold_out(train.labels)", "_, held = hold_out(train.labels)", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
+    Row("the share of cutmix is mixup's", "mpp/data/mixing.py", "kind < self.cut)", "kind >= self.cut)", CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha"),
+    Row(
+        "boxes have mixup's alpha", "mpp/data/mixing.py", "self.cutmix if cuts else self.mixup", "self.mixup if cuts else self.cutmix",
+        CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha",
+    ),
+    Row("the config's page grows without a test", "mpp/config_finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
+    Row("a logged loss is the mean from the beginning", "mpp/finetuning.py", "            meters.zero_()\n", "", FIELDS + "a_logged_loss_is_the_mean_since_the_line_before"),
+    Row(
+        "without a hold-out the average is not asked", "mpp/finetuning.py", "if on_holdout else AVERAGE if average else WEIGHTS", "if on_holdout else WEIGHTS",
+        FIELDS + "without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average",
+    ),
+    Row("a resumed run has seen no bad sample", "mpp/finetuning.py", "commit.step, commit.record[\"bad_samples\"], commit", "commit.step, 0, commit", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
+    Row("a resumed run begins its seconds anew", "mpp/finetuning.py", "round(seconds_before + time", "round(time", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
+    Row("predictions of two processes stay in the order they came", "mpp/train/classify.py", "        predicted[order].astype", "        predicted.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
+    Row("confidences of two processes stay in the order they came", "mpp/train/classify.py", "        confidence[order].astype", "        confidence.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
+    Row("labels of two processes stay in the order they came", "mpp/train/classify.py", "        truth[order].astype", "        truth.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
+    Row(
+        "the loss is of this process's images", "mpp/train/classify.py", "float(losses[order].mean())", "float(mine[4].mean())", STEP + "two_processes_find_of_every_image_what_one_finds",
     ),
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from mpp.data.images import ShardImages
 from mpp.data.labelled_crops import LabelledCrops
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.train import classify
 from mpp.train.average import WeightAverage
 from mpp.train.classify import inputs_and_targets, measure
 from mpp.world import World
@@ -78,6 +79,22 @@ def test_every_image_is_measured_once_and_in_the_order_of_the_ids(tiny_shards, a
     losses = -torch.log_softmax(torch.tensor([0.0, 2.0, 0.0, 0.0]), 0)[torch.from_numpy(data.labels.astype(np.int64))]
     assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
     assert found.predicted.tolist() == [1] * 40
+
+
+def test_two_processes_find_of_every_image_what_one_finds(tiny_shards, monkeypatch):
+    data = replace(labelled(tiny_shards), ids=np.arange(3, 40, 2))  # 19: the last batch is padded
+    predict = lambda images: images.mean(dim=(2, 3)) @ torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(classify, "together", lambda world, work: work())
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
+    one = measure(predict, data, HALF, HALF, 4, 0, ALONE)
+    shares = [classify._share(predict, data, HALF, HALF, 4, 0, World(rank, 2, 2, CPU)) for rank in range(2)]
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(slice(None), shares))
+    for rank in range(2):
+        two = measure(predict, data, HALF, HALF, 4, 0, World(rank, 2, 2, CPU))
+        assert two.counted == one.counted == "19 of 19 images, 0 repeated"
+        assert np.array_equal(two.predicted, one.predicted) and np.array_equal(two.truth, data.labels[data.ids])
+        assert np.allclose(two.confidence, one.confidence, atol=1e-6) and two.loss == pytest.approx(one.loss, rel=1e-6)
+        assert len(set(one.confidence.tolist())) == 19 and len(set(one.predicted.tolist())) > 1
 
 
 def test_a_measurement_that_counts_an_image_twice_fails(tiny_shards, monkeypatch):

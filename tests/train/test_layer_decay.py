@@ -76,3 +76,15 @@ def test_sgd_has_momentum_and_no_decay_where_none_is_asked_for():
     optimiser = build_finetune_optimiser(vit(), FinetuneOptimConfig(name="sgd", weight_decay=0, layer_decay=1))
     assert isinstance(optimiser, torch.optim.SGD)
     assert {(group["momentum"], group["weight_decay"], group["lr_scale"]) for group in optimiser.param_groups} == {(0.9, 0.0, 1.0)}
+
+
+def test_each_optimiser_has_the_numbers_that_were_asked_for():
+    adamw = build_finetune_optimiser(vit(), FinetuneOptimConfig(betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2, layer_decay=0.5))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert {(group["betas"], group["eps"]) for group in adamw.param_groups} == {((0.8, 0.95), 1e-3)}
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.0, 0.2}
+    assert {group["lr_scale"] for group in adamw.param_groups} == {0.5**above for above in range(5)}
+    sgd = build_finetune_optimiser(vit(), FinetuneOptimConfig(name="sgd", momentum=0.7, weight_decay=0.2))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {(group["momentum"], group["nesterov"], group["dampening"]) for group in sgd.param_groups} == {(0.7, False, 0)}
+    assert {group["weight_decay"] for group in sgd.param_groups} == {0.0, 0.2}
