@@ -60,6 +60,8 @@ TABLE = {
     "run_dir": Row("elsewhere"),
     "seed": Row(5, FROM_THE_START),
     "resume": Row("must", says="refused: .*holds no commit"),
+    "resume_changes": Row("optim.name", says="refused: .*only keys of optim can"),
+    "system.gradient_precision": Row("bf16", {"norm"}, maybe=AFTER_GRADIENT - {"norm"}),
     "model.resolution": Row([8, 16], FROM_THE_START | {"export"}),
     "model.patch_size": Row(8, FROM_THE_START | {"export"}),
     "model.pooling": Row("cls", AFTER_GRADIENT | {"export"}),
