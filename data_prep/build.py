@@ -62,7 +62,7 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
         enough = math.ceil(rejects / count * 1000) / 1000
         raise DataError(
             f"{rejects} of {count} files are not readable images, "
-            f"first {first['name']} ({first['reason']}); "
+            f"first {first['name']!r} ({first['reason']}); "
             f"{work.target.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are "
             f"kept), or {remedy}"
         )

@@ -71,7 +71,8 @@ class Summary:
             print(self._say_repeats())
         if args.labels:
             names = sorted(self.listed.labels)
-            print(f"classes:  {classes:,} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+            empty = f", {classes - len(names):,} of them without images" if classes > len(names) else ""
+            print(f"classes:  {classes:,}{empty} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
         if self.counts["converted"]:
             print(f"converted to PNG (first frame, without loss): {self.counts['converted']:,}")
         if self.counts["resized"]:

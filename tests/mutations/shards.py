@@ -73,7 +73,7 @@ ROWS = [
         'DAMAGED_ZIP = (zipfile.BadZipFile,)', 'tests/data_prep/test_hostile_archives.py::test_no_byte_of_a_zips_directory_can_stop_the_program',
     ),
     Row(
-        'names may lead out of the archive', 'data_prep/sources/base.py', 'if ".." in folders or last == "..":',
+        'names may lead out of the archive', 'mpp/data/class_folders.py', 'if ".." in folders or last == "..":',
         'if False:', 'tests/data_prep/test_hostile_archives.py::test_nothing_that_an_archive_names_is_written_or_followed',
     ),
     Row(
