@@ -173,7 +173,8 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
 
     source, listed = as_laid_out(source, args, put_in_order)
     if not listed.counts.total():
-        seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
+        files = sum(count for kind, count in listed.ignored.items() if "folders" not in kind)
+        seen = f" among {files} files ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
     write_atomically(scratch / "listing.json", listed.to_json())

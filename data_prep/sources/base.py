@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
 from mpp.data.class_folders import class_names, folder_at
+from mpp.data.class_folders import describe as describe
 from mpp.data.class_folders import reason_to_ignore as reason_to_ignore
 from mpp.errors import BadSample
 
@@ -103,9 +104,3 @@ def check_size(item: Item) -> None:
     """Raises BadSample for an empty file or one too large to be a picture."""
     if not item.size or item.size > MAX_FILE_BYTES:
         raise BadSample(f"{item.size} bytes" if item.size else "an empty file")
-
-
-def describe(ignored: Counter) -> str:
-    """ ".txt 12, (hidden) 3": the most frequent first."""
-    kinds = [f"{kind} {count}" for kind, count in sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0]))]
-    return ", ".join(kinds[:8]) + (f", {len(kinds) - 8} more kinds" if len(kinds) > 8 else "")

@@ -453,15 +453,15 @@ def kind_of_list(path: Path) -> str | None:
         return "csv"
     if re.fullmatch(r"sep=.", first, re.IGNORECASE):
         return "csv"
-    for separator in SEPARATORS:
+    for separator in ("\t", *SEPARATORS):  # the TAB first: addresses hold commas
         cells, following = _parts(first, separator), _parts(second, separator)
         if len(cells) < 2:
             continue
         if separator == "\t" and len(cells) == 2 and _is_path(cells[0]) and not first.startswith('"'):
             return "list"
         label_first = any(_is_path(cell) and _leads_somewhere(path, cell) for cell in cells[1:])
-        header = len(following) == len(cells) and any(map(_is_path, following))
-        if _is_path(cells[0]) or label_first or _has_known(cells) or (header and not any(map(_is_path, cells))):
+        header = len(following) == len(cells) and any(map(_is_path, following)) and not any(map(_is_path, cells))
+        if cells[0].lower().endswith(IMAGE_SUFFIXES) or label_first or _has_known(cells) or header:
             return "csv"
     looks_like_one = lambda line: _is_path(line) or bool(_BLANK_LABEL.fullmatch(line))
     if looks_like_one(first):

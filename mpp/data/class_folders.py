@@ -137,6 +137,12 @@ def _descend(root: Path, folder: str, prefix: str, above: frozenset, ignored: Co
         ignored["(folders without images)"] += 1
 
 
+def describe(ignored: Counter) -> str:
+    """ ".txt 12, (hidden) 3": the most frequent first."""
+    kinds = [f"{kind} {count}" for kind, count in sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0]))]
+    return ", ".join(kinds[:8]) + (f", {len(kinds) - 8} more kinds" if len(kinds) > 8 else "")
+
+
 # ---------------------------------------------------------------- folders
 
 

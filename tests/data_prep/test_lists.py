@@ -56,7 +56,7 @@ def test_a_list_that_looks_like_nothing_is_read_when_its_format_is_named(tmp_pat
         ("list", b"a.jpg\n\tcat\n", "line 2 has no path"),
         ("list", b"a.jpg\nb\0.jpg\n", "line 2: the path 'b.x00.jpg' holds a NUL"),
         ("csv", b"path,label\na.jpg,cat\nb,c.jpg,dog\n", "line 3 has 3 fields, the header 2; mend it, perhaps with quotes"),
-        ("csv", b"a.jpg,cat\nb.jpg\n", "line 2 has 1 fields, the first row 2"),
+        ("csv", b"a.jpg,cat\nb.jpg\n", "line 2 has 1 field, the first row 2"),
         ("csv", b"name,label\na.jpg,cat\n", "its header 'name,label' names no column of paths"),
         ("csv", b'path,label\n"a.jpg,cat\nb.jpg,dog\n', r"line 3: is no CSV \(unexpected end of data\)"),
         ("csv", b"path,label\n\xe9.jpg,cat\n", "line 2 is not UTF-8"),
@@ -162,7 +162,7 @@ def test_a_list_becomes_labelled_shards_without_what_is_missing(tmp_path, pictur
     listed += [{"file": "photos/gone.jpg", "label": 0}, {"file": "photos/5", "label": 4}]  # of a repeated name the last counts
     (tmp_path / "photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
     words = [str(tmp_path / "photos.jsonl"), str(tmp_path / "out"), "--labels", "--quiet", "--workers", "1"]
-    with pytest.raises(DataError, match=r"1 of 7 files .* first photos/gone.jpg \(No such file or directory\)"):
+    with pytest.raises(DataError, match=r"1 of 7 files .* first 'photos/gone.jpg' \(No such file or directory\)"):
         make_shards.main(words)
     assert make_shards.main([*words, "--max-rejects", "0.2"]) == 0
     assert "(repeated names) 1" in capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_labels_need_a_label_on_every_row(tmp_path, picture):
     (tmp_path / "b.jpg").write_bytes(picture(2))
     (tmp_path / "list.csv").write_text("path,label\na.jpg,cat\nb.jpg,\n")
     words = [str(tmp_path / "list.csv"), str(tmp_path / "out"), "--quiet", "--workers", "1"]
-    with pytest.raises(DataError, match=r"b.jpg has no label in the list, so it has no class"):
+    with pytest.raises(DataError, match=r"'b.jpg' has no label in the list, so it has no class"):
         make_shards.main([*words, "--labels"])
     assert make_shards.main(words) == 0
     with (tmp_path / "list.csv").open("a") as file:

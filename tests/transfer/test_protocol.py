@@ -115,8 +115,10 @@ def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots(
 
 def test_shots_that_were_asked_for_are_refused_and_those_of_the_default_left_out():
     labels = np.arange(24) % 3
-    assert usable_shots(FewShotConfig(), labels, 3) == [1, 5]
-    assert usable_shots(FewShotConfig(shots=(1, 9)), labels, 3) == [1, 9]
+    assert usable_shots(FewShotConfig(), labels, "abc") == ([1, 5], "10, 25 shots are left out: class 'a' has 8 images to draw from")
+    assert usable_shots(FewShotConfig(shots=(1, 8)), labels, "abc") == ([1, 8], "")
+    with pytest.raises(DataError, match=r"few_shot\.shots=9: class 'b' has 7 labelled images to draw from, once"):
+        usable_shots(FewShotConfig(shots=(1, 9)), labels[labels != 1].tolist() + [1] * 7, "abc")
     values, labels = problem(60)
     with pytest.raises(DataError, match=r"few_shot\.shots=50: class 'a' has"):
         choose_simply(values, labels, 0.2, few_shot=FewShotConfig(shots=(50,)))
