@@ -59,6 +59,11 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
     work.target.put_stream(REJECTS, lines())
     count = images + rejects
     if rejects > args.max_rejects * count:
+        if not images:
+            raise DataError(
+                f"none of {count} files is a readable image, first {first['name']!r} ({first['reason']}); {work.target.where(REJECTS)} lists "
+                f"them all; {remedy}"
+            )
         enough = math.ceil(rejects / count * 1000) / 1000
         raise DataError(
             f"{rejects} of {count} files are not readable images, "

@@ -233,7 +233,7 @@ def make(args: argparse.Namespace) -> int:
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
             target.clean()
-    summary.show(time.monotonic() - started, len(plan.classes))
+    summary.show(time.monotonic() - started, plan.classes)
     return 0
 
 

@@ -271,12 +271,23 @@ class _Table:
             return cls(tuple(cells), len(cells), places["image"], places["label"], places["split"])
         if reason := _is_header(path, cells, following):
             raise DataError(
-                f"{path}: line {first[0]}, {_joined(cells)}, {reason}, so it is no row but a header whose words are unknown; call the columns path and "
-                f"label, or name them: {_options_for(path, cells, following)}"
+                f"{path}: line {first[0]}, {_joined(cells)}, {reason}, so it is no row but a header of unknown words, or a remark; call the columns path "
+                f"and label, or {_options_for(cells, following)}"
             )
         path_at = 0
-        if len(cells) > 1 and not _is_path(cells[0]):  # perhaps the label comes first
+        if any(map(_is_path, cells)) and not (_is_path(cells[0]) or _leads_somewhere(path, cells[0])):  # perhaps the label comes first
             path_at = next((at for at, cell in enumerate(cells) if _is_path(cell) and ("://" in cell or _leads_somewhere(path, cell))), 0)
+            if not path_at:
+                raise DataError(
+                    f"{path}: line {first[0]}: {cells[0]!r} is no path of an image, and the other cells of {_joined(cells)} lead to no file; give the "
+                    "list a header, such as path,label, that tells which is which, and quotes to a path that holds the separator"
+                )
+        turned = re.fullmatch(r"(\S+)\s+(.*)", cells[0]) if len(cells) == 1 else None
+        if turned and _leads_somewhere(path, turned[2]) and not _leads_somewhere(path, cells[0]):
+            raise DataError(
+                f"{path}: line {first[0]}: {cells[0]!r} leads to no file, but {turned[2]!r} does, so {turned[1]!r} is perhaps its label; "
+                "give path<TAB>label"
+            )
         label_at = 1 - path_at if len(cells) == 2 else -1
         return cls((), len(cells), path_at, label_at, -1)
 
@@ -291,8 +302,10 @@ def _joined(cells: Iterable[str]) -> str:
 
 def _is_header(path: Path, first: list[str], second: list[str]) -> str:
     """Why a first row cannot be a row of data, empty where it can."""
-    if not second or any(map(_is_path, first)):
+    if not first or any(map(_is_path, first)):
         return ""
+    if not second:
+        return "" if _leads_somewhere(path, first[0]) else "is the only row and leads to no file"
     if any(map(_is_path, second)):
         return "holds no path of an image, as the next does"
     if len(first) == len(second) == 2 and second[1].isdecimal() and first[1] and not first[1].isdecimal():
@@ -302,14 +315,14 @@ def _is_header(path: Path, first: list[str], second: list[str]) -> str:
     return ""
 
 
-def _options_for(path: Path, header: list[str], row: list[str]) -> str:
+def _options_for(header: list[str], row: list[str]) -> str:
     """The words that name a header's columns, as far as a row of data tells them."""
     if len(header) != len(row):
-        return "--image-field NAME --label-field NAME"
+        return "take the line away"
     at = next((at for at, cell in enumerate(row) if _is_path(cell)), 0)
     labels = [name for place, name in enumerate(header) if place != at]
     label = shlex.quote(labels[0]) if len(labels) == 1 else f"NAME (one of {', '.join(map(repr, labels))})"
-    return f"--image-field {shlex.quote(header[at])}" + (f" --label-field {label}, with --labels" if labels else "")
+    return f"name them: --image-field {shlex.quote(header[at])}" + (f" --label-field {label}, with --labels" if labels else "")
 
 
 def _text_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -338,7 +351,8 @@ def _text_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     told, separator = _separator(path)
-    table = csv.reader(lines(path), delimiter=separator, strict=True, skipinitialspace=True)
+    behind = re.compile(rf'(?<!")" +(?={re.escape(separator)}|\r?\n?$)')  # blanks behind a closing quote, which strict CSV does not know
+    table = csv.reader((behind.sub('"', line) for line in lines(path)), delimiter=separator, strict=True, skipinitialspace=True)
     try:
         for row in table:
             if any(cell.strip() for cell in row) and not (told and table.line_num == 1):
@@ -383,7 +397,9 @@ CELLS: dict[str, Callable[[Path], Iterator[tuple[int, list[str]]]]] = {"list": _
 def _table_rows(kind: str, path: Path, options: SourceOptions) -> Iterator[Row]:
     table = _Table.of(path, kind, options)
     for number, (line, cells) in enumerate(CELLS[kind](path)):
-        if number == 0 and table.header:
+        if table.header and tuple(cells) == table.header:
+            if number:
+                raise DataError(f"{path}: line {line} repeats the header {_joined(cells)}; take the line away")
             continue
         if len(cells) != table.columns and kind == "csv":
             raise DataError(
@@ -449,6 +465,9 @@ def kind_of_list(path: Path) -> str | None:
         return None
     if first.startswith("{"):
         return "jsonl"
+    with_blanks = lambda line: bool(_BLANK_LABEL.fullmatch(line)) and not _is_path(line)
+    if (with_blanks(first) or with_blanks(second)) and not any(separator in first for separator in SEPARATORS):
+        return "list"
     if path.suffix.lower() in (".csv", ".tsv"):
         return "csv"
     if re.fullmatch(r"sep=.", first, re.IGNORECASE):
@@ -463,12 +482,11 @@ def kind_of_list(path: Path) -> str | None:
         header = len(following) == len(cells) and any(map(_is_path, following)) and not any(map(_is_path, cells))
         if cells[0].lower().endswith(IMAGE_SUFFIXES) or label_first or _has_known(cells) or header:
             return "csv"
-    looks_like_one = lambda line: _is_path(line) or bool(_BLANK_LABEL.fullmatch(line))
-    if looks_like_one(first):
+    if _is_path(first):
         return "list"
     if first.lower() in KNOWN:
         return "csv"  # of one column
-    return "list" if looks_like_one(second) else None
+    return "list" if _is_path(second) else None
 
 
 def beginning(path: Path) -> str:
@@ -477,6 +495,8 @@ def beginning(path: Path) -> str:
         first = next(iter(_first_lines(path)), "")
     except DataError:
         return ""
+    if not first:
+        return "it is empty"
     if not first.isprintable():
         return ""
     if first.startswith("["):
