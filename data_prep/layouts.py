@@ -42,7 +42,7 @@ def as_laid_out(source: Source, args: argparse.Namespace, listing: Callable[[Sou
         raise UserError(
             f"--class-level {args.class_level}: is for folders, zips and tars, and the labels of {args.source} are no folders; leave it out"
         )
-    if args.label_names and not (source.numbered or source.digits_are_numbers or in_folders):
+    if args.label_names and not (source.numbered or source.digits_are_numbers):
         raise UserError(f"--label-names: {args.source} has names for its classes; leave it out")
     levels = FolderLevels()
     listed = listing(_Watched(source, *AS_LISTED, levels=levels))

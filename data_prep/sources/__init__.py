@@ -128,6 +128,12 @@ def other_format(source: Source, ignored: Counter) -> str:
     if not isinstance(source, Folder):
         return ""
     there = {entry.suffix.lower() for entry in source.path.iterdir()}
+    if ignored[".tar"] and ".tar" not in there:
+        tars = sorted(
+            {path.parent.relative_to(source.path) for path in source.path.glob("*/*.tar")}
+            | {path.parent.relative_to(source.path) for path in source.path.glob("*/*/*.tar")}
+        )
+        return f"its .tar files lie in {', '.join(map(repr, map(str, tars[:4])))}; give one of these folders" if tars else ""
     meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix] and suffix in there]
     if not meant:
         return ""

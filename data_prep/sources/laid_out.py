@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from mpp.data.class_folders import class_names, folder_at, split_named
+from mpp.data.class_folders import folder_at, split_named
 from mpp.errors import DataError
 from sources.base import Item, Reader, Source
 
@@ -56,8 +56,6 @@ class LaidOut(Source):
     def class_names(self, labels: Collection[str]) -> list[str]:
         if not self.label_names:
             return self.source.class_names(labels)
-        if not (self.source.numbered or self.source.digits_are_numbers):
-            return class_names(labels, self.name, numbers=False)
         return sorted(labels, key=lambda label: (int(label) if label.isdecimal() and len(label) < 20 else 10**20, label))
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:

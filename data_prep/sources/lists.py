@@ -209,11 +209,11 @@ def _wide_lines(path: Path, encoding: str) -> Iterator[str]:
     with path.open(encoding=encoding, newline="\n") as file:
         number = 0
         try:
-            while line := file.readline(MAX_LINE_BYTES + 1):
+            while text := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                if len(line) > MAX_LINE_BYTES:
+                if len(text) > MAX_LINE_BYTES:
                     raise _too_long(path, number)
-                yield line
+                yield text
         except UnicodeError as error:
             raise DataError(
                 f"{path}: line {number + 1} is not {encoding.upper()}, as the list begins; convert it to UTF-8, for instance with iconv"

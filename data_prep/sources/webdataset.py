@@ -54,7 +54,10 @@ class WebDataset(Source):
     label_field: str | None = None
     ours: bool = False  # mpp's own shards: cls is a number in the manifest's list of classes
     kind = "webdataset"
-    digits_are_numbers = True
+
+    @property
+    def digits_are_numbers(self) -> bool:
+        return not self.ours
 
     @property
     def unlabelled(self) -> str:

@@ -138,6 +138,16 @@ def test_tars_named_like_splits_become_splits_and_a_list_says_that_its_paths_are
     assert splits(tmp_path / "divided") == {"train": ["", ""], "val": [""]}
 
 
+def test_folders_of_tars_are_named_where_the_folder_above_was_given(tmp_path, picture, write_tar):
+    for split in ("train", "val"):
+        (tmp_path / "tars" / split).mkdir(parents=True)
+        write_tar(tmp_path / "tars" / split / "0.tar", {"0.jpg": picture(0)})
+    with pytest.raises(
+        DataError, match="holds no images among 2 files .*; its .tar files lie in 'train', 'val'; give one of these folders"
+    ):
+        make(tmp_path / "tars", tmp_path / "out")
+
+
 def labelled_list(folder: Path, labels, picture) -> Path:
     for number in range(len(labels)):
         (folder / f"{number}.jpg").write_bytes(picture(number))
@@ -160,6 +170,8 @@ def test_classes_without_images_are_named_and_label_names_makes_none(tmp_path, p
         make(source, tmp_path / "sparse", "--labels")
     make(source, tmp_path / "sparse", "--labels", "--label-names")
     assert ShardSet.open(tmp_path / "sparse" / "train").classes == ["3", "70000"]
+    make(tmp_path / "named" / "train", tmp_path / "again", "--labels")
+    assert ShardSet.open(tmp_path / "again" / "train").classes == ["1", "2", "10"]
     for words, says in (((), "--label-names says what labels are"), (("--labels",), "has names for its classes; leave it out")):
         with pytest.raises(UserError, match=says):
             make(parquet_of_classes(tmp_path, picture), tmp_path / "x", "--label-names", *words)
