@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             fraction=data.holdout_fraction,
             seed=config.seed,
             use=CHOOSE,
-            remedy="give more images of them, a test split (test=) with data.holdout_fraction=0",
+            remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
         ),
         functools.partial(few_labels, seed=config.seed, fraction=data.label_fraction, per_class=data.labels_per_class),
     )

@@ -199,7 +199,8 @@ def divide(labels: np.ndarray, classes: Sequence[str], tested: bool, config: Pro
     remedy = ", ".join(remedies)
     if not tested:
         pool, reported = hold_out(labels, config.holdout_fraction, config.seed, REPORT, classes, remedy)
-    fit, chosen_on = hold_out(labels[pool], config.holdout_fraction, config.seed, CHOOSE, classes, remedy)
+    left = "" if tested else " left, once those that figures are reported on are apart,"
+    fit, chosen_on = hold_out(labels[pool], config.holdout_fraction, config.seed, CHOOSE, classes, remedy, left)
     return pool, reported, Split(pool[fit], pool[chosen_on])
 
 

@@ -350,8 +350,14 @@ def check_splits(train: LabelledImages, test: LabelledImages | None, otherwise: 
             )
     present = int((counts_of(train) > 0).sum())
     if present < 2:
+        inside = (
+            {folder_at(os.path.relpath(file, train.path), 2) for file in train.files} - {""} if isinstance(train, FolderImages) else set()
+        )
+        below = (
+            f" (in it lie {listed_names(sorted(inside))}: if they are the classes, give {train.path / train.classes[0]})" if inside else ""
+        )
         raise DataError(
-            f"train={train.path} has {present} class, and there is nothing to tell apart; give images of two or more{otherwise}"
+            f"train={train.path} has {present} class{below}, and there is nothing to tell apart; give images of two or more{otherwise}"
         )
     if test is None:
         return

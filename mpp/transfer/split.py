@@ -34,19 +34,25 @@ def subset(total: int, count: int | None, seed: int, key: int = 0) -> np.ndarray
 
 
 def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, use: int, classes: Sequence[str] = (), remedy: str = "give more images of them"
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    use: int,
+    classes: Sequence[str] = (),
+    remedy: str = "give more images of them",
+    left: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (kept, held), each int64 ascending: `fraction` of every class is held, rounded, at least one, chosen at random.
 
     labels: integers [n].  use: REPORT or CHOOSE.  Raises DataError, by the names in `classes`, for classes of which nothing would be left; remedy:
-    what the caller's options offer.  A class without images is none.
+    what the caller's options offer; left: after what, where not all images of a class are here.  A class without images is none.
     """
     numbers, counts = np.unique(labels, return_counts=True)
     few = [(name_of(label, classes), n) for label, n in zip(numbers.tolist(), counts.tolist(), strict=True) if _held(fraction, n) >= n]
     if few:
         some = ", ".join(f"{name} ({n:,})" for name, n in few[:NAMED]) + (f" and {len(few) - NAMED:,} more" if len(few) > NAMED else "")
         raise DataError(
-            f"{len(few):,} of {len(numbers):,} classes have too few labelled images to hold out {fraction:g} of them, at least one, and fit on the rest: "
+            f"{len(few):,} of {len(numbers):,} classes have too few labelled images{left} to hold out {fraction:g} of them, at least one, and fit on the rest: "
             f"{some}; {remedy}, or leave these classes out"
         )
     order = Draws(seed, PROBE, use).permutation(len(labels))

@@ -153,6 +153,9 @@ def test_a_folder_of_splits_and_a_single_class_are_no_labelled_set(folder, tmp_p
     shutil.copytree(folder / "n01", tmp_path / "one" / "n01")
     with pytest.raises(DataError, match="has 1 class, and there is nothing to tell apart"):
         check_splits(open_labelled(str(tmp_path / "one"), "train"), None)
+    shutil.copytree(folder, tmp_path / "wrapped" / "images")
+    with pytest.raises(DataError, match=r"has 1 class \(in it lie 'n01', 'n02', 'n10': if they are the classes, give .*/wrapped/images\)"):
+        check_splits(open_labelled(str(tmp_path / "wrapped"), "train"), None)
 
 
 @pytest.mark.parametrize(

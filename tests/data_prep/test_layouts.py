@@ -143,7 +143,7 @@ def test_folders_of_tars_are_named_where_the_folder_above_was_given(tmp_path, pi
         (tmp_path / "tars" / split).mkdir(parents=True)
         write_tar(tmp_path / "tars" / split / "0.tar", {"0.jpg": picture(0)})
     with pytest.raises(
-        DataError, match="holds no images among 2 files .*; its .tar files lie in 'train', 'val'; give one of these folders"
+        DataError, match=r"holds no images among 2 files .*; its .tar files lie in 'train', 'val'; give one of these folders"
     ):
         make(tmp_path / "tars", tmp_path / "out")
 
