@@ -59,10 +59,15 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
     work.target.put_stream(REJECTS, lines())
     count = images + rejects
     if rejects > args.max_rejects * count:
+        if not images:
+            raise DataError(
+                f"none of {count} files is a readable image, first {first['name']!r} ({first['reason']}); {work.target.where(REJECTS)} lists "
+                f"them all; {remedy}"
+            )
         enough = math.ceil(rejects / count * 1000) / 1000
         raise DataError(
             f"{rejects} of {count} files are not readable images, "
-            f"first {first['name']} ({first['reason']}); "
+            f"first {first['name']!r} ({first['reason']}); "
             f"{work.target.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are "
             f"kept), or {remedy}"
         )

@@ -31,6 +31,7 @@ import PIL
 from tqdm import tqdm
 
 import mpp
+from mpp.data.class_folders import listed_names, too_sparse
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
@@ -232,17 +233,24 @@ def class_number(tar: Path, member: str, label: str) -> int:
 
 def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Namespace) -> None:
     """Rejects, index and manifest; says what there is.  source: the manifest's entry of that name."""
-    colours, counts, rejects, images, classes = np.zeros((3, 256), np.int64), Counter[str](), 0, 0, 0
+    colours, counts, rejects, images, used = np.zeros((3, 256), np.int64), Counter[str](), 0, 0, set[int]()
     for record in records(jobs, work, args):
         colours += record.colours
         counts += record.counts
         rejects += len(record.rejects)
         images += record.entry["samples"]
-        classes = max(classes, int(record.rows["label"].max(initial=-1)) + 1)
+        used |= set(np.unique(record.rows["label"]).tolist()) - {-1}
+    classes = max(used, default=-1) + 1
+    empty = [str(number) for number in range(classes) if number not in used]
     ignored = Counter({kind: count for kind, count in counts.items() if kind[0] in ".("})
     report_rejects(jobs, work, images, rejects, args, "make new shards of what is good: python data_prep/make_shards.py FOLDER OUT")
     if not images:
         raise DataError(f"{args.out}: its {len(jobs)} tars hold no readable images" + (f" ({describe(ignored)})" if ignored else ""))
+
+    if reason := used and too_sparse(len(used), max(used)):
+        raise DataError(
+            f"{args.out}: {reason}; leave out --labels, or make new shards: python data_prep/make_shards.py FOLDER OUT --labels --label-names"
+        )
 
     def numbered() -> Iterator[tuple[dict, np.ndarray]]:
         first = 0
@@ -268,7 +276,7 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
     if len(manifest.shards) < len(jobs):
         print(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
     if args.labels:
-        print(f"classes:  {classes:,}")
+        print(f"classes:  {classes:,}" + (f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""))
 
 
 if __name__ == "__main__":

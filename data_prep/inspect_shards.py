@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mpp.data.class_folders import listed_names
 from mpp.data.decode import format_of, open_image
 from mpp.data.shard_faults import ROWS
 from mpp.data.shard_format import SHORT_SIDES
@@ -243,7 +244,8 @@ def balance(classes: Classes) -> str:
     """ "the most frequent has 1.8 times as many images as the least, Gini 0.06" """
     most, least = max(classes.counts), min(classes.counts)
     if not least:
-        said = f"{classes.counts.count(0):,} of them without images, "
+        empty = [on_one_line(name) for name, count in zip(classes.names, classes.counts, strict=True) if not count]
+        said = f"{len(empty):,} of them without images ({listed_names(empty)}), "
     else:
         said = (
             f"the most frequent has {most / least:,.1f} times as many images as the least, " if most > least else "all equally frequent, "

@@ -43,6 +43,7 @@ from mpp.machine import usable_cores
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
+from layouts import laid_out
 from options import at_least, share
 from plan import decide, opened, other_plan, plan_jobs, read_plan
 from prepare import QUALITY, Options
@@ -88,9 +89,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="HEX",
         help="md5 or sha256 that SOURCE must have, a file; in ImageNet's folder: the devkit's, or 'official' for all",
     )
-    parser.add_argument("--image-field", metavar="NAME", help="parquet column or WebDataset field of the images, where there are several")
-    parser.add_argument("--label-field", metavar="NAME", help="parquet column, WebDataset field or key of its .json that holds the label")
+    parser.add_argument(
+        "--image-field", metavar="NAME", help="column of parquet or CSV, key of JSON lines or WebDataset field of the images"
+    )
+    parser.add_argument(
+        "--label-field", metavar="NAME", help="the same of the labels, or a key of WebDataset's .json; default: label, class or cls"
+    )
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
+    parser.add_argument("--label-names", action="store_true", help="labels that are numbers are names: classes are those that occur")
+    parser.add_argument(
+        "--class-level", type=at_least(1), metavar="N", help="folder level that is the class, 1 the outermost (default: below splits, or 1)"
+    )
+    parser.add_argument(
+        "--split-level", type=at_least(0), metavar="N", help="folder level that is the split: train, val, test; 0 for none (default: found)"
+    )
     parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
     parser.add_argument("--samples-per-shard", type=at_least(1), default=2048, metavar="N", help="keys a shard")
@@ -116,8 +128,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quality and not args.resize and args.encode == "keep":
         parser.error("--quality is of encoded images; give --encode jpeg, --encode webp or --resize with it")
-    if args.label_field and not args.labels:
-        parser.error("--label-field says where labels are; give --labels with it")
+    for option, what in (("label_field", "where labels are"), ("label_names", "what labels are"), ("class_level", "where labels are")):
+        if getattr(args, option) and not args.labels:
+            parser.error(f"--{option.replace('_', '-')} says {what}; give --labels with it")
     return args
 
 
@@ -157,6 +170,9 @@ def make(args: argparse.Namespace) -> int:
         "image_field": args.image_field,
         "label_field": args.label_field,
         "labels": args.labels,
+        "label_names": args.label_names,
+        "class_level": args.class_level,
+        "split_level": args.split_level,
         "val": args.val,
         "seed": args.seed,
         "samples_per_shard": args.samples_per_shard,
@@ -171,7 +187,9 @@ def make(args: argparse.Namespace) -> int:
     with opened(target, args) as fresh:
         found = read_plan(target, wanted, args)
         if found and found["complete"]:
-            if found["plan"]["stamp"] != (found["plan"]["stamp"] if wanted["identity"] else survey(source).stamp):
+            if found["plan"]["stamp"] != (
+                found["plan"]["stamp"] if wanted["identity"] else survey(laid_out(source, found["plan"]["levels"])).stamp
+            ):
                 raise other_plan(args, found, f"the files of {source.name} changed")
             for split in found["complete"]:
                 target.check(split)
@@ -215,7 +233,7 @@ def make(args: argparse.Namespace) -> int:
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
             target.clean()
-    summary.show(time.monotonic() - started, len(plan.classes))
+    summary.show(time.monotonic() - started, plan.classes)
     return 0
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from layouts import as_laid_out, laid_out, remarks_on_labels
 from shard_job import Job
 from shuffle import Listed, shuffle
 from sources import other_format
@@ -110,17 +111,18 @@ def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespac
             splits = plan_splits(source, listed, args)
             classes = source.class_names(listed.labels) if args.labels else []
             refuse_odd_names(wanted["name"], classes)
+            remarks = [*listed.remarks, *remarks_on_labels(source, classes, listed.labels)]
         except UserError:
             if found is None:
                 target.forget()  # the source may be mended
             raise
         if found is None:
-            found = {"plan": wanted | {"kind": kind, "stamp": listed.stamp}, "complete": []}
+            found = {"plan": wanted | {"kind": kind, "levels": listed.levels, "stamp": listed.stamp}, "complete": []}
             target.put(PLAN, json.dumps(found).encode())
     if advice := other_format(source, listed.ignored):
         print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
-    if len(classes) == 1:
-        print(f"warning: --labels finds a single class, {classes[0]!r} (in a tree the first folder level is the class)", file=sys.stderr)
+    for remark in remarks:
+        print(f"warning: {remark}", file=sys.stderr)
     return Plan(source, listed, splits, classes, found)
 
 
@@ -160,13 +162,19 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
     kind = source.kind
     source = source.unpack(scratch, bar)
     try:
-        return source, kind, Listed.from_json((scratch / "listing.json").read_bytes())
+        listed = Listed.from_json((scratch / "listing.json").read_bytes())
+        return laid_out(source, listed.levels, args.label_names), kind, listed
     except FileNotFoundError:
         pass
-    with tqdm(desc="listing", unit="img", **progress(args)) as listing:
-        listed = shuffle(source, args.seed, scratch, listing.update)
+
+    def put_in_order(source: Source) -> Listed:
+        with tqdm(desc="listing", unit="img", **progress(args)) as listing:
+            return shuffle(source, args.seed, scratch, listing.update)
+
+    source, listed = as_laid_out(source, args, put_in_order)
     if not listed.counts.total():
-        seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
+        files = sum(count for kind, count in listed.ignored.items() if "folders" not in kind)
+        seen = f" among {files} files ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
     write_atomically(scratch / "listing.json", listed.to_json())
@@ -179,7 +187,7 @@ def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> lis
     Numbered before anything is rejected.  Val is the end of the order, so that train begins alike whatever --val is.
     """
     if args.labels and listed.unlabelled:
-        raise DataError(f"{args.source}: {listed.unlabelled} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
+        raise DataError(f"{args.source}: {listed.unlabelled!r} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
     if args.labels and len(listed.labels) > MAX_CLASSES:
         raise DataError(f"{args.source}: has more than {MAX_CLASSES} classes; leave out --labels")
     counts = dict(listed.counts)

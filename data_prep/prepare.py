@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
+from mpp.data.class_folders import CONVERTED
 from mpp.data.decode import FORMATS, check_header, open_image, open_shrunk, open_upright
 from mpp.data.shard_format import FIELDS
 from mpp.errors import BadSample
 
-CONVERTED = ("GIF", "BMP", "TIFF", "PPM")  # Pillow's names; the first frame becomes a PNG
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of the longest side that each format stores
 QUALITY = {"JPEG": 95, "WEBP": 90}  # of re-encoded images, unless --quality says otherwise

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sources.base import MAX_CLASSES, Item, Source
+from sources.laid_out import AS_LISTED
 
 from mpp.errors import DataError
 from mpp.files import temporary, write_atomically, write_stream
@@ -91,6 +92,8 @@ class Listed:
         self.labels: set[str] = set()
         self.unlabelled = ""  # the least name of an image without a label
         self.ignored: Counter = Counter()  # what was left out: suffix or reason -> files
+        self.levels = list(AS_LISTED)  # of the folders that are the class and the split
+        self.remarks: list[str] = []  # what is unusual about its folders
         self._stamp = 0
 
     @property

@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from shard_job import Record
 from shuffle import Listed
 from sources.base import describe
 from target import Target
+
+from mpp.data.class_folders import listed_names
 
 
 def progress(args: argparse.Namespace) -> dict[str, Any]:
@@ -28,6 +31,7 @@ class Summary:
         self.splits = {split: Counter(images=0, shards=0, bytes=0) for split in splits}
         self.counts: Counter = Counter()
         self.repeats: Counter = Counter()
+        self.used: set[int] = set()  # class numbers of the images
         self.rejects = self.shards = 0
         self.built = self.built_shards = self.read_bytes = 0  # images looked at, shards and bytes: this run's own work
 
@@ -42,16 +46,18 @@ class Summary:
         found["bytes"] += record.entry["bytes"]
         self.counts.update(record.counts)
         self.rejects += len(record.rejects)
+        self.used |= set(np.unique(record.rows["label"]).tolist())
         self.shards += 1
 
-    def show(self, seconds: float, classes: int) -> None:
+    def show(self, seconds: float, classes: list[str]) -> None:
+        """classes: names in the order of their numbers."""
         args, ignored, rate = self.args, self.listed.ignored, self.built / seconds
         if args.json:
             facts = {
                 "out": str(args.out),
                 "part": args.part,
                 "splits": self.splits,
-                "classes": classes,
+                "classes": len(classes),
                 "rejected": self.rejects,
                 "repeats": self.repeats,
                 "ignored": ignored,
@@ -70,8 +76,9 @@ class Summary:
         if self.repeats["repeats"]:
             print(self._say_repeats())
         if args.labels:
-            names = sorted(self.listed.labels)
-            print(f"classes:  {classes:,} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+            empty = [] if args.part else [name for number, name in enumerate(classes) if number not in self.used]
+            without = f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""
+            print(f"classes:  {len(classes):,} ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}){without}")
         if self.counts["converted"]:
             print(f"converted to PNG (first frame, without loss): {self.counts['converted']:,}")
         if self.counts["resized"]:

@@ -68,7 +68,13 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         config,
         size,
         loaded.mean,
-        functools.partial(hold_out, fraction=data.holdout_fraction, seed=config.seed, use=CHOOSE),
+        functools.partial(
+            hold_out,
+            fraction=data.holdout_fraction,
+            seed=config.seed,
+            use=CHOOSE,
+            remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
+        ),
         functools.partial(few_labels, seed=config.seed, fraction=data.label_fraction, per_class=data.labels_per_class),
     )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -134,6 +140,8 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"{order.samples:,} labelled images of {len(sets.classes)} classes"
             f"{f', {len(sets.holdout.ids):,} held out' if sets.holdout else ''} | {order.steps_per_epoch} steps an epoch"
         )
+        for remark in sets.remarks:
+            say(f"note: {remark}")
         say(
             f"{total_steps} steps of {data.global_batch} | peak learning rate {peak_rate(schedule, data.global_batch):.3g}, "
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}"

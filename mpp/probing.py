@@ -19,7 +19,7 @@ import torch
 
 import mpp
 from mpp.config_probe import FeatureConfig, ProbeConfig
-from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
+from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
 from mpp.files import make_folder
 from mpp.machine import allow_open_files
@@ -33,7 +33,7 @@ from mpp.transfer.extractors import EncoderExtractor, Extractor, PixelExtractor
 from mpp.transfer.features import FeatureSpec, Variant, check_resolution, needed_by, own_variant, probe_variants
 from mpp.transfer.in_the_loop import Online, answer, train_online
 from mpp.transfer.metrics import figures, paired_bootstrap
-from mpp.transfer.protocol import Answers, Chosen, choose, report
+from mpp.transfer.protocol import Answers, Chosen, choose, report, usable_shots
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
 from mpp.transfer.table import TEST_READS, format_table, log_test_read
@@ -78,6 +78,15 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         f"features  {main_row.variants[0]} of {main_row.extractor.spec.resolution} px, {config.features.precision}, {world.device.type}",
     )
 
+    # Who sees which images, before any is looked at: what too few labels forbid is told now.
+    labels = train.labels[samples]
+    pool, reported, split = divide(labels, train.classes, test is not None, config)
+    remarks = [] if config.rank_only else remarks_on(train, test)
+    if split is not None and (left_out := usable_shots(config.few_shot, labels[split.fit], train.classes)[1]):
+        remarks.append(left_out)
+    for remark in remarks:
+        say(world, f"note      {remark}")
+
     # Training features: each image once, over all processes.
     extractors = {name: row.extractor for name, row in rows.items()}
     tables = extract(train, samples, extractors, config.features, cache, world)
@@ -85,14 +94,8 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         say(world, f"train     {config.train}: {table}: {name}")
     about: dict[str, Any] = {"train_images": len(samples)}
 
-    # Everything is chosen on train.  `pool` is what probes may see, `fit` and `choose` its parts.
-    pool, reported = np.arange(len(samples)), np.arange(0)
-    labels = train.labels[samples]
-    if not config.rank_only:
-        if test is None:
-            pool, reported = hold_out(labels, config.holdout_fraction, config.seed, REPORT)
-        fit, chosen_on = hold_out(labels[pool], config.holdout_fraction, config.seed, CHOOSE)
-        split = Split(pool[fit], pool[chosen_on])
+    # Everything is chosen on train.
+    if split is not None:
         about |= {"fit_images": len(split.fit), "holdout_images": len(split.choose), "classes": train.classes}
         for name, row in rows.items():
             if world.first:
@@ -178,6 +181,27 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         f"\n{results['seconds']} s; {out}/results.json" + (f", {', '.join(results.get('pictures', []))}" if results.get("pictures") else "")
     )
     return 0
+
+
+def divide(labels: np.ndarray, classes: Sequence[str], tested: bool, config: ProbeConfig) -> tuple[np.ndarray, np.ndarray, Split | None]:
+    """Rows of train that probes may see, rows that figures are reported on (none with a test split), and how the former are divided.
+
+    labels: integers [n].  Raises DataError, naming the classes, where some have too few images.
+    """
+    pool, reported = np.arange(len(labels)), np.arange(0)
+    if config.rank_only:
+        return pool, reported, None
+    remedies = ["give more images of them"]
+    if not tested:
+        remedies.append("give a test split (test=), which saves one hold-out")
+    if config.train_samples is not None:
+        remedies.append(f"raise train_samples={config.train_samples}")
+    remedy = ", ".join(remedies)
+    if not tested:
+        pool, reported = hold_out(labels, config.holdout_fraction, config.seed, REPORT, classes, remedy)
+    left = "" if tested else " left, once those that figures are reported on are apart,"
+    fit, chosen_on = hold_out(labels[pool], config.holdout_fraction, config.seed, CHOOSE, classes, remedy, left)
+    return pool, reported, Split(pool[fit], pool[chosen_on])
 
 
 def open_splits(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages | None]:

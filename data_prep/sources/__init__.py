@@ -14,7 +14,8 @@ from sources.cifar import CLASSES as CIFAR
 from sources.cifar import LAYOUTS, Cifar, folder_inside
 from sources.folder import Folder
 from sources.imagenet import TRAIN, ImageNet, is_imagenet
-from sources.lists import ROWS, ListFile, kind_of_list
+from sources.laid_out import LaidOut
+from sources.lists import ROWS, ListFile, beginning, kind_of_list
 from sources.parquet import PARQUET_MAGIC, is_parquet, open_parquet
 from sources.webdataset import is_webdataset, open_webdataset
 
@@ -48,8 +49,9 @@ def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions
             raise DataError(f"{path}: is a {is_a}, but --format {kind} reads a {reads_a}; leave out --format, or name another SOURCE")
     else:
         kind = _kind(path, leave_out)
-    if kind not in EITHER and (options.image_field or options.label_field):
-        raise UserError(f"--image-field and --label-field: are for {' and '.join(EITHER)}, and {path} is {kind}; leave them out")
+    with_fields = (*EITHER, *ROWS)
+    if kind not in with_fields and (options.image_field or options.label_field):
+        raise UserError(f"--image-field and --label-field: are for {', '.join(with_fields)}, and {path} is {kind}; leave them out")
     source = _open(path, kind, leave_out, options, checksum)
     return checked(source, checksum, CHECK_THEMSELVES) if checksum else source
 
@@ -60,7 +62,7 @@ def _open(path: Path, kind: str, leave_out: Path, options: SourceOptions, checks
     if kind == "imagenet":
         return ImageNet.open(path, checksum)
     if kind in ROWS:
-        return ListFile.open(path, kind)
+        return ListFile.open(path, kind, options)
     if kind == "parquet":
         if path.is_file() and not _begins(path, PARQUET_MAGIC):
             raise DataError(f"{path}: is no parquet file; leave out --format")
@@ -113,14 +115,25 @@ def _kind(path: Path, leave_out: Path) -> str:
         return kind
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{path}: is a single file; give the folder that holds the images: {path.parent}")
-    raise DataError(f"{path}: is neither a folder nor a whole archive nor a list of a known kind; {_REMEDY}")
+    begins = beginning(path)
+    raise DataError(
+        f"{path}: is neither a folder nor a whole archive nor a list of a known kind{f' ({begins})' if begins else ''}; {_REMEDY}"
+    )
 
 
 def other_format(source: Source, ignored: Counter) -> str:
     """Advice where a folder of images holds files that may have been meant instead; empty where it does not."""
+    if isinstance(source, LaidOut):
+        source = source.source
     if not isinstance(source, Folder):
         return ""
     there = {entry.suffix.lower() for entry in source.path.iterdir()}
+    if ignored[".tar"] and ".tar" not in there:
+        tars = sorted(
+            {path.parent.relative_to(source.path) for path in source.path.glob("*/*.tar")}
+            | {path.parent.relative_to(source.path) for path in source.path.glob("*/*/*.tar")}
+        )
+        return f"its .tar files lie in {', '.join(map(repr, map(str, tars[:4])))}; give one of these folders" if tars else ""
     meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix] and suffix in there]
     if not meant:
         return ""

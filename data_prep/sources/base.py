@@ -1,35 +1,20 @@
 """What a source of images is: something that can be listed as a stream and then read at random, from any process."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mpp.errors import BadSample, DataError
+from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
+from mpp.data.class_folders import class_names, folder_at
+from mpp.data.class_folders import describe as describe
+from mpp.data.class_folders import reason_to_ignore as reason_to_ignore
+from mpp.errors import BadSample
 
-# JPEG, PNG and WebP are copied as they are; the others are converted without loss.  The content decides which, not the suffix.
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".dib",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-)
 MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
-MAX_CLASSES = 1_000_000
 FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
@@ -41,8 +26,8 @@ class SourceOptions:
 
     format: str | None = None  # one of FORMATS; None: found out from the content
     checksum: str | None = None  # md5 or sha256 of the source's file, in hexadecimal
-    image_field: str | None = None  # parquet column or WebDataset field of the images, where there are several
-    label_field: str | None = None  # parquet column, WebDataset field or key of the field json
+    image_field: str | None = None  # column of parquet or CSV, key of a JSON line or WebDataset field of the images
+    label_field: str | None = None  # column of parquet or CSV, key of a JSON line, WebDataset field or key of the field json
 
 
 class Item(NamedTuple):
@@ -70,6 +55,7 @@ class Source:
     path: Path
     kind: str
     numbered = False  # labels are class numbers in digits
+    digits_are_numbers = False  # labels are class numbers where all of them are digits
     unlabelled = "lies in no folder"  # what is the matter with an image without a label
 
     @property
@@ -101,49 +87,20 @@ class Source:
         raise NotImplementedError
 
     def class_names(self, labels: Collection[str]) -> list[str]:
-        """Class names in the order of their numbers, given every label that occurs."""
-        return numbers_as_names(labels, self.name) if self.numbered else sorted(labels)
+        """Class names in the order of their numbers, given every label that occurs.  Raises DataError as class_folders.class_names does."""
+        return class_names(labels, self.name, numbers=self.numbered or (self.digits_are_numbers and all(map(str.isdecimal, labels))))
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:
         """numbers: class name -> number."""
-        return int(label) if self.numbered else numbers[label]
-
-
-def numbers_as_names(labels: Collection[str], source: str) -> list[str]:
-    """Names "0", "1", ... up to the largest label.  Raises DataError, naming the source, for a label that is no class number."""
-    wrong = next((label for label in sorted(labels) if not (label.isdecimal() and len(label) < 20 and int(label) < MAX_CLASSES)), None)
-    if wrong is not None:
-        raise DataError(f"{source}: {wrong!r} is not a class number from 0 to {MAX_CLASSES - 1}; leave out --labels")
-    return [str(number) for number in range(max(map(int, labels)) + 1)]
-
-
-def reason_to_ignore(parts: Iterable[str]) -> str:
-    """Of a file's name: empty for one to take, otherwise why it is not."""
-    *folders, last = parts
-    if ".." in folders or last == "..":
-        return "(names with ..)"
-    if last.startswith(".") or any(part.startswith(".") or part == "__MACOSX" for part in folders):
-        return "(hidden)"
-    suffix = os.path.splitext(last)[1].lower()  # noqa: PTH122 (names of archives are no paths of this machine)
-    if suffix in IMAGE_SUFFIXES:
-        return ""
-    common = len(suffix) <= 10 and not suffix[1:].isdigit()  # numbered files would each have a suffix of their own
-    return (suffix or "(no suffix)") if common else "(other suffixes)"
+        return numbers[label] if label in numbers else numbers[str(int(label))]  # of numbers, 007 is 7
 
 
 def first_folder(name: str) -> str:
     """The label of a file in a tree: its first folder, or nothing."""
-    folder, slash, _ = name.partition("/")
-    return folder if slash else ""
+    return folder_at(name, 1)
 
 
 def check_size(item: Item) -> None:
     """Raises BadSample for an empty file or one too large to be a picture."""
     if not item.size or item.size > MAX_FILE_BYTES:
         raise BadSample(f"{item.size} bytes" if item.size else "an empty file")
-
-
-def describe(ignored: Counter) -> str:
-    """ ".txt 12, (hidden) 3": the most frequent first."""
-    kinds = [f"{kind} {count}" for kind, count in sorted(ignored.items(), key=lambda pair: (-pair[1], pair[0]))]
-    return ", ".join(kinds[:8]) + (f", {len(kinds) - 8} more kinds" if len(kinds) > 8 else "")

@@ -1,17 +1,14 @@
 """A folder tree of images."""
 
-import errno
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpp.data.class_folders import walk
 from mpp.errors import BadSample, DataError
-from sources.base import Item, Source, check_size, first_folder, reason_to_ignore
-
-MAX_DEPTH = 200  # folders in folders; each is held open while those below it are listed
+from sources.base import Item, Source, check_size, first_folder
 
 
 @dataclass(frozen=True)
@@ -26,36 +23,8 @@ class Folder(Source):
         return ""  # a folder's own time says nothing about the files below it
 
     def items(self, ignored: Counter) -> Iterator[Item]:
-        top = self.path.stat()
-        yield from self._descend(str(self.path), "", frozenset({(top.st_dev, top.st_ino)}), ignored)
-
-    def _descend(self, folder: str, prefix: str, above: frozenset, ignored: Counter) -> Iterator[Item]:
-        if len(above) > MAX_DEPTH:
-            raise DataError(f"{self.path}: is more than {MAX_DEPTH} folders deep; give a folder further down")
-        with os.scandir(folder) as entries:  # a stream: one folder may hold millions
-            for entry in entries:
-                name = prefix + entry.name
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ELOOP):
-                        raise
-                    status = None  # a link that leads nowhere, or to itself
-                if status and stat.S_ISDIR(status.st_mode):
-                    identity = (status.st_dev, status.st_ino)
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
-                        ignored["(hidden folders)"] += 1
-                    elif identity in above:
-                        ignored["(links in a circle)"] += 1
-                    elif Path(entry.path).resolve() != self.leave_out:
-                        yield from self._descend(entry.path, name + "/", above | {identity}, ignored)
-                elif reason := reason_to_ignore([entry.name]):
-                    ignored[reason] += 1
-                elif status and not stat.S_ISREG(status.st_mode):
-                    ignored["(devices and pipes)"] += 1
-                else:
-                    size, when = (status.st_size, status.st_mtime_ns) if status else (-1, 0)
-                    yield Item(name, size, (when,), first_folder(name))
+        for found in walk(self.path, ignored, self.leave_out):
+            yield Item(found.name, found.size, (found.changed_ns,), first_folder(found.name))
 
     def reader(self) -> "FolderReader":
         return FolderReader(self.path)

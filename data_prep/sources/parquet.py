@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mpp.data.class_folders import SPLITS
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
 from sources.archives import FilesReader
@@ -28,9 +29,8 @@ from sources.webdataset import label_text
 PARQUET_MAGIC = b"PAR1"
 BATCH_ROWS = 16  # held in memory at once
 BUFFER_BYTES = 1 << 20  # of a column that are read ahead
-SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}  # other names for them
 UNNAMED = ("part", "data", "shard", "file", "image", "images")  # what writers call files that belong to no split
-_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|eval|test|testing)(?![a-z])", re.IGNORECASE)
+_SPLIT = re.compile(rf"({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
 _NUMBERED = re.compile(r"(\w+)-\d+-of-\d+")  # train_extra-00000-of-00004: Hugging Face allows any name
 
 

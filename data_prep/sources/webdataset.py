@@ -20,7 +20,7 @@ from mpp.data.shard_format import FORMAT, MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from sources.archives import FilesReader, regular_files, tar_members
-from sources.base import Item, Source, SourceOptions, numbers_as_names, reason_to_ignore
+from sources.base import Item, Source, SourceOptions, reason_to_ignore
 
 # What may lie beside the tars: img2dataset's tables and counts, indexes, manifests and notes.
 SIDE_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".idx", ".bin", ".yaml", ".yml")
@@ -54,6 +54,10 @@ class WebDataset(Source):
     label_field: str | None = None
     ours: bool = False  # mpp's own shards: cls is a number in the manifest's list of classes
     kind = "webdataset"
+
+    @property
+    def digits_are_numbers(self) -> bool:
+        return not self.ours
 
     @property
     def unlabelled(self) -> str:
@@ -123,14 +127,12 @@ class WebDataset(Source):
         return TarsReader(self.path if self.path.is_dir() else self.path.parent)
 
     def class_names(self, labels: Collection[str]) -> list[str]:
-        if not all(label.isdecimal() for label in labels):
-            return sorted(labels)
-        names = numbers_as_names(labels, self.name)
         if not self.ours:
-            return names
+            return super().class_names(labels)
         classes = ShardSet.open(self.path).classes
-        if len(names) > len(classes):
-            raise DataError(f"{self.path}: holds the label {len(names) - 1}, but {MANIFEST} names {len(classes)} classes; copy it again")
+        wrong = [label for label in labels if not (label.isdecimal() and int(label) < len(classes))]
+        if wrong:
+            raise DataError(f"{self.path}: holds the label {max(wrong)}, but {MANIFEST} names {len(classes)} classes; copy it again")
         return classes
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:

@@ -1,7 +1,8 @@
 """Which labelled images a fine-tuning run trains on, holds out and is tested on, opened and checked."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from mpp.data.augment import Augment, Centre
 from mpp.data.decode import require_codecs
 from mpp.data.device_jpegs import DeviceJpegs
 from mpp.data.images import DeviceImages, MemoryImages, ShardImages
-from mpp.data.labelled import check_splits, open_labelled
+from mpp.data.labelled import check_splits, open_labelled, remarks_on
 from mpp.data.labelled_crops import LabelledCrops, rand_augment
 from mpp.data.mixing import Mixing
 from mpp.data.order import BatchPlan, Order
@@ -20,8 +21,14 @@ from mpp.errors import ConfigError
 from mpp.machine import usable_cores
 
 Triple = tuple[float, float, float]
-Divide = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-Choose = Callable[[np.ndarray], np.ndarray]
+
+
+class Divide(Protocol):
+    def __call__(self, labels: np.ndarray, *, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Choose(Protocol):
+    def __call__(self, labels: np.ndarray, *, classes: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class FinetuneSet:
     test: LabelledCrops | None
     classes: list[str]
     identities: dict[str, str]  # split -> what it is
+    remarks: list[str]  # what is unusual about the labels
 
     def order(self, config: FinetuneConfig, plan: BatchPlan) -> Order:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""
@@ -57,7 +65,7 @@ class FinetuneSet:
 def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Triple, hold_out: Divide, few_labels: Choose) -> FinetuneSet:
     """size: (height, width) of the crops; mean: of the input normalisation.
 
-    hold_out: labels [n] -> rows (kept, held); few_labels: labels [n] -> rows that are used.  Raises ConfigError and DataError for anything that cannot be trained on.
+    hold_out: labels [n] and the classes' names -> rows (kept, held); few_labels: the same -> rows that are used.  Raises ConfigError and DataError for anything that cannot be trained on.
     """
     require_codecs()
     train = open_labelled(config.train, "train")
@@ -65,8 +73,8 @@ def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Tripl
     check_splits(train, test)
     kept, held = np.arange(len(train)), np.arange(0)
     if config.data.holdout_fraction:
-        kept, held = hold_out(train.labels)
-    kept = kept[few_labels(train.labels[kept])]
+        kept, held = hold_out(train.labels, classes=train.classes)
+    kept = kept[few_labels(train.labels[kept], classes=train.classes)]
     augment, (height, width) = config.augment, size
     ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)
     training = LabelledCrops(
@@ -88,4 +96,5 @@ def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Tripl
         measured(test, np.arange(len(test))) if test is not None else None,
         train.classes,
         {"train": train.identity} | ({"test": test.identity} if test is not None else {}),
+        remarks_on(train, test),
     )

@@ -1,7 +1,7 @@
 """Labelled images, wherever they lie, behind the face of a ShardSet: encoded bytes, size, label and place of each by its id.
 
 shards/train             a folder of shards (manifest.json): made by data_prep, or indexed by it
-imagenet/train           a folder of one folder a class, in torchvision's ImageFolder order
+imagenet/train           a folder of one folder a class, in torchvision's ImageFolder order (what is an image, a class or a split: class_folders.py)
 cifar10, cifar10:ROOT    torchvision's own data sets that are arrays, downloaded to ROOT (default: data) where the network allows
 """
 
@@ -9,7 +9,8 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,7 +19,18 @@ from urllib.error import URLError
 import numpy as np
 from PIL import Image
 
-from mpp.data.decode import check_header, open_image
+from mpp.data.class_folders import (
+    CONVERTED,
+    FolderLevels,
+    class_names,
+    describe,
+    folder_at,
+    is_hidden,
+    listed_names,
+    too_sparse,
+    walk,
+)
+from mpp.data.decode import FORMATS, check_header, format_of, open_image
 from mpp.data.shard_format import MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, of_this_rank
@@ -36,9 +48,6 @@ ARRAYS: dict[str, tuple[str, dict[SplitName, dict[str, Any]]]] = {
     },
     **{name: (kind, {"train": {"split": "train"}, "test": {"split": "test"}}) for name, kind in {"svhn": "SVHN", "stl10": "STL10"}.items()},
 }  # fmt: skip
-STORED = (".jpg", ".jpeg", ".png", ".webp")  # handed on as they are; what else ImageFolder takes is stored anew as PNG
-FOREIGN = ("BMP", "PPM", "TIFF", "GIF")
-SPLITS = {"train", "val", "valid", "validation", "test"}
 ROOT = "data"
 HALF_HOUR = 1800.0
 
@@ -100,20 +109,11 @@ def open_labelled(source: str, split: SplitName) -> LabelledImages:
     name, _, root = source.partition(":")
     if is_array(source):
         return ArrayImages.open(name, Path(root or ROOT), split)
-    if folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder)):
-        if named := [entry for entry in ("train", "val", "test") if (folder / entry / MANIFEST).exists()]:
-            raise DataError(f"{source} holds the splits {', '.join(named)}; give one of them, such as {folder / named[0]}")
-        inside = [entry for entry in os.scandir(folder) if entry.is_dir()]
-        if {entry.name for entry in inside} <= SPLITS and any(below.is_dir() for entry in inside for below in os.scandir(entry)):
-            named = sorted(entry.name for entry in inside)
-            raise DataError(
-                f"{source} holds the folders {', '.join(named)} of classes, which are splits and no classes; give one of them, such as {folder / named[-1]}"
-            )
-        return FolderImages.open(folder)
     if folder.is_dir():
-        raise DataError(
-            f"{folder} holds neither {MANIFEST} nor folders of classes; make shards with data_prep/make_shards.py SOURCE OUT --labels"
-        )
+        if named := sorted(entry.name for entry in os.scandir(folder) if (folder / entry.name / MANIFEST).exists()):
+            first = "train" if "train" in named else named[0]
+            raise DataError(f"{source} holds the splits {', '.join(named)}; give one of them, such as {folder / first}")
+        return FolderImages.open(folder)
     raise DataError(
         f"{source}: no such folder of shards (data_prep/make_shards.py makes them), of class folders, nor one of torchvision's {', '.join(ARRAYS)}"
     )
@@ -121,29 +121,49 @@ def open_labelled(source: str, split: SplitName) -> LabelledImages:
 
 @dataclass(eq=False)
 class FolderImages:
-    """A folder of one folder a class; classes and images are torchvision's ImageFolder's, in its order."""
+    """A folder of one folder a class; where all files are images, classes, images and order are torchvision's ImageFolder's."""
 
     path: Path
     classes: list[str]
     files: list[str]
     labels: np.ndarray  # int32 [n]
     states: np.ndarray  # int64 [n, 2]: bytes, time of change in ns
+    remarks: tuple[str, ...] = ()  # what of the folder is not used, and what is unusual, for people
 
     labelled = True
 
     @classmethod
     def open(cls, path: Path) -> "FolderImages":
-        from torchvision.datasets import ImageFolder
-
+        """Raises DataError for a folder without class folders, of splits, or with images that lie in none of its folders."""
+        ignored: Counter[str] = Counter()
         try:
-            listed = ImageFolder(str(path))
-            files = [file for file, _ in listed.samples]
-            states = np.array([(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)], dtype=np.int64)
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: {error}; a folder of classes has images in every folder") from error
+            found = sorted(walk(path, ignored), key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)))
+            folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)}
         except OSError as error:
             raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
-        return cls(path, listed.classes, files, np.array([label for _, label in listed.samples], dtype=np.int32), states)
+        if not found or not folders:
+            seen = f" but {describe(ignored)}" if ignored and not found else ""
+            raise DataError(
+                f"{path} holds neither {MANIFEST} nor folders of classes with images{seen}; "
+                "make shards with data_prep/make_shards.py SOURCE OUT --labels"
+            )
+        unusual = _refuse_splits(path, [file.name for file in found])
+        labels = [folder_at(file.name, 1) for file in found]
+        if "" in labels:
+            stray = found[labels.index("")].name
+            raise DataError(f"{path}: {stray!r} lies in no folder, so it has no class; move it into the folder of its class, or away")
+        classes = class_names(set(labels), str(path), numbers=False)
+        number = {name: place for place, name in enumerate(classes)}
+        empty = sorted(folders - set(classes))
+        parts = [f"the folders {listed_names(empty)}, which hold no images and are no classes" if empty else "", describe(ignored)]
+        return cls(
+            path,
+            classes,
+            [str(path / file.name) for file in found],
+            np.array([number[label] for label in labels], dtype=np.int32),
+            np.array([(file.size, file.changed_ns) for file in found], dtype=np.int64),
+            tuple(filter(None, ["leaves out " + "; ".join(filter(None, parts)) if any(parts) else "", unusual])),
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -178,15 +198,44 @@ class FolderImages:
         return _file_bytes(self.files[sample])
 
 
+def _refuse_splits(path: Path, names: Iterable[str]) -> str:
+    """Raises DataError where folders are splits, or it cannot be told whether they are; returns what is unusual about them."""
+    levels = FolderLevels()
+    for name in names:
+        levels.add(name)
+    layout = levels.layout(labels=True)
+    make = f"make shards with data_prep/make_shards.py {path} OUT --labels"
+    places = [str(path / layout.wrapped_in / name) for name in layout.splits]
+    if layout.doubt:
+        told = f", which takes options to tell classes and splits apart, or give one split, such as {places[-1]}" if places else ""
+        raise DataError(f"{path}: {layout.doubt}; {make}{told}")
+    if layout.split_level == layout.level and layout.split_level < layout.class_level:
+        raise DataError(
+            f"{path} holds the folders {', '.join(layout.wrapped_in + name for name in layout.splits)} of classes, which are splits and no classes; "
+            f"give one of them, such as {places[-1]}"
+        )
+    if layout.split_level:
+        raise DataError(
+            f"{path}: its classes are divided into the splits {', '.join(layout.splits)}; {make}, which makes OUT/{layout.splits[0]}"
+        )
+    if layout.class_level > 1:
+        inside = path / layout.wrapped_in if layout.wrapped_in else Path(places[-1])
+        raise DataError(f"{path}: the classes are the folders in {inside}, since it is named like a split; give {inside}")
+    return layout.remark
+
+
 @functools.lru_cache(4)  # a sample is asked for its size, then for its bytes
 def _file_bytes(file: str) -> bytes:
+    """As data_prep stores it: JPEG, PNG and WebP as they are, what else is an image as PNG.  The content decides, not the suffix."""
     try:
         data = Path(file).read_bytes()
     except OSError as error:
         raise of_this_rank(
             DataError(f"{file}: {error.strerror}; check the disk or mount, or the folder that changed under the program")
         ) from error
-    return data if file.lower().endswith(STORED) else _png(open_image(data, formats=FOREIGN))
+    if format_of(data, formats=FORMATS + CONVERTED) in FORMATS:
+        return data
+    return _png(open_image(data, formats=CONVERTED))
 
 
 @dataclass(eq=False)
@@ -256,9 +305,40 @@ def open_rgb(images: LabelledImages, sample: int, max_pixels: int) -> Image.Imag
     try:
         return open_image(images.read(sample), max_pixels)
     except BadSample as error:
-        raise of_this_rank(
-            DataError(f"{images.where(sample)}: {error}; a measurement leaves no image out, so copy or make the split again")
-        ) from error
+        raise of_this_rank(DataError(f"{images.where(sample)}: {error}; a measurement leaves no image out, so {_mend(images)}")) from error
+
+
+def _mend(images: LabelledImages) -> str:
+    return "mend that file, or take it away" if isinstance(images, FolderImages) else "copy or make the split again"
+
+
+def counts_of(images: LabelledImages) -> np.ndarray:
+    """int64: the labelled images of each class."""
+    labels = np.asarray(images.labels)
+    return np.bincount(labels[labels >= 0], minlength=len(images.classes))
+
+
+def remarks_on(train: LabelledImages, test: LabelledImages | None) -> list[str]:
+    """What is unusual about labelled splits, a line each, to be said before anything is measured on them."""
+    remarks = []
+    for key, images in (("train", train), ("test", test)):
+        if images is None or not images.labelled:
+            continue
+        if isinstance(images, FolderImages):
+            remarks += [f"{key}={images.path}: {remark}" for remark in images.remarks]
+        empty = np.flatnonzero(counts_of(images) == 0).tolist()
+        if empty:
+            said = f"{key}={images.path}: {len(empty):,} of {len(images.classes):,} classes have no images: {listed_names([images.classes[at] for at in empty])}"
+            if too_sparse(len(images.classes) - len(empty), len(images.classes) - 1):
+                said += "; every head is trained for all of them: make shards again with --label-names, which makes classes of the labels that occur"
+            remarks.append(said)
+    if test is not None and train.labelled and test.labelled and len(train.classes) == len(test.classes):
+        unseen = np.flatnonzero((counts_of(train) == 0) & (counts_of(test) > 0)).tolist()
+        if unseen:
+            remarks.append(
+                f"test={test.path} has images of {listed_names([train.classes[at] for at in unseen])}, of which train has none: no answer to them can be right"
+            )
+    return remarks
 
 
 def check_splits(train: LabelledImages, test: LabelledImages | None, otherwise: str = "") -> None:
@@ -268,9 +348,16 @@ def check_splits(train: LabelledImages, test: LabelledImages | None, otherwise: 
             raise DataError(
                 f"{key}={images.path} holds no labels, which are needed; make them with data_prep/make_shards.py SOURCE OUT --labels{otherwise}"
             )
-    if len(train.classes) < 2:
+    present = int((counts_of(train) > 0).sum())
+    if present < 2:
+        inside = (
+            {folder_at(os.path.relpath(file, train.path), 2) for file in train.files} - {""} if isinstance(train, FolderImages) else set()
+        )
+        below = (
+            f" (in it lie {listed_names(sorted(inside))}: if they are the classes, give {train.path / train.classes[0]})" if inside else ""
+        )
         raise DataError(
-            f"train={train.path} has {len(train.classes)} class, and there is nothing to tell apart; give images of two or more{otherwise}"
+            f"train={train.path} has {present} class{below}, and there is nothing to tell apart; give images of two or more{otherwise}"
         )
     if test is None:
         return

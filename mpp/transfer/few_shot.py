@@ -11,7 +11,7 @@ Letters: n labelled images, D columns, K classes, L values of l2.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -57,21 +57,28 @@ def fit(features: Tensor, labels: Tensor, classes: int, grid: Sequence[float], d
 
 
 def draw_shots(labels: np.ndarray, rows: np.ndarray, classes: Sequence[str], shots: int, seed: int, trial: int) -> np.ndarray:
-    """int64 [shots * K], ascending: `shots` rows of every class, drawn at random from `rows` by (seed, shots, trial).
+    """int64, ascending: `shots` rows of every class that has any, drawn at random from `rows` by (seed, shots, trial).
 
-    labels: integers [n].  Raises DataError for a class that has fewer.
+    labels: integers [n].  Raises DataError for a class that has some, but fewer.  A class without images is never predicted: its targets are all
+    -1, so is its score, and the scores of the K' others, whose targets sum to 2 - K', cannot all be as low.
     """
     order = rows[Draws(seed, PROBE, SHOTS, shots * 1_000_000 + trial).permutation(len(rows))]
     drawn = []
     for label, name in enumerate(classes):
         members = order[labels[order] == label]
+        if not len(members):
+            continue
         if len(members) < shots:
-            raise DataError(
-                f"few_shot.shots={shots}: class '{name}' has {len(members)} labelled images to draw from; "
-                "give more images (train_samples=) or fewer shots, few_shot.shots=[] for none"
-            )
+            refuse_shots(shots, repr(name), len(members))
         drawn.append(members[:shots])
     return np.sort(np.concatenate(drawn))
+
+
+def refuse_shots(shots: int, name: str, images: int) -> NoReturn:
+    raise DataError(
+        f"few_shot.shots={shots}: class {name} has {images} labelled images to draw from, once images to choose on are held out; "
+        "give more images (train_samples=) or fewer shots, few_shot.shots=[] for none"
+    )
 
 
 def over_draws(accuracies: Sequence[float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mpp.config_probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
 from mpp.transfer import few_shot, heads, logistic, metrics, neighbours
 from mpp.transfer.features import Features, Variant, refuse_other_features
-from mpp.transfer.split import Split
+from mpp.transfer.split import Split, name_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def choose(
     lap("logistic")
     knn = _choose_knn(features, own, labels, len(classes), split, config.knn, device)
     lap("knn")
-    shots = usable_shots(config.few_shot, labels[split.fit], len(classes))
+    shots, _ = usable_shots(config.few_shot, labels[split.fit], classes)
     few = [_choose_few_shot(features.of(own), labels, classes, split, config.few_shot, n, config.seed, device) for n in shots]
     lap("few_shot")
     return Chosen(features, labels, len(classes), own, linear, regression, knn, few, seconds)
@@ -167,12 +167,24 @@ def report(chosen: Chosen, features: Features, rows: np.ndarray, labels: np.ndar
     return figures, answers
 
 
-def usable_shots(config: FewShotConfig, labels: np.ndarray, classes: int) -> list[int]:
-    """Those of the default shots that every class has images for; shots that were asked for stay, and are refused where they are drawn."""
+def usable_shots(config: FewShotConfig, labels: np.ndarray, classes: Sequence[str]) -> tuple[list[int], str]:
+    """Those of the default shots that every class with images has enough of, and why the others are left out (empty where none is).
+
+    labels: integers [n], to draw from.  Shots that were asked for are never left out: raises DataError where a class has fewer.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    present = np.flatnonzero(counts)
+    smallest = int(present[counts[present].argmin()])
+    kept = [count for count in config.shots if count <= counts[smallest]]
+    if len(kept) == len(config.shots):
+        return kept, ""
+    left_out = [count for count in config.shots if count not in kept]
     if "shots" in config.model_fields_set:
-        return list(config.shots)
-    smallest = int(np.bincount(labels, minlength=classes).min())
-    return [count for count in config.shots if count <= smallest]
+        few_shot.refuse_shots(max(left_out), name_of(smallest, classes), int(counts[smallest]))
+    said = (
+        f"{', '.join(map(str, left_out))} shots are left out: class {name_of(smallest, classes)} has {counts[smallest]} images to draw from"
+    )
+    return kept, said
 
 
 def _first(answers: tuple[Tensor, Tensor], place: int = 0) -> Answers:

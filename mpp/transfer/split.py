@@ -1,5 +1,6 @@
 """Which labelled samples a probe fits on, chooses on and reports on: pure functions of a seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,8 @@ from mpp.rng import PROBE, Draws
 
 # What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
 SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, RESAMPLE, HEAD, LABELS = range(9)
+
+NAMED = 3  # classes that a message names
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,51 @@ def subset(total: int, count: int | None, seed: int, key: int = 0) -> np.ndarray
     return np.sort(Draws(seed, PROBE, SUBSET, key).permutation(total)[:count])
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int, use: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    use: int,
+    classes: Sequence[str] = (),
+    remedy: str = "give more images of them",
+    left: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows (kept, held), each int64 ascending: `fraction` of every class is held, rounded, at least one, chosen at random.
 
-    labels: integers [n].  use: REPORT or CHOOSE.  Raises DataError for a class of which nothing would be left.
+    labels: integers [n].  use: REPORT or CHOOSE.  Raises DataError, by the names in `classes`, for classes of which nothing would be left; remedy:
+    what the caller's options offer; left: after what, where not all images of a class are here.  A class without images is none.
     """
+    numbers, counts = np.unique(labels, return_counts=True)
+    few = [(name_of(label, classes), n) for label, n in zip(numbers.tolist(), counts.tolist(), strict=True) if _held(fraction, n) >= n]
+    if few:
+        some = ", ".join(f"{name} ({n:,})" for name, n in few[:NAMED]) + (f" and {len(few) - NAMED:,} more" if len(few) > NAMED else "")
+        raise DataError(
+            f"{len(few):,} of {len(numbers):,} classes have too few labelled images{left} to hold out {fraction:g} of them, at least one, and fit on the rest: "
+            f"{some}; {remedy}, or leave these classes out"
+        )
     order = Draws(seed, PROBE, use).permutation(len(labels))
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        count = max(1, round(fraction * len(members)))
-        if count >= len(members):
-            raise DataError(
-                f"class number {label} has {len(members)} labelled image(s) left, too few to hold out {fraction:g} of them, at least one, "
-                "and fit on the rest; give more images of it, or a test split (test=), which saves one hold-out"
-            )
-        held[members[:count]] = True
+        held[members[: _held(fraction, len(members))]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def few_labels(labels: np.ndarray, seed: int, fraction: float | None = None, per_class: int | None = None) -> np.ndarray:
+def _held(fraction: float, images: int) -> int:
+    """How many images of a class are held out."""
+    return max(1, round(fraction * images))
+
+
+def name_of(label: int, classes: Sequence[str]) -> str:
+    return repr(classes[label]) if label < len(classes) else f"number {label}"
+
+
+def few_labels(
+    labels: np.ndarray, seed: int, fraction: float | None = None, per_class: int | None = None, classes: Sequence[str] = ()
+) -> np.ndarray:
     """Rows, int64 ascending: of every class `fraction`, rounded, at least one, or `per_class` at random; all of them where neither is given.
 
-    labels: integers [n].  Fewer are always among more of the same seed.  Raises DataError for a class with fewer than `per_class`.
+    labels: integers [n].  Fewer are always among more of the same seed.  Raises DataError, by its name in `classes`, for one with fewer than `per_class`.
     """
     if fraction is None and per_class is None:
         return np.arange(len(labels))
@@ -62,6 +87,8 @@ def few_labels(labels: np.ndarray, seed: int, fraction: float | None = None, per
         members = order[labels[order] == label]
         count = per_class if per_class is not None else max(1, round(fraction * len(members)))  # type: ignore[operator]
         if count > len(members):
-            raise DataError(f"class {label} has {len(members)} images to train on, fewer than labels_per_class={count}; lower it")
+            raise DataError(
+                f"class {name_of(label, classes)} has {len(members)} images to train on, fewer than labels_per_class={count}; lower it"
+            )
         chosen.append(members[:count])
     return np.sort(np.concatenate(chosen))

@@ -105,20 +105,38 @@ def test_what_is_not_there_and_cannot_be_downloaded_is_one_line(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("make", "says"), [("nothing", "no such folder"), ("empty", "neither manifest.json nor folders of classes"), ("hollow", "n02")]
+    ("make", "says"), [("nothing", "no such folder"), ("empty", r"neither manifest.json nor .* but .folders without images. 1, \.txt 1;")]
 )
 def test_what_is_no_labelled_set_is_named(folder, make, says):
     if make == "empty":
-        (folder.parent / "empty").mkdir()
-    if make == "hollow":
-        (folder / "n02" / "2.png").unlink(), (folder / "n02" / "3.bmp").unlink()
+        (folder.parent / "empty" / "n01").mkdir(parents=True)
+        (folder.parent / "empty" / "n01" / "notes.txt").touch()
     with pytest.raises(DataError, match=says):
-        open_labelled(str(folder if make == "hollow" else folder.parent / make), "train")
+        open_labelled(str(folder.parent / make), "train")
+
+
+def test_a_folder_without_images_is_no_class_and_an_image_without_a_folder_is_refused(folder):
+    (folder / "n02" / "2.png").unlink(), (folder / "n02" / "3.bmp").unlink()
+    images = open_labelled(str(folder), "train")
+    assert images.classes == ["n01", "n10"] and "the folders 'n02', which hold no images" in images.remarks[0]
+    shutil.copy(folder / "n01" / "0.png", folder / "0.png")
+    with pytest.raises(DataError, match=r"'0\.png' lies in no folder, so it has no class; move it"):
+        open_labelled(str(folder), "train")
+
+
+def test_the_content_decides_what_an_image_is_and_not_its_suffix(folder):
+    pixels = np.asarray(Image.open(folder / "n01" / "0.png"))
+    Image.fromarray(pixels).save(folder / "n01" / "0.png", "BMP")
+    Image.fromarray(pixels).save(folder / "n01" / "1.bmp", "PNG")
+    images = open_labelled(str(folder), "train")
+    for sample in (0, 1):
+        assert np.array_equal(np.asarray(open_rgb(images, sample, 1000)), pixels)
+        assert images.read(sample).startswith(b"\x89PNG")
 
 
 def test_an_image_that_cannot_be_read_is_named(folder):
     write_atomically(folder / "n01" / "0.png", b"\x89PNG nonsense")
-    with pytest.raises(DataError, match=r"n01/0\.png: .*leaves no image out"):
+    with pytest.raises(DataError, match=r"n01/0\.png: .*leaves no image out, so mend that file, or take it away"):
         open_rgb(open_labelled(str(folder), "train"), 0, 1000)
     (folder / "n02" / "2.png").unlink()
     images = open_labelled(str(folder), "train")
@@ -135,6 +153,32 @@ def test_a_folder_of_splits_and_a_single_class_are_no_labelled_set(folder, tmp_p
     shutil.copytree(folder / "n01", tmp_path / "one" / "n01")
     with pytest.raises(DataError, match="has 1 class, and there is nothing to tell apart"):
         check_splits(open_labelled(str(tmp_path / "one"), "train"), None)
+    shutil.copytree(folder, tmp_path / "wrapped" / "images")
+    with pytest.raises(DataError, match=r"has 1 class \(in it lie 'n01', 'n02', 'n10': if they are the classes, give .*/wrapped/images\)"):
+        check_splits(open_labelled(str(tmp_path / "wrapped"), "train"), None)
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        (("set/Train", "set/Val2017"), r"holds the folders set/Train, set/Val2017 of classes, which are splits .* such as .*/set/Val2017"),
+        (("train",), "the classes are the folders in .*/train, since it is named like a split; give .*/train"),
+        (("train", "docs"), "'train' is named like a split, but 'docs' beside it is not; make shards with data_prep/make_shards.py"),
+        (("n01/train", "n01/val"), "holds the folders n01/train, n01/val of classes"),
+    ],
+)
+def test_splits_are_known_by_the_rule_of_make_shards(folder, tmp_path, places, says):
+    for place in places:
+        shutil.copytree(folder, tmp_path / "all" / place)
+    with pytest.raises(DataError, match=says):
+        open_labelled(str(tmp_path / "all"), "train")
+
+
+def test_classes_are_told_apart_from_the_splits_within_them(folder, tmp_path):
+    for name, split in (("n01", "train"), ("n01", "val"), ("n02", "train")):
+        shutil.copytree(folder / name, tmp_path / "all" / name / split)
+    with pytest.raises(DataError, match=r"its classes are divided into the splits train, val; make shards with .*, which makes OUT/train"):
+        open_labelled(str(tmp_path / "all"), "train")
 
 
 def test_splits_that_do_not_belong_together_are_refused(folder, tiny_shards):

@@ -114,7 +114,7 @@ def test_train_alone_needs_no_development_kit_and_val_without_labels_neither(onl
     items, _ = listed(folder)
     assert {(item.label, item.split) for item in items} == {("", "val")}
     words = [str(folder), str(folder / "out"), "--labels", "--quiet", "--workers", "1"]
-    with pytest.raises(DataError, match=f"ILSVRC2012_val_00000001.JPEG has no label, because {DEVKIT} does not lie beside {VAL}"):
+    with pytest.raises(DataError, match=f"ILSVRC2012_val_00000001.JPEG' has no label, because {DEVKIT} does not lie beside {VAL}"):
         make_shards.main(words)
 
 

@@ -211,7 +211,7 @@ def test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same(tmp_path,
     tar(folder / "2.tar", [("g.txt", b"text")])
     with pytest.raises(
         DataError,
-        match=r"4 of 6 files .* first 0.tar/a.gif \(of a format that must be converted.*--max-rejects 0.667 .*make_shards.py FOLDER OUT",
+        match=r"4 of 6 files .* first '0.tar/a.gif' \(of a format that must be converted.*--max-rejects 0.667 .*make_shards.py FOLDER OUT",
     ):
         index(folder)
     index(folder, "--max-rejects", "0.7")

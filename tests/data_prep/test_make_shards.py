@@ -126,7 +126,8 @@ def test_the_manifests_claims_hold_when_worked_out_anew(made):
     assert manifest["bytes"] == sum(path.stat().st_size for path in folder.glob("*.tar"))
     assert manifest["classes"] == ["a", "b", "c"]
     assert manifest["source"] == {
-        "name": "photos", "kind": "folder", "image_field": None, "label_field": None, "labels": True, "val": 5, "seed": 0, "samples_per_shard": 4,
+        "name": "photos", "kind": "folder", "image_field": None, "label_field": None, "labels": True, "label_names": False,
+        "class_level": None, "split_level": None, "val": 5, "seed": 0, "samples_per_shard": 4,
         "dedup": False, "check": "header", "resize": None, "encode": "keep", "quality": None,
     }  # fmt: skip
 
@@ -351,7 +352,7 @@ def test_bad_input_is_told_with_what_to_do(tmp_path, source):
         ((tmp_path / "cut.tar", out), "cut.tar: is cut short or damaged"),
         ((tmp_path / "at header.tar", out), f"is cut short or damaged at byte {header}"),
         ((tmp_path / "flipped.tar", out), f"is cut short or damaged at byte {header}"),
-        ((tmp_path / "bare", out, "--labels"), "2.jpg lies in no folder, so it has no class; mend that, or leave out --labels"),
+        ((tmp_path / "bare", out, "--labels"), "'2.jpg' lies in no folder, so it has no class; mend that, or leave out --labels"),
         ((source, out, "--val", "0.001"), "--val 0.001 of 30 images is 0 for val"),
         ((source, out, "--val", "30"), "is 30 for val and 0 for train"),
         ((source, out, "--val", "1.5"), "'1.5' is not a share from 0 to 1"),

@@ -81,7 +81,7 @@ def test_another_command_takes_nothing_over_from_one_that_was_killed_before_it_p
 def test_a_mended_source_is_listed_anew_also_by_a_part(tmp_path, picture):
     source = folder_of(tmp_path / "photos", picture, range(4))
     (source / "flat.png").write_bytes(picture(9, "PNG"))
-    with pytest.raises(DataError, match=r"flat\.png lies in no folder"):
+    with pytest.raises(DataError, match=r"'flat\.png' lies in no folder"):
         make(source, tmp_path / "out", "--labels", "--part", "0/2")
     (source / "flat.png").rename(source / "a" / "flat.png")
     make(source, tmp_path / "out", "--labels", "--part", "0/2")

@@ -156,8 +156,8 @@ def test_rows_without_bytes_are_rejected_with_their_path(tmp_path):
 def test_labels_that_are_missing_or_have_no_name_are_refused(tmp_path):
     known = features(label={"_type": "ClassLabel", "names": NAMES})
     for labels, message in (
-        ([0, None], "x.parquet/1 has no label in the column label"),
-        ([0, -1], "/1 has no label"),
+        ([0, None], "'x.parquet/1' has no label in the column label"),
+        ([0, -1], "/1' has no label"),
         ([0, 3], "holds 3, but has 3"),
     ):
         path = write(tmp_path / "x.parquet", {"image": images(range(2)), "label": labels}, known)

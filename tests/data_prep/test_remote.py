@@ -416,7 +416,7 @@ def test_a_folder_goes_to_a_bucket_and_stays_whole_there(s3, photos, expected, t
 
 def test_rejects_are_listed_in_the_bucket(s3, tmp_path):
     folder = lay_out(tmp_path / "photos", files(3) | {"a/bad.jpg": b"bad"})
-    with pytest.raises(DataError, match=r"1 of 5 files .* first a/bad.jpg .*; s3://bucket/out/rejects\.jsonl lists them all"):
+    with pytest.raises(DataError, match=r"1 of 5 files .* first 'a/bad.jpg' .*; s3://bucket/out/rejects\.jsonl lists them all"):
         make_shards.main([str(folder), "s3://bucket/out", "--quiet", "--workers", "1"])
     made = heads(s3)["out/train/000000.tar"]["LastModified"]
     make_shards.main([str(folder), "s3://bucket/out", "--quiet", "--workers", "1", "--max-rejects", "0.5"])

@@ -80,7 +80,7 @@ def test_a_key_of_the_record_is_the_label_where_asked(tmp_path):
     make(folder, tmp_path / "texts", "--labels", "--label-field", "kind")
     assert stored(tmp_path / "texts" / "train") == {picture(number): "ab"[number % 2] for number in range(9)}
     with pytest.raises(
-        DataError, match=r"00000.tar/000000000.jpg has no usable cls field \(--label-field names another\), so it has no class"
+        DataError, match=r"'00000.tar/000000000.jpg' has no usable cls field \(--label-field names another\), so it has no class"
     ):
         make(folder, tmp_path / "none", "--labels")
 

@@ -73,7 +73,7 @@ ROWS = [
         'DAMAGED_ZIP = (zipfile.BadZipFile,)', 'tests/data_prep/test_hostile_archives.py::test_no_byte_of_a_zips_directory_can_stop_the_program',
     ),
     Row(
-        'names may lead out of the archive', 'data_prep/sources/base.py', 'if ".." in folders or last == "..":',
+        'names may lead out of the archive', 'mpp/data/class_folders.py', 'if ".." in folders or last == "..":',
         'if False:', 'tests/data_prep/test_hostile_archives.py::test_nothing_that_an_archive_names_is_written_or_followed',
     ),
     Row(
@@ -170,12 +170,53 @@ ROWS = [
         '        for line in file.readlines():', 'tests/data_prep/test_lists.py::test_a_long_list_is_never_in_memory',
     ),
     Row(
-        'one number makes all labels numbers', 'data_prep/sources/lists.py', ' if all(label.isdecimal() for label in labels) else sorted(labels)',
-        ' if any(label.isdecimal() for label in labels) else sorted(labels)', 'tests/data_prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
+        'one number makes all labels numbers', 'data_prep/sources/base.py', 'all(map(str.isdecimal, labels))',
+        'any(map(str.isdecimal, labels))', 'tests/data_prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
+    ),
+    # What is an image, a class, a split, a header.
+    Row(
+        'val is trained on', 'data_prep/sources/laid_out.py', 'split=self._split(item) if self.split_level else item.split)',
+        'split=item.split)', 'tests/data_prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
     ),
     Row(
-        'short rows pass', 'data_prep/sources/lists.py', '            if row and len(row) != len(first):',
-        '            if row and len(row) < len(first):', 'tests/data_prep/test_lists.py::test_what_is_wrong_with_a_list_is_named_with_its_line',
+        'split folders are classes', 'mpp/data/class_folders.py', 'if class_level != outer and top.splits and (',
+        'if False and (', 'tests/data_prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
+    ),
+    Row(
+        'splits within classes are no splits', 'mpp/data/class_folders.py', 'if class_level != inner and len(below.splits) > 1:',
+        'if False:', 'tests/data_prep/test_layouts.py::test_the_user_may_say_which_level_is_which',
+    ),
+    Row(
+        'a changed layout is taken for a complete set', 'data_prep/make_shards.py', 'survey(laid_out(source, found["plan"]["levels"])).stamp',
+        'survey(source).stamp', 'tests/data_prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
+    ),
+    Row(
+        "what a notebook leaves behind is a class", 'mpp/data/class_folders.py', 'return folder.startswith(".") or folder in SYSTEM_FOLDERS',
+        'return folder in SYSTEM_FOLDERS', 'tests/data/test_class_folders.py::test_links_are_followed_once_and_what_is_left_out_is_counted',
+    ),
+    Row(
+        'a header of other words is an image', 'data_prep/sources/lists.py', 'if reason := _is_header(path, cells, following):',
+        'if reason := "":', 'tests/data_prep/test_lists.py::test_a_header_of_unknown_words_is_no_image_and_the_advice_reads_the_list_right',
+    ),
+    Row(
+        'a header in the middle makes a class', 'data_prep/sources/lists.py', '            if number:\n                raise DataError(f"{path}: line {line} repeats',
+        '            if False:\n                raise DataError(f"{path}: line {line} repeats', 'tests/data_prep/test_lists.py::test_what_a_list_is_not_is_said_with_what_was_found',
+    ),
+    Row(
+        'blanks round cells are part of them', 'data_prep/sources/lists.py', 'yield table.line_num, [cell.strip() for cell in row]',
+        'yield table.line_num, row', 'tests/data_prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
+    ),
+    Row(
+        'one large label makes all smaller ones classes', 'mpp/data/class_folders.py', '    if classes <= max(SPARSE_CLASSES, SPARSE_TIMES * present):',
+        '    if True:', 'tests/data_prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
+    ),
+    Row(
+        'empty classes are not mentioned', 'data_prep/layouts.py', '    if empty:',
+        '    if False:', 'tests/data_prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
+    ),
+    Row(
+        'short rows pass', 'data_prep/sources/lists.py', '        if len(cells) != table.columns and kind == "csv":',
+        '        if len(cells) < table.columns and kind == "csv":', 'tests/data_prep/test_lists.py::test_what_is_wrong_with_a_list_is_named_with_its_line',
     ),
     Row(
         'an image may shrink while it is read', 'data_prep/sources/lists.py', '        if len(data) != status.st_size:',

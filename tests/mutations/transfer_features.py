@@ -102,7 +102,7 @@ ROWS = [
     ),
     # Labelled images.
     Row(
-        "classes in the order of the folder", "mpp/data/labelled.py", "return cls(path, listed.classes, files,", "return cls(path, listed.classes[::-1], files,",
+        "classes in the order of the folder", "mpp/data/class_folders.py", "    if not numbers:\n        return sorted(labels)", "    if not numbers:\n        return sorted(labels)[::-1]",
         "tests/data/test_labelled.py::test_a_folder_of_classes_is_torchvisions_image_folder",
     ),
     Row(

@@ -36,8 +36,22 @@ ROWS = [
     Row(
         "splits are taken for classes",
         "mpp/data/labelled.py",
-        "<= SPLITS and any(",
-        "< set() and any(",
+        "if layout.split_level == layout.level and",
+        "if False and",
         f"{LABELLED}::test_a_folder_of_splits_and_a_single_class_are_no_labelled_set",
+    ),
+    Row(
+        "too few images are told when all were extracted",
+        "mpp/probing.py",
+        "    pool, reported, split = divide(labels, train.classes, test is not None, config)\n",
+        "    extract(train, samples, {}, config.features, cache, world)\n    pool, reported, split = divide(labels, train.classes, test is not None, config)\n",
+        f"{PROBE}::test_too_few_images_of_a_class_are_told_by_name_before_anything_is_extracted",
+    ),
+    Row(
+        "a class without images hides every few-shot figure",
+        "mpp/transfer/protocol.py",
+        "smallest = int(present[counts[present].argmin()])",
+        "smallest = int(counts.argmin())",
+        f"{PROBE}::test_classes_without_images_are_said_and_hide_no_figure",
     ),
 ]

@@ -17,12 +17,20 @@ TINY = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, wid
 
 
 def make_split(
-    folder: Path, *, count: int, seed: int, classes=CLASSES, labelled: bool = True, permute_labels: bool = False, size=(20, 17)
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    classes=CLASSES,
+    labelled: bool = True,
+    permute_labels: bool = False,
+    size=(20, 17),
+    first: int = 0,
 ) -> Path:
-    """PNGs of noise whose mean colour tells the class, somewhat."""
+    """PNGs of noise whose mean colour tells the class, somewhat.  first: the first class that has images."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    labels = np.arange(count) % len(classes)
+    labels = first + np.arange(count) % (len(classes) - first)
     shown = rng.permutation(labels) if permute_labels else labels
     samples = []
     for i in range(count):

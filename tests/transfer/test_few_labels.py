@@ -25,5 +25,5 @@ def test_they_are_a_function_of_the_seed_and_fewer_are_among_more():
 
 
 def test_a_class_with_too_few_is_named():
-    with pytest.raises(DataError, match="class 2 has 10 images"):
-        few_labels(LABELS, 0, per_class=11)
+    with pytest.raises(DataError, match="class 'c' has 10 images"):
+        few_labels(LABELS, 0, per_class=11, classes="abc")

@@ -17,6 +17,7 @@ from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.transfer.results import layer_curve
 from tests.forks import run_forked
+from tests.transfer.conftest import make_split
 
 QUICK = [
     "features.workers=0",
@@ -60,6 +61,43 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     again = run(tmp_path, encoder_folder, *words)
     assert again["test_reads"] == 2 and figures_of(again) == figures_of(results)  # the same seed, the same figures
     assert capsys.readouterr().out.count("from the cache") == 4
+
+
+def test_classes_without_images_are_said_and_hide_no_figure(tmp_path, encoder_folder, capsys):
+    train, test = (
+        make_split(tmp_path / name, count=75, seed=seed, classes=["none", *"abc"], first=1) for seed, name in enumerate(("train", "test"))
+    )
+    results = run(tmp_path / "out", encoder_folder, f"train={train}", f"test={test}", "baselines=false")
+    row = results["rows"]["pretrained"]
+    assert set(row["few_shot"]) == {"1", "5", "10"} and row["linear"]["per_class"]["images"] == [0, 25, 25, 25]
+    shown = capsys.readouterr().out
+    assert shown.count("1 of 4 classes have no images: 'none'") == 2
+    assert "25 shots are left out: class 'a' has 2" in shown
+    assert shown.index("shots are left out") < shown.index("train     ")  # before anything is extracted
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["train_samples=7"],
+            r"of 3 classes have too few labelled images .*: '\w+' \(1\).*give a test split \(test=\), .* raise train_samples=7",
+        ),
+        (
+            ["train_samples=4", "test"],
+            r"have too few labelled images to hold out .*; give more images of them, raise train_samples=4, or leave",
+        ),
+        (["few_shot.shots=[33]"], r"few_shot.shots=33: class 'red' has 32 labelled images"),
+    ],
+)
+def test_too_few_images_of_a_class_are_told_by_name_before_anything_is_extracted(
+    tmp_path, splits, encoder_folder, monkeypatch, words, says
+):
+    monkeypatch.setattr(probing, "extract", lambda *_, **__: pytest.fail("extracted"))
+    words = [f"test={splits['test']}" if word == "test" else word for word in words]
+    with pytest.raises(DataError, match=says) as caught:
+        run(tmp_path, encoder_folder, f"train={splits['train']}", *words)
+    assert ("(test=)" in str(caught.value)) == (says.find("test=") >= 0)  # no advice that was followed already
 
 
 def figures_of(results):

@@ -92,6 +92,17 @@ def test_the_winner_and_the_bank_get_the_hold_out_too():
     assert not torch.allclose(choose_simply(values, labels, 0.2).logistic.fitted.weight, chosen.logistic.fitted.weight)
 
 
+def test_a_class_without_images_is_never_drawn_nor_answered():
+    values, labels = problem(120)
+    split = Split(*hold_out(labels + 1, 0.2, 0, CHOOSE))
+    config = SIMPLE.model_copy(update={"few_shot": FewShotConfig(shots=(2,), trials=3)})
+    with_empty = choose(table(values), labels + 1, ["none", "a", "b", "c"], split, [Variant((0, 1), "mean")], config, CPU).few_shot[0]
+    without = choose(table(values), labels, ["a", "b", "c"], split, [Variant((0, 1), "mean")], config, CPU).few_shot[0]
+    assert (with_empty.l2, with_empty.holdout_accuracy) == (without.l2, without.holdout_accuracy)
+    for ours, theirs in zip(with_empty.trials, without.trials, strict=True):
+        assert torch.equal(ours.predict(values), theirs.predict(values) + 1)
+
+
 def test_every_accuracy_counts_all_test_images_once():
     found, answers = chosen_and_reported()
     truth = torch.from_numpy(problem(300)[1][240:])
@@ -115,8 +126,10 @@ def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots(
 
 def test_shots_that_were_asked_for_are_refused_and_those_of_the_default_left_out():
     labels = np.arange(24) % 3
-    assert usable_shots(FewShotConfig(), labels, 3) == [1, 5]
-    assert usable_shots(FewShotConfig(shots=(1, 9)), labels, 3) == [1, 9]
+    assert usable_shots(FewShotConfig(), labels, "abc") == ([1, 5], "10, 25 shots are left out: class 'a' has 8 images to draw from")
+    assert usable_shots(FewShotConfig(shots=(1, 8)), labels, "abc") == ([1, 8], "")
+    with pytest.raises(DataError, match=r"few_shot\.shots=9: class 'b' has 7 labelled images to draw from, once"):
+        usable_shots(FewShotConfig(shots=(1, 9)), labels[labels != 1].tolist() + [1] * 7, "abc")
     values, labels = problem(60)
     with pytest.raises(DataError, match=r"few_shot\.shots=50: class 'a' has"):
         choose_simply(values, labels, 0.2, few_shot=FewShotConfig(shots=(50,)))
