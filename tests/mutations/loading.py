@@ -8,6 +8,13 @@ ORDER, LOADER, PROCESSES, BAD, AUGMENT, CROP, IMAGES = (
 LOG = "tests/train/test_sample_log.py::test_"
 
 ROWS = [
+    Row(
+        "which examples a test sees depends on the modules that are loaded",
+        "tests/conftest.py",
+        "providers._get_local_constants = lambda: providers._local_constants",
+        "",
+        "tests/test_draws.py::test_examples_do_not_depend_on_which_modules_are_loaded",
+    ),
     # Who sees what, and when.
     Row(
         "a rank's streams overlap its neighbour's",
