@@ -3,8 +3,10 @@
 One rule for every image, so that shards, the loader and the probes see the same pixels:
 
 * The first frame counts; EXIF (or XMP) orientation is applied; an unreadable EXIF block means upright, not a bad image.
-* Grey, palette and CMYK (Adobe's inverted kind too) become RGB.  16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colour.
-* Transparency is composited on white, the page most such pictures were drawn for.  ICC profiles are not applied.
+* Grey, palette and CMYK (Adobe's inverted kind too) become RGB.  What is deeper than 8 bits keeps the upper 8 of its stated range
+  (levels.py), grey and colour alike; what states no range (floats, signed numbers) is a bad sample.
+* Transparency, of a level or colour (PNG's tRNS) too, is composited on white, the page most such pictures were drawn for.
+* ICC profiles and texts are not looked at, however large they are.
 * Only Pillow's complaints about content become BadSample.  MemoryError and errors of the system (an OSError with an errno) pass through.
 """
 
@@ -13,11 +15,12 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from mpp.data.levels import loaded, opaque_rgb, tiff_facts
 from mpp.errors import BadSample, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -33,6 +36,9 @@ _UPRIGHT = {  # what turns a stored picture of this EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks that say nothing of pixels, but for those in which orientation may stand
+_MOST_TEXT = 1 << 20  # bytes of a compressed text, unpacked, in which an orientation is looked for; Pillow's own limit
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # a PNG without any of these has no orientation
 # What Pillow's parsers raise on damaged bytes, besides an OSError without errno (found by fuzzing; tests/data/test_decode.py repeats it).
 _CONTENT_ERRORS = (
@@ -89,16 +95,23 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
     formats: Pillow names of the formats let in.  Raises BadSample(reason) for content that cannot be decoded in full.
     """
     with _content_errors(formats):
-        return to_rgb(open_upright(data, max_pixels, formats))
+        return opaque_rgb(open_upright(data, max_pixels, formats))
 
 
 def open_upright(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The decoded image, upright, in whatever mode it was stored.  Raises BadSample(reason)."""
+    """The decoded image, upright, in whatever mode it was stored; grey deeper than 8 bits as "I;16" from 0 to 65,535.  Raises BadSample(reason)."""
     with _content_errors(formats):
-        image = _open(data, max_pixels, formats)
-        image.load()
+        image = loaded(_open(data, max_pixels, formats), data)
         turn = _UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
+
+
+def is_16_bit(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> bool:
+    """Whether each channel is stored in 16 bits, of which a set may use a few only.  Raises BadSample as `check_header` does."""
+    if data[:8] == _PNG:
+        return data[24:25] == b"\x10"
+    with _content_errors(formats):
+        return any("16" in str(tile.args) for tile in _open(data, max_pixels, formats).tile)
 
 
 def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
@@ -112,8 +125,7 @@ def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[
         orientation = _orientation(image)
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
-        image.load()
-        return to_rgb(image), orientation
+        return opaque_rgb(loaded(image, data)), orientation
 
 
 def stored_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, int, str]:
@@ -135,36 +147,79 @@ def open_shrunk(data: bytes, size: tuple[int, int], max_pixels: int = MAX_PIXELS
         if orientation >= 5:
             size = size[::-1]
         drafted = image.draft(None, (2 * size[0], 2 * size[1]))
-        image.load()
+        image = loaded(image, data)
         # Divided sides are rounded up: the last row and column may hold only a part of a pixel.
         box = drafted[1] if drafted else None
-        small = to_rgb(image).resize(size, Image.Resampling.BICUBIC, box)
+        small = opaque_rgb(image).resize(size, Image.Resampling.BICUBIC, box)
         turn = _UPRIGHT.get(orientation)
         return small if turn is None else small.transpose(turn)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image in mode RGB by the module's rules.  Raises BadSample for pixels without a known range (float)."""
-    if image.mode.startswith("I"):  # 16-bit grey, in 16 or 32 bits; Pillow's own conversion would clip at 255
-        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadSample("floating-point pixels have no known range")
-    if image.has_transparency_data:
-        drawn = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     """The header, parsed; pixels not yet decoded."""
-    image = Image.open(io.BytesIO(data), formats=formats)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # who asks for more is not to be refused by Pillow
+    try:
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise BadSample(f"too many pixels ({_counted(str(error))}, the limit is {max_pixels})") from error
+    except UnidentifiedImageError as error:
+        raise BadSample(_refusal(data, formats)) from error
     width, height = image.size
     if width < 1 or height < 1:
         raise BadSample(f"no pixels ({width}x{height})")
     if width * height > max_pixels:
         raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
     return image
+
+
+def _counted(words: str) -> str:
+    """The number of pixels in Pillow's complaint about too many."""
+    return next((word.lstrip("(") for word in words.split() if word.lstrip("(").isdecimal()), "more than Pillow opens")
+
+
+def _refusal(data: bytes, formats: tuple[str, ...]) -> str:
+    """Why Pillow does not open it: it asks every format, and says no more than that none took it."""
+    for name in formats:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory is None or accepts is None or accepts(data[:16]) is not True:
+            continue
+        try:
+            factory(io.BytesIO(data), "")
+        except (OSError, *_CONTENT_ERRORS) as error:
+            facts = f" ({said})" if name == "TIFF" and (said := tiff_facts(data)) else ""
+            return f"begins like a {name}, but is damaged or of a kind that is not read: {error}{facts}"
+    return f"not an image of {', '.join(formats)}"
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its colour profile and its texts, which may be larger than Pillow takes; texts with an orientation stay.  Else as it is."""
+    if data[:8] != _PNG or not any(mark in data for mark in _PNG_TEXTS):
+        return data
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _PNG_TEXTS or _may_turn(data[at + 4 : at + 8], data[at + 8 : end - 4]):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept) + data[at:]
+
+
+def _may_turn(kind: bytes, text: bytes) -> bool:
+    """Whether an orientation may stand in the text of this chunk, which is short enough to be unpacked."""
+    if kind == b"iCCP" or not text.startswith(_PNG_EXIF[1:]):
+        return False
+    if kind == b"zTXt":
+        packed = text.partition(b"\0")[2][1:]
+    elif kind == b"iTXt" and text.partition(b"\0")[2][:1] == b"\1":
+        packed = text.partition(b"\0")[2][2:].split(b"\0", 2)[-1]
+    else:
+        return len(text) <= _MOST_TEXT
+    unpacking = zlib.decompressobj()
+    with suppress(zlib.error):
+        unpacking.decompress(packed, _MOST_TEXT)
+        return not unpacking.unconsumed_tail
+    return False
 
 
 def _format(image: Image.Image) -> str:
