@@ -31,6 +31,7 @@ import PIL
 from tqdm import tqdm
 
 import mpp
+from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
@@ -42,9 +43,9 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
     sys.path.append(str(Path(__file__).parent))
 from build import records, report_rejects
 from claims import FOREIGN
-from options import at_least, share
+from options import MAX_PIXELS_HELP, at_least, share
 from plan import refuse_odd_names
-from prepare import Options, prepare
+from prepare import Options, prepare, say_small_range
 from shard_job import Record, Work, note_down, read_record
 from sources.archives import CHUNK, PlainReader
 from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
@@ -93,6 +94,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-field", metavar="NAME", help="field of the images, where keys have several")
     parser.add_argument("--label-field", metavar="NAME", help="field, or key of the field json, that holds the class number")
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image is checked")
+    parser.add_argument("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help=MAX_PIXELS_HELP)
     parser.add_argument("--max-rejects", type=share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
     parser.add_argument(
         "--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
@@ -122,6 +124,7 @@ def index(args: argparse.Namespace) -> int:
         refuse_odd_names(source.name, [tar.name for tar in source.tars()])
         tars = source.tars()
         settings = {name: getattr(args, name) for name in ("labels", "image_field", "label_field", "check")}
+        settings["max_pixels"] = None if args.max_pixels == MAX_PIXELS else args.max_pixels
         # From every tar, because tars from elsewhere may be sorted; by powers of two, so that a tar more or less seldom undoes the others.
         colour_images = 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))
         plan = {**settings, "colour_images": colour_images, "mpp": mpp.__version__, "pillow": PIL.__version__}
@@ -130,7 +133,7 @@ def index(args: argparse.Namespace) -> int:
             target,
             target.scratch,
             {} if args.labels else None,  # classes have no names here
-            Options(args.check),
+            Options(args.check, max_pixels=args.max_pixels),
             hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
         )
         jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
@@ -265,6 +268,8 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
     print(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
     print(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
     print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+    if said := say_small_range(counts):
+        print(f"WARNING:  {said}")
     if len(manifest.shards) < len(jobs):
         print(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
     if args.labels:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mpp.data.decode import format_of, open_image
-from mpp.data.shard_faults import ROWS
+from mpp.data.decode import format_of, is_16_bit, open_image
+from mpp.data.shard_faults import ROWS, most_pixels
 from mpp.data.shard_format import SHORT_SIDES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import short_side_bins
@@ -29,7 +29,8 @@ from mpp.files import make_folder, write_atomically
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
-from inspect_sheet import Cell, can_be_drawn, draw_sheet, on_one_line, short_sides_between
+from inspect_sheet import Cell, can_be_drawn, draw_sheet, fitted, on_one_line, short_sides_between
+from prepare import note_levels, say_small_range
 from splits import splits_of
 from spread import spread
 from summary import progress
@@ -76,6 +77,7 @@ class Facts(NamedTuple):
     narrowest: int  # pixels of the shortest side
     longest: int  # pixels of the longest side
     aspect: float  # of the most oblong image, at least 1
+    small_range: str  # what is the matter with those of 16 bits, if anything
     cells: list[Cell]
 
 
@@ -137,10 +139,12 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         aspect = max(aspect, float((sides[1] / sides[0]).max()))
     formats: Counter = Counter()
     unreadable = {}
+    levels: Counter = Counter()
+    most = most_pixels(shards.manifest["source"])
     looked = spread(shards.samples_per_shard, FORMAT_IMAGES, args.seed)
     for sample in tqdm(looked, desc=str(folder), unit="img", delay=2, **progress(args)):
         try:
-            formats[format_of(shards.read(sample))] += 1
+            formats[format_of(shards.read(sample), most)] += 1
         except BadSample as error:
             unreadable[sample] = str(error)
     cells = []
@@ -148,7 +152,11 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         row = shards.index[sample]
         caption = drawn_name(shards.classes, int(row["label"])) if row["label"] >= 0 else f"{row['width']} x {row['height']}"
         try:
-            cells.append(Cell(caption, open_image(shards.read(sample)), ""))
+            data = shards.read(sample)
+            image = open_image(data, most)
+            if is_16_bit(data, most):
+                note_levels(image, levels)
+            cells.append(Cell(caption, fitted(image), ""))
         except BadSample as error:
             unreadable[sample] = str(error)
             cells.append(Cell(caption, None, str(error)))
@@ -163,6 +171,7 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         narrowest,
         longest,
         aspect,
+        say_small_range(levels),
         cells,
     )
 
@@ -182,6 +191,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "formats": facts.formats,
         "images_looked_at": facts.looked_at,
         "unreadable": facts.unreadable,
+        "small_range": facts.small_range,
         "rejects": manifest["rejects"],
         "mean": manifest["mean"],
         "std": manifest["std"],
@@ -216,6 +226,8 @@ def show(facts: Facts) -> None:
     print(f"up to {facts.aspect:,.1f} times as long as wide")
     formats = ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())
     print(f"formats:  {formats or 'none'} (of {facts.looked_at:,} images looked at)")
+    if facts.small_range:
+        print(f"WARNING:  {facts.small_range}")
     print(f"rejected: {manifest['rejects']:,}")
     colours = (" ".join(f"{value:.3f}" for value in manifest[name]) for name in ("mean", "std"))
     print(f"colours:  red, green, blue: mean {next(colours)}, deviation {next(colours)}, from {manifest['mean_std_images']:,} images")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from prepare import TRAINED_PIXELS, say_small_range
 from shard_job import Record
 from shuffle import Listed
 from sources.base import describe
@@ -56,6 +57,8 @@ class Summary:
                 "repeats": self.repeats,
                 "ignored": ignored,
                 **{name: self.counts[name] for name in ("converted", "resized", "encoded")},
+                "small_range": say_small_range(self.counts),
+                "above_training_limit": self.counts["largest"],
                 "built_shards": self.built_shards,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(rate, 1),
@@ -78,6 +81,13 @@ class Summary:
             print(f"shrunk to a short side of {args.resize}: {self.counts['resized']:,}")
         if self.counts["encoded"]:
             print(f"encoded anew: {self.counts['encoded']:,}")
+        if said := say_small_range(self.counts):
+            print(f"WARNING:  {said}")
+        if self.counts["largest"]:
+            print(
+                f"WARNING:  {self.counts['largest']:,} images have more than {TRAINED_PIXELS:,} pixels; training takes larger ones than "
+                f"that for bad samples unless data.max_pixels={args.max_pixels} (features.max_pixels of probes)"
+            )
         if self.built_shards < self.shards:
             print(f"kept from an earlier run: {self.shards - self.built_shards:,} of {self.shards:,} shards")
         megabytes = self.read_bytes / 1e6 / seconds

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
+from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, most_pixels, row_faults
 from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, Manifest, ShardEntry, manifest_bytes, read_manifest
 from mpp.errors import DataError, Parser, run_program
 from mpp.machine import usable_cores
@@ -140,7 +140,8 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
             report.bytes += count
             bar.update(count)
 
-        work = functools.partial(check_shard, folder, None if index is None else manifest.index.name, foreign, colour_limit(manifest))
+        index_name = None if index is None else manifest.index.name
+        work = functools.partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source))
         for done in run_jobs(work, jobs, args.workers, tick):
             tally.update(done.tally)
             report.images += done.images
@@ -179,9 +180,9 @@ def plan(manifest: Manifest, index: np.ndarray | None, args: argparse.Namespace)
     return [job._replace(picks=(part - job.first).tolist()) for job, part in zip(jobs, parts, strict=True) if len(part)], total
 
 
-def check_shard(folder: Path, index_name: str | None, foreign: bool, colour_limit: int, job: Job, tick: Tick) -> Done:
+def check_shard(folder: Path, index_name: str | None, foreign: bool, colour_limit: int, max_pixels: int, job: Job, tick: Tick) -> Done:
     """One job's work.  index_name: None where the index is of no use."""
-    check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, tick), Tally()
+    check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, tick), Tally()
     if index_name is None:
         faults = check.whole(None)
     else:

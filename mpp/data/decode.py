@@ -16,9 +16,10 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from mpp.data.levels import loaded, opaque_rgb, tiff_facts
 from mpp.errors import BadSample, DataError
@@ -38,7 +39,8 @@ _UPRIGHT = {  # what turns a stored picture of this EXIF orientation upright
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks that say nothing of pixels, but for those in which orientation may stand
-_MOST_TEXT = 1 << 20  # bytes of a compressed text, unpacked, in which an orientation is looked for; Pillow's own limit
+_MOST_TEXT = 1 << 20  # bytes of a text, unpacked, in which an orientation is looked for; Pillow's own limit
+_BOMB = 64 << 20  # bytes to which no honest text or colour profile unpacks
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # a PNG without any of these has no orientation
 # What Pillow's parsers raise on damaged bytes, besides an OSError without errno (found by fuzzing; tests/data/test_decode.py repeats it).
 _CONTENT_ERRORS = (
@@ -111,7 +113,7 @@ def is_16_bit(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...
     if data[:8] == _PNG:
         return data[24:25] == b"\x10"
     with _content_errors(formats):
-        return any("16" in str(tile.args) for tile in _open(data, max_pixels, formats).tile)
+        return any("16" in str(tile.args) for tile in cast(ImageFile.ImageFile, _open(data, max_pixels, formats)).tile)
 
 
 def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
@@ -193,33 +195,49 @@ def _refusal(data: bytes, formats: tuple[str, ...]) -> str:
 
 
 def _without_texts(data: bytes) -> bytes:
-    """A PNG without its colour profile and its texts, which may be larger than Pillow takes; texts with an orientation stay.  Else as it is."""
+    """A PNG without its colour profile and its texts, which may be larger than Pillow takes; texts with an orientation stay.  Else as it is.
+
+    Raises BadSample for one that unpacks to more than 64 MiB: other programs that read it would choke.
+    """
     if data[:8] != _PNG or not any(mark in data for mark in _PNG_TEXTS):
         return data
     kept, at = [data[:8]], 8
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in _PNG_TEXTS or _may_turn(data[at + 4 : at + 8], data[at + 8 : end - 4]):
+        kind, content = data[at + 4 : at + 8], data[at + 8 : end - 4]
+        if kind not in _PNG_TEXTS:
             kept.append(data[at:end])
+        else:
+            packed = _packed(kind, content)
+            if len(packed) > _BOMB >> 11 and _unpacks_beyond(packed, _BOMB):  # deflate packs no tighter than 1 : 1,032
+                raise BadSample(f"a text or colour profile that unpacks to more than {_BOMB >> 20} MiB")
+            if (
+                kind != b"iCCP"
+                and content.startswith(_PNG_EXIF[1:])
+                and len(content) <= _MOST_TEXT
+                and not _unpacks_beyond(packed, _MOST_TEXT)
+            ):
+                kept.append(data[at:end])
         at = end
     return b"".join(kept) + data[at:]
 
 
-def _may_turn(kind: bytes, text: bytes) -> bool:
-    """Whether an orientation may stand in the text of this chunk, which is short enough to be unpacked."""
-    if kind == b"iCCP" or not text.startswith(_PNG_EXIF[1:]):
-        return False
-    if kind == b"zTXt":
-        packed = text.partition(b"\0")[2][1:]
-    elif kind == b"iTXt" and text.partition(b"\0")[2][:1] == b"\1":
-        packed = text.partition(b"\0")[2][2:].split(b"\0", 2)[-1]
-    else:
-        return len(text) <= _MOST_TEXT
-    unpacking = zlib.decompressobj()
+def _packed(kind: bytes, content: bytes) -> bytes:
+    """What is deflated in a chunk of one of _PNG_TEXTS; nothing where nothing is."""
+    rest = content.partition(b"\0")[2]
+    if kind in (b"iCCP", b"zTXt"):
+        return rest[1:]
+    return rest[2:].split(b"\0", 2)[-1] if kind == b"iTXt" and rest[:1] == b"\1" else b""
+
+
+def _unpacks_beyond(packed: bytes, limit: int) -> bool:
+    """Whether it is deflated data of more than `limit` bytes, found out in little memory."""
+    unpacking, size = zlib.decompressobj(), 0
     with suppress(zlib.error):
-        unpacking.decompress(packed, _MOST_TEXT)
-        return not unpacking.unconsumed_tail
-    return False
+        while packed and size <= limit:
+            size += len(unpacking.decompress(packed, 1 << 20))
+            packed = unpacking.unconsumed_tail
+    return size > limit
 
 
 def _format(image: Image.Image) -> str:
