@@ -19,6 +19,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def signed(figure: float | None) -> str:
+    """ "+0.1234"; "none" where the figure is not defined."""
+    return "none" if figure is None else f"{figure:+.4f}"
+
+
 def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:
     """Collective: each number summed over ranks."""
     filled = lambda number: torch.full((), float(number), dtype=torch.float64, device=world.device)  # a fill waits for nothing
