@@ -38,6 +38,7 @@ from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, Parser, UserError, run_program
 from mpp.files import lock_folder
 from mpp.machine import usable_cores
+from mpp.text import say
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
@@ -117,7 +118,7 @@ def index(args: argparse.Namespace) -> int:
             raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
     with held(folder, args) as target:
         if (folder / MANIFEST).exists():  # and the run that wrote it was killed while it cleaned up
-            print(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
+            say(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
             shutil.rmtree(target.scratch)
             return 0
         source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
@@ -146,9 +147,9 @@ def index(args: argparse.Namespace) -> int:
         shutil.rmtree(target.scratch)
     seconds = time.monotonic() - started
     if len(missing) < len(jobs):
-        print(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
-    print(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {min(args.workers, max(len(missing), 1))} workers")
-    print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
+        say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
+    say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {min(args.workers, max(len(missing), 1))} workers")
+    say(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
     return 0
 
 
@@ -265,15 +266,15 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
         rejects=rejects,
         source=source,
     )
-    print(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
-    print(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
-    print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+    say(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
+    say(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
+    say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
     if said := say_small_range(counts):
-        print(f"WARNING:  {said}")
+        say(f"WARNING:  {said}")
     if len(manifest.shards) < len(jobs):
-        print(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
+        say(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
     if args.labels:
-        print(f"classes:  {classes:,}")
+        say(f"classes:  {classes:,}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ sizes, the classes and the colours.  Nothing is verified beyond what opening a s
 
 import argparse
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from mpp.data.shards import ShardSet
 from mpp.data.write_shards import short_side_bins
 from mpp.errors import BadSample, Parser, UserError, run_program
 from mpp.files import make_folder, write_atomically
+from mpp.text import printable, say, say_json
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.append(as_json(facts) | {"picture": str(path)})
         else:
             show(facts)
-            print(f"picture:  {path}")
+            say(f"picture:  {path}")
     if args.json:
-        print(json.dumps({"splits": found}))
+        say_json({"splits": found})
     return 0
 
 
@@ -142,7 +142,7 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
     levels: Counter = Counter()
     most = most_pixels(shards.manifest["source"])
     looked = spread(shards.samples_per_shard, FORMAT_IMAGES, args.seed)
-    for sample in tqdm(looked, desc=str(folder), unit="img", delay=2, **progress(args)):
+    for sample in tqdm(looked, desc=printable(folder), unit="img", delay=2, **progress(args)):
         try:
             formats[format_of(shards.read(sample), most)] += 1
         except BadSample as error:
@@ -216,39 +216,39 @@ def show(facts: Facts) -> None:
     manifest, classes = facts.manifest, facts.classes
     images = manifest["samples"]
     source = f" ({manifest['source']['name']})" if "name" in manifest["source"] else ""
-    print(f"{facts.folder}: {size_of(facts)}{source}")
+    say(f"{facts.folder}: {size_of(facts)}{source}")
     samples = " / ".join(f"{value:,}" for value in spread_of(manifest, "samples"))
     size = " / ".join(f"{value / 1e6:,.1f}" for value in spread_of(manifest, "bytes"))
-    print(f"a shard:  {samples} images, {size} MB (least / median / most)")
-    print(
-        f"an image: {manifest['bytes'] / images / 1e3:,.1f} kB on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, ", end=""
+    say(f"a shard:  {samples} images, {size} MB (least / median / most)")
+    say(
+        f"an image: {manifest['bytes'] / images / 1e3:,.1f} kB on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, "
+        f"up to {facts.aspect:,.1f} times as long as wide"
     )
-    print(f"up to {facts.aspect:,.1f} times as long as wide")
     formats = ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())
-    print(f"formats:  {formats or 'none'} (of {facts.looked_at:,} images looked at)")
+    say(f"formats:  {formats or 'none'} (of {facts.looked_at:,} images looked at)")
     if facts.small_range:
-        print(f"WARNING:  {facts.small_range}")
-    print(f"rejected: {manifest['rejects']:,}")
+        say(f"WARNING:  {facts.small_range}")
+    say(f"rejected: {manifest['rejects']:,}")
     colours = (" ".join(f"{value:.3f}" for value in manifest[name]) for name in ("mean", "std"))
-    print(f"colours:  red, green, blue: mean {next(colours)}, deviation {next(colours)}, from {manifest['mean_std_images']:,} images")
+    say(f"colours:  red, green, blue: mean {next(colours)}, deviation {next(colours)}, from {manifest['mean_std_images']:,} images")
     bins = short_sides_between(facts.short_sides)
     most = max(count for _, count in bins)
     for name, count in bins:
-        print(f"  short side {name:>9} {'#' * max(round(BAR * count / most), bool(count)):<{BAR}} {count:,} ({count / images:.1%})")
+        say(f"  short side {name:>9} {'#' * max(round(BAR * count / most), bool(count)):<{BAR}} {count:,} ({count / images:.1%})")
     if not classes.names:
-        print("classes:  none, the images have no labels")
+        say("classes:  none, the images have no labels")
     else:
-        print(f"classes:  {len(classes.names):,}, {balance(classes)}")
+        say(f"classes:  {len(classes.names):,}, {balance(classes)}")
         for what, numbers in (("most", classes.order[:NAMED]), ("least", classes.order[-NAMED:])):
-            print(f"  {what:<5} " + ", ".join(f"{on_one_line(classes.names[number])} {classes.counts[number]:,}" for number in numbers))
+            say(f"  {what:<5} " + ", ".join(f"{shortened(classes.names[number])} {classes.counts[number]:,}" for number in numbers))
     if facts.unreadable:
-        print(
+        say(
             f"UNREADABLE: {len(facts.unreadable):,} of the images looked at; python data_prep/verify_shards.py {facts.folder} --full finds all"
         )
         for text in facts.unreadable[:NAMED]:
-            print(f"  {text}")
+            say(f"  {text}")
         if len(facts.unreadable) > NAMED:
-            print(f"  and {len(facts.unreadable) - NAMED:,} more")
+            say(f"  and {len(facts.unreadable) - NAMED:,} more")
 
 
 def balance(classes: Classes) -> str:
@@ -262,6 +262,12 @@ def balance(classes: Classes) -> str:
         )
     said += f"{classes.unlabelled:,} images without a label, " if classes.unlabelled else ""
     return f"{said}Gini {classes.gini:.2f}"
+
+
+def shortened(name: str) -> str:
+    """Printable, not endless, and seen even where it is empty or blank."""
+    name = printable(name[:500])
+    return name if name.strip() else repr(name)
 
 
 def drawn_name(names: list[str], number: int) -> str:

@@ -40,6 +40,7 @@ import mpp
 from mpp.data.decode import MAX_PIXELS
 from mpp.errors import DataError, Parser, UserError, run_program
 from mpp.machine import usable_cores
+from mpp.text import say, say_json
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
@@ -181,7 +182,7 @@ def make(args: argparse.Namespace) -> int:
             if not args.part:
                 target.clean()  # the run that completed it may have been killed before it did so
             said = f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do"
-            print(json.dumps({"out": str(args.out), "complete": found["complete"]}) if args.json else said)
+            say_json({"out": str(args.out), "complete": found["complete"]}) if args.json else say(said)
             return 0
         plan = decide(source, target, wanted, args)
         work = Work(

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from mpp.errors import DataError, UserError
 from mpp.files import lock_folder, write_atomically
+from mpp.text import say
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespac
             found = {"plan": wanted | {"kind": kind, "stamp": listed.stamp}, "complete": []}
             target.put(PLAN, json.dumps(found).encode())
     if advice := other_format(source, listed.ignored):
-        print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
+        say(f"warning: {args.source} is read as a folder of images; {advice}", error=True)
     if len(classes) == 1:
-        print(f"warning: --labels finds a single class, {classes[0]!r} (in a tree the first folder level is the class)", file=sys.stderr)
+        say(f"warning: --labels finds a single class, {classes[0]!r} (in a tree the first folder level is the class)", error=True)
     return Plan(source, listed, splits, classes, found)
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+from mpp import text
 from mpp.world import World
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    text.say(line)
 
 
 def clock(seconds: float) -> str:
