@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 12 bytes a pixel while it decodes one"
+MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"
 
 
 def at_least(lowest: int) -> Any:

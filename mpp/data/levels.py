@@ -124,7 +124,7 @@ def _tiff(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
         levels = np.asarray(image)
         return _grey(levels.view(np.uint32) if bits == 32 else levels, most, photometric == _WHITE_IS_ZERO)
     if image.mode == "L" and most != 2**bits - 1:
-        levels = np.asarray(image).astype(np.uint32)  # turned round by Pillow
+        levels = np.asarray(image)  # turned round by Pillow
         inverse = photometric == _WHITE_IS_ZERO
         spread = _spread(255 - levels if inverse else levels, most, 255)
         return Image.fromarray((255 - spread if inverse else spread).astype(np.uint8))
@@ -134,13 +134,16 @@ def _tiff(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
 def _grey(levels: np.ndarray, most: int, white_is_zero: bool = False) -> Image.Image:
     """Levels from 0 to `most` in mode I;16, from 0 to 65,535."""
     spread = _spread(levels, most, FULL)
-    return Image.fromarray((FULL - spread if white_is_zero else spread).astype(np.uint16))
+    return Image.fromarray(np.uint16(FULL) - spread if white_is_zero else spread)
 
 
 def _spread(levels: np.ndarray, most: int, full: int) -> np.ndarray:
     if levels.size and int(levels.max()) > most:
         raise BadSample(f"a level of {int(levels.max())}, above its MaxSampleValue of {most}")
-    return levels.astype(np.uint64) * np.uint64(full) // np.uint64(most)
+    spread = np.empty(levels.shape, np.uint16)
+    for row, stored in zip(spread, levels, strict=True):  # by rows: in 64 bits the whole would take eight times its room
+        row[:] = stored if most == full else stored.astype(np.uint64) * np.uint64(full) // np.uint64(most)
+    return spread
 
 
 def _lower_bytes(data: bytes) -> np.ndarray:
