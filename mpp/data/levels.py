@@ -9,6 +9,7 @@ Some of this corrects what Pillow passes on as it stands (found with files writt
 """
 
 import io
+import struct
 from typing import Any, cast
 
 import numpy as np
@@ -86,7 +87,7 @@ def tiff_facts(data: bytes) -> str:
         stream.seek(tags.next)
         tags.load(stream)
         return ", ".join(f"{name} {' '.join(map(str, _several(tags[tag])))}" for tag, name in names.items() if tag in tags)
-    except (SyntaxError, ValueError, TypeError, LookupError, OSError, AttributeError):
+    except (SyntaxError, ValueError, TypeError, LookupError, OSError, AttributeError, struct.error):
         return ""
 
 
