@@ -105,16 +105,15 @@ def blank(width: int, height: int) -> bytes:
 def test_an_image_may_be_larger_than_pillow_takes_where_it_is_asked_for(monkeypatch):
     data = blank(100, 90)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # its error comes at twice as many
-    with pytest.raises(BadSample, match=r"too many pixels \(9000, the limit is 1000\)"):
+    with pytest.raises(BadSample, match=r"too many pixels \(100x90, the limit is 1000\)"):
         decode(data, max_pixels=1000)
     assert decode(data, max_pixels=9000).shape == (90, 100, 3)
-    assert Image.MAX_IMAGE_PIXELS == 9000
     with pytest.raises(BadSample, match=r"too many pixels \(100x91, the limit is 9000\)"):
         decode(blank(100, 91), max_pixels=9000)
 
 
 def test_what_a_bomb_claims_is_said_in_our_words():
-    with pytest.raises(BadSample, match=rf"^too many pixels \(10000000000, the limit is {MAX_PIXELS}\)$"):
+    with pytest.raises(BadSample, match=rf"^too many pixels \(100000x100000, the limit is {MAX_PIXELS}\)$"):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 1, 0, 0, 0, 0))
         check_header(PNG + header + blank(1, 1)[33:])
 
