@@ -70,6 +70,7 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
             f"first {first['name']!r} ({first['reason']}); "
             f"{work.target.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are "
             f"kept), or {remedy}"
+            + ("; a new OUT made with --max-pixels takes larger images" if "too many pixels" in first["reason"] else "")
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mpp.errors import DataError, run_program
+from mpp.text import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     out = parser.parse_args(argv).out
     if out.exists():
-        print(f"{out} is there already")
+        say(f"{out} is there already")
         return 0
     rows = digits()
     temporary = out.with_name(out.name + ".tmp")
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, row in enumerate(rows):
         Image.fromarray(row[:-1].reshape(28, 28)).save(temporary / str(row[-1]) / f"{number:04d}.png")
     temporary.rename(out)
-    print(f"{out}: {len(rows)} images of digits")
+    say(f"{out}: {len(rows)} images of digits")
     return 0
 
 

@@ -32,20 +32,22 @@ from tqdm import tqdm
 
 import mpp
 from mpp.data.class_folders import listed_names, too_sparse
+from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, Parser, UserError, run_program
 from mpp.files import lock_folder
 from mpp.machine import usable_cores
+from mpp.text import say
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import records, report_rejects
 from claims import FOREIGN
-from options import at_least, share
+from options import MAX_PIXELS_HELP, at_least, share
 from plan import refuse_odd_names
-from prepare import Options, prepare
+from prepare import Options, prepare, say_small_range
 from shard_job import Record, Work, note_down, read_record
 from sources.archives import CHUNK, PlainReader
 from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
@@ -94,6 +96,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-field", metavar="NAME", help="field of the images, where keys have several")
     parser.add_argument("--label-field", metavar="NAME", help="field, or key of the field json, that holds the class number")
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image is checked")
+    parser.add_argument("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help=MAX_PIXELS_HELP)
     parser.add_argument("--max-rejects", type=share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
     parser.add_argument(
         "--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes; the result does not depend on it"
@@ -116,13 +119,14 @@ def index(args: argparse.Namespace) -> int:
             raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
     with held(folder, args) as target:
         if (folder / MANIFEST).exists():  # and the run that wrote it was killed while it cleaned up
-            print(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
+            say(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
             shutil.rmtree(target.scratch)
             return 0
         source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
         refuse_odd_names(source.name, [tar.name for tar in source.tars()])
         tars = source.tars()
         settings = {name: getattr(args, name) for name in ("labels", "image_field", "label_field", "check")}
+        settings["max_pixels"] = None if args.max_pixels == MAX_PIXELS else args.max_pixels
         # From every tar, because tars from elsewhere may be sorted; by powers of two, so that a tar more or less seldom undoes the others.
         colour_images = 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))
         plan = {**settings, "colour_images": colour_images, "mpp": mpp.__version__, "pillow": PIL.__version__}
@@ -131,7 +135,7 @@ def index(args: argparse.Namespace) -> int:
             target,
             target.scratch,
             {} if args.labels else None,  # classes have no names here
-            Options(args.check),
+            Options(args.check, max_pixels=args.max_pixels),
             hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
         )
         jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
@@ -144,9 +148,9 @@ def index(args: argparse.Namespace) -> int:
         shutil.rmtree(target.scratch)
     seconds = time.monotonic() - started
     if len(missing) < len(jobs):
-        print(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
-    print(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {min(args.workers, max(len(missing), 1))} workers")
-    print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
+        say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
+    say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {min(args.workers, max(len(missing), 1))} workers")
+    say(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
     return 0
 
 
@@ -270,13 +274,15 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
         rejects=rejects,
         source=source,
     )
-    print(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
-    print(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
-    print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+    say(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
+    say(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
+    say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+    if said := say_small_range(counts):
+        say(f"WARNING:  {said}")
     if len(manifest.shards) < len(jobs):
-        print(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
+        say(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
     if args.labels:
-        print(f"classes:  {classes:,}" + (f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""))
+        say(f"classes:  {classes:,}" + (f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""))
 
 
 if __name__ == "__main__":

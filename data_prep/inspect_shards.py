@@ -9,7 +9,6 @@ sizes, the classes and the colours.  Nothing is verified beyond what opening a s
 
 import argparse
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,17 +19,19 @@ import numpy as np
 from tqdm import tqdm
 
 from mpp.data.class_folders import listed_names
-from mpp.data.decode import format_of, open_image
-from mpp.data.shard_faults import ROWS
+from mpp.data.decode import format_of, is_16_bit, open_image
+from mpp.data.shard_faults import ROWS, most_pixels
 from mpp.data.shard_format import SHORT_SIDES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import short_side_bins
 from mpp.errors import BadSample, Parser, UserError, run_program
 from mpp.files import make_folder, write_atomically
+from mpp.text import printable, say, say_json
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
-from inspect_sheet import Cell, can_be_drawn, draw_sheet, on_one_line, short_sides_between
+from inspect_sheet import Cell, can_be_drawn, draw_sheet, fitted, on_one_line, short_sides_between
+from prepare import note_levels, say_small_range
 from splits import splits_of
 from spread import spread
 from summary import progress
@@ -77,6 +78,7 @@ class Facts(NamedTuple):
     narrowest: int  # pixels of the shortest side
     longest: int  # pixels of the longest side
     aspect: float  # of the most oblong image, at least 1
+    small_range: str  # what is the matter with those of 16 bits, if anything
     cells: list[Cell]
 
 
@@ -95,9 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.append(as_json(facts) | {"picture": str(path)})
         else:
             show(facts)
-            print(f"picture:  {path}")
+            say(f"picture:  {path}")
     if args.json:
-        print(json.dumps({"splits": found}))
+        say_json({"splits": found})
     return 0
 
 
@@ -138,10 +140,12 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         aspect = max(aspect, float((sides[1] / sides[0]).max()))
     formats: Counter = Counter()
     unreadable = {}
+    levels: Counter = Counter()
+    most = most_pixels(shards.manifest["source"])
     looked = spread(shards.samples_per_shard, FORMAT_IMAGES, args.seed)
-    for sample in tqdm(looked, desc=str(folder), unit="img", delay=2, **progress(args)):
+    for sample in tqdm(looked, desc=printable(folder), unit="img", delay=2, **progress(args)):
         try:
-            formats[format_of(shards.read(sample))] += 1
+            formats[format_of(shards.read(sample), most)] += 1
         except BadSample as error:
             unreadable[sample] = str(error)
     cells = []
@@ -149,7 +153,11 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         row = shards.index[sample]
         caption = drawn_name(shards.classes, int(row["label"])) if row["label"] >= 0 else f"{row['width']} x {row['height']}"
         try:
-            cells.append(Cell(caption, open_image(shards.read(sample)), ""))
+            data = shards.read(sample)
+            image = open_image(data, most)
+            if is_16_bit(data, most):
+                note_levels(image, levels)
+            cells.append(Cell(caption, fitted(image), ""))
         except BadSample as error:
             unreadable[sample] = str(error)
             cells.append(Cell(caption, None, str(error)))
@@ -164,6 +172,7 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
         narrowest,
         longest,
         aspect,
+        say_small_range(levels),
         cells,
     )
 
@@ -183,6 +192,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "formats": facts.formats,
         "images_looked_at": facts.looked_at,
         "unreadable": facts.unreadable,
+        "small_range": facts.small_range,
         "rejects": manifest["rejects"],
         "mean": manifest["mean"],
         "std": manifest["std"],
@@ -207,37 +217,39 @@ def show(facts: Facts) -> None:
     manifest, classes = facts.manifest, facts.classes
     images = manifest["samples"]
     source = f" ({manifest['source']['name']})" if "name" in manifest["source"] else ""
-    print(f"{facts.folder}: {size_of(facts)}{source}")
+    say(f"{facts.folder}: {size_of(facts)}{source}")
     samples = " / ".join(f"{value:,}" for value in spread_of(manifest, "samples"))
     size = " / ".join(f"{value / 1e6:,.1f}" for value in spread_of(manifest, "bytes"))
-    print(f"a shard:  {samples} images, {size} MB (least / median / most)")
-    print(
-        f"an image: {manifest['bytes'] / images / 1e3:,.1f} kB on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, ", end=""
+    say(f"a shard:  {samples} images, {size} MB (least / median / most)")
+    say(
+        f"an image: {manifest['bytes'] / images / 1e3:,.1f} kB on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, "
+        f"up to {facts.aspect:,.1f} times as long as wide"
     )
-    print(f"up to {facts.aspect:,.1f} times as long as wide")
     formats = ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())
-    print(f"formats:  {formats or 'none'} (of {facts.looked_at:,} images looked at)")
-    print(f"rejected: {manifest['rejects']:,}")
+    say(f"formats:  {formats or 'none'} (of {facts.looked_at:,} images looked at)")
+    if facts.small_range:
+        say(f"WARNING:  {facts.small_range}")
+    say(f"rejected: {manifest['rejects']:,}")
     colours = (" ".join(f"{value:.3f}" for value in manifest[name]) for name in ("mean", "std"))
-    print(f"colours:  red, green, blue: mean {next(colours)}, deviation {next(colours)}, from {manifest['mean_std_images']:,} images")
+    say(f"colours:  red, green, blue: mean {next(colours)}, deviation {next(colours)}, from {manifest['mean_std_images']:,} images")
     bins = short_sides_between(facts.short_sides)
     most = max(count for _, count in bins)
     for name, count in bins:
-        print(f"  short side {name:>9} {'#' * max(round(BAR * count / most), bool(count)):<{BAR}} {count:,} ({count / images:.1%})")
+        say(f"  short side {name:>9} {'#' * max(round(BAR * count / most), bool(count)):<{BAR}} {count:,} ({count / images:.1%})")
     if not classes.names:
-        print("classes:  none, the images have no labels")
+        say("classes:  none, the images have no labels")
     else:
-        print(f"classes:  {len(classes.names):,}, {balance(classes)}")
+        say(f"classes:  {len(classes.names):,}, {balance(classes)}")
         for what, numbers in (("most", classes.order[:NAMED]), ("least", classes.order[-NAMED:])):
-            print(f"  {what:<5} " + ", ".join(f"{on_one_line(classes.names[number])} {classes.counts[number]:,}" for number in numbers))
+            say(f"  {what:<5} " + ", ".join(f"{shortened(classes.names[number])} {classes.counts[number]:,}" for number in numbers))
     if facts.unreadable:
-        print(
+        say(
             f"UNREADABLE: {len(facts.unreadable):,} of the images looked at; python data_prep/verify_shards.py {facts.folder} --full finds all"
         )
         for text in facts.unreadable[:NAMED]:
-            print(f"  {text}")
+            say(f"  {text}")
         if len(facts.unreadable) > NAMED:
-            print(f"  and {len(facts.unreadable) - NAMED:,} more")
+            say(f"  and {len(facts.unreadable) - NAMED:,} more")
 
 
 def balance(classes: Classes) -> str:
@@ -252,6 +264,12 @@ def balance(classes: Classes) -> str:
         )
     said += f"{classes.unlabelled:,} images without a label, " if classes.unlabelled else ""
     return f"{said}Gini {classes.gini:.2f}"
+
+
+def shortened(name: str) -> str:
+    """Printable, not endless, and seen even where it is empty or blank."""
+    name = printable(name[:500])
+    return name if name.strip() else repr(name)
 
 
 def drawn_name(names: list[str], number: int) -> str:

@@ -24,8 +24,15 @@ class Cell(NamedTuple):
     """One image of the contact sheet."""
 
     caption: str
-    image: Image.Image | None  # RGB
+    image: Image.Image | None  # RGB, as `fitted` makes it
     reason: str  # why there is none
+
+
+def fitted(image: Image.Image) -> Image.Image:
+    """As large as its place on the sheet, so that the images shown take little memory, whatever their size."""
+    scale = CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def short_sides_between(short_sides: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
@@ -68,10 +75,7 @@ def draw_sheet(
 def draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, cell: Cell) -> None:
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), PALE)
     if cell.image is not None:
-        scale = CELL / max(cell.image.size)
-        size = (max(1, round(cell.image.width * scale)), max(1, round(cell.image.height * scale)))
-        shown = cell.image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-        sheet.paste(shown, (left + (CELL - size[0]) // 2, top + (CELL - size[1]) // 2))
+        sheet.paste(cell.image, (left + (CELL - cell.image.width) // 2, top + (CELL - cell.image.height) // 2))
     else:
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), None, CHANNELS[0][1], 2)
         for line, text in enumerate(wrap(f"unreadable: {cell.reason}", font(13), CELL - 16, CELL // 17 - 1)):

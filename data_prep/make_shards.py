@@ -37,14 +37,16 @@ import PIL
 from tqdm import tqdm
 
 import mpp
+from mpp.data.decode import MAX_PIXELS
 from mpp.errors import DataError, Parser, UserError, run_program
 from mpp.machine import usable_cores
+from mpp.text import say, say_json
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
 from layouts import laid_out
-from options import at_least, share
+from options import MAX_PIXELS_HELP, at_least, share
 from plan import decide, opened, other_plan, plan_jobs, read_plan
 from prepare import QUALITY, Options
 from remote import is_url
@@ -115,6 +117,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dedup", action="store_true", help="leave out images that are byte for byte another's; val's are kept before train's"
     )
+    parser.add_argument("--max-pixels", type=at_least(1), default=MAX_PIXELS, metavar="N", help=MAX_PIXELS_HELP)
     parser.add_argument("--max-rejects", type=share, default=0.0, metavar="SHARE", help="share of unreadable images to go on with")
     parser.add_argument(
         "--part", type=_part, metavar="I/N", help="make only every N-th shard from the I-th on, I from 0; finish without it"
@@ -181,6 +184,7 @@ def make(args: argparse.Namespace) -> int:
         "encode": args.encode,
         "quality": args.quality,
         "dedup": args.dedup,
+        "max_pixels": None if args.max_pixels == MAX_PIXELS else args.max_pixels,
     }
     wanted = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
     target = target_at(args.out, args.scratch, wanted)
@@ -196,7 +200,7 @@ def make(args: argparse.Namespace) -> int:
             if not args.part:
                 target.clean()  # the run that completed it may have been killed before it did so
             said = f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do"
-            print(json.dumps({"out": str(args.out), "complete": found["complete"]}) if args.json else said)
+            say_json({"out": str(args.out), "complete": found["complete"]}) if args.json else say(said)
             return 0
         plan = decide(source, target, wanted, args)
         work = Work(
@@ -204,7 +208,7 @@ def make(args: argparse.Namespace) -> int:
             target,
             target.scratch,
             {name: number for number, name in enumerate(plan.classes)} if args.labels else None,
-            Options(args.check, args.resize, args.encode, args.quality),
+            Options(args.check, args.resize, args.encode, args.quality, args.max_pixels),
             hashlib.sha256(json.dumps(plan.noted["plan"]).encode()).hexdigest(),
         )
         fresh.pop_all()  # from here on what was done is kept
@@ -228,7 +232,7 @@ def make(args: argparse.Namespace) -> int:
         if not args.part:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
-            settings = {name: plan.noted["plan"][name] for name in settings}
+            settings = {name: plan.noted["plan"].get(name) for name in settings}
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"
+
 
 def at_least(lowest: int) -> Any:
     """A whole number, not below the lowest and below 2**63."""

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from mpp.errors import DataError, UserError
 from mpp.files import lock_folder, write_atomically
+from mpp.text import say
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespac
             found = {"plan": wanted | {"kind": kind, "levels": listed.levels, "stamp": listed.stamp}, "complete": []}
             target.put(PLAN, json.dumps(found).encode())
     if advice := other_format(source, listed.ignored):
-        print(f"warning: {args.source} is read as a folder of images; {advice}", file=sys.stderr)
+        say(f"warning: {args.source} is read as a folder of images; {advice}", error=True)
     for remark in remarks:
-        print(f"warning: {remark}", file=sys.stderr)
+        say(f"warning: {remark}", error=True)
     return Plan(source, listed, splits, classes, found)
 
 

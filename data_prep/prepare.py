@@ -5,16 +5,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from mpp.data.class_folders import CONVERTED
-from mpp.data.decode import FORMATS, check_header, open_image, open_shrunk, open_upright
+from mpp.data.decode import FORMATS, MAX_PIXELS, check_header, is_16_bit, open_image, open_shrunk, open_upright
 from mpp.data.shard_format import FIELDS
 from mpp.errors import BadSample
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of the longest side that each format stores
 QUALITY = {"JPEG": 95, "WEBP": 90}  # of re-encoded images, unless --quality says otherwise
+TRAINED_PIXELS = 100_000_000  # data.max_pixels of the training programs, unless it is given
+DARKEST, BRIGHTEST = "darkest of 16 bits ", "brightest of 16 bits "  # before a level from 0 to 255: how many images have it so
 TAIL = 4096  # bytes at the end of a JPEG in which its end mark is looked for (cameras append things)
 
 
@@ -24,6 +27,7 @@ class Options:
     resize: int | None = None  # pixels of the short side, None to keep
     encode: Literal["keep", "jpeg", "webp"] = "keep"
     quality: int | None = None  # of JPEG and WebP, 1 to 100
+    max_pixels: int = MAX_PIXELS  # larger images are refused
 
 
 class Prepared(NamedTuple):
@@ -42,11 +46,14 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
     antialiased); what is shrunk or re-encoded is upright RGB without EXIF, its chroma at half resolution (4:2:0, WebP knows no other).
     Raises BadSample.
     """
-    form, width, height = check_header(data, formats=FORMATS + CONVERTED)
+    most = options.max_pixels
+    form, width, height = check_header(data, most, FORMATS + CONVERTED)
+    deep = form not in LONGEST and is_16_bit(data, most, FORMATS + CONVERTED)
+    drawn: Image.Image | None = None
     if form in CONVERTED:
-        drawn = open_upright(data, formats=CONVERTED)
-        data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, formats=CONVERTED), "PNG"), "PNG"
-        _, width, height = check_header(data)
+        drawn = open_upright(data, most, CONVERTED)
+        data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, most, CONVERTED), "PNG"), "PNG"
+        _, width, height = check_header(data, most)
         counts["converted"] += 1
     side = options.resize if options.resize and min(width, height) > options.resize else None
     target = {"keep": "JPEG" if side else form, "jpeg": "JPEG", "webp": "WEBP"}[options.encode]
@@ -57,15 +64,48 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
             width, height = (max(side, round(length * scale)) for length in (width, height))
         if max(width, height) > LONGEST[target]:
             raise BadSample(f"{width}x{height} is too long: a {target}'s sides end at {LONGEST[target]}")
-        drawn = open_shrunk(data, (width, height)) if side else open_image(data)
+        drawn = open_shrunk(data, (width, height), most) if side else open_image(data, most)
         data = _encode(drawn, target, quality=options.quality or QUALITY[target], subsampling="4:2:0")
         counts["resized"] += bool(side)
         counts["encoded"] += 1
         if need_pixels:
-            image = open_image(data)
+            image = open_image(data, most)
     elif need_pixels or options.check == "decode" or not looks_whole(data, form):
-        image = open_image(data)
+        image = drawn = open_image(data, most)
+    if deep and drawn:
+        note_levels(drawn, counts)
+    counts["largest"] += width * height > TRAINED_PIXELS
     return Prepared(data, FIELDS[target], width, height, image)
+
+
+def note_levels(image: Image.Image, counts: Counter) -> None:
+    """Count the least and greatest upper 8 bits of an image that is stored in 16: counts of images add up, where the levels would not."""
+    levels = np.asarray(image)
+    upper = levels >> 8 if image.mode == "I;16" else levels
+    counts[f"{DARKEST}{upper.min()}"] += 1
+    counts[f"{BRIGHTEST}{upper.max()}"] += 1
+
+
+def used_range(counts: Counter) -> tuple[int, int, int]:
+    """(images noted by `note_levels`, least level, greatest level) of all of them, 0 to 255."""
+    found = {
+        prefix: {int(name.removeprefix(prefix)): n for name, n in counts.items() if name.startswith(prefix)}
+        for prefix in (DARKEST, BRIGHTEST)
+    }
+    return sum(found[DARKEST].values()), min(found[DARKEST], default=0), max(found[BRIGHTEST], default=255)
+
+
+def say_small_range(counts: Counter) -> str:
+    """Of images stored in 16 bits that together use at most half of their range; else nothing."""
+    images, least, greatest = used_range(counts)
+    if not images or greatest - least >= 128:
+        return ""
+    used = f"levels {least * 256:,} to {greatest * 256 + 255:,} of 65,535"
+    hint = f", as {(greatest * 256 + 255).bit_length()}-bit data in 16-bit files do" if not least else ""
+    return (
+        f"{images:,} images of 16 bits a channel use {used} only{hint}: in 8 bits, {least} to {greatest} of 255 are left of them; spread "
+        "the levels over all 16 bits first (in a TIFF, MaxSampleValue may state the greatest)"
+    )
 
 
 def looks_whole(data: bytes, form: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mpp.errors import DataError
+from mpp.text import say
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ def give_up_or_wait(url: str, trouble: str, wait: float | None) -> None:
             "what is done is kept"
         )
     if wait >= 8:
-        print(f"warning: {shown(url)}: {trouble}; trying again in {wait:g} s", file=sys.stderr)
+        say(f"warning: {shown(url)}: {trouble}; trying again in {wait:g} s", error=True)
     time.sleep(wait * random.uniform(0.5, 1))  # many workers must not come back all at once
 
 

@@ -74,6 +74,7 @@ class ShardCheck:
     entry: ShardEntry
     foreign: bool
     colour_limit: int
+    max_pixels: int  # of an image
     tick: Tick
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class ShardCheck:
             yield self._crc_fault(found, row)
             return
         try:
-            _, width, height = check_header(payload)
+            _, width, height = check_header(payload, self.max_pixels)
         except BadSample as error:
             yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
         else:
@@ -179,7 +180,7 @@ class ShardCheck:
             yield self._crc_fault(found, row)
         else:
             try:
-                image = open_image(payload)
+                image = open_image(payload, self.max_pixels)
             except BadSample as error:
                 yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
             else:

@@ -1,19 +1,20 @@
 """What make_shards.py says: progress while it works, a summary at the end."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from prepare import TRAINED_PIXELS, say_small_range
 from shard_job import Record
 from shuffle import Listed
 from sources.base import describe
 from target import Target
 
 from mpp.data.class_folders import listed_names
+from mpp.text import say, say_json
 
 
 def progress(args: argparse.Namespace) -> dict[str, Any]:
@@ -62,47 +63,56 @@ class Summary:
                 "repeats": self.repeats,
                 "ignored": ignored,
                 **{name: self.counts[name] for name in ("converted", "resized", "encoded")},
+                "small_range": say_small_range(self.counts),
+                "above_training_limit": self.counts["largest"],
                 "built_shards": self.built_shards,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(rate, 1),
             }
-            print(json.dumps(facts))
+            say_json(facts)
             return
         for split, found in self.splits.items():
-            print(f"{self.target.where(split)}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
+            say(f"{self.target.where(split)}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
         listed = "" if args.part or not self.rejects else f" ({self.target.where('rejects.jsonl')})"
-        print(f"rejected: {self.rejects:,}{listed}")
-        print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
+        say(f"rejected: {self.rejects:,}{listed}")
+        say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
         if self.repeats["repeats"]:
-            print(self._say_repeats())
+            say(self._say_repeats())
         if args.labels:
             empty = [] if args.part else [name for number, name in enumerate(classes) if number not in self.used]
             without = f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""
-            print(f"classes:  {len(classes):,} ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}){without}")
+            say(f"classes:  {len(classes):,} ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}){without}")
         if self.counts["converted"]:
-            print(f"converted to PNG (first frame, without loss): {self.counts['converted']:,}")
+            say(f"converted to PNG (first frame, without loss): {self.counts['converted']:,}")
         if self.counts["resized"]:
-            print(f"shrunk to a short side of {args.resize}: {self.counts['resized']:,}")
+            say(f"shrunk to a short side of {args.resize}: {self.counts['resized']:,}")
         if self.counts["encoded"]:
-            print(f"encoded anew: {self.counts['encoded']:,}")
+            say(f"encoded anew: {self.counts['encoded']:,}")
+        if said := say_small_range(self.counts):
+            say(f"WARNING:  {said}")
+        if self.counts["largest"]:
+            say(
+                f"WARNING:  {self.counts['largest']:,} images have more than {TRAINED_PIXELS:,} pixels; training takes larger ones than "
+                f"that for bad samples unless data.max_pixels={args.max_pixels} (features.max_pixels of probes)"
+            )
         if self.built_shards < self.shards:
-            print(f"kept from an earlier run: {self.shards - self.built_shards:,} of {self.shards:,} shards")
+            say(f"kept from an earlier run: {self.shards - self.built_shards:,} of {self.shards:,} shards")
         megabytes = self.read_bytes / 1e6 / seconds
-        print(
+        say(
             f"took {seconds:,.1f} s: {rate:,.0f} images/s, {megabytes:,.1f} MB/s with {min(args.workers, max(self.built_shards, 1))} workers"
         )
         if args.part:
-            print(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
+            say(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
             if isinstance(args.out, str):
-                print(f"where this machine makes no other part, {self.target.scratch} can be removed")
+                say(f"where this machine makes no other part, {self.target.scratch} can be removed")
         else:
             train = self.target.where("train")
             if "train" not in self.splits:
                 return
             if isinstance(args.out, str):
-                print(f"next:     copy {train} to a disk of the machines that train")
+                say(f"next:     copy {train} to a disk of the machines that train")
             else:
-                print(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={train}")
+                say(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={train}")
 
     def _say_repeats(self) -> str:
         counts = self.repeats

@@ -20,7 +20,6 @@ against that: run folders do.
 
 import argparse
 import functools
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -31,10 +30,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
+from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, most_pixels, row_faults
 from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, Manifest, ShardEntry, manifest_bytes, read_manifest
 from mpp.errors import DataError, Parser, run_program
 from mpp.machine import usable_cores
+from mpp.text import printable, say, say_json
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
@@ -134,13 +134,14 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
                 tally.add(Fault("unlisted file", path, "is not in the manifest, but readers of *.tar would take it for a shard", path.name))
     jobs, total = plan(manifest, index, args)
     colours, colour_images = np.zeros((3, 256), np.int64), 0
-    with tqdm(total=total, desc=str(folder), unit="B", unit_scale=True, **progress(args)) as bar:
+    with tqdm(total=total, desc=printable(folder), unit="B", unit_scale=True, **progress(args)) as bar:
 
         def tick(count: int) -> None:
             report.bytes += count
             bar.update(count)
 
-        work = functools.partial(check_shard, folder, None if index is None else manifest.index.name, foreign, colour_limit(manifest))
+        index_name = None if index is None else manifest.index.name
+        work = functools.partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source))
         for done in run_jobs(work, jobs, args.workers, tick):
             tally.update(done.tally)
             report.images += done.images
@@ -179,9 +180,9 @@ def plan(manifest: Manifest, index: np.ndarray | None, args: argparse.Namespace)
     return [job._replace(picks=(part - job.first).tolist()) for job, part in zip(jobs, parts, strict=True) if len(part)], total
 
 
-def check_shard(folder: Path, index_name: str | None, foreign: bool, colour_limit: int, job: Job, tick: Tick) -> Done:
+def check_shard(folder: Path, index_name: str | None, foreign: bool, colour_limit: int, max_pixels: int, job: Job, tick: Tick) -> Done:
     """One job's work.  index_name: None where the index is of no use."""
-    check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, tick), Tally()
+    check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, tick), Tally()
     if index_name is None:
         faults = check.whole(None)
     else:
@@ -220,23 +221,23 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
                 for report in reports
             ],
         }
-        print(json.dumps(facts))
+        say_json(facts)
         return
     for report in reports:
         looked = "all" if report.images == report.samples else f"{report.images:,}"
         looked = looked if report.images else "none"
         shards = f"{report.shards:,} {'shard' if report.shards == 1 else 'shards'}"
         found = f"{report.faults:,} faults" if report.faults != 1 else "1 fault"
-        print(f"{report.folder}: {report.samples:,} images in {shards}, {looked} looked at: {found if report.faults else 'no fault'}")
+        say(f"{report.folder}: {report.samples:,} images in {shards}, {looked} looked at: {found if report.faults else 'no fault'}")
         if report.unchecked:
-            print(f"  not checked: {report.unchecked}")
+            say(f"  not checked: {report.unchecked}")
         for kind, faults in report.tally.first.items():
             for fault in faults:
-                print(f"  {kind}: {line(fault)}")
+                say(f"  {kind}: {line(fault)}")
             if (more := report.tally.counts[kind] - len(faults)) > 0:
-                print(f"  {kind}: and {more:,} more")
+                say(f"  {kind}: and {more:,} more")
     how = "every byte" if args.full else f"a sample (seed {args.seed}); --full reads every byte"
-    print(f"read {read / 1e6:,.1f} MB in {seconds:,.1f} s, {read / 1e6 / seconds:,.1f} MB/s: {how}")
+    say(f"read {read / 1e6:,.1f} MB in {seconds:,.1f} s, {read / 1e6 / seconds:,.1f} MB/s: {how}")
 
 
 def line(fault: Fault) -> str:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from mpp.text import Cleaned, printable
+
 
 class UserError(Exception):
     """Something the user can mend: shown as one line, exit status 2."""
@@ -46,9 +48,11 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
     With several processes an error that all of them share (a config key, a missing manifest) is printed by rank 0 only; `of_this_rank` marks the others.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+            setattr(sys, name, Cleaned(stream))
     try:
         status = main(None)
         sys.stdout.flush()
@@ -59,7 +63,7 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or getattr(error, "of_this_rank", False):
             where = f" [rank {rank}]" if rank != "0" else ""
-            sys.stderr.write(f"error{where}: {' '.join(str(error).split())}\n")
+            sys.stderr.write(f"error{where}: {printable(' '.join(str(error).split()))}\n")
             sys.stderr.flush()
         status = 2
     except KeyboardInterrupt:

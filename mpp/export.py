@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mpp import text
 from mpp.config import PretrainConfig
 from mpp.errors import ConfigError, Parser, run_program
 from mpp.files import make_folder
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = open_source(arguments.encoder)
     targets = list(dict.fromkeys(arguments.to or ["timm"]))
     refuse(source, targets)  # before anything is written
-    print(f"encoder   {source.encoder.source} ({arguments.encoder}), sha256 {source.encoder.digest}")
+    text.say(f"encoder   {source.encoder.source} ({arguments.encoder}), sha256 {source.encoder.digest}")
     for kind in targets:
         folder = Path(arguments.out) / kind
         make_folder(folder, "OUT")
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(source, folder, {"mpp.certificate": json.dumps(made)})  # the same tensors: only the header grows
         seal(made, folder)
         say(folder, check(folder))
-        print(f"          {USE[kind].format(folder)}")
+        text.say(f"          {USE[kind].format(folder)}")
     return 0
 
 
@@ -113,7 +114,7 @@ def certified(folders: Sequence[Path]) -> list[Path]:
 
 def say(folder: Path, made: Mapping[str, Any]) -> None:
     off = ", ".join(f"{name} {delta:.2g}" for name, delta in made["max_delta"].items())
-    print(f"{made['target']:18}{folder}: max|delta| {off} (bound {made['bound']:.2g}); encoder {made['encoder']['digest'][:16]}...")
+    text.say(f"{made['target']:18}{folder}: max|delta| {off} (bound {made['bound']:.2g}); encoder {made['encoder']['digest'][:16]}...")
 
 
 # Each writes one target's files, with further metadata in the header of its safetensors file.

@@ -14,6 +14,7 @@ from pathlib import Path
 from mpp.config import dump, load
 from mpp.config_finetune import FinetuneConfig
 from mpp.errors import ConfigError, Parser, run_program
+from mpp.text import say_lines
 
 PROGRAM = "mpp/finetune.py"
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     config = load(FinetuneConfig, arguments.config, arguments.words)
     if arguments.print_config:
-        print(dump(config), end="")
+        say_lines(dump(config))
         return 0
     for key in ("encoder", "train"):
         if not getattr(config, key):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from mpp.config import dump, load
 from mpp.config_probe import ProbeConfig
 from mpp.errors import ConfigError, Parser, run_program
+from mpp.text import say_lines
 
 NEEDED = "python mpp/linear_probe.py encoder=RUN train=SHARDS/train [test=SHARDS/test]"
 
@@ -42,7 +43,7 @@ def parse(words: list[str]) -> ProbeConfig | None:
     options = parser.parse_intermixed_args(words)
     config = load(ProbeConfig, options.config, options.words)
     if options.print_config:
-        print(dump(config), end="")
+        say_lines(dump(config))
         return None
     for key in ("encoder", "train"):
         if not getattr(config, key):

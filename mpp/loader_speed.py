@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from mpp import text
 from mpp.config import PretrainConfig, load
 from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
 from mpp.data.decode import decode
@@ -70,21 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     placed = sets.placed(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
     rate = alone(placed, order, plan, arguments.seconds)
     timed = stages.images * views
-    print(f"\none core                 views/s   us/view   ({timed:,} views timed)")
+    text.say()
+    text.say(f"one core                 views/s   us/view   ({timed:,} views timed)")
     for name, stage in (("read", stages.read), ("decode", stages.decode), ("augment", stages.augment)):
-        print(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
-    print(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   images {placed.images.decoder}")
-    print(
+        text.say(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
+    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   images {placed.images.decoder}")
+    text.say(
         f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1e6 * stages.decode_whole.cpu / timed:7,.0f}   for comparison"
     )
     if workers:
         together = with_workers(placed, order, plan, arguments.seconds, workers)
-        print(f"\n{workers} loader process(es)      {together:8,.0f} views/s reach the trainer, {together / rate:.2f} x one core")
+        text.say()
+        text.say(f"{workers} loader process(es)      {together:8,.0f} views/s reach the trainer, {together / rate:.2f} x one core")
         rate = min(rate, together / workers)  # handing over costs too
-    print(f"\ncores for the loader of a GPU (of {usable_cores()} here):")
+    text.say()
+    text.say(f"cores for the loader of a GPU (of {usable_cores()} here):")
     for wanted in [arguments.rate] if arguments.rate else RATES:
-        print(f"  {wanted:8,.0f} views/s   {math.ceil(wanted / rate)} core(s)")
-    print(f"\nlimit: {limit(stages, config)}")
+        text.say(f"  {wanted:8,.0f} views/s   {math.ceil(wanted / rate)} core(s)")
+    text.say()
+    text.say(f"limit: {limit(stages, config)}")
     return 0
 
 
@@ -93,8 +98,8 @@ def describe(dataset: MaskedImages, config: PretrainConfig) -> None:
     assert isinstance(shards, ShardSet)  # so open_training_set made them
     index = shards.index[dataset.pool.start : dataset.pool.stop]
     width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
-    print(
-        f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB\n"
+    text.say(f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
+    text.say(
         f"crops of {config.model.image_size} pixels, {config.data.views} view(s) of each image | JPEGs are decoded by {jpeg_decoder()}"
     )
 

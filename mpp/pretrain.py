@@ -11,13 +11,14 @@ from pathlib import Path
 
 from mpp.config import PretrainConfig, dump, load
 from mpp.errors import Parser, run_program
+from mpp.text import say_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     config = load(PretrainConfig, arguments.config, arguments.words)
     if arguments.print_config:
-        print(dump(config), end="")
+        say_lines(dump(config))
         return 0
     run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
     from mpp.pretraining import pretrain  # here, because it takes seconds

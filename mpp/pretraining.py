@@ -34,7 +34,7 @@ from mpp.train.commit import Commit, find_commit, prune, read_config, read_tenso
 from mpp.train.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
-from mpp.train.progress import clock, say, shared_sum
+from mpp.train.progress import clock, say, shared_sum, signed
 from mpp.train.quarantine import Quarantine
 from mpp.train.resume import course_of, settle, way_out
 from mpp.train.run_folder import cut_back_logs, hold_run_folder, write_run_folder
@@ -120,7 +120,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | "
             f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"
         )
-        say(f"trivial baseline: {baseline.name}, loss {baseline.loss:.4f} on {len(holdout_data.pool)} held-out images")
+        say(baseline.said(len(holdout_data.pool)))
 
     # The loop.
     stop = StopRequest()
@@ -182,7 +182,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             measured = on_holdout(engine, target, holdout, baseline, config, world)
             if board:
                 board.scalars(samples_seen, step + 1, measured)
-                say(f"  hold-out loss {measured['holdout/loss']:.4f}  skill {measured['holdout/skill']:+.4f}")
+                say(f"  hold-out loss {measured['holdout/loss']:.4f}  skill {signed(measured['holdout/skill'])}")
         if (step + 1) % config.log.pictures_every_steps == 0 or last:
             picture(engine, target, holdout[0][0], config, world, board, samples_seen)
         every = config.checkpoint.every_samples
@@ -219,9 +219,9 @@ def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> Non
         write_encoder(folder, read_tensors(commit, "weight/" + PREFIX), config.model, config.data.mean, config.data.std, words, commit.seal)
 
 
-def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, float], seconds_left: float) -> str:
+def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, Any], seconds_left: float) -> str:
     return (
-        f"step {step}/{steps}  samples {samples_seen:,}  loss {values['train/loss']:.4f}  skill {values['train/skill']:+.4f}  "
+        f"step {step}/{steps}  samples {samples_seen:,}  loss {values['train/loss']:.4f}  skill {signed(values['train/skill'])}  "
         f"lr {values['optim/learning_rate']:.2e}  norm {values['optim/gradient_norm']:.3f}  {values['speed/samples_per_second']:.0f} img/s  "
         f"wait {values['speed/wait_share']:.0%}  eta {clock(seconds_left)}"
     )
@@ -230,7 +230,7 @@ def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, fl
 @torch.no_grad()
 def on_holdout(
     engine: Engine, target: Target, holdout: list[tuple[Batch, torch.Tensor]], baseline: Baseline, config: PretrainConfig, world: World
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Collective: loss and skill on the same images with the same crops and masks every time."""
     engine.train(False)
     sums = torch.zeros(4, device=world.device)

@@ -18,6 +18,7 @@ import timm
 import torch
 
 import mpp
+from mpp import text
 from mpp.config_probe import FeatureConfig, ProbeConfig
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
@@ -147,7 +148,8 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     if not world.first:
         return 0
 
-    print("\n" + format_table({name: row.figures for name, row in rows.items()}))
+    text.say()
+    text.say_lines(format_table({name: row.figures for name, row in rows.items()}))
     results: dict[str, Any] = {
         "command": shlex.join(["mpp/linear_probe.py", *words]),
         "kind": "probe",
@@ -168,7 +170,7 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     if not config.rank_only:
         results["gains"] = gains(rows, truth, config.seed)
         for line in results["gains"]:
-            print(line["words"])
+            text.say(line["words"])
         answers = {name: row.answers for name, row in rows.items()}
         write_predictions(out, answers, truth, ids)
         figured = results["rows"]
@@ -177,8 +179,9 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         results["pictures"] += draw_answers(out, PRETRAINED, "linear", figured, answers, truth, train.classes, place)
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out, results)
-    print(
-        f"\n{results['seconds']} s; {out}/results.json" + (f", {', '.join(results.get('pictures', []))}" if results.get("pictures") else "")
+    text.say()
+    text.say(
+        f"{results['seconds']} s; {out}/results.json" + (f", {', '.join(results.get('pictures', []))}" if results.get("pictures") else "")
     )
     return 0
 
@@ -314,4 +317,4 @@ def versions() -> dict[str, str]:
 
 def say(world: World, line: str) -> None:
     if world.first:
-        print(line, flush=True)
+        text.say(line)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mpp import text
 from mpp.errors import DataError, Parser, run_program
 from mpp.files import write_atomically
 from mpp.transfer.metrics import paired_bootstrap
@@ -45,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for members in tables.values():
         title, lines = in_words(members[0]), lines_of(members, options.folders)
         reads = sorted({result.about.get("test_reads", 0) for result in members})
-        print(
+        text.say(
             f"{title}; the test split was read {' to '.join(map(str, dict.fromkeys([reads[0], reads[-1]])))} time(s) by each of these folders"
         )
-        print(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
+        text.say_lines(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
         made: dict[str, Any] = {
             "on": title,
             "rows": {line.name: line.figures for line in lines},
@@ -56,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if options.compare:
             made["differences"] = differences(lines, options.compare)
-            print("\n" + said(made["differences"], options.compare))
+            text.say()
+            text.say_lines(said(made["differences"], options.compare))
         written.append(made)
-        print()
+        text.say()
     if options.json:
         write_atomically(Path(options.json), (json.dumps(written, indent=1) + "\n").encode())
     return 0

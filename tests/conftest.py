@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.internal.conjecture import providers
 from PIL import Image
 
 from mpp.data.write_shards import Sample, write_manifest, write_shard
@@ -19,6 +20,9 @@ settings.register_profile(
     "mpp-first-failure", settings.get_profile("mpp"), phases=[Phase.explicit, Phase.generate]
 )  # tests/test_mutations.py
 settings.load_profile("mpp")
+# Hypothesis also draws the numbers and words that stand in the source of whatever modules are loaded: which examples a test sees would
+# depend on the tests before it (tests/test_draws.py).
+providers._get_local_constants = lambda: providers._local_constants
 torch.set_num_threads(1)
 
 

@@ -18,6 +18,8 @@
 #error "needs libjpeg-turbo: jpeg_crop_scanline and jpeg_skip_scanlines"
 #endif
 
+#define SPARE_COLUMNS 2 /* beside the region, on each side */
+
 typedef struct {
     struct jpeg_error_mgr base;
     jmp_buf leave;
@@ -59,6 +61,13 @@ static int is_unfinished(j_decompress_ptr info) {
     return 0;
 }
 
+/* Whether a part is known to have the bits of the whole.  jpeg_crop_scanline takes it that every component is reduced alike; of an image with
+ * chroma at a quarter across and a half down (4:1:0) at 1/2 and 1/4 that is wrong, and parts of it come out up to 131 levels off. */
+static int has_exact_parts(j_decompress_ptr info) {
+    int across = info->max_h_samp_factor, down = info->max_v_samp_factor;
+    return (across <= 2 && down <= 2) || (across == 4 && down == 1) || (across == 1 && down == 4);
+}
+
 /* header(data) -> (width, height, components, has_app1) */
 static PyObject *header(PyObject *self, PyObject *argument) {
     Py_buffer data;
@@ -90,6 +99,10 @@ static int read_region(j_decompress_ptr info, Errors *errors, const Py_buffer *d
     jpeg_create_decompress(info);
     jpeg_mem_src(info, data->buf, (unsigned long)data->len);
     jpeg_read_header(info, TRUE);
+    if (!has_exact_parts(info)) {
+        snprintf(errors->message, sizeof errors->message, "its sampling factors are left to Pillow");
+        return -1;
+    }
     info->out_color_space = JCS_RGB;
     info->scale_num = 1;
     info->scale_denom = scale;
@@ -104,9 +117,10 @@ static int read_region(j_decompress_ptr info, Errors *errors, const Py_buffer *d
         snprintf(errors->message, sizeof errors->message, "the region exceeds the image of %ux%u", info->output_width, info->output_height);
         return -1;
     }
-    /* Smooth upsampling looks one chroma sample aside: with a column more on each side the region's own are exact. */
-    JDIMENSION first = left ? left - 1 : 0;
-    JDIMENSION columns = (left + width < info->output_width ? left + width + 1 : left + width) - first;
+    /* Smooth upsampling looks one chroma sample aside, which a column more on each side would do for.  But it is left out, above and below
+     * too, where fewer than two chroma samples lie in a row, which at an image's rim needs a second column. */
+    JDIMENSION first = left > SPARE_COLUMNS ? left - SPARE_COLUMNS : 0;
+    JDIMENSION columns = (info->output_width - (left + width) > SPARE_COLUMNS ? left + width + SPARE_COLUMNS : info->output_width) - first;
     if (first || columns < info->output_width) jpeg_crop_scanline(info, &first, &columns);
     *line = malloc((size_t)info->output_width * 3);
     if (!*line) {

@@ -3,7 +3,7 @@
     bytes -> a part of the image, at 1, 1/2, 1/4 or 1/8 of its size -> uint8 [3, H, W], antialiased bicubic
 
 * libjpeg-turbo decodes a part of a JPEG (_jpeg.c): blocks above and beside it are parsed and thrown away, what lies below is not read.
-  Without that module, and for every other format, Pillow decodes the whole image.  Either way the same bits come out, so only the speed
+  Without that module, and for every other format or an unusual sampling of chroma, Pillow decodes the whole image.  Either way the same bits come out, so only the speed
   of a mixed cluster differs.  One exception: a JPEG that was damaged before its shard was made passes here where the damage lies below the
   crop, while Pillow calls it bad.  make_shards.py lets none in; in tars from elsewhere verify_shards.py --full finds them.
 * A large JPEG is decoded at the smallest reduced size that still holds each crop `SPARE` times over on both sides.  The crop is snapped to

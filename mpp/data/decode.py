@@ -3,8 +3,10 @@
 One rule for every image, so that shards, the loader and the probes see the same pixels:
 
 * The first frame counts; EXIF (or XMP) orientation is applied; an unreadable EXIF block means upright, not a bad image.
-* Grey, palette and CMYK (Adobe's inverted kind too) become RGB.  16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colour.
-* Transparency is composited on white, the page most such pictures were drawn for.  ICC profiles are not applied.
+* Grey, palette and CMYK (Adobe's inverted kind too) become RGB.  What is deeper than 8 bits keeps the upper 8 of its stated range
+  (levels.py), grey and colour alike; what states no range (floats, signed numbers) is a bad sample.
+* Transparency, of a level or colour (PNG's tRNS) too, is composited on white, the page most such pictures were drawn for.
+* ICC profiles and texts are not looked at, however large they are.
 * Only Pillow's complaints about content become BadSample.  MemoryError and errors of the system (an OSError with an errno) pass through.
 """
 
@@ -13,11 +15,13 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
+from mpp.data.levels import loaded, opaque_rgb, tiff_facts
 from mpp.errors import BadSample, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -33,6 +37,10 @@ _UPRIGHT = {  # what turns a stored picture of this EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks that say nothing of pixels, but for those in which orientation may stand
+_MOST_TEXT = 1 << 20  # bytes of a text, unpacked, in which an orientation is looked for; Pillow's own limit
+_BOMB = 64 << 20  # bytes to which no honest text or colour profile unpacks
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # a PNG without any of these has no orientation
 # What Pillow's parsers raise on damaged bytes, besides an OSError without errno (found by fuzzing; tests/data/test_decode.py repeats it).
 _CONTENT_ERRORS = (
@@ -89,16 +97,23 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ..
     formats: Pillow names of the formats let in.  Raises BadSample(reason) for content that cannot be decoded in full.
     """
     with _content_errors(formats):
-        return to_rgb(open_upright(data, max_pixels, formats))
+        return opaque_rgb(open_upright(data, max_pixels, formats))
 
 
 def open_upright(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The decoded image, upright, in whatever mode it was stored.  Raises BadSample(reason)."""
+    """The decoded image, upright, in whatever mode it was stored; grey deeper than 8 bits as "I;16" from 0 to 65,535.  Raises BadSample(reason)."""
     with _content_errors(formats):
-        image = _open(data, max_pixels, formats)
-        image.load()
+        image = loaded(_open(data, max_pixels, formats), data)
         turn = _UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
+
+
+def is_16_bit(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> bool:
+    """Whether each channel is stored in 16 bits, of which a set may use a few only.  Raises BadSample as `check_header` does."""
+    if data[:8] == _PNG:
+        return data[24:25] == b"\x10"
+    with _content_errors(formats):
+        return any("16" in str(tile.args) for tile in cast(ImageFile.ImageFile, _open(data, max_pixels, formats)).tile)
 
 
 def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
@@ -112,8 +127,7 @@ def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[
         orientation = _orientation(image)
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
-        image.load()
-        return to_rgb(image), orientation
+        return opaque_rgb(loaded(image, data)), orientation
 
 
 def stored_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, int, str]:
@@ -135,36 +149,87 @@ def open_shrunk(data: bytes, size: tuple[int, int], max_pixels: int = MAX_PIXELS
         if orientation >= 5:
             size = size[::-1]
         drafted = image.draft(None, (2 * size[0], 2 * size[1]))
-        image.load()
+        image = loaded(image, data)
         # Divided sides are rounded up: the last row and column may hold only a part of a pixel.
         box = drafted[1] if drafted else None
-        small = to_rgb(image).resize(size, Image.Resampling.BICUBIC, box)
+        small = opaque_rgb(image).resize(size, Image.Resampling.BICUBIC, box)
         turn = _UPRIGHT.get(orientation)
         return small if turn is None else small.transpose(turn)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image in mode RGB by the module's rules.  Raises BadSample for pixels without a known range (float)."""
-    if image.mode.startswith("I"):  # 16-bit grey, in 16 or 32 bits; Pillow's own conversion would clip at 255
-        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadSample("floating-point pixels have no known range")
-    if image.has_transparency_data:
-        drawn = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     """The header, parsed; pixels not yet decoded."""
-    image = Image.open(io.BytesIO(data), formats=formats)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is fixed, and names no sides; ours, below, comes before a pixel is decoded too
+    try:
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
+    except UnidentifiedImageError as error:
+        raise BadSample(_refusal(data, formats)) from error
     width, height = image.size
     if width < 1 or height < 1:
         raise BadSample(f"no pixels ({width}x{height})")
     if width * height > max_pixels:
         raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
     return image
+
+
+def _refusal(data: bytes, formats: tuple[str, ...]) -> str:
+    """Why Pillow does not open it: it asks every format, and says no more than that none took it."""
+    for name in formats:
+        factory, accepts = Image.OPEN.get(name, (None, None))
+        if factory is None or accepts is None or accepts(data[:16]) is not True:
+            continue
+        try:
+            factory(io.BytesIO(data), "")
+        except (OSError, *_CONTENT_ERRORS) as error:
+            facts = f" ({said})" if name == "TIFF" and (said := tiff_facts(data)) else ""
+            return f"begins like a {name}, but is damaged or of a kind that is not read: {error}{facts}"
+    return f"not an image of {', '.join(formats)}"
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its colour profile and its texts, which may be larger than Pillow takes; texts with an orientation stay.  Else as it is.
+
+    Raises BadSample for one that unpacks to more than 64 MiB: other programs that read it would choke.
+    """
+    if data[:8] != _PNG or not any(mark in data for mark in _PNG_TEXTS):
+        return data
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, content = data[at + 4 : at + 8], data[at + 8 : end - 4]
+        if kind not in _PNG_TEXTS:
+            kept.append(data[at:end])
+        else:
+            packed = _packed(kind, content)
+            if len(packed) > _BOMB >> 11 and _unpacks_beyond(packed, _BOMB):  # deflate packs no tighter than 1 : 1,032
+                raise BadSample(f"a text or colour profile that unpacks to more than {_BOMB >> 20} MiB")
+            if (
+                kind != b"iCCP"
+                and content.startswith(_PNG_EXIF[1:])
+                and len(content) <= _MOST_TEXT
+                and not _unpacks_beyond(packed, _MOST_TEXT)
+            ):
+                kept.append(data[at:end])
+        at = end
+    return b"".join(kept) + data[at:]
+
+
+def _packed(kind: bytes, content: bytes) -> bytes:
+    """What is deflated in a chunk of one of _PNG_TEXTS; nothing where nothing is."""
+    rest = content.partition(b"\0")[2]
+    if kind in (b"iCCP", b"zTXt"):
+        return rest[1:]
+    return rest[2:].split(b"\0", 2)[-1] if kind == b"iTXt" and rest[:1] == b"\1" else b""
+
+
+def _unpacks_beyond(packed: bytes, limit: int) -> bool:
+    """Whether it is deflated data of more than `limit` bytes, found out in little memory."""
+    unpacking, size = zlib.decompressobj(), 0
+    with suppress(zlib.error):
+        while packed and size <= limit:
+            size += len(unpacking.decompress(packed, 1 << 20))
+            packed = unpacking.unconsumed_tail
+    return size > limit
 
 
 def _format(image: Image.Image) -> str:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ class FolderImages:
         return self.files[sample]
 
     def size_of(self, sample: int) -> tuple[int, int]:
-        _, width, height = check_header(self.read(sample))
+        _, width, height = check_header(self.read(sample), sys.maxsize)  # whoever decodes it has a limit of its own
         return width, height
 
     def read(self, sample: int) -> bytes:

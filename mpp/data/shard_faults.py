@@ -6,7 +6,7 @@ Here is what can be told without reading a shard: the manifest's claims about it
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,12 +74,18 @@ def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
         yield Fault("index sha256", path, f"sha256 is {found[:12]}…, the manifest says {manifest.index.sha256[:12]}…")
 
 
+def most_pixels(source: dict[str, Any]) -> int:
+    """Of one image of the set whose manifest has this `source`: --max-pixels of the program that made it, where that was given."""
+    given = source.get("max_pixels")
+    return given if isinstance(given, int) and given > 0 else MAX_PIXELS
+
+
 def row_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:
     """Rows that cannot be those of this manifest's shards and classes.
 
     index: INDEX_DTYPE [samples], as many as the manifest says, such as a memory map: it is looked at in stretches of ROWS.
     """
-    path, classes = folder / manifest.index.name, len(manifest.classes)
+    path, classes, most = folder / manifest.index.name, len(manifest.classes), most_pixels(manifest.source)
     ends = np.cumsum([entry.samples for entry in manifest.shards], dtype=np.int64)
     shard_bytes = np.array([entry.bytes for entry in manifest.shards], np.uint64)
     free = last_key = -1  # of the row before: first byte of its shard in which the next image may begin; its key
@@ -101,7 +107,7 @@ def row_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[
             ("row not at a block", offset % np.uint64(BLOCK) != 0, f"points to byte {{offset}}, not to the start of a block of {BLOCK}"),
             ("row that overlaps", offset < lowest, "points to byte {offset}, where its header or the sample before it must lie"),
             ("row without bytes", size == 0, "has no bytes"),
-            ("row with impossible sides", (pixels == 0) | (pixels > MAX_PIXELS), f"has {{width}}x{{height}} pixels, not 1 to {MAX_PIXELS}"),
+            ("row with impossible sides", (pixels == 0) | (pixels > most), f"has {{width}}x{{height}} pixels, not 1 to {most}"),
             ("row with an unknown class", (rows["label"] < -1) | (rows["label"] >= classes), f"has label {{label}}, for {classes} classes"),
             ("row with a key out of order", disorder, "has key {key}, which is not above that of the row before it"),
         ):

@@ -1,6 +1,8 @@
 """What a run writes down for people: TensorBoard, metrics.jsonl with the same numbers, and pictures.  The x-axis is samples seen."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,13 @@ class Board:
         self._cut_back(samples_seen)
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=samples_seen + 1)
 
-    def scalars(self, samples_seen: int, step: int, values: dict[str, float]) -> None:
+    def scalars(self, samples_seen: int, step: int, values: Mapping[str, float | None]) -> None:
+        """None: a figure that is not defined, which is not written down.  One that is not finite is null in metrics.jsonl: JSON has no word for it."""
+        known = {name: value for name, value in values.items() if value is not None}
+        finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"samples": samples_seen, "step": step} | values) + "\n")
-        for name, value in values.items():
+            file.write(json.dumps({"samples": samples_seen, "step": step} | finite, allow_nan=False) + "\n")
+        for name, value in known.items():
             self.writer.add_scalar(name, value, samples_seen)
         self.writer.flush()  # what was seen before an error or a kill is there
 

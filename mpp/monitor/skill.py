@@ -5,10 +5,12 @@ Three trivial predictors that see no more than the model does, each shrunk towar
     visible    the histogram, or mean value, of the visible patches of the same image
     nearest    the nearest cell of the nearest visible patch
 The best of them on that sample is the baseline, once for the run; skill divides by its loss on the hold-out with fixed masks.  Skills of
-different targets are not comparable.
+different targets are not comparable.  Where the baseline leaves nothing to predict, as on a hold-out whose images are of one colour each,
+no skill is defined: the ratio would be of rounding errors.
 Letters: B batch, N patches, g cells a side, C classes.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -19,6 +21,8 @@ from mpp.masking import MASKED, VISIBLE
 from mpp.targets import ColorClasses, Pixels, Target
 
 Cells = Iterable[tuple[Tensor, Tensor]]
+# In pixels of deviation 1 (the squared error of less than one level of 255, where 255 levels are four deviations), or nats a cell.
+LEAST_LOSS = 1e-4
 WEIGHTS = tuple(i / 20 for i in range(21))  # of the second and third predictor against the first
 
 
@@ -29,8 +33,20 @@ class Baseline:
     loss: float  # on the hold-out, masked patches
     losses: dict[str, float]  # of each predictor, on the hold-out
 
-    def skill(self, loss: float) -> float:
-        return 1 - loss / max(self.loss, 1e-12)  # 0 where the hold-out is of one colour
+    @property
+    def defines_skill(self) -> bool:
+        return math.isfinite(self.loss) and self.loss >= LEAST_LOSS
+
+    def skill(self, loss: float) -> float | None:
+        """None where the baseline leaves nothing to predict."""
+        return 1 - loss / self.loss if self.defines_skill else None
+
+    def said(self, images: int) -> str:
+        """What it is, in words, and whether there is a skill; images: of the hold-out."""
+        words = f"trivial baseline: {self.name}, loss {self.loss + 0.0:.4f} on {images:,} held-out images"
+        return (
+            words if self.defines_skill else f"{words}: it leaves nothing to predict (are they of one colour each?), so no skill is defined"
+        )
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -97,11 +113,13 @@ def _visible(target: Target, cells: Tensor, kind: Tensor) -> Tensor:
     """Classes: the share [B, N, g, g] of each cell's true class among the image's visible cells; values: their mean, like cells."""
     shown = (kind == VISIBLE).view(*kind.shape, *[1] * (cells.dim() - 2))
     if not isinstance(target, ColorClasses):
-        mean = (cells * shown).sum(dim=(1, 2, 3), keepdim=True) / (shown.sum(dim=(1, 2, 3), keepdim=True) * cells.shape[2] * cells.shape[3])
+        mean = (cells * shown).sum(dim=(1, 2, 3), keepdim=True) / (
+            shown.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1) * cells.shape[2] * cells.shape[3]
+        )
         return mean.expand_as(cells)
     counts = torch.zeros(len(cells), target.classes)
     counts.scatter_add_(1, cells.flatten(1), shown.expand_as(cells).flatten(1).float())
-    return (counts / counts.sum(1, keepdim=True)).gather(1, cells.flatten(1)).view(cells.shape)
+    return (counts / counts.sum(1, keepdim=True).clamp_min(1)).gather(1, cells.flatten(1)).view(cells.shape)
 
 
 def _nearest(cells: Tensor, kind: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -5,7 +5,6 @@ timm.create_model("local-dir:RUN/encoder", pretrained=True)
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mpp.config import ModelConfig
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
 from mpp.model.encoder import timm_arguments
+from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, seal_of, sha256_of, some, whole_commit
 from mpp.train.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm, read_json, read_weights
 from mpp.train.loaded_encoder import LoadedEncoder, load_plain
@@ -120,7 +120,7 @@ def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | No
         )
     if not quiet and os.environ.get("RANK", "0") == "0":
         for note in loaded.notes:
-            sys.stderr.write(f"note: {source}: {note}\n")
+            say(f"note: {source}: {note}", error=True)
     return loaded
 
 

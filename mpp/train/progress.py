@@ -5,11 +5,12 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
+from mpp import text
 from mpp.world import World
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    text.say(line)
 
 
 def clock(seconds: float) -> str:
@@ -17,6 +18,11 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def signed(figure: float | None) -> str:
+    """ "+0.1234"; "none" where the figure is not defined."""
+    return "none" if figure is None else f"{figure:+.4f}"
 
 
 def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:

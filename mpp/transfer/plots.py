@@ -15,6 +15,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mpp.text import printable
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito: told apart by every kind of eye
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 NUMBERED = 20  # classes up to which every cell of a confusion matrix has its number
@@ -36,8 +38,8 @@ def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]
         low, high = (100 * np.array(part) for part in zip(*intervals, strict=True))
         colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
         axes.fill_between(layers, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(layers, 100 * np.array(accuracies), color=colour, marker=mark, markersize=4.5, label=name)
-    axes.set(xlabel="blocks passed (0: patch embeddings)", ylabel="top-1 accuracy, % (band: 95 % interval)", title=title)
+        axes.plot(layers, 100 * np.array(accuracies), color=colour, marker=mark, markersize=4.5, label=_short(name, 60))
+    axes.set(xlabel="blocks passed (0: patch embeddings)", ylabel="top-1 accuracy, % (band: 95 % interval)", title=_short(title, 200))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
     return _png(figure)
@@ -48,14 +50,14 @@ def along_path(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ch
     figure, axes = _figure(7.5, 4.5)
     for i, (name, (strengths, accuracies)) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
-        axes.plot(strengths, 100 * np.array(accuracies), color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=name)
+        axes.plot(strengths, 100 * np.array(accuracies), color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=_short(name, 60))
         if name in chosen:
             best = 100 * accuracies[list(strengths).index(chosen[name])]
             axes.plot(
                 [chosen[name]], [best], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5
             )
     axes.set_xscale("log")
-    axes.set(xlabel="C (weaker penalty to the right); ring: chosen", ylabel="top-1 accuracy on the hold-out, %", title=title)
+    axes.set(xlabel="C (weaker penalty to the right); ring: chosen", ylabel="top-1 accuracy on the hold-out, %", title=_short(title, 200))
     _finish(axes)
     return _png(figure)
 
@@ -111,7 +113,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> bytes:
     if classes <= NAMED:
         axes.set_xticks(range(classes), [_short(name, 18) for name in names], rotation=90, fontsize=9)
         axes.set_yticks(range(classes), [_short(name, 18) for name in names], fontsize=9)
-    axes.set(xlabel="class given (cells: % of the true class)", ylabel="true class", title=title)
+    axes.set(xlabel="class given (cells: % of the true class)", ylabel="true class", title=_short(title, 200))
     return _png(figure)
 
 
@@ -134,7 +136,8 @@ def _worst(matrix: np.ndarray, share: np.ndarray, names: Sequence[str]) -> list[
 
 
 def _short(name: str, longest: int) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    name = printable(name)
+    return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")  # which begins a formula
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

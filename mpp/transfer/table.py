@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import DataError
+from mpp.text import printable
 
 TEST_READS = "test_reads.jsonl"
 PROBES = {
@@ -68,6 +69,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], heading: str = "features
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """The first column to the left, all others to the right."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])

@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ from torchvision.transforms.v2.functional import resized_crop
 import mpp.data.crop as crop
 from mpp.data.augment import Augment
 from mpp.data.crop import as_stored, cut, resize, turned
-from mpp.data.decode import check_header, decode
+from mpp.data.decode import check_header, decode, open_stored
 from mpp.errors import BadSample
 from mpp.rng import CROP, Draws
 
@@ -84,6 +85,90 @@ def test_a_part_of_a_jpeg_has_the_bits_of_the_whole(data):
     with pytest.MonkeyPatch.context() as patch:
         for one, other in zip(found, by_pillow(patch, encoded_image, width, height, boxes, size), strict=True):
             assert np.array_equal(one, other)
+
+
+def sampled(width: int, height: int, factors: list[tuple[int, int]], seed: int = 0) -> bytes:
+    """A JPEG of noise whose components have any sampling factors (across, down), which Pillow cannot write: a scan of each from a grey JPEG of
+    its size.  The first component is a smooth one: chroma alone makes the difference."""
+    across, down = (max(factor[axis] for factor in factors) for axis in (0, 1))
+    rng = np.random.default_rng(seed)
+    tables, scans, frame = b"", b"", struct.pack(">BHHB", 8, height, width, len(factors))
+    for number, (h, v) in enumerate(factors, start=1):
+        rows, columns = -(-height * v // down), -(-width * h // across)
+        plane = rng.integers(0, 256, (rows, columns), np.uint8) if number > 1 else np.full((rows, columns), 120, np.uint8)
+        data, at = encoded(Image.fromarray(plane), quality=90), 2
+        frame += bytes([number, h << 4 | v, 0])
+        while data[at + 1] != 0xDA:
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if number == 1 and data[at + 1] in (0xDB, 0xC4):
+                tables += data[at:end]
+            at = end
+        scans += data[at : at + 5] + bytes([number]) + data[at + 6 : -2]
+    segment = b"\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame
+    return b"\xff\xd8" + tables + segment + scans + b"\xff\xd9"
+
+
+SAMPLED = {
+    "4:4:4": [(1, 1), (1, 1), (1, 1)],
+    "4:2:2": [(2, 1), (1, 1), (1, 1)],
+    "4:2:0": [(2, 2), (1, 1), (1, 1)],
+    "4:4:0": [(1, 2), (1, 1), (1, 1)],
+    "4:1:1": [(4, 1), (1, 1), (1, 1)],
+    "4:1:1 down": [(1, 4), (1, 1), (1, 1)],
+    "4:1:0": [(4, 2), (1, 1), (1, 1)],
+    "4:2:2 in other words": [(2, 2), (1, 2), (1, 2)],
+    "mixed": [(2, 2), (2, 1), (1, 2)],
+    "coarse luma": [(1, 1), (2, 2), (2, 2)],
+    "grey": [(2, 2)],
+}
+RIMS = (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 18, 31, 33, 34)  # pixels: about one and two blocks of 8 and 16
+
+
+def refuse_differences(data: bytes, width: int, height: int) -> int:
+    """Every part 1 to 3 pixels wide or high, at every scale, has the bits of the whole, or is left to Pillow; how many were compared."""
+    compared = 0
+    for scale in (scale for scale in (1, 2, 4, 8) if scale <= min(width, height)):
+        whole = np.asarray(open_stored(data, scale)[0])
+        rows, columns = whole.shape[:2]
+        spans = [(low, high) for low in range(max(rows, columns)) for high in (low + 1, low + 2, low + 3)]
+        boxes = [(left, 0, right, rows) for left, right in spans if right <= columns]
+        boxes += [(columns // 2, top, columns // 2 + 1, bottom) for top, bottom in spans if bottom <= rows]
+        for left, top, right, bottom in boxes:
+            part = np.empty((bottom - top, right - left, 3), np.uint8)
+            try:
+                crop._jpeg.region(data, scale, left, top, right - left, bottom - top, part)
+            except ValueError:
+                continue
+            compared += 1
+            assert np.array_equal(part, whole[top:bottom, left:right]), (width, height, scale, (left, top, right, bottom))
+    return compared
+
+
+@needs_libjpeg
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_thinnest_parts_have_the_bits_of_the_whole_however_chroma_is_sampled(name):
+    compared = 0
+    for width, height in [(width, 17) for width in RIMS] + [(18, height) for height in RIMS]:
+        compared += refuse_differences(sampled(width, height, SAMPLED[name]), width, height)
+    assert compared > 500 or (name == "4:1:0" and not compared)
+
+
+@needs_libjpeg
+@pytest.mark.parametrize("options", [{"subsampling": 2}, {"subsampling": 1}, {"subsampling": 2, "progressive": True}], ids=str)
+def test_the_thinnest_parts_have_the_bits_of_the_whole_whichever_way_it_is_written(options):
+    for width, height in [(width, 5) for width in RIMS] + [(5, height) for height in RIMS]:
+        noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+        refuse_differences(encoded(Image.fromarray(noise), **options), width, height)
+
+
+@needs_libjpeg
+@pytest.mark.parametrize("box", [(0, 0, 1, 40), (0, 0, 2, 40), (1, 0, 2, 40), (5, 0, 6, 40), (0, 17, 1, 18)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_crop_one_pixel_wide_is_the_same_with_and_without_libjpeg_turbo(box, orientation, monkeypatch):
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8))
+    stored = (6, 40) if orientation < 5 else (40, 6)
+    data = encoded(small.resize(stored, Image.Resampling.BICUBIC), orientation=orientation, subsampling=2)
+    assert np.array_equal(cut(data, 6, 40, [box], 32)[0], by_pillow(monkeypatch, data, 6, 40, [box], 32)[0])
 
 
 @needs_libjpeg

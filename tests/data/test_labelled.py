@@ -187,3 +187,17 @@ def test_splits_that_do_not_belong_together_are_refused(folder, tiny_shards):
         check_splits(images, open_labelled(str(folder), "test"))
     with pytest.raises(DataError, match="only one of them has 'class 0'"):
         check_splits(images, shards)
+
+
+def test_an_image_of_a_class_folder_may_be_as_large_as_whoever_decodes_it_allows(tmp_path, monkeypatch):
+    from mpp.data import decode
+
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (60, 50)).save(tmp_path / "cat" / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(decode.check_header, "__defaults__", (1000, decode.FORMATS))
+    images = open_labelled(str(tmp_path), "train")
+    assert images.size_of(0) == (60, 50)
+    assert open_rgb(images, 0, max_pixels=3000).size == (60, 50)
+    with pytest.raises(DataError, match="too many pixels"):
+        open_rgb(images, 0, max_pixels=2999)

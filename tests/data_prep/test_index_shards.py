@@ -97,7 +97,7 @@ def test_the_manifests_claims_hold_when_worked_out_anew(indexed):
     sizes = ShardSet.open(indexed).index[["height", "width"]].tolist()
     assert sizes == [image.shape[:2] for image in decoded]
     assert manifest["source"] == {
-        "name": "foreign", "kind": "webdataset in place", "labels": True, "image_field": None, "label_field": None, "check": "header",
+        "name": "foreign", "kind": "webdataset in place", "labels": True, "image_field": None, "label_field": None, "check": "header", "max_pixels": None,
         "colour_images": 4096,
     }  # fmt: skip
 

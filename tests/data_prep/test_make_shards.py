@@ -128,7 +128,7 @@ def test_the_manifests_claims_hold_when_worked_out_anew(made):
     assert manifest["source"] == {
         "name": "photos", "kind": "folder", "image_field": None, "label_field": None, "labels": True, "label_names": False,
         "class_level": None, "split_level": None, "val": 5, "seed": 0, "samples_per_shard": 4,
-        "dedup": False, "check": "header", "resize": None, "encode": "keep", "quality": None,
+        "dedup": False, "check": "header", "resize": None, "encode": "keep", "quality": None, "max_pixels": None,
     }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_a_header_check_does_not_decode_and_a_decode_check_does(monkeypatch):
     import prepare as module
 
     calls = []
-    monkeypatch.setattr(module, "open_image", lambda data: calls.append(len(data)))
+    monkeypatch.setattr(module, "open_image", lambda data, max_pixels: calls.append(len(data)))
     data = STRANGE["RGB JPEG"]
     prepare(data, Options(), Counter())
     assert not calls

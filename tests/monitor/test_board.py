@@ -1,10 +1,12 @@
 import json
+import math
 
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpp.monitor.board import Board
+from mpp.pretraining import progress_line
 
 
 def write(board: Board, samples: list[int], value: float = 0.0) -> None:
@@ -96,3 +98,22 @@ def test_pictures_are_on_the_board(tmp_path):
     events.Reload()
     (image,) = events.Images("holdout/reconstruction")
     assert (image.step, image.width, image.height) == (10, 5, 3)
+
+
+def test_a_figure_that_is_not_defined_is_not_written_and_one_that_is_not_finite_stays_json(tmp_path):
+    board = Board(tmp_path, 0)
+    board.scalars(10, 1, {"train/loss": 1.0, "train/skill": None, "train/rank": math.nan, "train/norm": math.inf})
+    board.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    expected = {"samples": 10, "step": 1, "train/loss": 1.0, "train/rank": None, "train/norm": None}
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")) == expected
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert "train/skill" not in events.Tags()["scalars"]
+
+
+def test_a_progress_line_names_a_skill_only_where_there_is_one():
+    values = {"train/loss": 0.5, "optim/learning_rate": 1e-3, "optim/gradient_norm": 1.0}
+    values |= {"speed/samples_per_second": 10.0, "speed/wait_share": 0.0}
+    assert "  skill none  lr" in progress_line(1, 2, 10, values | {"train/skill": None}, 5.0)
+    assert "  skill -0.2500  lr" in progress_line(1, 2, 10, values | {"train/skill": -0.25}, 5.0)

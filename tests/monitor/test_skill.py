@@ -191,3 +191,43 @@ def test_a_baseline_survives_its_file():
     target = ColorClasses(1, 1)
     found = fit(target, (4, 4), *random_case(target))
     assert Baseline(**found.as_dict()) == found
+
+
+ONE_COLOUR = {
+    "classes": ColorClasses(3, 1),
+    "grid": ColorClasses(3, 4),
+    "l2": Pixels(4, 2, False, MEAN, STD),
+    "l1": Pixels(4, 1, False, MEAN, STD),
+    "normalised": Pixels(4, 2, True, MEAN, STD),
+}
+
+
+@pytest.mark.parametrize("name", ONE_COLOUR)
+@pytest.mark.parametrize("colors", [(0.0, 0.0, 0.0), (255.0, 255.0, 255.0), (10.0, 200.0, 90.0)], ids=str)
+def test_no_skill_is_defined_where_every_image_of_the_holdout_is_of_one_colour(name, colors):
+    images = torch.tensor(colors)[:, None, None, None].expand(3, 3, 16, 16).contiguous()
+    kind = torch.tensor([[MASKED, VISIBLE] * 8] * 3)
+    found = fit(ONE_COLOUR[name], (4, 4), ONE_COLOUR[name].cells(patchify(images, 4)), kind)
+    assert not found.defines_skill
+    assert found.skill(0.9) is None
+    assert "loss 0.0000 on 3 held-out images: it leaves nothing to predict" in found.said(3)
+    assert "no skill is defined" in found.said(3)
+
+
+@pytest.mark.parametrize("name", ONE_COLOUR)
+def test_a_skill_is_defined_as_soon_as_there_is_something_to_predict(name):
+    images = torch.zeros(3, 3, 16, 16)
+    images[0, :, 1::5, ::3] = 200.0  # noise in one of three black images
+    kind = torch.tensor([[MASKED, VISIBLE, VISIBLE, MASKED] * 4] * 3)
+    found = fit(ONE_COLOUR[name], (4, 4), ONE_COLOUR[name].cells(patchify(images, 4)), kind)
+    if found.loss >= 1e-4:
+        assert found.defines_skill
+        assert abs(found.skill(1.0)) < 1e4
+        assert "no skill" not in found.said(3)
+    else:
+        assert name == "classes"  # a mean colour stays in its class
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-12, 9e-5, math.nan, math.inf])
+def test_a_baseline_of_rounding_errors_or_of_no_number_defines_no_skill(loss):
+    assert Baseline("constant", 0.0, loss, {"constant": loss}).skill(1.0) is None

@@ -8,6 +8,48 @@ ORDER, LOADER, PROCESSES, BAD, AUGMENT, CROP, IMAGES = (
 LOG = "tests/train/test_sample_log.py::test_"
 
 ROWS = [
+    Row(
+        "white is zero, and stays dark",
+        "mpp/data/levels.py",
+        "return _grey(levels.view(np.uint32) if bits == 32 else levels, most, photometric == _WHITE_IS_ZERO)",
+        "return _grey(levels.view(np.uint32) if bits == 32 else levels, most)",
+        "tests/data/test_levels.py::test_a_grey_tiff_of_every_depth_runs_from_black_to_white_or_is_refused",
+    ),
+    Row(
+        "12 bits are taken for 16",
+        "mpp/data/levels.py",
+        "most, stated = 2**bits - 1, ",
+        "most, stated = 2 ** (16 if bits == 12 else bits) - 1, ",
+        "tests/data/test_levels.py::test_a_grey_tiff_of_every_depth_runs_from_black_to_white_or_is_refused",
+    ),
+    Row(
+        "signed levels are let in",
+        "mpp/data/levels.py",
+        "    if formats != {1}:\n",
+        "    if not formats <= {1, 2}:\n",
+        "tests/data/test_levels.py::test_signed_and_floating_point_levels_are_refused",
+    ),
+    Row(
+        "a transparent level is compared at the wrong depth",
+        "mpp/data/levels.py",
+        "(transparent & (2**bits - 1)) * 255 // (2**bits - 1)",
+        "transparent & (2**bits - 1)",
+        "tests/data/test_levels.py::test_a_transparent_level_of_every_depth_is_white_and_no_other_is",
+    ),
+    Row(
+        "a transparent 16-bit colour is compared by its upper halves",
+        "mpp/data/levels.py",
+        " & (_lower_bytes(data) == lower)",
+        "",
+        "tests/data/test_levels.py::test_a_transparent_colour_is_white_and_its_nearest_neighbour_is_not",
+    ),
+    Row(
+        "which examples a test sees depends on the modules that are loaded",
+        "tests/conftest.py",
+        "providers._get_local_constants = lambda: providers._local_constants",
+        "",
+        "tests/test_draws.py::test_examples_do_not_depend_on_which_modules_are_loaded",
+    ),
     # Who sees what, and when.
     Row(
         "a rank's streams overlap its neighbour's",

@@ -3,6 +3,42 @@
 from tests.mutations import Row
 
 ROWS = [
+    Row(
+        "a name reaches the terminal as it is",
+        "mpp/text.py",
+        "print(printable(text), file=",
+        "print(text, file=",
+        "tests/test_text.py::test_what_a_terminal_obeys_is_written_out "
+        "tests/data_prep/test_hostile_names.py::test_no_program_lets_a_name_through_to_the_terminal",
+    ),
+    Row(
+        "a line feed in a name begins a line of its own",
+        "mpp/text.py",
+        "    if _PLAIN.fullmatch(said):\n",
+        "    if all(letter.isprintable() or letter == '\\n' for letter in said):\n",
+        "tests/test_text.py::test_what_a_terminal_obeys_is_written_out",
+    ),
+    Row(
+        "a large colour profile makes a PNG a bad sample",
+        "mpp/data/decode.py",
+        "        if kind not in _PNG_TEXTS:\n",
+        "        if kind not in _PNG_TEXTS[1:]:\n",
+        "tests/data_prep/test_pixels.py::test_a_png_is_as_good_as_its_pixels_however_large_its_texts_are",
+    ),
+    Row(
+        "a set's own limit of pixels is forgotten when it is opened",
+        "mpp/data/shard_faults.py",
+        '    given = source.get("max_pixels")\n',
+        "    given = None\n",
+        "tests/data_prep/test_pixels.py::test_larger_images_are_taken_where_max_pixels_says_so_and_every_program_knows",
+    ),
+    Row(
+        "a small part of 16 bits is passed over",
+        "data_prep/prepare.py",
+        "greatest - least >= 128",
+        "greatest - least >= 0",
+        "tests/data_prep/test_pixels.py::test_12_bit_data_in_16_bit_files_is_spoken_of",
+    ),
     # Order, parts, one file's way, repeats, archives.
     Row(
         'repeats of val are kept in train', 'data_prep/repeats.py', 'KEPT_WHOLE, MADE_BY_US, TRAIN = range(3)',

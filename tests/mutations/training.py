@@ -3,6 +3,10 @@
 from tests.mutations import Row
 
 ROWS = [
+    Row(
+        "skill is a ratio of rounding errors", "mpp/monitor/skill.py", "math.isfinite(self.loss) and self.loss >= LEAST_LOSS", "self.loss > 0",
+        "tests/monitor/test_skill.py::test_a_baseline_of_rounding_errors_or_of_no_number_defines_no_skill",
+    ),
     # What is hidden, and what becomes of it.
     Row(
         "the loss is on visible patches too", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)", "predicted=np.tile(np.arange(patches), (count, 1))",
