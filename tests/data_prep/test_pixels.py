@@ -141,7 +141,7 @@ def large(tmp_path) -> Path:
 
 def test_larger_images_are_taken_where_max_pixels_says_so_and_every_program_knows(small_limit, large, tmp_path, capsys):
     with pytest.raises(
-        DataError, match=r"first large.png \(too many pixels \(60x50, the limit is 2000\)\).*a new OUT made with --max-pixels"
+        DataError, match=r"first 'large.png' \(too many pixels \(60x50, the limit is 2000\)\).*a new OUT made with --max-pixels"
     ):
         run(make_shards, large, tmp_path / "none", "--workers", "1", "--check", "decode")
     assert run(make_shards, large, tmp_path / "out", "--workers", "1", "--max-pixels", "3000") == 0

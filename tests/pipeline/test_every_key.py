@@ -134,6 +134,8 @@ def observe(run, printed):
         pictures=[(str(path.name), sha(path)) for path in sorted((run / "pictures").glob("*"))], files=sorted(path.name for path in run.iterdir()),
         samples=[path.read_text() for path in sorted(run.glob("samples.rank*"))], encoder=json.loads((run / "encoder" / "config.json").read_text()),
     )
+    of_this_run = {"seal", "weights_sha256", "commit"}  # they cover its name and its commit
+    seen["encoder"]["mpp"] = {key: value for key, value in seen["encoder"]["mpp"].items() if key not in of_this_run}
     seen["encoder"] = str(seen["encoder"]).replace(run.name, "RUN")
     commits = sorted((run / "checkpoints").glob("*/COMMIT.json"))
     seen["commits"] = [(path.parent.name, json.loads(path.read_text())["zero_stage"]) for path in commits]
