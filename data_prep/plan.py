@@ -14,11 +14,11 @@ from shuffle import Listed, shuffle
 from sources import other_format
 from sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Source, describe
 from summary import progress
-from target import PLAN, Target
+from target import LOCK, PLAN, Target
 from tqdm import tqdm
 
 from mpp.errors import DataError, UserError
-from mpp.files import lock_folder, write_atomically
+from mpp.files import hold_folder, lock_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class Split:
 @contextmanager
 def opened(target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
     """Hold OUT for this run.  Yields the clean-up that leaves nothing behind when a new OUT comes to nothing; empty for an OUT begun before."""
-    begun = target.begun()
-    target.scratch.mkdir(parents=True, exist_ok=True)
+    target.begun()  # before anything is made in a place that is none of ours
     with ExitStack() as locks, ExitStack() as fresh:
 
         def hold(name: str, busy: str, **options: Any) -> None:
-            lock_folder(locks.enter_context((target.scratch / name).open("w")), f"{args.out}: {busy}", **options)
+            locks.enter_context(hold_folder(target.scratch / name, f"{args.out}: {busy}", **options))
 
         if args.part:
             part, parts = args.part
-            hold("lock", "a run without --part is at work here; wait for it or stop it", shared=True)
+            hold(LOCK, "a run without --part is at work here; wait for it or stop it", shared=True)
             hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")
         else:
-            hold("lock", "another make_shards.py is at work here; wait for it or stop it")
+            hold(LOCK, "another make_shards.py is at work here; wait for it or stop it")
             target.sweep()
-        if not begun and not args.part:
+        # under the lock: whoever held it before may have begun OUT, or finished it
+        if not target.begun() and not args.part:
             fresh.callback(lambda: None if (target.scratch / FETCHED).exists() else target.abandon())  # hours of fetching are kept
         yield fresh
 
