@@ -195,6 +195,8 @@ def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
             counts["images"] += 1
             read_up_to(image.offset + image.size)
             try:
+                if image.is_link:
+                    raise BadSample("a link to another member, so its bytes have a row already; make_shards.py can take it")
                 check_size(Item(image.member, image.size))
                 data = reader.pread(image.size, image.offset)
                 done = prepare(data, work.options, counts, need_pixels=key < job.colour_images)

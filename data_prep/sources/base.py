@@ -30,6 +30,7 @@ IMAGE_SUFFIXES = (
 )
 MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
 MAX_CLASSES = 1_000_000
+MAX_DEPTH = 200  # folders in folders
 FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
@@ -138,7 +139,9 @@ def first_folder(name: str) -> str:
 
 
 def check_size(item: Item) -> None:
-    """Raises BadSample for an empty file or one too large to be a picture."""
+    """Raises BadSample for an empty file or one too large to be a picture, and for a link that leads nowhere (-1 bytes)."""
+    if item.size < 0:
+        raise BadSample("a link that leads nowhere")
     if not item.size or item.size > MAX_FILE_BYTES:
         raise BadSample(f"{item.size} bytes" if item.size else "an empty file")
 

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpp.errors import BadSample, DataError
-from sources.base import Item, Source, check_size, first_folder, reason_to_ignore
-
-MAX_DEPTH = 200  # folders in folders; each is held open while those below it are listed
+from mpp.errors import DataError
+from sources.base import MAX_DEPTH, Item, Source, check_size, first_folder, reason_to_ignore
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,13 @@ class Folder(Source):
     def _descend(self, folder: str, prefix: str, above: frozenset, ignored: Counter) -> Iterator[Item]:
         if len(above) > MAX_DEPTH:
             raise DataError(f"{self.path}: is more than {MAX_DEPTH} folders deep; give a folder further down")
-        with os.scandir(folder) as entries:  # a stream: one folder may hold millions
+        with os.scandir(folder) as entries:  # a stream: one folder may hold millions; open while those below it are listed
             for entry in entries:
                 name = prefix + entry.name
                 try:
                     status = entry.stat()
                 except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                         raise
                     status = None  # a link that leads nowhere, or to itself
                 if status and stat.S_ISDIR(status.st_mode):
@@ -66,8 +64,6 @@ class FolderReader:
     root: Path
 
     def read(self, item: Item) -> bytes:
-        if item.size < 0:
-            raise BadSample("a link that leads nowhere")
         check_size(item)
         path = self.root / item.name
         try:

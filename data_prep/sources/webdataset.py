@@ -9,9 +9,8 @@ import itertools
 import json
 import os
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,8 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 from mpp.data.shard_format import FORMAT, MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
-from sources.archives import FilesReader, regular_files, tar_members
+from sources.archives import FilesReader, regular_files
 from sources.base import Item, Source, SourceOptions, numbers_as_names, reason_to_ignore
+from sources.links import NOWHERE
 
 # What may lie beside the tars: img2dataset's tables and counts, indexes, manifests and notes.
 SIDE_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".idx", ".bin", ".yaml", ".yml")
@@ -36,6 +36,7 @@ class Field(NamedTuple):
     offset: int  # of its first byte in the tar
     size: int
     is_image: bool
+    is_link: bool
 
 
 class TarImage(NamedTuple):
@@ -43,6 +44,7 @@ class TarImage(NamedTuple):
     offset: int
     size: int
     label: str  # empty for none; a whole number has no leading zeros
+    is_link: bool  # to another member of the tar, whose offset and size these are
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class WebDataset(Source):
     def images(self, tar: Path, ignored: Counter) -> Iterator[TarImage]:
         """The image of every key in one tar; the fields that are left behind are counted.  Raises DataError where a key has several."""
         with tar.open("rb") as file:
-            for key, together in itertools.groupby(_fields(tar_members(file, str(tar)), ignored), lambda field: field.key):
+            for key, together in itertools.groupby(_fields(file, str(tar), ignored), lambda field: field.key):
                 fields: dict[str, Field] = {}
                 for field in together:
                     if field.name in fields:
@@ -93,7 +95,7 @@ class WebDataset(Source):
                 for name in fields:
                     if name not in (image.name, source):
                         ignored["." + name.rpartition(".")[2]] += 1  # all of a dotted one could be another for every file
-                yield TarImage(image.member, image.offset, image.size, label)
+                yield TarImage(image.member, image.offset, image.size, label, image.is_link)
 
     def _image(self, tar: Path, key: str, fields: dict[str, Field]) -> Field | None:
         if self.image_field is not None:
@@ -155,7 +157,7 @@ def is_webdataset(folder: Path, leave_out: Path) -> bool:
             suffix = Path(entry.name).suffix.lower()
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # noqa: PTH112 (entry.is_dir() raises for a link to itself)
                 if Path(entry.path).resolve() != leave_out:
                     return False
             elif suffix == ".tar":
@@ -173,9 +175,10 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def _fields(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Iterator[Field]:
-    for parts, info in regular_files(members, ignored):
-        reason = reason_to_ignore(parts)
+def _fields(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Field]:
+    for member in regular_files(file, name, ignored):
+        parts = member.parts
+        reason = "(links that lead nowhere)" if member.size == NOWHERE else reason_to_ignore(parts)
         if _META.match(parts[0] + "/"):
             reason = "(webdataset's own)"
         if reason.startswith("("):
@@ -183,7 +186,7 @@ def _fields(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Iterator[Fi
             continue
         *_, base = parts
         stem, _, field = base.partition(".")
-        yield Field("/".join([*parts[:-1], stem]), field.lower(), "/".join(parts), info.offset_data, info.size, not reason)
+        yield Field("/".join([*parts[:-1], stem]), field.lower(), member.name, member.place[0], member.size, not reason, bool(member.link))
 
 
 def label_text(value: Any) -> str:
