@@ -267,12 +267,12 @@ def _unpacked(file: BinaryIO, new: Callable[[], Any]) -> Generator[bytes, None, 
                 yield stream.decompress(waiting)
                 waiting = b"" if stream.eof else file.read(PACKED_CHUNK)
         except errors_of_packed() as error:
-            if first or isinstance(error, EOFError):
+            if first:
                 raise
             file.seek(0, os.SEEK_END)
             raise DataError(
-                f"{file.name}: {file.tell() - start} bytes from byte {start} on, behind a compressed stream, are no other or a damaged one "
-                f"({error}); get it again, or cut it to its first {start} bytes"
+                f"{file.name}: {file.tell() - start} bytes from byte {start} on, behind a compressed stream, are none, or one that is cut or "
+                f"damaged ({error}); get it again, or cut it to its first {start} bytes"
             ) from error
         waiting, first = stream.unused_data or file.read(PACKED_CHUNK), False
 

@@ -22,7 +22,7 @@ from typing import Any
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
 from sources.archives import FilesReader
-from sources.base import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions
+from sources.base import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
 from sources.webdataset import label_text
 
 PARQUET_MAGIC = b"PAR1"
@@ -119,6 +119,10 @@ class Parquet(Source):
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         assert self.scratch
+        if self.path.is_dir():
+            ignored.update(
+                reason_to_ignore([name]) or Path(name).suffix for name in _files_below(str(self.path), "") if name not in self.files
+            )
         for name in self.files:
             stamp, split = self._stamp(name), split_of(name)
             with (self.scratch / f"source-{stamp}.rows").open("rb") as file:
@@ -174,6 +178,7 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
     columns = label_names = None
     for name in files:
         with _opened(root / name) as file:
+            _refuse_joined(root / name, file.metadata)
             found, label_names = _find_columns(root / name, file.schema_arrow, options)
         if found != (columns or found):
             raise DataError(
@@ -182,6 +187,22 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
         columns = found
     assert columns is not None and label_names is not None
     return Parquet(path, tuple(files), columns, label_names)
+
+
+def _refuse_joined(path: Path, metadata: Any) -> None:
+    """Raises DataError where a second parquet file hangs on the first: the footer at the end would be read with the first one's data."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    starts = [column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset for column in columns]
+    end = max((start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)), default=len(PARQUET_MAGIC))
+    footer = path.stat().st_size - 8 - metadata.serialized_size  # between lie at most indexes of pages and filters
+    with path.open("rb") as file:
+        file.seek(end)
+        before = b""
+        while end < footer and (chunk := file.read(min(BUFFER_BYTES, footer - end))):
+            if 2 * PARQUET_MAGIC in before + chunk:
+                raise DataError(f"{path}: is several parquet files joined, of which only one would be read; take them apart")
+            before, end = chunk[-2 * len(PARQUET_MAGIC) :], end + len(chunk)
 
 
 def is_parquet(folder: Path) -> bool:
