@@ -43,6 +43,7 @@ from mpp.machine import usable_cores
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
+from holdout import Grouping
 from options import at_least, share
 from plan import decide, opened, other_plan, plan_jobs, read_plan
 from prepare import QUALITY, Options
@@ -91,7 +92,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-field", metavar="NAME", help="parquet column or WebDataset field of the images, where there are several")
     parser.add_argument("--label-field", metavar="NAME", help="parquet column, WebDataset field or key of its .json that holds the label")
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
-    parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
+    parser.add_argument(
+        "--val",
+        type=_val,
+        default=0,
+        metavar="X",
+        help="images to keep apart in OUT/val: a share below 1 or a count; with --labels of each class alike",
+    )
+    parser.add_argument(
+        "--group",
+        type=_group,
+        metavar="X",
+        help="images that --val keeps together: of one value of the field X, of one folder at level X (1: the topmost), or re:REGEX in the name",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
     parser.add_argument("--samples-per-shard", type=at_least(1), default=2048, metavar="N", help="keys a shard")
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image that is copied is checked")
@@ -116,6 +129,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quality and not args.resize and args.encode == "keep":
         parser.error("--quality is of encoded images; give --encode jpeg, --encode webp or --resize with it")
+    if args.group and not args.val:
+        parser.error("--group says what --val keeps together; give --val with it")
     if args.label_field and not args.labels:
         parser.error("--label-field says where labels are; give --labels with it")
     return args
@@ -135,6 +150,13 @@ def _val(text: str) -> float | int:
     return int(text) if text.isdecimal() else share(text)
 
 
+def _group(text: str) -> Grouping:
+    try:
+        return Grouping.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
 def _part(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if part.isdecimal() and parts.isdecimal() and int(part) < int(parts):
@@ -148,7 +170,8 @@ def make(args: argparse.Namespace) -> int:
     where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
     if args.scratch and isinstance(args.out, Path):
         raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
-    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field))
+    group_field = args.group.field or None if args.group else None
+    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
     if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
     settings = {
@@ -166,7 +189,8 @@ def make(args: argparse.Namespace) -> int:
         "quality": args.quality,
         "dedup": args.dedup,
     }
-    wanted = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
+    drawn = {"group": args.group.text if args.group else None, "val_by_class": True if args.val and args.labels else None}
+    wanted = {**settings, **drawn, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
     target = target_at(args.out, args.scratch, wanted)
     with opened(target, args) as fresh:
         found = read_plan(target, wanted, args)
@@ -210,7 +234,7 @@ def make(args: argparse.Namespace) -> int:
         if not args.part:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
-            settings = {name: plan.noted["plan"][name] for name in settings}
+            settings = {name: plan.noted["plan"][name] for name in settings} | ({"group": args.group.text} if args.group else {})
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())

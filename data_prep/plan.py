@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from holdout import asked, divide
 from shard_job import Job
 from shuffle import Listed, shuffle
 from sources import other_format
-from sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Source, describe
+from sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
 from summary import progress
 from target import LOCK, PLAN, Target
 from tqdm import tqdm
@@ -169,6 +170,18 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
         seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
+    plan_splits(source, listed, args)  # what cannot be is told before it is attempted
+    if args.val and (args.labels or args.group):
+        classes = source.class_names(listed.labels) if args.labels else []
+        numbers = {name: number for number, name in enumerate(classes)}
+        known: dict[str, int] = {}  # label -> number
+
+        def class_of(item: Item) -> int:
+            if item.label not in known:
+                known[item.label] = source.class_number(item.label, numbers)
+            return known[item.label]
+
+        listed.holdout = divide(scratch, "train", args.val, args.seed, class_of if args.labels else None, args.group, classes)
     write_atomically(scratch / "listing.json", listed.to_json())
     return source, kind, listed
 
@@ -176,7 +189,7 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
 def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> list[Split]:
     """Which stretch of which order goes where.
 
-    Numbered before anything is rejected.  Val is the end of the order, so that train begins alike whatever --val is.
+    Numbered before anything is rejected.  Val is the end of the order (holdout.py has brought it there, where labels or groups matter).
     """
     if args.labels and listed.unlabelled:
         raise DataError(f"{args.source}: {listed.unlabelled} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
@@ -189,11 +202,7 @@ def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> lis
     if set(whole) != {"train"}:
         raise UserError(f"--val {args.val}: the source has its own splits ({', '.join(sorted(whole))}); leave out --val")
     count = counts["train"]
-    kept_apart = args.val if isinstance(args.val, int) else round(args.val * count)
-    if not 0 < kept_apart < count:
-        raise UserError(
-            f"--val {args.val} of {count} images is {kept_apart} for val and {count - kept_apart} for train; both need at least one"
-        )
+    kept_apart = listed.holdout["images"] if listed.holdout else asked(args.val, count)
     return [Split("train", "train", 0, count - kept_apart), Split("val", "train", count - kept_apart, kept_apart)]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import holdout
 from shard_job import Record
 from shuffle import Listed
 from sources.base import describe
@@ -52,6 +53,7 @@ class Summary:
                 "part": args.part,
                 "splits": self.splits,
                 "classes": classes,
+                "holdout": self.listed.holdout,
                 "rejected": self.rejects,
                 "repeats": self.repeats,
                 "ignored": ignored,
@@ -64,6 +66,8 @@ class Summary:
             return
         for split, found in self.splits.items():
             print(f"{self.target.where(split)}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
+        if self.listed.holdout:
+            print(f"kept apart: {holdout.describe(self.listed.holdout)}")
         listed = "" if args.part or not self.rejects else f" ({self.target.where('rejects.jsonl')})"
         print(f"rejected: {self.rejects:,}{listed}")
         print(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))

@@ -50,6 +50,11 @@ def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions
         kind = _kind(path, leave_out)
     if kind not in EITHER and (options.image_field or options.label_field):
         raise UserError(f"--image-field and --label-field: are for {' and '.join(EITHER)}, and {path} is {kind}; leave them out")
+    if options.group_field and kind not in (*EITHER, "csv", "jsonl"):
+        raise UserError(
+            f"--group {options.group_field}: is a field of {', '.join(('csv', 'jsonl', *EITHER))}, and {path} is {kind}; give the level of a folder, "
+            "such as --group 1, or --group re:REGEX"
+        )
     source = _open(path, kind, leave_out, options, checksum)
     return checked(source, checksum, CHECK_THEMSELVES) if checksum else source
 
@@ -60,7 +65,7 @@ def _open(path: Path, kind: str, leave_out: Path, options: SourceOptions, checks
     if kind == "imagenet":
         return ImageNet.open(path, checksum)
     if kind in ROWS:
-        return ListFile.open(path, kind)
+        return ListFile.open(path, kind, options.group_field)
     if kind == "parquet":
         if path.is_file() and not _begins(path, PARQUET_MAGIC):
             raise DataError(f"{path}: is no parquet file; leave out --format")
@@ -138,5 +143,9 @@ def _open_url(url: str, leave_out: str, options: SourceOptions) -> Source:
     if info is None:
         if options.checksum or options.format not in (None, "folder"):
             raise DataError(f"{url}: is no file but a prefix, which is read as a folder of images; leave out --checksum and --format")
+        if options.group_field:
+            raise UserError(
+                f"--group {options.group_field}: {url} is a prefix and has no fields; give the level of a folder, such as --group 1"
+            )
         return Bucket(url, leave_out)
     return Fetched(url, info, partial(open_source, leave_out=leave_out, options=options))

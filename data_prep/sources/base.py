@@ -44,6 +44,7 @@ class SourceOptions:
     checksum: str | None = None  # md5 or sha256 of the source's file, in hexadecimal
     image_field: str | None = None  # parquet column or WebDataset field of the images, where there are several
     label_field: str | None = None  # parquet column, WebDataset field or key of the field json
+    group_field: str | None = None  # column of a list or parquet file, WebDataset field or key of the field json
 
 
 class Item(NamedTuple):
@@ -54,6 +55,7 @@ class Item(NamedTuple):
     place: tuple = ()  # what the source's reader needs to find it: numbers and strings
     label: str = ""  # class name, or class number in digits; empty for none
     split: str = "train"  # as the source divides its images, if it does
+    group: str = ""  # the thing that it shows, where a field was named that tells
 
 
 class Reader(Protocol):

@@ -33,7 +33,7 @@ NOT_THERE = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )  # a path that leads nowhere; anything else is a fault of the disk
-Row = tuple[int, str, str]  # line number from 1, path, label
+Row = tuple[int, str, str, str]  # line number from 1, path, label, group
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,29 @@ class ListFile(Source):
     kind: str  # of ROWS
     size: int  # bytes of the list when it was opened, and when it was last changed
     changed_ns: int
+    group: str | None = None  # the column that holds it
     unlabelled = "has no label in the list"
 
     @classmethod
-    def open(cls, path: Path, kind: str) -> "ListFile":
+    def open(cls, path: Path, kind: str, group: str | None = None) -> "ListFile":
         status = path.stat()
-        return cls(path, kind, status.st_size, status.st_mtime_ns)
+        return cls(path, kind, status.st_size, status.st_mtime_ns, group)
 
     def identity(self) -> str:
         return f"{self.size} {self.changed_ns}"
 
     def items(self, ignored: Counter) -> Iterator[Item]:
-        for number, path, label in ROWS[self.kind](self.path):
+        for number, path, label, group in ROWS[self.kind](self.path, self.group):
             _check_text(path, "path", self.path, number)
             _check_text(label, "label", self.path, number)
+            _check_text(group, "group", self.path, number)
             if re.fullmatch(r"-?[0-9]+\.?[0-9]*", label) and not label.isdecimal():
                 raise DataError(
                     f"{self.path}: line {number}: the label {label} is a number, but no class number; mend the list (no label: empty)"
                 )
             if not path:
                 raise DataError(f"{self.path}: line {number} has no path; give each row one, or remove the row")
-            yield Item(path, -1, (), label)
+            yield Item(path, -1, (), label, group=group)
         status = self.path.stat()
         if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):
             raise DataError(f"{self.path}: has changed while it was listed; start again, and leave the source alone meanwhile")
@@ -144,20 +146,23 @@ def lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
-def _text_rows(path: Path) -> Iterator[Row]:
+def _text_rows(path: Path, group: str | None = None) -> Iterator[Row]:
     for number, line in enumerate(lines(path), 1):
         if line.strip():
             name, _, label = line.rstrip("\r\n").partition("\t")
             if "\t" in label:
                 raise DataError(f"{path}: line {number} has more than one TAB; give path<TAB>label, or name --format csv and use commas")
-            yield number, name, label.strip()
+            yield number, name, label.strip(), ""
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, group: str | None = None) -> Iterator[Row]:
     table = csv.reader(lines(path), strict=True)
     try:
         first = next((row for row in table if row), [])
         columns = [cell.strip().lower() for cell in first]
+        group_at = columns.index(group.lower()) if group and group.lower() in columns else -1
+        if group and group_at < 0:
+            raise DataError(f"{path}: its first row {','.join(first)!r} names no column {group}; mend --group, or the header")
         if header := not set(columns).isdisjoint(PATH_COLUMNS + LABEL_COLUMNS):
             path_at = next((columns.index(name) for name in PATH_COLUMNS if name in columns), -1)
             label_at = next((columns.index(name) for name in LABEL_COLUMNS if name in columns), -1)
@@ -165,7 +170,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 raise DataError(f"{path}: its header {','.join(first)!r} names no column of paths; call one {' or '.join(PATH_COLUMNS)}")
         else:
             path_at, label_at = 0, 1 if len(first) > 1 else -1
-            yield table.line_num, first[0] if first else "", first[1].strip() if len(first) > 1 else ""
+            yield table.line_num, first[0] if first else "", first[1].strip() if len(first) > 1 else "", ""
         for row in table:
             if row and len(row) != len(first):
                 raise DataError(
@@ -173,12 +178,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     "mend it, perhaps with quotes around a path that holds a comma"
                 )
             if row:
-                yield table.line_num, row[path_at], row[label_at].strip() if label_at >= 0 else ""
+                label, thing = (row[at].strip() if at >= 0 else "" for at in (label_at, group_at))
+                yield table.line_num, row[path_at], label, thing
     except csv.Error as error:
         raise DataError(f"{path}: line {table.line_num}: is no CSV ({error}); mend the list") from error
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, group: str | None = None) -> Iterator[Row]:
     for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
@@ -194,14 +200,17 @@ def _json_rows(path: Path) -> Iterator[Row]:
             raise DataError(f"{path}: line {number}: has no path; give a string as {' or '.join(PATH_COLUMNS)}")
         if isinstance(label, bool) or not isinstance(label, str | int | None):
             raise DataError(f"{path}: line {number}: the label {label!r} is neither a string nor a whole number; mend the list")
-        yield number, name, "" if label is None else str(label).strip()
+        thing = cells.get(group.lower()) if group else None
+        if isinstance(thing, bool) or not isinstance(thing, str | int | None):
+            raise DataError(f"{path}: line {number}: the {group} {thing!r} is neither a string nor a whole number; mend the list")
+        yield number, name, "" if label is None else str(label).strip(), "" if thing is None else str(thing).strip()
 
 
 def _first(cells: dict[str, Any], names: Collection[str]) -> Any:
     return next((cells[name] for name in names if cells.get(name) is not None), None)
 
 
-ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {"list": _text_rows, "csv": _csv_rows, "jsonl": _json_rows}
+ROWS: dict[str, Callable[[Path, str | None], Iterator[Row]]] = {"list": _text_rows, "csv": _csv_rows, "jsonl": _json_rows}
 
 
 def kind_of_list(path: Path) -> str | None:

@@ -45,6 +45,7 @@ class TarImage(NamedTuple):
     size: int
     label: str  # empty for none; a whole number has no leading zeros
     is_link: bool  # to another member of the tar, whose offset and size these are
+    group: str  # empty where none was asked for, and for none
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class WebDataset(Source):
     path: Path
     image_field: str | None = None
     label_field: str | None = None
+    group_field: str | None = None
     ours: bool = False  # mpp's own shards: cls is a number in the manifest's list of classes
     kind = "webdataset"
 
@@ -76,7 +78,7 @@ class WebDataset(Source):
     def items(self, ignored: Counter) -> Iterator[Item]:
         for tar in self.tars():
             for image in self.images(tar, ignored):
-                yield Item(f"{tar.name}/{image.member}", image.size, (image.offset,), image.label)
+                yield Item(f"{tar.name}/{image.member}", image.size, (image.offset,), image.label, group=image.group)
 
     def images(self, tar: Path, ignored: Counter) -> Iterator[TarImage]:
         """The image of every key in one tar; the fields that are left behind are counted.  Raises DataError where a key has several."""
@@ -91,11 +93,12 @@ class WebDataset(Source):
                 if image is None:
                     ignored["(keys without an image)"] += 1
                     continue
-                label, source = self._label(file, fields)
+                label, source = self._text(file, fields, self.label_field or CLASS_FIELD, in_json=bool(self.label_field))
+                group, told = self._text(file, fields, self.group_field, in_json=True) if self.group_field else ("", "")
                 for name in fields:
-                    if name not in (image.name, source):
+                    if name not in (image.name, source, told):
                         ignored["." + name.rpartition(".")[2]] += 1  # all of a dotted one could be another for every file
-                yield TarImage(image.member, image.offset, image.size, label, image.is_link)
+                yield TarImage(image.member, image.offset, image.size, label, image.is_link, group)
 
     def _image(self, tar: Path, key: str, fields: dict[str, Field]) -> Field | None:
         if self.image_field is not None:
@@ -109,10 +112,9 @@ class WebDataset(Source):
             )
         return found[0] if found else None
 
-    def _label(self, file: BinaryIO, fields: dict[str, Field]) -> tuple[str, str]:
-        """The label and the field that it comes from."""
-        wanted = self.label_field or CLASS_FIELD
-        source = wanted if wanted in fields else "json" if self.label_field else ""
+    def _text(self, file: BinaryIO, fields: dict[str, Field], wanted: str, *, in_json: bool) -> tuple[str, str]:
+        """A label or group and the field that it comes from: the one of this name or, where that may be, the key of this name in the json."""
+        source = wanted if wanted in fields else "json" if in_json else ""
         if source not in fields or fields[source].size > LABEL_BYTES:
             return "", source
         data = os.pread(file.fileno(), fields[source].size, fields[source].offset)
@@ -143,7 +145,7 @@ def open_webdataset(path: Path, options: SourceOptions) -> WebDataset:
     """Raises DataError where there are no tars."""
     image_field, label_field = options.image_field and options.image_field.lower().lstrip("."), options.label_field
     ours = label_field is None and is_ours(path) and ShardSet.open(path).labelled
-    source = WebDataset(path, image_field, label_field, ours)
+    source = WebDataset(path, image_field, label_field, options.group_field, ours)
     if not source.tars():
         raise DataError(f"{path}: holds no .tar at its top level; give the folder of the tars (compressed ones must be unpacked to .tar)")
     return source
