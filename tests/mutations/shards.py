@@ -70,7 +70,7 @@ ROWS = [
     ),
     Row(
         'bytes behind a pickle are passed over', 'data_prep/sources/cifar.py', '        if behind:',
-        '        if False:', 'tests/data_prep/test_cifar.py::test_what_is_behind_a_batch_or_beside_the_batches_is_named',
+        '        if False:', 'tests/data_prep/test_cifar.py::test_what_is_behind_the_rows_of_a_batch_is_named',
     ),
     Row(
         'a hard link is what its target became', 'data_prep/sources/links.py', '                file = files.get(target)',
