@@ -170,8 +170,8 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
         seen = f" among {listed.ignored.total()} files ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
-    plan_splits(source, listed, args)  # what cannot be is told before it is attempted
     if args.val and (args.labels or args.group):
+        plan_splits(source, listed, args)  # what cannot be is told before it is attempted
         classes = source.class_names(listed.labels) if args.labels else []
         numbers = {name: number for number, name in enumerate(classes)}
         known: dict[str, int] = {}  # label -> number
