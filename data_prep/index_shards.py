@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import math
-import shutil
 import sys
 import time
 import zlib
@@ -37,7 +36,7 @@ from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, Parser, UserError, run_program
-from mpp.files import lock_folder
+from mpp.files import hold_folder
 from mpp.machine import usable_cores
 from mpp.text import say
 
@@ -53,7 +52,7 @@ from sources.archives import CHUNK, PlainReader
 from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
 from sources.webdataset import WebDataset, is_ours, open_webdataset
 from summary import progress
-from target import WORK, LocalTarget
+from target import LOCK, WORK, LocalTarget, remove_scratch
 from workers import Tick, run_jobs
 
 
@@ -118,9 +117,8 @@ def index(args: argparse.Namespace) -> int:
         if (made / WORK).exists() and {path.name for path in (made / WORK).iterdir()} & {"plan.json", "begun.json", "listing.json"}:
             raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
     with held(folder, args) as target:
-        if (folder / MANIFEST).exists():  # and the run that wrote it was killed while it cleaned up
+        if (folder / MANIFEST).exists():  # written while this run waited, or the run that wrote it was killed while it cleaned up
             say(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
-            shutil.rmtree(target.scratch)
             return 0
         source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
         refuse_odd_names(source.name, [tar.name for tar in source.tars()])
@@ -145,7 +143,6 @@ def index(args: argparse.Namespace) -> int:
             for _ in run_jobs(partial(index_tar, work), missing, args.workers, bar.update):
                 pass
         write_index(jobs, work, {"name": source.name, "kind": FOREIGN, **settings, "colour_images": colour_images}, args)
-        shutil.rmtree(target.scratch)
     seconds = time.monotonic() - started
     if len(missing) < len(jobs):
         say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
@@ -165,18 +162,18 @@ def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
             else "; remove"
         )
         raise DataError(f"{args.out}: has a {MANIFEST} already{as_it_is} {MANIFEST} and {INDEX}")
-    target.scratch.mkdir(exist_ok=True)
-    with (target.scratch / "lock").open("w") as lock:
-        lock_folder(lock, f"{args.out}: another index_shards.py is at work here; wait for it or stop it")
+    with hold_folder(target.scratch / LOCK, f"{args.out}: another index_shards.py is at work here; wait for it or stop it"):
         for place, names in ((folder, (MANIFEST, INDEX, "rejects.jsonl")), (target.scratch, ("*",))):
             for name in names:
                 for leftover in place.glob(f".{name}.tmp-*"):
                     leftover.unlink()
         try:
             yield target
-        finally:
-            if target.scratch.exists() and {path.name for path in target.scratch.iterdir()} <= {"lock", "lock.owner"}:
-                shutil.rmtree(target.scratch)
+        except BaseException:
+            if {path.name for path in target.scratch.iterdir()} <= {LOCK, f"{LOCK}.owner"}:
+                remove_scratch(target.scratch)
+            raise
+        remove_scratch(target.scratch)
 
 
 def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
@@ -203,6 +200,8 @@ def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
             counts["images"] += 1
             read_up_to(image.offset + image.size)
             try:
+                if image.is_link:
+                    raise BadSample("a link to another member, so its bytes have a row already; make_shards.py can take it")
                 check_size(Item(image.member, image.size))
                 data = reader.pread(image.size, image.offset)
                 done = prepare(data, work.options, counts, need_pixels=key < job.colour_images)

@@ -45,6 +45,7 @@ from mpp.text import say, say_json
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
 from build import build, records, report_rejects, write_split
+from holdout import Grouping
 from layouts import laid_out
 from options import MAX_PIXELS_HELP, at_least, share
 from plan import decide, opened, other_plan, plan_jobs, read_plan
@@ -105,7 +106,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--split-level", type=at_least(0), metavar="N", help="folder level that is the split: train, val, test; 0 for none (default: found)"
     )
-    parser.add_argument("--val", type=_val, default=0, metavar="X", help="images to keep apart in OUT/val: a share below 1 or a count")
+    parser.add_argument(
+        "--val",
+        type=_val,
+        default=0,
+        metavar="X",
+        help="images to keep apart in OUT/val: a share below 1 or a count; with --labels of each class alike",
+    )
+    parser.add_argument(
+        "--group",
+        type=_group,
+        metavar="X",
+        help="images that --val keeps together: of one value of the field X, of one folder at level X (1: the topmost), or re:REGEX in the name",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
     parser.add_argument("--samples-per-shard", type=at_least(1), default=2048, metavar="N", help="keys a shard")
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image that is copied is checked")
@@ -134,6 +147,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for option, what in (("label_field", "where labels are"), ("label_names", "what labels are"), ("class_level", "where labels are")):
         if getattr(args, option) and not args.labels:
             parser.error(f"--{option.replace('_', '-')} says {what}; give --labels with it")
+    if args.group and not args.val:
+        parser.error("--group says what --val keeps together; give --val with it")
     return args
 
 
@@ -151,6 +166,13 @@ def _val(text: str) -> float | int:
     return int(text) if text.isdecimal() else share(text)
 
 
+def _group(text: str) -> Grouping:
+    try:
+        return Grouping.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
 def _part(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     if part.isdecimal() and parts.isdecimal() and int(part) < int(parts):
@@ -164,7 +186,8 @@ def make(args: argparse.Namespace) -> int:
     where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
     if args.scratch and isinstance(args.out, Path):
         raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
-    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field))
+    group_field = args.group.field or None if args.group else None
+    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
     if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
     settings = {
@@ -186,7 +209,8 @@ def make(args: argparse.Namespace) -> int:
         "dedup": args.dedup,
         "max_pixels": None if args.max_pixels == MAX_PIXELS else args.max_pixels,
     }
-    wanted = {**settings, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
+    drawn = {"group": args.group.text if args.group else None, "val_by_class": True if args.val and args.labels else None}
+    wanted = {**settings, **drawn, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
     target = target_at(args.out, args.scratch, wanted)
     with opened(target, args) as fresh:
         found = read_plan(target, wanted, args)
@@ -232,7 +256,7 @@ def make(args: argparse.Namespace) -> int:
         if not args.part:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
-            settings = {name: plan.noted["plan"].get(name) for name in settings}
+            settings = {name: plan.noted["plan"].get(name) for name in settings} | ({"group": args.group.text} if args.group else {})
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())

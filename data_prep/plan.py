@@ -8,17 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from holdout import asked, divide
 from layouts import as_laid_out, laid_out, remarks_on_labels
 from shard_job import Job
 from shuffle import Listed, shuffle
 from sources import other_format
-from sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Source, describe
+from sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
 from summary import progress
-from target import PLAN, Target
+from target import LOCK, PLAN, Target
 from tqdm import tqdm
 
 from mpp.errors import DataError, UserError
-from mpp.files import lock_folder, write_atomically
+from mpp.files import hold_folder, lock_folder, write_atomically
 from mpp.text import say
 
 
@@ -35,21 +36,21 @@ class Split:
 @contextmanager
 def opened(target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
     """Hold OUT for this run.  Yields the clean-up that leaves nothing behind when a new OUT comes to nothing; empty for an OUT begun before."""
-    begun = target.begun()
-    target.scratch.mkdir(parents=True, exist_ok=True)
+    target.begun()  # before anything is made in a place that is none of ours
     with ExitStack() as locks, ExitStack() as fresh:
 
         def hold(name: str, busy: str, **options: Any) -> None:
-            lock_folder(locks.enter_context((target.scratch / name).open("w")), f"{args.out}: {busy}", **options)
+            locks.enter_context(hold_folder(target.scratch / name, f"{args.out}: {busy}", **options))
 
         if args.part:
             part, parts = args.part
-            hold("lock", "a run without --part is at work here; wait for it or stop it", shared=True)
+            hold(LOCK, "a run without --part is at work here; wait for it or stop it", shared=True)
             hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")
         else:
-            hold("lock", "another make_shards.py is at work here; wait for it or stop it")
+            hold(LOCK, "another make_shards.py is at work here; wait for it or stop it")
             target.sweep()
-        if not begun and not args.part:
+        # under the lock: whoever held it before may have begun OUT, or finished it
+        if not target.begun() and not args.part:
             fresh.callback(lambda: None if (target.scratch / FETCHED).exists() else target.abandon())  # hours of fetching are kept
         yield fresh
 
@@ -177,6 +178,18 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
         seen = f" among {files} files ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
+    if args.val and (args.labels or args.group):
+        plan_splits(source, listed, args)  # what cannot be is told before it is attempted
+        classes = source.class_names(listed.labels) if args.labels else []
+        numbers = {name: number for number, name in enumerate(classes)}
+        known: dict[str, int] = {}  # label -> number
+
+        def class_of(item: Item) -> int:
+            if item.label not in known:
+                known[item.label] = source.class_number(item.label, numbers)
+            return known[item.label]
+
+        listed.holdout = divide(scratch, "train", args.val, args.seed, class_of if args.labels else None, args.group, classes)
     write_atomically(scratch / "listing.json", listed.to_json())
     return source, kind, listed
 
@@ -184,7 +197,7 @@ def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple
 def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> list[Split]:
     """Which stretch of which order goes where.
 
-    Numbered before anything is rejected.  Val is the end of the order, so that train begins alike whatever --val is.
+    Numbered before anything is rejected.  Val is the end of the order (holdout.py has brought it there, where labels or groups matter).
     """
     if args.labels and listed.unlabelled:
         raise DataError(f"{args.source}: {listed.unlabelled!r} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
@@ -197,11 +210,7 @@ def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> lis
     if set(whole) != {"train"}:
         raise UserError(f"--val {args.val}: the source has its own splits ({', '.join(sorted(whole))}); leave out --val")
     count = counts["train"]
-    kept_apart = args.val if isinstance(args.val, int) else round(args.val * count)
-    if not 0 < kept_apart < count:
-        raise UserError(
-            f"--val {args.val} of {count} images is {kept_apart} for val and {count - kept_apart} for train; both need at least one"
-        )
+    kept_apart = listed.holdout["images"] if listed.holdout else asked(args.val, count)
     return [Split("train", "train", 0, count - kept_apart), Split("val", "train", count - kept_apart, kept_apart)]
 
 

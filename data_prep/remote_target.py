@@ -7,7 +7,6 @@ whole or not at all, and both runs put the same bytes.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from remote import WEB, split_url
 from retries import Refused
 from stores import Info, store_for
-from target import PLAN, WORK, LocalTarget, Target, clean_scratch
+from target import PLAN, WORK, LocalTarget, Target, clean_scratch, remove_scratch
 
 from mpp.data.shard_format import MANIFEST, IndexEntry, Manifest, ShardEntry
 from mpp.errors import DataError
@@ -76,7 +75,7 @@ class RemoteTarget:
             leftover.unlink()
 
     def abandon(self) -> None:
-        shutil.rmtree(self.scratch)
+        remove_scratch(self.scratch)
 
     def forget(self) -> None:
         (self.scratch / "listing.json").unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """One shard, read and compared with its index: some of its samples, or every byte of it.
 
 Of our own shards every byte is foretold by the index and the images, so whatever else lies in one is a fault.  A foreign shard (indexed
-where it lies) may hold further members and other names; of it the images, their place and the shard's sha256 are checked.
+where it lies) may hold further members and other names; of it the images, their place and the shard's sha256 are checked, and that there
+are no others.
 """
 
 import hashlib
@@ -12,14 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from prepare import Options, prepare
+from sources.base import Item, check_size
+from sources.webdataset import TarImage, WebDataset
 
 from mpp.data.decode import check_header, open_image
 from mpp.data.shard_faults import UNREADABLE, Fault
 from mpp.data.shard_format import BLOCK, FIELDS, ShardEntry, member_header
-from mpp.errors import BadSample
+from mpp.errors import BadSample, DataError
 
 PIECE = 1 << 20  # bytes read together of what belongs to no sample
 KEPT = 20  # faults of a kind that are told one by one
@@ -72,7 +76,7 @@ class ShardCheck:
 
     folder: Path
     entry: ShardEntry
-    foreign: bool
+    foreign: dict[str, Any] | None  # the manifest's `source` of a shard from elsewhere
     colour_limit: int
     max_pixels: int  # of an image
     tick: Tick
@@ -108,6 +112,8 @@ class ShardCheck:
                     said = f"ends at byte {stream.at}, {self.images} of its {self.entry.samples} images came before that"
                     yield self._fault("cut", said, stream.at, self.key)
                 stream.rest()
+            if self.foreign is not None and rows is not None:
+                yield from self._unlisted_images(frozenset(rows["offset"].tolist()))
         except FileNotFoundError:
             return  # reported with the sizes
         except OSError as error:
@@ -115,6 +121,17 @@ class ShardCheck:
             return
         if (found := stream.digest.hexdigest()) != self.entry.sha256:
             yield self._fault("shard sha256", f"sha256 is {found[:12]}…, the manifest says {self.entry.sha256[:12]}…")
+
+    def _unlisted_images(self, listed: frozenset[int]) -> Iterator[Fault]:
+        assert self.foreign is not None
+        path = self.folder / self.entry.name
+        try:
+            for image in images_to_index(path, self.foreign, self.colour_limit):
+                if image.offset not in listed:
+                    said = f"holds the image {image.member!r} ({image.size} bytes) at byte {image.offset}, which the index does not list"
+                    yield self._fault("unlisted image", said, image.offset)
+        except DataError as error:
+            yield self._fault("tar", str(error).removeprefix(f"{path}: "))
 
     def _sample(self, file: BinaryIO, row: Row) -> Iterator[Fault]:
         start = row.offset - BLOCK
@@ -261,6 +278,24 @@ class ShardCheck:
 
     def _fault(self, kind: str, message: str, offset: int | None = None, key: int | None = None) -> Fault:
         return Fault(kind, self.folder / self.entry.name, message, self.entry.name, key, offset)
+
+
+def images_to_index(path: Path, source: dict[str, Any], colour_limit: int) -> Iterator[TarImage]:
+    """The images in a tar that index_shards.py would list; source: what a manifest notes of how it did.  Raises DataError for a damaged tar."""
+    field = source.get("image_field")
+    options = Options("decode" if source.get("check") == "decode" else "header")
+    tar = WebDataset(path, field.lower().lstrip(".") if isinstance(field, str) else None)
+    with path.open("rb") as file:
+        for number, image in enumerate(tar.images(path, Counter())):
+            if image.is_link:
+                continue
+            try:
+                check_size(Item(image.member, image.size))
+                data = os.pread(file.fileno(), image.size, image.offset)
+                if prepare(data, options, Counter(), need_pixels=number < colour_limit).data is data:
+                    yield image
+            except BadSample:
+                continue  # a reject
 
 
 class _Stream:

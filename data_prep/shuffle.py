@@ -16,6 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sources.base import MAX_CLASSES, Item, Source
 from sources.laid_out import AS_LISTED
@@ -94,6 +95,7 @@ class Listed:
         self.ignored: Counter = Counter()  # what was left out: suffix or reason -> files
         self.levels = list(AS_LISTED)  # of the folders that are the class and the split
         self.remarks: list[str] = []  # what is unusual about its folders
+        self.holdout: dict[str, Any] = {}  # what was kept apart by class or group (holdout.py)
         self._stamp = 0
 
     @property
@@ -154,28 +156,45 @@ def shuffle(source: Source, seed: int, folder: Path, tick: Callable[[], object])
 
 
 def _line(item: Item) -> bytes:
-    return json.dumps(item, separators=(",", ":")).encode()
+    return json.dumps(item if item.group else item[:-1], separators=(",", ":")).encode()
 
 
 def _write_order(pairs: Iterable[tuple[bytes, bytes]], folder: Path, split: str, ignored: Counter) -> int:
     """Write one split's order; returns its number of items."""
-    offsets = array("Q")
-    count = end = 0
 
     def lines() -> Iterator[bytes]:
-        nonlocal count, end
         for _, same in itertools.groupby(pairs, key=lambda pair: pair[0]):
             *repeated, (_, line) = same
             if repeated:
                 ignored["(repeated names)"] += len(repeated)
+            yield line
+
+    return rewrite_order(folder, split, lines())
+
+
+def rewrite_order(folder: Path, split: str, lines: Iterable[bytes]) -> int:
+    """lines: of items, without line feeds; they may come from the order that is there.  Returns their number."""
+    offsets = array("Q")
+    count = end = 0
+
+    def ended() -> Iterator[bytes]:
+        nonlocal count, end
+        for line in lines:
             if count % STRIDE == 0:
                 offsets.append(end)
             count, end = count + 1, end + len(line) + 1
             yield line + b"\n"
 
-    write_stream(folder / f"{split}.items", lines())
+    write_stream(folder / f"{split}.items", ended())
     write_atomically(folder / f"{split}.offsets", offsets.tobytes())
     return count
+
+
+def order_lines(folder: Path, split: str) -> Iterator[bytes]:
+    """A split's items in their order, as `rewrite_order` takes them."""
+    with (folder / f"{split}.items").open("rb") as file:
+        for line in file:
+            yield line.removesuffix(b"\n")
 
 
 def read_order(folder: Path, split: str, first: int, count: int) -> list[Item]:
@@ -186,7 +205,7 @@ def read_order(folder: Path, split: str, first: int, count: int) -> list[Item]:
     with (folder / f"{split}.items").open("rb") as file:
         file.seek(start)
         lines = itertools.islice(file, first % STRIDE, first % STRIDE + count)
-        items = [Item(name, size, tuple(place), label, of) for name, size, place, label, of in map(json.loads, lines)]
+        items = [Item(name, size, tuple(place), *rest) for name, size, place, *rest in map(json.loads, lines)]
     if len(items) != count:
         raise DataError(f"{folder / split}.items: holds fewer items than planned; remove OUT and start again")
     return items

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import holdout
 import numpy as np
 from prepare import TRAINED_PIXELS, say_small_range
 from shard_job import Record
@@ -59,6 +60,7 @@ class Summary:
                 "part": args.part,
                 "splits": self.splits,
                 "classes": len(classes),
+                "holdout": self.listed.holdout,
                 "rejected": self.rejects,
                 "repeats": self.repeats,
                 "ignored": ignored,
@@ -73,6 +75,8 @@ class Summary:
             return
         for split, found in self.splits.items():
             say(f"{self.target.where(split)}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
+        if self.listed.holdout:
+            say(f"kept apart: {holdout.describe(self.listed.holdout)}")
         listed = "" if args.part or not self.rejects else f" ({self.target.where('rejects.jsonl')})"
         say(f"rejected: {self.rejects:,}{listed}")
         say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))

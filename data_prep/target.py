@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from mpp.files import TEMPORARY, write_stream
 
 WORK = ".work"
 PLAN = f"{WORK}/plan.json"
+LOCK = "lock"  # of whoever works alone here, in the scratch folder
 
 
 class Target(Protocol):
@@ -94,8 +96,8 @@ class LocalTarget:
                 leftover.unlink()
 
     def abandon(self) -> None:
-        shutil.rmtree(self.scratch)
-        if not any(self.root.iterdir()):
+        remove_scratch(self.scratch)
+        with suppress(OSError):  # not empty: another run has begun it anew
             self.root.rmdir()
 
     def forget(self) -> None:
@@ -150,10 +152,22 @@ class LocalTarget:
         clean_scratch(self.scratch)
 
 
+def remove_scratch(scratch: Path) -> None:
+    """Remove it, the lock that this run holds last: from then on another run may be making it anew, and what it makes stays."""
+    for path in scratch.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    (scratch / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        scratch.rmdir()
+
+
 def clean_scratch(scratch: Path) -> None:
     """Remove everything but the plan and the locks, which another run may be waiting for."""
     for path in scratch.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in ("plan.json", "lock", "lock-plan"):
+        elif path.name not in ("plan.json", LOCK, "lock-plan"):
             path.unlink()

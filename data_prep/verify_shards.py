@@ -9,8 +9,9 @@ worked out anew, so that one flipped bit anywhere is found.
 
 Every fault is counted; the first of each kind are listed by shard, key and byte.  Exit status 0: none; 1: faults; 2: nothing could be checked.
 
-Of tars that were indexed where they lie (index_shards.py) the images, their place, size and CRC-32 and each tar's sha256 are checked; their
-names and whatever lies between the images is their maker's affair.  An image that never could be decoded is a fault too: make_shards.py looks at
+Of tars that were indexed where they lie (index_shards.py) the images, their place, size and CRC-32 and each tar's sha256 are checked, and
+--full names each image that the index does not list, also behind the end mark, and bytes there that are no tar; the images' names, other
+members and what fills up blocks are their maker's affair.  An image that never could be decoded is a fault too: make_shards.py looks at
 the headers only, unless --check decode.
 
 What cannot be found: a manifest that was changed together with its `check` in what follows from nothing else (names of classes, `source`,
@@ -22,7 +23,7 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the 
     sys.path.append(str(Path(__file__).parent))
 from claims import claim_faults, colour_faults, colour_limit, colours_are_told, is_foreign
 from options import at_least
-from shard_check import ShardCheck, Tally
+from shard_check import ShardCheck, Tally, images_to_index
 from splits import splits_of
 from spread import spread
 from summary import progress
@@ -114,7 +115,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
         tally.add(Fault("manifest", folder / MANIFEST, f"{said} (the shards were not looked at)"))
         return report
     report.samples, report.shards = manifest.samples, len(manifest.shards)
-    foreign = is_foreign(manifest)
+    foreign = manifest.source if is_foreign(manifest) else None
     if data != manifest_bytes(manifest):
         tally.add(Fault("manifest", folder / MANIFEST, "is not laid out as it was written, so it was edited or damaged"))
     for fault in file_faults(folder, manifest):
@@ -127,11 +128,8 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
             tally.add(fault)
     elif not report.faults:
         tally.add(Fault(UNREADABLE, folder / manifest.index.name, "cannot be read"))
-    if not foreign:
-        listed = {entry.name for entry in manifest.shards}
-        for path in sorted(folder.glob("*.tar")):
-            if path.name not in listed:
-                tally.add(Fault("unlisted file", path, "is not in the manifest, but readers of *.tar would take it for a shard", path.name))
+    for fault in unlisted_files(folder, manifest):
+        tally.add(fault)
     jobs, total = plan(manifest, index, args)
     colours, colour_images = np.zeros((3, 256), np.int64), 0
     with tqdm(total=total, desc=printable(folder), unit="B", unit_scale=True, **progress(args)) as bar:
@@ -180,7 +178,25 @@ def plan(manifest: Manifest, index: np.ndarray | None, args: argparse.Namespace)
     return [job._replace(picks=(part - job.first).tolist()) for job, part in zip(jobs, parts, strict=True) if len(part)], total
 
 
-def check_shard(folder: Path, index_name: str | None, foreign: bool, colour_limit: int, max_pixels: int, job: Job, tick: Tick) -> Done:
+def unlisted_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    """Tars beside the shards.  Among tars from elsewhere one without an image is none of the set's business."""
+    listed = {entry.name for entry in manifest.shards}
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and path.name not in listed):
+        if not is_foreign(manifest):
+            yield Fault("unlisted file", path, "is not in the manifest, but readers of *.tar would take it for a shard", path.name)
+        elif not path.name.startswith(".") and path.stat().st_size:
+            try:
+                image = next(images_to_index(path, manifest.source, colour_limit(manifest)), None)
+                said = f"is not in the manifest, and holds images, such as {image.member!r}; index the folder anew" if image else ""
+            except (DataError, OSError) as error:
+                said = f"is not in the manifest, and cannot be read ({str(error).removeprefix(f'{path}: ')})"
+            if said:
+                yield Fault("unlisted file", path, said, path.name)
+
+
+def check_shard(
+    folder: Path, index_name: str | None, foreign: dict | None, colour_limit: int, max_pixels: int, job: Job, tick: Tick
+) -> Done:
     """One job's work.  index_name: None where the index is of no use."""
     check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, tick), Tally()
     if index_name is None:

@@ -9,6 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,28 @@ def make_folder(path: Path, key: str) -> None:
         problem = f"cannot be made ({error.strerror})"
     if problem:
         raise UserError(f"{key}={path} {problem}; give a folder on a disk that you may write to")
+
+
+def hold_folder(path: Path, busy: str, *, shared: bool = False, seconds: float = LOCK_SECONDS) -> Any:
+    """The open file `path`, made with its folder, held as `lock_folder` holds it; for folders whose last user removes them, lock and all.
+
+    A lock that was removed while this process waited for it keeps nobody out, so the one that is there now is taken then.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = path.open("w")
+        except FileNotFoundError:  # the folder was removed between the two
+            continue
+        try:
+            lock_folder(lock, busy, shared=shared, seconds=seconds)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
 
 
 def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = LOCK_SECONDS) -> None:

@@ -52,6 +52,12 @@ def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions
     with_fields = (*EITHER, *ROWS)
     if kind not in with_fields and (options.image_field or options.label_field):
         raise UserError(f"--image-field and --label-field: are for {', '.join(with_fields)}, and {path} is {kind}; leave them out")
+    grouped = ("csv", "jsonl", *EITHER)
+    if options.group_field and kind not in grouped:
+        raise UserError(
+            f"--group {options.group_field}: is a field of {', '.join(grouped)}, and {path} is {kind}; give the level of a folder, "
+            "such as --group 1, or --group re:REGEX"
+        )
     source = _open(path, kind, leave_out, options, checksum)
     return checked(source, checksum, CHECK_THEMSELVES) if checksum else source
 
@@ -151,5 +157,9 @@ def _open_url(url: str, leave_out: str, options: SourceOptions) -> Source:
     if info is None:
         if options.checksum or options.format not in (None, "folder"):
             raise DataError(f"{url}: is no file but a prefix, which is read as a folder of images; leave out --checksum and --format")
+        if options.group_field:
+            raise UserError(
+                f"--group {options.group_field}: {url} is a prefix and has no fields; give the level of a folder, such as --group 1"
+            )
         return Bucket(url, leave_out)
     return Fetched(url, info, partial(open_source, leave_out=leave_out, options=options))

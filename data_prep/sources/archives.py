@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,14 +18,18 @@ from typing import Any, BinaryIO
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
 from sources.base import Bar, Item, Source, check_size, first_folder, reason_to_ignore
+from sources.links import HARD, SYMBOLIC, Member, name_parts, with_links
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
 CHUNK = 1 << 20
+PACKED_CHUNK = 1 << 12  # unpacked at once: of zstd at most a hundred megabytes come of it
 OPEN_FILES = 64  # of one source, in each worker
 # What the standard library's parsers raise on damaged archives (found by fuzzing; tests/data_prep/test_hostile_archives.py repeats it).
 DAMAGED_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
 MAX_NAME_BYTES = 1 << 20  # of a member's name and attributes
+ZIP_END_MAGIC, ZIP_END_BYTES = b"PK\5\6", 22
+MAX_ZIP_END = ZIP_END_BYTES + (1 << 16)  # with its comment
 
 
 class PlainReader:
@@ -78,7 +82,7 @@ class FilesReader:
 
 @dataclass(frozen=True)
 class Tar(Source):
-    """An uncompressed tar.  Of its members the regular files with an image suffix are taken."""
+    """An uncompressed tar.  Of its members the regular files with an image suffix are taken, and the links to such."""
 
     path: Path
     shown_as: Path | None = None  # in messages: the compressed archive it came from
@@ -104,19 +108,20 @@ class _Header(tarfile.TarInfo):
 
 def tar_images(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Item]:
     """The members that may be images; an item's place is its offset in `file`.  Raises DataError as `tar_members` does."""
-    for parts, info in regular_files(tar_members(file, name), ignored):
-        if reason := reason_to_ignore(parts):
+    for member in regular_files(file, name, ignored):
+        if reason := reason_to_ignore(member.parts):
             ignored[reason] += 1
         else:
-            member = "/".join(parts)
-            yield Item(member, info.size, (info.offset_data,), first_folder(member))
+            yield Item(member.name, member.size, member.place, first_folder(member.name))
 
 
 def irregular(info: tarfile.TarInfo) -> str:
     """Of a member: empty for a regular file, otherwise what it is."""
     if info.isreg():
         return "(sparse files)" if info.issparse() else ""
-    return "(links)" if info.issym() or info.islnk() else "(devices and pipes)"
+    if info.issym() or info.islnk():
+        return "(links)"
+    return "(devices and pipes)" if info.isdev() else "(members of another kind)"
 
 
 class Stretch(io.RawIOBase):
@@ -143,46 +148,141 @@ class Stretch(io.RawIOBase):
 
 
 def tar_members(file: BinaryIO, name: str) -> Iterator[tarfile.TarInfo]:
-    """Every member, as a stream.  Raises DataError where the tar does not end with its end mark.
+    """Every member, as a stream, also those behind an end mark: tars joined by cat are read one after the other.
 
+    Raises DataError where a tar does not end with its end mark, and where what follows the mark is neither zeros nor another tar.
     tarfile takes a damaged header for the end and says nothing; the true end is a block of zeros.
     """
-    try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-            for info in tar:
-                yield info
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every header, gigabytes for a large archive
-            end = tar.offset
-    except DAMAGED_TAR as error:
-        raise DataError(f"{name}: is cut short or damaged ({error}); get it again") from error
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise DataError(
-            f"{name}: is cut short or damaged at byte {end} (no end mark); get it again, or unpack it yourself and give the folder"
-        )
+    start = 0
+    while True:
+        try:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+                for info in tar:
+                    yield info
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every header, gigabytes for a large archive
+                end = tar.offset
+        except DAMAGED_TAR as error:
+            raise DataError(f"{name}: is cut short or damaged ({error}); get it again") from error
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            if start and end == start:
+                raise _more(file, name, start)
+            raise DataError(
+                f"{name}: is cut short or damaged at byte {end} (no end mark); get it again, or unpack it yourself and give the folder"
+            )
+        file.seek(end)
+        while (chunk := file.read(CHUNK)) and not any(chunk):
+            end += len(chunk)
+        if not chunk:
+            return
+        start = end + len(chunk) - len(chunk.lstrip(b"\0"))
+        if start % tarfile.BLOCKSIZE:  # a header begins with a name, so this is none
+            raise _more(file, name, start)
+        file.seek(start)
 
 
-def regular_files(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Iterator[tuple[list[str], tarfile.TarInfo]]:
-    """Of a tar's members those that are plain files, each after the parts of its name; of the rest all but folders are counted."""
-    for info in members:
-        parts = [part for part in info.name.split("/") if part not in ("", ".")]
-        if info.isdir() or not parts:
-            continue
-        if reason := irregular(info):
-            ignored[reason] += 1
-        else:
-            yield parts, info
+def _more(file: BinaryIO, name: str, start: int) -> DataError:
+    """What to say of bytes behind the end mark."""
+    file.seek(start)
+    count = sum(map(len, iter(lambda: file.read(CHUNK), b"")))
+    return DataError(
+        f"{name}: {count} bytes from byte {start} on, behind its end mark, are no tar, so they would be lost; get it again, or cut it to its "
+        f"first {start} bytes"
+    )
+
+
+def regular_files(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Member]:
+    """Of a tar's members those that are plain files or links to such; their place is the offset in `file`.  The rest, but for folders, is
+    counted.  Raises DataError as `tar_members` does."""
+
+    def members(odd: Counter) -> Iterator[Member]:
+        for info in tar_members(file, name):
+            parts = name_parts(info.name)
+            if info.isdir() or not parts:
+                continue
+            if info.issym() or info.islnk():
+                yield Member(parts, 0, (), HARD if info.islnk() else SYMBOLIC, info.linkname)
+            elif reason := irregular(info):
+                odd[reason] += 1
+            else:
+                yield Member(parts, info.size, (info.offset_data,))
+
+    passes = 0
+
+    def again() -> Iterator[Member]:
+        nonlocal passes
+        passes += 1
+        at = file.tell() if passes > 1 else 0
+        file.seek(0)
+        yield from members(ignored if passes == 1 else Counter())
+        file.seek(at)
+
+    yield from with_links(again, name, ignored)
 
 
 # ---------------------------------------------------------------- compressed tar
 
 
-def _open_zstd(file: BinaryIO) -> Any:
+class Unpacked:
+    """A file of compressed streams, one behind the other, read as one stream; zeros may lie between and behind them.
+
+    The standard library's own readers pass over whatever follows the first stream and is no whole stream.
+    """
+
+    def __init__(self, file: BinaryIO, new: Callable[[], Any]):
+        """new: gives a decompressor with `decompress`, `eof` and `unused_data`."""
+        self._chunks, self._rest = _unpacked(file, new), b""
+
+    def __enter__(self) -> "Unpacked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._chunks.close()
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, fewer only at the end.  Raises DataError for bytes that belong to no stream, and `errors_of_packed`."""
+        parts, count = [self._rest], len(self._rest)
+        while count < size and (chunk := next(self._chunks, None)) is not None:
+            parts.append(chunk)
+            count += len(chunk)
+        data = b"".join(parts)
+        self._rest = data[size:]
+        return data[:size]
+
+
+def _unpacked(file: BinaryIO, new: Callable[[], Any]) -> Generator[bytes, None, None]:
+    waiting, first = file.read(PACKED_CHUNK), True
+    while waiting:
+        if not first:
+            waiting = waiting.lstrip(b"\0")
+            if not waiting:
+                waiting = file.read(PACKED_CHUNK)
+                continue
+            start = file.tell() - len(waiting)
+        stream = new()
+        try:
+            while not stream.eof:
+                if not waiting:
+                    raise EOFError("it ends inside a compressed stream")
+                yield stream.decompress(waiting)
+                waiting = b"" if stream.eof else file.read(PACKED_CHUNK)
+        except errors_of_packed() as error:
+            if first:
+                raise
+            file.seek(0, os.SEEK_END)
+            raise DataError(
+                f"{file.name}: {file.tell() - start} bytes from byte {start} on, behind a compressed stream, are none, or one that is cut or "
+                f"damaged ({error}); get it again, or cut it to its first {start} bytes"
+            ) from error
+        waiting, first = stream.unused_data or file.read(PACKED_CHUNK), False
+
+
+def _new_zstd() -> Any:
     try:
         import zstandard
     except ImportError:
         raise DataError("reading .tar.zst needs the package zstandard: pip install zstandard") from None
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return zstandard.ZstdDecompressor().decompressobj()
 
 
 def errors_of_packed() -> tuple[type[Exception], ...]:
@@ -193,7 +293,11 @@ def errors_of_packed() -> tuple[type[Exception], ...]:
     return EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError
 
 
-PACKED: dict[str, Callable[[Any], Any]] = {"tar.gz": gzip.open, "tar.xz": lzma.open, "tar.zst": _open_zstd}
+PACKED: dict[str, Callable[[Any], Any]] = {
+    "tar.gz": lambda file: Unpacked(file, lambda: zlib.decompressobj(wbits=31)),
+    "tar.xz": lambda file: Unpacked(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    "tar.zst": lambda file: Unpacked(file, _new_zstd),
+}
 MAGIC = {b"\x1f\x8b": "tar.gz", b"\xfd7zXZ\0": "tar.xz", b"\x28\xb5\x2f\xfd": "tar.zst"}
 
 
@@ -250,30 +354,62 @@ class Zip(Source):
     def items(self, ignored: Counter) -> Iterator[Item]:
         try:
             with zipfile.ZipFile(self.path) as archive:
-                members = archive.infolist()
+                entries = archive.infolist()
         except DAMAGED_ZIP as error:
             raise DataError(f"{self.path}: is cut short or damaged ({error}); get it again") from error
-        for info in members:
-            parts = [part for part in info.filename.split("/") if part not in ("", ".")]
-            if not parts or info.is_dir():
-                continue
-            if stat.S_ISLNK(info.external_attr >> 16):
-                ignored["(links)"] += 1
-            elif reason := reason_to_ignore(parts):
+        refuse_more_in_zip(self.path, entries)
+        entries = [info for info in entries if name_parts(info.filename) and not info.is_dir()]
+        for member in with_links(lambda: map(self._member, entries), str(self.path), ignored):
+            if reason := reason_to_ignore(member.parts):
                 ignored[reason] += 1
-            elif info.flag_bits & 1:
-                raise DataError(f"{self.path}: {info.filename} is encrypted; unpack the archive and give the folder")
-            elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(
-                    f"{self.path}: {info.filename} is compressed by method {info.compress_type}; unpack the archive and give the folder"
-                )
             else:
-                name = "/".join(parts)
-                place = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
-                yield Item(name, info.file_size, place, first_folder(name))
+                yield Item(member.name, member.size, member.place, first_folder(member.name))
+
+    def _member(self, info: zipfile.ZipInfo) -> Member:
+        parts, link = name_parts(info.filename), stat.S_ISLNK(info.external_attr >> 16)
+        place = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+        if not link and reason_to_ignore(parts):
+            return Member(parts, info.file_size, place)
+        if info.flag_bits & 1:
+            raise DataError(f"{self.path}: {info.filename} is encrypted; unpack the archive and give the folder")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(
+                f"{self.path}: {info.filename} is compressed by method {info.compress_type}; unpack the archive and give the folder"
+            )
+        if not link:
+            return Member(parts, info.file_size, place)
+        reader, target = self.reader(), b""
+        try:
+            if info.file_size <= MAX_NAME_BYTES:
+                target = reader.read(Item(info.filename, info.file_size, place))
+        except BadSample:
+            pass  # it leads nowhere then
+        finally:
+            reader.close()
+        return Member(parts, 0, (), SYMBOLIC, os.fsdecode(target) or "/")
 
     def reader(self) -> "ZipReader":
         return ZipReader(self.path)
+
+
+def refuse_more_in_zip(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Raises DataError where a zip holds more than its directory at its end lists: two that were joined, or entries that it does not count."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - MAX_ZIP_END))
+        tail = file.read()
+    at = tail.rfind(ZIP_END_MAGIC)
+    count, comment = struct.unpack("<10xH8xH", tail[at : at + ZIP_END_BYTES])
+    behind = tail[at + ZIP_END_BYTES + comment :].lstrip(b"\0")
+    before = min((info.header_offset for info in entries if 0 <= info.header_offset < size), default=0)  # others are rejects
+    remedy = "get it again, or unpack it yourself and give the folder"
+    if count not in (len(entries) % (1 << 16), (1 << 16) - 1):
+        raise DataError(f"{path}: its directory says {count} entries and lists {len(entries)}, so it is damaged; {remedy}")
+    for where, bytes_ in (("before its first entry", before), ("behind its end", len(behind))):
+        if bytes_:
+            raise DataError(
+                f"{path}: {bytes_} bytes {where} are not in its directory, perhaps another zip joined to it, so they would be lost; {remedy}"
+            )
 
 
 class ZipReader(PlainReader):

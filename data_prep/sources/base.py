@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
+from mpp.data.class_folders import MAX_DEPTH as MAX_DEPTH
 from mpp.data.class_folders import class_names, folder_at
 from mpp.data.class_folders import describe as describe
 from mpp.data.class_folders import reason_to_ignore as reason_to_ignore
@@ -28,6 +29,7 @@ class SourceOptions:
     checksum: str | None = None  # md5 or sha256 of the source's file, in hexadecimal
     image_field: str | None = None  # column of parquet or CSV, key of a JSON line or WebDataset field of the images
     label_field: str | None = None  # column of parquet or CSV, key of a JSON line, WebDataset field or key of the field json
+    group_field: str | None = None  # likewise, of the thing that an image shows
 
 
 class Item(NamedTuple):
@@ -38,6 +40,7 @@ class Item(NamedTuple):
     place: tuple = ()  # what the source's reader needs to find it: numbers and strings
     label: str = ""  # class name, or class number in digits; empty for none
     split: str = "train"  # as the source divides its images, if it does
+    group: str = ""  # the thing that it shows, where a field was named that tells
 
 
 class Reader(Protocol):
@@ -101,6 +104,8 @@ def first_folder(name: str) -> str:
 
 
 def check_size(item: Item) -> None:
-    """Raises BadSample for an empty file or one too large to be a picture."""
+    """Raises BadSample for an empty file or one too large to be a picture, and for a link that leads nowhere (-1 bytes)."""
+    if item.size < 0:
+        raise BadSample("a link that leads nowhere")
     if not item.size or item.size > MAX_FILE_BYTES:
         raise BadSample(f"{item.size} bytes" if item.size else "an empty file")

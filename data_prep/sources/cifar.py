@@ -69,6 +69,7 @@ LAYOUTS = {
         header_bytes=2,
     ),
 }
+BESIDE = ("readme.html", "file.txt~", "coarse_label_names.txt")  # what else the official archives hold
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
@@ -115,10 +116,11 @@ class Cifar(Source):
                 counts: Counter = Counter()
                 write_stream(rows, batches.rows(len(classes), counts))
             parts = [(batch.removesuffix(".bin"), split, counts[batch]) for batch, split in layout.batches.items()]
-            write_atomically(about, json.dumps([parts, classes]).encode())
+            others = batches.others + len(set(batches.places) - {*layout.batches, layout.names, *BESIDE})
+            write_atomically(about, json.dumps([parts, classes, others]).encode())
             tar.path.unlink()
-        parts, classes = json.loads(about.read_bytes())
-        return CifarRows(self.path, self.kind, rows, tuple(map(tuple, parts)), tuple(classes))
+        parts, classes, others = json.loads(about.read_bytes())
+        return CifarRows(self.path, self.kind, rows, tuple(map(tuple, parts)), tuple(classes), others)
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,11 @@ class CifarRows(Source):
     rows: Path
     parts: tuple[tuple[str, str, int], ...]  # batch, its split, its images: in the order of the rows
     classes: tuple[str, ...]
+    others: int = 0  # members that belong to no official archive
 
     def items(self, ignored: Counter) -> Iterator[Item]:
+        if self.others:
+            ignored["(files beside the batches)"] += self.others
         with self.rows.open("rb") as file:
             for batch, split, count in self.parts:
                 for number in range(count):
@@ -162,10 +167,13 @@ class Batches:
     def __init__(self, file: BinaryIO, path: Path, folder: str):
         self.file, self.path, self.layout = file, path, LAYOUTS[folder]
         self.places: dict[str, tuple[int, int]] = {}  # member -> offset, bytes
+        self.others = 0  # members that are no files of its folder
         for info in tar_members(file, str(path)):
             within, _, member = info.name.removeprefix("./").rpartition("/")
             if within == folder and info.isreg() and not info.issparse():
                 self.places[member] = (info.offset_data, info.size)
+            elif not info.isdir():
+                self.others += 1
         for member in (self.layout.names, *self.layout.batches):
             if member not in self.places:
                 raise DataError(f"{path}: holds no file {folder}/{member}, so it is not the whole of {self.layout.archive}; get it again")
@@ -225,10 +233,13 @@ class Batches:
         try:
             with self.open(member) as file:
                 content = ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote the official ones
+                behind = len(file.read())
         except ForbiddenError as error:
             raise DataError(f"{self.path}: {member}: {error}, which no batch of images needs: do not trust this archive") from error
         except DAMAGED as error:
             raise self.wrong(member, f"is no pickle of arrays ({type(error).__name__}: {error})") from error
         if not isinstance(content, dict):
             raise self.wrong(member, "holds no dictionary")
+        if behind:
+            raise self.wrong(member, f"holds {behind} bytes behind its pickle")
         return content

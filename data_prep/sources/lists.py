@@ -54,6 +54,7 @@ class Row(NamedTuple):
     path: str
     label: str = ""
     split: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class ListFile(Source):
         for row in ROWS[self.kind](self.path, self.options):
             _check_text(row.path, "path", self.path, row.line)
             _check_text(row.label, "label", self.path, row.line)
+            _check_text(row.group, "group", self.path, row.line)
             if re.fullmatch(r"-?[0-9]+\.?[0-9]*", row.label) and not row.label.isdecimal():
                 raise DataError(
                     f"{self.path}: line {row.line}: the label {row.label} is a number, but no class number; mend the list (no label: empty)"
@@ -107,7 +109,7 @@ class ListFile(Source):
                 raise DataError(
                     f"{self.path}: line {row.line}: the split {row.split!r} is none of {', '.join(SPLITS)}; mend it, or call that column something else"
                 )
-            yield Item(row.path, -1, (), row.label, split)
+            yield Item(row.path, -1, (), row.label, split, row.group)
         status = self.path.stat()
         if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):
             raise DataError(f"{self.path}: has changed while it was listed; start again, and leave the source alone meanwhile")
@@ -238,7 +240,7 @@ def _leads_somewhere(path: Path, cell: str) -> bool:
 
 
 def _which(names: Iterable[str], what: str) -> str:
-    return f"it has {', '.join(map(repr, names))}; name one with --{what}-field"
+    return f"it has {', '.join(map(repr, names))}; name one with --{what}{'' if what == 'group' else '-field'}"
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ class _Table:
     path_at: int
     label_at: int  # -1 for none
     split_at: int
+    group_at: int
 
     @classmethod
     def of(cls, path: Path, kind: str, options: SourceOptions) -> "_Table":
@@ -257,7 +260,7 @@ class _Table:
         first, second = itertools.islice(itertools.chain(CELLS[kind](path), ((0, []), (0, []))), 2)
         cells, following = first[1], second[1]
         known = [cell.lower() for cell in cells]
-        asked = {"image": options.image_field, "label": options.label_field}
+        asked = {"image": options.image_field, "label": options.label_field, "group": options.group_field}
         if any(asked.values()) or (not any(map(_is_path, cells)) and set(known) & set(KNOWN)):
             places = {"image": _place(known, PATH_COLUMNS), "label": _place(known, LABEL_COLUMNS), "split": _place(known, SPLIT_COLUMNS)}
             for what, name in asked.items():
@@ -268,7 +271,7 @@ class _Table:
             if places["image"] < 0:
                 said = f"call one {' or '.join(PATH_COLUMNS)}"
                 raise DataError(f"{path}: its header {_joined(cells)} names no column of paths; {said}, or name one with --image-field")
-            return cls(tuple(cells), len(cells), places["image"], places["label"], places["split"])
+            return cls(tuple(cells), len(cells), places["image"], places["label"], places["split"], places.get("group", -1))
         if reason := _is_header(path, cells, following):
             raise DataError(
                 f"{path}: line {first[0]}, {_joined(cells)}, {reason}, so it is no row but a header of unknown words, or a remark; call the columns path "
@@ -289,7 +292,7 @@ class _Table:
                 "give path<TAB>label"
             )
         label_at = 1 - path_at if len(cells) == 2 else -1
-        return cls((), len(cells), path_at, label_at, -1)
+        return cls((), len(cells), path_at, label_at, -1, -1)
 
 
 def _place(known: list[str], names: Iterable[str]) -> int:
@@ -408,7 +411,7 @@ def _table_rows(kind: str, path: Path, options: SourceOptions) -> Iterator[Row]:
             )
         label_at = table.label_at if table.header or kind == "csv" else 1 - table.path_at  # in a list some rows may have none
         cell = lambda at, cells=cells: cells[at] if 0 <= at < len(cells) else ""
-        yield Row(line, cell(table.path_at), cell(label_at), cell(table.split_at))
+        yield Row(line, cell(table.path_at), cell(label_at), cell(table.split_at), cell(table.group_at))
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -435,9 +438,11 @@ def _json_rows(path: Path, options: SourceOptions) -> Iterator[Row]:
         if not isinstance(name, str):
             there = _which(row, "image") if row else "it has no keys"
             raise DataError(f"{path}: line {number}: has no path; give a string as {' or '.join(paths)} ({there})")
-        if isinstance(label, bool) or not isinstance(label, str | int | None):
-            raise DataError(f"{path}: line {number}: the label {label!r} is neither a string nor a whole number; mend the list")
-        yield Row(number, name, "" if label is None else str(label).strip(), "" if split is None else str(split).strip())
+        group = cells.get(options.group_field.lower()) if options.group_field else None
+        for what, value in (("label", label), (options.group_field, group)):
+            if isinstance(value, bool) or not isinstance(value, str | int | None):
+                raise DataError(f"{path}: line {number}: the {what} {value!r} is neither a string nor a whole number; mend the list")
+        yield Row(number, name, *("" if value is None else str(value).strip() for value in (label, split, group)))
 
 
 def _asked(name: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]:

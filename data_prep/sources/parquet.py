@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mpp.data.class_folders import SPLITS
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
 from sources.archives import FilesReader
-from sources.base import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions
+from sources.base import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
 from sources.webdataset import label_text
 
 PARQUET_MAGIC = b"PAR1"
@@ -44,6 +45,7 @@ class Columns:
     label: str | None
     label_kind: str = ""  # "class" (a number in `classes`), "number" or "text"
     classes: tuple[str, ...] = ()
+    group: str | None = dataclass_field(default=None, repr=False)  # of the stamp only where there is one
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Parquet(Source):
 
     def _stamp(self, name: str) -> str:
         status = (self.root / name).stat()
-        known = [name, status.st_size, status.st_mtime_ns, repr(self.columns)]
+        known = [name, status.st_size, status.st_mtime_ns, repr(self.columns), *([self.columns.group] if self.columns.group else [])]
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
     def unpack(self, scratch: Path, bar: Bar) -> "Parquet":
@@ -104,7 +106,7 @@ class Parquet(Source):
         columns = self.columns
         wanted = [f"{columns.image}.bytes"] if columns.in_struct else [columns.image]
         wanted += [f"{columns.image}.path"] if columns.has_path else []
-        wanted += [columns.label] if columns.label else []
+        wanted += [name for name in dict.fromkeys((columns.label, columns.group)) if name]
         with _opened(path) as file:
             for group in range(file.num_row_groups):  # one by one: over all of them pyarrow would hold several
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
@@ -112,21 +114,32 @@ class Parquet(Source):
                         found = (row[columns.image] or {}) if columns.in_struct else {"bytes": row[columns.image]}
                         data, label = found["bytes"] if found else None, row[columns.label] if columns.label else None
                         text = (label or "") if columns.label_kind == "text" else label_text(label)
-                        head = json.dumps([-1 if data is None else len(data), text, found.get("path") or ""]).encode()
+                        thing = row[columns.group] if columns.group else None
+                        told = [
+                            -1 if data is None else len(data),
+                            text,
+                            found.get("path") or "",
+                            *([str(thing)] if thing is not None else []),
+                        ]
+                        head = json.dumps(told).encode()
                         yield len(head).to_bytes(4, "little") + head
                         yield data or b""
                         progress.update(len(data or b""))
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         assert self.scratch
+        if self.path.is_dir():
+            ignored.update(
+                reason_to_ignore([name]) or Path(name).suffix for name in _files_below(str(self.path), "") if name not in self.files
+            )
         for name in self.files:
             stamp, split = self._stamp(name), split_of(name)
             with (self.scratch / f"source-{stamp}.rows").open("rb") as file:
                 row = 0
                 while length := file.read(4):
-                    size, label, path = json.loads(file.read(int.from_bytes(length, "little")))
+                    size, label, path, *group = json.loads(file.read(int.from_bytes(length, "little")))
                     place = (stamp, file.tell()) if size >= 0 else (stamp, path)
-                    yield Item(f"{name}/{row}", size, place, label, split)
+                    yield Item(f"{name}/{row}", size, place, label, split, *group)
                     file.seek(max(size, 0), os.SEEK_CUR)
                     row += 1
 
@@ -174,7 +187,10 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
     columns = label_names = None
     for name in files:
         with _opened(root / name) as file:
+            _refuse_joined(root / name, file.metadata)
             found, label_names = _find_columns(root / name, file.schema_arrow, options)
+            if options.group_field:
+                found = _with_group(root / name, file.schema_arrow, found, options.group_field)
         if found != (columns or found):
             raise DataError(
                 f"{path}: {files[0]} and {name} do not have the same columns or class names, so they are two data sets; give one's folder"
@@ -182,6 +198,22 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
         columns = found
     assert columns is not None and label_names is not None
     return Parquet(path, tuple(files), columns, label_names)
+
+
+def _refuse_joined(path: Path, metadata: Any) -> None:
+    """Raises DataError where a second parquet file hangs on the first: the footer at the end would be read with the first one's data."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    starts = [column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset for column in columns]
+    end = max((start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)), default=len(PARQUET_MAGIC))
+    footer = path.stat().st_size - 8 - metadata.serialized_size  # between lie at most indexes of pages and filters
+    with path.open("rb") as file:
+        file.seek(end)
+        before = b""
+        while end < footer and (chunk := file.read(min(BUFFER_BYTES, footer - end))):
+            if 2 * PARQUET_MAGIC in before + chunk:
+                raise DataError(f"{path}: is several parquet files joined, of which only one would be read; take them apart")
+            before, end = chunk[-2 * len(PARQUET_MAGIC) :], end + len(chunk)
 
 
 def is_parquet(folder: Path) -> bool:
@@ -265,6 +297,13 @@ def _find_columns(path: Path, schema: Any, options: SourceOptions) -> tuple[Colu
         return column, tuple(classes or labels)
     kind, names = labels[chosen[0]]
     return replace(column, label=chosen[0], label_kind=kind, classes=names), ()
+
+
+def _with_group(path: Path, schema: Any, columns: Columns, group: str) -> Columns:
+    possible = [field.name for field in schema if _label_kind(field, {})]
+    if group not in possible:
+        raise DataError(f"{path}: has no column {group} of numbers or texts for --group; those it has: {', '.join(possible) or 'none'}")
+    return replace(columns, group=group)
 
 
 def _features(schema: Any) -> dict[str, dict]:

@@ -9,9 +9,8 @@ import itertools
 import json
 import os
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,8 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 from mpp.data.shard_format import FORMAT, MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
-from sources.archives import FilesReader, regular_files, tar_members
+from sources.archives import FilesReader, regular_files
 from sources.base import Item, Source, SourceOptions, reason_to_ignore
+from sources.links import NOWHERE
 
 # What may lie beside the tars: img2dataset's tables and counts, indexes, manifests and notes.
 SIDE_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".idx", ".bin", ".yaml", ".yml")
@@ -36,6 +36,7 @@ class Field(NamedTuple):
     offset: int  # of its first byte in the tar
     size: int
     is_image: bool
+    is_link: bool
 
 
 class TarImage(NamedTuple):
@@ -43,6 +44,8 @@ class TarImage(NamedTuple):
     offset: int
     size: int
     label: str  # empty for none; a whole number has no leading zeros
+    is_link: bool  # to another member of the tar, whose offset and size these are
+    group: str  # empty where none was asked for, and for none
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class WebDataset(Source):
     path: Path
     image_field: str | None = None
     label_field: str | None = None
+    group_field: str | None = None
     ours: bool = False  # mpp's own shards: cls is a number in the manifest's list of classes
     kind = "webdataset"
 
@@ -78,12 +82,12 @@ class WebDataset(Source):
     def items(self, ignored: Counter) -> Iterator[Item]:
         for tar in self.tars():
             for image in self.images(tar, ignored):
-                yield Item(f"{tar.name}/{image.member}", image.size, (image.offset,), image.label)
+                yield Item(f"{tar.name}/{image.member}", image.size, (image.offset,), image.label, group=image.group)
 
     def images(self, tar: Path, ignored: Counter) -> Iterator[TarImage]:
         """The image of every key in one tar; the fields that are left behind are counted.  Raises DataError where a key has several."""
         with tar.open("rb") as file:
-            for key, together in itertools.groupby(_fields(tar_members(file, str(tar)), ignored), lambda field: field.key):
+            for key, together in itertools.groupby(_fields(file, str(tar), ignored), lambda field: field.key):
                 fields: dict[str, Field] = {}
                 for field in together:
                     if field.name in fields:
@@ -93,11 +97,12 @@ class WebDataset(Source):
                 if image is None:
                     ignored["(keys without an image)"] += 1
                     continue
-                label, source = self._label(file, fields)
+                label, source = self._text(file, fields, self.label_field or CLASS_FIELD, in_json=bool(self.label_field))
+                group, told = self._text(file, fields, self.group_field, in_json=True) if self.group_field else ("", "")
                 for name in fields:
-                    if name not in (image.name, source):
+                    if name not in (image.name, source, told):
                         ignored["." + name.rpartition(".")[2]] += 1  # all of a dotted one could be another for every file
-                yield TarImage(image.member, image.offset, image.size, label)
+                yield TarImage(image.member, image.offset, image.size, label, image.is_link, group)
 
     def _image(self, tar: Path, key: str, fields: dict[str, Field]) -> Field | None:
         if self.image_field is not None:
@@ -111,10 +116,9 @@ class WebDataset(Source):
             )
         return found[0] if found else None
 
-    def _label(self, file: BinaryIO, fields: dict[str, Field]) -> tuple[str, str]:
-        """The label and the field that it comes from."""
-        wanted = self.label_field or CLASS_FIELD
-        source = wanted if wanted in fields else "json" if self.label_field else ""
+    def _text(self, file: BinaryIO, fields: dict[str, Field], wanted: str, *, in_json: bool) -> tuple[str, str]:
+        """A label or group and the field that it comes from: the one of this name or, where that may be, the key of this name in the json."""
+        source = wanted if wanted in fields else "json" if in_json else ""
         if source not in fields or fields[source].size > LABEL_BYTES:
             return "", source
         data = os.pread(file.fileno(), fields[source].size, fields[source].offset)
@@ -143,7 +147,7 @@ def open_webdataset(path: Path, options: SourceOptions) -> WebDataset:
     """Raises DataError where there are no tars."""
     image_field, label_field = options.image_field and options.image_field.lower().lstrip("."), options.label_field
     ours = label_field is None and is_ours(path) and ShardSet.open(path).labelled
-    source = WebDataset(path, image_field, label_field, ours)
+    source = WebDataset(path, image_field, label_field, options.group_field, ours)
     if not source.tars():
         raise DataError(f"{path}: holds no .tar at its top level; give the folder of the tars (compressed ones must be unpacked to .tar)")
     return source
@@ -157,7 +161,7 @@ def is_webdataset(folder: Path, leave_out: Path) -> bool:
             suffix = Path(entry.name).suffix.lower()
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # noqa: PTH112 (entry.is_dir() raises for a link to itself)
                 if Path(entry.path).resolve() != leave_out:
                     return False
             elif suffix == ".tar":
@@ -175,9 +179,10 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def _fields(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Iterator[Field]:
-    for parts, info in regular_files(members, ignored):
-        reason = reason_to_ignore(parts)
+def _fields(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Field]:
+    for member in regular_files(file, name, ignored):
+        parts = member.parts
+        reason = "(links that lead nowhere)" if member.size == NOWHERE else reason_to_ignore(parts)
         if _META.match(parts[0] + "/"):
             reason = "(webdataset's own)"
         if reason.startswith("("):
@@ -185,7 +190,7 @@ def _fields(members: Iterable[tarfile.TarInfo], ignored: Counter) -> Iterator[Fi
             continue
         *_, base = parts
         stem, _, field = base.partition(".")
-        yield Field("/".join([*parts[:-1], stem]), field.lower(), "/".join(parts), info.offset_data, info.size, not reason)
+        yield Field("/".join([*parts[:-1], stem]), field.lower(), member.name, member.place[0], member.size, not reason, bool(member.link))
 
 
 def label_text(value: Any) -> str:

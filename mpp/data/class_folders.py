@@ -111,9 +111,9 @@ def _descend(root: Path, folder: str, prefix: str, above: frozenset, ignored: Co
             try:
                 status = entry.stat()
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
-                status = None  # a link that leads nowhere, or to itself
+                status = None  # a link that leads nowhere, through a file, or to itself
             if status and stat.S_ISDIR(status.st_mode):
                 identity = (status.st_dev, status.st_ino)
                 if is_hidden(entry.name):

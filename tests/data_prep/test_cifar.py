@@ -227,6 +227,20 @@ def test_an_archive_with_another_content_is_named(opened, folder, member, data, 
         opened(members(folder) | {f"{folder}/{member}": data})
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_beside_the_batches_is_counted(opened, folder):
+    ignored: Counter = Counter()
+    list(opened(members(folder) | {f"{folder}/data_batch_6": b"x", "notes.txt": b"x"}).items(ignored))
+    assert ignored == {"(files beside the batches)": 2}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_behind_the_rows_of_a_batch_is_named(opened, folder):
+    content, batch = members(folder), next(iter(cifar.LAYOUTS[folder].batches))
+    with pytest.raises(DataError, match=r"holds 3 bytes behind its pickle|no multiple of"):
+        opened(content | {f"{folder}/{batch}": content[f"{folder}/{batch}"] + b"abc"})
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
 def test_a_cut_archive_is_named(opened, write_tar, share):
     content = members("cifar-10-batches-bin")

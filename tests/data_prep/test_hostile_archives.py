@@ -141,19 +141,24 @@ def test_nothing_that_an_archive_names_is_written_or_followed(tmp_path):
     (folder / "archive").write_bytes(buffer.getvalue())
     ignored: Counter = Counter()
     source = open_source(folder / "archive", folder / "out").unpack(folder, bar)
-    assert {item.name for item in source.items(ignored)} == {"etc/evil.png", "good.png"}
-    assert ignored == {"(names with ..)": 2, "(links)": 2, "(devices and pipes)": 3}
+    assert {item.name: item.size for item in source.items(ignored)} == {"etc/evil.png": 5, "good.png": 5, "link.png": -1, "hard.png": -1}
+    assert ignored == {"(names with ..)": 2, "(devices and pipes)": 3}
+    for item in source.items(Counter()):
+        if item.size < 0:
+            with pytest.raises(BadSample, match="a link that leads nowhere"):
+                source.reader().read(item)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["archive"]
 
 
-def test_a_zip_link_is_no_image(tmp_path):
+def test_a_zip_link_to_a_file_outside_is_not_followed(tmp_path):
     with zipfile.ZipFile(tmp_path / "archive", "w") as archive:
         info = zipfile.ZipInfo("link.png")
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
-    ignored: Counter = Counter()
-    assert not list(open_source(tmp_path / "archive", tmp_path).items(ignored))
-    assert ignored == {"(links)": 1}
+    source = open_source(tmp_path / "archive", tmp_path)
+    (item,) = source.items(Counter())
+    with pytest.raises(BadSample, match="a link that leads nowhere"):
+        source.reader().read(item)
 
 
 def test_a_size_beyond_any_photograph_is_rejected_before_it_is_read(tmp_path):

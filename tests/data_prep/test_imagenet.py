@@ -21,7 +21,7 @@ from mpp.config import ModelConfig
 from mpp.config_probe import FeatureConfig
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
+from mpp.errors import BadSample, DataError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
 from mpp.transfer.extraction import extract
@@ -213,9 +213,12 @@ def test_what_is_no_image_of_a_class_is_counted_and_never_followed(tmp_path, wri
     outer = {"n01440764.tar": write_tar(None, members), "x": outer_link, "../n03000002.tar": b"x", "readme": b"x", "n1.tar": b"x"}
     write_tar(tmp_path / TRAIN, outer)
     items, ignored = listed(tmp_path)
-    assert [item.name for item in items] == ["n01440764/n01440764_3.JPEG"]
-    assert ignored == {"(names with ..)": 1, "(links)": 2, ".txt": 1, "(in the train tar, but no class)": 3}
-    assert open_source(tmp_path, tmp_path).reader().read(items[0]) == b"good"
+    assert [item.name for item in items] == ["n01440764/n01440764_1.JPEG", "n01440764/n01440764_3.JPEG"]
+    assert ignored == {"(names with ..)": 1, "(links)": 1, ".txt": 1, "(in the train tar, but no class)": 3}
+    reader = open_source(tmp_path, tmp_path).reader()
+    with pytest.raises(BadSample, match="a link that leads nowhere"):
+        reader.read(items[0])
+    assert reader.read(items[1]) == b"good"
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,10 @@ def test_hostile_and_odd_members_are_counted_and_never_extracted(tmp_path):
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    summary = make(archive, tmp_path / "deep" / "er" / "out")
+    summary = make(archive, tmp_path / "deep" / "er" / "out", "--max-rejects", 0.5)
     assert "2 images" in summary
-    assert "ignored:  6 ((hidden) 2, (links) 1, (names with ..) 1, (repeated names) 1, .txt 1)" in summary
+    assert "rejected: 1" in summary
+    assert "ignored:  5 ((hidden) 2, (names with ..) 1, (repeated names) 1, .txt 1)" in summary
     assert not list(tmp_path.rglob("evil.jpg"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from make_shards import main
 
 from mpp.errors import DataError, UserError
-from mpp.files import lock_folder
+from mpp.files import hold_folder
 
 PROGRAM = Path(__file__).parents[2] / "data_prep" / "make_shards.py"
 WORDS = ("--val", "5", "--samples-per-shard", "4", "--max-rejects", "0.5", "--quiet")
@@ -91,7 +91,7 @@ def test_parts_at_the_same_time_do_not_disturb_each_other(source, whole, tmp_pat
 
 
 def test_a_part_is_made_by_one_run_at_a_time_and_the_end_waits_for_none(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("plan.lock_folder", functools.partial(lock_folder, seconds=0))
+    monkeypatch.setattr("plan.hold_folder", functools.partial(hold_folder, seconds=0))
     out = tmp_path / "out"
     make(source, out, *WORDS, "--part", "0/2")
     with (out / ".work" / "lock").open("w") as lock, (out / ".work" / "lock-0-of-2").open("w") as own:

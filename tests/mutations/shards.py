@@ -89,6 +89,58 @@ ROWS = [
         'if False:', 'tests/data_prep/test_parts.py::test_a_part_of_other_files_or_options_is_refused',
     ),
     Row(
+        'what is behind an end mark is lost', 'data_prep/sources/archives.py', '        while (chunk := file.read(CHUNK)) and not any(chunk):',
+        '        while chunk := b"":', 'tests/data_prep/test_endings.py::test_joined_tars_give_the_images_of_all_whatever_end_mark_lies_between',
+    ),
+    Row(
+        'bytes behind a compressed stream are passed over', 'data_prep/sources/archives.py', 'waiting, first = stream.unused_data or file.read(PACKED_CHUNK), False',
+        'waiting, first = b"", False', 'tests/data_prep/test_endings.py::test_bytes_behind_a_compressed_stream_that_are_none_are_counted',
+    ),
+    Row(
+        'a zip joined to another hides it', 'data_prep/sources/archives.py', 'default=0)  # others are rejects',
+        'default=0) * 0', 'tests/data_prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
+    ),
+    Row(
+        'verify reads no further than the index', 'data_prep/shard_check.py', 'if self.foreign is not None and rows is not None:',
+        'if False:', 'tests/data_prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
+    ),
+    Row(
+        'bytes behind a pickle are passed over', 'data_prep/sources/cifar.py', '        if behind:',
+        '        if False:', 'tests/data_prep/test_cifar.py::test_what_is_behind_the_rows_of_a_batch_is_named',
+    ),
+    Row(
+        'a hard link is what its target became', 'data_prep/sources/links.py', '                file = files.get(target)',
+        '                file = None', 'tests/data_prep/test_links.py::test_a_hard_link_is_what_its_target_was_before_it_and_else_what_comes_next',
+    ),
+    Row(
+        'links are followed round in a circle', 'data_prep/sources/links.py', '        if folder in above:',
+        '        if False:', 'tests/data_prep/test_links.py::test_a_folder_its_tar_and_its_zip_give_the_same_images',
+    ),
+    Row(
+        'val is drawn without regard to classes', 'data_prep/plan.py', 'known[item.label] = source.class_number(item.label, numbers)',
+        'known[item.label] = 0', 'tests/data_prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
+    ),
+    Row(
+        'a thing is in two splits', 'data_prep/holdout.py', '(thing in apart if grouping else',
+        '(False if grouping else', 'tests/data_prep/test_holdout.py::test_the_images_of_one_thing_are_in_one_split',
+    ),
+    Row(
+        'a class goes to val as a whole', 'data_prep/holdout.py', 'if chosen[number] < count - 1]',
+        'if chosen[number] < count]', 'tests/data_prep/test_holdout.py::test_quotas_are_exact_and_no_class_is_off_by_an_image_or_loses_its_last',
+    ),
+    Row(
+        'an OUT of the old draw is finished with the new one', 'data_prep/make_shards.py', '"val_by_class": True if args.val and args.labels else None}',
+        '"val_by_class": None}', 'tests/data_prep/test_holdout.py::test_an_out_begun_when_val_was_drawn_from_all_classes_together_is_refused',
+    ),
+    Row(
+        'what another run has made is removed', 'data_prep/plan.py', 'if not target.begun() and not args.part:',
+        'if not args.part:', 'tests/data_prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
+    ),
+    Row(
+        'a removed lock counts', 'mpp/files.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
+        'if lock:', 'tests/data_prep/test_two_runs.py::test_a_lock_that_its_holder_removed_keeps_others_out_all_the_same',
+    ),
+    Row(
         'a header is enough for a cut image', 'data_prep/prepare.py', 'not looks_whole(data, form)',
         'False', 'tests/data_prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
     ),
