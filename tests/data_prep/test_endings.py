@@ -197,7 +197,7 @@ def test_index_shards_refuses_bytes_behind_the_end_mark_and_rows_of_links(pictur
     link = tarfile.TarInfo("9.jpg")
     link.type, link.linkname = tarfile.LNKTYPE, "0.jpg"
     (folder / "0.tar").write_bytes(data + link.tobuf() + bytes(1024))
-    with pytest.raises(DataError, match=r"first 0\.tar/9\.jpg \(a link to another member"):
+    with pytest.raises(DataError, match=r"first '0\.tar/9\.jpg' \(a link to another member"):
         index_shards.main([str(folder), "--quiet", "--workers", "1"])
     assert index_shards.main([str(folder), "--quiet", "--workers", "1", "--max-rejects", "0.5"]) == 0
     assert len(ShardSet.open(folder)) == 3
