@@ -17,6 +17,7 @@ from workers import run_jobs
 from mpp.data.shard_format import INDEX, MANIFEST
 from mpp.data.write_shards import write_manifest
 from mpp.errors import DataError
+from mpp.text import counted
 
 REJECTS = "rejects.jsonl"
 
@@ -26,7 +27,7 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summar
     for split in {job.split for job in jobs}:
         work.target.folder(split).mkdir(parents=True, exist_ok=True)
     images = sum(job.count for job in jobs)
-    with tqdm(total=images, desc=f"{len(jobs)} shards", unit="img", **progress(args)) as bar:
+    with tqdm(total=images, desc=counted(len(jobs), "shard"), unit="img", **progress(args)) as bar:
         for _ in run_jobs(partial(build_shard, work), jobs, args.workers, bar.update):
             pass
     work.target.look()
@@ -66,7 +67,7 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
             )
         enough = math.ceil(rejects / count * 1000) / 1000
         raise DataError(
-            f"{rejects} of {count} files are not readable images, "
+            f"{rejects:,} of {count:,} files are not readable images, "
             f"first {first['name']!r} ({first['reason']}); "
             f"{work.target.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are "
             f"kept), or {remedy}"

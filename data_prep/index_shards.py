@@ -38,7 +38,7 @@ from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, Parser, UserError, run_program
 from mpp.files import hold_folder
 from mpp.machine import usable_cores
-from mpp.text import say
+from mpp.text import counted, say
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
@@ -139,14 +139,14 @@ def index(args: argparse.Namespace) -> int:
         jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
         missing = [job for job in jobs if read_record(job, work) is None]
         read_bytes = sum(job.bytes for job in missing)
-        with tqdm(total=read_bytes, desc=f"{len(missing)} tars", unit="B", unit_scale=True, **progress(args)) as bar:
+        with tqdm(total=read_bytes, desc=f"{counted(len(missing), 'tar')}", unit="B", unit_scale=True, **progress(args)) as bar:
             for _ in run_jobs(partial(index_tar, work), missing, args.workers, bar.update):
                 pass
         write_index(jobs, work, {"name": source.name, "kind": FOREIGN, **settings, "colour_images": colour_images}, args)
     seconds = time.monotonic() - started
     if len(missing) < len(jobs):
         say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
-    say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {min(args.workers, max(len(missing), 1))} workers")
+    say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {counted(min(args.workers, max(len(missing), 1)), 'worker')}")
     say(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
     return 0
 
@@ -273,7 +273,7 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
         rejects=rejects,
         source=source,
     )
-    say(f"{args.out}: {images:,} images in {len(manifest.shards):,} tars, {manifest.bytes / 1e6:,.1f} MB")
+    say(f"{args.out}: {counted(images, 'image')} in {counted(len(manifest.shards), 'tar')}, {manifest.bytes / 1e6:,.1f} MB")
     say(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
     say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
     if said := say_small_range(counts):

@@ -15,7 +15,7 @@ from sources.base import describe
 from target import Target
 
 from mpp.data.class_folders import listed_names
-from mpp.text import say, say_json
+from mpp.text import counted, say, say_json
 
 
 def progress(args: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +74,9 @@ class Summary:
             say_json(facts)
             return
         for split, found in self.splits.items():
-            say(f"{self.target.where(split)}: {found['images']:,} images in {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB")
+            say(
+                f"{self.target.where(split)}: {counted(found['images'], 'image')} in {counted(found['shards'], 'shard')}, {found['bytes'] / 1e6:,.1f} MB"
+            )
         if self.listed.holdout:
             say(f"kept apart: {holdout.describe(self.listed.holdout)}")
         listed = "" if args.part or not self.rejects else f" ({self.target.where('rejects.jsonl')})"
@@ -103,7 +105,7 @@ class Summary:
             say(f"kept from an earlier run: {self.shards - self.built_shards:,} of {self.shards:,} shards")
         megabytes = self.read_bytes / 1e6 / seconds
         say(
-            f"took {seconds:,.1f} s: {rate:,.0f} images/s, {megabytes:,.1f} MB/s with {min(args.workers, max(self.built_shards, 1))} workers"
+            f"took {seconds:,.1f} s: {rate:,.0f} images/s, {megabytes:,.1f} MB/s with {counted(min(args.workers, max(self.built_shards, 1)), 'worker')}"
         )
         if args.part:
             say(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")

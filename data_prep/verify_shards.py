@@ -35,7 +35,7 @@ from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, most_pixels, r
 from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, Manifest, ShardEntry, manifest_bytes, read_manifest
 from mpp.errors import DataError, Parser, run_program
 from mpp.machine import usable_cores
-from mpp.text import printable, say, say_json
+from mpp.text import counted, printable, say, say_json
 
 if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
     sys.path.append(str(Path(__file__).parent))
@@ -242,9 +242,10 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
     for report in reports:
         looked = "all" if report.images == report.samples else f"{report.images:,}"
         looked = looked if report.images else "none"
-        shards = f"{report.shards:,} {'shard' if report.shards == 1 else 'shards'}"
-        found = f"{report.faults:,} faults" if report.faults != 1 else "1 fault"
-        say(f"{report.folder}: {report.samples:,} images in {shards}, {looked} looked at: {found if report.faults else 'no fault'}")
+        shards, found = counted(report.shards, "shard"), counted(report.faults, "fault")
+        say(
+            f"{report.folder}: {counted(report.samples, 'image')} in {shards}, {looked} looked at: {found if report.faults else 'no fault'}"
+        )
         if report.unchecked:
             say(f"  not checked: {report.unchecked}")
         for kind, faults in report.tally.first.items():

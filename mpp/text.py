@@ -22,6 +22,11 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escaped(letter) for letter in said)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 shard", "1,234 shards", "3 classes" (many: where it is no mere s)."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def say(text: object = "", *, error: bool = False) -> None:
     """One line on stdout, or on stderr."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
