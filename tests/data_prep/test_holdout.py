@@ -130,7 +130,7 @@ def test_a_column_tells_the_things_of_a_list_and_a_row_without_one_is_refused(so
         make(tmp_path / name, tmp_path / f"out {name}", *WORDS, "--group", "patient")
         assert "things (--group patient)" in capsys.readouterr().out
         assert not things(tmp_path / f"out {name}" / "train", source) & things(tmp_path / f"out {name}" / "val", source)
-    with pytest.raises(DataError, match="no column is called 'person' .*name one with --group\\)"):
+    with pytest.raises(DataError, match=r"no column is called 'person' .*name one with --group\)"):
         make(tmp_path / "list.csv", tmp_path / "out", *WORDS, "--group", "person")
     with (tmp_path / "list.jsonl").open("a") as file:
         file.write(json.dumps({"path": str(images[0]) + "x", "label": "ant"}) + "\n")
