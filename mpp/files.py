@@ -4,7 +4,8 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
     """As `write_atomically`, for what need not fit into memory.  An exception from `chunks` leaves nothing behind."""
     part = temporary(path)
     try:
-        with part.open("wb") as file:
+        with writing(path), part.open("wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +43,17 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     """Write a text file again with its complete lines that are wanted; a last line without an end is what a kill has left."""
     with path.open() as file:
         write_stream(path, (line.encode() for line in file if line.endswith("\n") and wanted(line)))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError without a file's name, as of a full disk, gets this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync_path(folder: Path) -> None:

@@ -58,13 +58,13 @@ class Row:
 def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     """Measure and write results.json; words: the command line, to be noted.  Raises UserError."""
     started = time.perf_counter()
-    world = join_processes()
+    out = Path(config.out) if config.out else default_out(config.encoder, config.train)
+    world = join_processes(config.patience_seconds, config.patience_slow_seconds, out)
     allow_open_files()
 
     # What is measured on what.
     loaded = read_encoder(config.encoder)
     train, test = open_splits(config)
-    out = Path(config.out) if config.out else default_out(config.encoder, config.train)
     cache = Path(config.features.cache) if config.features.cache else out / "features"
     together(world, lambda: refuse_other_images(out, train, test) if world.first and config.out is None else None)
     together(world, lambda: make_folder(out, "out") if world.first else None)

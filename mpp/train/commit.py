@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from mpp.config import PretrainConfig, load
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
+from mpp.watch import watch
 
 FORMAT = 1
 
@@ -113,6 +114,7 @@ def find_commit(run_dir: Path, resume: str | int) -> Commit | None:
     return commit
 
 
+@watch.slowly("deleting older checkpoints")
 def prune(run_dir: Path, keep: int) -> None:
     """Delete all but the `keep` newest commits, and older leftovers of writes that never committed."""
     kept = {commit.folder for commit in commits(run_dir)[-keep:]}
