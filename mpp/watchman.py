@@ -498,14 +498,14 @@ class Watchman:
             if watching and self.gone():
                 self.selector.unregister(self.pidfd)  # it would be ready for ever
                 watching, next_look = False, 0.0
-            if time.monotonic() >= next_look or ready:
+            if time.monotonic() >= next_look:
                 seconds = self.look()
                 next_look = time.monotonic() + self.look_every
                 self.connect()
                 self.report()
                 self.count(seconds)
-                self.found = self.found or (verdict(self.ranks, *self.limits) if self.listener is not None else self.without_a_hub())
                 self.ask_for_stacks()
+            self.found = self.found or (verdict(self.ranks, *self.limits) if self.listener is not None else self.without_a_hub())
             if not watching and not self.found and (self.listener is None or self.all_is_over()):
                 return self.leave()
         return self.end_the_job(self.found)

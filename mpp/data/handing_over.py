@@ -8,6 +8,7 @@ import multiprocessing
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,15 +26,9 @@ def settings(workers: int) -> dict[str, Any]:
     """Of a DataLoader with so many processes."""
     return {
         "num_workers": workers,
-        "timeout": look_seconds() if workers else 0,
         "worker_init_fn": _ignore_signals,
         "multiprocessing_context": "fork" if workers else None,  # fast, and shares memory; workers touch neither CUDA nor threads
     }
-
-
-def look_seconds() -> float:
-    """How often the processes are looked at while nothing comes."""
-    return min(5.0, watch.patience / 4)
 
 
 def handed_over(loader: DataLoader, phase: str) -> Iterator[Any]:
@@ -41,67 +36,73 @@ def handed_over(loader: DataLoader, phase: str) -> Iterator[Any]:
 
     Raises DataError for a loader process that died or has been stopped, and where nothing came for as long as anything may take.
     """
-    iterator = None
-    before, items = watch.board, 0
-    waited, stopped = 0.0, dict[int, float]()
-    watch.moved("waiting for data", slow=True)
-    while True:
-        try:
-            if iterator is None:
-                iterator = iter(loader)
-                if loader.num_workers:
-                    # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    atexit.register(kill_workers)  # before torch's and Python's own farewells, which would wait for them
-            item = next(iterator)
-        except StopIteration:
-            watch.moved(before.phase, slow=before.slow)
-            return
-        except RuntimeError as error:
-            pinning = getattr(iterator, "_pin_memory_thread", None)
-            if "DataLoader timed out" in str(error) and (pinning is None or pinning.is_alive()):
-                waited += loader.timeout
-                stopped = {pid: stopped.get(pid, 0.0) + loader.timeout for pid, state in states() if state == "T"}
-                refuse_stopped(stopped)
-                refuse_endless(waited)
-                continue
-            if not re.search(DIED, str(error)) and "DataLoader timed out" not in str(error):
-                raise
-            why = f"if memory ran out, lower the number of workers ({loader.num_workers} here); a bus error may also be an index.bin that was cut under the run"
-            raise of_this_rank(DataError(f"a loader process died ({' '.join(str(error).split())}); {why}")) from error
-        waited, stopped = 0.0, {}
-        watch.moved(phase, slow=items == 0)  # the first batch takes what has to be set up, too
-        items += 1
-        yield item
-        watch.moved("waiting for data", slow=True)
+    before, items, iterator = watch.board, 0, None
+    eye = Eye()
+    try:
+        while True:
+            watch.moved("waiting for data", slow=True)
+            eye.waits = True
+            try:
+                if iterator is None:
+                    iterator = iter(loader)
+                    if loader.num_workers:
+                        # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        atexit.register(kill_workers)  # before torch's and Python's own farewells, which would wait for them
+                        eye.start()
+                item = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                if not eye.fault and not (
+                    loader.num_workers and (isinstance(error, EOFError | ConnectionError) or re.search(DIED, str(error)))
+                ):
+                    raise
+                words = " ".join((str(error) or type(error).__name__).split())
+                why = "if memory ran out, lower the number of workers; a bus error may also be an index.bin that was cut under the run"
+                died = f"a loader process died ({words}); {why} ({loader.num_workers} workers here)"
+                raise of_this_rank(DataError(eye.fault or died)) from error
+            eye.waits = False
+            watch.moved(phase, slow=items == 0)  # the first batch takes what has to be set up, too
+            items += 1
+            yield item
+    finally:
+        eye.over.set()
+        watch.moved(before.phase, slow=before.slow)
 
 
-def states() -> list[tuple[int, str]]:
-    return [(child.pid or 0, process_state(child.pid or 0)[0]) for child in multiprocessing.active_children()]
+class Eye(threading.Thread):
+    """Looks at the loader processes while nothing comes.  What is at fault it kills, so that whoever waits for it sees its end, and says in `fault`."""
+
+    def __init__(self) -> None:
+        super().__init__(name="eye", daemon=True)
+        self.over = threading.Event()
+        self.waits = False
+        self.fault = ""
+
+    def run(self) -> None:
+        every = min(5.0, watch.patience / 4)  # seconds; they are counted in looks, as a suspended job is not late when it goes on
+        waited, stopped = 0.0, dict[int, float]()
+        while not self.over.wait(every) and not self.fault:
+            waited = waited + every if self.waits else 0.0
+            states = [(child.pid or 0, process_state(child.pid or 0)[0]) for child in multiprocessing.active_children()]
+            stopped = {pid: stopped.get(pid, 0.0) + every for pid, state in states if state == "T" and waited}
+            self.fault = fault_of(stopped, waited, states)
+            if self.fault:
+                kill_workers()
 
 
-def refuse_stopped(stopped: dict[int, float]) -> None:
+def fault_of(stopped: dict[int, float], waited: float, states: list[tuple[int, str]]) -> str:
     for pid, seconds in stopped.items():
         if seconds >= watch.patience:
-            kill_workers()
-            raise of_this_rank(
-                DataError(
-                    f"loader process {pid} on {socket.gethostname()} has been stopped by a signal (such as SIGSTOP) for {seconds:.0f} s; give the same "
-                    "command again"
-                )
-            )
-
-
-def refuse_endless(waited: float) -> None:
+            return f"loader process {pid} on {socket.gethostname()} has been stopped by a signal (such as SIGSTOP) for {seconds:.0f} s; give the same command again"
     if waited >= watch.slow:
-        found = ", ".join(f"{pid} (state {state or 'gone'})" for pid, state in states())
-        kill_workers()
-        raise of_this_rank(
-            DataError(
-                f"no images came for {waited:.0f} s from the loader processes {found} on {socket.gethostname()}; state D waits for a disk: mend it, and "
-                "give the same command again"
-            )
+        found = ", ".join(f"{pid} (state {state or 'gone'})" for pid, state in states)
+        return (
+            f"no images came for {waited:.0f} s from the loader processes {found} on {socket.gethostname()}; state D waits for a disk: mend it, and "
+            "give the same command again"
         )
+    return ""
 
 
 def _ignore_signals(worker: int) -> None:
