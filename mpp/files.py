@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import UserError
+from mpp.watch import watch
 
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
 LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
@@ -89,6 +90,7 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
         except BlockingIOError:
             if time.monotonic() > end:
                 raise UserError(busy) from None
+            watch.moved("waiting for a lock", slow=True)
             time.sleep(0.1)
         except OSError:  # a file system without locks: every writer's temporary names are its own
             return

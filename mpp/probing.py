@@ -37,6 +37,7 @@ from mpp.transfer.protocol import Answers, Chosen, choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
 from mpp.transfer.table import TEST_READS, format_table, log_test_read
+from mpp.watch import watch
 from mpp.world import World, from_first, join_processes, together
 
 PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"
@@ -95,6 +96,7 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         split = Split(pool[fit], pool[chosen_on])
         about |= {"fit_images": len(split.fit), "holdout_images": len(split.choose), "classes": train.classes}
         for name, row in rows.items():
+            watch.moved(f"choosing for {name}", slow=True)
             if world.first:
                 row.chosen = choose(tables[name].features, labels, train.classes, split, row.variants, config, world.device)
                 say(world, f"chosen    {name}: {row.chosen.summary()}")
@@ -106,6 +108,7 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
                     )
                     said = row.online[protocol].about
                     say(world, f"trained   {name}: {protocol}, {said['augmentation']}: no cached features, {said['seconds']:.0f} s")
+    watch.moved("reporting", slow=True)
     ranked = pool[subset(len(pool), config.rank_samples, config.seed, RANK)]
     about["rank_images"] = len(ranked)
     for name, row in rows.items():

@@ -196,7 +196,8 @@ def late_ranks(here: list[Report], patience: float, slow: float) -> list[Report]
     suspects = [each for each in here if each.stack is not None and not each.in_a_collective]
     if len(suspects) == len(here) or any(each.stack is None for each in here):
         return []
-    return [each for each in suspects if min(each.still, each.idle) >= each.allowed(patience, slow) or each.still >= slow]
+    busy_for_too_long = lambda each: not each.slow and each.still >= slow
+    return [each for each in suspects if min(each.still, each.idle) >= each.allowed(patience, slow) or busy_for_too_long(each)]
 
 
 def nobody_moves(here: list[Report], patience: float) -> bool:

@@ -32,11 +32,11 @@ class Board:
     def scalars(self, samples_seen: int, step: int, values: dict[str, float]) -> None:
         with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps({"samples": samples_seen, "step": step} | values) + "\n")
-        self.events.write(samples_seen, *(summary.scalar(name, value) for name, value in values.items()))
+        self.events.add(samples_seen, *(summary.scalar(name, value) for name, value in values.items()))
 
     @watch.slowly("writing logs")
     def picture(self, samples_seen: int, name: str, image: Image.Image) -> Path:
-        self.events.write(samples_seen, summary.image(name, np.asarray(image), dataformats="HWC"))
+        self.events.add(samples_seen, summary.image(name, np.asarray(image), dataformats="HWC"))
         folder = self.run_dir / "pictures"
         folder.mkdir(exist_ok=True)
         path = folder / f"{samples_seen:012d}.png"
@@ -45,7 +45,7 @@ class Board:
         return path
 
     def text(self, name: str, text: str) -> None:
-        self.events.write(0, summary.text(name, text))
+        self.events.add(0, summary.text(name, text))
 
     def close(self) -> None:
         self.events.close()
@@ -68,13 +68,13 @@ class Events:
         self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         with writing(self.path):
             self.file = self.path.open("ab", buffering=0)
-        self.records = RecordWriter(self.file)
+        self.records = RecordWriter(self)
         self._put(Event(wall_time=time.time(), step=purge_step, file_version="brain.Event:2"))
         self._put(
             Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START))
         )  # what lies beyond is void
 
-    def write(self, samples_seen: int, *summaries: Any) -> None:
+    def add(self, samples_seen: int, *summaries: Any) -> None:
         if not self.path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))  # it would go on into a deleted file
         for each in summaries:
@@ -83,6 +83,11 @@ class Events:
     def close(self) -> None:
         with writing(self.path):
             self.file.close()
+
+    def write(self, data: bytes) -> None:
+        """Of a record, all of it: on a disk that fills up the system takes a part at first."""
+        while data:
+            data = data[self.file.write(data) :]
 
     def _put(self, event: Any) -> None:
         with writing(self.path):
