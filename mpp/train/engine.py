@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from mpp.world import World, join_processes
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between processes of one machine without a GPU
 
+COMPILING = "DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes"
+SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
+
 
 def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = Path()) -> World:
     """`join_processes`, and what DeepSpeed adds: on CPUs it compiles collectives of its own, once on a machine."""
@@ -28,13 +32,17 @@ def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = P
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
+    compiling = threading.Timer(SURPRISING_SECONDS, say, [COMPILING])  # also where an old one no longer fits, or another process compiles
     if world.device.type == "cpu":
         if not (shutil.which("g++") or shutil.which("c++")):
             __compatible_ops__[SHARED_MEMORY_OP] = False  # plain gloo: the shortcut cannot be compiled here
         elif world.first and __compatible_ops__.get(SHARED_MEMORY_OP) and not is_compiled(SHARED_MEMORY_OP):
-            say("DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes")
+            say(COMPILING)
+        elif world.first:
+            compiling.start()
     with watch.slowly("compiling DeepSpeed's collectives"):
         deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+    compiling.cancel()
     return world
 
 
