@@ -96,3 +96,11 @@ def test_pictures_are_on_the_board(tmp_path):
     events.Reload()
     (image,) = events.Images("holdout/reconstruction")
     assert (image.step, image.width, image.height) == (10, 5, 3)
+
+
+def test_curves_do_not_go_on_into_a_folder_that_was_taken_away(tmp_path):
+    (tmp_path / "run").mkdir()
+    board = Board(tmp_path / "run", 0)
+    (tmp_path / "run" / "tensorboard").rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match="tensorboard"):
+        board.scalars(10, 1, {"train/loss": 1.0})
