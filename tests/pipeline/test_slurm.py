@@ -135,7 +135,13 @@ def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards,
     short = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
     succeed(tmp_path / "alone", shards, *short)
     out = tmp_path / "slurm.out"
-    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=2", "--mem=100"]
+    options = [
+        "--nodes=2",
+        "--gpus-per-node=0",
+        "--cpus-per-task=2",
+        "--mem=100",
+        "--threads-per-core=1",
+    ]  # the last has SLURM bind to cores
     words = ["mpp/pretrain.py", *TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
     wait_for(submit(slurm, out, "run.sbatch", options, words), slurm, out)
     assert "2 process(es)" in out.read_text()
