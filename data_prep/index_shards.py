@@ -11,6 +11,11 @@ size of each, and the colours of some.  Killed at any instant, the same command 
     FOLDER/.work/*.done       the rows of a finished tar, while the others are missing
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 import hashlib
 import json

@@ -7,6 +7,11 @@ The picture, inspect-<split>.png beside the split or in DIR: images chosen by --
 sizes, the classes and the colours.  Nothing is verified beyond what opening a set checks and the CRC-32 of the images shown.
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 import io
 import sys

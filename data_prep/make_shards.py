@@ -24,6 +24,11 @@ parts on many machines see it.  A store has no locks: do not run the same part t
     OUT/duplicates.jsonl          images that are byte for byte another's
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 import errno
 import hashlib

@@ -19,6 +19,11 @@ What cannot be found: a manifest that was changed together with its `check` in w
 against that: run folders do.
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 import functools
 import sys

@@ -8,7 +8,12 @@ written down: system, log, checkpoint.  All are frozen; an unknown key is refuse
 Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open (README).
 """
 
+import argparse
+import ast
+import inspect
+import json
 import re
+import textwrap
 import types
 import typing
 from pathlib import Path
@@ -18,7 +23,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from mpp.config_names import nearest
-from mpp.errors import ConfigError
+from mpp.errors import ConfigError, Parser
 
 
 def _integral(value: Any) -> Any:
@@ -225,6 +230,10 @@ class SystemConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool = False  # torch.compile
     fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
+    patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends
+    patience_slow_seconds: Annotated[float, Field(gt=0)] = (
+        1800.0  # the same while it starts, loads, compiles, measures or saves, or all stand still
+    )
     deepspeed: dict[str, Any] = {}  # further DeepSpeed settings, passed through
 
 
@@ -358,6 +367,67 @@ def load(schema: type[Schema], path: str | Path | None, words: typing.Sequence[s
 def dump(config: Section) -> str:
     """The config as YAML that `load` reads back to an equal config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class KeysParser(Parser):
+    """A command line of key=value words: --help ends with every key of the config."""
+
+    def __init__(self, schema: type[Section], **more: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.schema = schema
+
+    def format_help(self) -> str:
+        self.epilog = explain(self.schema)
+        return super().format_help()
+
+
+def explain(schema: type[Section]) -> str:
+    """Every key with its default and the comment behind it, a line each: what --help shows."""
+    lines = list(_explained(schema, ""))
+    wide = min(44, max(len(words) for words, _ in lines))
+    return "keys, their defaults and units:\n" + "\n".join(f"  {words:{wide}}  {comment}".rstrip() for words, comment in lines)
+
+
+def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+    comments: dict[str, str] = {}
+    for parent in reversed(schema.__mro__):
+        if issubclass(parent, Section) and parent is not Section:
+            comments |= _comments_of(parent)
+    for name, field in schema.model_fields.items():
+        kinds = [kind for kind in _kinds_of(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not kinds:
+            default = field.get_default()
+            shown = (
+                yaml.dump(default, Dumper=_Dumper, default_flow_style=True, width=1 << 16)
+                if default is None or isinstance(default, str)
+                else ""
+            )
+            text = (shown or json.dumps(default)).removesuffix("\n").removesuffix("\n...")
+            yield f"{prefix}{name}={text if not field.is_required() else ''}", comments.get(name, "")
+        for kind in kinds:
+            row = next(iter(_explained(kind, "")))[0] if len(kinds) > 1 or "name" in kind.model_fields else ""
+            for words, comment in _explained(kind, f"{prefix}{name}."):
+                chosen = isinstance(field.default, kind) or not row
+                yield words, comment if chosen else f"({prefix}{name}.{row}) {comment}".rstrip()
+
+
+def _kinds_of(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [kind for part in typing.get_args(annotation) for kind in _kinds_of(part)]
+    return [annotation]
+
+
+def _comments_of(schema: type[BaseModel]) -> dict[str, str]:
+    """What stands behind each field of a section in the source: these files are the one page on which a knob is described."""
+    lines, _ = inspect.getsourcelines(schema)
+    found: dict[str, str] = {}
+    for statement in ast.parse(textwrap.dedent("".join(lines))).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            behind = [lines[number - 1].partition("  # ")[2].strip() for number in range(statement.lineno, (statement.end_lineno or 0) + 1)]
+            found[statement.target.id] = " ".join(words for words in behind if words and not words.startswith("fmt:")).removeprefix(
+                "fmt: skip  # "
+            )
+    return found
 
 
 def _parse(text: str, origin: str) -> Any:

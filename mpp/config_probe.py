@@ -118,6 +118,8 @@ class ProbeConfig(Section):
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, to choose hyper-parameters
     rank_only: StrictBool = False  # the feature rank alone, which needs no labels
     rank_samples: Positive = 2048  # train images the feature rank is computed on
+    patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends
+    patience_slow_seconds: Annotated[float, Field(gt=0)] = 1800.0  # the same while it starts, loads, chooses or reports, or all stand still
     augmented: Annotated[tuple[Literal["mae", "attentive"], ...], Field(strict=False)] = ()  # probes with the encoder in the loop, too
     baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
     features: FeatureConfig = FeatureConfig()

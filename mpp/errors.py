@@ -5,15 +5,25 @@ fault of the program and keeps its traceback.
 """
 
 import argparse
+import errno
 import io
 import multiprocessing
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
+from mpp.interrupts import end_at_once, loud_again
 from mpp.text import Cleaned, printable
+
+at_leaving: list[
+    Callable[[int, str, bool], None]
+] = []  # told of a program's end: its exit status, its last words, whether it has printed them
+lost_connection: list[Callable[[], object]] = []  # called where another process has ended, before this one says so
 
 
 class UserError(Exception):
@@ -48,11 +58,14 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
     With several processes an error that all of them share (a config key, a missing manifest) is printed by rank 0 only; `of_this_rank` marks the others.
     """
+    loud_again()
+    rank = os.environ.get("RANK", "0")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
             setattr(sys, name, Cleaned(stream))
+    words, said = "", True
     try:
         status = main(None)
         sys.stdout.flush()
@@ -60,19 +73,25 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or getattr(error, "of_this_rank", False):
-            where = f" [rank {rank}]" if rank != "0" else ""
-            sys.stderr.write(f"error{where}: {printable(' '.join(str(error).split()))}\n")
-            sys.stderr.flush()
+        words, said = " ".join(str(error).split()), rank == "0" or getattr(error, "of_this_rank", False)
+        if said:
+            say_error(words)
         status = 2
     except KeyboardInterrupt:
         status = 130
-    except RuntimeError as error:
-        if not (_joined() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", str(error))):
+    except Exception as error:
+        if (fault := disk_fault(error)) is not None:
+            words = fault
+        elif _joined() and isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", str(error)):
+            for wait in lost_connection:
+                wait()
+            words = "another process of this run has ended; its own message says why"
+        else:
+            _leave(1)
             raise
-        sys.stderr.write(f"error [rank {os.environ.get('RANK', '0')}]: another process of this run has ended; its own message says why\n")
+        say_error(words)
         status = 2
+    _leave(status or 0, words, said)
     sys.stdout.flush()
     if status and _joined():
         # Leave at once: taking down a process group whose other members are leaving too can abort this process (SIGABRT was seen).
@@ -80,6 +99,57 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
             worker.kill()  # they take no other signal, and hold nothing
         os._exit(status)
     raise SystemExit(status or 0)
+
+
+def say_error(words: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"error{f' [rank {rank}]' if rank != '0' else ''}: {printable(' '.join(words.split()))}\n")
+    sys.stderr.flush()
+
+
+def _leave(status: int, words: str = "", said: bool = True) -> None:
+    for tell in at_leaving:
+        tell(status, words, said)
+
+
+DISK_FAULTS = {
+    "ENOSPC": "make room there",
+    "EDQUOT": "make room there, or have the quota raised",
+    "EIO": "the disk, or the way to it, is at fault: mend it",
+    "ENOENT": "it, or its folder, was deleted or renamed under the program: put it back",
+    "ENOTDIR": "a folder was replaced under the program: put it back",
+    "EROFS": "the disk is read-only: mount it for writing, or give a folder elsewhere",
+    "ESTALE": "the file server has lost it: mount it again",
+    "ENOTCONN": "the file server cannot be reached: mount it again",
+    "EACCES": "this user may not: give it the right to, or a folder elsewhere",
+    "EPERM": "this user may not: give it the right to, or a folder elsewhere",
+}  # what can be done about each
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """One line about a disk that is full, gone, read-only or broken under a program; None for what is no such thing."""
+    number = error.errno if isinstance(error, OSError) else None
+    where = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors
+        number = int(found[1])
+    remedy = DISK_FAULTS.get(errno.errorcode.get(number or 0, ""))
+    if remedy is None or number is None:
+        return None
+    what = os.fsdecode(where) if isinstance(where, (str, bytes, os.PathLike)) else "a file"
+    return f"{what} cannot be written or read ({os.strerror(number)}): {remedy}, and give the same command again"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around imports that take seconds: an interrupt ends the program at once and without a word, wherever in others' code it falls."""
+    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, end_at_once)
+    try:
+        yield
+    finally:
+        if usual:
+            loud_again()
 
 
 def _joined() -> bool:

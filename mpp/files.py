@@ -8,12 +8,13 @@ import secrets
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mpp.errors import UserError
+from mpp.watch import watch
 
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
 _said: set[str] = set()  # warnings that were given
@@ -34,7 +35,7 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
     """As `write_atomically`, for what need not fit into memory.  An exception from `chunks` leaves nothing behind."""
     part = temporary(path)
     try:
-        with part.open("wb") as file:
+        with writing(path), part.open("wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
@@ -48,6 +49,17 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     """Write a text file again with its complete lines that are wanted; a last line without an end is what a kill has left."""
     with path.open(errors="surrogateescape") as file:
         write_stream(path, (line.encode(errors="surrogateescape") for line in file if line.endswith("\n") and wanted(line)))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError without a file's name, as of a full disk, gets this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync_path(folder: Path) -> None:
@@ -114,6 +126,7 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
                 return
         if time.monotonic() > end:
             raise UserError(busy + holder)
+        watch.moved("waiting for a lock", slow=True)
         time.sleep(0.1)
 
 

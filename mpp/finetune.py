@@ -7,13 +7,18 @@ the same architecture from scratch at the same budget.
 This file reads the command line and imports nothing slow; the training loop is mpp/finetuning.py.
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.config import dump, load
+from mpp.config import KeysParser, dump, load
 from mpp.config_finetune import FinetuneConfig
-from mpp.errors import ConfigError, Parser, run_program
+from mpp.errors import ConfigError, interruptible, run_program
 from mpp.text import say_lines
 
 PROGRAM = "mpp/finetune.py"
@@ -29,13 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not getattr(config, key):
             raise ConfigError(f"{key}= is missing; deepspeed {PROGRAM} encoder=RUN train=SHARDS/train [test=SHARDS/test] ...")
     run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'finetune'}")
-    from mpp.finetuning import finetune  # here, because it takes seconds
+    with interruptible():
+        from mpp.finetuning import finetune  # here, because it takes seconds
 
     return finetune(config, run_dir, argv)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = KeysParser(FinetuneConfig, prog=PROGRAM, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/finetune_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment

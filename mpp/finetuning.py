@@ -50,7 +50,8 @@ from mpp.transfer.protocol import Answers
 from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import FINETUNED, log_test_read
-from mpp.world import World, from_first
+from mpp.watch import watch
+from mpp.world import World, find_place, from_first
 
 PROGRAM = "mpp/finetune.py"  # as command lines are noted
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
@@ -59,6 +60,7 @@ WEIGHTS, AVERAGE = "weights", "average"  # what is measured
 def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) -> int:
     """Train, from the newest commit in `run_dir` on where there is one, and measure; argv: the command line, to be noted.  Raises UserError."""
     data, system, augment = config.data, config.system, config.augment
+    find_place()
 
     # Everything that can be refused is refused before the processes join.
     allow_open_files()
@@ -99,7 +101,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     if os.environ.get("RANK", "0") == "0":
         lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
 
-    world = start_distributed()
+    world = start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)
     commit = settle(run_dir, config.resume, commit, world)
     course = course_of(commit, config, total_steps, steps_of, depends_on, what="{}")
     if commit and course.finished and from_first(world, functools.partial(is_measured, run_dir, commit.seal)):
@@ -160,6 +162,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     stopping = False
     for step in range(first_step, total_steps):
         step_began = time.perf_counter()
+        watch.moved(step=step)
         rate = learning_rate(step * data.global_batch, schedule, data.global_batch, course.began)
         torch.manual_seed(seed_of(config.seed, DROP_PATH, step, world.rank))  # noise inside the model belongs to (seed, step, rank)
         bad_now = 0
@@ -192,9 +195,11 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         quarantine.stop_beyond(bad_samples, samples_seen, data.max_bad_fraction)
 
         last = step + 1 == total_steps
-        if (step + 1) % config.log.every_steps == 0 or last or stopping:
-            dist.all_reduce(meters)
-            loss_sum, count = meters.tolist()
+        log_due = (step + 1) % config.log.every_steps == 0 or last or stopping
+        if log_due or step == first_step:  # the first step is shown at once, for people alone
+            sums = meters.clone()
+            dist.all_reduce(sums)
+            loss_sum, count = sums.tolist()
             values = {
                 "train/loss": loss_sum / count,
                 "optim/learning_rate": rate,
@@ -204,15 +209,17 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
                 "data/bad_samples": float(bad_samples),
             }
             if board:
-                board.scalars(samples_seen, step + 1, values)
+                if log_due:
+                    board.scalars(samples_seen, step + 1, values)
                 left = (time.perf_counter() - began) / (step + 1 - first_step) * (total_steps - step - 1)
                 say(
                     f"step {step + 1}/{total_steps}  epoch {(step + 1) / order.steps_per_epoch:.1f}  loss {values['train/loss']:.4f}  "
                     f"lr {rate:.2e}  norm {values['optim/gradient_norm']:.3f}  {values['speed/samples_per_second']:.0f} img/s  "
                     f"wait {values['speed/wait_share']:.0%}  eta {clock(left)}"
                 )
-            meters.zero_()
-            busy, waited, logged_step = 0.0, 0.0, step + 1
+            if log_due:
+                meters.zero_()
+                busy, waited, logged_step = 0.0, 0.0, step + 1
         if sets.holdout and not last and (step + 1) % (order.steps_per_epoch * config.log.holdout_every_epochs) == 0:
             found = measured(engine, average, sets.holdout, config, loaded, plan.micro_batch, workers, world)
             note_holdout(board, samples_seen, step + 1, found)
@@ -229,6 +236,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         if stopping:
             break
 
+    watch.moved("writing results", step=total_steps, slow=True)
     assert commit is not None  # the last step is committed
     newest = commit
     if newest.step < total_steps:
@@ -355,6 +363,7 @@ def is_measured(run_dir: Path, seal: str) -> bool:
     return isinstance(found, dict) and found.get("commit") == seal and is_written(run_dir / "encoder", seal)
 
 
+@watch.slowly("measuring")
 def measured(
     engine: Engine,
     average: WeightAverage | None,

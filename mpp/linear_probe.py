@@ -9,13 +9,18 @@ logged.  Without test= the figures are on a further hold-out of train that no ch
 This file reads the command line and imports nothing slow; what is measured, in order, is mpp/probing.py.
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 import sys
 from collections.abc import Sequence
 
-from mpp.config import dump, load
+from mpp.config import KeysParser, dump, load
 from mpp.config_probe import ProbeConfig
-from mpp.errors import ConfigError, Parser, run_program
+from mpp.errors import ConfigError, interruptible, run_program
 from mpp.text import say_lines
 
 NEEDED = "python mpp/linear_probe.py encoder=RUN train=SHARDS/train [test=SHARDS/test]"
@@ -26,14 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(words)
     if config is None:
         return 0
-    from mpp.probing import probe  # here, because it takes seconds
+    with interruptible():
+        from mpp.probing import probe  # here, because it takes seconds
 
     return probe(config, words)
 
 
 def parse(words: list[str]) -> ProbeConfig | None:
     """None where there is nothing to measure."""
-    parser = Parser(prog="mpp/linear_probe.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = KeysParser(ProbeConfig, prog="mpp/linear_probe.py", description=__doc__)
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="encoder=RUN train=SHARDS [test=SHARDS] ...; --print-config shows all"
     )

@@ -3,190 +3,29 @@
     python mpp/loader_speed.py --config configs/mpp_b16.yaml data.shards=shards/train [--rate 1500] [key=value ...]
 
 Times the loader's own code on the samples of the first steps, in training order, with the config's crops, views and masks.
+This file reads the command line and imports nothing slow; the rest is mpp/loader_timing.py.
 """
+
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
 
 import argparse
 import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-import numpy as np
-import torch
-
-from mpp import text
-from mpp.config import PretrainConfig, load
-from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
-from mpp.data.decode import decode
-from mpp.data.loader import MaskedImages, batches, default_workers
-from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
-from mpp.data.shards import ShardSet
-from mpp.data.training_set import open_training_set
-from mpp.errors import BadSample, DataError, Parser, run_program
-from mpp.machine import allow_open_files, usable_cores
-from mpp.rng import CROP, MASK, Draws
-
-RATES = (500.0, 1000.0, 2000.0, 4000.0)  # views a second, of GPUs nobody has named
-WAITING = 0.2  # share of a read's time beyond its CPU time from which on the disk is the limit
-
-
-@dataclass
-class Stage:
-    """Seconds spent in one stage, as a context."""
-
-    cpu: float = 0.0
-    wall: float = 0.0
-
-    def __enter__(self) -> None:
-        self.cpu -= time.process_time()
-        self.wall -= time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.cpu += time.process_time()
-        self.wall += time.perf_counter()
-
-
-@dataclass
-class Stages:
-    read: Stage = field(default_factory=Stage)
-    decode: Stage = field(default_factory=Stage)  # of what the crops need
-    augment: Stage = field(default_factory=Stage)  # draws, resizing and masking
-    decode_whole: Stage = field(default_factory=Stage)  # for comparison
-    images: int = 0
+from mpp.config import KeysParser, PretrainConfig, load
+from mpp.errors import interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     config = load(PretrainConfig, arguments.config, arguments.words)
-    allow_open_files()
-    torch.set_num_threads(1)  # as in a loader process
-    sets = open_training_set(config)
-    plan = plan_batch(config.data.global_batch, config.data.streams, 1, config.system.micro_batch_max, config.data.views)
-    order = sets.order(config, plan)
-    dataset, views = sets.training, config.data.views
-    workers = config.system.workers if config.system.workers is not None else default_workers(1)
-    describe(dataset, config)
+    with interruptible():
+        from mpp.loader_timing import time_loader  # here, because it takes seconds
 
-    stages = by_stage(dataset, order, plan, arguments.seconds, config.data.max_pixels)
-    placed = sets.placed(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
-    rate = alone(placed, order, plan, arguments.seconds)
-    timed = stages.images * views
-    text.say()
-    text.say(f"one core                 views/s   us/view   ({timed:,} views timed)")
-    for name, stage in (("read", stages.read), ("decode", stages.decode), ("augment", stages.augment)):
-        text.say(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
-    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   images {placed.images.decoder}")
-    text.say(
-        f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1e6 * stages.decode_whole.cpu / timed:7,.0f}   for comparison"
-    )
-    if workers:
-        together = with_workers(placed, order, plan, arguments.seconds, workers)
-        text.say()
-        text.say(f"{workers} loader process(es)      {together:8,.0f} views/s reach the trainer, {together / rate:.2f} x one core")
-        rate = min(rate, together / workers)  # handing over costs too
-    text.say()
-    text.say(f"cores for the loader of a GPU (of {usable_cores()} here):")
-    for wanted in [arguments.rate] if arguments.rate else RATES:
-        text.say(f"  {wanted:8,.0f} views/s   {math.ceil(wanted / rate)} core(s)")
-    text.say()
-    text.say(f"limit: {limit(stages, config)}")
-    return 0
-
-
-def describe(dataset: MaskedImages, config: PretrainConfig) -> None:
-    shards = dataset.images.shards
-    assert isinstance(shards, ShardSet)  # so open_training_set made them
-    index = shards.index[dataset.pool.start : dataset.pool.stop]
-    width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
-    text.say(f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
-    text.say(
-        f"crops of {config.model.image_size} pixels, {config.data.views} view(s) of each image | JPEGs are decoded by {jpeg_decoder()}"
-    )
-
-
-def keys_of(order: Order, plan: BatchPlan) -> Iterator[list[tuple[int, int, int]]]:
-    return iter(OrderSampler(order, plan, 0, 1, 0, 1_000_000))
-
-
-def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
-    """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
-    shards, augment, stages, began = dataset.images.shards, dataset.augment, Stages(), time.perf_counter()
-    crops = dataset.views if dataset.differ_in == "crop" else 1
-    timed: list[int] = []
-    for keys in keys_of(order, plan):
-        for epoch, sample, _ in keys:
-            try:
-                with stages.read:
-                    data = shards.read(sample)
-                width, height = shards.size_of(sample)
-                with stages.augment:
-                    boxes = [augment.draw(Draws(dataset.seed, CROP, epoch, sample, view)).box(width, height) for view in range(crops)]
-                with stages.decode:
-                    parts, orientation = decode_parts(data, width, height, boxes, augment.size, max_pixels)
-            except BadSample:
-                continue
-            with stages.augment:
-                for part in parts:
-                    turned(resize(part, augment.size), orientation)
-            timed.append(sample)
-        with stages.augment:
-            dataset.masking.draw_all(
-                [Draws(dataset.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(dataset.views)]
-            )
-        if not timed:
-            raise DataError(
-                f"{shards.path}: none of the first {len(keys)} samples can be decoded; look at it with data_prep/verify_shards.py"
-            )
-        if time.perf_counter() - began > 3 * seconds:
-            break
-    stages.images = len(timed)
-    began, decoded = time.perf_counter(), 0
-    while decoded == 0 or (decoded < len(timed) and time.perf_counter() - began < seconds):
-        data = shards.read(timed[decoded])
-        with stages.decode_whole:
-            decode(data, max_pixels)
-        decoded += 1
-    stages.decode_whole.cpu *= len(timed) / decoded
-    return stages
-
-
-def alone(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float) -> float:
-    """Views per CPU-second, as whole micro-batches in this process."""
-    views, whole = 0, Stage()
-    for keys in keys_of(order, plan):
-        with whole:
-            views += len(dataset.images.complete(dataset.batch(keys), dataset)["sample"])
-        if whole.wall > seconds:
-            break
-    return views / whole.cpu
-
-
-def with_workers(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float, workers: int) -> float:
-    """Views a second that reach this process, after each worker's first batch."""
-    stream = batches(dataset, OrderSampler(order, plan, 0, 1, 0, 1_000_000), workers, pin_memory=False)
-    for _ in range(workers):
-        next(stream)
-    views, began = 0, time.perf_counter()
-    while views == 0 or time.perf_counter() - began < 2 * seconds:
-        views += len(next(stream)["sample"])
-    return views / (time.perf_counter() - began)
-
-
-def limit(stages: Stages, config: PretrainConfig) -> str:
-    if config.system.images != "shards":
-        return "cropping, masking and handing over, as the images lie decoded in memory"
-    parts = {"read": stages.read, "decode": stages.decode, "augment": stages.augment}
-    waited = stages.read.wall - stages.read.cpu
-    if waited > WAITING * sum(stage.wall for stage in parts.values()):
-        return f"the disk: of {stages.read.wall:.1f} s in reads {waited:.1f} s went by waiting; copy the shards to a faster one, or use more workers"
-    slowest = max(parts, key=lambda name: parts[name].cpu)
-    short_side = max(1, round(config.model.image_size * 256 / 224))
-    remedy = {
-        "read": f"reading and checking bytes, many for few pixels; shards made with --resize {short_side} hold fewer",
-        "decode": f"decoding; shards made with --resize {short_side}, or data.views=2 or more, need less of it",
-        "augment": "resizing and masking, which depends on the training size alone",
-    }[slowest]
-    return f"{remedy} ({parts[slowest].cpu / sum(stage.cpu for stage in parts.values()):.0%} of the time)"
+    return time_loader(config, arguments.seconds, arguments.rate)
 
 
 def positive(text: str) -> float:
@@ -196,7 +35,7 @@ def positive(text: str) -> float:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description="What feeding a GPU from these shards takes on this machine.")
+    parser = KeysParser(PretrainConfig, description="What feeding a GPU from these shards takes on this machine.")
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--rate", type=positive, help="views a second that a GPU trains at (benchmarks/step.py measures it)")
     parser.add_argument("--seconds", type=positive, default=5.0, help="about how long each stage is timed")

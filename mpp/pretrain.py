@@ -5,12 +5,17 @@
 This file reads the command line and imports nothing slow; the training loop is mpp/pretraining.py.
 """
 
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.config import PretrainConfig, dump, load
-from mpp.errors import Parser, run_program
+from mpp.config import KeysParser, PretrainConfig, dump, load
+from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 
 
@@ -21,13 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_lines(dump(config))
         return 0
     run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
-    from mpp.pretraining import pretrain  # here, because it takes seconds
+    with interruptible():
+        from mpp.pretraining import pretrain  # here, because it takes seconds
 
     return pretrain(config, run_dir, argv)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description="Pretrain a Vision Transformer by masked patch prediction.")
+    parser = KeysParser(PretrainConfig, description="Pretrain a Vision Transformer by masked patch prediction.")
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment

@@ -42,7 +42,8 @@ from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
-from mpp.world import World, from_first
+from mpp.watch import watch
+from mpp.world import World, find_place, from_first
 
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
 
@@ -50,6 +51,7 @@ BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
 def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) -> int:
     """Train, from the newest commit in `run_dir` on where there is one; argv: the command line, to be noted.  Raises UserError."""
     data, system = config.data, config.system
+    find_place()
 
     # Data: which samples, in which order.
     allow_open_files()
@@ -73,7 +75,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     if os.environ.get("RANK", "0") == "0":
         lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
 
-    world = start_distributed()
+    world = start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)
     commit = settle(run_dir, config.resume, commit, world)
     course = course_of(commit, config, total_steps, steps_of, sets.manifests)
     if commit and course.finished:
@@ -129,6 +131,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     busy, waited, logged_step = 0.0, 0.0, first_step
     for step in range(first_step, total_steps):
         step_began = time.perf_counter()
+        watch.moved(step=step)
         rate = learning_rate(step * data.global_batch, config.optim, data.global_batch, course.began)
         torch.manual_seed(seed_of(config.seed, DROP_PATH, step, world.rank))  # noise inside the model belongs to (seed, step, rank)
         bad_now = 0
@@ -160,9 +163,11 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         quarantine.stop_beyond(bad_samples, samples_seen // data.views, data.max_bad_fraction)
 
         last = step + 1 == total_steps
-        if (step + 1) % config.log.every_steps == 0 or last or stopping:
-            dist.all_reduce(meters)
-            loss_sum, count, masked_sum, masked_count = meters.tolist()
+        log_due = (step + 1) % config.log.every_steps == 0 or last or stopping
+        if log_due or step == first_step:  # the first step is shown at once, for people alone
+            sums = meters.clone()
+            dist.all_reduce(sums)
+            loss_sum, count, masked_sum, masked_count = sums.tolist()
             values = {
                 "train/loss": loss_sum / count,
                 "train/skill": baseline.skill(masked_sum / masked_count),
@@ -173,11 +178,13 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
                 "data/bad_samples": float(bad_samples),
             }
             if board:
-                board.scalars(samples_seen, step + 1, values)
+                if log_due:
+                    board.scalars(samples_seen, step + 1, values)
                 seconds_left = (time.perf_counter() - began) / (step + 1 - first_step) * (total_steps - step - 1)
                 say(progress_line(step + 1, total_steps, samples_seen, values, seconds_left))
-            meters.zero_()
-            busy, waited, logged_step = 0.0, 0.0, step + 1
+            if log_due:
+                meters.zero_()
+                busy, waited, logged_step = 0.0, 0.0, step + 1
         if (step + 1) % config.log.holdout_every_steps == 0 or last:
             measured = on_holdout(engine, target, holdout, baseline, config, world)
             if board:
@@ -197,6 +204,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         if stopping:
             break
 
+    watch.moved("writing the encoder", step=total_steps, slow=True)
     if board:
         board.close()
         assert commit is not None  # the last step is committed
@@ -227,6 +235,7 @@ def progress_line(step: int, steps: int, samples_seen: int, values: dict[str, An
     )
 
 
+@watch.slowly("measuring on the hold-out")
 @torch.no_grad()
 def on_holdout(
     engine: Engine, target: Target, holdout: list[tuple[Batch, torch.Tensor]], baseline: Baseline, config: PretrainConfig, world: World
@@ -244,6 +253,7 @@ def on_holdout(
     return {"holdout/loss": loss_sum / count, "holdout/skill": baseline.skill(masked_sum / masked_count)}
 
 
+@watch.slowly("drawing")
 @torch.no_grad()
 def picture(
     engine: Engine, target: Target, batch: Batch, config: PretrainConfig, world: World, board: Board | None, samples_seen: int

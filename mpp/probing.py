@@ -38,6 +38,7 @@ from mpp.transfer.protocol import Answers, Chosen, choose, report, usable_shots
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
 from mpp.transfer.table import TEST_READS, format_table, log_test_read
+from mpp.watch import watch
 from mpp.world import World, from_first, join_processes, together
 
 PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"
@@ -59,13 +60,13 @@ class Row:
 def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     """Measure and write results.json; words: the command line, to be noted.  Raises UserError."""
     started = time.perf_counter()
-    world = join_processes()
+    out = Path(config.out) if config.out else default_out(config.encoder, config.train)
+    world = join_processes(config.patience_seconds, config.patience_slow_seconds, out)
     allow_open_files()
 
     # What is measured on what.
     loaded = read_encoder(config.encoder)
     train, test = open_splits(config)
-    out = Path(config.out) if config.out else default_out(config.encoder, config.train)
     cache = Path(config.features.cache) if config.features.cache else out / "features"
     together(world, lambda: refuse_other_images(out, train, test) if world.first and config.out is None else None)
     together(world, lambda: make_folder(out, "out") if world.first else None)
@@ -99,6 +100,7 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     if split is not None:
         about |= {"fit_images": len(split.fit), "holdout_images": len(split.choose), "classes": train.classes}
         for name, row in rows.items():
+            watch.moved(f"choosing for {name}", slow=True)
             if world.first:
                 row.chosen = choose(tables[name].features, labels, train.classes, split, row.variants, config, world.device)
                 say(world, f"chosen    {name}: {row.chosen.summary()}")
@@ -110,6 +112,7 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
                     )
                     said = row.online[protocol].about
                     say(world, f"trained   {name}: {protocol}, {said['augmentation']}: no cached features, {said['seconds']:.0f} s")
+    watch.moved("reporting", slow=True)
     ranked = pool[subset(len(pool), config.rank_samples, config.seed, RANK)]
     about["rank_images"] = len(ranked)
     for name, row in rows.items():

@@ -5,7 +5,7 @@ import pytest
 from mpp import loader_speed
 from mpp.config import PretrainConfig, SystemConfig
 from mpp.errors import DataError, UserError
-from mpp.loader_speed import Stage, Stages, limit
+from mpp.loader_timing import Stage, Stages, limit
 
 WORDS = [
     "model={image_size: 16, patch_size: 4}", "data.global_batch=8", "data.holdout_samples=4", "system.workers=1", "--seconds", "0.05",

@@ -18,6 +18,7 @@ import pytest
 
 from tests.forks import SERVER, run_forked, server
 from tests.mutations import (
+    jobs,
     loading,
     shards,
     training,
@@ -32,6 +33,7 @@ from tests.mutations import (
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 MODULES = (
+    jobs,
     training,
     loading,
     shards,

@@ -10,12 +10,8 @@ Workers are forked once and live as long as the run: a micro-batch is one worker
 cores do better with a process each; a rank has `default_workers` of them unless system.workers says otherwise.
 """
 
-import atexit
 import math
-import multiprocessing
-import re
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mpp.data.augment import Augment, Crop, View
 from mpp.data.crop import Box, both
 from mpp.data.device_jpegs import joined
+from mpp.data.handing_over import PREFETCHED, handed_over, settings
 from mpp.data.images import Crops, Images
 from mpp.data.order import FIXED, EveryOnce, OrderSampler
 from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
@@ -37,7 +34,6 @@ from mpp.rng import CROP, MASK, Draws
 
 Batch = dict[str, Any]
 BAD_IN_A_ROW = 100
-PREFETCHED = 4  # micro-batches a worker is ahead
 SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over their batches
 
 
@@ -211,11 +207,11 @@ def default_workers(local_world: int) -> int:
 
 
 def batches(
-    dataset: KeyedCrops, sampler: OrderSampler | EveryOnce, workers: int, pin_memory: bool, local_world: int = 1
+    dataset: KeyedCrops, sampler: OrderSampler | EveryOnce, workers: int, pin_memory: bool, local_world: int = 1, phase: str = "training"
 ) -> Iterator[Batch]:
     """The sampler's micro-batches in its order, whatever the number of workers.
 
-    local_world: processes of this machine that load as this one does.
+    local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     if workers:
@@ -223,32 +219,14 @@ def batches(
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
         prefetch_factor=PREFETCHED if workers else None,
         in_order=True,
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
-        worker_init_fn=_ignore_signals,
-        multiprocessing_context="fork" if workers else None,  # fast, and shares memory; workers touch neither CUDA nor threads
+        **settings(workers),
     )
-    iterator = None
-    while True:
-        try:
-            if iterator is None:
-                iterator = iter(loader)
-                if workers:
-                    # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    atexit.register(_kill_workers)  # before torch's and Python's own farewells, which would wait for them
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not re.search("exited unexpectedly|is killed by signal|Pin memory thread exited", str(error)):
-                raise
-            why = f"if memory ran out, lower system.workers={workers}; a bus error may also be an index.bin that was cut under the run"
-            raise of_this_rank(DataError(f"a loader process died ({' '.join(str(error).split())}); {why}")) from error
+    for batch in handed_over(loader, phase):
         if "error" in batch:
             raise batch["error"]
         batch = unpacked(batch)
@@ -265,17 +243,6 @@ def _refuse_small_shared_memory(needed: int, workers: int) -> None:
                 f"{free / 1e6:.0f} MB are free; lower system.workers or system.micro_batch_max, or make it larger (docker run --shm-size, --ipc=host)"
             )
         )
-
-
-def _ignore_signals(worker: int) -> None:
-    """A scheduler's request to stop reaches the whole group; this process's parent decides, and still needs samples for the step in hand."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _kill_workers() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()
 
 
 def _as_it_is(batch: Any) -> Batch:

@@ -1,15 +1,24 @@
 """What a run writes down for people: TensorBoard, metrics.jsonl with the same numbers, and pictures.  The x-axis is samples seen."""
 
+import errno
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
-from mpp.files import write_atomically
+from mpp.files import write_atomically, writing
+from mpp.watch import watch
 
 
 class Board:
@@ -19,32 +28,32 @@ class Board:
         self.run_dir = run_dir
         self.metrics = run_dir / "metrics.jsonl"
         self._cut_back(samples_seen)
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=samples_seen + 1)
+        self.events = Events(run_dir / "tensorboard", samples_seen + 1)
 
+    @watch.slowly("writing logs")
     def scalars(self, samples_seen: int, step: int, values: Mapping[str, float | None]) -> None:
         """None: a figure that is not defined, which is not written down.  One that is not finite is null in metrics.jsonl: JSON has no word for it."""
         known = {name: value for name, value in values.items() if value is not None}
         finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
-        with self.metrics.open("a") as file:
+        with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps({"samples": samples_seen, "step": step} | finite, allow_nan=False) + "\n")
-        for name, value in known.items():
-            self.writer.add_scalar(name, value, samples_seen)
-        self.writer.flush()  # what was seen before an error or a kill is there
+        self.events.add(samples_seen, *(summary.scalar(name, value) for name, value in known.items()))
 
+    @watch.slowly("writing logs")
     def picture(self, samples_seen: int, name: str, image: Image.Image) -> Path:
-        self.writer.add_image(name, np.asarray(image), samples_seen, dataformats="HWC")
-        self.writer.flush()
+        self.events.add(samples_seen, summary.image(name, np.asarray(image), dataformats="HWC"))
         folder = self.run_dir / "pictures"
         folder.mkdir(exist_ok=True)
         path = folder / f"{samples_seen:012d}.png"
-        image.save(path)
+        with writing(path):
+            image.save(path)
         return path
 
     def text(self, name: str, text: str) -> None:
-        self.writer.add_text(name, text)
+        self.events.add(0, summary.text(name, text))
 
     def close(self) -> None:
-        self.writer.close()
+        self.events.close()
 
     def _cut_back(self, samples_seen: int) -> None:
         if self.metrics.exists():
@@ -53,6 +62,44 @@ class Board:
         for picture in (self.run_dir / "pictures").glob("*.png"):
             if int(picture.stem) > samples_seen:
                 picture.unlink()
+
+
+class Events:
+    """An event file of TensorBoard, written at once and by this thread: what was seen before an error or a kill is there, and a full disk is an
+    OSError here (torch's SummaryWriter writes in a thread, which would print a traceback)."""
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        with writing(self.path):
+            self.file = self.path.open("ab", buffering=0)
+        self.records = RecordWriter(self)
+        self._put(Event(wall_time=time.time(), step=purge_step, file_version="brain.Event:2"))
+        self._put(
+            Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        )  # what lies beyond is void
+
+    def add(self, samples_seen: int, *summaries: Any) -> None:
+        if not self.path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))  # it would go on into a deleted file
+        for each in summaries:
+            self._put(Event(wall_time=time.time(), step=samples_seen, summary=each))
+
+    def close(self) -> None:
+        with writing(self.path):
+            self.file.close()
+
+    def write(self, data: bytes) -> None:
+        """Of a record, all of it: on a disk that fills up the system takes a part at first."""
+        while data:
+            data = data[self.file.write(data) :]
+
+    def _put(self, event: Any) -> None:
+        with writing(self.path):
+            self.records.write(event.SerializeToString())
+
+
+_numbers = count()
 
 
 def _samples(line: str) -> float:

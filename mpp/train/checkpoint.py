@@ -20,6 +20,7 @@ from mpp.files import sync_path
 from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, sha256_of, some, write_commit
 from mpp.train.engine import Engine
 from mpp.train.resume import way_out
+from mpp.watch import meeting, watch
 from mpp.world import World
 
 
@@ -28,6 +29,7 @@ def moments_of(optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
     return ("momentum_buffer",) if isinstance(optimiser, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
 
 
+@watch.slowly("saving a checkpoint")
 def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], beside: Mapping[str, Tensor] | None = None) -> Commit:
     """Collective: every rank calls it after the same step.
 
@@ -77,7 +79,8 @@ def _together(world: World, work: Callable[[], Any]) -> Any:
     except (OSError, SafetensorError) as error:
         failure = f"rank {world.rank}: {error}"
     failures: list[str | None] = [None] * world.size
-    dist.all_gather_object(failures, failure)
+    with meeting():
+        dist.all_gather_object(failures, failure)
     if any(failures):
         raise CheckpointError(
             f"the checkpoint was not written ({'; '.join(filter(None, failures))}); earlier ones are whole: mend it and run the same command"
@@ -89,7 +92,8 @@ def _fresh(folder: Path) -> None:
     if (folder / "COMMIT.json").exists():
         set_aside(folder, "aside")
     shutil.rmtree(folder, ignore_errors=True)  # of a write that never committed
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(exist_ok=True)  # but not the run folder: one that was moved away is not begun again
+    folder.mkdir()
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:

@@ -120,7 +120,7 @@ def _share(
     """float64 [5, n]: place, predicted class, its probability, true class and loss of this rank's images."""
     mine: list[np.ndarray] = []
     sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
-    for batch in batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size):
+    for batch in batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size, phase="measuring"):
         for fault in batch["bad"]:
             raise of_this_rank(
                 DataError(f"{fault['where']}: {fault['reason']}; a measurement leaves no image out, so copy or make the split again")

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from mpp.config import PretrainConfig, load
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
+from mpp.watch import watch
 
 FORMAT = 2  # 1: without a seal
 PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # of a file inside the folder
@@ -260,6 +261,7 @@ def set_aside_damaged(error: DamagedError, further: str = "") -> None:
     warn(f"{error}; it is set aside as {set_aside(error.folder, 'damaged')}{further}")
 
 
+@watch.slowly("deleting older checkpoints")
 def prune(run_dir: Path, keep: int) -> None:
     """Delete all but the `keep` newest commits, and older leftovers of writes that never committed.  What is damaged is set aside instead."""
     found = list(survey(run_dir))

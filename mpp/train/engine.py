@@ -3,10 +3,11 @@
 import logging
 import os
 import shutil
+import threading
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -14,27 +15,42 @@ from mpp.config import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError
 from mpp.model.pretraining import PretrainingModel
-from mpp.world import World, cannot_meet, free_port, local_device, local_place
+from mpp.train.progress import say
+from mpp.watch import watch
+from mpp.world import World, join_processes
+
+SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between processes of one machine without a GPU
+
+COMPILING = "DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes"
+SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
 
 
-def start_distributed() -> World:
-    """Join the process group that the deepspeed launcher, torchrun or srun has described in the environment; alone without one."""
+def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = Path()) -> World:
+    """`join_processes`, and what DeepSpeed adds: on CPUs it compiles collectives of its own, once on a machine."""
     quiet_deepspeed()
+    world = join_processes(patience, slow, folder, alone_too=True)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    if "RANK" not in os.environ:  # plain `python mpp/pretrain.py`
-        port = free_port()
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    local_rank, local_size = local_place()
-    device = local_device(local_rank, local_size)
-    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++")):
-        __compatible_ops__["deepspeed_shm_comm"] = False  # plain gloo: its shared-memory shortcut cannot be compiled here
-    try:
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
-    except dist.DistNetworkError as error:
-        raise cannot_meet(error) from error
-    return World(dist.get_rank(), dist.get_world_size(), local_size, device)
+    compiling = threading.Timer(SURPRISING_SECONDS, say, [COMPILING])  # also where an old one no longer fits, or another process compiles
+    if world.device.type == "cpu":
+        if not (shutil.which("g++") or shutil.which("c++")):
+            __compatible_ops__[SHARED_MEMORY_OP] = False  # plain gloo: the shortcut cannot be compiled here
+        elif world.first and __compatible_ops__.get(SHARED_MEMORY_OP) and not is_compiled(SHARED_MEMORY_OP):
+            say(COMPILING)
+        elif world.first:
+            compiling.start()
+    with watch.slowly("compiling DeepSpeed's collectives"):
+        deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+    compiling.cancel()
+    return world
+
+
+def is_compiled(op: str) -> bool:
+    """Whether torch has this extension where it keeps those that it compiled (TORCH_EXTENSIONS_DIR, else below the user's cache)."""
+    from torch.utils.cpp_extension import _get_build_directory  # creates the folder, as loading does
+
+    return (Path(_get_build_directory(op, verbose=False)) / f"{op}.so").exists()
 
 
 def quiet_deepspeed() -> None:
@@ -98,10 +114,13 @@ class Engine:
         return self.optimiser.optimizer if self.stage else self.optimiser
 
     def predict(self, *inputs: Tensor) -> Tensor:
-        return self.deepspeed(*inputs)
+        predicted = self.deepspeed(*inputs)
+        watch.moved()
+        return predicted
 
     def backward(self, loss: Tensor) -> None:
         """loss: the mean over this micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
+        watch.meets()  # the gradients are summed on the way
         self.deepspeed.backward(loss)
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
@@ -125,6 +144,7 @@ class Engine:
             self.optimiser._hp_optimizer_states_linked = False
             self.optimiser._lazy_init_hp_params_optimizer_state()
             self._state_linked = True
+        watch.moved()
         return torch.as_tensor(norm, dtype=torch.float32, device=self.deepspeed.device)
 
     def train(self, mode: bool) -> None:

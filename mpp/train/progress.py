@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from mpp import text
+from mpp.watch import meeting
 from mpp.world import World
 
 
@@ -29,5 +30,7 @@ def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> 
     """Collective: each number summed over ranks."""
     filled = lambda number: torch.full((), float(number), dtype=torch.float64, device=world.device)  # a fill waits for nothing
     total = torch.stack([number.double() if isinstance(number, torch.Tensor) else filled(number) for number in numbers])
-    dist.all_reduce(total)
-    return [int(number) for number in total.tolist()]
+    with meeting():
+        dist.all_reduce(total)
+        summed = total.tolist()
+    return [int(number) for number in summed]

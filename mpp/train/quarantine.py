@@ -6,6 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mpp.errors import DataError
+from mpp.files import writing
 from mpp.world import World
 
 
@@ -20,8 +21,7 @@ class Quarantine:
     def note(self, bad: list[dict]) -> int:
         """Write them down; how many samples were replaced, which may have met several bad ones on the way."""
         if bad:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
+            with writing(self.path), self.path.open("a") as file:
                 file.writelines(json.dumps(fault) + "\n" for fault in bad)
             self.newest = bad[-1]
         return sum(fault["bad"] == fault["sample"] for fault in bad)

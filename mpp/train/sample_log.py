@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mpp.data.loader import Batch
+from mpp.files import writing
 
 
 class SampleLog:
@@ -24,7 +25,7 @@ class SampleLog:
         columns = zip(
             *(batch[name].tolist() for name in ("position", "sample", "shown", "box", "flip")), masks.numpy(), images.numpy(), strict=True
         )
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             for position, sample, shown, box, flip, mask, image in columns:
                 checks = f"{zlib.crc32(mask):08x}\t{zlib.crc32(image):08x}"
                 file.write("\t".join(map(str, (position, sample, shown, *box, int(flip), checks))) + "\n")

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mpp.config_probe import FeatureConfig
 from mpp.data.crop import Box, cut
+from mpp.data.handing_over import handed_over, settings
 from mpp.data.labelled import LabelledImages
 from mpp.errors import BadSample, CheckpointError, ConfigError, DataError, UserError, of_this_rank
 from mpp.files import lock_folder, make_folder, sync_path, write_atomically
@@ -165,19 +166,18 @@ def loader_workers(config: FeatureConfig, world: World) -> int:
     return config.workers if config.workers is not None else max(1, min(16, usable_cores() // world.local_size - 1))
 
 
-def crop_batches(crops: Crops, rows: range, config: FeatureConfig, world: World) -> DataLoader:
-    """(rows, crops) of these rows in order; raises nothing itself: what cannot be read comes out as an error to be raised."""
-    workers = loader_workers(config, world)
-    return DataLoader(
+def crop_batches(crops: Crops, rows: range, config: FeatureConfig, world: World) -> Iterator[Any]:
+    """(rows, crops) of these rows in order; what cannot be read comes out as an error to be raised."""
+    loader: DataLoader = DataLoader(
         crops,
         config.batch,
         sampler=rows,
-        num_workers=workers,
         collate_fn=as_it_is,
         pin_memory=world.device.type == "cuda",
         generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
-        multiprocessing_context="fork" if workers else None,
+        **settings(loader_workers(config, world)),
     )
+    return handed_over(loader, "extracting features")
 
 
 def _one_pass(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], config: FeatureConfig, world: World) -> None:

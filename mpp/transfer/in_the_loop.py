@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from mpp.config_probe import AttentiveConfig, FeatureConfig, ProbeConfig
 from mpp.data.augment import Augment
 from mpp.data.crop import cut
+from mpp.data.handing_over import handed_over, settings
 from mpp.data.labelled import LabelledImages
 from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
 from mpp.rng import CROP, Draws
@@ -182,13 +183,12 @@ def answers(
 
 
 def _random_batches(crops: RandomCrops, parts: Sequence[np.ndarray], config: FeatureConfig, world: World) -> Iterable[Any]:
-    workers = loader_workers(config, world)
-    return DataLoader(
+    loader: DataLoader = DataLoader(
         crops,
         batch_sampler=[part.tolist() for part in parts],
-        num_workers=workers,
         collate_fn=as_it_is,
         pin_memory=world.device.type == "cuda",
         generator=torch.Generator(),
-        multiprocessing_context="fork" if workers else None,
+        **settings(loader_workers(config, world)),
     )
+    return handed_over(loader, "training a probe")

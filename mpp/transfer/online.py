@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 from mpp.errors import ConfigError, DataError
 from mpp.rng import PROBE, Draws
 from mpp.transfer.split import BATCHES
+from mpp.watch import meeting
 
 Encode = Callable[[Tensor], dict[int, Tensor]]  # uint8 [B, 3, S, S] -> tokens [B, P + N, D] of each layer
 Batches = Callable[[int, Sequence[np.ndarray]], Iterable[tuple[Tensor, Tensor]]]
@@ -117,5 +118,6 @@ def sum_over_processes(parts: Sequence[Tensor]) -> list[Tensor]:
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return list(parts)
     flat = torch.cat([part.flatten() for part in parts])
-    distributed.all_reduce(flat)
+    with meeting():
+        distributed.all_reduce(flat)
     return [part.view_as(like) for part, like in zip(flat.split([like.numel() for like in parts]), parts, strict=True)]

@@ -117,3 +117,11 @@ def test_a_progress_line_names_a_skill_only_where_there_is_one():
     values |= {"speed/samples_per_second": 10.0, "speed/wait_share": 0.0}
     assert "  skill none  lr" in progress_line(1, 2, 10, values | {"train/skill": None}, 5.0)
     assert "  skill -0.2500  lr" in progress_line(1, 2, 10, values | {"train/skill": -0.25}, 5.0)
+
+
+def test_curves_do_not_go_on_into_a_folder_that_was_taken_away(tmp_path):
+    (tmp_path / "run").mkdir()
+    board = Board(tmp_path / "run", 0)
+    (tmp_path / "run" / "tensorboard").rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match="tensorboard"):
+        board.scalars(10, 1, {"train/loss": 1.0})

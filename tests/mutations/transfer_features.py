@@ -111,7 +111,7 @@ ROWS = [
         "tests/data/test_labelled.py::test_cifar_comes_through_torchvision_with_its_own_labels",
     ),
     Row(
-        "runs on other images share a table", "mpp/results.py", 'return data["identity"], about["reported_images"], *((about["seed"],) if some else ())',
+        "runs on other images share a table", "mpp/tabulating.py", 'return data["identity"], about["reported_images"], *((about["seed"],) if some else ())',
         'return about["reported_images"], *((about["seed"],) if some else ())',
         "tests/transfer/test_results.py::test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once",
     ),

@@ -7,14 +7,14 @@ RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/tes
 ROWS = [
     Row(
         "rows of one name hide each other",
-        "mpp/results.py",
+        "mpp/tabulating.py",
         "if names[line.name] == 1 else",
         "if True else",
         f"{RESULTS}::test_every_row_is_shown_where_one_run_was_measured_twice",
     ),
     Row(
         "subsets drawn by other seeds stand in one table",
-        "mpp/results.py",
+        "mpp/tabulating.py",
         '*((about["seed"],) if some else ())',
         "",
         f"{RESULTS}::test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_own",

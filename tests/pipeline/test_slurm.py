@@ -1,5 +1,6 @@
 """jobs/slurm/*.sbatch on a real two-node SLURM, both nodes on this machine.  Skips where SLURM is not installed."""
 
+import json
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ SlurmdUser=root
 AuthType=auth/munge
 MpiDefault=none
 ProctrackType=proctrack/pgid
-TaskPlugin=task/none
+TaskPlugin=task/affinity
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
 SelectType=select/cons_tres
@@ -105,7 +106,7 @@ def state_of(job: str, environment: dict) -> str:
 
 def submit(environment: dict, out: Path, script: str, options: Sequence[str], words: Sequence[str]) -> str:
     settings = {
-        "PROCESSES_PER_NODE": "1",
+        "PROCESSES_PER_NODE": environment.get("PROCESSES_PER_NODE", "1"),
         "OMP_NUM_THREADS": "1",
         "MPP_HOME": str(ROOT),
         "MASTER_ADDR": "127.0.0.1",
@@ -134,7 +135,13 @@ def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards,
     short = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
     succeed(tmp_path / "alone", shards, *short)
     out = tmp_path / "slurm.out"
-    options = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100"]
+    options = [
+        "--nodes=2",
+        "--gpus-per-node=0",
+        "--cpus-per-task=2",
+        "--mem=100",
+        "--threads-per-core=1",
+    ]  # the last has SLURM bind to cores
     words = ["mpp/pretrain.py", *TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
     wait_for(submit(slurm, out, "run.sbatch", options, words), slurm, out)
     assert "2 process(es)" in out.read_text()
@@ -143,6 +150,18 @@ def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards,
     for step in ours:
         assert theirs[step]["train/loss"] == pytest.approx(ours[step]["train/loss"], rel=1e-4)
     assert not list(ROOT.glob(".hostfile-*"))
+    usable = min(2, len(os.sched_getaffinity(0)))
+    assert (
+        json.loads((tmp_path / "run" / "environment.json").read_text())["cpus"] == usable
+    )  # SLURM binds tasks here, to all they were given
+
+
+def test_a_job_with_less_than_a_core_for_each_process_says_what_it_needs(slurm, tmp_path):
+    out = tmp_path / "slurm.out"
+    few = slurm | {"PROCESSES_PER_NODE": "2"}
+    job = submit(few, out, "run.sbatch", ["--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100"], ["mpp/pretrain.py"])
+    wait_until(lambda: state_of(job, slurm) == "FAILED", out)
+    assert out.read_text().startswith("error: --cpus-per-task=1 is less than one core for each of the 2 processes")
 
 
 def test_fine_tuning_that_runs_out_of_time_commits_is_queued_again_and_goes_on(slurm, shards, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mpp import export
+from mpp import export, exporting
 from mpp.config import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.model.encoder import Encoder
@@ -297,7 +297,7 @@ def test_a_fine_tuned_run_is_read_by_its_encoder_folder(exported, tmp_path):
     record = json.loads(commit.read_text())
     write_commit(commit.parent, record | {"program": "finetune", "config": {"encoder": "some/run"}})
     shutil.copytree(exported[0] / "timm", tmp_path / "run" / "encoder")
-    assert export.open_source(str(tmp_path / "run")).run is None
+    assert exporting.open_source(str(tmp_path / "run")).run is None
     assert read_encoder(tmp_path / "run").digest == read_encoder(exported[0] / "timm").digest
 
 
@@ -346,7 +346,7 @@ def test_a_kill_between_two_files_leaves_no_certificate(exported, tmp_path, monk
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "certificate", killed)
+    monkeypatch.setattr(exporting, "certificate", killed)
     with pytest.raises(KeyboardInterrupt):
         export.main([str(tmp_path / "run"), str(tmp_path / "out")])
     with pytest.raises(CheckpointError, match="holds no CERTIFICATE"):

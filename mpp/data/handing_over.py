@@ -1,0 +1,116 @@
+"""What loader processes hand over to the rank they work for, and what is said where they do not: one that died, was stopped, or finds no end.
+
+Every data loader of mpp is read through `handed_over`.
+"""
+
+import atexit
+import multiprocessing
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from mpp.errors import DataError, of_this_rank
+from mpp.watch import watch
+from mpp.watchman import process_state
+
+PREFETCHED = 4  # batches a worker is ahead
+DIED = "exited unexpectedly|is killed by signal|Pin memory thread exited"  # torch's words
+
+
+def settings(workers: int) -> dict[str, Any]:
+    """Of a DataLoader with so many processes."""
+    return {
+        "num_workers": workers,
+        "worker_init_fn": _ignore_signals,
+        "multiprocessing_context": "fork" if workers else None,  # fast, and shares memory; workers touch neither CUDA nor threads
+    }
+
+
+def handed_over(loader: DataLoader, phase: str) -> Iterator[Any]:
+    """The loader's items; to the watch, this process waits for data or does what `phase` says with them.
+
+    Raises DataError for a loader process that died or has been stopped, and where nothing came for as long as anything may take.
+    """
+    before, items, iterator = watch.board, 0, None
+    eye = Eye()
+    try:
+        while True:
+            watch.moved("waiting for data", slow=True)
+            eye.waits = True
+            try:
+                if iterator is None:
+                    iterator = iter(loader)
+                    if loader.num_workers:
+                        # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        atexit.register(kill_workers)  # before torch's and Python's own farewells, which would wait for them
+                        eye.start()
+                item = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                if not eye.fault and not (
+                    loader.num_workers and (isinstance(error, EOFError | ConnectionError) or re.search(DIED, str(error)))
+                ):
+                    raise
+                words = " ".join((str(error) or type(error).__name__).split())
+                why = "if memory ran out, lower the number of workers; a bus error may also be an index.bin that was cut under the run"
+                died = f"a loader process died ({words}); {why} ({loader.num_workers} workers here)"
+                raise of_this_rank(DataError(eye.fault or died)) from error
+            eye.waits = False
+            watch.moved(phase, slow=items == 0)  # the first batch takes what has to be set up, too
+            items += 1
+            yield item
+    finally:
+        eye.over.set()
+        watch.moved(before.phase, slow=before.slow)
+
+
+class Eye(threading.Thread):
+    """Looks at the loader processes while nothing comes.  What is at fault it kills, so that whoever waits for it sees its end, and says in `fault`."""
+
+    def __init__(self) -> None:
+        super().__init__(name="eye", daemon=True)
+        self.over = threading.Event()
+        self.waits = False
+        self.fault = ""
+
+    def run(self) -> None:
+        every = min(5.0, watch.patience / 4)  # seconds; they are counted in looks, as a suspended job is not late when it goes on
+        waited, stopped = 0.0, dict[int, float]()
+        while not self.over.wait(every) and not self.fault:
+            waited = waited + every if self.waits else 0.0
+            states = [(child.pid or 0, process_state(child.pid or 0)[0]) for child in multiprocessing.active_children()]
+            stopped = {pid: stopped.get(pid, 0.0) + every for pid, state in states if state == "T" and waited}
+            self.fault = fault_of(stopped, waited, states)
+            if self.fault:
+                kill_workers()
+
+
+def fault_of(stopped: dict[int, float], waited: float, states: list[tuple[int, str]]) -> str:
+    for pid, seconds in stopped.items():
+        if seconds >= watch.patience:
+            return f"loader process {pid} on {socket.gethostname()} has been stopped by a signal (such as SIGSTOP) for {seconds:.0f} s; give the same command again"
+    if waited >= watch.slow:
+        found = ", ".join(f"{pid} (state {state or 'gone'})" for pid, state in states)
+        return (
+            f"no images came for {waited:.0f} s from the loader processes {found} on {socket.gethostname()}; state D waits for a disk: mend it, and "
+            "give the same command again"
+        )
+    return ""
+
+
+def _ignore_signals(worker: int) -> None:
+    """A scheduler's request to stop reaches the whole group; this process's parent decides, and still needs samples for the step in hand."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()

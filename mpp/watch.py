@@ -1,0 +1,133 @@
+"""What a rank tells of itself, so that one that stops, hangs or dies is noticed by the others (mpp/watchman.py).
+
+A rank counts what it gets done (`moved`), and how often it came to a place where all wait for each other (`meets`); the watchman beside it reads
+both out of shared memory.  A job of one process has no watchman: nobody waits for it.
+"""
+
+import dataclasses
+import faulthandler
+import json
+import mmap
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mpp import errors, watchman
+
+STATUS = 2  # of a rank that is asked to end because of another
+
+
+class Watch:
+    """Of this process; does nothing before `begin`."""
+
+    def __init__(self) -> None:
+        self.board = watchman.Board()
+        self.patience, self.slow = 60.0, 1800.0  # seconds, see watchman.verdict
+        self.memory: mmap.mmap | None = None
+        self.process: subprocess.Popen | None = None
+
+    def begin(self, rank: int, size: int, folder: Path, share: Callable[[Any], Any]) -> None:
+        """Collective: start the watchmen of this job.
+
+        folder: where stacks are written.  share: gives all processes what rank 0 puts in.
+        """
+        listener = _listener() if rank == 0 else None
+        port, token = share((listener.getsockname()[1], secrets.token_hex(16)) if listener else None)
+        board, stack, (end_here, end_there) = os.memfd_create("board"), os.memfd_create("stack"), os.pipe()
+        os.ftruncate(board, watchman.BOARD_BYTES)
+        self.memory = mmap.mmap(board, watchman.BOARD_BYTES)
+        self.moved("starting", slow=True)
+        os.set_blocking(stack, True)
+        appended = os.open(f"/proc/self/fd/{stack}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # the watchman empties it
+        faulthandler.enable(appended)
+        faulthandler.register(signal.SIGUSR2, appended)
+        kept = [board, stack, end_there, *([listener.fileno()] if listener else [])]
+        orders = watchman.Orders(
+            rank, size, socket.gethostname(), os.getpid(), (os.environ["MASTER_ADDR"], port), token, self.patience, self.slow, str(folder.resolve()), board, stack,
+            end_there, listener.fileno() if listener else None,
+        )  # fmt: skip
+        command = [sys.executable, "-I", "-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]
+        self.process = subprocess.Popen(command, pass_fds=kept, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
+        for number in (board, stack, end_there):
+            os.close(number)
+        if listener:
+            listener.close()
+        threading.Thread(target=self._end_when_asked, args=[end_here], name="watch", daemon=True).start()
+        errors.at_leaving.append(self.leaves)
+        errors.lost_connection.append(self.wait_for_the_end)
+
+    def moved(self, phase: str | None = None, step: int | None = None, *, slow: bool = False) -> None:
+        """Something was done.  phase: what is done next, in words; slow: that may take long; step: optimiser steps done."""
+        board = self.board
+        self._set(
+            moves=board.moves + 1,
+            waits=False,
+            phase=board.phase if phase is None else phase,
+            slow=board.slow if phase is None else slow,
+            step=board.step if step is None else step,
+        )
+
+    def meets(self) -> None:
+        """Every process comes here, and waits for the others next."""
+        self._set(moves=self.board.moves + 1, meets=self.board.meets + 1, waits=True)
+
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Around a collective."""
+        self.meets()
+        yield
+        self.moved()
+
+    @contextmanager
+    def slowly(self, phase: str) -> Iterator[None]:
+        """What may take long, such as saving; what was done before goes on behind it."""
+        before = self.board
+        self.moved(phase, slow=True)
+        yield
+        self.moved(before.phase, slow=before.slow)
+
+    def leaves(self, status: int, words: str, said: bool) -> None:
+        self._set(status=status, words=words, said=said)
+
+    def wait_for_the_end(self) -> None:
+        """After a connection to another process was lost: give the watchmen time to say why, and to end this process."""
+        threading.Event().wait(2 * watchman.SECONDS_TO_FOLLOW)
+
+    def _set(self, **values: Any) -> None:
+        if self.memory is not None:
+            self.board = dataclasses.replace(self.board, **values)
+            self.board.write(self.memory)
+
+    def _end_when_asked(self, end: int) -> None:
+        if os.read(end, 1):
+            leave_at_once(STATUS)
+        if self.board.status == watchman.RUNNING:
+            sys.stderr.write(
+                f"warning: the watchman of rank {os.environ.get('RANK', '0')} has ended: a process that hangs may go unnoticed\n"
+            )
+
+
+watch = Watch()
+meeting = watch.meeting
+
+
+def _listener() -> socket.socket:
+    """Open to all networks, as the address by which the others reach rank 0 is theirs to say."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    return socket.create_server(("", 0), backlog=1024)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    for worker in multiprocessing.active_children():
+        worker.kill()  # they take no other signal, and hold nothing
+    os._exit(status)

@@ -1,0 +1,94 @@
+"""What every program does before its work: help and config within a moment, and a quiet end when it is interrupted."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mpp.config import PretrainConfig, _known_keys, explain
+from mpp.config_finetune import FinetuneConfig
+from mpp.config_probe import ProbeConfig
+from tests.forks import run_forked
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("mpp", "data_prep")
+    for path in (ROOT / folder).glob("*.py")
+    if "run_program(main)" in path.read_text() and path.name != "errors.py"
+)
+SLOW = ("torch", "deepspeed", "timm", "transformers", "scipy", "pyarrow", "matplotlib")
+ALONE = """
+import json, runpy, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in {slow}:
+            raise RuntimeError(name + " is imported")
+sys.meta_path.insert(0, Watch())
+for name in {slow}:
+    sys.modules.pop(name, None)
+sys.argv = {words}
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+WITH_A_CONFIG = [program for program in PROGRAMS if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py")]
+
+
+def test_all_programs_are_known():
+    assert len(PROGRAMS) == 11
+
+
+@pytest.mark.parametrize(
+    "words", [*([program, "--help"] for program in PROGRAMS), *([p, "--print-config"] for p in WITH_A_CONFIG)], ids=" ".join
+)
+def test_help_and_config_are_shown_without_importing_what_is_slow(words):
+    shown = run_forked(["-c", ALONE.format(slow=SLOW, words=words)], cwd=ROOT, env=os.environ)
+    assert shown.returncode == 0, shown.stderr
+    assert ("usage" if "--help" in words else "seed: 0") in shown.stdout
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig])
+def test_help_lists_every_key_with_its_default(schema):
+    lines = [line.split()[0] for line in explain(schema).splitlines()[1:]]
+    assert {line.partition("=")[0] for line in lines} == {
+        key for key in _known_keys(schema) if not any(k.startswith(key + ".") for k in _known_keys(schema))
+    }
+    for key, default in (("seed", "0"), ("features.crop", "1.0"), ("optim.weight_decay", "0.05"), ("data.holdout_samples", "1024")):
+        if key in _known_keys(schema):
+            assert f"{key}={default}" in lines
+
+
+def test_help_says_what_stands_behind_a_key():
+    text = explain(PretrainConfig)
+    assert any("optim.base_lr=0.0002" in line and "ViT B.1.2" in line for line in text.splitlines())
+    assert "(target.name=pixels)" in text
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+for name in [name for name in sys.modules if name.split(".")[0] == {name!r}]:
+    del sys.modules[name]
+sys.argv = {words}
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        *(([program, "--help"], "argparse") for program in PROGRAMS),  # the first thing that is imported
+        (["mpp/pretrain.py", "run_dir=nowhere"], "mpp.pretraining"),
+        (["mpp/linear_probe.py", "encoder=x", "train=x"], "mpp.probing"),
+        (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.finetuning"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)  # fmt: skip
+def test_an_interrupt_while_importing_is_quiet(words, name):
+    done = run_forked(["-c", INTERRUPTED.format(name=name, words=words)], cwd=ROOT, env=os.environ)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
