@@ -96,6 +96,8 @@ CHANGES = {
 ELSEWHERE = {
     "system.decode": "test_jpegs_are_decoded_where_system_decode_wants_them, which needs no GPU",
     "resume_changes": "tests/pipeline/test_checkpoints.py, on runs that resume",
+    "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
+    "system.patience_slow_seconds": "tests/test_watchman.py",
 }
 
 MANY = """

@@ -118,6 +118,11 @@ TABLE = {
     "checkpoint.keep": Row(2, EVERY_STEP, becomes={"checkpoints": [5, 6]}),
 }
 
+ELSEWHERE = {
+    "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
+    "system.patience_slow_seconds": "tests/test_watchman.py",
+}
+
 
 def fields(schema: type[Section], prefix: str = "") -> list[str]:
     found = []
@@ -128,7 +133,7 @@ def fields(schema: type[Section], prefix: str = "") -> list[str]:
 
 
 def test_the_table_has_every_field_and_no_other():
-    assert sorted(TABLE) == sorted(fields(FinetuneConfig))
+    assert sorted([*TABLE, *ELSEWHERE]) == sorted(fields(FinetuneConfig))
 
 
 @pytest.fixture(scope="module")
