@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import secrets
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import UserError
+from mpp.text import say
 from mpp.watch import watch
 
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
@@ -133,7 +133,7 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
 def _say_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
-        sys.stderr.write(f"warning: {text}\n")
+        say(f"warning: {text}", error=True)
 
 
 def _note_owner(lock: Any) -> str:

@@ -29,6 +29,7 @@ from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
 from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, INIT, seed_of
+from mpp.text import counted
 from mpp.train.average import WeightAverage
 from mpp.train.checkpoint import restore, save, whole
 from mpp.train.classify import Predictions, cross_entropy, inputs_and_targets, measure
@@ -132,7 +133,9 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(run_dir, config, argv, PROGRAM)
         board = Board(run_dir, first_step * data.global_batch)
-        say(f"run {run_dir} | {course.start_words(commit is not None)} | {world.size} process(es) on {world.device.type}")
+        say(
+            f"run {run_dir} | {course.start_words(commit is not None)} | {counted(world.size, 'process', 'processes')} on {world.device.type}"
+        )
         for line in course.words():
             say(line)
         say(
@@ -148,7 +151,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"{total_steps} steps of {data.global_batch} | peak learning rate {peak_rate(schedule, data.global_batch):.3g}, "
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}"
         )
-        say(f"images {placed.images.decoder} | {workers} loader process(es) a rank")
+        say(f"{placed.images.decoder} | {counted(workers, 'loader process', 'loader processes')} a rank")
         say(
             f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | "
             f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"

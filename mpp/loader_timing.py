@@ -68,19 +68,21 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
     text.say(f"one core                 views/s   us/view   ({timed:,} views timed)")
     for name, stage in (("read", stages.read), ("decode", stages.decode), ("augment", stages.augment)):
         text.say(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
-    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   images {placed.images.decoder}")
+    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   {placed.images.decoder}")
     text.say(
         f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1e6 * stages.decode_whole.cpu / timed:7,.0f}   for comparison"
     )
     if workers:
         together = with_workers(placed, order, plan, seconds, workers)
         text.say()
-        text.say(f"{workers} loader process(es)      {together:8,.0f} views/s reach the trainer, {together / rate:.2f} x one core")
+        text.say(
+            f"{text.counted(workers, 'loader process', 'loader processes'):24}{together:8,.0f} views/s reach the trainer, {together / rate:.2f} x one core"
+        )
         rate = min(rate, together / workers)  # handing over costs too
     text.say()
     text.say(f"cores for the loader of a GPU (of {usable_cores()} here):")
     for wanted in [wanted_rate] if wanted_rate else RATES:
-        text.say(f"  {wanted:8,.0f} views/s   {math.ceil(wanted / rate)} core(s)")
+        text.say(f"  {wanted:8,.0f} views/s   {text.counted(math.ceil(wanted / rate), 'core')}")
     text.say()
     text.say(f"limit: {limit(stages, config)}")
     return 0
@@ -93,7 +95,7 @@ def describe(dataset: MaskedImages, config: PretrainConfig) -> None:
     width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
     text.say(f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
     text.say(
-        f"crops of {config.model.image_size} pixels, {config.data.views} view(s) of each image | JPEGs are decoded by {jpeg_decoder()}"
+        f"crops of {config.model.image_size} pixels, {text.counted(config.data.views, 'view')} of each image | JPEGs decoded by {jpeg_decoder()}"
     )
 
 

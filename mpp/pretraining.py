@@ -29,6 +29,7 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.skill import Baseline, fit_baseline
 from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
+from mpp.text import counted
 from mpp.train.checkpoint import check_fit, restore, save
 from mpp.train.commit import Commit, find_commit, prune, read_config, read_tensors, set_aside_after, whole_commit
 from mpp.train.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
@@ -106,7 +107,9 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(run_dir, config, argv)
         board = Board(run_dir, first_step * data.global_batch)
-        say(f"run {run_dir} | {course.start_words(commit is not None)} | {world.size} process(es) on {world.device.type}")
+        say(
+            f"run {run_dir} | {course.start_words(commit is not None)} | {counted(world.size, 'process', 'processes')} on {world.device.type}"
+        )
         for line in course.words():
             say(line)
         say(
@@ -117,7 +120,8 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"{total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
             f"peak learning rate {peak_rate(config.optim, data.global_batch):.3g} | ZeRO {system.zero_stage}, {system.precision}"
         )
-        say(f"images {placed.images.decoder} | {data.views} view(s) of each | {workers} loader process(es) a rank")
+        loaders = counted(workers, "loader process", "loader processes")
+        say(f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank")
         say(
             f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | "
             f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"

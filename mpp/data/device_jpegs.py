@@ -30,7 +30,7 @@ class DeviceJpegs:
     def __init__(self, shards: ShardSet, max_pixels: int, device: torch.device, size: Size):
         self.shards, self.max_pixels, self.device, self.size = shards, max_pixels, device, size
         self.on_cpu = ShardImages(shards, max_pixels)
-        self.decoder = f"decoded by nvJPEG, or {self.on_cpu.decoder}"
+        self.decoder = f"JPEGs decoded by nvJPEG; those it does not take: {self.on_cpu.decoder}"
         self.encoded_bytes = int(np.mean(shards.index["size"]))
         try:
             self._decode([encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))])

@@ -45,7 +45,7 @@ class ShardImages:
 
     def __init__(self, shards: LabelledImages, max_pixels: int):
         self.shards, self.max_pixels = shards, max_pixels
-        self.decoder = f"decoded by {jpeg_decoder()}"
+        self.decoder = f"JPEGs decoded by {jpeg_decoder()}, others by Pillow"
 
     def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
         width, height = self.shards.size_of(sample)
@@ -62,7 +62,7 @@ class MemoryImages:
     Crops equal those of ShardImages bit for bit as long as no crop is so large that it would be decoded at a reduced size (crop.SPARE).
     """
 
-    decoder = "decoded once, in RAM"
+    decoder = "images decoded once, in RAM"
     encoded_bytes = 0
 
     def __init__(self, shards: LabelledImages, pool: range, max_pixels: int, threads: int, processes: int):
@@ -122,7 +122,7 @@ class DeviceImages:
     Its arithmetic is float32: a crop differs from that of the other two by at most 2 of 255 levels.
     """
 
-    decoder = "decoded once, on the training device"
+    decoder = "images decoded once, on the training device"
     encoded_bytes = 0
 
     def __init__(self, images: MemoryImages, device: torch.device, size: Size):

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from mpp.config import PretrainConfig, load
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
+from mpp.text import say
 from mpp.watch import watch
 
 FORMAT = 2  # 1: without a seal
@@ -248,7 +248,7 @@ def whole_commit(source: Path) -> Commit | None:
 def warn(text: str) -> None:
     """Of rank 0."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"warning: {' '.join(text.split())}\n")
+        say(f"warning: {' '.join(text.split())}", error=True)
 
 
 def set_aside(folder: Path, kind: str) -> Path:

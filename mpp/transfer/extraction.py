@@ -32,6 +32,7 @@ from mpp.data.labelled import LabelledImages
 from mpp.errors import BadSample, CheckpointError, ConfigError, DataError, UserError, of_this_rank
 from mpp.files import lock_folder, make_folder, sync_path, write_atomically
 from mpp.machine import usable_cores
+from mpp.text import counted
 from mpp.transfer.extractors import Extractor
 from mpp.transfer.features import Features
 from mpp.world import World, from_first, together, total
@@ -57,7 +58,11 @@ class Extracted:
     folder: Path
 
     def __str__(self) -> str:
-        how = "from the cache" if self.cached else f"{self.images / max(self.seconds, 1e-9):.0f} images/s by {self.processes} process(es)"
+        how = (
+            "from the cache"
+            if self.cached
+            else f"{self.images / max(self.seconds, 1e-9):.0f} images/s by {counted(self.processes, 'process', 'processes')}"
+        )
         return f"{self.images} of {len(self.features.values)} images, {self.repeated} repeated, {how}"
 
 

@@ -39,6 +39,6 @@ def test_webdatasets_and_img2datasets_tars_train_after_one_pass(tmp_path):
         tmp_path / "run", folder, "optim.total_samples=48", "optim.warmup_samples=12", "data.global_batch=12", "data.views=2"
     )
     assert "28 training samples" in finished.out
-    assert "2 view(s) of each" in finished.out
+    assert "2 views of each" in finished.out
     assert max(metrics(tmp_path / "run")) == 4
     assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before

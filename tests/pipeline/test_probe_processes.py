@@ -36,7 +36,7 @@ def test_two_processes_make_the_same_table_as_one(tmp_path, shards, encoder):
         out = tmp_path / str(world)
         done = probe(out, encoder, shards, world=world)
         assert done.status == [0] * world, done.err[-3000:]
-        assert done.out.count("48 of 48 images, 0 repeated") == 3 and f"by {world} process(es)" in done.out
+        assert done.out.count("48 of 48 images, 0 repeated") == 3 and f"by {world} process" in done.out
         results[world] = json.loads((out / "results.json").read_text())
         tables[world] = {
             json.loads((folder / "features.json").read_text())["spec"]["encoder"]: np.load(folder / "features.npy")

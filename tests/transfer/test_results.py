@@ -45,7 +45,7 @@ def test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once(tmp_
         and str(tmp_path / "b") in first
         and str(tmp_path / "c") not in first
     )
-    assert "75.00" in first and "60.00" in first and "45.00" in second and "read 1 time(s)" in first
+    assert "75.00" in first and "60.00" in first and "45.00" in second and "read 1 time by" in first
 
 
 def test_the_same_images_under_another_path_share_a_table_wherever_they_lie(tmp_path, capsys):
