@@ -54,9 +54,11 @@ def is_compiled(op: str) -> bool:
 
 
 def quiet_deepspeed() -> None:
-    """Warnings and errors only: its INFO lines would bury the progress line."""
+    """Warnings and errors that matter only: others would bury the progress line."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")  # torch brings its own CUDA; nothing is compiled for it here
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said at the start in our own words; to find out by itself it warns
 
 
 class Engine:
