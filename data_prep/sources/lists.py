@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
 from mpp.errors import BadSample, DataError
-from sources.base import MAX_FILE_BYTES, Item, Source, SourceOptions
+from sources.base import MAX_FILE_BYTES, Item, Source, SourceOptions, wrong_size
 
 # Where several are there, the first of these.
 PATH_COLUMNS = ("path", "file", "filename", "image", "url", "filepath", "file_path", "file_name", "image_path", "image_file", "image_name")
@@ -136,7 +136,7 @@ class ListReader:
             if not stat.S_ISREG(status.st_mode):  # before it is opened: a pipe would wait for ever
                 raise BadSample("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
             if not 0 < status.st_size <= MAX_FILE_BYTES:
-                raise BadSample(f"{status.st_size} bytes" if status.st_size else "an empty file")
+                raise BadSample(wrong_size(status.st_size))
             with path.open("rb", buffering=0) as file:
                 data = file.read(status.st_size + 1) or b""
         except OSError as error:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import make_shards
 import pytest
 from sources import open_source
-from sources.base import MAX_FILE_BYTES, Item, SourceOptions
+from sources.base import MAX_FILE_BYTES, Item, SourceOptions, wrong_size
 from sources.lists import MAX_LINE_BYTES, ListFile, ListReader
 
 from mpp.data.shards import ShardSet
@@ -219,7 +219,7 @@ def test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error(tmp_pat
         "..": "a folder",
         "../pipe.jpg": "no regular file",
         "../empty.jpg": "an empty file",
-        "../large.jpg": f"{MAX_FILE_BYTES + 1} bytes",
+        "../large.jpg": wrong_size(MAX_FILE_BYTES + 1),
     }.items():
         with pytest.raises(BadSample, match=reason):
             reader.read(Item(name, -1))

@@ -245,4 +245,10 @@ ROWS = [
     Row(
         "the loss is of this process's images", "mpp/train/classify.py", "float(losses[order].mean())", "float(mine[4].mean())", STEP + "two_processes_find_of_every_image_what_one_finds",
     ),
+    Row(
+        "the test split is read with what was not chosen, too", "mpp/finetuning.py",
+        "measured(engine, only, sets.test, config, loaded, plan.micro_batch, workers, world, names=[chosen])",
+        "measured(engine, average, sets.test, config, loaded, plan.micro_batch, workers, world)",
+        HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
+    ),
 ]  # fmt: skip

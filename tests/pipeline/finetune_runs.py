@@ -33,6 +33,11 @@ mpp.finetuning.start_distributed = lambda *_: world  # one process group for all
 dist.destroy_process_group = lambda: None
 mpp.finetuning.draw_answers = lambda *_: None
 os.fsync = lambda _: None
+measure = mpp.finetuning.measure
+def looked(*inputs, **words):
+    print(f"looks at {len(words['data'].ids)} images")
+    return measure(*inputs, **words)
+mpp.finetuning.measure = looked
 class Clock:
     seconds = 0
     def __getattr__(self, name):

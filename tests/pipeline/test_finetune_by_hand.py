@@ -140,7 +140,9 @@ def given(tmp_path_factory) -> Path:
 
 def run_of(given: Path, words: list[str], *more: str) -> Path:
     run_all(given, {"run": [f"encoder={given}/encoder", f"train={given}/train", "run_dir=run", *words, *more]})
-    return (given / "run").rename(given / f"run{len(list(given.iterdir()))}")
+    name = given / f"run{len(list(given.iterdir()))}"
+    (given / "run.out").rename(f"{name}.out")
+    return (given / "run").rename(name)
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +470,7 @@ def test_the_holdout_chooses_though_the_test_split_would_choose_otherwise(adamw,
     found, row = results(adamw), results(adamw)["rows"]["fine-tuned"]["finetune"]
     loss, predicted, chances = measured(ADAMW_JOB, ends[best], test, list(range(len(test.labels))))
     assert (row["weights"], found["reported_on"], found["test_reads"]) == (best, "test", 1)
+    assert Path(f"{adamw}.out").read_text().count(f"looks at {len(test.labels)} images\n") == 1  # with what was chosen, and nothing else
     assert row["accuracy"] == on_test[best] / len(test.labels) and row["loss"] == pytest.approx(loss, rel=1e-4)
     answers = load_file(adamw / "predictions.safetensors")
     assert np.array_equal(answers["fine-tuned/finetune/predicted"].numpy(), predicted)
