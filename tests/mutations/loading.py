@@ -285,7 +285,7 @@ ROWS = [
     ),
     Row(
         "a worker's fault is called its death",
-        "mpp/data/loader.py",
+        "mpp/data/handing_over.py",
         '"exited unexpectedly|is killed by signal|Pin memory thread exited"',
         '"DataLoader worker"',
         PROCESSES + "a_fault_of_the_program_in_a_worker_keeps_its_traceback",

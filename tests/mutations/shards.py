@@ -343,12 +343,12 @@ ROWS = [
         'page_checksum_verification=False', 'tests/data_prep/test_parquet.py::test_damage_is_named',
     ),
     Row(
-        'rows unpacked for other columns are taken over', 'data_prep/sources/parquet.py', 'status.st_mtime_ns, repr(self.columns)]',
-        'status.st_mtime_ns]', 'tests/data_prep/test_parquet.py::test_what_was_unpacked_is_kept_unless_the_file_or_the_columns_changed',
+        'rows unpacked for other columns are taken over', 'data_prep/sources/parquet.py', 'status.st_mtime_ns, repr(self.columns), *',
+        'status.st_mtime_ns, *', 'tests/data_prep/test_parquet.py::test_what_was_unpacked_is_kept_unless_the_file_or_the_columns_changed',
     ),
     Row(
-        'rows without bytes are empty images', 'data_prep/sources/parquet.py', '[-1 if data is None else len(data), text',
-        "[len(data or b''), text", 'tests/data_prep/test_parquet.py::test_rows_without_bytes_are_rejected_with_their_path',
+        'rows without bytes are empty images', 'data_prep/sources/parquet.py', '-1 if data is None else len(data),',
+        "len(data or b''),", 'tests/data_prep/test_parquet.py::test_rows_without_bytes_are_rejected_with_their_path',
     ),
     Row(
         'two data sets are one', 'data_prep/sources/parquet.py', 'if found != (columns or found):',

@@ -187,7 +187,7 @@ ROWS = [
         "tests/monitor/test_board.py::test_after_a_resume_nothing_is_left_from_behind_the_resumed_step",
     ),
     Row(
-        "TensorBoard is not cut back", "mpp/monitor/board.py", ", purge_step=samples_seen + 1)", ")",
+        "TensorBoard is not cut back", "mpp/monitor/board.py", "Events(run_dir / \"tensorboard\", samples_seen + 1)", "Events(run_dir / \"tensorboard\", 0)",
         "tests/monitor/test_board.py::test_tensorboard_forgets_what_the_resumed_run_has_not_written_again",
     ),
     Row(
@@ -288,7 +288,7 @@ ROWS = [
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
     Row(
-        "training figures are of rank 0 alone", "mpp/pretraining.py", "            dist.all_reduce(meters)\n", "",
+        "training figures are of rank 0 alone", "mpp/pretraining.py", "            dist.all_reduce(sums)\n", "",
         "tests/pipeline/test_counts.py::test_figures_of_two_processes_are_those_of_one",
     ),
     Row(
@@ -395,7 +395,7 @@ ROWS = [
     # What may be asked for.
     Row(
         "unknown keys pass", "mpp/config.py", "extra=\"forbid\"", "extra=\"ignore\"",
-        "tests/test_config.py::test_the_nearest_key_is_named_in_full",
+        "tests/test_config.py::test_a_key_that_resembles_none_is_not_led_astray",
     ),
     Row(
         "3e-4 is a word", "mpp/config.py", "(\\.[0-9]*)?)([eE][-+]?[0-9]+)?", "\\.[0-9]*)([eE][-+][0-9]+)?",

@@ -180,7 +180,7 @@ ROWS = [
         HAND + "every_look_at_the_holdout_from_scratch",
     ),
     Row(
-        "the hold-out has one size whatever is asked for", "mpp/finetuning.py", "fraction=data.holdout_fraction, seed", "fraction=0.1, seed", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "the hold-out has one size whatever is asked for", "mpp/finetuning.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
         "a share of the labels is all of them", "mpp/finetuning.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
@@ -225,7 +225,7 @@ ROWS = [
         "crops are wanted in the ratio of a square", "mpp/data/finetune_set.py", "ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)",
         "ratio = augment.crop_ratio", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres",
     ),
-    Row("held out images are trained on", "mpp/data/finetune_set.py", "kept, held = hold_out(train.labels)", "_, held = hold_out(train.labels)", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
+    Row("held out images are trained on", "mpp/data/finetune_set.py", "kept, held = hold_out(train.labels, ", "_, held = hold_out(train.labels, ", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
     Row("the share of cutmix is mixup's", "mpp/data/mixing.py", "kind < self.cut)", "kind >= self.cut)", CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha"),
     Row(
         "boxes have mixup's alpha", "mpp/data/mixing.py", "self.cutmix if cuts else self.mixup", "self.mixup if cuts else self.cutmix",
