@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpp.config import Section
 from mpp.config_finetune import FinetuneConfig
+from tests.keys import keys
 from tests.pipeline.conftest import metrics, tensors
 from tests.pipeline.finetune_runs import checkpoints, results, run_all, said, write_encoder, write_images
 
@@ -124,16 +124,8 @@ ELSEWHERE = {
 }
 
 
-def fields(schema: type[Section], prefix: str = "") -> list[str]:
-    found = []
-    for name, about in schema.model_fields.items():
-        inner = type(about.default)
-        found += fields(inner, f"{prefix}{name}.") if issubclass(inner, Section) else [prefix + name]
-    return found
-
-
 def test_the_table_has_every_field_and_no_other():
-    assert sorted([*TABLE, *ELSEWHERE]) == sorted(fields(FinetuneConfig))
+    assert sorted([*TABLE, *ELSEWHERE]) == sorted(keys(FinetuneConfig))
 
 
 @pytest.fixture(scope="module")
