@@ -49,9 +49,6 @@ class Board:
             image.save(path)
         return path
 
-    def text(self, name: str, text: str) -> None:
-        self.events.add(0, summary.text(name, text))
-
     def close(self) -> None:
         self.events.close()
 
