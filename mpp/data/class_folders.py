@@ -48,6 +48,8 @@ SPLITS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
+    "holdout": "val",
     "dev": "val",
     "eval": "val",
     "evaluation": "val",
