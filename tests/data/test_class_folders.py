@@ -36,7 +36,10 @@ FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
     ("names", "split"),
     [
         (("train", "Train", "TRAINING", "train2017", "train_images", "trainset", "training_set", "Training Data", "trainval"), "train"),
-        (("val", "VALID", "validation", "val2017", "dev", "eval", "valid_set", "validate", "holdout", "imagenet-validation-003.tar"), "val"),
+        (
+            ("val", "VALID", "validation", "val2017", "dev", "eval", "valid_set", "validate", "holdout", "imagenet-validation-003.tar"),
+            "val",
+        ),
         (("test", "testing", "Test_Images", "test1", "testset", "test-000001.tar"), "test"),
         (("trainer", "trains", "class 1", "tester", "tea", "valley", "train_cat", "images", "evaluate", "train-test.tar"), ""),
     ],
