@@ -29,7 +29,7 @@ from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
 from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, INIT, seed_of
-from mpp.text import counted
+from mpp.text import counted, say
 from mpp.train.average import WeightAverage
 from mpp.train.checkpoint import restore, save, whole
 from mpp.train.classify import Predictions, cross_entropy, inputs_and_targets, measure
@@ -40,7 +40,7 @@ from mpp.train.export_classifier import architecture_of, write_classifier
 from mpp.train.foreign_encoder import set_norm_eps
 from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.optim import build_finetune_optimiser
-from mpp.train.progress import clock, say, shared_sum
+from mpp.train.progress import clock, shared_sum
 from mpp.train.quarantine import Quarantine
 from mpp.train.resume import course_of, settle, way_out
 from mpp.train.run_folder import cut_back_logs, environment, hold_run_folder, write_run_folder
@@ -52,7 +52,7 @@ from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import FINETUNED, log_test_read
 from mpp.watch import watch
-from mpp.world import World, find_place, from_first
+from mpp.world import World, find_place, from_first, leave
 
 PROGRAM = "mpp/finetune.py"  # as command lines are noted
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
@@ -321,12 +321,6 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
         say(f"top-1 {100 * final.accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {newest.samples_seen:,} samples, {seconds:.0f} s")
         say(f"done | {run_dir}/results.json | {run_dir}/encoder | tensorboard --logdir {run_dir}")
     return leave()
-
-
-def leave() -> int:
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0
 
 
 def image_size(config: FinetuneConfig, loaded: LoadedEncoder) -> tuple[int, int]:

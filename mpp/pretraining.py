@@ -29,13 +29,13 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.skill import Baseline, fit_baseline
 from mpp.rng import DROP_PATH, seed_of
 from mpp.targets import Target, make_target, patchify
-from mpp.text import counted
+from mpp.text import counted, say
 from mpp.train.checkpoint import check_fit, restore, save
 from mpp.train.commit import Commit, find_commit, prune, read_config, read_tensors, set_aside_after, whole_commit
 from mpp.train.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
-from mpp.train.progress import clock, say, shared_sum, signed
+from mpp.train.progress import clock, shared_sum, signed
 from mpp.train.quarantine import Quarantine
 from mpp.train.resume import course_of, settle, way_out
 from mpp.train.run_folder import cut_back_logs, hold_run_folder, write_run_folder
@@ -44,7 +44,7 @@ from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.train.step import images_on_device, mask_on_device, predict
 from mpp.watch import watch
-from mpp.world import World, find_place, from_first
+from mpp.world import World, find_place, from_first, leave
 
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
 
@@ -216,12 +216,6 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         say("done" if commit.step == total_steps else f"stopped as asked at step {commit.step}; the same command goes on from there")
         say(f"encoder {run_dir}/encoder | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}")
     return leave()
-
-
-def leave() -> int:
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0
 
 
 def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> None:

@@ -270,6 +270,13 @@ def cannot_meet(place: Place, error: Exception) -> ConfigError:
     )
 
 
+def leave() -> int:
+    """Collective: the end of a program whose processes have a group; its exit status."""
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
 def total(world: World, counts: np.ndarray) -> np.ndarray:
     """Collective: int64, summed over the processes."""
     summed = torch.from_numpy(counts.astype(np.int64))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from mpp.text import Cleaned, printable, say, say_json
+from mpp.text import Cleaned, counted, printable, say, say_json
 from mpp.transfer.plots import confusion
 from mpp.transfer.table import aligned
 
@@ -136,3 +136,8 @@ def test_errors_and_tracebacks_of_programs_are_cleaned(error, status):
     assert "\\x1b[31m words" in finished.stdout
     assert "ca\\x1b[31mt" in finished.stderr
     assert not [line for line in finished.stderr.splitlines() if line.startswith("error: forged")]
+
+
+def test_one_is_one_and_all_else_are_many():
+    assert [counted(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
+    assert [counted(n, "process", "processes") for n in (1, 8)] == ["1 process", "8 processes"]

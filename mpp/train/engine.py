@@ -15,7 +15,7 @@ from mpp.config import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError
 from mpp.model.pretraining import PretrainingModel
-from mpp.train.progress import say
+from mpp.text import say
 from mpp.watch import watch
 from mpp.world import World, join_processes
 

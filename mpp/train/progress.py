@@ -5,13 +5,8 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from mpp import text
 from mpp.watch import meeting
 from mpp.world import World
-
-
-def say(line: str) -> None:
-    text.say(line)
 
 
 def clock(seconds: float) -> str:
