@@ -81,7 +81,7 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
         status = 130
     except Exception as error:
         if (fault := disk_fault(error)) is not None:
-            words = fault
+            words = f"{fault}, and give the same command again"
         elif _joined() and isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", str(error)):
             for wait in lost_connection:
                 wait()
@@ -136,7 +136,7 @@ def disk_fault(error: BaseException) -> str | None:
     if remedy is None or number is None:
         return None
     what = os.fsdecode(where) if isinstance(where, (str, bytes, os.PathLike)) else "a file"
-    return f"{what} cannot be written or read ({os.strerror(number)}): {remedy}, and give the same command again"
+    return f"{what} cannot be written or read ({os.strerror(number)}): {remedy}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpp.errors import CheckpointError
+from mpp.errors import CheckpointError, disk_fault
 from mpp.files import sync_path
 from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, sha256_of, some, write_commit
 from mpp.train.engine import Engine
@@ -77,13 +77,13 @@ def _together(world: World, work: Callable[[], Any]) -> Any:
     try:
         result = work()
     except (OSError, SafetensorError) as error:
-        failure = f"rank {world.rank}: {error}"
+        failure = f"rank {world.rank}: {disk_fault(error) or error}"
     failures: list[str | None] = [None] * world.size
     with meeting():
         dist.all_gather_object(failures, failure)
     if any(failures):
         raise CheckpointError(
-            f"the checkpoint was not written ({'; '.join(filter(None, failures))}); earlier ones are whole: mend it and run the same command"
+            f"the checkpoint was not written ({'; '.join(filter(None, failures))}); earlier ones are whole: mend that, and give the same command again"
         )
     return result
 

@@ -196,4 +196,5 @@ def test_a_full_disk_on_one_rank_stops_all_with_one_line_and_keeps_what_was_comm
     finished = pretrain(run, shards, world=2, program=["-c", FAULTY.format(rank=1, fault=fault)])
     assert finished.status == [2, 2]
     assert len(finished.error_lines) == 1 and "No space left" in finished.error_lines[0] and "rank 1" in finished.error_lines[0]
+    assert "make room there); earlier ones are whole" in finished.error_lines[0]
     assert [path.parent.name for path in (run / "checkpoints").glob("*/COMMIT.json")] == ["000000002"]
