@@ -26,6 +26,7 @@ providers._get_local_constants = lambda: providers._local_constants
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks, or it deals out every test by itself
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several test processes (make test) a module's tests share one, and so its fixtures; only planted bugs are dealt out one by one."""
     for item in items:

@@ -1,8 +1,9 @@
-"""A green run means the same everywhere: what hypothesis draws depends on the test alone."""
+"""A green run means the same everywhere: what hypothesis draws depends on the test alone, and what a module sets up is set up once."""
 
 import importlib.util
 import sys
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.internal.constants_ast import is_local_module_file
@@ -38,3 +39,10 @@ def test_examples_do_not_depend_on_which_modules_are_loaded(tmp_path):
     assert after == before
     assert len(before) == 60
     assert not {*NUMBERS} & {*before}
+
+
+def test_with_several_test_processes_a_modules_tests_share_one(request):
+    """Else each of them would set up what the module shares, such as a SLURM, and take it down under the other."""
+    if request.config.getoption("dist", "no") != "loadgroup":
+        pytest.skip("one test process")
+    assert request.node.nodeid.endswith(f"@{request.path}")
