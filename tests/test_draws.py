@@ -43,6 +43,6 @@ def test_examples_do_not_depend_on_which_modules_are_loaded(tmp_path):
 
 def test_with_several_test_processes_a_modules_tests_share_one(request):
     """Else each of them would set up what the module shares, such as a SLURM, and take it down under the other."""
-    if request.config.getoption("dist", "no") != "loadgroup":
+    if not request.config.getoption("loadgroup", False):
         pytest.skip("one test process")
     assert request.node.nodeid.endswith(f"@{request.path}")
