@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpp.config import load
-from mpp.config_probe import ProbeConfig
+from mpp.config.probe import ProbeConfig
+from mpp.config.schema import load
 from mpp.data.labelled import open_labelled
 from mpp.errors import Parser, run_program
+from mpp.interop.encoder_folder import read_encoder
 from mpp.probing import encoder_row
-from mpp.train.encoder_folder import read_encoder
 from mpp.train.run_folder import environment
 from mpp.transfer.extraction import Crops, extract
 from mpp.world import join_processes

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpp.config import DataConfig
+from mpp.config.pretrain import DataConfig
 from mpp.data import _jpeg
 from mpp.data.augment import Augment
 from mpp.data.crop import cut, resize

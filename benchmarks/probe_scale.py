@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpp.config_probe import KnnConfig, LinearProbeConfig, LogisticConfig
+from mpp.config.probe import KnnConfig, LinearProbeConfig, LogisticConfig
 from mpp.errors import Parser, run_program
 from mpp.train.run_folder import environment
 from mpp.transfer.heads import train_heads

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mpp.config import PretrainConfig, load
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.data.loader import Batch, batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set

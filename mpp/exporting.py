@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from mpp import text
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
 from mpp.files import make_folder
-from mpp.train.certificate import CERTIFICATE, certificate, check, import_transformers, seal
+from mpp.interop.certificate import CERTIFICATE, certificate, check, import_transformers, seal
+from mpp.interop.encoder_folder import read_encoder, timm_config, write_json, write_weights
+from mpp.interop.loaded_encoder import LoadedEncoder
+from mpp.interop.to_transformers import preprocessor, refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 from mpp.train.commit import read_config, read_tensors, whole_commit
-from mpp.train.encoder_folder import read_encoder, timm_config, write_json, write_weights
-from mpp.train.loaded_encoder import LoadedEncoder
-from mpp.train.to_transformers import preprocessor, refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 
 USE = {
     "timm": "timm.create_model('local-dir:{0}', pretrained=True)",

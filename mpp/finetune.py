@@ -16,8 +16,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.config import KeysParser, dump, load
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.help import KeysParser
+from mpp.config.schema import dump, load
 from mpp.errors import ConfigError, interruptible, run_program
 from mpp.text import say_lines
 

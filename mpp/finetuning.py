@@ -18,13 +18,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mpp.config import OptimConfig
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.sections import OptimConfig
 from mpp.data.finetune_set import open_finetune_set
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.errors import ConfigError, UserError
 from mpp.files import make_folder
+from mpp.interop.encoder_folder import is_written, read_encoder
+from mpp.interop.export_classifier import architecture_of, write_classifier
+from mpp.interop.foreign_encoder import set_norm_eps
+from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
 from mpp.monitor.board import Board
@@ -34,11 +38,7 @@ from mpp.train.average import WeightAverage
 from mpp.train.checkpoint import restore, save, whole
 from mpp.train.classify import Predictions, cross_entropy, inputs_and_targets, measure
 from mpp.train.commit import find_commit, prune, set_aside_after
-from mpp.train.encoder_folder import is_written, read_encoder
 from mpp.train.engine import Engine, start_distributed
-from mpp.train.export_classifier import architecture_of, write_classifier
-from mpp.train.foreign_encoder import set_norm_eps
-from mpp.train.loaded_encoder import LoadedEncoder
 from mpp.train.optim import build_finetune_optimiser
 from mpp.train.progress import clock, shared_sum
 from mpp.train.quarantine import Quarantine

@@ -18,8 +18,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mpp.config import KeysParser, dump, load
-from mpp.config_probe import ProbeConfig
+from mpp.config.help import KeysParser
+from mpp.config.probe import ProbeConfig
+from mpp.config.schema import dump, load
 from mpp.errors import ConfigError, interruptible, run_program
 from mpp.text import say_lines
 

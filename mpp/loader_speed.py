@@ -15,7 +15,9 @@ import argparse
 import math
 from collections.abc import Sequence
 
-from mpp.config import KeysParser, PretrainConfig, load
+from mpp.config.help import KeysParser
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.errors import interruptible, run_program
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mpp import text
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
 from mpp.data.decode import decode
 from mpp.data.loader import MaskedImages, batches, default_workers

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.config import DropCorruption, RandomMask, ReplaceCorruption
+from mpp.config.pretrain import DropCorruption, RandomMask, ReplaceCorruption
 from mpp.rng import Draws, below_of, permutation_of
 
 VISIBLE, MASKED, SWAPPED, KEPT = range(4)

@@ -14,7 +14,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.config import KeysParser, PretrainConfig, dump, load
+from mpp.config.help import KeysParser
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import dump, load
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 

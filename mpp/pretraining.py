@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError, UserError
 from mpp.files import make_folder, write_atomically
+from mpp.interop.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
 from mpp.machine import allow_open_files
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model
@@ -32,7 +33,6 @@ from mpp.targets import Target, make_target, patchify
 from mpp.text import counted, say
 from mpp.train.checkpoint import check_fit, restore, save
 from mpp.train.commit import Commit, find_commit, prune, read_config, read_tensors, set_aside_after, whole_commit
-from mpp.train.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
 from mpp.train.progress import clock, shared_sum, signed

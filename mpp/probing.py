@@ -19,16 +19,16 @@ import torch
 
 import mpp
 from mpp import text
-from mpp.config_probe import FeatureConfig, ProbeConfig
+from mpp.config.probe import FeatureConfig, ProbeConfig
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
 from mpp.files import make_folder
+from mpp.interop.encoder_folder import read_encoder
+from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.machine import allow_open_files
 from mpp.model.backbone import Backbone
 from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
-from mpp.train.encoder_folder import read_encoder
-from mpp.train.loaded_encoder import LoadedEncoder, digest_of
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import EncoderExtractor, Extractor, PixelExtractor
 from mpp.transfer.features import FeatureSpec, Variant, check_resolution, needed_by, own_variant, probe_variants

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpp.config import ColorGridTarget, MeanColorTarget, PixelsTarget
+from mpp.config.pretrain import ColorGridTarget, MeanColorTarget, PixelsTarget
 
 
 class Target(Protocol):

@@ -3,7 +3,8 @@ import re
 import pytest
 
 from mpp import loader_speed
-from mpp.config import PretrainConfig, SystemConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import SystemConfig
 from mpp.errors import DataError, UserError
 from mpp.loader_timing import Stage, Stages, limit
 

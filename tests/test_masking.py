@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config import DropCorruption, RandomMask, ReplaceCorruption
+from mpp.config.pretrain import DropCorruption, RandomMask, ReplaceCorruption
 from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Masking, corrupt, largest_remainder
 from mpp.rng import MASK, Draws
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mpp.config import PretrainConfig, _known_keys, explain
-from mpp.config_finetune import FinetuneConfig
-from mpp.config_probe import ProbeConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.help import explain
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.probe import ProbeConfig
+from mpp.config.schema import known_keys
 from tests.forks import run_forked
 
 ROOT = Path(__file__).parents[1]
@@ -51,10 +53,10 @@ def test_help_and_config_are_shown_without_importing_what_is_slow(words):
 def test_help_lists_every_key_with_its_default(schema):
     lines = [line.split()[0] for line in explain(schema).splitlines()[1:]]
     assert {line.partition("=")[0] for line in lines} == {
-        key for key in _known_keys(schema) if not any(k.startswith(key + ".") for k in _known_keys(schema))
+        key for key in known_keys(schema) if not any(k.startswith(key + ".") for k in known_keys(schema))
     }
     for key, default in (("seed", "0"), ("features.crop", "1.0"), ("optim.weight_decay", "0.05"), ("data.holdout_samples", "1024")):
-        if key in _known_keys(schema):
+        if key in known_keys(schema):
             assert f"{key}={default}" in lines
 
 

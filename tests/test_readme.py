@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from mpp import export, finetune, linear_probe, loader_speed, pretrain, results
-from mpp.config import PretrainConfig, load
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

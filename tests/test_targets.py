@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config import ColorGridTarget, MeanColorTarget, PixelsTarget
+from mpp.config.pretrain import ColorGridTarget, MeanColorTarget, PixelsTarget
 from mpp.targets import ColorClasses, Pixels, class_color, color_class, gather_patches, make_target, patchify, unpatchify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

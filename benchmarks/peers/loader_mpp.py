@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from loader_child import CROP, ImageSet, main
 
-from mpp.config import PretrainConfig, load
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set

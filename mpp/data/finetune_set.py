@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
 from mpp.data.augment import Augment, Centre
 from mpp.data.decode import require_codecs
 from mpp.data.device_jpegs import DeviceJpegs

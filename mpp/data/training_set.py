@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Augment
 from mpp.data.decode import require_codecs
 from mpp.data.device_jpegs import DeviceJpegs

@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mpp.config import LinearDecoder as LinearConfig
-from mpp.config import TransformerDecoder as TransformerConfig
+from mpp.config.pretrain import LinearDecoder as LinearConfig
+from mpp.config.pretrain import TransformerDecoder as TransformerConfig
 from mpp.model.encoder import choose_attention, gather_tokens, initialise_linear, sincos_positions
 
 

@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.masking import corrupt
 from mpp.model.decoder import build_decoder
 from mpp.model.encoder import Encoder, build_encoder

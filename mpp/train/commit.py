@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mpp.config import PretrainConfig, load
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
 from mpp.text import say

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mpp.config import SystemConfig
+from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError
 from mpp.model.pretraining import PretrainingModel

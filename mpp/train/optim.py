@@ -6,8 +6,8 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
-from mpp.config import OptimConfig
-from mpp.config_finetune import FinetuneOptimConfig
+from mpp.config.finetune import FinetuneOptimConfig
+from mpp.config.sections import OptimConfig
 from mpp.model.backbone import Backbone
 
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 import torch
 
 import mpp
-from mpp.config import Section, dump, may_change
+from mpp.config.schema import Section, dump, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError
 from mpp.files import keep_lines, lock_folder, write_atomically

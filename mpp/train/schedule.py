@@ -2,7 +2,7 @@
 
 import math
 
-from mpp.config import OptimConfig
+from mpp.config.sections import OptimConfig
 
 
 def peak_rate(optim: OptimConfig, global_batch: int) -> float:

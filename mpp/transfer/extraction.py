@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mpp.config_probe import FeatureConfig
+from mpp.config.probe import FeatureConfig
 from mpp.data.crop import Box, cut
 from mpp.data.handing_over import handed_over, settings
 from mpp.data.labelled import LabelledImages

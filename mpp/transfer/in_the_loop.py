@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mpp.config_probe import AttentiveConfig, FeatureConfig, ProbeConfig
+from mpp.config.probe import AttentiveConfig, FeatureConfig, ProbeConfig
 from mpp.data.augment import Augment
 from mpp.data.crop import cut
 from mpp.data.handing_over import handed_over, settings

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.config_probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
+from mpp.config.probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
 from mpp.transfer import few_shot, heads, logistic, metrics, neighbours
 from mpp.transfer.features import Features, Variant, refuse_other_features
 from mpp.transfer.split import Split, name_of

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mpp.config import RandomMask, ReplaceCorruption
+from mpp.config.pretrain import RandomMask, ReplaceCorruption
 from mpp.data.augment import Augment
 from mpp.data.crop import cut
 from mpp.data.images import ShardImages

@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
-from mpp.config import load
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.schema import load
 from mpp.data.augment import Augment, Centre
 from mpp.data.finetune_set import open_finetune_set
 from mpp.data.mixing import Mixing

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config import DropCorruption, RandomMask
+from mpp.config.pretrain import DropCorruption, RandomMask
 from mpp.data.loader import FIXED, batches, fixed_batches, packed, unpacked
 from mpp.data.training_set import without_last
 from mpp.masking import Masking

@@ -17,8 +17,8 @@ from sources import imagenet, open_source
 from sources.base import SourceOptions
 from sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, read_devkit
 
-from mpp.config import ModelConfig
-from mpp.config_probe import FeatureConfig
+from mpp.config.probe import FeatureConfig
+from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError

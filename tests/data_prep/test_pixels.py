@@ -15,7 +15,7 @@ import verify_shards
 from PIL import Image
 from prepare import TRAINED_PIXELS
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.data.decode import MAX_PIXELS, check_header, decode
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch.testing import assert_close
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import Encoder, build_encoder
 

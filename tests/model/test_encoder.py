@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 from mpp.model.encoder import build_encoder, gather_tokens, sincos_positions, timm_arguments
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.masking import Masking
 from mpp.model.encoder import sincos_positions
 from mpp.model.pretraining import PretrainingModel, build_model

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.config import PretrainConfig
-from mpp.config import TransformerDecoder as TransformerConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.pretrain import TransformerDecoder as TransformerConfig
 from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Mask, Masking
 from mpp.model.decoder import TransformerDecoder
 from mpp.model.encoder import sincos_positions

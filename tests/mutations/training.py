@@ -227,12 +227,12 @@ ROWS = [
         "tests/train/test_commit.py::test_readers_pass_over_a_damaged_commit_aloud_and_leave_it_as_it_is",
     ),
     Row(
-        "numbers that are not finite are taken from others", "mpp/train/encoder_folder.py", "if not_finite(tensor)]:", "if False]:",
-        "tests/train/test_encoder_folder.py::test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it",
+        "numbers that are not finite are taken from others", "mpp/interop/encoder_folder.py", "if not_finite(tensor)]:", "if False]:",
+        "tests/interop/test_encoder_folder.py::test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it",
     ),
     Row(
-        "an encoder folder does not vouch for itself", "mpp/train/encoder_folder.py", "    if about.get(\"seal\") != _seal(config):", "    if False:",
-        "tests/train/test_encoder_folder.py::test_every_changed_byte_of_an_encoder_folder_is_noticed_or_harmless",
+        "an encoder folder does not vouch for itself", "mpp/interop/encoder_folder.py", "    if about.get(\"seal\") != _seal(config):", "    if False:",
+        "tests/interop/test_encoder_folder.py::test_every_changed_byte_of_an_encoder_folder_is_noticed_or_harmless",
     ),
     Row(
         "no rank reads its own share of a commit", "mpp/train/resume.py", "names[world.rank :: world.size]", "names[:: world.size]",
@@ -267,16 +267,16 @@ ROWS = [
         "tests/test_files.py::test_without_locks_another_program_of_this_host_is_kept_out_for_as_long_as_it_runs",
     ),
     Row(
-        "the export names another normalisation", "mpp/train/encoder_folder.py", "\"mean\": list(mean),", "\"mean\": list(std),",
-        "tests/train/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
+        "the export names another normalisation", "mpp/interop/encoder_folder.py", "\"mean\": list(mean),", "\"mean\": list(std),",
+        "tests/interop/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     Row(
         "timm moves the final norm behind its pooling", "mpp/model/encoder.py", ", \"fc_norm\": False}", "}",
         "tests/model/test_encoder.py::test_every_token_leaves_under_the_final_norm",
     ),
     Row(
-        "timm cannot build the export without a class token", "mpp/train/encoder_folder.py", "if key != \"num_classes\"}",
-        "if key not in (\"num_classes\", \"global_pool\")}", "tests/train/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
+        "timm cannot build the export without a class token", "mpp/interop/encoder_folder.py", "if key != \"num_classes\"}",
+        "if key not in (\"num_classes\", \"global_pool\")}", "tests/interop/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     # Of several ranks, and over a stop.
     Row(
@@ -394,14 +394,14 @@ ROWS = [
     ),
     # What may be asked for.
     Row(
-        "unknown keys pass", "mpp/config.py", "extra=\"forbid\"", "extra=\"ignore\"",
-        "tests/test_config.py::test_a_key_that_resembles_none_is_not_led_astray",
+        "unknown keys pass", "mpp/config/schema.py", "extra=\"forbid\"", "extra=\"ignore\"",
+        "tests/config/test_pretrain.py::test_a_key_that_resembles_none_is_not_led_astray",
     ),
     Row(
-        "3e-4 is a word", "mpp/config.py", "(\\.[0-9]*)?)([eE][-+]?[0-9]+)?", "\\.[0-9]*)([eE][-+][0-9]+)?",
-        "tests/test_config.py::test_scalars_are_those_of_yaml_1_2",
+        "3e-4 is a word", "mpp/config/schema.py", "(\\.[0-9]*)?)([eE][-+]?[0-9]+)?", "\\.[0-9]*)([eE][-+][0-9]+)?",
+        "tests/config/test_pretrain.py::test_scalars_are_those_of_yaml_1_2",
     ),
     Row(
-        "a repeated key silently wins", "mpp/config.py", "            seen.add(key.value)\n", "", "tests/test_config.py::test_a_repeated_key_is_an_error_that_names_its_line",
+        "a repeated key silently wins", "mpp/config/schema.py", "            seen.add(key.value)\n", "", "tests/config/test_pretrain.py::test_a_repeated_key_is_an_error_that_names_its_line",
     ),
 ]  # fmt: skip

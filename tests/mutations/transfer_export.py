@@ -3,8 +3,8 @@
 from tests.mutations import Row
 
 FOREIGN, CERTIFICATE, CONTINUED = (
-    "tests/train/test_foreign_encoder.py",
-    "tests/train/test_certificate.py",
+    "tests/interop/test_foreign_encoder.py",
+    "tests/interop/test_certificate.py",
     "tests/train/test_continue_pretraining.py",
 )
 BACKBONE = "tests/model/test_backbone.py"
@@ -12,43 +12,43 @@ BACKBONE = "tests/model/test_backbone.py"
 ROWS = [
     # The way in.
     Row(
-        "query and key change places", "mpp/model/foreign.py", "torch.cat([thirds[i] for i in range(3)])", "torch.cat([thirds[i] for i in (1, 0, 2)])",
+        "query and key change places", "mpp/interop/foreign.py", "torch.cat([thirds[i] for i in range(3)])", "torch.cat([thirds[i] for i in (1, 0, 2)])",
         f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
     ),
     Row(
-        "the norms of a foreign encoder keep timm's constant", "mpp/train/foreign_encoder.py", "            module.eps = eps", "            pass",
+        "the norms of a foreign encoder keep timm's constant", "mpp/interop/foreign_encoder.py", "            module.eps = eps", "            pass",
         f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
     ),
     Row(
-        "heads are assumed though the config says them", "mpp/model/foreign.py", "heads = heads or (int(table", "heads = (int(table",
+        "heads are assumed though the config says them", "mpp/interop/foreign.py", "heads = heads or (int(table", "heads = (int(table",
         f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
     ),
     Row(
-        "a tensor that nobody knows is passed over", "mpp/train/foreign_encoder.py", "if unknown or missing or other:", "if missing or other:",
+        "a tensor that nobody knows is passed over", "mpp/interop/foreign_encoder.py", "if unknown or missing or other:", "if missing or other:",
         f"{FOREIGN}::test_a_tensor_too_many_too_few_or_of_another_shape_is_named",
     ),
     Row(
-        "a checkpoint is unpickled whole", "mpp/train/foreign_encoder.py", "weights_only=True)", "weights_only=False)",
+        "a checkpoint is unpickled whole", "mpp/interop/foreign_encoder.py", "weights_only=True)", "weights_only=False)",
         f"{FOREIGN}::test_nothing_in_a_file_is_executed",
     ),
     Row(
-        "SimMIM's shared relative positions are left out", "mpp/model/foreign.py",
+        "SimMIM's shared relative positions are left out", "mpp/interop/foreign.py",
         '"use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in tables', '"use_shared_rel_pos_bias": False',
         f"{FOREIGN}::test_relative_positions_layer_scale_and_separate_biases",
     ),
     Row(
-        "what was left out is not said", "mpp/train/foreign_encoder.py", "    if found.dropped:\n", "    if False:\n",
+        "what was left out is not said", "mpp/interop/foreign_encoder.py", "    if found.dropped:\n", "    if False:\n",
         f"{FOREIGN}::test_what_is_assumed_and_left_out_is_said",
     ),
     Row(
-        "the digest does not know heads", "mpp/train/loaded_encoder.py", '("eps", "num_heads", "head_dim", "scale", ', '("eps", ', f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
+        "the digest does not know heads", "mpp/interop/loaded_encoder.py", '("eps", "num_heads", "head_dim", "scale", ', '("eps", ', f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
     ),
     Row(
-        "the digest depends on the dropping of paths", "mpp/train/loaded_encoder.py", '"DropPath", ', "",
+        "the digest depends on the dropping of paths", "mpp/interop/loaded_encoder.py", '"DropPath", ', "",
         f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
     ),
     Row(
-        "a fresh twin draws from torch's global generator", "mpp/train/foreign_encoder.py", "with torch.random.fork_rng(devices=[]):", "if True:",
+        "a fresh twin draws from torch's global generator", "mpp/interop/foreign_encoder.py", "with torch.random.fork_rng(devices=[]):", "if True:",
         f"{FOREIGN}::test_timm_by_name_with_random_weights_and_with_a_file",
     ),
     # The way on.
@@ -67,36 +67,36 @@ ROWS = [
     ),
     # The way out.
     Row(
-        "the norms of ViTModel get its default constant", "mpp/train/to_transformers.py", '        "layer_norm_eps": net.norm.eps,\n', "",
+        "the norms of ViTModel get its default constant", "mpp/interop/to_transformers.py", '        "layer_norm_eps": net.norm.eps,\n', "",
         f"{CERTIFICATE}::test_each_certificate_says_what_it_is_of",
     ),
     Row(
-        "ViTModel's pooler is drawn at random", "mpp/train/to_transformers.py", "to_transformers(encoder.net.state_dict()) | pooler",
+        "ViTModel's pooler is drawn at random", "mpp/interop/to_transformers.py", "to_transformers(encoder.net.state_dict()) | pooler",
         "to_transformers(encoder.net.state_dict())", f"{CERTIFICATE}::test_a_process_without_mpp_opens_all_of_them_to_equal_tokens",
     ),
     Row(
-        "images are squeezed into a square", "mpp/train/to_transformers.py", '"size": {"shortest_edge": side}', '"size": {"height": side, "width": side}',
+        "images are squeezed into a square", "mpp/interop/to_transformers.py", '"size": {"shortest_edge": side}', '"size": {"height": side, "width": side}',
         f"{CERTIFICATE}::test_a_process_without_mpp_opens_all_of_them_to_equal_tokens",
     ),
     Row(
-        "what ViTModel cannot express is left out", "mpp/train/to_transformers.py", "if not EXPRESSIBLE.fullmatch(name)]", "if False]",
+        "what ViTModel cannot express is left out", "mpp/interop/to_transformers.py", "if not EXPRESSIBLE.fullmatch(name)]", "if False]",
         f"{CERTIFICATE}::test_what_a_target_cannot_express_is_refused_before_anything_is_written",
     ),
     # The certificate.
     Row(
-        "files are not compared with their hashes", "mpp/train/certificate.py", " or sha256_of(file) != sha256:", ":",
+        "files are not compared with their hashes", "mpp/interop/certificate.py", " or sha256_of(file) != sha256:", ":",
         f"{CERTIFICATE}::test_one_flipped_bit_in_any_file_is_found",
     ),
     Row(
-        "the encoder inside is not compared", "mpp/train/certificate.py", "if encoder.digest != digest or", "if",
+        "the encoder inside is not compared", "mpp/interop/certificate.py", "if encoder.digest != digest or", "if",
         f"{CERTIFICATE}::test_another_encoder_under_matching_hashes_is_found",
     ),
     Row(
-        "any difference is certified", "mpp/train/certificate.py", "if not delta <= bound:", "if delta < 0:",
+        "any difference is certified", "mpp/interop/certificate.py", "if not delta <= bound:", "if delta < 0:",
         f"{CERTIFICATE}::test_a_library_that_computes_something_else_is_found",
     ),
     Row(
-        "the decoder's predictions are not measured", "mpp/train/certificate.py", "if predicted is not None:", "if False:",
+        "the decoder's predictions are not measured", "mpp/interop/certificate.py", "if predicted is not None:", "if False:",
         f"{CERTIFICATE}::test_predictions_of_another_decoder_are_found",
     ),
     Row(

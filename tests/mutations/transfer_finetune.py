@@ -9,7 +9,7 @@ DECAY = "tests/train/test_layer_decay.py::test_"
 RUN = "tests/pipeline/test_finetune.py::test_"
 HAND = "tests/pipeline/test_finetune_by_hand.py::test_"
 SET = "tests/data/test_finetune_set.py::test_"
-CONFIG = "tests/test_config_finetune.py::test_"
+CONFIG = "tests/config/test_finetune.py::test_"
 FIELDS = "tests/pipeline/test_finetune_fields.py::test_"
 
 ROWS = [
@@ -231,7 +231,7 @@ ROWS = [
         "boxes have mixup's alpha", "mpp/data/mixing.py", "self.cutmix if cuts else self.mixup", "self.mixup if cuts else self.cutmix",
         CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha",
     ),
-    Row("the config's page grows without a test", "mpp/config_finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
+    Row("the config's page grows without a test", "mpp/config/finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
     Row("a logged loss is the mean from the beginning", "mpp/finetuning.py", "            meters.zero_()\n", "", FIELDS + "a_logged_loss_is_the_mean_since_the_line_before"),
     Row(
         "without a hold-out the average is not asked", "mpp/finetuning.py", "if on_holdout else AVERAGE if average else WEIGHTS", "if on_holdout else WEIGHTS",

@@ -28,7 +28,7 @@ ROWS = [
     ),
     Row(
         "a warm-up may last as long as the training",
-        "mpp/config_probe.py",
+        "mpp/config/probe.py",
         "if self.warmup_epochs >= self.epochs:",
         "if False:",
         f"{PROBE}::test_a_warm_up_as_long_as_the_training_is_refused",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
+from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import write_encoder
 from tests.forks import Forked
 from tests.pipeline.conftest import TINY, Finished, finish, start
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mpp.config import PretrainConfig, load
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.data.augment import Augment
 from mpp.data.images import ShardImages
 from mpp.data.loader import FIXED, MaskedImages

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from mpp.config import PretrainConfig, load
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.data.training_set import open_training_set
 from tests.keys import Change, faults, keys, split
 from tests.pipeline.conftest import finish, start

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
 from tests.keys import keys
 from tests.pipeline.conftest import metrics, tensors
 from tests.pipeline.finetune_runs import checkpoints, results, run_all, said, write_encoder, write_images

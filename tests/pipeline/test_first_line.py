@@ -1,8 +1,8 @@
 """Somebody who has just started a run sees at once that it goes."""
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
+from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import write_encoder
 from tests.pipeline.conftest import finish, metrics, start, succeed
 
 

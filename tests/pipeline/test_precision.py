@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mpp.config import SystemConfig
+from mpp.config.sections import SystemConfig
 from mpp.errors import ConfigError
 from mpp.train.engine import DECIDED, _merged, _precisions
 from tests.pipeline.conftest import finish, metrics, start, succeed
@@ -14,7 +14,8 @@ STEPS = """
 import json, sys
 import numpy as np, torch, torch.distributed as dist
 from torch.nn.functional import cross_entropy
-from mpp.config import PretrainConfig, SystemConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import SystemConfig
 from mpp.data.order import plan_batch
 from mpp.masking import Masking
 from mpp.model.pretraining import build_model

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.data.shards import ShardSet
+from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import write_encoder
 from tests.pipeline.conftest import finish, start
 
 QUICK = [

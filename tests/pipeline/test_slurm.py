@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.data.shards import ShardSet
+from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import write_encoder
 from tests.pipeline.conftest import ROOT, TINY, free_port, metrics, succeed
 
 pytestmark = pytest.mark.slow

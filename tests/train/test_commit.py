@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError
 from mpp.train.commit import (
     Commit,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mpp import pretraining
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mpp.config import PretrainConfig
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError
 from mpp.monitor.board import Board
 from mpp.train.commit import Commit, checkpoint_folder, write_commit

@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from mpp.config_finetune import FinetuneOptimConfig
+from mpp.config.finetune import FinetuneOptimConfig
 from mpp.train.optim import build_finetune_optimiser, layer_decay_groups, layer_numbers
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}

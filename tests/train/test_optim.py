@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mpp.config import OptimConfig, PretrainConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import OptimConfig
 from mpp.model.pretraining import build_model
 from mpp.train.optim import build_optimiser, layer_decay_groups, parameter_groups, spares
 

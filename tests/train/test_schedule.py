@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config import OptimConfig
+from mpp.config.sections import OptimConfig
 from mpp.train.schedule import learning_rate, peak_rate
 
 OPTIM = OptimConfig(base_lr=1e-3, warmup_samples=400, total_samples=2000, final_lr=1e-5)

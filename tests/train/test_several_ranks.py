@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.config import PretrainConfig, load
-from mpp.config_probe import FeatureConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.probe import FeatureConfig
+from mpp.config.schema import load
 from mpp.data.augment import Augment, Centre
 from mpp.data.images import ShardImages
 from mpp.data.labelled import open_labelled

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.data.write_shards import Sample, write_manifest, write_shard
+from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import write_encoder
 
 CLASSES = ["red", "green", "blue"]
 TINY = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=12, depth=3, heads=3)

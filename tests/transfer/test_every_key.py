@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from mpp import probing
-from mpp.config import load
-from mpp.config_probe import ProbeConfig
+from mpp.config.probe import ProbeConfig
+from mpp.config.schema import load
 from mpp.errors import UserError
+from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import write_encoder
 from tests.keys import Change, faults, keys, split
 from tests.transfer.conftest import TINY, make_split
 

@@ -11,8 +11,8 @@ import torch
 from torch.testing import assert_close
 from torchvision.transforms.functional import center_crop, to_pil_image
 
-from mpp.config import ModelConfig
-from mpp.config_probe import FeatureConfig
+from mpp.config.probe import FeatureConfig
+from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_labelled, open_rgb
 from mpp.data.shards import ShardSet
 from mpp.errors import CheckpointError, ConfigError, DataError, UserError

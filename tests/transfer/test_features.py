@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder

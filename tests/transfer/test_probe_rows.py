@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 
-from mpp.config_probe import ProbeConfig
+from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import open_labelled
+from mpp.interop.encoder_folder import read_encoder, write_encoder
 from mpp.model.encoder import build_encoder
 from mpp.probing import PIXELS, PRETRAINED, RANDOM, gains, table_rows
-from mpp.train.encoder_folder import read_encoder, write_encoder
 from mpp.transfer.extraction import extract
 from mpp.transfer.metrics import paired_bootstrap
 from mpp.transfer.protocol import Answers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.config_probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
+from mpp.config.probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
 from mpp.errors import ConfigError, DataError
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.heads import train_heads

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from mpp.config import load
-from mpp.config_finetune import FinetuneConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.schema import load
 from mpp.errors import ConfigError
 from mpp.finetuning import clock_of
 from mpp.train.schedule import learning_rate
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_maes_numbers_are_the_papers():

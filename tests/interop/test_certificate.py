@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mpp import export, exporting
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
+from mpp.interop.encoder_folder import read_encoder
 from mpp.model.encoder import Encoder
 from mpp.model.pretraining import PretrainingModel, build_model
 from mpp.train import certificate
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
-from mpp.train.encoder_folder import read_encoder
 
 pytest.importorskip("transformers")
 ALL = ["timm", "transformers", "transformers-mae", "safetensors"]
@@ -155,7 +155,7 @@ def test_each_certificate_says_what_it_is_of(exported):
         assert max(made["max_delta"].values()) < 1e-4 < made["largest_value"] and "timm" in made["versions"]
         digests.add(made["encoder"]["digest"])
         (weights,) = (out / kind).glob("*.safetensors")
-        from mpp.train.foreign_encoder import read_weights
+        from mpp.interop.foreign_encoder import read_weights
 
         inside = json.loads(read_weights(weights)[1]["mpp.certificate"])
         assert inside == {key: value for key, value in made.items() if key != "files"}

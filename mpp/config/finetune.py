@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config import Beta, Changes, CheckpointConfig, Count, Fraction, Pair, Positive, Section, SystemConfig
+from mpp.config.schema import Beta, Changes, Count, Fraction, Pair, Positive, Section
+from mpp.config.sections import CheckpointConfig, SystemConfig
 
 Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 import mpp
-from mpp.config import TransformerDecoder
+from mpp.config.pretrain import TransformerDecoder
 from mpp.errors import CheckpointError, ConfigError
+from mpp.interop.encoder_folder import read_encoder, write_json
+from mpp.interop.foreign_encoder import read_json, read_weights
+from mpp.interop.loaded_encoder import LoadedEncoder, weights_digest
 from mpp.model.decoder import build_decoder
 from mpp.model.encoder import Encoder
 from mpp.train.commit import sha256_of
-from mpp.train.encoder_folder import read_encoder, write_json
-from mpp.train.foreign_encoder import read_json, read_weights
-from mpp.train.loaded_encoder import LoadedEncoder, weights_digest
 
 CERTIFICATE = "CERTIFICATE.json"
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.model.encoder import build_encoder, timm_arguments
 
 # What a module computes beyond its weights; drop-out, drop-path and the kind of attention kernel change nothing in eval mode.

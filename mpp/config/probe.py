@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config import Count, Pair, Positive, Section
+from mpp.config.schema import Count, Pair, Positive, Section
 
 
 class FeatureConfig(Section):

@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpp.config import Count, PretrainConfig, Section, _known_keys, dump, load
-from mpp.config_finetune import FinetuneConfig
-from mpp.config_names import OTHERS, nearest
-from mpp.config_probe import ProbeConfig
+from mpp.config.finetune import FinetuneConfig
+from mpp.config.names import OTHERS, nearest
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.probe import ProbeConfig
+from mpp.config.schema import Count, Section, dump, known_keys, load
 from mpp.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PROGRAMS = {"finetune": FinetuneConfig}  # first word of a config's name -> what reads it; all others are pretraining's
 
@@ -114,7 +115,7 @@ def test_a_section_written_as_nothing_means_its_defaults(tmp_path):
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant(key, meant):
     if "-" not in key:  # of which a word cannot have one
         assert f"unknown key '{key}'; the nearest known one is '{meant}'" in refused(f"{key}=1")
-    assert nearest(key, _known_keys(PretrainConfig)).startswith(f"; the nearest known one is '{meant}'")
+    assert nearest(key, known_keys(PretrainConfig)).startswith(f"; the nearest known one is '{meant}'")
 
 
 @pytest.mark.parametrize(
@@ -144,10 +145,10 @@ def test_a_key_that_resembles_none_is_not_led_astray():
 @pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig])
 def test_a_known_key_of_one_program_is_never_unknown_by_its_own_name(schema):
     """Every name leads to a key that some program has, and no name of ours leads elsewhere."""
-    known = _known_keys(schema)
+    known = known_keys(schema)
     for key in known:
         assert nearest(key, known).startswith("; the nearest known one is ")
-    everywhere = {*_known_keys(PretrainConfig), *_known_keys(FinetuneConfig), *_known_keys(ProbeConfig)}
+    everywhere = {*known_keys(PretrainConfig), *known_keys(FinetuneConfig), *known_keys(ProbeConfig)}
     assert not [key for ours in OTHERS for key in ours if key not in everywhere]
 
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
+from mpp.interop.encoder_folder import read_encoder, write_encoder
+from mpp.interop.loaded_encoder import digest_of
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
-from mpp.train.encoder_folder import read_encoder, write_encoder
-from mpp.train.loaded_encoder import digest_of
 
 WIDTH, DEPTH, HEADS, IMAGE, PATCH = 128, 2, 2, 32, 8
 SIZES = {"img_size": IMAGE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}

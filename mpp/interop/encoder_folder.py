@@ -12,14 +12,14 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError
 from mpp.files import write_atomically
+from mpp.interop.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm, read_json, read_weights
+from mpp.interop.loaded_encoder import LoadedEncoder, load_plain
 from mpp.model.encoder import timm_arguments
 from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, seal_of, sha256_of, some, whole_commit
-from mpp.train.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm, read_json, read_weights
-from mpp.train.loaded_encoder import LoadedEncoder, load_plain
 
 PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining model
 

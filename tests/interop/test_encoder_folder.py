@@ -4,12 +4,13 @@ import pytest
 import timm
 import torch
 
-from mpp.config import ModelConfig, PretrainConfig
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError
+from mpp.interop.encoder_folder import PREFIX, fault_of, read_encoder, write_encoder
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.pretraining import build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
-from mpp.train.encoder_folder import PREFIX, fault_of, read_encoder, write_encoder
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)

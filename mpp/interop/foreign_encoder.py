@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from mpp.config import ModelConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
+from mpp.interop.foreign import architecture_of, translate
+from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.model.encoder import build_encoder, sincos_positions
-from mpp.model.foreign import architecture_of, translate
 from mpp.rng import INIT, seed_of
-from mpp.train.loaded_encoder import LoadedEncoder, digest_of
 
 TIMM = "timm:"
 WRAPPERS = ("model", "state_dict", "teacher")  # keys under which training code keeps the weights of what one would use

@@ -11,11 +11,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mpp.config import PretrainConfig
+from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
+from mpp.interop.foreign import decoder_to_transformers, to_transformers
+from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.model.encoder import sincos_positions
-from mpp.model.foreign import decoder_to_transformers, to_transformers
-from mpp.train.loaded_encoder import LoadedEncoder
 
 BLOCK = r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
 EXPRESSIBLE = re.compile(rf"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)|{BLOCK}")

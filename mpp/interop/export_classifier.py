@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from mpp.errors import ConfigError
-from mpp.train.encoder_folder import write_folder
-from mpp.train.loaded_encoder import LoadedEncoder
+from mpp.interop.encoder_folder import write_folder
+from mpp.interop.loaded_encoder import LoadedEncoder
 
 
 def architecture_of(loaded: LoadedEncoder) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,77 @@
+"""A command line of key=value words, whose --help is the page of knobs: each key, its default and the comment behind it in the source."""
+
+import argparse
+import ast
+import inspect
+import json
+import textwrap
+import types
+import typing
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel
+
+from mpp.config.schema import Dumper, Section
+from mpp.errors import Parser
+
+
+class KeysParser(Parser):
+    """A command line of key=value words: --help ends with every key of the config."""
+
+    def __init__(self, schema: type[Section], **more: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.schema = schema
+
+    def format_help(self) -> str:
+        self.epilog = explain(self.schema)
+        return super().format_help()
+
+
+def explain(schema: type[Section]) -> str:
+    """Every key with its default and the comment behind it, a line each: what --help shows."""
+    lines = list(_explained(schema, ""))
+    wide = min(44, max(len(words) for words, _ in lines))
+    return "keys, their defaults and units:\n" + "\n".join(f"  {words:{wide}}  {comment}".rstrip() for words, comment in lines)
+
+
+def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+    comments: dict[str, str] = {}
+    for parent in reversed(schema.__mro__):
+        if issubclass(parent, Section) and parent is not Section:
+            comments |= _comments_of(parent)
+    for name, field in schema.model_fields.items():
+        kinds = [kind for kind in _kinds_of(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not kinds:
+            default = field.get_default()
+            shown = (
+                yaml.dump(default, Dumper=Dumper, default_flow_style=True, width=1 << 16)
+                if default is None or isinstance(default, str)
+                else ""
+            )
+            text = (shown or json.dumps(default)).removesuffix("\n").removesuffix("\n...")
+            yield f"{prefix}{name}={text if not field.is_required() else ''}", comments.get(name, "")
+        for kind in kinds:
+            row = next(iter(_explained(kind, "")))[0] if len(kinds) > 1 or "name" in kind.model_fields else ""
+            for words, comment in _explained(kind, f"{prefix}{name}."):
+                chosen = isinstance(field.default, kind) or not row
+                yield words, comment if chosen else f"({prefix}{name}.{row}) {comment}".rstrip()
+
+
+def _kinds_of(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [kind for part in typing.get_args(annotation) for kind in _kinds_of(part)]
+    return [annotation]
+
+
+def _comments_of(schema: type[BaseModel]) -> dict[str, str]:
+    """What stands behind each field of a section in the source: these files are the one page on which a knob is described."""
+    lines, _ = inspect.getsourcelines(schema)
+    found: dict[str, str] = {}
+    for statement in ast.parse(textwrap.dedent("".join(lines))).body[0].body:  # type: ignore[attr-defined]
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            behind = [lines[number - 1].partition("  # ")[2].strip() for number in range(statement.lineno, (statement.end_lineno or 0) + 1)]
+            found[statement.target.id] = " ".join(words for words in behind if words and not words.startswith("fmt:")).removeprefix(
+                "fmt: skip  # "
+            )
+    return found

@@ -1,0 +1,199 @@
+"""How a config is read: typed sections (pydantic) <- a YAML file <- dotted `key=value` words.
+
+All sections are frozen; an unknown key is refused with the nearest known one.  The knobs themselves stand with what they turn: see
+config/pretrain.py, finetune.py and probe.py, a page for each program.
+"""
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from mpp.config.names import nearest
+from mpp.errors import ConfigError
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # `1e6` may stand for a count
+
+
+Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+
+
+FIXED = (
+    "optim.name",
+    "optim.ema",
+    "optim.total_samples",
+    "optim.epochs",
+    "optim.steps",
+)  # what the state holds; a length grows without more words
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may change it when asked to in so many words (resume_changes)."""
+    return key.startswith("optim.") and key not in FIXED
+
+
+def _changeable(keys: tuple[str, ...]) -> tuple[str, ...]:
+    for key in keys:
+        if not may_change(key):
+            raise ValueError(
+                f"{key} cannot be changed on resume: only keys of optim can, such as optim.base_lr, and not {', '.join(FIXED)}"
+            )
+    return keys
+
+
+def _listed(value: Any) -> Any:
+    return (
+        tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
+    )  # brackets mean something to some shells
+
+
+Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False), AfterValidator(_changeable)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class _Yaml(yaml.SafeLoader):
+    """Scalars as YAML 1.2 has them: `3e-4` and `1e6` are numbers, `no` is a word, `1:30` is not 90; a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"a key must be a word, not a list or mapping (line {key.start_mark.line + 1})")
+            if key.value in seen:
+                raise ConfigError(f"key '{key.value}' stands twice (line {key.start_mark.line + 1}); keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Yaml.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in [
+    ("bool", r"true|false|True|False", "tfTF"),
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("int", r"[-+]?[0-9](_?[0-9])*", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9](_?[0-9])*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+]:
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+_Yaml.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+_Yaml.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value.replace("_", "")))
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes whatever either reading of YAML would take for something else than text."""
+
+
+Dumper.yaml_implicit_resolvers = {
+    first: _Yaml.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    for first in {*_Yaml.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def load(schema: type[Schema], path: str | Path | None, words: typing.Sequence[str] = ()) -> Schema:
+    """The schema's defaults, overridden by a YAML file, overridden by `a.b=value` words.  Raises ConfigError."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the config {path}: {error.strerror}; give the path of a YAML file, such as configs/mpp_b16.yaml"
+            ) from error
+        tree = _parse(text, str(path)) or {}
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path} must hold sections with keys, not {type(tree).__name__}")
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise ConfigError(f"'{word}' is not of the form key=value, such as optim.base_lr=1e-3")
+        branch = tree
+        *sections, last = key.split(".")
+        for section in sections:
+            if not isinstance(branch.get(section), dict):
+                branch[section] = {}
+            branch = branch[section]
+        branch[last] = _parse(text, f"'{word}'")
+    try:
+        return schema.model_validate(_with_defaults(schema, tree))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, schema)) from None
+
+
+def dump(config: Section) -> str:
+    """The config as YAML that `load` reads back to an equal config."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"{origin} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+
+
+def _with_defaults(schema: type[BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
+    """A section written as nothing (`model:` alone) means its defaults; a union section without a name means its default row."""
+    out = {}
+    for key, value in tree.items():
+        default = schema.model_fields[key].default if key in schema.model_fields else None
+        if value is None and default is not None:
+            continue
+        if isinstance(value, dict) and "name" not in value and default is not None and hasattr(default, "name"):
+            value = {"name": default.name, **value}
+        out[key] = value
+    return out
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        pending = [field.annotation]
+        while pending:
+            kind = pending.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += known_keys(kind, f"{prefix}{name}.")
+            elif typing.get_origin(kind) in (typing.Union, types.UnionType, Annotated):
+                pending += typing.get_args(kind)
+    return sorted(set(keys))
+
+
+def _one_line(error: ValidationError, schema: type[BaseModel]) -> str:
+    problems = []
+    for problem in error.errors():
+        section, *rest = [str(part) for part in problem["loc"]] or [""]
+        row = None  # of a union section: pydantic puts its name after the section's
+        if rest and hasattr(schema.model_fields[section].default, "name") and rest[0] not in known_keys(schema):
+            row = rest.pop(0) if len(rest) > 1 else None
+        key = ".".join([section, *(part for part in rest if not part.startswith(("constrained-", "function-", "literal[")))])
+        if problem["type"] == "extra_forbidden" and key in known_keys(schema):
+            problems.append(f"key '{key}' does not belong to {section}.name={row}")
+        elif problem["type"] == "extra_forbidden":
+            inside = problem["input"] if isinstance(problem["input"], dict) else {}
+            asked = [f"{key}.{name}" for name in inside] or [key]  # of an unknown section, what was asked for in it
+            problems += [f"unknown key '{name}'{nearest(name, known_keys(schema))}" for name in asked]
+        elif problem["type"] == "value_error":
+            problems.append((f"{key}: " if key else "") + str(problem["ctx"]["error"]))
+        elif problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            problems.append(f"{key}={problem['input']!r}: must be a section, such as '{key}={{...}}' with keys inside, or {key}.KEY=value")
+        elif problem["type"] == "missing":
+            problems.append(f"{key} is missing; the value given is {problem['input']!r}")
+        else:
+            problems.append(f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return "; ".join(dict.fromkeys(problems))

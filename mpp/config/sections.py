@@ -1,0 +1,82 @@
+"""Sections that more than one program has: the encoder, the optimiser of pretraining, what changes speed only, and checkpoints.
+
+Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, model_validator
+
+from mpp.config.schema import Beta, Count, Fraction, Positive, Section
+
+
+class ModelConfig(Section):
+    """The encoder: a timm Vision Transformer, and what of it differs from the architecture's own numbers."""
+
+    arch: str = "vit_base_patch16_224"  # any Vision Transformer of timm.list_models("vit_*")
+    image_size: Positive = 224  # pixels a side
+    patch_size: Positive = 16  # pixels a side
+    width: Positive | None = None  # embedding dimensions; null: the architecture's
+    depth: Positive | None = None  # blocks; null: the architecture's
+    heads: Positive | None = None  # attention heads; null: the architecture's
+    class_token: StrictBool = True
+    position: Literal["learned", "sincos2d"] = "learned"  # learned 1-D (ViT 3.1) or fixed 2-D sine-cosine (MAE A.1)
+    drop_path: Fraction = 0.0  # stochastic depth, rate of the last block
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.image_size % self.patch_size:
+            lower = self.image_size // self.patch_size * self.patch_size
+            near = [str(size) for size in (lower, lower + self.patch_size) if size]
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}; the nearest that fit are {' and '.join(near)}"
+            )
+        if self.width and self.heads and self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        return self
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+class OptimConfig(Section):
+    """AdamW; linear warm-up, then half a cosine; the clock is samples seen."""
+
+    base_lr: Annotated[float, Field(gt=0)] = 2e-4  # ViT B.1.2
+    lr_batch: Positive | None = None  # learning rate = base_lr * global_batch / lr_batch; null: not scaled (ViT B.1.2); MAE: 256
+    final_lr: Annotated[float, Field(ge=0)] = 0.0  # at the end of the cosine
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)  # ViT 4.1
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # decoupled; matrices only (ours)
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0  # global gradient norm; 0: off (ViT table 3; ours for B.1.2)
+    warmup_samples: Count = 40_960_000  # 10k steps of 4096 (ViT B.1.2)
+    total_samples: Positive = 4_096_000_000  # 1M steps of 4096 (ViT B.1.2)
+
+
+# --------------------------------------------------------------------------------------------- how fast, and what is written down
+
+
+class SystemConfig(Section):
+    precision: Literal["bf16", "fp32"] = "bf16"  # of matrix products (autocast); parameters and losses are float32 either way
+    gradient_precision: Literal["fp32", "bf16"] = (
+        "fp32"  # in which processes exchange gradients; bf16: half the traffic, rounded (at zero_stage 1-3 with bf16, of linear layers alone)
+    )
+    micro_batch_max: Positive = 128  # views a process takes at once; accumulation is the smallest that fits
+    workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
+    images: Literal["shards", "ram", "device"] = "shards"  # ram, device: small sets, decoded once into one tensor there
+    decode: Literal["cpu", "device"] = "cpu"  # device: JPEGs of `images: shards` by a GPU's nvJPEG (levels differ by a few)
+    zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
+    compile: StrictBool = False  # torch.compile
+    fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
+    patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends
+    patience_slow_seconds: Annotated[float, Field(gt=0)] = (
+        1800.0  # the same while it starts, loads, compiles, measures or saves, or all stand still
+    )
+    deepspeed: dict[str, Any] = {}  # further DeepSpeed settings, passed through
+
+
+class CheckpointConfig(Section):
+    every_minutes: Annotated[float, Field(gt=0)] | None = 15.0
+    every_samples: Positive | None = None
+    keep: Annotated[int, Field(ge=2)] = 2  # newest commits kept
