@@ -1,6 +1,6 @@
 """Bugs that the tests of masks, models and training must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 ROWS = [
     Row(
@@ -31,8 +31,8 @@ ROWS = [
         "a swap may show the patch itself", "mpp/masking.py", "(swapped + 1 + below_of(bits[:, patches:], patches - 1))",
         "(swapped + below_of(bits[:, patches:], patches))", "tests/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
     ),
-    Row(
-        "swaps come from near patches only", "mpp/masking.py", "below_of(bits[:, patches:], patches - 1)", "below_of(bits[:, patches:], 4)",
+    Plant(
+        "swaps come from near patches only", "mpp.masking:below_of", "lambda bits, bound: real(bits, 4)",
         "tests/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
     ),
     Row(
