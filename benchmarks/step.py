@@ -25,14 +25,13 @@ from mpp.data.loader import Batch, batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import run_program
-from mpp.masking import Masking
-from mpp.model.pretraining import build_model
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
 from mpp.rng import MASK, Draws
-from mpp.targets import make_target
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
 from mpp.train.run_folder import environment
-from mpp.train.step import predict
+from mpp.train.step import masked_images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,10 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     config = load(PretrainConfig, options.config, [*options.words, *sizes])
     plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max, config.data.views)
-    target = make_target(config.target, config.model.patch_size, config.data.mean, config.data.std)
-    masking = Masking(config.model.patches, config.mask, config.corruption)
+    masking = Masking(config.model.grid, config.mask, config.corruption)
     fused = config.system.fused_attention if config.system.fused_attention is not None else world.device.type == "cuda"
-    model = build_model(config, target.outputs, fused).to(world.device)
+    model = build_model(config, fused).to(world.device)
     engine = Engine(model, build_optimiser(model, config.optim), plan, world, config.system, config.optim.clip_norm)
     workers = config.system.workers if config.system.workers is not None else default_workers(world.local_size)
     if real:
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch = next(stream)
         if step >= warm_up:
             waited += time.perf_counter() - began
-        _, loss, _ = predict(engine, target, batch, config.model.patch_size, config.data.mean, config.data.std, world.device)
+        _, loss, _ = engine.forward(*masked_images(batch, world.device))
         engine.backward(loss.mean())
         float(engine.update(1e-4))  # waits for the device
         if step >= warm_up:
@@ -111,10 +109,8 @@ def synthetic_batch(config: PretrainConfig, masking: Masking, batch: int) -> Bat
     """Noise images with real masks, made once."""
     side = config.model.image_size
     pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
-    masks = [masking.draw(Draws(0, MASK, 0, i, 0)) for i in range(batch)]
-    tensors = {
-        name: torch.from_numpy(np.stack([getattr(mask, name) for mask in masks])) for name in ("kind", "source", "visible", "predicted")
-    }
+    masks = masking.draw_all([Draws(0, MASK, 0, i, 0) for i in range(batch)])
+    tensors = {name: torch.from_numpy(getattr(masks, name)) for name in ("kind", "source", "visible", "predicted")}
     return tensors | {"image": torch.from_numpy(pixels), "flip": torch.zeros(batch, dtype=torch.bool), "bad": []}
 
 

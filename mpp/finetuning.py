@@ -1,6 +1,6 @@
-"""The training loop of mpp/finetune.py, top to bottom, and the measurement at its end.
+"""What mpp/finetune.py does, top to bottom: training, and the measurement at its end.
 
-One straight loop, as in pretraining: the same order of samples on any cluster, the same checkpoints, the same resuming.  Whatever is chosen
+The loop is pretraining's (train/run.py): the same order of samples on any cluster, the same checkpoints, the same resuming.  Whatever is chosen
 (weights or their average, and by you: learning rates, epochs) is chosen on a hold-out of train; the test split is read once, at the end, every
 image exactly once, and each read is logged.
 """
@@ -10,49 +10,44 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
-from mpp.data.finetune_set import open_finetune_set
-from mpp.data.loader import batches, default_workers
+from mpp.data.finetune_set import FinetuneSet, open_finetune_set
+from mpp.data.labelled_crops import LabelledCrops
+from mpp.data.loader import batches
 from mpp.data.order import OrderSampler, plan_batch
-from mpp.errors import ConfigError, UserError
-from mpp.files import make_folder
+from mpp.errors import ConfigError
 from mpp.interop.encoder_folder import is_written, read_encoder
 from mpp.interop.export_classifier import architecture_of, write_classifier
 from mpp.interop.foreign_encoder import set_norm_eps
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.machine import allow_open_files
-from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
+from mpp.model.classifier import build_classifier, classifier_arguments
+from mpp.model.tokens import choose_attention
 from mpp.monitor.board import Board
-from mpp.rng import DROP_PATH, INIT, seed_of
+from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
-from mpp.train.average import WeightAverage
-from mpp.train.checkpoint import restore, save, whole
+from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import Predictions, cross_entropy, inputs_and_targets, measure
-from mpp.train.commit import find_commit, prune, set_aside_after
-from mpp.train.engine import Engine, start_distributed
+from mpp.train.commit import Commit
+from mpp.train.engine import Engine
 from mpp.train.optim import build_finetune_optimiser
-from mpp.train.progress import clock, shared_sum
-from mpp.train.quarantine import Quarantine
-from mpp.train.resume import course_of, settle, way_out
-from mpp.train.run_folder import cut_back_logs, environment, hold_run_folder, write_run_folder
-from mpp.train.schedule import learning_rate, peak_rate
-from mpp.train.signals import StopRequest
+from mpp.train.run import Meters, Run
+from mpp.train.run_folder import environment
 from mpp.transfer.metrics import figures
 from mpp.transfer.protocol import Answers
 from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import FINETUNED, log_test_read
 from mpp.watch import watch
-from mpp.world import World, find_place, from_first, leave
+from mpp.world import find_place, from_first, leave
 
 PROGRAM = "mpp/finetune.py"  # as command lines are noted
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
@@ -83,213 +78,121 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_batch(data.global_batch, data.streams, world_size, system.micro_batch_max, together=2 if augment.mixes else 1)
     order = sets.order(config, plan)
-    schedule, total_steps = clock_of(config, order.steps_per_epoch)
+    schedule = clock_of(config, order.steps_per_epoch)
     depends_on = {"encoder": loaded.digest, "train": sets.identities["train"]}
-    commit = find_commit(run_dir, config.resume)
     steps_of = lambda optim: length_of(optim, order.steps_per_epoch)
-    course_of(commit, config, total_steps, steps_of, depends_on, what="{}")
-    arch, encoder_arguments = architecture_of(loaded)
-    model_arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
+    run = Run(PROGRAM, argv, config, run_dir, plan, schedule, steps_of, depends_on, "{}")
     random = config.init == "random"
-    net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net
-    model = build_classifier(
-        net, arch, model_arguments, len(sets.classes), config.model, size, seed_of(config.seed, INIT, 1), random=random
-    )
-    set_norm_eps(model, loaded.norm_eps)
-    choose_attention(model, system.fused_attention if system.fused_attention is not None else torch.cuda.is_available())
+    model, arch, model_arguments = classifier_of(config, loaded, len(sets.classes), size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    make_folder(run_dir, "run_dir")
-    if os.environ.get("RANK", "0") == "0":
-        lock = hold_run_folder(run_dir, config.resume, commit)  # noqa: F841, held until this process ends
 
-    world = start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)
-    commit = settle(run_dir, config.resume, commit, world)
-    course = course_of(commit, config, total_steps, steps_of, depends_on, what="{}")
-    if commit and course.finished and from_first(world, functools.partial(is_measured, run_dir, commit.seal)):
-        if world.first:
-            say(
-                f"run {run_dir} | {course.finished_words('optim.steps' if config.optim.steps else 'optim.epochs')} | {run_dir}/results.json"
-            )
+    run.join()
+    if run.commit and run.course.finished and from_first(run.world, functools.partial(is_measured, run_dir, run.commit.seal)):
+        if run.world.first:
+            key = "optim.steps" if config.optim.steps else "optim.epochs"
+            say(f"run {run_dir} | {run.course.finished_words(key)} | {run_dir}/results.json")
         return leave()
-    from_first(world, lambda: cut_back_logs(run_dir, commit.samples_seen if commit else 0))
+    world = run.world
     model.to(world.device)
-    average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
-    engine = Engine(model, build_finetune_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
-    first_step, bad_samples, seconds_before = 0, 0, 0.0
-    if commit:
-        restore(commit, engine, prime=lambda: take_empty_step(engine, size, plan.accumulation, world))
-        if average:
-            average.restore(commit)
-        first_step, bad_samples, seconds_before = commit.step, commit.record["bad_samples"], commit.record["seconds"]
-    workers = system.workers if system.workers is not None else default_workers(world.local_size)
-    sampler = OrderSampler(order, plan, world.rank, world.size, first_step, total_steps, sets.training.ids)
+    average = WeightAverage(model, short_at_first(config.optim.ema)) if config.optim.ema else None
+    blank = lambda engine: engine.forward(torch.zeros(1, 3, *size, device=world.device))
+    engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
+    seconds_before = run.commit.record["seconds"] if run.commit else 0.0
+    sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
     placed = sets.placed(config, world.device, world.local_size)
-    stream = batches(placed, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
-    quarantine = Quarantine(run_dir, world)
+    stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
+    held = f", {len(sets.holdout.ids):,} held out" if sets.holdout else ""
+    run.announce(
+        [
+            f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {arch} at {size[0]}x{size[1]} | {parameters:,} parameters",
+            f"{order.samples:,} labelled images of {len(sets.classes)} classes{held} | {order.steps_per_epoch} steps an epoch",
+            *(f"note: {remark}" for remark in sets.remarks),
+            f"{run.total_steps} steps of {data.global_batch} | peak learning rate {run.peak_rate:.3g}, "
+            f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}",
+            f"{placed.images.decoder} | {counted(run.workers, 'loader process', 'loader processes')} a rank",
+            run.plan_words,
+        ],
+    )
 
-    board = None
-    if world.first:
-        for newer in set_aside_after(run_dir, first_step):
-            say(f"a newer checkpoint is set aside: {newer}")
-        write_run_folder(run_dir, config, argv, PROGRAM)
-        board = Board(run_dir, first_step * data.global_batch)
-        say(
-            f"run {run_dir} | {course.start_words(commit is not None)} | {counted(world.size, 'process', 'processes')} on {world.device.type}"
-        )
-        for line in course.words():
-            say(line)
-        say(
-            f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {arch} at {size[0]}x{size[1]} | {parameters:,} parameters"
-        )
-        say(
-            f"{order.samples:,} labelled images of {len(sets.classes)} classes"
-            f"{f', {len(sets.holdout.ids):,} held out' if sets.holdout else ''} | {order.steps_per_epoch} steps an epoch"
-        )
-        for remark in sets.remarks:
-            say(f"note: {remark}")
-        say(
-            f"{total_steps} steps of {data.global_batch} | peak learning rate {peak_rate(schedule, data.global_batch):.3g}, "
-            f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}"
-        )
-        say(f"{placed.images.decoder} | {counted(workers, 'loader process', 'loader processes')} a rank")
-        say(
-            f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | "
-            f"the same batches on {', '.join(map(str, plan.worlds[:12]))}{', ...' if len(plan.worlds) > 12 else ''} processes"
-        )
-
-    # The loop.
-    stop = StopRequest()
-    meters = torch.zeros(2, device=world.device)  # sums since the last log: loss, samples
-    began = last_save = time.perf_counter()
-    busy, waited, logged_step = 0.0, 0.0, first_step
-    stopping = False
-    for step in range(first_step, total_steps):
-        step_began = time.perf_counter()
-        watch.moved(step=step)
-        rate = learning_rate(step * data.global_batch, schedule, data.global_batch, course.began)
-        torch.manual_seed(seed_of(config.seed, DROP_PATH, step, world.rank))  # noise inside the model belongs to (seed, step, rank)
-        bad_now = 0
-        for _ in range(plan.accumulation):
-            asked = time.perf_counter()
-            batch = next(stream)
-            waited += time.perf_counter() - asked
-            bad_now += quarantine.note(batch["bad"])
+    tuned = Tuned(config, run, sets, loaded, average, arch, model_arguments, size, [PROGRAM, *(sys.argv[1:] if argv is None else argv)])
+    meters = Meters(2, world.device)  # loss, samples
+    for step in run.steps(stream):
+        for batch in step.batches():
             images, targets = inputs_and_targets(batch, len(sets.classes), augment.smoothing, loaded.mean, loaded.std, world.device)
-            loss = cross_entropy(engine.predict(images), targets)
+            loss = cross_entropy(engine.forward(images), targets)
             engine.backward(loss.mean())
-            meters += torch.stack([loss.detach().sum(), torch.ones_like(loss).sum()])
-        norm = engine.update(rate)
-        if average:
-            average.update(engine, step + 1)
-        samples_seen = (step + 1) * data.global_batch
+            meters.add(loss.detach(), torch.ones_like(loss))
+        step.update()
+        if step.shown:
+            loss_sum, count = meters.look(clear=step.logs)
+            run.log(step, {"train/loss": loss_sum / count}, f"epoch {step.number / order.steps_per_epoch:.1f}  loss {loss_sum / count:.4f}")
+        if sets.holdout and not step.last and step.number % (order.steps_per_epoch * config.log.holdout_every_epochs) == 0:
+            note_holdout(run.board, step.samples_seen, step.number, measured(tuned, sets.holdout))
+        if step.commits:
+            run.save(step, {"program": "finetune", "seconds": round(seconds_before + run.seconds, 1)})
 
-        # The one wait for the device in a step: what every rank must decide alike.
-        minutes = (time.perf_counter() - last_save) / 60
-        save_due = world.first and config.checkpoint.every_minutes is not None and minutes >= config.checkpoint.every_minutes
-        broken, stop_now, save_now, bad_now = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)
-        stopping = bool(stop_now)
-        busy += time.perf_counter() - step_began
-        if broken:
-            raise UserError(
-                f"the gradient norm of step {step + 1} is not finite (learning rate {rate:.3g}); "
-                f"{way_out(run_dir, config.model_dump(), step - 1)}"
-            )
-        bad_samples += bad_now
-        quarantine.stop_beyond(bad_samples, samples_seen, data.max_bad_fraction)
-
-        last = step + 1 == total_steps
-        log_due = (step + 1) % config.log.every_steps == 0 or last or stopping
-        if log_due or step == first_step:  # the first step is shown at once, for people alone
-            sums = meters.clone()
-            dist.all_reduce(sums)
-            loss_sum, count = sums.tolist()
-            values = {
-                "train/loss": loss_sum / count,
-                "optim/learning_rate": rate,
-                "optim/gradient_norm": float(norm),
-                "speed/samples_per_second": (step + 1 - logged_step) * data.global_batch / busy,
-                "speed/wait_share": waited / busy,
-                "data/bad_samples": float(bad_samples),
-            }
-            if board:
-                if log_due:
-                    board.scalars(samples_seen, step + 1, values)
-                left = (time.perf_counter() - began) / (step + 1 - first_step) * (total_steps - step - 1)
-                say(
-                    f"step {step + 1}/{total_steps}  epoch {(step + 1) / order.steps_per_epoch:.1f}  loss {values['train/loss']:.4f}  "
-                    f"lr {rate:.2e}  norm {values['optim/gradient_norm']:.3f}  {values['speed/samples_per_second']:.0f} img/s  "
-                    f"wait {values['speed/wait_share']:.0%}  eta {clock(left)}"
-                )
-            if log_due:
-                meters.zero_()
-                busy, waited, logged_step = 0.0, 0.0, step + 1
-        if sets.holdout and not last and (step + 1) % (order.steps_per_epoch * config.log.holdout_every_epochs) == 0:
-            found = measured(engine, average, sets.holdout, config, loaded, plan.micro_batch, workers, world)
-            note_holdout(board, samples_seen, step + 1, found)
-        every = config.checkpoint.every_samples
-        crossed = every is not None and samples_seen // every > (samples_seen - data.global_batch) // every
-        if save_now or crossed or last or stopping:
-            record = {"program": "finetune", "step": step + 1, "samples_seen": samples_seen, "bad_samples": bad_samples}
-            record |= {"config": config.model_dump(mode="json"), "manifests": depends_on, "world_size": world.size}
-            record |= {"zero_stage": system.zero_stage, "seconds": round(seconds_before + time.perf_counter() - began, 1)}
-            commit = save(run_dir, engine, world, record | course.record(), average.tensors() if average else None)
-            last_save = time.perf_counter()
-            if world.first:
-                prune(run_dir, config.checkpoint.keep)
-        if stopping:
-            break
-
-    watch.moved("writing results", step=total_steps, slow=True)
-    assert commit is not None  # the last step is committed
-    newest = commit
-    if newest.step < total_steps:
-        if board:
-            board.close()
-            say(f"stopped as asked at step {newest.step}; the same command goes on from there")
+    watch.moved("writing results", step=run.total_steps, slow=True)
+    assert run.commit is not None  # the last step is committed
+    if run.commit.step < run.total_steps:
+        if run.board:
+            run.board.close()
+            say(f"stopped as asked at step {run.commit.step}; the same command goes on from there")
         return leave()
+    conclude(tuned, run.commit, {"train_images": order.samples, "parameters": parameters})
+    return leave()
 
-    # The end: choose on the hold-out, then measure once.
-    seconds = newest.record["seconds"]
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a run has made, on its way to being measured."""
+
+    config: FinetuneConfig
+    run: Run
+    sets: FinetuneSet
+    loaded: LoadedEncoder
+    average: WeightAverage | None
+    arch: str  # timm's name
+    model_arguments: dict[str, Any]  # of timm.create_model
+    size: tuple[int, int]  # (height, width) in pixels
+    command: list[str]
+
+    @property
+    def random(self) -> bool:
+        return self.config.init == "random"
+
+
+def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
+    """Collective: choose on the hold-out, then measure once, and write it all down.  about: for results.json."""
+    config, run, sets = tuned.config, tuned.run, tuned.sets
     on_holdout: dict[str, Predictions] = {}
     if sets.holdout:
-        on_holdout = measured(engine, average, sets.holdout, config, loaded, plan.micro_batch, workers, world)
-        note_holdout(board, newest.samples_seen, newest.step, on_holdout)
-    chosen = max(on_holdout, key=lambda name: on_holdout[name].right) if on_holdout else AVERAGE if average else WEIGHTS
+        on_holdout = measured(tuned, sets.holdout)
+        note_holdout(run.board, commit.samples_seen, commit.step, on_holdout)
+    chosen = max(on_holdout, key=lambda name: on_holdout[name].right) if on_holdout else AVERAGE if tuned.average else WEIGHTS
     reads = 0
     if sets.test:
-        command = [PROGRAM, *(sys.argv[1:] if argv is None else argv)]
-        note = functools.partial(log_test_read, run_dir, command=command, encoder=loaded.source, test=str(config.test))
-        reads = from_first(world, lambda: note(test_identity=sets.identities["test"]))
-        only = average if chosen == AVERAGE else None
-        found = measured(engine, only, sets.test, config, loaded, plan.micro_batch, workers, world, names=[chosen])
-        final, where = found[chosen], "test"
+        note = functools.partial(log_test_read, run.run_dir, command=tuned.command, encoder=tuned.loaded.source, test=str(config.test))
+        reads = from_first(run.world, lambda: note(test_identity=sets.identities["test"]))
+        final, where = measured(tuned, sets.test, names=[chosen])[chosen], "test"
     else:
         final, where = on_holdout[chosen], "holdout of train"
-    weights = final_weights(engine, average if chosen == AVERAGE else None)
-    if board:
-        about = {
-            "source": f"{run_dir.name}: {loaded.source}{' (random initialisation)' if random else ''}, fine-tuned on {newest.samples_seen} samples",
-            "commit": newest.seal,
-            "encoder_digest": loaded.digest,
-            "init": config.init,
-            "weights": chosen,
-            "norm_eps": loaded.norm_eps,
-        }
-        write_classifier(
-            run_dir / "encoder", weights, arch, model_arguments, sets.classes, size, loaded.mean, loaded.std, data.test_crop, about
-        )
-        row, measured_ids = "from scratch" if random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
-        answers = Answers(torch.from_numpy(final.predicted), torch.from_numpy(final.confidence))
-        write_predictions(run_dir, {row: {FINETUNED: answers}}, final.truth, measured_ids)
-        truth = torch.from_numpy(final.truth)
-        top1 = figures(answers.predicted, truth, len(sets.classes), answers.confidence)
-        low, high = top1["ci95"]
-        rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}
-        draw_answers(run_dir, row, FINETUNED, rows, {row: {FINETUNED: answers}}, final.truth, sets.classes, where)
-        results = {
-            "command": shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)]),
+    weights = final_weights(run.engine, tuned.average if chosen == AVERAGE else None)
+    if not run.board:
+        return
+    write_model(tuned, commit, weights, chosen)
+    row, ids = "from scratch" if tuned.random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
+    answers = {row: {FINETUNED: Answers(torch.from_numpy(final.predicted), torch.from_numpy(final.confidence))}}
+    write_predictions(run.run_dir, answers, final.truth, ids)
+    given, truth = answers[row][FINETUNED], torch.from_numpy(final.truth)
+    top1 = figures(given.predicted, truth, len(sets.classes), given.confidence)
+    rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}
+    draw_answers(run.run_dir, row, FINETUNED, rows, answers, final.truth, sets.classes, where)
+    write_results(
+        run.run_dir,
+        {
+            "command": shlex.join(tuned.command),
             "kind": "finetune",
-            "encoder": {"path": config.encoder, "source": loaded.source, "digest": loaded.digest, "init": config.init},
+            "encoder": {"path": config.encoder, "source": tuned.loaded.source, "digest": tuned.loaded.digest, "init": config.init},
             "reported_on": where,
             "rows": rows,
             "holdout": {
@@ -297,30 +200,71 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             },
             "reported_images": len(final.truth),
             "counted": final.counted,
-            "train_images": order.samples,
-            "samples_seen": newest.samples_seen,
-            "commit": newest.seal,
-            "steps": total_steps,
-            "learning_rate": peak_rate(schedule, data.global_batch),
-            "resolution": list(size),
-            "parameters": parameters,
+            **about,
+            "samples_seen": commit.samples_seen,
+            "commit": commit.seal,
+            "steps": run.total_steps,
+            "learning_rate": run.peak_rate,
+            "resolution": list(tuned.size),
             "classes": sets.classes,
             "seed": config.seed,
             "test_reads": reads,
             "data": {split: {"path": getattr(config, split), "identity": identity} for split, identity in sets.identities.items()},
-            "holdout_fraction": data.holdout_fraction,
+            "holdout_fraction": config.data.holdout_fraction,
             "config": config.model_dump(mode="json"),
             "environment": environment(),
-            "seconds": seconds,
-        }
-        write_results(run_dir, results)
-        board.scalars(newest.samples_seen, newest.step, {f"{'test' if sets.test else 'holdout'}/accuracy": final.accuracy})
-        board.close()
-        times = f", read {reads} time{'s' if reads > 1 else ''} by this folder" if sets.test else ", on which the weights were chosen"
-        say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{times})")
-        say(f"top-1 {100 * final.accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {newest.samples_seen:,} samples, {seconds:.0f} s")
-        say(f"done | {run_dir}/results.json | {run_dir}/encoder | tensorboard --logdir {run_dir}")
-    return leave()
+            "seconds": commit.record["seconds"],
+        },
+    )
+    run.board.scalars(commit.samples_seen, commit.step, {f"{'test' if sets.test else 'holdout'}/accuracy": final.accuracy})
+    run.board.close()
+    times = f", read {reads} time{'s' if reads > 1 else ''} by this folder" if sets.test else ", on which the weights were chosen"
+    low, high = top1["ci95"]
+    seconds = commit.record["seconds"]
+    say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{times})")
+    say(f"top-1 {100 * final.accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {commit.samples_seen:,} samples, {seconds:.0f} s")
+    say(f"done | {run.run_dir}/results.json | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")
+
+
+def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], chosen: str) -> None:
+    """RUN/encoder: the classifier, with its head."""
+    run, loaded = tuned.run, tuned.loaded
+    afresh = " (random initialisation)" if tuned.random else ""
+    about = {
+        "source": f"{run.run_dir.name}: {loaded.source}{afresh}, fine-tuned on {commit.samples_seen} samples",
+        "commit": commit.seal,
+        "encoder_digest": loaded.digest,
+        "init": tuned.config.init,
+        "weights": chosen,
+        "norm_eps": loaded.norm_eps,
+    }
+    write_classifier(
+        run.run_dir / "encoder",
+        weights,
+        tuned.arch,
+        tuned.model_arguments,
+        tuned.sets.classes,
+        tuned.size,
+        loaded.mean,
+        loaded.std,
+        tuned.config.data.test_crop,
+        about,
+    )
+
+
+def classifier_of(
+    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
+) -> tuple[torch.nn.Module, str, dict[str, Any]]:
+    """The model that learns, timm's name of its architecture, and the arguments it was made with."""
+    arch, encoder_arguments = architecture_of(loaded)
+    arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
+    random = config.init == "random"
+    net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net
+    model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
+    set_norm_eps(model, loaded.norm_eps)
+    fused = config.system.fused_attention
+    choose_attention(model, fused if fused is not None else torch.cuda.is_available())
+    return model, arch, arguments
 
 
 def image_size(config: FinetuneConfig, loaded: LoadedEncoder) -> tuple[int, int]:
@@ -329,21 +273,20 @@ def image_size(config: FinetuneConfig, loaded: LoadedEncoder) -> tuple[int, int]
     return (wanted, wanted) if isinstance(wanted, int) else wanted
 
 
-def clock_of(config: FinetuneConfig, steps_per_epoch: int) -> tuple[OptimConfig, int]:
-    """The schedule in samples, and how many steps there are.  Raises ConfigError for a warm-up longer than the run."""
+def clock_of(config: FinetuneConfig, steps_per_epoch: int) -> OptimConfig:
+    """The schedule in samples.  Raises ConfigError for a warm-up longer than the run."""
     optim, batch = config.optim, config.data.global_batch
     steps = length_of(optim.model_dump(), steps_per_epoch)
     warmup = optim.warmup_steps if optim.warmup_steps is not None else round(optim.warmup_epochs * steps_per_epoch)
     if warmup > steps:
         raise ConfigError(f"a warm-up of {warmup} steps exceeds the run's {steps}; lower optim.warmup_epochs or optim.warmup_steps")
-    schedule = OptimConfig(
+    return OptimConfig(
         base_lr=optim.base_lr,
         lr_batch=optim.lr_batch,
         final_lr=optim.final_lr,
         warmup_samples=warmup * batch,
         total_samples=steps * batch,
     )
-    return schedule, steps
 
 
 def length_of(optim: Mapping[str, Any], steps_per_epoch: int) -> int:
@@ -361,28 +304,20 @@ def is_measured(run_dir: Path, seal: str) -> bool:
 
 
 @watch.slowly("measuring")
-def measured(
-    engine: Engine,
-    average: WeightAverage | None,
-    data: Any,
-    config: FinetuneConfig,
-    loaded: LoadedEncoder,
-    micro_batch: int,
-    workers: int,
-    world: World,
-    names: Sequence[str] = (WEIGHTS, AVERAGE),
-) -> dict[str, Predictions]:
+def measured(tuned: Tuned, data: LabelledCrops, names: Sequence[str] = (WEIGHTS, AVERAGE)) -> dict[str, Predictions]:
     """Collective: the weights as they are, and their average where there is one (of `names`)."""
-    found = {}
-    take = functools.partial(measure, data=data, mean=loaded.mean, std=loaded.std, micro_batch=micro_batch, workers=workers, world=world)
+    run, loaded, average, found = tuned.run, tuned.loaded, tuned.average, {}
+    take = functools.partial(
+        measure, data=data, mean=loaded.mean, std=loaded.std, micro_batch=run.plan.micro_batch, workers=run.workers, world=run.world
+    )
     if WEIGHTS in names:
-        engine.train(False)
-        found[WEIGHTS] = take(engine.predict)
-        engine.train(True)
+        run.engine.train(False)
+        found[WEIGHTS] = take(run.engine.forward)
+        run.engine.train(True)
     if average and AVERAGE in names:
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(world.device.type, torch.bfloat16, enabled=config.system.precision == "bf16"):
+            with torch.autocast(run.world.device.type, torch.bfloat16, enabled=tuned.config.system.precision == "bf16"):
                 return average.net(images)
 
         found[AVERAGE] = take(predict)
@@ -401,15 +336,6 @@ def note_holdout(board: Board | None, samples_seen: int, step: int, found: dict[
 
 def final_weights(engine: Engine, average: WeightAverage | None) -> dict[str, torch.Tensor]:
     """Collective at ZeRO-3: float32, with timm's names, buffers included."""
-    state = dict(engine.module.state_dict()) if average is None else dict(average.net.state_dict())
-    if average is None:
-        state |= {name: whole(engine, parameter) for name, parameter in engine.module.named_parameters()}
-    return state
-
-
-def take_empty_step(engine: Engine, size: tuple[int, int], accumulation: int, world: World) -> None:
-    """An optimiser step at learning rate 0 with zero gradients: changes nothing, creates the optimiser's state."""
-    images = torch.zeros(1, 3, *size, device=world.device)
-    for _ in range(accumulation):
-        engine.backward(engine.predict(images).float().sum() * 0)
-    engine.update(0.0)
+    if average:
+        return dict(average.net.state_dict())
+    return dict(engine.module.state_dict()) | {name: engine.whole(parameter) for name, parameter in engine.module.named_parameters()}

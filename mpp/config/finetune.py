@@ -9,26 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Beta, Changes, Count, Fraction, Pair, Positive, Section
-from mpp.config.sections import CheckpointConfig, SystemConfig
-
-Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
-
-
-class ClassifierConfig(Section):
-    """What becomes of the encoder before it learns."""
-
-    resolution: Positive | Sides | None = None  # pixels a side, or [height, width]; null: as pretrained; positions are interpolated
-    patch_size: Positive | None = None  # pixels a side; null: as pretrained; another one resamples the patch embedding
-    pooling: Literal["mean", "cls"] = "mean"  # mean of the patch tokens, or the class token (MAE: mean)
-    norm: Literal["tokens", "pooled"] = "tokens"  # the final norm as pretrained; or instead of it a new one behind the mean (MAE's code)
-    head_std: Annotated[float, Field(ge=0)] = 2e-5  # of the new head's weights, normal (MAE's code; BEiT .02 / .01); 0: zeros (ViT)
-    drop_path: Fraction = 0.1  # stochastic depth, rate of the last block
-
-    @model_validator(mode="after")
-    def _norm_fits(self) -> Self:
-        if self.norm == "pooled" and self.pooling == "cls":
-            raise ValueError("norm=pooled is a norm of the mean; set pooling=mean, or norm=tokens")
-        return self
+from mpp.config.sections import CheckpointConfig, ClassifierConfig, SystemConfig
 
 
 class AugmentConfig(Section):

@@ -1,4 +1,4 @@
-"""Every knob of pretraining, typed, on one page: default, unit, source.
+"""Every knob of pretraining, typed: default, unit, source.  Those of masks, corruptions, targets and decoders stand with their code, in recipe/.
 
 Sections that change results: model, mask, corruption, target, decoder, optim, data, seed.  Sections that only change speed or what is
 written down: system, log, checkpoint.
@@ -12,66 +12,10 @@ from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Changes, Count, Fraction, Pair, Positive, Section, Triple
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
-
-
-class RandomMask(Section):
-    name: Literal["random"] = "random"
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the patches, exact count (ViT B.1.2: 50 %; MAE: 75 %)
-
-
-class ReplaceCorruption(Section):
-    """Embeddings of the chosen patches are replaced; the encoder still sees every position (ViT B.1.2)."""
-
-    name: Literal["replace"] = "replace"
-    mask: Fraction = 0.8  # by the learnable [mask] embedding (ViT B.1.2)
-    swap: Fraction = 0.1  # by the clean embedding of another patch of the image (ViT B.1.2; scope ours)
-    keep: Fraction = 0.1  # left as they are, but predicted (ViT B.1.2)
-
-    @model_validator(mode="after")
-    def _sums_to_one(self) -> Self:
-        if abs(self.mask + self.swap + self.keep - 1) > 1e-9:
-            raise ValueError(f"mask={self.mask} + swap={self.swap} + keep={self.keep} must sum to 1")
-        return self
-
-
-class DropCorruption(Section):
-    """The encoder sees the visible patches only (MAE)."""
-
-    name: Literal["drop"] = "drop"
-
-
-class MeanColorTarget(Section):
-    name: Literal["mean_color"] = "mean_color"  # ViT B.1.2 (1)
-    bits: Annotated[int, Field(ge=1, le=4)] = 3  # a channel: 2 ** (3 * bits) classes
-
-
-class ColorGridTarget(Section):
-    name: Literal["color_grid"] = "color_grid"  # ViT B.1.2 (2)
-    bits: Annotated[int, Field(ge=1, le=4)] = 3  # a channel
-    grid: Positive = 4  # cells a side
-
-
-class PixelsTarget(Section):
-    name: Literal["pixels"] = "pixels"  # ViT B.1.2 (3); MAE with normalise
-    loss: Literal["l1", "l2"] = "l2"
-    normalise: StrictBool = False  # per patch: subtract its mean, divide by its standard deviation (MAE)
-
-
-class LinearDecoder(Section):
-    name: Literal["linear"] = "linear"
-
-
-class TransformerDecoder(Section):
-    name: Literal["transformer"] = "transformer"
-    depth: Positive = 8  # MAE
-    width: Positive = 512  # MAE
-    heads: Positive = 16  # MAE
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width={self.width} must be a multiple of 4 (sine-cosine positions) and of heads={self.heads}")
-        return self
+from mpp.recipe.corruption import CorruptionConfig, ReplaceCorruption
+from mpp.recipe.decoders import DecoderConfig, LinearDecoder
+from mpp.recipe.masks import MaskConfig, RandomMask
+from mpp.recipe.targets import MeanColorTarget, TargetConfig
 
 
 class DataConfig(Section):
@@ -127,10 +71,10 @@ class PretrainConfig(Section):
         None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
     )
     model: ModelConfig = ModelConfig()
-    mask: RandomMask = RandomMask()
-    corruption: Annotated[ReplaceCorruption | DropCorruption, Field(discriminator="name")] = ReplaceCorruption()
-    target: Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget, Field(discriminator="name")] = MeanColorTarget()
-    decoder: Annotated[LinearDecoder | TransformerDecoder, Field(discriminator="name")] = LinearDecoder()
+    mask: MaskConfig = RandomMask()
+    corruption: CorruptionConfig = ReplaceCorruption()
+    target: TargetConfig = MeanColorTarget()
+    decoder: DecoderConfig = LinearDecoder()
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     system: SystemConfig = SystemConfig()
@@ -139,12 +83,9 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _a_row_that_exists(self) -> Self:
-        if self.corruption.name == "drop" and self.decoder.name == "linear":
-            raise ValueError("corruption.name=drop needs decoder.name=transformer: a linear decoder has no token for a dropped patch")
-        if not 0 < round(self.model.patches * self.mask.ratio) < self.model.patches:
-            raise ValueError(f"mask.ratio={self.mask.ratio} of {self.model.patches} patches must leave some visible and some hidden")
-        if self.target.name == "color_grid" and self.target.grid > self.model.patch_size:
-            raise ValueError(f"target.grid={self.target.grid} must not exceed model.patch_size={self.model.patch_size}")
+        self.decoder.fits(self.corruption.drops)
+        self.mask.fits(self.model.grid, self.corruption)
+        self.target.fits(self.model.patch_size)
         if self.optim.total_samples < self.data.global_batch:
             raise ValueError(
                 f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}"

@@ -1,4 +1,4 @@
-"""Sections that more than one program has: the encoder, the optimiser of pretraining, what changes speed only, and checkpoints.
+"""Sections that models are built from, and those that more than one program has: the schedule, what changes speed only, checkpoints.
 
 Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open.
 """
@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Beta, Count, Fraction, Positive, Section
+
+Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
 
 
 class ModelConfig(Section):
@@ -36,8 +38,27 @@ class ModelConfig(Section):
         return self
 
     @property
-    def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+
+class ClassifierConfig(Section):
+    """What becomes of the encoder before it learns."""
+
+    resolution: Positive | Sides | None = None  # pixels a side, or [height, width]; null: as pretrained; positions are interpolated
+    patch_size: Positive | None = None  # pixels a side; null: as pretrained; another one resamples the patch embedding
+    pooling: Literal["mean", "cls"] = "mean"  # mean of the patch tokens, or the class token (MAE: mean)
+    norm: Literal["tokens", "pooled"] = "tokens"  # the final norm as pretrained; or instead of it a new one behind the mean (MAE's code)
+    head_std: Annotated[float, Field(ge=0)] = 2e-5  # of the new head's weights, normal (MAE's code; BEiT .02 / .01); 0: zeros (ViT)
+    drop_path: Fraction = 0.1  # stochastic depth, rate of the last block
+
+    @model_validator(mode="after")
+    def _norm_fits(self) -> Self:
+        if self.norm == "pooled" and self.pooling == "cls":
+            raise ValueError("norm=pooled is a norm of the mean; set pooling=mean, or norm=tokens")
+        return self
 
 
 class OptimConfig(Section):

@@ -29,7 +29,7 @@ from mpp.data.images import Crops, Images
 from mpp.data.order import FIXED, EveryOnce, OrderSampler
 from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
 from mpp.machine import usable_cores
-from mpp.masking import Masking
+from mpp.recipe.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
 Batch = dict[str, Any]

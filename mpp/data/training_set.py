@@ -15,7 +15,7 @@ from mpp.data.order import BatchPlan, Order
 from mpp.data.shards import ShardSet
 from mpp.errors import ConfigError
 from mpp.machine import usable_cores
-from mpp.masking import Masking
+from mpp.recipe.masking import Masking
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ def open_training_set(config: PretrainConfig) -> TrainingSet:
     manifests = {"shards": shards.manifest_hash} | ({"holdout_shards": holdout_shards.manifest_hash} if data.holdout_shards else {})
     trained_on = without_last(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
     held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
-    masking = Masking(config.model.patches, config.mask, config.corruption)
-    if not masking.masked:
+    masking = Masking(config.model.grid, config.mask, config.corruption)
+    hidden, masked, _, _ = masking.counts
+    if not masked:
         raise ConfigError(
-            f"the corruption section masks none of the {masking.hidden} hidden patches, on which skill is measured; raise corruption.mask"
+            f"the corruption section masks none of the {hidden} hidden patches, on which skill is measured; raise corruption.mask"
         )
     augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
     training, holdout = (

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 import mpp
-from mpp.config.pretrain import TransformerDecoder
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import read_encoder, write_json
 from mpp.interop.foreign_encoder import read_json, read_weights
 from mpp.interop.loaded_encoder import LoadedEncoder, weights_digest
-from mpp.model.decoder import build_decoder
 from mpp.model.encoder import Encoder
+from mpp.recipe.decoders import TransformerDecoder
 from mpp.train.commit import sha256_of
 
 CERTIFICATE = "CERTIFICATE.json"
@@ -203,7 +202,7 @@ def _predictions(encoder: LoadedEncoder, config: Mapping[str, Any], images: Tens
         depth=config["decoder_num_hidden_layers"], width=config["decoder_hidden_size"], heads=config["decoder_num_attention_heads"]
     )
     with torch.random.fork_rng(devices=[]):
-        decoder = build_decoder(section, net.width, encoder.decoder["head.bias"].shape[0], net.prefix, net.grid)
+        decoder = section.build(net.width, encoder.decoder["head.bias"].shape[0], net.prefix, net.grid)
     decoder.load_state_dict(dict(encoder.decoder))
     patches = net.grid[0] * net.grid[1]
     kept = int(patches * (1 - config["mask_ratio"]))

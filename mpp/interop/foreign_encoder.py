@@ -20,7 +20,8 @@ from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.foreign import architecture_of, translate
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
-from mpp.model.encoder import build_encoder, sincos_positions
+from mpp.model.encoder import build_encoder
+from mpp.model.tokens import sincos_positions
 from mpp.rng import INIT, seed_of
 
 TIMM = "timm:"

@@ -15,7 +15,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
 from mpp.interop.foreign import decoder_to_transformers, to_transformers
 from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.model.encoder import sincos_positions
+from mpp.model.tokens import sincos_positions
 
 BLOCK = r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
 EXPRESSIBLE = re.compile(rf"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)|{BLOCK}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mpp.config.finetune import ClassifierConfig
+from mpp.config.sections import ClassifierConfig
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 

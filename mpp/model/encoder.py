@@ -4,8 +4,6 @@ It is the same code in every recipe and is never told which one it serves.
 Letters: B batch, N patches, P prefix tokens (class token, registers), D embedding dimensions.
 """
 
-import math
-
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
+from mpp.model.tokens import choose_attention, gather_tokens, initialise_linear, sincos_positions
 
 
 class Encoder(nn.Module):
@@ -39,6 +38,10 @@ class Encoder(nn.Module):
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
             tokens = torch.cat([prefix, gather_tokens(patches, visible)], dim=1)
         return self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))
+
+    def borrowed_parameters(self) -> list[nn.Parameter]:
+        """Those that are used outside their own module's forward pass (ZeRO-3 has to be told)."""
+        return [parameter for parameter in (self.vit.pos_embed, self.vit.cls_token, self.vit.reg_token) if parameter is not None]
 
     def _positioned(self, embeddings: Tensor) -> Tensor:
         return self.vit._pos_embed(embeddings)
@@ -86,17 +89,6 @@ def build_encoder(config: ModelConfig, seed: int, fused_attention: bool | None =
     return Encoder(vit)
 
 
-def choose_attention(blocks: nn.Sequential, fused: bool | None) -> None:
-    """Torch's fused attention kernel, plain matrix products, or (None) timm's choice, in every block."""
-    for block in blocks:
-        if fused is not None:
-            if not hasattr(block, "attn"):
-                raise ConfigError(
-                    f"its blocks are {type(block).__name__}s without one attention; choose a plain Vision Transformer as model.arch"
-                )
-            block.get_submodule("attn").fused_attn = fused  # type: ignore[assignment]
-
-
 @torch.no_grad()
 def _initialise(vit: VisionTransformer) -> None:
     """Xavier-uniform matrices and zero biases, N(0, .02) tokens and learned positions, as MAE's code."""
@@ -107,25 +99,3 @@ def _initialise(vit: VisionTransformer) -> None:
     for token in (vit.cls_token, vit.reg_token, vit.pos_embed):
         if token is not None:
             nn.init.normal_(token, std=0.02)
-
-
-def initialise_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """tokens [B, N, D], index [B, K] -> tokens at those places [B, K, D]."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
-    """Fixed 2-D sine-cosine positions [rows * columns, width]: half for the column, half for the row (MAE; width a multiple of 4)."""
-    if width % 4:
-        raise ConfigError(f"model.position=sincos2d needs a width that is a multiple of 4, not {width}")
-    frequency = torch.exp(-math.log(10_000) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    row, column = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
-    angles = [place.reshape(-1, 1) * frequency for place in (column, row)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()

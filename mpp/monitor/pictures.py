@@ -4,8 +4,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mpp.masking import MASKED
-from mpp.targets import Target, gather_patches, patchify, unpatchify
+from mpp.recipe.corruption import MASKED
+from mpp.recipe.model import PretrainingModel
+from mpp.recipe.patches import gather_patches, patchify, unpatchify
 
 GREY = 128.0
 COLUMNS = ("image", "encoder sees", "prediction", "its target")
@@ -13,31 +14,22 @@ MARGIN = 4
 
 
 def reconstruction(
-    target: Target,
-    patch_size: int,
-    images: Tensor,
-    kind: Tensor,
-    source: Tensor,
-    predicted: Tensor,
-    prediction: Tensor,
-    title: str,
-    drops: bool,
+    model: PretrainingModel, images: Tensor, kind: Tensor, source: Tensor, predicted: Tensor, prediction: Tensor, title: str
 ) -> Image.Image:
     """One row an image: the image, what the encoder sees (masked patches grey, swapped ones as their source), the prediction in the
     predicted places, and what would be perfect for this target there.
 
-    images: 0..255 [B, 3, S, S]; kind, source [B, N]; predicted [B, M]; prediction [B, M, O].
+    images: 0..255 [B, 3, H, W]; kind, source [B, N]; predicted [B, M]; prediction [B, M, O].
     """
-    patches = patchify(images.float(), patch_size)
+    target, grid = model.target, model.encoder.grid
+    patches = patchify(images.float(), images.shape[2] // grid[0])
     clean = gather_patches(patches, predicted)
     seen = gather_patches(patches, source)
     seen = torch.where((kind == MASKED)[:, :, None, None, None], GREY, seen)
-    cells = target.cells(clean)
-    panels = [images.float(), unpatchify(seen)]
-    for answer in (target.answer(prediction.float()), cells):
-        panels.append(unpatchify(_placed(patches, predicted, target.picture(answer, clean))))
-    caption = f"{title}: {target.caption}; {'hidden patches are dropped' if drops else 'grey: [mask]; swapped patches show their source'}"
-    return _sheet(panels, caption)
+    panels = [images.float(), unpatchify(seen, grid)]
+    for goal in (target.answer(prediction.float()), target(images.float(), predicted, model.teacher)):
+        panels.append(unpatchify(_placed(patches, predicted, target.picture(goal, clean)), grid))
+    return _sheet(panels, f"{title}: {target.caption}; {model.corruption.caption}")
 
 
 def _placed(patches: Tensor, predicted: Tensor, pictures: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Three trivial predictors that see no more than the model does, each shrunk towar
     nearest    the nearest cell of the nearest visible patch
 The best of them on that sample is the baseline, once for the run; skill divides by its loss on the hold-out with fixed masks.  Skills of
 different targets are not comparable.  Where the baseline leaves nothing to predict, as on a hold-out whose images are of one colour each,
-no skill is defined: the ratio would be of rounding errors.
-Letters: B batch, N patches, g cells a side, C classes.
+no skill is defined: the ratio would be of rounding errors.  Nor is there one for a target without trivial predictors, such as a teacher's
+features, which move.
+Letters: B batch, N patches, g cells a side, V values a cell.
 """
 
 import math
@@ -17,8 +18,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from mpp.masking import MASKED, VISIBLE
-from mpp.targets import ColorClasses, Pixels, Target
+from mpp.recipe.baselines import Baselines
+from mpp.recipe.corruption import MASKED, VISIBLE
 
 Cells = Iterable[tuple[Tensor, Tensor]]
 # In pixels of deviation 1 (the squared error of less than one level of 255, where 255 levels are four deviations), or nats a cell.
@@ -30,19 +31,21 @@ WEIGHTS = tuple(i / 20 for i in range(21))  # of the second and third predictor 
 class Baseline:
     name: str  # of the best trivial predictor
     weight: float
-    loss: float  # on the hold-out, masked patches
+    loss: float | None  # on the hold-out, masked patches; None: the target has no trivial predictor
     losses: dict[str, float]  # of each predictor, on the hold-out
 
     @property
     def defines_skill(self) -> bool:
-        return math.isfinite(self.loss) and self.loss >= LEAST_LOSS
+        return self.loss is not None and math.isfinite(self.loss) and self.loss >= LEAST_LOSS
 
     def skill(self, loss: float) -> float | None:
-        """None where the baseline leaves nothing to predict."""
-        return 1 - loss / self.loss if self.defines_skill else None
+        """None where the baseline leaves nothing to predict, or there is none."""
+        return 1 - loss / self.loss if self.loss is not None and self.defines_skill else None
 
     def said(self, images: int) -> str:
         """What it is, in words, and whether there is a skill; images: of the hold-out."""
+        if self.loss is None:
+            return "no trivial baseline: this target moves with its teacher, so no skill is defined"
         words = f"trivial baseline: {self.name}, loss {self.loss + 0.0:.4f} on {images:,} held-out images"
         return (
             words if self.defines_skill else f"{words}: it leaves nothing to predict (are they of one colour each?), so no skill is defined"
@@ -52,32 +55,23 @@ class Baseline:
         return asdict(self)
 
 
-def fit_baseline(target: Target, grid: tuple[int, int], sample: Callable[[], Cells], holdout: Callable[[], Cells]) -> Baseline:
-    """sample, holdout: give batches of (cells of all patches [B, N, g, g(, 3)], kind [B, N]) afresh at each call; the first fits and
-    chooses, the second is quoted."""
-    constant = _constant(target, (cells[kind == MASKED] for cells, kind in sample()))
+NONE = Baseline("none", 0.0, None, {})
+
+
+def fit_baseline(baselines: Baselines, grid: tuple[int, int], sample: Callable[[], Cells], holdout: Callable[[], Cells]) -> Baseline:
+    """baselines: of the target.  sample, holdout: give batches of (cells of all patches [B, N, g, g(, V)], kind [B, N]) afresh at each call;
+    the first fits and chooses, the second is quoted."""
+    constant = baselines.constant(cells[kind == MASKED] for cells, kind in sample())
     best: dict[str, tuple[float, float]] = {}  # predictor -> (loss on the sample, weight)
-    for name, row in _losses(target, grid, constant, sample()).items():
+    for name, row in _losses(baselines, grid, constant, sample()).items():
         weights = (0.0,) if name == "constant" else WEIGHTS
         best[name] = min((float(row[WEIGHTS.index(weight)]), weight) for weight in weights)
-    on_holdout = {name: float(row[WEIGHTS.index(best[name][1])]) for name, row in _losses(target, grid, constant, holdout()).items()}
+    on_holdout = {name: float(row[WEIGHTS.index(best[name][1])]) for name, row in _losses(baselines, grid, constant, holdout()).items()}
     chosen = min(best, key=lambda name: best[name][0])
     return Baseline(chosen, best[chosen][1], on_holdout[chosen], on_holdout)
 
 
-def _constant(target: Target, cells: Iterable[Tensor]) -> Tensor:
-    """The sample's class probabilities [C], or its mean value [3]."""
-    if isinstance(target, ColorClasses):
-        counts = sum((torch.bincount(part.flatten(), minlength=target.classes) for part in cells), torch.zeros(target.classes))
-        return (counts + 1) / (counts + 1).sum()
-    total, count = torch.zeros(3, dtype=torch.float64), 0
-    for part in cells:
-        values = part.flatten(0, -2)
-        total, count = total + values.double().sum(0), count + len(values)
-    return (total / max(1, count)).float()
-
-
-def _losses(target: Target, grid: tuple[int, int], constant: Tensor, batches: Cells) -> dict[str, Tensor]:
+def _losses(baselines: Baselines, grid: tuple[int, int], constant: Tensor, batches: Cells) -> dict[str, Tensor]:
     """For each predictor, its mean loss over the masked patches at each of WEIGHTS [21]."""
     totals = {name: torch.zeros(len(WEIGHTS), dtype=torch.float64) for name in ("constant", "visible", "nearest")}
     masked_patches = 0
@@ -87,39 +81,13 @@ def _losses(target: Target, grid: tuple[int, int], constant: Tensor, batches: Ce
         truth = cells[masked]
         guesses = {
             "constant": None,
-            "visible": _visible(target, cells, kind)[masked],
+            "visible": baselines.visible(cells, kind == VISIBLE)[masked],
             "nearest": _nearest(cells, kind, grid)[masked],
         }
         for name, guess in guesses.items():
             for i, weight in enumerate(WEIGHTS if guess is not None else WEIGHTS[:1]):
-                totals[name][i] += _loss(target, constant, guess, weight, truth)
+                totals[name][i] += baselines.loss(constant, guess, weight, truth)
     return {name: total / max(1, masked_patches) for name, total in totals.items()}
-
-
-def _loss(target: Target, constant: Tensor, guess: Tensor | None, weight: float, truth: Tensor) -> float:
-    """Summed over patches.  truth [m, g, g(, 3)]; guess: probability of the true class, or class, or values, like truth."""
-    if isinstance(target, ColorClasses):
-        probability = constant[truth]
-        if guess is not None:
-            right = guess if guess.is_floating_point() else (guess == truth).float()
-            probability = (1 - weight) * probability + weight * right
-        return float(-probability.clamp_min(1e-12).log().flatten(1).mean(1).sum())
-    assert isinstance(target, Pixels)
-    value = constant.expand_as(truth) if guess is None else (1 - weight) * constant + weight * guess
-    return float((value - truth).abs().pow(target.power).flatten(1).mean(1).sum())
-
-
-def _visible(target: Target, cells: Tensor, kind: Tensor) -> Tensor:
-    """Classes: the share [B, N, g, g] of each cell's true class among the image's visible cells; values: their mean, like cells."""
-    shown = (kind == VISIBLE).view(*kind.shape, *[1] * (cells.dim() - 2))
-    if not isinstance(target, ColorClasses):
-        mean = (cells * shown).sum(dim=(1, 2, 3), keepdim=True) / (
-            shown.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1) * cells.shape[2] * cells.shape[3]
-        )
-        return mean.expand_as(cells)
-    counts = torch.zeros(len(cells), target.classes)
-    counts.scatter_add_(1, cells.flatten(1), shown.expand_as(cells).flatten(1).float())
-    return (counts / counts.sum(1, keepdim=True).clamp_min(1)).gather(1, cells.flatten(1)).view(cells.shape)
 
 
 def _nearest(cells: Tensor, kind: Tensor, grid: tuple[int, int]) -> Tensor:

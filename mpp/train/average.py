@@ -1,36 +1,44 @@
-"""An exponential moving average of the weights, in float32 and outside the engine's module."""
+"""An exponential moving average of weights, in float32 and outside the engine's module: of a whole model, or of the encoder as a teacher."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from mpp.train.checkpoint import check_fit, whole
+from mpp.train.checkpoint import check_fit
 from mpp.train.commit import Commit, read_tensors
 from mpp.train.engine import Engine
 
 PREFIX = "ema/"
 
 
+def short_at_first(decay: float) -> Callable[[int], float]:
+    """min(decay, (1 + step) / (10 + step)) after so many steps (TensorFlow's rule)."""
+    return lambda step: min(decay, (1 + step) / (10 + step))
+
+
 class WeightAverage:
-    """`net` is a model of its own in eval mode, the same on all ranks: measure with it as with any other."""
+    """`net` is a model of its own in eval mode, the same on all ranks: measure with it, or learn from it, as with any other."""
 
-    def __init__(self, net: nn.Module, decay: float):
-        """net: at its first weights, before the engine has it; on the device."""
+    def __init__(self, net: nn.Module, decay_at: Callable[[int], float], within: str = ""):
+        """net: at its first weights, before the engine has it.  decay_at: optimiser steps done -> decay.  within: where in the engine's module
+        it lies, such as "encoder."."""
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay_at, self.within = decay_at, within
         self._ours = dict(self.net.named_parameters())
-
-    def decay_at(self, step: int) -> float:
-        """min(decay, (1 + step) / (10 + step)) after so many steps: short memory at first (TensorFlow's rule)."""
-        return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, engine: Engine, step: int) -> None:
         """Collective at ZeRO-3.  step: of the optimiser, the first is 1."""
         weight = 1 - self.decay_at(step)
-        for name, parameter in engine.module.named_parameters():
-            self._ours[name].lerp_(whole(engine, parameter).to(self._ours[name]), weight)
+        theirs = {name: parameter for name, parameter in engine.module.named_parameters() if name.startswith(self.within)}
+        ours: list[Tensor] = [self._ours[name.removeprefix(self.within)] for name in theirs]
+        if engine.stage < 3:  # in one pass
+            torch._foreach_lerp_(ours, [parameter.to(own) for parameter, own in zip(theirs.values(), ours, strict=True)], weight)
+            return
+        for own, parameter in zip(ours, theirs.values(), strict=True):  # one whole parameter at a time in memory
+            own.lerp_(engine.whole(parameter).to(own), weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """For the checkpoint."""

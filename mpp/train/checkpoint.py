@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpp.errors import CheckpointError, disk_fault
 from mpp.files import sync_path
@@ -22,11 +21,6 @@ from mpp.train.engine import Engine
 from mpp.train.resume import way_out
 from mpp.watch import meeting, watch
 from mpp.world import World
-
-
-def moments_of(optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
-    """torch's names of what an optimiser keeps for each parameter."""
-    return ("momentum_buffer",) if isinstance(optimiser, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
 
 
 @watch.slowly("saving a checkpoint")
@@ -39,9 +33,9 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], be
     """
     folder = checkpoint_folder(run_dir, record["step"])
     mine, facts = {}, {}
-    owners = _owners(engine.module, world.size)
+    owners = _owners(engine, world.size)
     for name, parameter in engine.module.named_parameters():
-        for kind, tensor in _collect(engine, parameter).items():
+        for kind, tensor in engine.state_of(parameter).items():
             if owners[name] == world.rank:
                 mine[f"{kind}/{name}"] = tensor.detach().float().cpu().contiguous().clone()
     if world.first and beside:
@@ -109,23 +103,20 @@ def restore(commit: Commit, engine: Engine, prime: Callable[[], None]) -> None:
     """
     prime()
     restore_weights(commit, engine)
-    kinds = moments_of(engine.inner_optimiser)
-    moments = {kind: read_tensors(commit, f"{kind}/") for kind in kinds}
+    moments = {kind: read_tensors(commit, f"{kind}/") for kind in engine.moments}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            for kind in kinds:
-                _set_moment(engine, parameter, kind, moments[kind][name].to(parameter.device))
-    for state in engine.inner_optimiser.state.values():
-        if "step" in state:  # SGD counts none
-            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), commit.step)
+            for kind in engine.moments:
+                engine.set_moment(parameter, kind, moments[kind][name].to(parameter.device))
+    engine.set_steps(commit.step)
 
 
 def restore_weights(commit: Commit, engine: Engine) -> None:
     """Raises CheckpointError where the checkpoint is of another model."""
     weights = read_tensors(commit, "weight/")
-    check_fit(weights, {name: tuple(_shape(p)) for name, p in engine.module.named_parameters()}, commit.folder)
+    check_fit(weights, {name: tuple(engine.shape_of(p)) for name, p in engine.module.named_parameters()}, commit.folder)
     for name, parameter in engine.module.named_parameters():
-        _set_weight(engine, parameter, weights[name].to(parameter.device))
+        engine.set_weight(parameter, weights[name].to(parameter.device))
 
 
 def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path | str) -> None:
@@ -138,66 +129,12 @@ def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], or
             )
 
 
-def _owners(module: nn.Module, world: int) -> dict[str, int]:
+def _owners(engine: Engine, world: int) -> dict[str, int]:
     """Parameter -> the rank that writes it: largest first, each to the lightest rank so far."""
     load = [0] * world
     owners = {}
-    for name, parameter in sorted(module.named_parameters(), key=lambda item: (-_shape(item[1]).numel(), item[0])):
+    for name, parameter in sorted(engine.module.named_parameters(), key=lambda item: (-engine.shape_of(item[1]).numel(), item[0])):
         rank = min(range(world), key=load.__getitem__)
         owners[name] = rank
-        load[rank] += _shape(parameter).numel()
+        load[rank] += engine.shape_of(parameter).numel()
     return owners
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO-3 a parameter is empty between uses
-
-
-def _collect(engine: Engine, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Collective at ZeRO 1-3: the whole float32 weight and moments."""
-    if not parameter.requires_grad:
-        return {"weight": whole(engine, parameter)}
-    if engine.stage == 0:
-        state = engine.inner_optimiser.state[parameter]
-        return {"weight": parameter, **{kind: state[kind] for kind in moments_of(engine.inner_optimiser)}}
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    return {
-        "weight": safe_get_full_fp32_param(parameter),
-        **{kind: safe_get_full_optimizer_state(parameter, kind) for kind in moments_of(engine.inner_optimiser)},
-    }
-
-
-def whole(engine: Engine, parameter: nn.Parameter) -> Tensor:
-    """Collective at ZeRO-3, where a parameter is in pieces between uses."""
-    if engine.stage < 3:
-        return parameter
-    from deepspeed.runtime.zero import GatheredParameters
-
-    with GatheredParameters([parameter]):
-        return parameter.detach().clone()
-
-
-def _set_weight(engine: Engine, parameter: nn.Parameter, value: Tensor) -> None:
-    if engine.stage and parameter.requires_grad:
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        safe_set_full_fp32_param(parameter, value)
-    # The setters leave the module's own copy as it was.
-    if engine.stage == 3:
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
-            parameter.copy_(value)
-    else:
-        with torch.no_grad():
-            parameter.copy_(value)
-
-
-def _set_moment(engine: Engine, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-    if engine.stage == 0:
-        engine.inner_optimiser.state[parameter][kind].copy_(value)
-        return
-    from deepspeed.utils import safe_set_full_optimizer_state
-
-    safe_set_full_optimizer_state(parameter, value, kind)

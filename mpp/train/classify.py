@@ -16,7 +16,8 @@ from mpp.data.loader import Batch, batches
 from mpp.data.order import EveryOnce
 from mpp.errors import DataError, of_this_rank
 from mpp.model.classifier import partners, soft_targets
-from mpp.train.step import images_on_device, normalise
+from mpp.model.normalise import normalise
+from mpp.train.step import images_on_device
 from mpp.world import World, together
 
 Triple = tuple[float, float, float]

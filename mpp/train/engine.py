@@ -1,4 +1,4 @@
-"""The only door to DeepSpeed: one process group, one engine, and what an optimiser step needs of them."""
+"""The only door to DeepSpeed: one process group, one engine, what an optimiser step needs of them, and the state that ZeRO deals out."""
 
 import logging
 import os
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
-from mpp.errors import ConfigError
-from mpp.model.pretraining import PretrainingModel
+from mpp.errors import ConfigError, UserError
 from mpp.text import say
 from mpp.watch import watch
 from mpp.world import World, join_processes
@@ -22,6 +21,7 @@ from mpp.world import World, join_processes
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between processes of one machine without a GPU
 
 COMPILING = "DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes"
+LEAST, TRIED = (0, 18), "mpp is tried with 0.18 and 0.19; pip install deepspeed==0.19.8"
 SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
 
 
@@ -31,6 +31,9 @@ def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = P
     world = join_processes(patience, slow, folder, alone_too=True)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+
+    if tuple(int(part) for part in deepspeed.__version__.split(".")[:2]) < LEAST:
+        raise UserError(f"DeepSpeed {deepspeed.__version__} is too old: {TRIED}")
 
     compiling = threading.Timer(SURPRISING_SECONDS, say, [COMPILING])  # also where an old one no longer fits, or another process compiles
     if world.device.type == "cpu":
@@ -99,12 +102,12 @@ class Engine:
             raise ConfigError(
                 f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
             ) from error
-        if self.stage == 3 and isinstance(model, PretrainingModel):
-            # Parameters that are used outside their own module's forward have to be announced.
-            vit = model.encoder.vit
-            for parameter in (vit.pos_embed, vit.cls_token, vit.reg_token):
-                if parameter is not None:
-                    deepspeed.zero.register_external_parameter(model.encoder, parameter)
+        if self.stage == 3:
+            for module in model.modules():
+                for parameter in getattr(module, "borrowed_parameters", tuple)():
+                    deepspeed.zero.register_external_parameter(module, parameter)
+        if self.stage in (1, 2) and not hasattr(self.optimiser, "_lazy_init_hp_params_optimizer_state"):
+            raise UserError(f"system.zero_stage={self.stage} does not work with DeepSpeed {deepspeed.__version__}: {TRIED}")
 
     @property
     def module(self) -> nn.Module:
@@ -115,10 +118,11 @@ class Engine:
         """torch's own, whose state ZeRO keeps in flat pieces."""
         return self.optimiser.optimizer if self.stage else self.optimiser
 
-    def predict(self, *inputs: Tensor) -> Tensor:
-        predicted = self.deepspeed(*inputs)
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the module's own forward pass gives, under autocast where system.precision says so."""
+        outputs = self.deepspeed(*inputs)
         watch.moved()
-        return predicted
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """loss: the mean over this micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
@@ -151,6 +155,71 @@ class Engine:
 
     def train(self, mode: bool) -> None:
         self.deepspeed.train(mode)
+
+    # The state by parameter, whole, which ZeRO keeps in flat pieces on all ranks.  The getters and setters are collective at the stages named.
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """torch's names of what the optimiser keeps for each parameter."""
+        return ("momentum_buffer",) if isinstance(self.inner_optimiser, torch.optim.SGD) else ("exp_avg", "exp_avg_sq")
+
+    @staticmethod
+    def shape_of(parameter: nn.Parameter) -> torch.Size:
+        return getattr(parameter, "ds_shape", parameter.shape)  # at ZeRO-3 a parameter is empty between uses
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """The module's own copy of it.  Collective at ZeRO-3."""
+        if self.stage < 3:
+            return parameter
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """{"weight": float32, moment: float32 ...}; of a frozen parameter its weight alone.  Collective at ZeRO 1-3."""
+        if not parameter.requires_grad:
+            return {"weight": self.whole(parameter)}
+        if self.stage == 0:
+            state = self.inner_optimiser.state[parameter]
+            return {"weight": parameter, **{kind: state[kind] for kind in self.moments}}
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        return {
+            "weight": safe_get_full_fp32_param(parameter),
+            **{kind: safe_get_full_optimizer_state(parameter, kind) for kind in self.moments},
+        }
+
+    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Collective at ZeRO-3."""
+        if self.stage and parameter.requires_grad:
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            safe_set_full_fp32_param(parameter, value)
+        # The setters leave the module's own copy as it was.
+        if self.stage == 3:
+            from deepspeed.runtime.zero import GatheredParameters
+
+            with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+                parameter.copy_(value)
+        else:
+            with torch.no_grad():
+                parameter.copy_(value)
+
+    def set_moment(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        """Once a step has created the state."""
+        if self.stage == 0:
+            self.inner_optimiser.state[parameter][kind].copy_(value)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, value, kind)
+
+    def set_steps(self, steps: int) -> None:
+        """How many steps the optimiser has taken."""
+        for state in self.inner_optimiser.state.values():
+            if "step" in state:  # SGD counts none
+                state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), steps)
 
 
 def _precisions(system: SystemConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every training loop says to people, and the one small sum its ranks share in a step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,14 @@ def clock(seconds: float) -> str:
 def signed(figure: float | None) -> str:
     """ "+0.1234"; "none" where the figure is not defined."""
     return "none" if figure is None else f"{figure:+.4f}"
+
+
+def progress_line(step: int, steps: int, words: str, values: Mapping[str, Any], seconds_left: float) -> str:
+    """words: what the program measured."""
+    return (
+        f"step {step}/{steps}  {words}  lr {values['optim/learning_rate']:.2e}  norm {values['optim/gradient_norm']:.3f}  "
+        f"{values['speed/samples_per_second']:.0f} img/s  wait {values['speed/wait_share']:.0%}  eta {clock(seconds_left)}"
+    )
 
 
 def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:

@@ -24,8 +24,8 @@ def test_maes_numbers_are_the_papers():
     assert (optim.name, optim.base_lr, optim.lr_batch, optim.final_lr, optim.layer_decay) == ("adamw", 5e-4, 256, 1e-6, 0.65)
     assert (optim.betas, optim.weight_decay, optim.clip_norm, optim.ema) == ((0.9, 0.999), 0.05, 0, None)
     assert (optim.epochs, optim.warmup_epochs, config.data.global_batch, config.data.test_crop) == (100, 5, 1024, 0.875)
-    schedule, steps = clock_of(config, steps_per_epoch=1239)  # 99 % of ImageNet
-    assert (steps, schedule.warmup_samples * 20, schedule.total_samples) == (123_900, schedule.total_samples, 123_900 * 1024)
+    schedule = clock_of(config, steps_per_epoch=1239)  # 99 % of ImageNet
+    assert (schedule.warmup_samples * 20, schedule.total_samples) == (schedule.total_samples, 123_900 * 1024)
 
 
 def test_the_vit_papers_numbers_are_the_papers():
@@ -35,17 +35,17 @@ def test_the_vit_papers_numbers_are_the_papers():
     assert (augment.flip, augment.rand_augment, augment.erasing, augment.mixes, augment.smoothing) == (True, None, 0, False, 0)
     assert (optim.name, optim.momentum, optim.weight_decay, optim.clip_norm, optim.layer_decay) == ("sgd", 0.9, 0, 1, 1)
     assert (optim.base_lr, optim.lr_batch, optim.final_lr, optim.steps, config.data.global_batch) == (0.03, None, 0, 20_000, 512)
-    schedule, steps = clock_of(config, steps_per_epoch=7)
-    assert (steps, schedule.warmup_samples) == (20_000, 500 * 512)
+    schedule = clock_of(config, steps_per_epoch=7)
+    assert (schedule.total_samples, schedule.warmup_samples) == (20_000 * 512, 500 * 512)
 
 
 def test_the_schedule_has_every_number_that_was_asked_for():
     words = ["optim={base_lr: 0.2, lr_batch: 16, final_lr: 0.04, epochs: 2, warmup_epochs: 0.5}", "data.global_batch=8"]
-    schedule, steps = clock_of(load(FinetuneConfig, None, words), steps_per_epoch=4)
+    schedule = clock_of(load(FinetuneConfig, None, words), steps_per_epoch=4)
     rates = [learning_rate(8 * step, schedule, 8) for step in (0, 1, 2, 5, 8)]
-    assert (steps, rates) == (8, pytest.approx([0, 0.05, 0.1, 0.07, 0.04]))
-    counted, steps = clock_of(load(FinetuneConfig, None, [*words, "optim.steps=4", "optim.warmup_steps=1"]), steps_per_epoch=4)
-    assert (steps, counted.total_samples, counted.warmup_samples) == (4, 32, 8)
+    assert (schedule.total_samples, rates) == (8 * 8, pytest.approx([0, 0.05, 0.1, 0.07, 0.04]))
+    counted = clock_of(load(FinetuneConfig, None, [*words, "optim.steps=4", "optim.warmup_steps=1"]), steps_per_epoch=4)
+    assert (counted.total_samples, counted.warmup_samples) == (32, 8)
 
 
 def refused(*words: str) -> str:

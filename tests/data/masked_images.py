@@ -3,19 +3,20 @@
 import numpy as np
 import torch
 
-from mpp.config.pretrain import RandomMask, ReplaceCorruption
 from mpp.data.augment import Augment
 from mpp.data.crop import cut
 from mpp.data.images import ShardImages
 from mpp.data.loader import MaskedImages
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
-from mpp.masking import Masking
+from mpp.recipe.corruption import ReplaceCorruption
+from mpp.recipe.masking import Masking
+from mpp.recipe.masks import RandomMask
 from mpp.rng import CROP, Draws
 
 SIZE = 16
 AUGMENT = Augment(SIZE, (0.2, 1.0), (0.75, 4 / 3), flip=True)
-MASKING = Masking(16, RandomMask(ratio=0.5), ReplaceCorruption())
+MASKING = Masking((4, 4), RandomMask(ratio=0.5), ReplaceCorruption())
 
 
 def dataset(folder, samples: int | None = None, seed: int = 5, max_pixels: int = 10**6) -> MaskedImages:

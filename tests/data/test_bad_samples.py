@@ -10,6 +10,7 @@ from mpp.data.loader import fixed_batches
 from mpp.errors import DataError
 from mpp.rng import CROP, MASK, Draws
 from tests.data.masked_images import AUGMENT, MASKING, crop_of, dataset, same
+from tests.masks import draw
 
 
 def test_a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed(tmp_path, make_shards, damage):
@@ -24,7 +25,7 @@ def test_a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed(tmp
     for row, sample in enumerate((6, 7)):
         assert np.array_equal(found["image"][row].numpy(), crop_of(whole, 8, 4, sample))
         assert bool(found["flip"][row]) == AUGMENT.draw(Draws(5, CROP, 4, sample, 0)).flip
-        assert found["kind"][row].tolist() == MASKING.draw(Draws(5, MASK, 4, sample, 0)).kind.tolist()
+        assert found["kind"][row].tolist() == draw(MASKING, Draws(5, MASK, 4, sample, 0)).kind.tolist()
     assert torch.equal(found["kind"][1], good["kind"][1])  # the mask is the one the sample would have had
     assert torch.equal(found["image"][2], good["image"][0])
 

@@ -6,12 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config.pretrain import DropCorruption, RandomMask
 from mpp.data.loader import FIXED, batches, fixed_batches, packed, unpacked
 from mpp.data.training_set import without_last
-from mpp.masking import Masking
+from mpp.recipe.corruption import DropCorruption
+from mpp.recipe.masking import Masking
+from mpp.recipe.masks import RandomMask
 from mpp.rng import MASK, Draws
 from tests.data.masked_images import MASKING, SIZE, crop_of, dataset, same, sampler
+from tests.masks import draw
 
 
 def test_a_batch_holds_what_the_recipe_needs(tiny_shards):
@@ -78,11 +80,11 @@ def test_two_samples_with_equal_pixels_are_cropped_and_masked_differently(tiny_s
     data = dataset(tiny_shards)
     crops = [crop_of(data, 0, 0, sample) for sample in range(10)]
     assert len({crop.tobytes() for crop in crops}) == 10
-    assert len({tuple(MASKING.draw(Draws(5, MASK, 0, sample, 0)).kind) for sample in range(10)}) == 10
+    assert len({tuple(draw(MASKING, Draws(5, MASK, 0, sample, 0)).kind) for sample in range(10)}) == 10
 
 
 def test_a_dropping_recipes_batch_has_static_shapes(tiny_shards):
-    data = replace(dataset(tiny_shards), masking=Masking(16, RandomMask(ratio=0.75), DropCorruption()))
+    data = replace(dataset(tiny_shards), masking=Masking((4, 4), RandomMask(ratio=0.75), DropCorruption()))
     batch = data.batch([(0, sample, sample) for sample in range(5)])
     assert batch["visible"].shape == (5, 4)
     assert batch["predicted"].shape == (5, 12)

@@ -17,7 +17,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import read_encoder
 from mpp.model.encoder import Encoder
-from mpp.model.pretraining import PretrainingModel, build_model
+from mpp.recipe.model import PretrainingModel, build_model
 from mpp.train import certificate
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
 
@@ -46,8 +46,7 @@ def scattered(model: torch.nn.Module) -> torch.nn.Module:
 def make_run(folder: Path, **changes) -> PretrainingModel:
     """A run folder with one commit."""
     config = PretrainConfig.model_validate(MAE | changes)
-    outputs = 3 * config.model.patch_size**2 if config.target.name == "pixels" else 512
-    model = scattered(build_model(config, outputs))
+    model = scattered(build_model(config))
     commit = checkpoint_folder(folder, 1)
     commit.mkdir(parents=True)
     path = commit / "rank00000.safetensors"
@@ -134,7 +133,7 @@ def test_a_process_without_mpp_opens_all_of_them_to_equal_tokens(exported, tmp_p
     for name in ("timm pooled", "pooler"):
         torch.testing.assert_close(found[name], tokens[:, 0], atol=1e-5, rtol=1e-5)
     visible = noise.argsort(1)[:, :4]
-    predictions = model(images, torch.zeros(2, 16), torch.zeros(2, 16), visible, torch.arange(16).expand(2, -1))
+    predictions = model.decoder(model.encoder(model.encoder.embed(images), visible), visible, torch.arange(16).expand(2, -1))
     torch.testing.assert_close(found["logits"], predictions, atol=1e-5, rtol=1e-5)
     assert found["mask"].sum() == 24
     centre = picture.resize((32, 32), Image.Resampling.BICUBIC, box=(16, 0, 80, 64))  # the square that mpp's probes see

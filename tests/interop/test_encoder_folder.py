@@ -9,7 +9,7 @@ from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError
 from mpp.interop.encoder_folder import PREFIX, fault_of, read_encoder, write_encoder
 from mpp.model.encoder import Encoder, build_encoder
-from mpp.model.pretraining import build_model
+from mpp.recipe.model import build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
@@ -111,7 +111,7 @@ def commit_of(run_dir, step: int, seed: int) -> PretrainConfig:
     from safetensors.torch import save_file
 
     config = PretrainConfig.model_validate({"seed": seed, "model": TINY, "data": {"mean": MEAN, "std": STD}})
-    model = build_model(config, outputs=512)
+    model = build_model(config)
     folder = checkpoint_folder(run_dir, step)
     folder.mkdir(parents=True)
     path = folder / "rank00000.safetensors"
@@ -127,7 +127,7 @@ def test_a_runs_encoder_is_that_of_its_newest_commit(tmp_path):
     config = commit_of(tmp_path / "run", 2, seed=2)
     found = read_encoder(tmp_path / "run")
     assert (found.model, found.mean, found.std, found.source) == (config.model, MEAN, STD, "run at 8192 samples")
-    expected = build_model(config, outputs=512).state_dict()
+    expected = build_model(config).state_dict()
     for name, value in found.net.state_dict().items():
         assert torch.equal(value, expected[PREFIX + name])
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
-from mpp.model.encoder import build_encoder, gather_tokens, sincos_positions, timm_arguments
+from mpp.model.encoder import build_encoder, timm_arguments
+from mpp.model.tokens import gather_tokens, sincos_positions
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 N = 16

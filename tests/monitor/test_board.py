@@ -6,7 +6,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpp.monitor.board import Board
-from mpp.pretraining import progress_line
+from mpp.train.progress import signed
 
 
 def write(board: Board, samples: list[int], value: float = 0.0) -> None:
@@ -112,11 +112,8 @@ def test_a_figure_that_is_not_defined_is_not_written_and_one_that_is_not_finite_
     assert "train/skill" not in events.Tags()["scalars"]
 
 
-def test_a_progress_line_names_a_skill_only_where_there_is_one():
-    values = {"train/loss": 0.5, "optim/learning_rate": 1e-3, "optim/gradient_norm": 1.0}
-    values |= {"speed/samples_per_second": 10.0, "speed/wait_share": 0.0}
-    assert "  skill none  lr" in progress_line(1, 2, 10, values | {"train/skill": None}, 5.0)
-    assert "  skill -0.2500  lr" in progress_line(1, 2, 10, values | {"train/skill": -0.25}, 5.0)
+def test_a_skill_that_is_not_defined_has_a_word():
+    assert (signed(None), signed(-0.25), signed(0.5)) == ("none", "-0.2500", "+0.5000")
 
 
 def test_curves_do_not_go_on_into_a_folder_that_was_taken_away(tmp_path):

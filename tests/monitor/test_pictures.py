@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE
 from mpp.monitor.pictures import COLUMNS, GREY, MARGIN, reconstruction
-from mpp.targets import ColorClasses, Pixels, class_color, gather_patches, patchify
+from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, DropCorruption, ReplaceCorruption
+from mpp.recipe.patches import gather_patches, patchify
+from mpp.recipe.targets.colors import ColorClasses, class_color
+from mpp.recipe.targets.pixels import Pixels
 
 P, SIDE = 4, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,7 +31,9 @@ def truth_of(target) -> torch.Tensor:
 
 
 def sheet(target, prediction, drops: bool = False):
-    return reconstruction(target, P, images(), KIND, SOURCE, PREDICTED, prediction, "title", drops)
+    corruption = DropCorruption() if drops else ReplaceCorruption()
+    model = SimpleNamespace(target=target, encoder=SimpleNamespace(grid=(SIDE, SIDE)), corruption=corruption, teacher=None)
+    return reconstruction(model, images(), KIND, SOURCE, PREDICTED, prediction, "title")
 
 
 def panel(picture, row: int, column: int, size: int = P * SIDE, rows: int = 2) -> np.ndarray:
@@ -46,7 +52,13 @@ def patch_of(picture: np.ndarray, number: int) -> np.ndarray:
     return picture[:, row * P : row * P + P, column * P : column * P + P]
 
 
-TARGETS = [ColorClasses(1, 3), ColorClasses(4, 3), ColorClasses(2, 2), Pixels(P, 2, False, MEAN, STD), Pixels(P, 2, True, MEAN, STD)]
+TARGETS = [
+    ColorClasses(4, 1, 3),
+    ColorClasses(4, 4, 3),
+    ColorClasses(4, 2, 2),
+    Pixels(P, 2, False, MEAN, STD),
+    Pixels(P, 2, True, MEAN, STD),
+]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -113,10 +125,11 @@ def test_a_mean_colour_is_drawn_as_the_middle_of_its_bin():
 
 @pytest.mark.parametrize(("size", "factor"), [(16, 6), (32, 3), (96, 1), (224, 1)])
 def test_small_images_are_enlarged_by_whole_pixels_to_fit_the_sheet(size, factor):
-    target = ColorClasses(1, 3)
+    target = ColorClasses(size // 4, 1, 3)
     pictures, places = images(size), torch.tensor([[0], [1]])
     kind = torch.zeros(2, 16, dtype=torch.long).scatter(1, places, MASKED)
-    found = reconstruction(target, size // 4, pictures, kind, torch.arange(16).repeat(2, 1), places, torch.zeros(2, 1, 512), "t", False)
+    model = SimpleNamespace(target=target, encoder=SimpleNamespace(grid=(4, 4)), corruption=ReplaceCorruption(), teacher=None)
+    found = reconstruction(model, pictures, kind, torch.arange(16).repeat(2, 1), places, torch.zeros(2, 1, 512), "t")
     assert found.width == MARGIN + len(COLUMNS) * (size * factor + MARGIN)
     assert found.height > 2 * (size * factor + MARGIN)
     for row in range(2):

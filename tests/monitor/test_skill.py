@@ -3,16 +3,18 @@ import math
 import pytest
 import torch
 
-from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE
 from mpp.monitor.skill import Baseline, fit_baseline
-from mpp.targets import ColorClasses, Pixels, patchify
+from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE
+from mpp.recipe.patches import patchify
+from mpp.recipe.targets.colors import ColorClasses
+from mpp.recipe.targets.pixels import Pixels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 RAW = Pixels(2, 2, False, (0.0,) * 3, (1 / 255,) * 3)  # in colours 0..255, to be reckoned by hand
 
 
 def fit(target, grid, cells, kind, held_out=None) -> Baseline:
-    return fit_baseline(target, grid, lambda: [(cells, kind)], lambda: [held_out or (cells, kind)])
+    return fit_baseline(target.baselines, grid, lambda: [(cells, kind)], lambda: [held_out or (cells, kind)])
 
 
 def values(*colors: float) -> torch.Tensor:
@@ -74,7 +76,7 @@ def test_constant_images_are_predicted_by_their_visible_patches():
 
 
 def test_the_constant_class_predictor_is_the_smoothed_histogram():
-    target = ColorClasses(1, 1)
+    target = ColorClasses(4, 1, 1)
     cells = torch.tensor([3, 3, 5, 0, 0])[None, :, None, None]
     found = fit(target, (1, 5), cells, torch.tensor([[MASKED, MASKED, MASKED, VISIBLE, KEPT]]))
     # Three masked cells and one more of each of 8 classes.
@@ -82,7 +84,7 @@ def test_the_constant_class_predictor_is_the_smoothed_histogram():
 
 
 def test_the_class_predictors_are_shrunk_to_a_probability_of_the_truth():
-    target = ColorClasses(1, 1)
+    target = ColorClasses(4, 1, 1)
     cells = torch.tensor([3, 3, 5, 3])[None, :, None, None]
     kind = torch.tensor([[MASKED, VISIBLE, VISIBLE, SWAPPED]])
     found = fit(target, (1, 4), cells, kind)
@@ -93,7 +95,9 @@ def test_the_class_predictors_are_shrunk_to_a_probability_of_the_truth():
     assert (found.name, found.weight, found.loss) == ("nearest", 1.0, found.losses["nearest"])
 
 
-@pytest.mark.parametrize("target", [ColorClasses(1, 1), ColorClasses(2, 1), Pixels(4, 2, False, MEAN, STD), Pixels(4, 1, True, MEAN, STD)])
+@pytest.mark.parametrize(
+    "target", [ColorClasses(4, 1, 1), ColorClasses(4, 2, 1), Pixels(4, 2, False, MEAN, STD), Pixels(4, 1, True, MEAN, STD)]
+)
 def test_all_predictors_agree_with_a_plain_loop(target):
     cells, kind = random_case(target)
     classes = isinstance(target, ColorClasses)
@@ -150,7 +154,7 @@ def test_the_mean_visible_pixel_is_one_number_or_one_a_channel():
     assert found.losses["visible"] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("target", [ColorClasses(2, 1), Pixels(4, 2, False, MEAN, STD)])
+@pytest.mark.parametrize("target", [ColorClasses(4, 2, 1), Pixels(4, 2, False, MEAN, STD)])
 @pytest.mark.parametrize("other", [SWAPPED, KEPT])
 def test_only_masked_patches_count(target, other):
     cells, kind = random_case(target)
@@ -174,7 +178,7 @@ def test_batches_of_any_size_give_the_same_baseline():
     target = Pixels(4, 2, False, MEAN, STD)
     cells, kind = random_case(target, batch=6)
     parts = lambda: zip(cells.split(4), kind.split(4), strict=True)
-    whole, split = fit(target, (4, 4), cells, kind), fit_baseline(target, (4, 4), parts, parts)
+    whole, split = fit(target, (4, 4), cells, kind), fit_baseline(target.baselines, (4, 4), parts, parts)
     assert split.name == whole.name
     assert split.losses == pytest.approx(whole.losses, rel=1e-5)
 
@@ -188,14 +192,14 @@ def test_skill_is_zero_for_the_baseline_one_for_the_truth_and_negative_below():
 
 
 def test_a_baseline_survives_its_file():
-    target = ColorClasses(1, 1)
+    target = ColorClasses(4, 1, 1)
     found = fit(target, (4, 4), *random_case(target))
     assert Baseline(**found.as_dict()) == found
 
 
 ONE_COLOUR = {
-    "classes": ColorClasses(3, 1),
-    "grid": ColorClasses(3, 4),
+    "classes": ColorClasses(4, 3, 1),
+    "grid": ColorClasses(4, 3, 4),
     "l2": Pixels(4, 2, False, MEAN, STD),
     "l1": Pixels(4, 1, False, MEAN, STD),
     "normalised": Pixels(4, 2, True, MEAN, STD),

@@ -10,54 +10,54 @@ ROWS = [
     # What is hidden, and what becomes of it.
     Row(
         "the loss is on visible patches too", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)", "predicted=np.tile(np.arange(patches), (count, 1))",
-        "tests/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
+        "tests/recipe/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
         "kept patches are left out of the loss", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)",
         "predicted=((kind == MASKED) | (kind == SWAPPED)).nonzero()[1].reshape(count, -1)",
-        "tests/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
+        "tests/recipe/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
         "only masked patches are in the loss", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)",
         "predicted=(kind == MASKED).nonzero()[1].reshape(count, -1)",
-        "tests/model/test_pretraining.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
+        "tests/recipe/test_model.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
     ),
     Row(
         "the mask is inverted", "mpp/masking.py", "visible = (kind == VISIBLE).nonzero()[1].reshape(count, patches - self.hidden)",
         "visible = kind.nonzero()[1].reshape(count, self.hidden)",
-        "tests/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
+        "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
         "a swap may show the patch itself", "mpp/masking.py", "(swapped + 1 + below_of(bits[:, patches:], patches - 1))",
-        "(swapped + below_of(bits[:, patches:], patches))", "tests/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
+        "(swapped + below_of(bits[:, patches:], patches))", "tests/recipe/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
     ),
     Plant(
         "swaps come from near patches only", "mpp.masking:below_of", "lambda bits, bound: real(bits, 4)",
-        "tests/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
+        "tests/recipe/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
     ),
     Row(
         "swaps show the corrupted embedding", "mpp/masking.py", "    shown = embeddings.gather(",
         "    embeddings = torch.where((kind == MASKED).unsqueeze(-1), mask_token, embeddings)\n    shown = embeddings.gather(",
-        "tests/test_masking.py::test_a_swap_shows_the_clean_embedding_even_of_a_masked_or_swapped_source",
+        "tests/recipe/test_masking.py::test_a_swap_shows_the_clean_embedding_even_of_a_masked_or_swapped_source",
     ),
     Row(
         "shares are rounded one by one", "mpp/masking.py", "    for i in by_remainder[: total - sum(counts)]:\n        counts[i] += 1",
         "    counts = [round(value) for value in exact]\n    counts[0] += total - sum(counts)",
-        "tests/test_masking.py::test_largest_remainder_agrees_with_exact_fractions",
+        "tests/recipe/test_masking.py::test_largest_remainder_agrees_with_exact_fractions",
     ),
     Row(
         "a dropping encoder rounds what it keeps", "mpp/masking.py", "math.floor(self.patches * (1 - self.mask.ratio) + 1e-9)",
-        "round(self.patches * (1 - self.mask.ratio))", "tests/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
+        "round(self.patches * (1 - self.mask.ratio))", "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
         "masks are applied to pixels", "mpp/model/pretraining.py", "corrupt(embeddings, kind, source, self.mask_token)",
         "corrupt(embeddings, kind, source, self.encoder.embed(torch.zeros_like(images))[0, 0])",
-        "tests/model/test_pretraining.py::test_the_encoder_sees_the_papers_corruption_of_embeddings",
+        "tests/recipe/test_model.py::test_the_encoder_sees_the_papers_corruption_of_embeddings",
     ),
     Row(
         "the mask token hides the position", "mpp/model/pretraining.py", "self.encoder(corrupt(embeddings, kind, source, self.mask_token))",
         "self.encoder(corrupt(embeddings + (place := self.encoder.vit.pos_embed[:, self.encoder.prefix :]), kind, source, self.mask_token) - place)",
-        "tests/model/test_pretraining.py::test_masked_patches_know_their_place",
+        "tests/recipe/test_model.py::test_masked_patches_know_their_place",
     ),
     Row(
         "a dropping encoder attends to hidden patches", "mpp/model/encoder.py",
@@ -73,73 +73,73 @@ ROWS = [
     Row(
         "visible patches are not put back in their places", "mpp/model/decoder.py",
         "everywhere.scatter(1, visible.unsqueeze(-1).expand_as(shown), shown)", "torch.cat([shown, everywhere[:, shown.shape[1] :]], dim=1)",
-        "tests/model/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
+        "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
     Row(
         "the decoder has no positions", "mpp/model/decoder.py", "self.blocks(tokens + self.positions)", "self.blocks(tokens)",
-        "tests/model/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
+        "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
     Row(
         "rows and columns of fixed positions are exchanged", "mpp/model/encoder.py", "for place in (column, row)]", "for place in (row, column)]",
-        "tests/model/test_mae_oracle.py::test_fixed_positions_equal_those_of_the_oracle",
+        "tests/recipe/test_mae_oracle.py::test_fixed_positions_equal_those_of_the_oracle",
     ),
     Row(
         "the linear decoder counts the class token as a patch", "mpp/model/decoder.py",
         "predicted [B, M] -> [B, M, O].\"\"\"\n        return self.head(gather_tokens(tokens[:, self.prefix :], predicted))",
         "predicted [B, M] -> [B, M, O].\"\"\"\n        return self.head(gather_tokens(tokens, predicted))",
-        "tests/model/test_pretraining.py::test_a_linear_decoder_maps_each_predicted_patchs_own_token",
+        "tests/recipe/test_model.py::test_a_linear_decoder_maps_each_predicted_patchs_own_token",
     ),
     Row(
         "building a model moves the global generator", "mpp/model/pretraining.py", "    with torch.random.fork_rng(devices=[]):", "    if True:",
-        "tests/model/test_pretraining.py::test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone",
+        "tests/recipe/test_model.py::test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone",
     ),
     # What must be predicted.
     Row(
         "colour bins are off by one level", "mpp/targets.py", "colors.clamp(0, 255) / 2 ** (8 - bits)", "(colors.clamp(0, 255) + 1) / 2 ** (8 - bits)",
-        "tests/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
+        "tests/recipe/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
     ),
     Row(
         "mean colours are rounded before binning", "mpp/targets.py", "colors.clamp(0, 255) / 2 ** (8 - bits)",
-        "colors.clamp(0, 255).round() / 2 ** (8 - bits)", "tests/test_targets.py::test_a_mean_just_below_an_edge_stays_below",
+        "colors.clamp(0, 255).round() / 2 ** (8 - bits)", "tests/recipe/test_targets.py::test_a_mean_just_below_an_edge_stays_below",
     ),
     Row(
         "the class puts blue first", "mpp/targets.py", "red, green, blue = level.unbind(-1)", "blue, green, red = level.unbind(-1)",
-        "tests/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
+        "tests/recipe/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
     ),
     Row(
         "patches are normalised by the batch's statistics", "mpp/targets.py", "middle = values.mean(dim=(2, 3, 4), keepdim=True)",
         "middle = values.mean(dim=(0, 1, 2, 3, 4), keepdim=True)",
-        "tests/test_targets.py::test_each_patch_is_normalised_by_its_own_mean_and_unbiased_variance",
+        "tests/recipe/test_targets.py::test_each_patch_is_normalised_by_its_own_mean_and_unbiased_variance",
     ),
     Row(
         "the variance is biased", "mpp/targets.py", "keepdim=True, unbiased=True)", "keepdim=True, unbiased=False)",
-        "tests/test_targets.py::test_a_zero_predictor_on_normalised_pixels_loses_one_less_one_value",
+        "tests/recipe/test_targets.py::test_a_zero_predictor_on_normalised_pixels_loses_one_less_one_value",
     ),
     Row(
         "the deviation is normalised per channel", "mpp/targets.py", "values.var(dim=(2, 3, 4), keepdim=True", "values.var(dim=(2, 3), keepdim=True",
-        "tests/model/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
+        "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
     Row(
         "predictions are read channel by channel", "mpp/targets.py", "unflatten(-1, (self.patch_size, self.patch_size, 3))  #",
         "unflatten(-1, (3, self.patch_size, self.patch_size)).permute(0, 1, 3, 4, 2)  #",
-        "tests/model/test_mae_oracle.py::test_patches_are_in_the_order_of_the_oracles_patchify",
+        "tests/recipe/test_mae_oracle.py::test_patches_are_in_the_order_of_the_oracles_patchify",
     ),
     Row(
         "patches are cut column by column", "mpp/targets.py", "p).permute(0, 2, 4, 1, 3, 5).reshape(batch, -1", "p).permute(0, 4, 2, 1, 3, 5).reshape(batch, -1",
-        "tests/test_targets.py::test_patches_lie_where_the_patch_embedding_puts_them",
+        "tests/recipe/test_targets.py::test_patches_lie_where_the_patch_embedding_puts_them",
     ),
     Row(
         "the target is taken from the wrong places", "mpp/train/step.py", "gather_patches(patchify(images, patch_size), predicted)",
         "patchify(images, patch_size)[:, : predicted.shape[1]]",
-        "tests/model/test_pretraining.py::test_the_loss_is_about_all_predicted_patches_and_no_other",
+        "tests/recipe/test_model.py::test_the_loss_is_about_all_predicted_patches_and_no_other",
     ),
     Row(
         "the target is the image before its flip", "mpp/train/step.py", "torch.where(batch[\"flip\"]", "torch.where(~batch[\"flip\"]",
-        "tests/model/test_pretraining.py::test_the_target_is_the_clean_flipped_unnormalised_image",
+        "tests/recipe/test_model.py::test_the_target_is_the_clean_flipped_unnormalised_image",
     ),
     Row(
         "images are flipped upside down", "mpp/train/step.py", "images.flip(-1), images)", "images.flip(-2), images)",
-        "tests/model/test_pretraining.py::test_images_are_flipped_left_to_right_where_the_batch_says_so",
+        "tests/recipe/test_model.py::test_images_are_flipped_left_to_right_where_the_batch_says_so",
     ),
     # How it is trained.
     Row(
@@ -167,7 +167,7 @@ ROWS = [
     ),
     Row(
         "training skill is over kept patches too", "mpp/train/step.py", "(kind.gather(1, predicted) == MASKED)", "(kind.gather(1, predicted) >= MASKED)",
-        "tests/model/test_pretraining.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
+        "tests/recipe/test_model.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
     ),
     Row(
         "the nearest visible patch may be a kept one", "mpp/monitor/skill.py", "hidden = (kind != VISIBLE)", "hidden = (kind == MASKED)",
@@ -319,22 +319,22 @@ ROWS = [
     Row(
         "the decoder's places are shifted without a class token", "mpp/model/decoder.py", "torch.cat([torch.zeros(prefix, config.width), fixed])[None]",
         "torch.cat([torch.zeros(max(prefix, 1), config.width), fixed])[None, : prefix + len(fixed)]",
-        "tests/model/test_pretraining.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
+        "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
         "registers take the first places of the decoder", "mpp/model/decoder.py", "torch.cat([torch.zeros(prefix, config.width), fixed])[None]",
         "torch.cat([torch.zeros(min(prefix, 1), config.width), fixed, fixed])[None, : prefix + len(fixed)]",
-        "tests/model/test_pretraining.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
+        "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
         "registers are taken for patches", "mpp/model/encoder.py", "self.prefix: int = vit.num_prefix_tokens", "self.prefix: int = int(vit.has_class_token)",
-        "tests/model/test_pretraining.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
+        "tests/recipe/test_model.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
     ),
     Row(
         "visible patches have the first places", "mpp/model/encoder.py", "        tokens = self._positioned(embeddings)\n        if visible is not None:\n",
         "        if visible is not None:\n            embeddings = torch.cat([gather_tokens(embeddings, visible), embeddings[:, visible.shape[1] :]], dim=1)\n"
         "            visible = torch.arange(visible.shape[1]).expand_as(visible)\n        tokens = self._positioned(embeddings)\n        if visible is not None:\n",
-        "tests/model/test_pretraining.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
+        "tests/recipe/test_model.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
     ),
     # In which precision.
     Row(

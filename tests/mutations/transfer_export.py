@@ -5,7 +5,7 @@ from tests.mutations import Row
 FOREIGN, CERTIFICATE, CONTINUED = (
     "tests/interop/test_foreign_encoder.py",
     "tests/interop/test_certificate.py",
-    "tests/train/test_continue_pretraining.py",
+    "tests/interop/test_start_from.py",
 )
 BACKBONE = "tests/model/test_backbone.py"
 

@@ -26,10 +26,11 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 import mpp.finetuning
+import mpp.train.run
 from mpp.errors import UserError
 from mpp.finetune import main
-world = mpp.finetuning.start_distributed()
-mpp.finetuning.start_distributed = lambda *_: world  # one process group for all runs
+world = mpp.train.run.start_distributed()
+mpp.train.run.start_distributed = lambda *_: world  # one process group for all runs
 dist.destroy_process_group = lambda: None
 mpp.finetuning.draw_answers = lambda *_: None
 os.fsync = lambda _: None
@@ -45,7 +46,7 @@ class Clock:
     def perf_counter(self):
         self.seconds += 1
         return float(self.seconds)
-mpp.finetuning.time = Clock()
+mpp.train.run.time = Clock()
 torch.nn.Module.compile = lambda self: print("compiled")
 calls = []
 fused = functional.scaled_dot_product_attention

@@ -9,7 +9,7 @@ import torch
 from mpp.data.shard_format import seal
 from mpp.errors import run_program
 from mpp.interop.encoder_folder import read_encoder
-from mpp.model.encoder import sincos_positions
+from mpp.model.tokens import sincos_positions
 from mpp.pretrain import main
 from tests.pipeline.conftest import TINY, pretrain, succeed
 

@@ -15,8 +15,9 @@ from mpp.data.images import ShardImages
 from mpp.data.loader import FIXED, MaskedImages
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
-from mpp.masking import MASKED, Masking
-from mpp.model.pretraining import build_model
+from mpp.recipe.corruption import MASKED, corrupt
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
 from mpp.rng import DROP_PATH, seed_of
 from tests.pipeline.conftest import TINY, metrics, succeed, tensors
 
@@ -36,7 +37,7 @@ def dataset(shards):
     data = CONFIG.data
     shard_set = ShardSet.open(shards)
     augment = Augment(CONFIG.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
-    masking = Masking(CONFIG.model.patches, CONFIG.mask, CONFIG.corruption)
+    masking = Masking(CONFIG.model.grid, CONFIG.mask, CONFIG.corruption)
     return MaskedImages(ShardImages(shard_set, data.max_pixels), augment, masking, CONFIG.seed, range(len(shard_set)))
 
 
@@ -57,7 +58,8 @@ def losses(model, batch):
         patches = [image[:, 4 * (n // 4) : 4 * (n // 4) + 4, 4 * (n % 4) : 4 * (n % 4) + 4] for n in predicted.tolist()]
         bins = [[int(channel.mean()) // 32 for channel in patch] for patch in patches]
         rows.append([64 * red + 8 * green + blue for red, green, blue in bins])
-    out = model((images / 255 - 0.5) / 0.5, batch["kind"], batch["source"], batch["visible"], batch["predicted"])
+    tokens = model.encoder(corrupt(model.encoder.embed((images / 255 - 0.5) / 0.5), batch["kind"], batch["source"], model.mask_token))
+    out = model.decoder(tokens, None, batch["predicted"])
     loss = F.cross_entropy(out.flatten(0, 1), torch.tensor(rows).flatten(), reduction="none").view(len(rows), -1)
     masked = torch.stack([kind[predicted] == MASKED for kind, predicted in zip(batch["kind"], batch["predicted"], strict=True)])
     assert 0 < masked.sum() < masked.numel()  # kept and swapped ones are predicted too
@@ -65,7 +67,7 @@ def losses(model, batch):
 
 
 def model_at(run, step):
-    model = build_model(CONFIG, 512, False)
+    model = build_model(CONFIG, False)
     model.load_state_dict({n.removeprefix("weight/"): t for n, t in tensors(run, step).items() if n.startswith("weight/")})
     return model
 

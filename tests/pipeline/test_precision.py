@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import SystemConfig
 from mpp.data.order import plan_batch
-from mpp.masking import Masking
-from mpp.model.pretraining import build_model
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
+from tests.masks import draw
 from mpp.rng import MASK, Draws
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
@@ -26,22 +27,22 @@ from mpp.train.optim import build_optimiser
 world = start_distributed()
 model = {"arch": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
 config = PretrainConfig.model_validate({"model": model})
-masking, plan = Masking(16, config.mask, config.corruption), plan_batch(8, None, world.size, 4)
+masking, plan = Masking((4, 4), config.mask, config.corruption), plan_batch(8, None, world.size, 4)
 
 def micro_batch(step, number):  # the same whichever rank takes it
     dice = torch.Generator().manual_seed(100 * step + number)
-    masks = [masking.draw(Draws(0, MASK, step, 4 * number + i)) for i in range(4)]
+    masks = [draw(masking, Draws(0, MASK, step, 4 * number + i)) for i in range(4)]
     masks = [torch.from_numpy(np.stack([getattr(mask, name) for mask in masks])) for name in ("kind", "source", "visible", "predicted")]
-    return torch.rand(4, 3, 16, 16, generator=dice) * 2 - 1, masks, torch.randint(0, 512, (4, masking.hidden), generator=dice)
+    return torch.rand(4, 3, 16, 16, generator=dice) * 255, masks, torch.randint(0, 512, (4, masking.counts[0]), generator=dice)
 
 def loss_of(prediction, goal):
     return cross_entropy(prediction.float().flatten(0, 1), goal.flatten())
 
 for system in json.loads(sys.argv[1]):
-    model, system = build_model(config, 512, False), SystemConfig(**system)
+    model, system = build_model(config, False), SystemConfig(**system)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=system.precision == "bf16"):  # before DeepSpeed has seen it
         images, masks, goal = micro_batch(0, 0)
-        alone = model(images, *masks)
+        alone, _, _ = model(images, *masks)
         alone = [str(alone.dtype), float(loss_of(alone, goal))]
     engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, 0.0)
     losses, norms = [], []
@@ -49,7 +50,7 @@ for system in json.loads(sys.argv[1]):
         total = torch.zeros(())
         for turn in range(plan.accumulation):
             images, masks, goal = micro_batch(step, world.rank * plan.accumulation + turn)
-            prediction = engine.predict(images, *masks)
+            prediction, _, _ = engine.forward(images, *masks)
             loss = loss_of(prediction, goal)
             if not losses and not turn:
                 first = [str(prediction.dtype), float(loss)]

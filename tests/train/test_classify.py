@@ -14,7 +14,7 @@ from mpp.data.labelled_crops import LabelledCrops
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.train import classify
-from mpp.train.average import WeightAverage
+from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import inputs_and_targets, measure
 from mpp.world import World
 
@@ -118,7 +118,7 @@ def test_a_replaced_set_of_ids_is_all_that_is_measured(tiny_shards, alone):
 
 def test_the_average_follows_its_formula_and_starts_with_a_short_memory():
     net = nn.Linear(2, 1, bias=False)
-    average = WeightAverage(net, 0.5)
+    average = WeightAverage(net, short_at_first(0.5))
     wanted = net.weight.detach().clone()
     for step in range(1, 12):
         with torch.no_grad():

@@ -3,7 +3,7 @@ import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import OptimConfig
-from mpp.model.pretraining import build_model
+from mpp.recipe.model import build_model
 from mpp.train.optim import build_optimiser, layer_decay_groups, parameter_groups, spares
 
 MODEL = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 1, "heads": 3}
@@ -18,7 +18,7 @@ RECIPES = {
 
 
 def model_of(recipe: str):
-    return build_model(PretrainConfig.model_validate(RECIPES[recipe]), outputs=7)
+    return build_model(PretrainConfig.model_validate(RECIPES[recipe]))
 
 
 def names(model, group: dict) -> set[str]:

@@ -17,11 +17,10 @@ from mpp.data.labelled import open_labelled
 from mpp.data.labelled_crops import LabelledCrops
 from mpp.data.loader import FIXED, MaskedImages, fixed_batches
 from mpp.data.shards import ShardSet
-from mpp.masking import Masking
-from mpp.model.pretraining import build_model
 from mpp.monitor.skill import Baseline
-from mpp.pretraining import on_holdout
-from mpp.targets import make_target
+from mpp.pretraining import loss_and_skill, on_holdout
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
 from mpp.train.classify import measure
 from mpp.transfer.in_the_loop import answers
 from mpp.world import World
@@ -109,18 +108,18 @@ def test_answers_of_probes_beside_the_encoder_stand_by_image_whichever_part_come
 
 def test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once(tiny_shards, monkeypatch):
     config = load(PretrainConfig, None, TINY)
-    shards, target = ShardSet.open(tiny_shards), make_target(config.target, 8, HALF, HALF)
-    masking = Masking(4, config.mask, config.corruption)
+    shards = ShardSet.open(tiny_shards)
+    masking = Masking((2, 2), config.mask, config.corruption)
     data = MaskedImages(ShardImages(shards, 10**6), Augment(16, (0.5, 1), (0.75, 1.33), True), masking, 0, range(40))
-    model = build_model(config, target.outputs, False)
+    model = build_model(config, False)
     modes: list[bool] = []
-    engine = SimpleNamespace(predict=model.eval(), train=modes.append)
+    engine = SimpleNamespace(forward=model.eval(), train=modes.append)
     baseline = Baseline("any", 1.0, 2.0, {})
 
     def work(world):
         size = {1: 11, 2: 3, 3: 2}[world.size]  # of the 11 images; on 2 and on 3 ranks a twelfth fills up the last batch
         batches = list(fixed_batches(data, np.arange(29, 40), size, world.rank, world.size))
-        return on_holdout(engine, target, batches, baseline, config, world)
+        return loss_and_skill(on_holdout(engine, batches, world), baseline)
 
     (alone,) = Ranks(1).run(monkeypatch, work)
     assert modes == [False, True]

@@ -1,7 +1,5 @@
 """The corruption and the loss, end to end on the model: what the encoder sees, and what the loss is about."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,14 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.pretrain import TransformerDecoder as TransformerConfig
-from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Mask, Masking
-from mpp.model.decoder import TransformerDecoder
-from mpp.model.encoder import sincos_positions
-from mpp.model.pretraining import build_model
+from mpp.model.normalise import normalise
+from mpp.model.tokens import sincos_positions
+from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, corrupt
+from mpp.recipe.decoders.transformer import Transformer, TransformerDecoder
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
+from mpp.recipe.patches import gather_patches, patchify
 from mpp.rng import MASK, Draws
-from mpp.targets import gather_patches, make_target, patchify
-from mpp.train.step import images_on_device, normalise, predict
+from mpp.train.step import images_on_device
+from tests.masks import draw
 
 N, P = 16, 8
 PAPER = {}
@@ -29,13 +29,13 @@ def recipe(**changes) -> PretrainConfig:
     return PretrainConfig.model_validate({"model": model, "mask": {"name": "random", "ratio": 0.625}} | changes)
 
 
-def model_of(config: PretrainConfig, outputs: int = 512):
-    return build_model(config, outputs, fused_attention=False).eval()
+def model_of(config: PretrainConfig):
+    return build_model(config, fused_attention=False).eval()
 
 
 def masks(config: PretrainConfig, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
-    masking = Masking(config.model.patches, config.mask, config.corruption)
-    drawn: list[Mask] = [masking.draw(Draws(seed, MASK, 0, sample)) for sample in range(batch)]
+    masking = Masking(config.model.grid, config.mask, config.corruption)
+    drawn = [draw(masking, Draws(seed, MASK, 0, sample)) for sample in range(batch)]
     names = ("kind", "source", "visible", "predicted")
     return {name: torch.from_numpy(np.stack([getattr(mask, name) for mask in drawn])) for name in names}
 
@@ -53,10 +53,9 @@ def with_other_pixels(images: torch.Tensor, image: int, patch: int) -> torch.Ten
     return altered
 
 
-def step(config: PretrainConfig, model, images: torch.Tensor, mask: dict[str, torch.Tensor], flip: list[bool] | None = None):
-    target = make_target(config.target, P, config.data.mean, config.data.std)
-    batch = {"image": images, "flip": torch.tensor(flip or [False] * len(images)), **mask}
-    return predict(SimpleNamespace(predict=model), target, batch, P, config.data.mean, config.data.std, torch.device("cpu"))
+def step(model, images: torch.Tensor, mask: dict[str, torch.Tensor], flip: list[bool] | None = None):
+    batch = {"image": images, "flip": torch.tensor(flip or [False] * len(images))}
+    return model(images_on_device(batch, torch.device("cpu")), **mask)
 
 
 @torch.no_grad()
@@ -64,9 +63,8 @@ def test_the_encoder_sees_the_papers_corruption_of_embeddings():
     config = recipe()
     model, mask, seen = model_of(config), masks(config), []
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    images = normalise(pictures().float(), config.data.mean, config.data.std)
-    model(images, **mask)
-    clean = model.encoder.embed(images)
+    model(pictures().float(), **mask)
+    clean = model.encoder.embed(normalise(pictures().float(), config.data.mean, config.data.std))
     for b in range(2):
         for n in range(N):
             kind = mask["kind"][b, n]
@@ -83,20 +81,20 @@ def test_masked_pixels_cannot_influence_a_replacing_encoder():
     config = recipe(**ONLY_MASKED)
     model, mask = model_of(config), masks(config)
     images = pictures()
-    predictions, _, _ = step(config, model, images, mask)
+    predictions, _, _ = step(model, images, mask)
     altered = images
     for b in range(2):
         for patch in mask["predicted"][b].tolist():
             altered = with_other_pixels(altered, b, patch)
-    assert torch.equal(step(config, model, altered, mask)[0], predictions)
-    assert not torch.equal(step(config, model, with_other_pixels(images, 0, int(mask["visible"][0, 0])), mask)[0], predictions)
+    assert torch.equal(step(model, altered, mask)[0], predictions)
+    assert not torch.equal(step(model, with_other_pixels(images, 0, int(mask["visible"][0, 0])), mask)[0], predictions)
 
 
 @torch.no_grad()
 def test_masked_patches_know_their_place():
     config = recipe(**ONLY_MASKED)
     model, mask = model_of(config), masks(config)
-    predictions, _, _ = step(config, model, pictures(), mask)
+    predictions, _, _ = step(model, pictures(), mask)
     first = predictions[0]
     assert all((first[i] - first[j]).abs().max() > 1e-4 for i in range(len(first)) for j in range(i))
 
@@ -106,13 +104,13 @@ def test_dropped_pixels_cannot_influence_the_predictions():
     config = recipe(**DROP)
     model, mask = model_of(config), masks(config)
     images = pictures()
-    predictions, _, _ = step(config, model, images, mask)
+    predictions, _, _ = step(model, images, mask)
     altered = images
     for b in range(2):
         for patch in mask["predicted"][b].tolist():
             altered = with_other_pixels(altered, b, patch)
-    assert torch.equal(step(config, model, altered, mask)[0], predictions)
-    assert not torch.equal(step(config, model, with_other_pixels(images, 1, int(mask["visible"][1, 2])), mask)[0][1], predictions[1])
+    assert torch.equal(step(model, altered, mask)[0], predictions)
+    assert not torch.equal(step(model, with_other_pixels(images, 1, int(mask["visible"][1, 2])), mask)[0][1], predictions[1])
 
 
 @torch.no_grad()
@@ -120,15 +118,15 @@ def test_dropped_pixels_cannot_influence_the_predictions():
 @pytest.mark.parametrize("target", [{"name": "pixels"}, {"name": "color_grid"}])
 def test_the_loss_is_about_all_predicted_patches_and_no_other(changes, target):
     config = recipe(target=target, **changes)
-    model, mask = model_of(config, outputs=192 if target["name"] == "pixels" else 16 * 512), masks(config, batch=1)
+    model, mask = model_of(config), masks(config, batch=1)
     model.decoder.head.weight.zero_()  # a constant prediction: only the targets are left in the loss
     images = pictures(1)
-    _, loss, _ = step(config, model, images, mask)
+    _, loss, _ = step(model, images, mask)
     assert loss.shape == (1, 10)
     model.decoder.head.bias.normal_(generator=torch.Generator().manual_seed(0))
-    _, loss, _ = step(config, model, images, mask)
+    _, loss, _ = step(model, images, mask)
     for patch in range(N):
-        _, altered, _ = step(config, model, with_other_pixels(images, 0, patch), mask)
+        _, altered, _ = step(model, with_other_pixels(images, 0, patch), mask)
         changed = (altered != loss)[0].tolist()
         assert changed == [patch == place for place in mask["predicted"][0].tolist()]
 
@@ -137,7 +135,7 @@ def test_the_loss_is_about_all_predicted_patches_and_no_other(changes, target):
 def test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill():
     config = recipe()
     mask = masks(config)
-    _, loss, masked = step(config, model_of(config), pictures(), mask)
+    _, loss, masked = step(model_of(config), pictures(), mask)
     kinds = mask["kind"].gather(1, mask["predicted"])
     assert loss.shape == (2, 10)
     assert sorted(kinds[0].tolist()) == [MASKED] * 8 + [SWAPPED, KEPT]
@@ -150,13 +148,14 @@ def test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill():
 def test_the_target_is_the_clean_flipped_unnormalised_image(target):
     config = recipe(target=target)
     mask = masks(config)
-    model = model_of(config, outputs=192 if target["name"] == "pixels" else 512)
-    prediction, loss, _ = step(config, model, pictures(), mask, flip=[True, False])
+    model = model_of(config)
+    prediction, loss, _ = step(model, pictures(), mask, flip=[True, False])
     images = pictures().float()
     images[0] = images[0].flip(-1)
-    ours = make_target(config.target, P, config.data.mean, config.data.std)
+    ours = model.target
     assert torch.equal(loss, ours.loss(prediction, ours.cells(gather_patches(patchify(images, P), mask["predicted"]))))
-    torch.testing.assert_close(prediction, model((images / 255 - 0.5) / 0.5, **mask), atol=1e-6, rtol=1e-5)
+    embeddings = corrupt(model.encoder.embed((images / 255 - 0.5) / 0.5), mask["kind"], mask["source"], model.mask_token)
+    torch.testing.assert_close(prediction, model.decoder(model.encoder(embeddings), None, mask["predicted"]), atol=1e-6, rtol=1e-5)
 
 
 def test_images_are_flipped_left_to_right_where_the_batch_says_so():
@@ -179,16 +178,17 @@ def test_normalisation_is_by_channel_in_0_to_1():
 @given(st.permutations(range(10)), st.integers(0, 100))
 def test_each_prediction_is_its_own_patchs(order, seed):
     for config in (recipe(), recipe(**DROP)):
-        model, mask = model_of(config, outputs=5), masks(config, seed=seed)
-        images = normalise(pictures().float(), config.data.mean, config.data.std)
+        model, mask = model_of(config), masks(config, seed=seed)
+        images = pictures().float()
         other = mask | {"predicted": mask["predicted"][:, list(order)]}
-        assert torch.equal(model(images, **other), model(images, **mask)[:, list(order)])
+        for reordered, whole in zip(model(images, **other), model(images, **mask), strict=True):
+            assert torch.equal(reordered, whole[:, list(order)])
 
 
 @torch.no_grad()
 def test_a_linear_decoder_maps_each_predicted_patchs_own_token():
     config = recipe()
-    model, mask = model_of(config, outputs=5), masks(config)
+    model, mask = model_of(config), masks(config)
     tokens = torch.randn(2, 1 + N, 48)
     found = model.decoder(tokens, None, mask["predicted"])
     for b in range(2):
@@ -217,7 +217,7 @@ def test_only_a_replacing_recipe_has_a_mask_token_at_the_encoder():
 def test_every_trainable_parameter_gets_a_gradient(changes):
     config = recipe(**changes)
     model, mask = model_of(config), masks(config)
-    _, loss, _ = step(config, model, pictures(), mask)
+    _, loss, _ = step(model, pictures(), mask)
     loss.mean().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
 
@@ -226,7 +226,7 @@ def test_every_trainable_parameter_gets_a_gradient(changes):
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none(prefix):
     """prefix: no class token, one, and one with four registers."""
-    decoder = TransformerDecoder(12, 7, prefix, (2, 3), TransformerConfig(depth=1, width=8, heads=2), False)
+    decoder = Transformer(12, 7, prefix, (2, 3), TransformerDecoder(depth=1, width=8, heads=2), False)
     decoder.blocks = torch.nn.Identity()
     nn_init = torch.Generator().manual_seed(0)
     tokens, visible = torch.randn(2, prefix + 2, 12, generator=nn_init), torch.tensor([[4, 1], [0, 5]])

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from mpp.config.pretrain import PretrainConfig
-from mpp.masking import Masking
-from mpp.model.encoder import sincos_positions
-from mpp.model.pretraining import PretrainingModel, build_model
+from mpp.model.tokens import sincos_positions
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import PretrainingModel, build_model
+from mpp.recipe.patches import patchify
 from mpp.rng import MASK, Draws
-from mpp.targets import gather_patches, make_target, patchify
+from tests.masks import draw
 
 transformers = pytest.importorskip("transformers")
 from transformers.models.vit_mae import modeling_vit_mae  # noqa: E402
@@ -31,9 +32,10 @@ def ours(patch: int, normalise: bool) -> tuple[PretrainConfig, PretrainingModel]
             "corruption": {"name": "drop"},
             "target": {"name": "pixels", "normalise": normalise},
             "decoder": {"name": "transformer", "depth": 2, "width": DECODER, "heads": 4},
+            "data": {"mean": MEAN, "std": STD},
         }
     )  # fmt: skip
-    model = build_model(config, patch * patch * 3, fused_attention=False).eval()
+    model = build_model(config, fused_attention=False).eval()
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():  # biases and norms too, which begin as zeros and ones
         for parameter in model.parameters():
@@ -103,11 +105,11 @@ def translated(name: str, weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def inputs(config: PretrainConfig, batch: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """Images 0..255, our masks, and noise that makes the oracle choose the same patches, in an order of its own."""
-    masking = Masking(config.model.patches, config.mask, config.corruption)
-    drawn = [masking.draw(Draws(2, MASK, 0, sample)) for sample in range(batch)]
+    masking = Masking(config.model.grid, config.mask, config.corruption)
+    drawn = [draw(masking, Draws(2, MASK, 0, sample)) for sample in range(batch)]
     mask = {name: torch.from_numpy(np.stack([getattr(m, name) for m in drawn])) for name in ("kind", "source", "visible", "predicted")}
     generator = torch.Generator().manual_seed(3)
-    noise = torch.rand(batch, config.model.patches, generator=generator) + (mask["kind"] > 0)
+    noise = torch.rand(batch, (IMAGE // config.model.patch_size) ** 2, generator=generator) + (mask["kind"] > 0)
     return torch.randint(0, 256, (batch, 3, IMAGE, IMAGE), generator=generator).float(), mask, noise
 
 
@@ -120,10 +122,9 @@ def test_predictions_loss_and_gradients_equal_the_oracles(patch, normalise):
     config, model = ours(patch, normalise)
     oracle = theirs(model, patch, normalise)
     images, mask, noise = inputs(config)
-    target = make_target(config.target, patch, MEAN, STD)
 
-    found = model(normalised(images), **mask)
-    loss = target.loss(found, target.cells(gather_patches(patchify(images, patch), mask["predicted"]))).mean()
+    found, loss, _ = model(images, **mask)
+    loss = loss.mean()
     expected = oracle(normalised(images), noise=noise)
 
     assert torch.equal(expected.mask.bool(), mask["kind"] > 0)
@@ -147,7 +148,7 @@ def test_patches_are_in_the_order_of_the_oracles_patchify(patch):
     config, model = ours(patch, False)
     oracle = theirs(model, patch, False)
     images, _, _ = inputs(config)
-    target = make_target(config.target, patch, MEAN, STD)
+    target = model.target
     torch.testing.assert_close(target.cells(patchify(images, patch)).flatten(2), oracle.patchify(normalised(images)), atol=1e-6, rtol=1e-6)
     assert torch.equal(target.answer(oracle.patchify(images)).permute(0, 1, 4, 2, 3), patchify(images, patch))
 
@@ -173,7 +174,7 @@ def test_neither_sees_the_pixels_of_masked_patches():
     side = IMAGE // 8
     altered = patches.view(3, side, side, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(3, 3, IMAGE, IMAGE)
     assert not torch.equal(altered, images)
-    assert torch.equal(model(normalised(altered), **mask), model(normalised(images), **mask))
+    assert torch.equal(model(altered, **mask)[0], model(images, **mask)[0])
     torch.testing.assert_close(
         oracle(normalised(altered), noise=noise).logits, oracle(normalised(images), noise=noise).logits, atol=1e-6, rtol=0
     )

@@ -7,10 +7,10 @@ import torch
 from mpp import pretraining
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
-from mpp.masking import Masking
-from mpp.model.pretraining import PretrainingModel, build_model
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import PretrainingModel, build_model
 from mpp.rng import MASK, Draws
-from mpp.targets import gather_patches, make_target, patchify
+from tests.masks import draw
 
 transformers = pytest.importorskip("transformers")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,15 +60,14 @@ def configured(source, **changes) -> PretrainConfig:
 
 def first_loss(config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PretrainingModel]:
     """Of a model that begins from config.init_from; the images 0..255 and the noise by which the oracle hides the same patches."""
-    model = build_model(config, 192, False).eval()
+    model = build_model(config, False).eval()
     pretraining.initialise_from(model, config)
-    masking = Masking(config.model.patches, config.mask, config.corruption)
-    drawn = [masking.draw(Draws(2, MASK, 0, sample)) for sample in range(3)]
+    masking = Masking(config.model.grid, config.mask, config.corruption)
+    drawn = [draw(masking, Draws(2, MASK, 0, sample)) for sample in range(3)]
     mask = {name: torch.from_numpy(np.stack([getattr(m, name) for m in drawn])) for name in ("kind", "source", "visible", "predicted")}
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=generator).float()
-    target = make_target(config.target, 8, MEAN, STD)
-    loss = target.loss(model(normalised(images), **mask), target.cells(gather_patches(patchify(images, 8), mask["predicted"]))).mean()
+    loss = model(images, **mask)[1].mean()
     return loss, images, torch.rand(3, 16, generator=generator) + (mask["kind"] > 0), model
 
 
@@ -121,7 +120,7 @@ def test_an_encoder_without_its_decoder_begins_with_a_fresh_one_and_says_so(orac
     )
     *_, model = first_loss(configured(tmp_path / "encoder.pth", data={"mean": (0.5, 0.5, 0.5)}))
     assert torch.equal(model.encoder.vit.blocks[1].mlp.fc1.weight, oracle.vit.layers[1].mlp.fc1.weight)
-    fresh = build_model(configured(""), 192, False).decoder.state_dict()
+    fresh = build_model(configured(""), False).decoder.state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in model.decoder.state_dict().items())
     said = capsys.readouterr().out
     assert f"{len(fresh)} begin afresh" in said and "data.mean=[0.485, 0.456, 0.406]" in said

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config.pretrain import DropCorruption, RandomMask, ReplaceCorruption
-from mpp.masking import KEPT, MASKED, SWAPPED, VISIBLE, Masking, corrupt, largest_remainder
+from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, DropCorruption, ReplaceCorruption, corrupt, largest_remainder
+from mpp.recipe.masking import Masking
+from mpp.recipe.masks import RandomMask
 from mpp.rng import MASK, Draws
+from tests.masks import draw
 
 seeds = st.integers(0, 2**63 - 1)
 patches = st.integers(2, 260)
@@ -25,11 +27,11 @@ def mixes(draw):
 
 def replacing(count: int, ratio: float = 0.5, mix: tuple[int, int, int] = (80, 10, 10)) -> Masking:
     mask, swap, keep = (share / 100 for share in mix)
-    return Masking(count, RandomMask(ratio=ratio), ReplaceCorruption(mask=mask, swap=swap, keep=keep))
+    return Masking((1, count), RandomMask(ratio=ratio), ReplaceCorruption(mask=mask, swap=swap, keep=keep))
 
 
 def dropping(count: int, ratio: float = 0.75) -> Masking:
-    return Masking(count, RandomMask(ratio=ratio), DropCorruption())
+    return Masking((1, count), RandomMask(ratio=ratio), DropCorruption())
 
 
 def hamilton(total: int, shares: list[Fraction]) -> list[int]:
@@ -56,20 +58,20 @@ def test_the_papers_80_10_10_are_these_counts(total, counts):
 def test_counts_of_every_kind_are_exact(count, percent, mix, seed):
     masking = replacing(count, percent / 100, mix)
     hidden = min(count - 1, max(1, round(count * percent / 100)))
-    kind = masking.draw(Draws(seed, MASK, 0, 1)).kind
-    assert masking.hidden == hidden
+    kind = draw(masking, Draws(seed, MASK, 0, 1)).kind
+    assert masking.counts[0] == hidden
     assert np.bincount(kind, minlength=4).tolist() == [count - hidden, *hamilton(hidden, [Fraction(share, 100) for share in mix])]
 
 
 def test_half_of_the_papers_196_patches_are_corrupted():
-    kind = replacing(196).draw(Draws(0, MASK)).kind
+    kind = draw(replacing(196), Draws(0, MASK)).kind
     assert np.bincount(kind, minlength=4).tolist() == [98, 78, 10, 10]
     assert (VISIBLE, MASKED, SWAPPED, KEPT) == (0, 1, 2, 3)
 
 
 @given(patches, hundredths, mixes(), seeds)
 def test_every_patch_that_is_not_visible_is_predicted(count, percent, mix, seed):
-    mask = replacing(count, percent / 100, mix).draw(Draws(seed, MASK, 0, 1))
+    mask = draw(replacing(count, percent / 100, mix), Draws(seed, MASK, 0, 1))
     assert mask.predicted.tolist() == [i for i in range(count) if mask.kind[i] != VISIBLE]
     assert mask.visible.tolist() == [i for i in range(count) if mask.kind[i] == VISIBLE]
 
@@ -78,8 +80,8 @@ def test_every_patch_that_is_not_visible_is_predicted(count, percent, mix, seed)
 def test_a_dropping_encoder_keeps_the_floor_of_what_is_left(count, percent, seed):
     masking = dropping(count, percent / 100)
     visible = max(1, count * (100 - percent) // 100)
-    mask = masking.draw(Draws(seed, MASK))
-    assert (len(mask.visible), len(mask.predicted), masking.hidden) == (visible, count - visible, count - visible)
+    mask = draw(masking, Draws(seed, MASK))
+    assert (len(mask.visible), len(mask.predicted), masking.counts[0]) == (visible, count - visible, count - visible)
     assert sorted([*mask.visible, *mask.predicted]) == list(range(count))
     assert (mask.kind[mask.visible] == VISIBLE).all()
     assert (mask.kind[mask.predicted] == MASKED).all()
@@ -88,12 +90,12 @@ def test_a_dropping_encoder_keeps_the_floor_of_what_is_left(count, percent, seed
 
 @pytest.mark.parametrize(("count", "ratio", "visible"), [(196, 0.75, 49), (64, 0.75, 16), (10, 0.9, 1), (196, 0.6, 78), (256, 0.75, 64)])
 def test_kept_patches_of_known_recipes(count, ratio, visible):
-    assert len(dropping(count, ratio).draw(Draws(0, MASK)).visible) == visible
+    assert len(draw(dropping(count, ratio), Draws(0, MASK)).visible) == visible
 
 
 @given(patches, hundredths, mixes(), seeds)
 def test_a_swapped_patch_shows_another_and_all_others_themselves(count, percent, mix, seed):
-    mask = replacing(count, percent / 100, mix).draw(Draws(seed, MASK, 3, 1))
+    mask = draw(replacing(count, percent / 100, mix), Draws(seed, MASK, 3, 1))
     own = mask.source == np.arange(count)
     assert not own[mask.kind == SWAPPED].any()
     assert own[mask.kind != SWAPPED].all()
@@ -105,7 +107,7 @@ def test_the_source_of_a_swap_is_uniform_over_the_other_positions():
     masking = replacing(count, 0.5, (0, 100, 0))
     steps = np.zeros(count)
     for sample in range(3000):
-        mask = masking.draw(Draws(5, MASK, 0, sample))
+        mask = draw(masking, Draws(5, MASK, 0, sample))
         swapped = np.flatnonzero(mask.kind == SWAPPED)
         steps += np.bincount((mask.source[swapped] - swapped) % count, minlength=count)
     assert steps[0] == 0
@@ -116,7 +118,7 @@ def test_the_source_of_a_swap_is_uniform_over_the_other_positions():
 def test_every_position_is_equally_often_of_each_kind():
     masking, found = replacing(10, 0.5, (60, 20, 20)), np.zeros((4, 10))
     for sample in range(4000):
-        found[masking.draw(Draws(6, MASK, 0, sample)).kind, np.arange(10)] += 1
+        found[draw(masking, Draws(6, MASK, 0, sample)).kind, np.arange(10)] += 1
     for kind, share in enumerate([0.5, 0.3, 0.1, 0.1]):
         expected = 4000 * share
         assert np.abs(found[kind] - expected).max() < 4.5 * (expected * (1 - share)) ** 0.5
@@ -125,14 +127,14 @@ def test_every_position_is_equally_often_of_each_kind():
 @given(seeds, st.integers(0, 100), st.integers(0, 10**6))
 def test_a_mask_is_a_function_of_its_key(seed, epoch, sample):
     masking = replacing(64)
-    first, again = masking.draw(Draws(seed, MASK, epoch, sample)), masking.draw(Draws(seed, MASK, epoch, sample))
+    first, again = draw(masking, Draws(seed, MASK, epoch, sample)), draw(masking, Draws(seed, MASK, epoch, sample))
     assert all((getattr(first, name) == getattr(again, name)).all() for name in ("kind", "source", "visible", "predicted"))
     for other in (Draws(seed ^ 1, MASK, epoch, sample), Draws(seed, MASK, epoch + 1, sample), Draws(seed, MASK, epoch, sample + 1)):
-        assert (masking.draw(other).kind != first.kind).any()
+        assert (draw(masking, other).kind != first.kind).any()
 
 
 def test_masks_are_golden():
-    mask = replacing(10, 0.6, (50, 30, 20)).draw(Draws(7, MASK, 1, 2, 3))
+    mask = draw(replacing(10, 0.6, (50, 30, 20)), Draws(7, MASK, 1, 2, 3))
     # The permutation begins 6 1 7 3 9 0 (tests/test_rng.py): three masked, two swapped, one kept.
     assert mask.kind.tolist() == [3, 1, 0, 2, 0, 0, 1, 1, 0, 2]
     assert mask.source.tolist() == [0, 1, 2, 5, 4, 5, 6, 7, 8, 4]

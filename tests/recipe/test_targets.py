@@ -7,10 +7,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.config.pretrain import ColorGridTarget, MeanColorTarget, PixelsTarget
-from mpp.targets import ColorClasses, Pixels, class_color, color_class, gather_patches, make_target, patchify, unpatchify
+from mpp.recipe.patches import gather_patches, patchify, unpatchify
+from mpp.recipe.targets.base import Given
+from mpp.recipe.targets.colors import ColorClasses, ColorGridTarget, MeanColorTarget, class_color, color_class
+from mpp.recipe.targets.pixels import Pixels, PixelsTarget
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def of_side(patch_size: int) -> Given:
+    return Given(patch_size, width=48, depth=2, mean=MEAN, std=STD)
 
 
 def random_patches(batch: int = 2, count: int = 3, side: int = 4, seed: int = 0) -> torch.Tensor:
@@ -38,7 +44,7 @@ def pixels(side: int = 4, power: int = 2, normalise: bool = False) -> Pixels:
 )  # fmt: skip
 def test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue(color, number):
     assert color_class(torch.tensor(color, dtype=torch.float32), 3).item() == number
-    assert make_target(MeanColorTarget(), 4, MEAN, STD).cells(flat_patch(color)).item() == number
+    assert MeanColorTarget().build(of_side(4)).cells(flat_patch(color)).item() == number
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -60,19 +66,19 @@ def test_the_colour_of_a_class_lies_in_the_middle_of_its_bin(bits):
 def test_the_class_of_a_patch_is_that_of_its_mean_colour_before_normalisation():
     patch = flat_patch((0.0, 100.0, 200.0))
     patch[..., 0, :2, :] = 64  # half of the red values: mean 32, while most bins hold 0 or 2
-    assert make_target(MeanColorTarget(), 4, MEAN, STD).cells(patch).item() == 64 * 1 + 8 * 3 + 6
+    assert MeanColorTarget().build(of_side(4)).cells(patch).item() == 64 * 1 + 8 * 3 + 6
 
 
 def test_a_mean_just_below_an_edge_stays_below():
     patch = flat_patch((32.0, 32.0, 32.0))
     patch[..., 0, 0, 0] = 31
-    assert make_target(MeanColorTarget(), 4, MEAN, STD).cells(patch).item() == 8 + 1
+    assert MeanColorTarget().build(of_side(4)).cells(patch).item() == 8 + 1
 
 
 @pytest.mark.parametrize(("side", "grid"), [(6, 4), (14, 4), (16, 4), (4, 4), (8, 2)])
 def test_grid_cells_are_means_of_windows_that_cover_the_patch(side, grid):
     patches = random_patches(1, 2, side)
-    found = ColorClasses(grid, 3).cells(patches)
+    found = ColorClasses(4, grid, 3).cells(patches)
     assert found.shape == (1, 2, grid, grid)
     for m in range(2):
         for row in range(grid):
@@ -86,17 +92,17 @@ def test_grid_cells_are_means_of_windows_that_cover_the_patch(side, grid):
 
 def test_a_grid_on_patches_of_its_own_size_predicts_pixels():
     patches = random_patches(2, 3, 4)
-    assert torch.equal(ColorClasses(4, 3).cells(patches), color_class(patches.permute(0, 1, 3, 4, 2), 3))
+    assert torch.equal(ColorClasses(4, 4, 3).cells(patches), color_class(patches.permute(0, 1, 3, 4, 2), 3))
 
 
 def test_outputs_are_one_logit_a_class_and_cell():
-    assert make_target(MeanColorTarget(), 16, MEAN, STD).outputs == 512
-    assert make_target(MeanColorTarget(bits=2), 16, MEAN, STD).outputs == 64
-    assert make_target(ColorGridTarget(), 16, MEAN, STD).outputs == 16 * 512
-    assert make_target(PixelsTarget(), 16, MEAN, STD).outputs == 768
+    assert MeanColorTarget().build(of_side(16)).outputs == 512
+    assert MeanColorTarget(bits=2).build(of_side(16)).outputs == 64
+    assert ColorGridTarget().build(of_side(16)).outputs == 16 * 512
+    assert PixelsTarget().build(of_side(16)).outputs == 768
 
 
-@pytest.mark.parametrize("target", [ColorClasses(1, 3), ColorClasses(4, 3), ColorClasses(2, 1)])
+@pytest.mark.parametrize("target", [ColorClasses(4, 1, 3), ColorClasses(4, 4, 3), ColorClasses(4, 2, 1)])
 def test_uniform_logits_lose_the_logarithm_of_the_number_of_classes(target):
     loss = target.loss(torch.zeros(2, 3, target.outputs, dtype=torch.bfloat16), target.cells(random_patches()))
     assert loss.shape == (2, 3)
@@ -107,7 +113,7 @@ def test_uniform_logits_lose_the_logarithm_of_the_number_of_classes(target):
 
 
 def test_the_classes_loss_is_the_mean_over_cells_of_minus_log_softmax():
-    target = ColorClasses(2, 1)
+    target = ColorClasses(4, 2, 1)
     prediction = torch.randn(2, 3, target.outputs, generator=torch.Generator().manual_seed(1))
     cells = target.cells(random_patches())
     found = target.loss(prediction, cells)
@@ -124,7 +130,7 @@ def test_the_classes_loss_is_the_mean_over_cells_of_minus_log_softmax():
 
 @pytest.mark.parametrize("grid", [1, 2, 4])
 def test_the_answer_is_the_likeliest_class_of_each_cell(grid):
-    target = ColorClasses(grid, 3)
+    target = ColorClasses(4, grid, 3)
     cells = target.cells(random_patches())
     sure = F.one_hot(cells, 512).float().flatten(2) * 20
     assert torch.equal(target.answer(sure), cells)
@@ -133,7 +139,7 @@ def test_the_answer_is_the_likeliest_class_of_each_cell(grid):
 
 @pytest.mark.parametrize(("grid", "side"), [(1, 4), (2, 4), (4, 4), (2, 8)])
 def test_a_picture_of_classes_shows_each_cells_colour_over_its_own_area(grid, side):
-    target, patches = ColorClasses(grid, 3), random_patches(side=side)
+    target, patches = ColorClasses(4, grid, 3), random_patches(side=side)
     cells = target.cells(patches)
     shown = target.picture(cells, patches)
     assert shown.shape == patches.shape
@@ -199,8 +205,8 @@ def test_the_pixel_loss_is_the_mean_over_a_patches_values(power, expected):
 
 
 def test_l1_and_l2_are_named_by_their_power():
-    assert make_target(PixelsTarget(loss="l1"), 4, MEAN, STD) == pixels(power=1)
-    assert make_target(PixelsTarget(loss="l2", normalise=True), 4, MEAN, STD) == pixels(power=2, normalise=True)
+    assert PixelsTarget(loss="l1").build(of_side(4)) == pixels(power=1)
+    assert PixelsTarget(loss="l2", normalise=True).build(of_side(4)) == pixels(power=2, normalise=True)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -216,7 +222,7 @@ def test_a_picture_never_leaves_the_range_of_colours():
     assert shown.max() == 255
 
 
-@pytest.mark.parametrize("target", [ColorClasses(1, 3), ColorClasses(4, 3), pixels(), pixels(normalise=True), pixels(power=1)])
+@pytest.mark.parametrize("target", [ColorClasses(4, 1, 3), ColorClasses(4, 4, 3), pixels(), pixels(normalise=True), pixels(power=1)])
 def test_a_patchs_target_does_not_depend_on_other_patches(target):
     patches = random_patches(2, 4)
     cells = target.cells(patches)
@@ -234,7 +240,7 @@ def test_patchify_cuts_row_by_row_and_unpatchify_puts_it_together(batch, side, p
     images = torch.arange(batch * 3 * (side * patch) ** 2).float().view(batch, 3, side * patch, side * patch)
     patches = patchify(images, patch)
     assert patches.shape == (batch, side * side, 3, patch, patch)
-    assert torch.equal(unpatchify(patches), images)
+    assert torch.equal(unpatchify(patches, (side, side)), images)
     n = side * side - 1
     row, column = divmod(n, side)
     assert torch.equal(patches[:, n], images[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch])

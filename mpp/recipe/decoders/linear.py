@@ -1,0 +1,33 @@
+"""One linear map of each predicted patch's own representation (ViT B.1.2)."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from mpp.config.schema import Section
+from mpp.model.tokens import gather_tokens, initialise_linear
+
+
+class LinearDecoder(Section):
+    name: Literal["linear"] = "linear"
+
+    def fits(self, drops: bool) -> None:
+        if drops:
+            raise ValueError("corruption.name=drop needs decoder.name=transformer: a linear decoder has no token for a dropped patch")
+
+    def build(self, width: int, outputs: int, prefix: int, grid: tuple[int, int], fused_attention: bool | None = None) -> "Linear":
+        return Linear(width, outputs, prefix)
+
+
+class Linear(nn.Module):
+    """Letters: B batch, N patches, M predicted, P prefix tokens, D encoder dimensions, O outputs a patch."""
+
+    def __init__(self, width: int, outputs: int, prefix: int):
+        super().__init__()
+        self.prefix = prefix
+        self.head = nn.Linear(width, outputs)
+        self.apply(initialise_linear)
+
+    def forward(self, tokens: Tensor, places: Tensor | None, predicted: Tensor) -> Tensor:
+        """tokens [B, P + N, D], places None (all of them), predicted [B, M] -> [B, M, O]."""
+        return self.head(gather_tokens(tokens[:, self.prefix :], predicted))

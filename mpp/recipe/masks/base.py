@@ -1,0 +1,15 @@
+"""What a mask says of its samples."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+Grid = tuple[int, int]  # rows, columns
+
+
+class Places(NamedTuple):
+    """Patch numbers, row by row, int64.  H, K and M follow from the config alone, so every shape is static."""
+
+    hidden: np.ndarray  # [B, H], in random order: the corruption deals its parts out along it
+    visible: np.ndarray | None = None  # [B, K] that a dropping encoder sees; None: all that are not hidden
+    predicted: np.ndarray | None = None  # [B, M] that are in the loss; None: all that are hidden

@@ -1,0 +1,14 @@
+"""What a hidden patch must predict.  A target is one file here, and one name in the line at the end.
+
+Its section (base.TargetSection; teacher.TeacherKnobs for one that asks for a teacher) has the knobs and `build(given)`, the target itself as
+base.Target says: goals, loss, picture and trivial baselines.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mpp.recipe.targets.colors import ColorGridTarget, MeanColorTarget
+from mpp.recipe.targets.pixels import PixelsTarget
+
+TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget, Field(discriminator="name")]

@@ -1,0 +1,296 @@
+"""A training run: what every training program does in the same order, once.
+
+    run = Run(...)              the newest commit, and whether this start may go on from it; every refusal that needs no other process
+    run.join()                  the run folder is this run's alone; the processes meet, and agree on one whole commit
+    run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
+    run.announce(lines)         the run folder says what was asked for, and people are told
+    for step in run.steps(stream):
+        for batch in step.batches():     this rank's share of the global batch, in micro-batches
+            ... engine.forward, engine.backward
+        step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next
+        if step.shown: run.log(step, ...)
+        if step.commits: run.save(step, ...)
+
+A step's samples, its learning rate and its noise belong to its number, so a resumed run does what an uninterrupted one does.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mpp.config.schema import Section
+from mpp.config.sections import CheckpointConfig, OptimConfig, SystemConfig
+from mpp.data.loader import Batch, default_workers
+from mpp.data.order import BatchPlan
+from mpp.errors import UserError
+from mpp.files import make_folder
+from mpp.monitor.board import Board
+from mpp.rng import DROP_PATH, seed_of
+from mpp.text import counted, say
+from mpp.train.average import WeightAverage
+from mpp.train.checkpoint import restore, save
+from mpp.train.commit import Commit, find_commit, prune, set_aside_after
+from mpp.train.engine import Engine, start_distributed
+from mpp.train.progress import progress_line, shared_sum
+from mpp.train.quarantine import Quarantine
+from mpp.train.resume import Course, course_of, settle, way_out
+from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, write_run_folder
+from mpp.train.sample_log import SampleLog
+from mpp.train.schedule import learning_rate, peak_rate
+from mpp.train.signals import StopRequest
+from mpp.watch import watch
+from mpp.world import World, from_first
+
+
+class _Data(Protocol):
+    @property
+    def max_bad_fraction(self) -> float: ...
+
+
+class _Log(Protocol):
+    @property
+    def every_steps(self) -> int: ...
+
+
+class _Optim(Protocol):
+    @property
+    def clip_norm(self) -> float: ...
+
+
+class TrainingConfig(RunConfig, Protocol):
+    """What every training program's config has."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def resume(self) -> str | int: ...
+    @property
+    def data(self) -> _Data: ...
+    @property
+    def log(self) -> _Log: ...
+    @property
+    def optim(self) -> _Optim: ...
+    @property
+    def system(self) -> SystemConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]: ...
+
+
+class Run:
+    """Before `join` there are `commit` and `course`; after it `world`; after `begin` `engine`, `quarantine` and `first_step`."""
+
+    def __init__(
+        self,
+        program: str,
+        argv: Sequence[str] | None,
+        config: TrainingConfig,
+        run_dir: Path,
+        plan: BatchPlan,
+        schedule: OptimConfig,
+        steps_of: Callable[[Mapping[str, Any]], int],
+        depends_on: dict[str, str],
+        what: str,
+    ):
+        """program, argv: as the command line is noted.  schedule: the learning rate's, in samples.  steps_of: a commit's optim section -> its total steps.
+        depends_on: sha256 of each thing that must not change under a run, and what messages call it.  Raises UserError for what cannot go on."""
+        self.program, self.argv, self.config, self.run_dir, self.plan, self.schedule = program, argv, config, run_dir, plan, schedule
+        self.global_batch = plan.samples * plan.views
+        self.total_steps = schedule.total_samples // self.global_batch
+        self._course_from = lambda commit: course_of(commit, config, self.total_steps, steps_of, depends_on, what)
+        self._depends_on = depends_on
+        self.commit: Commit | None = find_commit(run_dir, config.resume)
+        self.course: Course = self._course_from(self.commit)
+        self.board: Board | None = None
+        self.average: WeightAverage | None = None
+        self.bad_samples = 0
+        self._began = self._last_save = time.perf_counter()
+
+    def join(self) -> None:
+        """Collective.  Raises UserError where another run holds the folder, and where the processes cannot agree."""
+        make_folder(self.run_dir, "run_dir")
+        if os.environ.get("RANK", "0") == "0":
+            self._lock = hold_run_folder(self.run_dir, self.config.resume, self.commit)  # held until this process ends
+        system = self.config.system
+        self.world: World = start_distributed(system.patience_seconds, system.patience_slow_seconds, self.run_dir)
+        self.commit = settle(self.run_dir, self.config.resume, self.commit, self.world)
+        self.course = self._course_from(self.commit)
+
+    def begin(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Callable[[Engine], Tensor], average: WeightAverage | None = None
+    ) -> Engine:
+        """Collective.  blank: a forward pass of anything, whose gradients are not used: it creates the optimiser's state before it is put back.
+        average: of the weights, which is updated after each step and lies beside them in each commit."""
+        commit, world = self.commit, self.world
+        from_first(world, lambda: cut_back_logs(self.run_dir, commit.samples_seen if commit else 0))
+        self.average = average
+        self.engine = engine = Engine(model.to(world.device), optimiser, self.plan, world, self.config.system, self.config.optim.clip_norm)
+        if commit:
+            restore(commit, engine, prime=lambda: self._take_empty_step(blank))
+            if average:
+                average.restore(commit)
+            self.bad_samples = commit.record["bad_samples"]
+        self.first_step = commit.step if commit else 0
+        self.quarantine = Quarantine(self.run_dir, world)
+        return engine
+
+    def _take_empty_step(self, blank: Callable[[Engine], Tensor]) -> None:
+        """An optimiser step at learning rate 0 with zero gradients: changes nothing, creates the optimiser's state."""
+        for _ in range(self.plan.accumulation):
+            self.engine.backward(blank(self.engine).float().sum() * 0)
+        self.engine.update(0.0)
+
+    @cached_property
+    def workers(self) -> int:
+        """Loader processes of this rank."""
+        asked = self.config.system.workers
+        return asked if asked is not None else default_workers(self.world.local_size)
+
+    def announce(self, lines: Iterable[str]) -> None:
+        """Rank 0: what was asked for goes into the run folder, the board is opened, and people are told."""
+        if not self.world.first:
+            return
+        for newer in set_aside_after(self.run_dir, self.first_step):
+            say(f"a newer checkpoint is set aside: {newer}")
+        write_run_folder(self.run_dir, cast(Section, self.config), self.argv, self.program)
+        self.board = Board(self.run_dir, self.first_step * self.global_batch)
+        processes = counted(self.world.size, "process", "processes")
+        say(f"run {self.run_dir} | {self.course.start_words(self.commit is not None)} | {processes} on {self.world.device.type}")
+        for line in (*self.course.words(), *lines):
+            say(line)
+
+    @property
+    def plan_words(self) -> str:
+        plan, more = self.plan, ", ..." if len(self.plan.worlds) > 12 else ""
+        worlds = ", ".join(map(str, plan.worlds[:12]))
+        return f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | the same batches on {worlds}{more} processes"
+
+    @property
+    def peak_rate(self) -> float:
+        return peak_rate(self.schedule, self.global_batch)
+
+    @property
+    def seconds(self) -> float:
+        """Of this start's training, so far."""
+        return time.perf_counter() - self._began
+
+    def steps(self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None) -> Iterator["Step"]:
+        """One after the other, from the commit's to the last, or to the one in which somebody asked to stop.  views: of each sample in a batch."""
+        self._stop = StopRequest()
+        self._stream, self._views, self._sample_log = stream, views, sample_log
+        self._began = self._last_save = time.perf_counter()
+        self._busy, self._waited, self._logged_step = 0.0, 0.0, self.first_step
+        for done in range(self.first_step, self.total_steps):
+            step = Step(self, done)
+            yield step
+            if step.stopping:
+                return
+
+    def log(self, step: "Step", values: Mapping[str, float | None], words: str) -> None:
+        """On a step that is shown: what is known of it goes to people, and to the board where that is due.  values, words: what the program measured."""
+        known: dict[str, Any] = {
+            **values,
+            "optim/learning_rate": step.rate,
+            "optim/gradient_norm": float(step.norm),
+            "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
+            "speed/wait_share": self._waited / self._busy,
+            "data/bad_samples": float(self.bad_samples),
+        }
+        if self.board:
+            if step.logs:
+                self.board.scalars(step.samples_seen, step.number, known)
+            seconds_left = self.seconds / (step.number - self.first_step) * (self.total_steps - step.number)
+            say(progress_line(step.number, self.total_steps, words, known, seconds_left))
+        if step.logs:
+            self._busy, self._waited, self._logged_step = 0.0, 0.0, step.number
+
+    def save(self, step: "Step", more: Mapping[str, Any]) -> Commit:
+        """Collective: commit this step.  more: what the program wants beside the record."""
+        record: dict[str, Any] = {"step": step.number, "samples_seen": step.samples_seen, "bad_samples": self.bad_samples}
+        record |= {"config": self.config.model_dump(mode="json"), "manifests": self._depends_on, "world_size": self.world.size}
+        record |= {"zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
+        self.commit = save(self.run_dir, self.engine, self.world, record, self.average.tensors() if self.average else None)
+        self._last_save = time.perf_counter()
+        if self.world.first:
+            prune(self.run_dir, self.config.checkpoint.keep)
+        return self.commit
+
+
+class Step:
+    """number: steps done when this one is.  After `update`: norm, stopping, and what is due (logs, shown, commits)."""
+
+    def __init__(self, run: Run, done: int):
+        self.run, self.number = run, done + 1
+        self.samples_seen = self.number * run.global_batch
+        self.last = self.number == run.total_steps
+        self.rate = learning_rate(done * run.global_batch, run.schedule, run.global_batch, run.course.began)
+        self.stopping = False
+        self._began, self._bad = time.perf_counter(), 0
+        watch.moved(step=done)
+        torch.manual_seed(seed_of(run.config.seed, DROP_PATH, done, run.world.rank))  # noise inside the model belongs to (seed, step, rank)
+
+    def batches(self) -> Iterator[Batch]:
+        run = self.run
+        for _ in range(run.plan.accumulation):
+            asked = time.perf_counter()
+            batch = next(run._stream)
+            run._waited += time.perf_counter() - asked
+            self._bad += run.quarantine.note(batch["bad"])
+            if run._sample_log:
+                run._sample_log.note(batch)
+            yield batch
+
+    def update(self) -> None:
+        """Collective.  Raises UserError, on all ranks, where the gradient is not finite and where too many samples were bad."""
+        run, checkpoint = self.run, self.run.config.checkpoint
+        self.norm = run.engine.update(self.rate)
+        if run.average:
+            run.average.update(run.engine, self.number)
+
+        # The one wait for the device in a step: what every rank must decide alike.
+        minutes = (time.perf_counter() - run._last_save) / 60
+        save_due = run.world.first and checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes
+        broken, stopping, save_now, bad = shared_sum([~torch.isfinite(self.norm), run._stop.requested, save_due, self._bad], run.world)
+        run._busy += time.perf_counter() - self._began
+        if broken:
+            raise UserError(
+                f"the gradient norm of step {self.number} is not finite (learning rate {self.rate:.3g}); "
+                f"{way_out(run.run_dir, run.config.model_dump(), self.number - 2)}"
+            )
+        run.bad_samples += bad
+        run.quarantine.stop_beyond(run.bad_samples, self.samples_seen // run._views, run.config.data.max_bad_fraction)
+        self.stopping = bool(stopping)
+        self.logs = self.number % run.config.log.every_steps == 0 or self.last or self.stopping
+        self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone
+        self.commits = bool(save_now or self.crosses(checkpoint.every_samples) or self.last or self.stopping)
+
+    def crosses(self, every_samples: int | None) -> bool:
+        """Whether a multiple of so many samples was reached in this step: when what is done every so many samples is due."""
+        return (
+            every_samples is not None and self.samples_seen // every_samples > (self.samples_seen - self.run.global_batch) // every_samples
+        )
+
+
+class Meters:
+    """Sums on the device since they were last cleared; over all ranks when they are looked at."""
+
+    def __init__(self, count: int, device: torch.device):
+        self.sums = torch.zeros(count, device=device)
+
+    def add(self, *parts: Tensor) -> None:
+        self.sums += torch.stack([part.sum() for part in parts])
+
+    def look(self, clear: bool) -> list[float]:
+        """Collective."""
+        sums = self.sums.clone()
+        dist.all_reduce(sums)
+        if clear:
+            self.sums.zero_()
+        return sums.tolist()
