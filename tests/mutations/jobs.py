@@ -62,7 +62,9 @@ ROWS = [
         "tests/monitor/test_board.py::test_curves_do_not_go_on_into_a_folder_that_was_taken_away",
     ),
     Row(
-        "the first step is silent", "mpp/pretraining.py", "if log_due or step == first_step:", "if log_due:",
+        'the first step is silent', 'mpp/train/run.py',
+        'self.shown = self.logs or self.number == run.first_step + 1',
+        'self.shown = self.logs',
         "tests/pipeline/test_first_line.py::test_the_first_step_is_shown_at_once_and_the_log_is_as_sparse_as_asked",
     ),
 ]  # fmt: skip

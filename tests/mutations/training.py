@@ -9,54 +9,64 @@ ROWS = [
     ),
     # What is hidden, and what becomes of it.
     Row(
-        "the loss is on visible patches too", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)", "predicted=np.tile(np.arange(patches), (count, 1))",
+        'the loss is on visible patches too', 'mpp/recipe/masking.py',
+        'predicted=np.sort(hidden if places.predicted is None else places.predicted)',
+        'predicted=np.tile(np.arange(patches), (len(draws), 1))',
         "tests/recipe/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
-        "kept patches are left out of the loss", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)",
-        "predicted=((kind == MASKED) | (kind == SWAPPED)).nonzero()[1].reshape(count, -1)",
+        'kept patches are left out of the loss', 'mpp/recipe/masking.py',
+        'predicted=np.sort(hidden if places.predicted is None else places.predicted)',
+        'predicted=((kind == MASKED) | (kind == SWAPPED)).nonzero()[1].reshape(len(draws), -1)',
         "tests/recipe/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
-        "only masked patches are in the loss", "mpp/masking.py", "predicted=kind.nonzero()[1].reshape(count, self.hidden)",
-        "predicted=(kind == MASKED).nonzero()[1].reshape(count, -1)",
+        'only masked patches are in the loss', 'mpp/recipe/masking.py',
+        'predicted=np.sort(hidden if places.predicted is None else places.predicted)',
+        'predicted=(kind == MASKED).nonzero()[1].reshape(len(draws), -1)',
         "tests/recipe/test_model.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
     ),
     Row(
-        "the mask is inverted", "mpp/masking.py", "visible = (kind == VISIBLE).nonzero()[1].reshape(count, patches - self.hidden)",
-        "visible = kind.nonzero()[1].reshape(count, self.hidden)",
+        'the mask is inverted', 'mpp/recipe/masking.py',
+        'shown = (kind == VISIBLE).nonzero()[1]',
+        'shown = kind.nonzero()[1]',
         "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
-        "a swap may show the patch itself", "mpp/masking.py", "(swapped + 1 + below_of(bits[:, patches:], patches - 1))",
-        "(swapped + below_of(bits[:, patches:], patches))", "tests/recipe/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
+        'a swap may show the patch itself', 'mpp/recipe/masking.py',
+        '(swapped + 1 + steps)',
+        '(swapped + steps)',
+        "tests/recipe/test_masking.py::test_a_swapped_patch_shows_another_and_all_others_themselves",
     ),
     Plant(
-        "swaps come from near patches only", "mpp.masking:below_of", "lambda bits, bound: real(bits, 4)",
+        'swaps come from near patches only', 'mpp.recipe.masking:below_of',
+        'lambda bits, bound: real(bits, 4)',
         "tests/recipe/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
     ),
-    Row(
-        "swaps show the corrupted embedding", "mpp/masking.py", "    shown = embeddings.gather(",
-        "    embeddings = torch.where((kind == MASKED).unsqueeze(-1), mask_token, embeddings)\n    shown = embeddings.gather(",
+    Plant(
+        'swaps show the corrupted embedding', 'mpp.recipe.corruption:corrupt',
+        'lambda embeddings, kind, source, mask_token: real(torch.where((kind == MASKED).unsqueeze(-1), mask_token, embeddings), kind, source, mask_token)',
         "tests/recipe/test_masking.py::test_a_swap_shows_the_clean_embedding_even_of_a_masked_or_swapped_source",
     ),
-    Row(
-        "shares are rounded one by one", "mpp/masking.py", "    for i in by_remainder[: total - sum(counts)]:\n        counts[i] += 1",
-        "    counts = [round(value) for value in exact]\n    counts[0] += total - sum(counts)",
+    Plant(
+        'shares are rounded one by one', 'mpp.recipe.corruption:largest_remainder',
+        'lambda total, shares: [(counts := [round(total * share) for share in shares])[0] + total - sum(counts), *counts[1:]]',
         "tests/recipe/test_masking.py::test_largest_remainder_agrees_with_exact_fractions",
     ),
-    Row(
-        "a dropping encoder rounds what it keeps", "mpp/masking.py", "math.floor(self.patches * (1 - self.mask.ratio) + 1e-9)",
-        "round(self.patches * (1 - self.mask.ratio))", "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
+    Plant(
+        'a dropping encoder rounds what it keeps', 'mpp.recipe.corruption:DropCorruption.hidden',
+        'lambda self, patches, ratio: patches - max(1, round(patches * (1 - ratio)))',
+        "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
-        "masks are applied to pixels", "mpp/model/pretraining.py", "corrupt(embeddings, kind, source, self.mask_token)",
-        "corrupt(embeddings, kind, source, self.encoder.embed(torch.zeros_like(images))[0, 0])",
+        'masks are applied to pixels', 'mpp/recipe/model.py',
+        'kind, source, visible, self.mask_token)',
+        'kind, source, visible, self.encoder.embed(torch.zeros_like(images))[0, 0])',
         "tests/recipe/test_model.py::test_the_encoder_sees_the_papers_corruption_of_embeddings",
     ),
-    Row(
-        "the mask token hides the position", "mpp/model/pretraining.py", "self.encoder(corrupt(embeddings, kind, source, self.mask_token))",
-        "self.encoder(corrupt(embeddings + (place := self.encoder.vit.pos_embed[:, self.encoder.prefix :]), kind, source, self.mask_token) - place)",
+    Plant(
+        'the mask token hides the position', 'mpp.recipe.corruption:corrupt',
+        'lambda embeddings, kind, source, mask_token: real(embeddings, kind, source, mask_token) - 0.02',
         "tests/recipe/test_model.py::test_masked_patches_know_their_place",
     ),
     Row(
@@ -71,66 +81,82 @@ ROWS = [
         "tests/model/test_encoder.py::test_the_encoder_cannot_see_dropped_patches",
     ),
     Row(
-        "visible patches are not put back in their places", "mpp/model/decoder.py",
-        "everywhere.scatter(1, visible.unsqueeze(-1).expand_as(shown), shown)", "torch.cat([shown, everywhere[:, shown.shape[1] :]], dim=1)",
+        'visible patches are not put back in their places', 'mpp/recipe/decoders/transformer.py',
+        'everywhere.scatter(1, places.unsqueeze(-1).expand_as(shown), shown)',
+        'torch.cat([shown, everywhere[:, shown.shape[1] :]], dim=1)',
         "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
     Row(
-        "the decoder has no positions", "mpp/model/decoder.py", "self.blocks(tokens + self.positions)", "self.blocks(tokens)",
+        'the decoder has no positions', 'mpp/recipe/decoders/transformer.py',
+        'self.blocks(tokens + self.positions)',
+        'self.blocks(tokens)',
         "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
     Row(
-        "rows and columns of fixed positions are exchanged", "mpp/model/encoder.py", "for place in (column, row)]", "for place in (row, column)]",
+        'rows and columns of fixed positions are exchanged', 'mpp/model/tokens.py',
+        'for place in (column, row)]',
+        'for place in (row, column)]',
         "tests/recipe/test_mae_oracle.py::test_fixed_positions_equal_those_of_the_oracle",
     ),
-    Row(
-        "the linear decoder counts the class token as a patch", "mpp/model/decoder.py",
-        "predicted [B, M] -> [B, M, O].\"\"\"\n        return self.head(gather_tokens(tokens[:, self.prefix :], predicted))",
-        "predicted [B, M] -> [B, M, O].\"\"\"\n        return self.head(gather_tokens(tokens, predicted))",
+    Plant(
+        'the linear decoder counts the class token as a patch', 'mpp.recipe.decoders.linear:Linear.forward',
+        'lambda self, tokens, places, predicted: self.head(gather_tokens(tokens, predicted))',
         "tests/recipe/test_model.py::test_a_linear_decoder_maps_each_predicted_patchs_own_token",
     ),
     Row(
-        "building a model moves the global generator", "mpp/model/pretraining.py", "    with torch.random.fork_rng(devices=[]):", "    if True:",
+        'building a model moves the global generator', 'mpp/recipe/model.py',
+        '    with torch.random.fork_rng(devices=[]):',
+        '    if True:',
         "tests/recipe/test_model.py::test_the_same_seed_builds_the_same_model_and_leaves_the_global_generator_alone",
     ),
     # What must be predicted.
-    Row(
-        "colour bins are off by one level", "mpp/targets.py", "colors.clamp(0, 255) / 2 ** (8 - bits)", "(colors.clamp(0, 255) + 1) / 2 ** (8 - bits)",
+    Plant(
+        'colour bins are off by one level', 'mpp.recipe.targets.colors:color_class',
+        'lambda colors, bits: real(colors.clamp(0, 255) + 1, bits)',
+        "tests/recipe/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
+    ),
+    Plant(
+        'mean colours are rounded before binning', 'mpp.recipe.targets.colors:color_class',
+        'lambda colors, bits: real(colors.clamp(0, 255).round(), bits)',
+        "tests/recipe/test_targets.py::test_a_mean_just_below_an_edge_stays_below",
+    ),
+    Plant(
+        'the class puts blue first', 'mpp.recipe.targets.colors:color_class',
+        'lambda colors, bits: real(colors.flip(-1), bits)',
         "tests/recipe/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
     ),
     Row(
-        "mean colours are rounded before binning", "mpp/targets.py", "colors.clamp(0, 255) / 2 ** (8 - bits)",
-        "colors.clamp(0, 255).round() / 2 ** (8 - bits)", "tests/recipe/test_targets.py::test_a_mean_just_below_an_edge_stays_below",
-    ),
-    Row(
-        "the class puts blue first", "mpp/targets.py", "red, green, blue = level.unbind(-1)", "blue, green, red = level.unbind(-1)",
-        "tests/recipe/test_targets.py::test_the_3_bit_class_of_a_colour_is_64_red_8_green_1_blue",
-    ),
-    Row(
-        "patches are normalised by the batch's statistics", "mpp/targets.py", "middle = values.mean(dim=(2, 3, 4), keepdim=True)",
-        "middle = values.mean(dim=(0, 1, 2, 3, 4), keepdim=True)",
+        "patches are normalised by the batch's statistics", 'mpp/recipe/targets/pixels.py',
+        'middle = values.mean(dim=(2, 3, 4), keepdim=True)',
+        'middle = values.mean(dim=(0, 1, 2, 3, 4), keepdim=True)',
         "tests/recipe/test_targets.py::test_each_patch_is_normalised_by_its_own_mean_and_unbiased_variance",
     ),
     Row(
-        "the variance is biased", "mpp/targets.py", "keepdim=True, unbiased=True)", "keepdim=True, unbiased=False)",
+        'the variance is biased', 'mpp/recipe/targets/pixels.py',
+        'keepdim=True, unbiased=True)',
+        'keepdim=True, unbiased=False)',
         "tests/recipe/test_targets.py::test_a_zero_predictor_on_normalised_pixels_loses_one_less_one_value",
     ),
     Row(
-        "the deviation is normalised per channel", "mpp/targets.py", "values.var(dim=(2, 3, 4), keepdim=True", "values.var(dim=(2, 3), keepdim=True",
+        'the deviation is normalised per channel', 'mpp/recipe/targets/pixels.py',
+        'values.var(dim=(2, 3, 4), keepdim=True',
+        'values.var(dim=(2, 3), keepdim=True',
         "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
-    Row(
-        "predictions are read channel by channel", "mpp/targets.py", "unflatten(-1, (self.patch_size, self.patch_size, 3))  #",
-        "unflatten(-1, (3, self.patch_size, self.patch_size)).permute(0, 1, 3, 4, 2)  #",
+    Plant(
+        'predictions are read channel by channel', 'mpp.recipe.targets.pixels:Pixels.answer',
+        'lambda self, prediction: prediction.float().unflatten(-1, (3, self.patch_size, self.patch_size)).permute(0, 1, 3, 4, 2)',
         "tests/recipe/test_mae_oracle.py::test_patches_are_in_the_order_of_the_oracles_patchify",
     ),
     Row(
-        "patches are cut column by column", "mpp/targets.py", "p).permute(0, 2, 4, 1, 3, 5).reshape(batch, -1", "p).permute(0, 4, 2, 1, 3, 5).reshape(batch, -1",
+        'patches are cut column by column', 'mpp/recipe/patches.py',
+        'p).permute(0, 2, 4, 1, 3, 5).reshape(batch, -1',
+        'p).permute(0, 4, 2, 1, 3, 5).reshape(batch, -1',
         "tests/recipe/test_targets.py::test_patches_lie_where_the_patch_embedding_puts_them",
     ),
-    Row(
-        "the target is taken from the wrong places", "mpp/train/step.py", "gather_patches(patchify(images, patch_size), predicted)",
-        "patchify(images, patch_size)[:, : predicted.shape[1]]",
+    Plant(
+        'the target is taken from the wrong places', 'mpp.recipe.targets.base:PatchTarget.__call__',
+        'lambda self, images, predicted, teacher=None: self.cells(patchify(images, self.patch_size)[:, : predicted.shape[1]])',
         "tests/recipe/test_model.py::test_the_loss_is_about_all_predicted_patches_and_no_other",
     ),
     Row(
@@ -166,7 +192,9 @@ ROWS = [
         "tests/monitor/test_skill.py::test_only_masked_patches_count",
     ),
     Row(
-        "training skill is over kept patches too", "mpp/train/step.py", "(kind.gather(1, predicted) == MASKED)", "(kind.gather(1, predicted) >= MASKED)",
+        'training skill is over kept patches too', 'mpp/recipe/model.py',
+        '(kind.gather(1, predicted) == MASKED)',
+        '(kind.gather(1, predicted) >= MASKED)',
         "tests/recipe/test_model.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
     ),
     Row(
@@ -251,7 +279,9 @@ ROWS = [
         "tests/pipeline/test_checkpoints.py::test_a_setting_that_changes_results_is_changed_only_when_it_is_named",
     ),
     Row(
-        "an extension stretches the old cosine", "mpp/pretraining.py", "data.global_batch, course.began)", "data.global_batch)",
+        'an extension stretches the old cosine', 'mpp/train/run.py',
+        'run.global_batch, run.course.began)',
+        'run.global_batch)',
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_is_extended_in_a_cycle_of_its_own_and_a_kill_inside_changes_nothing",
     ),
     Row(
@@ -259,7 +289,9 @@ ROWS = [
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_is_extended_in_a_cycle_of_its_own_and_a_kill_inside_changes_nothing",
     ),
     Row(
-        "a finished run goes through everything again", "mpp/pretraining.py", "    if commit and course.finished:", "    if False:",
+        'a finished run goes through everything again', 'mpp/pretraining.py',
+        '    if run.commit and run.course.finished:',
+        '    if False:',
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_says_so_and_touches_nothing",
     ),
     Row(
@@ -279,29 +311,35 @@ ROWS = [
         "if key not in (\"num_classes\", \"global_pool\")}", "tests/interop/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     # Of several ranks, and over a stop.
-    Row(
-        "hold-out figures are of rank 0 alone", "mpp/pretraining.py", "    engine.train(True)\n    dist.all_reduce(sums)\n", "    engine.train(True)\n",
+    Plant(
+        'hold-out figures are of rank 0 alone', 'mpp.train.run:Meters.look',
+        'lambda self, clear: self.sums.tolist()',
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
     Row(
         "images that fill up the last batch count in the hold-out", "mpp/data/loader.py", "(places < len(ids)).astype(np.float32)", "(places >= 0).astype(np.float32)",
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
-    Row(
-        "training figures are of rank 0 alone", "mpp/pretraining.py", "            dist.all_reduce(sums)\n", "",
+    Plant(
+        'training figures are of rank 0 alone', 'mpp.train.run:Meters.look',
+        'lambda self, clear: (self.sums.tolist(), self.sums.zero_() if clear else None)[0]',
         "tests/pipeline/test_counts.py::test_figures_of_two_processes_are_those_of_one",
     ),
-    Row(
-        "figures are since the start of the run", "mpp/pretraining.py", "            meters.zero_()\n", "",
+    Plant(
+        'figures are since the start of the run', 'mpp.train.run:Meters.look',
+        'lambda self, clear: real(self, False)',
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Row(
-        "bad samples are counted anew after a resume", "mpp/pretraining.py", "first_step, bad_samples = commit.step, commit.record[\"bad_samples\"]", "first_step, bad_samples = commit.step, 0",
+        'bad samples are counted anew after a resume', 'mpp/train/run.py',
+        'self.bad_samples = commit.record["bad_samples"]',
+        'self.bad_samples = 0',
         "tests/pipeline/test_counts.py::test_the_count_of_bad_samples_goes_on_after_a_resume",
     ),
     Row(
-        "bad samples of rank 0 alone are counted", "mpp/pretraining.py", "broken, stopping, save_now, bad_now = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)",
-        "broken, stopping, save_now, _ = shared_sum([~torch.isfinite(norm), stop.requested, save_due, bad_now], world)",
+        'bad samples of rank 0 alone are counted', 'mpp/train/run.py',
+        '        run.bad_samples += bad\n',
+        '        run.bad_samples += self._bad\n',
         "tests/pipeline/test_counts.py::test_figures_of_two_processes_are_those_of_one",
     ),
     Row(
@@ -317,13 +355,15 @@ ROWS = [
         "tables of relative positions decay", "mpp/train/optim.py", ", \"relative_position_bias_table\")", ")", "tests/train/test_optim.py::test_tables_of_relative_positions_do_not_decay",
     ),
     Row(
-        "the decoder's places are shifted without a class token", "mpp/model/decoder.py", "torch.cat([torch.zeros(prefix, config.width), fixed])[None]",
-        "torch.cat([torch.zeros(max(prefix, 1), config.width), fixed])[None, : prefix + len(fixed)]",
+        "the decoder's places are shifted without a class token", 'mpp/recipe/decoders/transformer.py',
+        'torch.cat([torch.zeros(prefix, config.width), fixed])[None]',
+        'torch.cat([torch.zeros(max(prefix, 1), config.width), fixed])[None, : prefix + len(fixed)]',
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
-        "registers take the first places of the decoder", "mpp/model/decoder.py", "torch.cat([torch.zeros(prefix, config.width), fixed])[None]",
-        "torch.cat([torch.zeros(min(prefix, 1), config.width), fixed, fixed])[None, : prefix + len(fixed)]",
+        'registers take the first places of the decoder', 'mpp/recipe/decoders/transformer.py',
+        'torch.cat([torch.zeros(prefix, config.width), fixed])[None]',
+        'torch.cat([torch.zeros(min(prefix, 1), config.width), fixed, fixed])[None, : prefix + len(fixed)]',
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
@@ -362,20 +402,24 @@ ROWS = [
         "tests/pipeline/test_precision.py::test_bf16_is_torchs_autocast_and_fp32_is_not",
     ),
     # Whole runs.
-    Row(
-        "learning rate counted in steps", "mpp/pretraining.py", "learning_rate(step * data.global_batch, config.optim", "learning_rate(step, config.optim",
+    Plant(
+        'learning rate counted in steps', 'mpp.train.run:learning_rate',
+        'lambda samples, schedule, batch, began: real(samples // batch, schedule, batch, began)',
         "tests/pipeline/test_by_hand.py::test_the_learning_rate_of_every_step",
     ),
     Row(
         "loss summed over patches", "mpp/pretraining.py", "engine.backward(loss.mean())", "engine.backward(loss.sum(1).mean())",
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
-    Row(
-        "no dropping of paths after the hold-out", "mpp/pretraining.py", "    engine.train(True)\n    dist.all_reduce(sums)", "    dist.all_reduce(sums)",
+    Plant(
+        'no dropping of paths after the hold-out', 'mpp.train.engine:Engine.train',
+        'lambda self, mode: real(self, False)',
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Row(
-        "hold-out skill over kept patches too", "mpp/pretraining.py", "(loss * counted * masked).sum(), (counted * masked).sum()", "(loss * counted).sum(), counted.sum()",
+        'hold-out skill over kept patches too', 'mpp/pretraining.py',
+        'loss * counted * masked, counted * masked)',
+        'loss * counted, counted)',
         "tests/pipeline/test_by_hand.py::test_loss_and_skill_of_the_holdout",
     ),
     Row(
@@ -383,13 +427,15 @@ ROWS = [
         "self.deepspeed.backward(loss / self.deepspeed.gradient_accumulation_steps())",
         "tests/pipeline/test_resume.py::test_worlds_accumulations_and_stages_give_one_result_and_a_checkpoint_of_one_resumes_on_another",
     ),
-    Row(
-        "moments not restored", "mpp/train/checkpoint.py",
-        "_set_moment(engine, parameter, kind, moments[kind][name].to(parameter.device))", "moments[kind][name]",
+    Plant(
+        'moments not restored', 'mpp.train.engine:Engine.set_moment',
+        'lambda self, parameter, kind, value: None',
         "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
     ),
     Row(
-        "drop-path noise starts again on resume", "mpp/pretraining.py", "DROP_PATH, step, world.rank", "DROP_PATH, step - first_step, world.rank",
+        'drop-path noise starts again on resume', 'mpp/train/run.py',
+        'DROP_PATH, done, run.world.rank',
+        'DROP_PATH, done - run.first_step, run.world.rank',
         "tests/pipeline/test_resume.py::test_a_resumed_run_with_drop_path_is_bit_identical_and_its_metrics_are_cut_back",
     ),
     # What may be asked for.

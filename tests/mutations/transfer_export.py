@@ -53,16 +53,21 @@ ROWS = [
     ),
     # The way on.
     Row(
-        "pretraining goes on with a fresh decoder", "mpp/pretraining.py",
-        'weights |= {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}', "pass",
+        'pretraining goes on with a fresh decoder', 'mpp/interop/start_from.py',
+        'weights |= {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}',
+        'pass',
         f"{CONTINUED}::test_the_first_loss_is_the_oracles",
     ),
     Row(
-        "pretraining goes on with other heads", "mpp/pretraining.py", "if theirs and theirs[0] != ours[0]:", "if False:",
+        'pretraining goes on with other heads', 'mpp/interop/start_from.py',
+        'if theirs and theirs[0] != ours[0]:',
+        'if False:',
         f"{CONTINUED}::test_another_architecture_is_refused",
     ),
     Row(
-        "learned positions are replaced unsaid", "mpp/pretraining.py", "torch.allclose(weights[name].float(), own[name], atol=1e-3)", "True",
+        'learned positions are replaced unsaid', 'mpp/interop/start_from.py',
+        'torch.allclose(weights[name].float(), own[name], atol=1e-3)',
+        'True',
         f"{CONTINUED}::test_positions_that_do_not_fit_are_not_left_out_unsaid",
     ),
     # The way out.

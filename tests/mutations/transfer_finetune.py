@@ -1,6 +1,6 @@
 """Bugs that the tests of fine-tuning must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 CROPS = "tests/data/test_labelled_crops.py::test_"
 MODEL = "tests/model/test_classifier.py::test_"
@@ -105,24 +105,31 @@ ROWS = [
         "few labels are not class-balanced", "mpp/transfer/split.py", "members = order[labels[order] == label]\n        count = per_class", "members = order\n        count = per_class",
         "tests/transfer/test_few_labels.py::test_every_class_gives_its_share_and_at_least_one",
     ),
-    Row(
-        "the average has a long memory from the start", "mpp/train/average.py", "min(self.decay, (1 + step) / (10 + step))", "self.decay",
+    Plant(
+        'the average has a long memory from the start', 'mpp.train.average:short_at_first',
+        'lambda decay: lambda step: decay',
         STEP + "the_average_follows_its_formula_and_starts_with_a_short_memory",
     ),
-    Row(
-        "the average starts again on resume", "mpp/finetuning.py", "            average.restore(commit)\n", "            pass\n", RUN + "a_resumed_run_is_bit_identical_its_average_too",
+    Plant(
+        'the average starts again on resume', 'mpp.train.average:WeightAverage.restore',
+        'lambda self, commit: None',
+        RUN + "a_resumed_run_is_bit_identical_its_average_too",
     ),
     Row(
         "all layers learn alike", "mpp/train/engine.py", "learning_rate * group.get(\"lr_scale\", 1.0)", "learning_rate", RUN + "layers_learn_at_their_own_rates",
     ),
     # A whole run, computed again by hand.
     Row(
-        "weights are chosen on the test split", "mpp/finetuning.py", "        on_holdout = measured(engine, average, sets.holdout,",
-        "        on_holdout = measured(engine, average, sets.test or sets.holdout,", HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
+        'weights are chosen on the test split', 'mpp/finetuning.py',
+        '        on_holdout = measured(tuned, sets.holdout)',
+        '        on_holdout = measured(tuned, sets.test or sets.holdout)',
+        HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        "the weights as they are leave the run whatever was chosen", "mpp/finetuning.py", "final_weights(engine, average if chosen == AVERAGE else None)",
-        "final_weights(engine, None)", HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
+        'the weights as they are leave the run whatever was chosen', 'mpp/finetuning.py',
+        'final_weights(run.engine, tuned.average if chosen == AVERAGE else None)',
+        'final_weights(run.engine, None)',
+        HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
         "from scratch keeps the encoder", "mpp/finetuning.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net", "loaded.net",
@@ -133,14 +140,21 @@ ROWS = [
         HAND + "the_first_weights_are_the_encoders_on_another_grid_and_a_new_head",
     ),
     Row(
-        "the average takes the weights before the step", "mpp/finetuning.py", "        norm = engine.update(rate)\n        if average:\n            average.update(engine, step + 1)\n",
-        "        if average:\n            average.update(engine, step + 1)\n        norm = engine.update(rate)\n", HAND + "the_average_after_every_step",
+        'the average takes the weights before the step', 'mpp/train/run.py',
+        '        self.norm = run.engine.update(self.rate)\n        if run.average:\n            run.average.update(run.engine, self.number)\n',
+        '        if run.average:\n            run.average.update(run.engine, self.number)\n        self.norm = run.engine.update(self.rate)\n',
+        HAND + "the_average_after_every_step",
+    ),
+    Plant(
+        "the average's clock is a step late", 'mpp.train.average:WeightAverage.update',
+        'lambda self, engine, step: real(self, engine, step - 1)',
+        HAND + "the_average_after_every_step",
     ),
     Row(
-        "the average's clock is a step late", "mpp/finetuning.py", "average.update(engine, step + 1)", "average.update(engine, step)", HAND + "the_average_after_every_step",
-    ),
-    Row(
-        "the average has a decay of its own", "mpp/finetuning.py", "WeightAverage(model, config.optim.ema)", "WeightAverage(model, 0.99)", HAND + "the_average_after_every_step",
+        'the average has a decay of its own', 'mpp/finetuning.py',
+        'short_at_first(config.optim.ema)',
+        'short_at_first(0.99)',
+        HAND + "the_average_after_every_step",
     ),
     Row(
         "targets are not smoothed", "mpp/finetuning.py", "len(sets.classes), augment.smoothing, loaded.mean", "len(sets.classes), 0.0, loaded.mean",
@@ -151,11 +165,15 @@ ROWS = [
         "augment.smoothing, (0.5,) * 3, (0.5,) * 3, world.device)", HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "measuring normalises by other colours than the encoder's", "mpp/finetuning.py", "mean=loaded.mean, std=loaded.std, micro_batch=micro_batch",
-        "mean=(0.5,) * 3, std=(0.5,) * 3, micro_batch=micro_batch", HAND + "every_look_at_the_holdout_from_scratch",
+        "measuring normalises by other colours than the encoder's", 'mpp/finetuning.py',
+        'mean=loaded.mean, std=loaded.std, micro_batch=run',
+        'mean=(0.5,) * 3, std=(0.5,) * 3, micro_batch=run',
+        HAND + "every_look_at_the_holdout_from_scratch",
     ),
     Row(
-        "every step drops the same paths", "mpp/finetuning.py", "seed_of(config.seed, DROP_PATH, step, world.rank)", "seed_of(config.seed, DROP_PATH, 0, world.rank)",
+        'every step drops the same paths', 'mpp/train/run.py',
+        'DROP_PATH, done, run.world.rank',
+        'DROP_PATH, 0, run.world.rank',
         HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
@@ -163,17 +181,28 @@ ROWS = [
         HAND + "rate_loss_and_norm_of_every_step_with_sgd",
     ),
     Row(
-        "the rate is a step ahead", "mpp/finetuning.py", "learning_rate(step * data.global_batch, schedule", "learning_rate((step + 1) * data.global_batch, schedule",
+        'the rate is a step ahead', 'mpp/train/run.py',
+        'learning_rate(done * run.global_batch',
+        'learning_rate((done + 1) * run.global_batch',
         HAND + "rate_loss_and_norm_of_every_step_with_sgd",
     ),
     Row(
-        "nothing is clipped", "mpp/finetuning.py", "plan, world, system, config.optim.clip_norm)", "plan, world, system, 0.0)", HAND + "weights_after_every_step_of_adamw",
+        'nothing is clipped', 'mpp/train/run.py',
+        'self.config.system, self.config.optim.clip_norm)',
+        'self.config.system, 0.0)',
+        HAND + "weights_after_every_step_of_adamw",
     ),
     Row(
-        "the hold-out is measured in training mode", "mpp/finetuning.py", "        engine.train(False)\n", "", HAND + "every_look_at_the_holdout_of_weights_and_average",
+        'the hold-out is measured in training mode', 'mpp/finetuning.py',
+        '        run.engine.train(False)\n',
+        '',
+        HAND + "every_look_at_the_holdout_of_weights_and_average",
     ),
     Row(
-        "after a look at the hold-out no path is dropped any more", "mpp/finetuning.py", "        engine.train(True)\n", "", HAND + "rate_loss_and_norm_of_every_step_with_adamw",
+        'after a look at the hold-out no path is dropped any more', 'mpp/finetuning.py',
+        '        run.engine.train(True)\n',
+        '',
+        HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
         "the hold-out is looked at every epoch", "mpp/finetuning.py", "order.steps_per_epoch * config.log.holdout_every_epochs", "order.steps_per_epoch",
@@ -190,7 +219,9 @@ ROWS = [
         "few labels of a class are all of them", "mpp/finetuning.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
-        "samples seen are the images there are", "mpp/finetuning.py", "\"samples_seen\": newest.samples_seen,", "\"samples_seen\": order.samples,",
+        'samples seen are the images there are', 'mpp/finetuning.py',
+        '"samples_seen": commit.samples_seen,',
+        '"samples_seen": about["train_images"],',
         HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     # What was asked for arrives.
@@ -232,13 +263,29 @@ ROWS = [
         CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha",
     ),
     Row("the config's page grows without a test", "mpp/config/finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
-    Row("a logged loss is the mean from the beginning", "mpp/finetuning.py", "            meters.zero_()\n", "", FIELDS + "a_logged_loss_is_the_mean_since_the_line_before"),
+    Plant(
+        'a logged loss is the mean from the beginning', 'mpp.train.run:Meters.look',
+        'lambda self, clear: real(self, False)',
+        FIELDS + "a_logged_loss_is_the_mean_since_the_line_before",
+    ),
     Row(
-        "without a hold-out the average is not asked", "mpp/finetuning.py", "if on_holdout else AVERAGE if average else WEIGHTS", "if on_holdout else WEIGHTS",
+        'without a hold-out the average is not asked', 'mpp/finetuning.py',
+        'if on_holdout else AVERAGE if tuned.average else WEIGHTS',
+        'if on_holdout else WEIGHTS',
         FIELDS + "without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average",
     ),
-    Row("a resumed run has seen no bad sample", "mpp/finetuning.py", "commit.step, commit.record[\"bad_samples\"], commit", "commit.step, 0, commit", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
-    Row("a resumed run begins its seconds anew", "mpp/finetuning.py", "round(seconds_before + time", "round(time", FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds"),
+    Row(
+        'a resumed run has seen no bad sample', 'mpp/train/run.py',
+        'self.bad_samples = commit.record["bad_samples"]',
+        'self.bad_samples = 0',
+        FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds",
+    ),
+    Row(
+        'a resumed run begins its seconds anew', 'mpp/finetuning.py',
+        'round(seconds_before + run.seconds',
+        'round(run.seconds',
+        FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds",
+    ),
     Row("predictions of two processes stay in the order they came", "mpp/train/classify.py", "        predicted[order].astype", "        predicted.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
     Row("confidences of two processes stay in the order they came", "mpp/train/classify.py", "        confidence[order].astype", "        confidence.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
     Row("labels of two processes stay in the order they came", "mpp/train/classify.py", "        truth[order].astype", "        truth.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),
@@ -246,9 +293,9 @@ ROWS = [
         "the loss is of this process's images", "mpp/train/classify.py", "float(losses[order].mean())", "float(mine[4].mean())", STEP + "two_processes_find_of_every_image_what_one_finds",
     ),
     Row(
-        "the test split is read with what was not chosen, too", "mpp/finetuning.py",
-        "measured(engine, only, sets.test, config, loaded, plan.micro_batch, workers, world, names=[chosen])",
-        "measured(engine, average, sets.test, config, loaded, plan.micro_batch, workers, world)",
+        'the test split is read with what was not chosen, too', 'mpp/finetuning.py',
+        'measured(tuned, sets.test, names=[chosen])',
+        'measured(tuned, sets.test)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
 ]  # fmt: skip
