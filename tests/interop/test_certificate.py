@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from mpp import export, exporting
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
+from mpp.interop import certificate
 from mpp.interop.encoder_folder import read_encoder
 from mpp.model.encoder import Encoder
 from mpp.recipe.model import PretrainingModel, build_model
-from mpp.train import certificate
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
 
 pytest.importorskip("transformers")

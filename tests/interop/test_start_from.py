@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mpp import pretraining
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
+from mpp.interop.start_from import initialise_from
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.rng import MASK, Draws
@@ -61,7 +61,7 @@ def configured(source, **changes) -> PretrainConfig:
 def first_loss(config: PretrainConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PretrainingModel]:
     """Of a model that begins from config.init_from; the images 0..255 and the noise by which the oracle hides the same patches."""
     model = build_model(config, False).eval()
-    pretraining.initialise_from(model, config)
+    initialise_from(model, config)
     masking = Masking(config.model.grid, config.mask, config.corruption)
     drawn = [draw(masking, Draws(2, MASK, 0, sample)) for sample in range(3)]
     mask = {name: torch.from_numpy(np.stack([getattr(m, name) for m in drawn])) for name in ("kind", "source", "visible", "predicted")}
