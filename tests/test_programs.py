@@ -20,7 +20,7 @@ PROGRAMS = sorted(
     if "run_program(main)" in path.read_text() and path.name != "errors.py"
 )
 SLOW = ("torch", "deepspeed", "timm", "transformers", "scipy", "pyarrow", "matplotlib")
-WITH_TORCH = ("mpp/pretrain.py",)  # whose knobs stand with the code that they turn
+WITH_TORCH = ("mpp/pretrain.py", "mpp/loader_speed.py")  # whose knobs stand with the code that they turn
 ALONE = """
 import json, runpy, sys
 class Watch:

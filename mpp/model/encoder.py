@@ -28,6 +28,14 @@ class Encoder(nn.Module):
         """Normalised images [B, 3, S, S] -> patch embeddings without positions [B, N, D]."""
         return self.vit.patch_embed(images)
 
+    def behind_blocks(self, embeddings: Tensor, last: int) -> list[Tensor]:
+        """Patch embeddings [B, N, D] -> tokens [B, P + N, D] behind each of the last so many blocks, the last one's last, without the final norm."""
+        tokens, found = self.vit.norm_pre(self._positioned(embeddings)), []
+        for block in self.vit.blocks:
+            tokens = block(tokens)
+            found.append(tokens)
+        return found[-last:]
+
     def forward(self, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
         """Patch embeddings [B, N, D] -> normalised tokens [B, P + N, D], or [B, P + K, D] of the `visible` [B, K] patches alone.
 
