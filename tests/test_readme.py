@@ -1,5 +1,6 @@
 """The README and the pages of docs/ say what is there: their commands parse, their files, links, keys, targets and messages are real."""
 
+import itertools
 import re
 import shlex
 import typing
@@ -240,6 +241,13 @@ def test_the_readme_is_short_and_prose_is_wrapped():
     for path, page in PAGES.items():
         for line in prose_lines(page):
             assert len(line) <= 120 or line.startswith("|"), f"{path.name}: {line}"
+
+
+def test_no_command_follows_a_list_where_markdown_would_take_it_for_its_last_item():
+    for path, page in PAGES.items():
+        blocks = re.split(r"\n\n+", without_fences(page))
+        for before, block in itertools.pairwise(blocks):
+            assert not (block.startswith("    ") and re.match(r"(\* |- |\d+\. )", before)), f"{path.name}: {block}"
 
 
 def test_what_the_code_says_of_a_page_is_there():
