@@ -1,4 +1,4 @@
-"""The README's table: each small recipe, pretrained on CIFAR-10 (JPEG) with the same encoder for the same number of samples, then probed.
+"""The table of docs/results.md, "Pretrained and probed": each small recipe, pretrained on CIFAR-10 (JPEG) with the same encoder for the same number of samples, then probed.
 
     python benchmarks/cifar_table.py --train SHARDS/train --test SHARDS/test --out runs/cifar [--seeds 0 1] [--jobs 2]
         [--pretrain key=value ...] [--probe key=value ...]

@@ -1,20 +1,32 @@
-"""The README says what is there: its commands parse, its files exist, its Makefile targets are real."""
+"""The README and the pages of docs/ say what is there: their commands parse, their files, links, keys, targets and messages are real."""
 
+import itertools
 import re
 import shlex
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from pydantic import BaseModel
 
+import mpp
 from mpp import export, finetune, linear_probe, loader_speed, pretrain, results
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
+from mpp.config.sections import ModelConfig
+from mpp.interop.encoder_folder import write_encoder
+from mpp.model.encoder import build_encoder
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-CODE = [line.strip() for line in README.splitlines() if line.startswith("    ")] + re.findall(r"`([^`]+)`", README)
+README, HOUSE, TROUBLE = ROOT / "README.md", ROOT / "docs" / "house.md", ROOT / "docs" / "troubleshooting.md"
+PAGES = {path: path.read_text() for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
+TEXT = "\n".join(PAGES.values())
+CONFIGS = (PretrainConfig, FinetuneConfig, ProbeConfig)
 COMMENTS = [
     line.lstrip("# ").strip()
     for path in [*ROOT.glob("jobs/**/*"), *ROOT.glob("configs/*.yaml")]
@@ -23,8 +35,25 @@ COMMENTS = [
     if line.startswith("#")
 ]
 LAUNCHERS = ("deepspeed", "python", "torchrun", "sbatch")
-# What the README and the heads of jobs and configs tell one to type: the words after a program, whatever launcher stands before it.
+# What the pages and the heads of jobs and configs tell one to type: the words after a program, whatever launcher stands before it.
 NEEDS_WORDS = re.compile("=| --|results.py")  # what else names a program is prose
+
+
+def without_fences(page: str) -> str:
+    return re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
+
+
+def prose_lines(page: str) -> list[str]:
+    return [line for line in without_fences(page).splitlines() if not line.startswith("    ")]
+
+
+def spans(page: str) -> list[str]:
+    """What stands in `backticks`, each in one line."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", "\n".join(prose_lines(page)))]
+
+
+SPANS = [span for page in PAGES.values() for span in spans(page)]
+CODE = [line.strip() for page in PAGES.values() for line in page.splitlines() if line.startswith("    ")] + SPANS
 
 
 def commands(program: str) -> list[str]:
@@ -86,27 +115,159 @@ def test_there_are_commands_to_check():
     assert len(batches) >= 5 and all((ROOT / word).exists() for line in batches for word in line.split() if word.endswith(".sbatch"))
 
 
-def test_every_override_shown_in_the_text_is_a_known_key(capsys):
-    for word in re.findall(r"`((?:optim|mask|data|system|model|log)\.[a-z_]+)`", README):
-        section, key = word.split(".")
-        sections = [getattr(schema(), section, None) for schema in (PretrainConfig, FinetuneConfig)]
-        assert any(key in type(found).model_fields for found in sections if found is not None), word
+def models_in(annotation: typing.Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold, alone or in a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inside in typing.get_args(annotation):
+        yield from models_in(inside)
 
 
-def test_every_file_and_config_named_exists_and_every_module_is_on_the_map():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
-    file_map = README.split("## File map")[1].split("## Developing")[0]
-    for path in [*ROOT.glob("mpp/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("benchmarks/*.py")]:
+def keys() -> tuple[set[str], dict[str, set[str]]]:
+    """Of all programs: their keys, and the keys of each section."""
+    top: set[str] = set()
+    sections: dict[str, set[str]] = {}
+    for schema in CONFIGS:
+        for name, field in schema.model_fields.items():
+            top.add(name)
+            for section in models_in(field.annotation):
+                sections.setdefault(name, set()).update(section.model_fields)
+    return top, sections
+
+
+def test_every_override_shown_in_the_text_is_a_known_key():
+    top, sections = keys()
+    dotted = re.compile(rf"(?<![\w./])({'|'.join(sections)})\.([a-z_0-9]+)")
+    found = [(span, *pair) for span in SPANS for pair in dotted.findall(span)]
+    assert len(found) >= 40
+    for span, section, key in found:
+        assert key in sections[section], span
+    for span in SPANS:
+        for key in re.findall(r"^'?([a-z_]+)=", span):
+            assert key in top | {"key"}, span  # key=value: any
+
+
+def test_every_section_shown_as_yaml_is_one_that_loads():
+    shown = [span for span in SPANS if re.fullmatch(r"[a-z]+: \{.*\}", span) and "..." not in span]
+    assert len(shown) >= 2
+    for span in shown:
+        section, value = span.split(": ", 1)
+        assert load(PretrainConfig, None, [f"{section}={value}"])
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it():
+    anchors = {path: {slug(line) for line in re.findall(r"^#+ (.*)$", without_fences(page), re.M)} for path, page in PAGES.items()}
+    for path, page in PAGES.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", page):
+            if link.startswith("https://"):
+                continue
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target.exists(), f"{path.name}: {link}"
+            assert not anchor or anchor in anchors[target], f"{path.name}: {link}"
+
+
+def test_every_page_is_reached_from_the_readme_and_begins_with_what_it_answers():
+    for path, page in PAGES.items():
+        if path != README:
+            assert f"](docs/{path.name})" in PAGES[README], path
+            assert page.splitlines()[2].startswith("This page answers:"), path
+
+
+def test_every_file_named_exists():
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/**/*") if path.is_file()]
+    files += [path.name for path in ROOT.iterdir()]
+    for name in set(re.findall(r"(?<![\w./*-])(?:\w+/)*\w+\.py\b", TEXT)):
+        assert any(file == name or file.endswith(f"/{name}") for file in files), name
+    for name in set(
+        re.findall(r"(?<![\w./-])(?:mpp|data_prep|tests|benchmarks|configs|jobs|docs)/[\w./-]*\.(?:ya?ml|sbatch|json|png|md)\b", TEXT)
+    ):
+        assert "DEVICE" in name or (ROOT / name).exists(), name  # DEVICE: a file that the command makes
+
+
+def test_every_module_and_every_config_is_on_the_map():
+    file_map = PAGES[HOUSE].split("## File map")[1].split("\n## ")[0]
+    for path in [*ROOT.glob("mpp/**/*.py"), *ROOT.glob("data_prep/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         assert path.name == "__init__.py" or re.search(rf"\b{path.stem}\b", file_map), path
     for config in ROOT.glob("configs/*.yaml"):
-        assert config.stem in README, config
+        assert config.stem in PAGES[README], config
 
 
 def test_every_make_target_named_exists():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {
+        word
+        for line in CODE
+        if line.startswith("make ")
+        for word in re.split(r"\s{2,}#", line)[0].split()[1:]
+        if "=" not in word and word != "..."
+    }
+    assert len(named) >= 3 and named <= targets
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_that_the_programs_give():
+    """In the page "…" stands for what differs; in the source a message may be cut into several literals."""
+    source = (ROOT / "Makefile").read_text()
+    for path in [*ROOT.glob("mpp/**/*.py"), *ROOT.glob("data_prep/**/*.py")]:
+        source += re.sub(r'"\s*\n\s*f?"', "", path.read_text())
+    symptoms = re.findall(r"^\* \*\*(.+?)\*\*", re.sub(r"\n  ", " ", PAGES[TROUBLE]), re.M)
+    assert len(symptoms) >= 30
+    for symptom in symptoms:
+        for message in re.findall(r"`([^`]+)`", symptom):
+            for part in message.split("…"):
+                assert part.strip() in source, message
+
+
+def test_the_python_snippet_gives_the_features_of_an_encoder(tmp_path, monkeypatch):
+    model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=32, depth=2, heads=2)
+    encoder = build_encoder(model, 5).vit
+    write_encoder(tmp_path / "runs" / "b16" / "encoder", encoder.state_dict(), model, (0.5,) * 3, (0.5,) * 3, "tiny")
+    Image.linear_gradient("L").resize((24, 20)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+    exec(snippet, found := {})
+    assert found["tokens"].shape == (1, 1 + 16, 32)
+    assert found["features"].equal(found["tokens"][:, 1:].mean(dim=1))
+    assert all(weight.equal(encoder.state_dict()[name]) for name, weight in found["encoder"].state_dict().items())
+
+
+def test_the_readme_is_short_and_prose_is_wrapped():
+    assert len(PAGES[README].splitlines()) <= 150
+    for path, page in PAGES.items():
+        for line in prose_lines(page):
+            assert len(line) <= 120 or line.startswith("|"), f"{path.name}: {line}"
+
+
+def test_no_command_follows_a_list_where_markdown_would_take_it_for_its_last_item():
+    for path, page in PAGES.items():
+        blocks = re.split(r"\n\n+", without_fences(page))
+        for before, block in itertools.pairwise(blocks):
+            assert not (block.startswith("    ") and re.match(r"(\* |- |\d+\. )", before)), f"{path.name}: {block}"
+
+
+def test_what_the_code_says_of_a_page_is_there():
+    parts = ("mpp/**/*.py", "data_prep/**/*.py", "benchmarks/**/*.py", "tests/**/*.py", "configs/*.yaml", "jobs/**/*", "*.txt", "*.toml")
+    headings = re.findall(r"^#+ (.*)$", TEXT, re.M)
+    for path in (path for part in parts for path in ROOT.glob(part) if path.is_file() and path != Path(__file__)):
+        text = path.read_text()
+        for page in re.findall(r"docs/[a-z]+\.md", text):
+            assert (ROOT / page).exists(), f"{path}: {page}"
+        for heading in re.findall(r'(?:README|\.md), "([^"]+)"', text):
+            assert heading in headings, f"{path}: {heading}"
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == mpp.__version__
+
+
+def test_what_lies_beside_the_pages_is_small():
+    assert all(path.stat().st_size < 200_000 for path in (ROOT / "docs").rglob("*"))
 
 
 def test_no_placeholder_is_left():
-    assert not re.findall(r"@[A-Z]+@", README)
+    assert not re.findall(r"@[A-Z]+@", TEXT)

@@ -3,7 +3,7 @@
 Sections that change results: model, mask, corruption, target, decoder, optim, data, seed.  Sections that only change speed or what is
 written down: system, log, checkpoint.
 
-Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open (README).
+Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open (docs/paper.md).
 """
 
 from typing import Annotated, Any, Literal, Self

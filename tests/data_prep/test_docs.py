@@ -1,4 +1,4 @@
-"""What the READMEs and the jobs say of data_prep is so: commands parse, options are named, files are there."""
+"""What the README, docs/ and the jobs say of data_prep is so: commands parse, options are named, files are there."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ import verify_shards
 from sources import FORMATS
 
 ROOT = Path(__file__).parents[2]
-TEXTS = {path: path.read_text() for path in (ROOT / "README.md", ROOT / "data_prep" / "README.md", ROOT / "Makefile")}
+TEXTS = {path: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile")}
 PROGRAMS = {program.__name__: program for program in (make_shards, index_shards, verify_shards, inspect_shards)}
 
 
@@ -41,7 +41,7 @@ def test_every_option_that_is_named_is_there_and_every_option_of_make_shards_is_
     with pytest.raises(SystemExit):
         PROGRAMS[name].parse(["--help"])
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    text = TEXTS[ROOT / "data_prep" / "README.md"]
+    text = TEXTS[ROOT / "docs" / "shards.md"]
     everywhere = set()
     for program in PROGRAMS.values():
         with pytest.raises(SystemExit):
@@ -53,7 +53,7 @@ def test_every_option_that_is_named_is_there_and_every_option_of_make_shards_is_
 
 
 def test_every_format_is_described():
-    text = TEXTS[ROOT / "data_prep" / "README.md"].lower()
+    text = TEXTS[ROOT / "docs" / "shards.md"].lower()
     for kind in FORMATS:
         assert {"list": "list:", "jsonl": "json lines", "cifar10": "cifar-10", "cifar100": "cifar-100", "folder": "folder tree"}.get(
             kind, kind

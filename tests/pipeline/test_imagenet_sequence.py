@@ -1,4 +1,4 @@
-"""The README's way from ImageNet's official archives to the table, its one-node block line by line, on photographs packed as those are."""
+"""The way of docs/imagenet.md from ImageNet's official archives to the table, its one-node block line by line, on photographs packed as those are."""
 
 import io
 import json
@@ -46,7 +46,7 @@ SMALL = {
 
 
 def block() -> list[str]:
-    section = (ROOT / "README.md").read_text().split("## ImageNet, from the official archives to the table\n")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "imagenet.md").read_text().split("## One node\n")[1].split("\n## ")[0]
     one_node = re.search(r"\n\n((?:    \S.*\n)+)", section)
     assert one_node
     return [line.strip() for line in one_node[1].splitlines()]
