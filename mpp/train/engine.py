@@ -32,8 +32,7 @@ def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = P
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    if tuple(int(part) for part in deepspeed.__version__.split(".")[:2]) < LEAST:
-        raise UserError(f"DeepSpeed {deepspeed.__version__} is too old: {TRIED}")
+    check_version(deepspeed.__version__)
 
     compiling = threading.Timer(SURPRISING_SECONDS, say, [COMPILING])  # also where an old one no longer fits, or another process compiles
     if world.device.type == "cpu":
@@ -47,6 +46,12 @@ def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = P
         deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
     compiling.cancel()
     return world
+
+
+def check_version(version: str) -> None:
+    """Raises UserError for a DeepSpeed without the private attributes that this file uses."""
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST:
+        raise UserError(f"DeepSpeed {version} is too old: {TRIED}")
 
 
 def is_compiled(op: str) -> bool:
