@@ -65,8 +65,9 @@ ROWS = [
         "tests/recipe/test_model.py::test_the_encoder_sees_the_papers_corruption_of_embeddings",
     ),
     Plant(
-        'the mask token hides the position', 'mpp.recipe.corruption:corrupt',
-        'lambda embeddings, kind, source, mask_token: real(embeddings, kind, source, mask_token) - 0.02',
+        'the mask token hides the position', "mpp.recipe.corruption:ReplaceCorruption.encode",
+        "lambda self, encoder, embeddings, kind, source, visible, mask_token: "
+        "encoder(corrupt(embeddings + (place := encoder.vit.pos_embed[:, encoder.prefix :]), kind, source, mask_token) - place)",
         "tests/recipe/test_model.py::test_masked_patches_know_their_place",
     ),
     Row(
