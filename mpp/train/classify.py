@@ -38,13 +38,13 @@ def inputs_and_targets(
     if "share" not in batch:
         return images, soft_targets(labels, classes, smoothing)
     share = batch["share"].to(device, non_blocking=True)
-    return mixed(images, share, batch["paste"]), soft_targets(labels, classes, smoothing, share)
+    return mixed(images, share, batch["paste"].to(device, non_blocking=True)), soft_targets(labels, classes, smoothing, share)
 
 
 def mixed(images: Tensor, share: Tensor, paste: Tensor) -> Tensor:
     """[B, 3, H, W], share [B], boxes int64 [B, 4]: each image blended with its partner (rows 2j and 2j + 1), or with the partner's box pasted in."""
     others = partners(images)
-    left, top, right, bottom = (edge[:, None, None, None] for edge in paste.to(images.device).T)
+    left, top, right, bottom = (edge[:, None, None, None] for edge in paste.T)
     rows = torch.arange(images.shape[2], device=images.device)[:, None]
     columns = torch.arange(images.shape[3], device=images.device)
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
