@@ -33,10 +33,9 @@ ROWS = [
         "return Backbone(net).requires_grad_(False)", "tests/model/test_backbone.py::test_a_copy_for_another_size_measures_without_noise",
     ),
     # Each image once, and again when something has changed.
-    Row(
-        "the key forgets the versions", "mpp/transfer/extraction.py",
-        '        "versions": {package: version(package) for package in VERSIONS},\n        "device": world.device.type,\n    }\n    return',
-        '        "device": world.device.type,\n    }\n    return',
+    Plant(
+        "the key forgets the versions", "mpp.transfer.extraction:VERSIONS",
+        "()",
         EXTRACTION + "test_a_table_is_used_again_only_while_nothing_has_changed",
     ),
     Row(
@@ -58,8 +57,9 @@ ROWS = [
         "np.array_split(rows, -(-len(rows) // CHECK_BATCH))", "[np.arange(min(16, len(samples)))]",
         EXTRACTION + "test_an_extractor_that_sees_its_batch_is_caught",
     ),
-    Row(
-        "bytes of cached tables are believed", "mpp/transfer/extraction.py", "or _sha256(place / file) != digest", "or False",
+    Plant(
+        "bytes of cached tables are believed", "mpp.transfer.extraction:_sha256",
+        "lambda path: 'as written'",
         EXTRACTION + "test_a_flipped_bit_in_a_cached_table_is_found",
     ),
     Row(

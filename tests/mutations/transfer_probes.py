@@ -93,9 +93,10 @@ ROWS = [
         f"{LOGISTIC}::test_the_minimum_of_a_steep_valley_is_found_without_a_good_first_step",
     ),
     # Figures.
-    Row(
-        "rows and columns of the confusion matrix are exchanged", "mpp/transfer/metrics.py", "truth.cpu().long() * classes + predicted.cpu().long()",
-        "predicted.cpu().long() * classes + truth.cpu().long()", f"{METRICS}::test_confusion_and_balanced_accuracy_are_those_of_scikit_learn",
+    Plant(
+        "rows and columns of the confusion matrix are exchanged", "mpp.transfer.metrics:confusion_matrix",
+        "lambda predicted, truth, classes: real(truth, predicted, classes)",
+        f"{METRICS}::test_confusion_and_balanced_accuracy_are_those_of_scikit_learn",
     ),
     Row(
         "classes without images count as wrong", "mpp/transfer/metrics.py", "    return mean, (max(0.0, mean - half), min(1.0, mean + half))",
@@ -140,8 +141,9 @@ ROWS = [
         "the bank is not normalised", "mpp/transfer/probes/knn.py", "known = normalize(known.to(device), dim=1)", "known = known.to(device)",
         f"{NEIGHBOURS}::test_the_bank_in_pieces_has_the_same_neighbours_as_the_whole_bank",
     ),
-    Row(
-        "votes count the same", "mpp/transfer/probes/knn.py", "weight = ((near - near[:, :1]) / temperature).exp()", "weight = torch.ones_like(near)",
+    Plant(
+        "votes count the same", "mpp.transfer.probes.knn:vote",
+        "lambda similarity, *more, **named: real(torch.zeros_like(similarity), *more, **named)",
         f"{NEIGHBOURS}::test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop",
     ),
     Row(
@@ -152,8 +154,9 @@ ROWS = [
         "neighbours vote twice in a grid", "mpp/transfer/probes/knn.py", "labels[:, counted : grid[i]], weight[:, counted : grid[i]]", "labels[:, : grid[i]], weight[:, : grid[i]]",
         f"{NEIGHBOURS}::test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop",
     ),
-    Row(
-        "the spread shrinks with the number of draws", "mpp/transfer/probes/few_shot.py", "float(np.std(accuracies, ddof=1))", "float(np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)",
+    Plant(
+        "the spread shrinks with the number of draws", "mpp.transfer.probes.few_shot:over_draws",
+        "lambda draws: (lambda found: found | {'spread': (found['spread'] or 0) / len(draws) ** 0.5})(real(draws))",
         f"{FEW_SHOT}::test_mean_and_spread_are_over_draws",
     ),
     Row(
@@ -203,16 +206,19 @@ ROWS = [
         "lambda self: (lambda lars: [group.update(always_adapt=True) for group in lars.param_groups] and lars)(real(self))",
         f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
     ),
-    Row(
-        "the class token is averaged with the patches", "mpp/transfer/probes/mae.py", "tokens[layer][:, self.prefix :].float().mean(dim=1)", "tokens[layer].float().mean(dim=1)",
+    Plant(
+        "the class token is averaged with the patches", "mpp.transfer.probes.mae:MaeHeads._pool",
+        "lambda self, tokens: (vars(self).update(prefix=0), real(self, tokens))[1]",
         f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
     ),
-    Row(
-        "BatchNorm sees one forward pass", "mpp/transfer/probes/mae.py", "        x = torch.cat([features for features, _ in self.seen])\n        y = torch.cat([labels for _, labels in self.seen])",
-        "        x, y = self.seen[-1]", f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
+    Plant(
+        "BatchNorm sees one forward pass", "mpp.transfer.probes.mae:MaeHeads.see",
+        "lambda self, tokens, labels: (self.seen.clear(), real(self, tokens, labels))[1]",
+        f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
     ),
-    Row(
-        "the attentive probe looks at the class token", "mpp/transfer/probes/attentive.py", "layer_norm(tokens[:, self.prefix :].float()", "layer_norm(tokens.float()",
+    Plant(
+        "the attentive probe looks at the class token", "mpp.transfer.probes.attentive:AttentiveHeads.logits",
+        "lambda self, layer, tokens: (vars(self).update(prefix=0), real(self, layer, tokens))[1]",
         f"{ONLINE}::test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_token",
     ),
     Row(
@@ -223,9 +229,10 @@ ROWS = [
         "biases of the attentive probe decay", "mpp/transfer/probes/attentive.py", '{"params": weights.biases, "weight_decay": 0.0}', '{"params": weights.biases, "weight_decay": weight_decay}',
         f"{ONLINE}::test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_token",
     ),
-    Row(
-        "the attentive probe learns from the last forward pass alone", "mpp/transfer/probes/attentive.py", "        with torch.enable_grad():",
-        "        self.optimiser.zero_grad()\n        with torch.enable_grad():", f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
+    Plant(
+        "the attentive probe learns from the last forward pass alone", "mpp.transfer.probes.attentive:AttentiveHeads.see",
+        "lambda self, tokens, labels: (self.optimiser.zero_grad(), real(self, tokens, labels))[1]",
+        f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
     ),
     # Pictures.
     Row(
