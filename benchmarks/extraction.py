@@ -23,9 +23,9 @@ from mpp.config.schema import load
 from mpp.data.labelled import open_labelled
 from mpp.errors import Parser, run_program
 from mpp.interop.encoder_folder import read_encoder
-from mpp.probing import encoder_row
 from mpp.train.run_folder import environment
 from mpp.transfer.extraction import Crops, extract
+from mpp.transfer.rows import encoder_row
 from mpp.world import join_processes
 
 IMAGENET = 1_281_167  # training images
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     config, world = load(ProbeConfig, None, options.words), join_processes()
     loaded, images = read_encoder(config.encoder), open_labelled(config.train, "train")
-    row = encoder_row(loaded.net, loaded.digest, loaded, config, world)
+    row = encoder_row(loaded.net, loaded.digest, loaded, config.cached(), config.features, world)
     samples = np.arange(options.images) % len(images)
     crops = Crops(images, samples, row.extractor.spec.resolution, row.extractor.spec.crop, config.features.max_pixels)
     batches = [

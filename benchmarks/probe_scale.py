@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpp.config.probe import KnnConfig, LinearProbeConfig, LogisticConfig
 from mpp.errors import Parser, run_program
 from mpp.train.run_folder import environment
-from mpp.transfer.heads import train_heads
-from mpp.transfer.logistic import fit_path
-from mpp.transfer.neighbours import nearest
+from mpp.transfer.probes.knn import KnnProbe, nearest
+from mpp.transfer.probes.linear import LinearProbe, train_heads
+from mpp.transfer.probes.logistic import LogisticProbe, fit_path
 
 IMAGES, QUERIES, CLASSES, WIDTH, LAYERS = 1_281_167, 50_000, 1000, 768, 13
 EPOCH, PASSES, SEARCH = "linear, 13 rates x 13 layers, an epoch", "logistic regression, 768 columns", "k-NN, 512 queries"
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             table[row : row + 256] = rng.standard_normal((min(256, count - row), WIDTH * LAYERS), dtype=np.float32)
         values, rows, labels = torch.from_numpy(table), np.arange(count), np.arange(count) % CLASSES
         columns = [torch.arange(layer * WIDTH, (layer + 1) * WIDTH) for layer in range(LAYERS)]
-        linear, path, k = LinearProbeConfig(), LogisticConfig(), max(KnnConfig().k)
+        linear, path, k = LinearProbe(), LogisticProbe(), max(KnnProbe().k)
         shape = {"epochs": 1, "batch": linear.batch, "weight_decay": 0.0, "seed": 0, "device": device}
         passes: list[int] = []
 

@@ -31,10 +31,10 @@ from sklearn.preprocessing import StandardScaler
 from mpp.files import write_atomically
 from mpp.machine import usable_cores
 from mpp.train.run_folder import environment
-from mpp.transfer import few_shot
-from mpp.transfer.intervals import wilson
-from mpp.transfer.logistic import fit_path
-from mpp.transfer.neighbours import nearest, vote
+from mpp.transfer.metrics import wilson
+from mpp.transfer.probes import few_shot
+from mpp.transfer.probes.knn import nearest, vote
+from mpp.transfer.probes.logistic import fit_path
 
 CPU = torch.device("cpu")
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -6,7 +6,7 @@
 Beside the encoder stand two baselines under the same protocol, the same architecture at random initialisation and raw pixels, and the
 encoders of beside=[...].  Every hyper-parameter comes from a hold-out of train; the test split is read once, at the end, and each read is
 logged.  Without test= the figures are on a further hold-out of train that no choice has seen.
-This file reads the command line and imports nothing slow; what is measured, in order, is mpp/probing.py.
+This file reads the command line (torch alone is imported for it: knobs stand with the probes' code); what is measured, in order, is mpp/probing.py.
 """
 
 from mpp.interrupts import quiet_until_main

@@ -19,174 +19,150 @@ import torch
 
 import mpp
 from mpp import text
-from mpp.config.probe import FeatureConfig, ProbeConfig
+from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
 from mpp.files import make_folder
 from mpp.interop.encoder_folder import read_encoder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.machine import allow_open_files
-from mpp.model.backbone import Backbone
 from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
-from mpp.transfer.extraction import extract
-from mpp.transfer.extractors import EncoderExtractor, Extractor, PixelExtractor
-from mpp.transfer.features import FeatureSpec, Variant, check_resolution, needed_by, own_variant, probe_variants
-from mpp.transfer.in_the_loop import Online, answer, train_online
-from mpp.transfer.metrics import figures, paired_bootstrap
-from mpp.transfer.protocol import Answers, Chosen, choose, report, usable_shots
+from mpp.transfer.extraction import Extracted, extract
+from mpp.transfer.extractors import PixelExtractor
+from mpp.transfer.probes.contract import Measured, Train
+from mpp.transfer.protocol import choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
+from mpp.transfer.rows import Row, encoder_row, gains
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
-from mpp.transfer.table import TEST_READS, format_table, log_test_read
+from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, TEST_READS, format_table, log_test_read
 from mpp.watch import watch
 from mpp.world import World, from_first, join_processes, together
 
-PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"
+
+@dataclass
+class Probing:
+    """What is measured on what, and by whom."""
+
+    config: ProbeConfig
+    words: Sequence[str]  # the command line
+    out: Path
+    cache: Path
+    world: World
+    loaded: LoadedEncoder
+    train: LabelledImages
+    test: LabelledImages | None
+    samples: np.ndarray  # int64 [n], ids of train: the images used
+    rows: dict[str, Row]  # by name, in order
+    about: dict[str, Any] = field(default_factory=dict)  # for results.json
+
+    @property
+    def labels(self) -> np.ndarray:
+        """integers [n]."""
+        return self.train.labels[self.samples]
+
+    def extract(self, images: LabelledImages, samples: np.ndarray) -> dict[str, Extracted]:
+        """Collective: by row, each image once, over all processes."""
+        extractors = {name: row.extractor for name, row in self.rows.items()}
+        return extract(images, samples, extractors, self.config.features, self.cache, self.world)
+
+    def say(self, line: str) -> None:
+        if self.world.first:
+            text.say(line)
 
 
 @dataclass
-class Row:
-    """One line of the table."""
+class Reported:
+    """The images that figures are on."""
 
-    extractor: Extractor
-    variants: list[Variant]  # what the linear probe chooses from; the first is what all others use
-    about: dict[str, Any]  # for results.json
-    chosen: Chosen | None = None  # in rank 0
-    online: dict[str, Online] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-    answers: dict[str, Answers] = field(default_factory=dict)
+    images: LabelledImages
+    samples: np.ndarray  # int64, ids: a row of the tables each
+    rows: np.ndarray  # int64 [m]: those that count
+    tables: dict[str, Extracted]
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self.samples[self.rows]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """integers [m]."""
+        return self.images.labels[self.ids]
 
 
 def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     """Measure and write results.json; words: the command line, to be noted.  Raises UserError."""
     started = time.perf_counter()
+    job = prepare(config, words)
+
+    # Who sees which images, before any is looked at: what too few labels forbid is told now.
+    pool, reported, split = divide(job.labels, job.train.classes, job.test is not None, config)
+    for remark in [] if split is None else [*remarks_on(job.train, job.test), *undone(job, split)]:
+        job.say(f"note      {remark}")
+
+    tables = job.extract(job.train, job.samples)
+    for name, table in tables.items():
+        job.say(f"train     {config.train}: {table}: {name}")
+
+    # Everything is chosen on train.
+    if split is not None:
+        choose_rows(job, tables, split)
+    watch.moved("reporting", slow=True)
+    rank_rows(job, tables, pool)
+
+    # Only now are the images looked at on which figures are reported.
+    shown = None if config.rank_only else show(job, tables, reported)
+    if shown is not None:
+        report_rows(job, shown)
+    if job.world.first:
+        write(job, shown, started)
+    return 0
+
+
+def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     out = Path(config.out) if config.out else default_out(config.encoder, config.train)
     world = join_processes(config.patience_seconds, config.patience_slow_seconds, out)
     allow_open_files()
-
-    # What is measured on what.
     loaded = read_encoder(config.encoder)
     train, test = open_splits(config)
     cache = Path(config.features.cache) if config.features.cache else out / "features"
     together(world, lambda: refuse_other_images(out, train, test) if world.first and config.out is None else None)
     together(world, lambda: make_folder(out, "out") if world.first else None)
-    rows = table_rows(config, loaded, world)
-    main_row = rows[PRETRAINED]
     count = min(config.rank_samples, config.train_samples or len(train)) if config.rank_only else config.train_samples
     samples = subset(len(train), count, config.seed)
-    say(world, f"encoder   {loaded.source} ({config.encoder}), {main_row.about['parameters']:,} parameters")
-    say(
-        world,
-        f"features  {main_row.variants[0]} of {main_row.extractor.spec.resolution} px, {config.features.precision}, {world.device.type}",
-    )
+    job = Probing(config, words, out, cache, world, loaded, train, test, samples, table_rows(config, loaded, world))
+    main_row = job.rows[PRETRAINED]
+    job.say(f"encoder   {loaded.source} ({config.encoder}), {main_row.about['parameters']:,} parameters")
+    job.say(f"features  {main_row.own} of {main_row.extractor.spec.resolution} px, {config.features.precision}, {world.device.type}")
+    job.about["train_images"] = len(samples)
+    return job
 
-    # Who sees which images, before any is looked at: what too few labels forbid is told now.
-    labels = train.labels[samples]
-    pool, reported, split = divide(labels, train.classes, test is not None, config)
-    remarks = [] if config.rank_only else remarks_on(train, test)
-    if split is not None and (left_out := usable_shots(config.few_shot, labels[split.fit], train.classes)[1]):
-        remarks.append(left_out)
-    for remark in remarks:
-        say(world, f"note      {remark}")
 
-    # Training features: each image once, over all processes.
-    extractors = {name: row.extractor for name, row in rows.items()}
-    tables = extract(train, samples, extractors, config.features, cache, world)
-    for name, table in tables.items():
-        say(world, f"train     {config.train}: {table}: {name}")
-    about: dict[str, Any] = {"train_images": len(samples)}
-
-    # Everything is chosen on train.
-    if split is not None:
-        about |= {"fit_images": len(split.fit), "holdout_images": len(split.choose), "classes": train.classes}
-        for name, row in rows.items():
-            watch.moved(f"choosing for {name}", slow=True)
-            if world.first:
-                row.chosen = choose(tables[name].features, labels, train.classes, split, row.variants, config, world.device)
-                say(world, f"chosen    {name}: {row.chosen.summary()}")
-        for protocol in config.augmented:
-            for name, row in rows.items():
-                if isinstance(row.extractor, EncoderExtractor):
-                    row.online[protocol] = train_online(
-                        protocol, row.extractor, train, samples, labels, len(train.classes), split, row.variants[0], config, world
-                    )
-                    said = row.online[protocol].about
-                    say(world, f"trained   {name}: {protocol}, {said['augmentation']}: no cached features, {said['seconds']:.0f} s")
-    watch.moved("reporting", slow=True)
-    ranked = pool[subset(len(pool), config.rank_samples, config.seed, RANK)]
-    about["rank_images"] = len(ranked)
-    for name, row in rows.items():
-        if world.first:
-            own = tables[name].features.of(row.variants[0])[torch.from_numpy(ranked)]
-            row.figures["feature_rank"] = effective_rank(own.to(world.device))
-
-    # Only now are the images looked at on which figures are reported.
+def open_splits(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages | None]:
+    """Raises DataError for what cannot be probed on."""
+    train = open_labelled(config.train, "train")
+    test = open_labelled(config.test, "test") if config.test and not config.rank_only else None
     if not config.rank_only:
-        ids, measured, images = samples[reported], train, reported
-        shown = {name: table.features for name, table in tables.items()}
-        about |= {"reported_on": "holdout of train", "test_reads": 0}
-        where = f"a hold-out of train ({len(reported)} images that nothing was fitted or chosen on); no test split was read"
-        if test is not None:
-            reads = from_first(world, lambda: log_read(out, words, loaded, test, config))
-            ids = subset(len(test), config.test_samples, config.seed, 1)
-            seen = extract(test, ids, extractors, config.features, cache, world)
-            say(world, f"test      {config.test}: {seen[PRETRAINED]}")
-            measured, images, shown = test, np.arange(len(ids)), {name: table.features for name, table in seen.items()}
-            times = f"{reads} time{'s' if reads > 1 else ''}"
-            where = f"{config.test} ({len(ids)} of {len(test)} images; this folder has read the split {times}, see {out}/{TEST_READS})"
-            about |= {"reported_on": "test", "test_reads": reads}
-        about["reported_images"] = len(ids)
-        truth = measured.labels[ids]
-        for name, row in rows.items():
-            if row.chosen is not None:
-                found, row.answers = report(row.chosen, shown[name], images, truth)
-                row.figures |= found
-            for probe, online in row.online.items():
-                assert isinstance(row.extractor, EncoderExtractor)
-                row.answers[probe] = answer(online, row.extractor, measured, ids, config.features, world)
-                given = row.answers[probe]
-                known = torch.from_numpy(truth.astype(np.int64))
-                row.figures[probe] = figures(given.predicted, known, len(train.classes), given.confidence) | online.about
-        say(world, f"figures   top-1 in %, 95 % intervals, on {where}")
-    if not world.first:
-        return 0
+        check_splits(train, test, "; without labels only the feature rank can be had: rank_only=true")
+    return train, test
 
-    text.say()
-    text.say_lines(format_table({name: row.figures for name, row in rows.items()}))
-    results: dict[str, Any] = {
-        "command": shlex.join(["mpp/linear_probe.py", *words]),
-        "kind": "probe",
-        "encoder": {"path": config.encoder, "source": loaded.source, "digest": loaded.digest},
-        "rows": {name: row.figures | {"about": row.about} for name, row in rows.items()},
-        **about,
-        "data": {
-            name: None if images is None else {"path": str(images.path), "identity": images.identity, "images": len(images)}
-            for name, images in (("train", train), ("test", test))
-        },
-        "config": config.model_dump(mode="json"),
-        "seed": config.seed,
-        "holdout_fraction": config.holdout_fraction,
-        "versions": versions(),
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "processes": world.size,
+
+def table_rows(config: ProbeConfig, loaded: LoadedEncoder, world: World) -> dict[str, Row]:
+    """The lines of the table, in order: baselines, the encoder, those beside it."""
+    row_of = lambda net, digest, found: encoder_row(net, digest, found, config.cached(), config.features, world)
+    encoders = {PRETRAINED: loaded} | {source: read_encoder(source) for source in config.beside}
+    rows = {name: row_of(found.net, found.digest, found) for name, found in encoders.items()}
+    if not config.baselines:
+        return rows
+    spec = rows[PRETRAINED].extractor.spec
+    pixels = PixelExtractor(spec.resolution, spec.crop, spec.mean, spec.std, config.features.pixel_side)
+    fresh = loaded.fresh(seed_of(config.seed, INIT, 0)).eval()  # as a run with this seed starts
+    baselines = {
+        PIXELS: Row(pixels, pixels.variant, {"feature_spec": pixels.spec.as_dict(), "features": str(pixels.variant), "parameters": 0}),
+        RANDOM: row_of(fresh, digest_of(fresh), loaded),
     }
-    if not config.rank_only:
-        results["gains"] = gains(rows, truth, config.seed)
-        for line in results["gains"]:
-            text.say(line["words"])
-        answers = {name: row.answers for name, row in rows.items()}
-        write_predictions(out, answers, truth, ids)
-        figured = results["rows"]
-        place = "test" if test is not None else "hold-out of train"
-        results["pictures"] = draw_choices(out, figured, about["holdout_images"])
-        results["pictures"] += draw_answers(out, PRETRAINED, "linear", figured, answers, truth, train.classes, place)
-    results["seconds"] = round(time.perf_counter() - started, 1)
-    write_results(out, results)
-    text.say()
-    text.say(
-        f"{results['seconds']} s; {out}/results.json" + (f", {', '.join(results.get('pictures', []))}" if results.get("pictures") else "")
-    )
-    return 0
+    baselines[RANDOM].about["source"] = f"random initialisation, seed {config.seed}"
+    return baselines | rows
 
 
 def divide(labels: np.ndarray, classes: Sequence[str], tested: bool, config: ProbeConfig) -> tuple[np.ndarray, np.ndarray, Split | None]:
@@ -210,71 +186,113 @@ def divide(labels: np.ndarray, classes: Sequence[str], tested: bool, config: Pro
     return pool, reported, Split(pool[fit], pool[chosen_on])
 
 
-def open_splits(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages | None]:
-    """Raises DataError for what cannot be probed on."""
-    train = open_labelled(config.train, "train")
-    test = open_labelled(config.test, "test") if config.test and not config.rank_only else None
-    if not config.rank_only:
-        check_splits(train, test, "; without labels only the feature rank can be had: rank_only=true")
-    return train, test
+def undone(job: Probing, split: Split) -> list[str]:
+    """What the probes have to say about these labels.  Raises DataError."""
+    said = [probe.remark(job.labels[split.fit], job.train.classes) for probe in (*job.config.cached(), *job.config.online())]
+    return [remark for remark in said if remark]
 
 
-def table_rows(config: ProbeConfig, loaded: LoadedEncoder, world: World) -> dict[str, Row]:
-    """The lines of the table, in order: baselines, the encoder, those beside it."""
-    encoders = {PRETRAINED: loaded} | {source: read_encoder(source) for source in config.beside}
-    rows = {name: encoder_row(found.net, found.digest, found, config, world) for name, found in encoders.items()}
-    if not config.baselines:
-        return rows
-    spec = rows[PRETRAINED].extractor.spec
-    pixels = PixelExtractor(spec.resolution, spec.crop, spec.mean, spec.std, config.features.pixel_side)
-    fresh = loaded.fresh(seed_of(config.seed, INIT, 0)).eval()  # as a run with this seed starts
-    baselines = {
-        PIXELS: Row(pixels, [pixels.variant], {"feature_spec": pixels.spec.as_dict(), "features": str(pixels.variant), "parameters": 0}),
-        RANDOM: encoder_row(fresh, digest_of(fresh), loaded, config, world),
+def choose_rows(job: Probing, tables: Mapping[str, Extracted], split: Split) -> None:
+    """Collective.  Probes on features are fitted in rank 0, those with the encoder in the loop by all."""
+    config, world = job.config, job.world
+    job.about |= {"fit_images": len(split.fit), "holdout_images": len(split.choose), "classes": job.train.classes}
+
+    def seen_by(name: str, row: Row) -> Train:
+        views = row.views(job.train, job.samples, config.features, config.seed, world)
+        return Train(tables[name].features, row.own, job.labels, job.train.classes, split, config.seed, world.device, views=views)
+
+    for name, row in job.rows.items():
+        watch.moved(f"choosing for {name}", slow=True)
+        if world.first:
+            row.chosen.append(choose(config.cached(), seen_by(name, row), row.backbone))
+            row.figures["seconds"] = row.chosen[0].seconds
+            job.say(f"chosen    {name}: {row.chosen[0].summary()}")
+    for probe in config.online():
+        for name, row in job.rows.items():
+            if row.encoder is not None:
+                row.chosen.append(choose([probe], seen_by(name, row), row.backbone))
+                job.say(f"trained   {name}: {row.chosen[-1].fitted[probe.key].summary()}")
+
+
+def rank_rows(job: Probing, tables: Mapping[str, Extracted], pool: np.ndarray) -> None:
+    """pool: int64, rows of train that may be looked at."""
+    ranked = pool[subset(len(pool), job.config.rank_samples, job.config.seed, RANK)]
+    job.about["rank_images"] = len(ranked)
+    for name, row in job.rows.items():
+        if job.world.first:
+            row.figures["feature_rank"] = effective_rank(tables[name].features.of(row.own)[torch.from_numpy(ranked)].to(job.world.device))
+
+
+def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Reported:
+    """Collective: the test split, whose read is logged before it happens, or the rows `reported` of train."""
+    config, test = job.config, job.test
+    if test is None:
+        job.about |= {"reported_on": "holdout of train", "test_reads": 0, "reported_images": len(reported)}
+        return Reported(job.train, job.samples, reported, tables)
+    command = ["mpp/linear_probe.py", *job.words]
+    reads = from_first(
+        job.world,
+        lambda: log_test_read(job.out, command=command, encoder=job.loaded.source, test=str(config.test), test_identity=test.identity),
+    )
+    ids = subset(len(test), config.test_samples, config.seed, 1)
+    seen = job.extract(test, ids)
+    job.say(f"test      {config.test}: {seen[PRETRAINED]}")
+    job.about |= {"reported_on": "test", "test_reads": reads, "reported_images": len(ids)}
+    return Reported(test, ids, np.arange(len(ids)), seen)
+
+
+def report_rows(job: Probing, shown: Reported) -> None:
+    """Collective."""
+    for name, row in job.rows.items():
+        views = row.views(shown.images, shown.samples, job.config.features, job.config.seed, job.world)
+        for chosen in row.chosen:
+            found, answers = report(chosen, Measured(shown.tables[name].features, shown.rows, views), shown.truth)
+            row.figures |= found
+            row.answers |= answers
+    where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
+    if job.test is not None:
+        reads = text.counted(job.about["test_reads"], "time")
+        where = f"{job.config.test} ({len(shown.rows)} of {len(job.test)} images; this folder has read the split {reads}, see {job.out}/{TEST_READS})"
+    job.say(f"figures   top-1 in %, 95 % intervals, on {where}")
+
+
+def write(job: Probing, shown: Reported | None, started: float) -> None:
+    """The table, results.json, predictions and pictures; shown: None for the rank alone.  started: by time.perf_counter."""
+    config, out = job.config, job.out
+    text.say()
+    text.say_lines(format_table({name: row.figures for name, row in job.rows.items()}))
+    results: dict[str, Any] = {
+        "command": shlex.join(["mpp/linear_probe.py", *job.words]),
+        "kind": "probe",
+        "encoder": {"path": config.encoder, "source": job.loaded.source, "digest": job.loaded.digest},
+        "rows": {name: row.figures | {"about": row.about} for name, row in job.rows.items()},
+        **job.about,
+        "data": {
+            name: None if images is None else {"path": str(images.path), "identity": images.identity, "images": len(images)}
+            for name, images in (("train", job.train), ("test", job.test))
+        },
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "holdout_fraction": config.holdout_fraction,
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if job.world.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "processes": job.world.size,
     }
-    baselines[RANDOM].about["source"] = f"random initialisation, seed {config.seed}"
-    return baselines | rows
-
-
-def encoder_row(net: torch.nn.Module, digest: str, loaded: LoadedEncoder, config: ProbeConfig, world: World) -> Row:
-    backbone, asked = Backbone(net).eval(), config.features
-    own = own_variant(backbone, asked.layers, asked.pooling)
-    rank_only = config.rank_only
-    variants = probe_variants(own, backbone, config.linear.curve and not rank_only, () if rank_only else config.linear.last_layers)
-    spec = spec_of(backbone, digest, loaded, variants, asked)
-    about = {
-        "source": loaded.source,
-        "encoder": digest,
-        "feature_spec": spec.as_dict(),
-        "features": str(own),
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-    }
-    return Row(EncoderExtractor(backbone, spec, world.device), variants, about)
-
-
-def spec_of(backbone: Backbone, digest: str, loaded: LoadedEncoder, variants: Sequence[Variant], asked: FeatureConfig) -> FeatureSpec:
-    resolution = asked.resolution or loaded.image_size
-    check_resolution(backbone, resolution)
-    return FeatureSpec(digest, *needed_by(variants), resolution, asked.crop, loaded.mean, loaded.std, asked.precision)
-
-
-def log_read(out: Path, words: Sequence[str], loaded: LoadedEncoder, test: LabelledImages, config: ProbeConfig) -> int:
-    command = ["mpp/linear_probe.py", *words]
-    return log_test_read(out, command=command, encoder=loaded.source, test=str(config.test), test_identity=test.identity)
-
-
-def gains(rows: Mapping[str, Row], truth: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """How much better the encoder is than each other row on the same images, by probe."""
-    found = []
-    for other, row in rows.items():
-        for probe in [] if other == PRETRAINED else row.answers:
-            if probe in rows[PRETRAINED].answers:
-                ours, theirs = (rows[name].answers[probe].predicted.numpy() == truth for name in (PRETRAINED, other))
-                difference = paired_bootstrap(ours, theirs, seed)
-                low, high = difference["ci95"]
-                text = f"gain      {probe} over {other}: {100 * difference['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-                found.append({"over": other, "probe": probe, "words": text} | difference)
-    return found
+    pictures: list[str] = []
+    if shown is not None:
+        results["gains"] = gains(job.rows, shown.truth, config.seed)
+        for line in results["gains"]:
+            text.say(line["words"])
+        answers = {name: row.answers for name, row in job.rows.items()}
+        write_predictions(out, answers, shown.truth, shown.ids)
+        place = "test" if job.test is not None else "hold-out of train"
+        pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
+        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth, job.train.classes, place)
+        results["pictures"] = pictures
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    write_results(out, results)
+    text.say()
+    text.say(", ".join([f"{results['seconds']} s; {out}/results.json", *pictures]))
 
 
 def default_out(encoder: str, train: str) -> Path:
@@ -316,8 +334,3 @@ def versions() -> dict[str, str]:
         "timm": timm.__version__,
         "numpy": np.__version__,
     }
-
-
-def say(world: World, line: str) -> None:
-    if world.first:
-        text.say(line)

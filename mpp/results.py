@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Sequence
 
 from mpp.errors import Parser, interruptible, run_program
-from mpp.transfer.table import PROBES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +31,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="mpp/results.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some")
     parser.add_argument(
-        "--compare", metavar="PROBE", help=f"paired differences to the first encoder, by {', '.join([*PROBES, 'finetune'])}"
+        "--compare",
+        metavar="PROBE",
+        help="paired differences to the first encoder, by a probe as results.json names it (linear, knn, ...) or finetune",
     )
     parser.add_argument("--json", metavar="FILE", help="write the table and the differences there, too")
     return parser.parse_args(argv)

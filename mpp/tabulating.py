@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.transfer.metrics import paired_bootstrap
 from mpp.transfer.results import Result, find_results
-from mpp.transfer.table import PROBES, aligned, format_table
+from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, aligned, format_table
 
-BASELINES = ("raw pixels", "random init")
+BASELINES = (PIXELS, RANDOM)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def lines_of(results: Sequence[Result], folders: Sequence[str]) -> list[Line]:
             else:
                 name = run_name(result.folder, folders)
                 others.append(
-                    Line(name if len(result.about["rows"]) == 1 or row in ("pretrained", "fine-tuned") else f"{name}: {row}", result, row)
+                    Line(name if len(result.about["rows"]) == 1 or row in (PRETRAINED, "fine-tuned") else f"{name}: {row}", result, row)
                 )
     lines = [*baselines.values(), *others]
     names = Counter(line.name for line in lines)  # a run that was probed twice, or probed and fine-tuned, keeps every row
@@ -111,9 +111,9 @@ def run_name(folder: Path, folders: Sequence[str]) -> str:
 
 def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
     """Of every line to the first that is no baseline, on the same images.  Raises DataError where that cannot be."""
-    able = [line for line in lines if probe in line.figures]
+    able = [line for line in lines if probe in answered(line.figures)]
     if len(able) < 2:
-        have = sorted({name for line in lines for name in line.figures if name in PROBES or name == "finetune"})
+        have = sorted({name for line in lines for name in answered(line.figures)})
         raise DataError(f"--compare {probe}: fewer than two of these rows have it; they have {', '.join(have)}")
     first = next((line for line in able if line.row not in BASELINES), able[0])
     ours = first.result.predictions()
@@ -131,6 +131,11 @@ def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
         )
         found.append({"a": first.name, "b": line.name, "probe": probe} | paired_bootstrap(our_right, their_right, seed=0))
     return found
+
+
+def answered(figures: Mapping[str, Any]) -> list[str]:
+    """The probes of which every image's answer is kept: figures of means over draws have none."""
+    return [key for key, figure in figures.items() if isinstance(figure, dict) and "accuracy" in figure]
 
 
 def said(found: Sequence[dict[str, Any]], probe: str) -> str:

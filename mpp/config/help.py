@@ -37,11 +37,12 @@ def explain(schema: type[Section]) -> str:
 
 def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
     comments: dict[str, str] = {}
+    leaves = {name for name, field in schema.model_fields.items() if not _sections_of(field.annotation)}
     for parent in reversed(schema.__mro__):
-        if issubclass(parent, Section) and parent is not Section:
+        if issubclass(parent, Section) and leaves & vars(parent).get("__annotations__", {}).keys():  # a composed one has no source
             comments |= _comments_of(parent)
     for name, field in schema.model_fields.items():
-        kinds = [kind for kind in _kinds_of(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        kinds = _sections_of(field.annotation)
         if not kinds:
             default = field.get_default()
             shown = (
@@ -56,6 +57,10 @@ def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[st
             for words, comment in _explained(kind, f"{prefix}{name}."):
                 chosen = isinstance(field.default, kind) or not row
                 yield words, comment if chosen else f"({prefix}{name}.{row}) {comment}".rstrip()
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    return [kind for kind in _kinds_of(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _kinds_of(annotation: Any) -> list[Any]:

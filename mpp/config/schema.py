@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from mpp.config.names import nearest
 from mpp.errors import ConfigError
@@ -63,6 +63,11 @@ Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=Fals
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def composed(name: str, base: type[Section], sections: typing.Mapping[str, type[Section]]) -> type[Section]:
+    """`base`, and behind its keys a section under each further one, at its defaults."""
+    return create_model(name, __base__=base, **{key: (section, section()) for key, section in sections.items()})  # type: ignore[call-overload]
 
 
 class _Yaml(yaml.SafeLoader):

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mpp.config.probe import FeatureConfig
 from mpp.data.crop import Box, cut
 from mpp.data.handing_over import handed_over, settings
 from mpp.data.labelled import LabelledImages
@@ -34,7 +33,7 @@ from mpp.files import lock_folder, make_folder, sync_path, write_atomically
 from mpp.machine import usable_cores
 from mpp.text import counted
 from mpp.transfer.extractors import Extractor
-from mpp.transfer.features import Features
+from mpp.transfer.features import FeatureConfig, Features
 from mpp.world import World, from_first, together, total
 
 FORMAT = 1

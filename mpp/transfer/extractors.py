@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mpp.model.backbone import Backbone
+from mpp.model.normalise import normalise
 from mpp.transfer.features import FeatureSpec, Layout, Variant, layout_of
 
 
@@ -20,14 +21,6 @@ class Extractor(Protocol):
     layout: Layout
 
     def __call__(self, images: Tensor) -> Tensor: ...
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [B, 3, S, S] -> float32, (value / 255 - mean) / std by channel."""
-    shape = (1, 3, 1, 1)
-    return (images.float() / 255 - torch.tensor(mean, device=images.device).view(shape)) / torch.tensor(std, device=images.device).view(
-        shape
-    )
 
 
 class EncoderExtractor:

@@ -5,17 +5,40 @@ Letters: n images, D width of a layer, W width of a table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mpp.config.schema import Count, Positive, Section
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 
 Pooling = Literal["mean", "cls", "both"]
 Part = Literal["cls", "mean"]
 Place = tuple[Part, int]  # a pooled layer
+
+EPSILON = 1e-6  # added to a variance that features are divided by the root of (MAE's BatchNorm before the head)
+
+
+class FeatureConfig(Section):
+    """How an image becomes one vector; the same for training and testing a probe."""
+
+    layers: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (
+        -1,
+    )  # blocks passed: 0 enters the first, -1 leaves the last; concatenated.  What k-NN, few-shot, logistic regression and rank use
+    pooling: Literal["mean", "cls", "both"] = (
+        "mean"  # mean of the patch tokens (without class token), the class token, or both side by side
+    )
+    resolution: Positive | None = None  # pixels a side; null: as pretrained
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # the centre square of this share of the short side is resized to `resolution`
+    precision: Literal["bf16", "fp32"] = "fp32"
+    batch: Positive = 256  # images at a time; changes nothing but speed
+    workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
+    max_pixels: Positive = 100_000_000  # a larger image stops the probe
+    pixel_side: Positive = 32  # raw-pixel baseline: larger inputs are averaged down to this side
+    cache: str | None = None  # folder of feature tables, used again while nothing has changed; null: <out>/features
 
 
 @dataclass(frozen=True)
@@ -93,11 +116,15 @@ class Features:
 
     def of(self, variant: Variant) -> Tensor:
         """float32 [n, D], a copy."""
-        columns = self.layout.columns(variant)
-        first, count = int(columns[0]), len(columns)
-        if torch.equal(columns, torch.arange(first, first + count)):
-            return self.values[:, first : first + count].contiguous()
-        return self.values[:, columns]
+        return self.values[:, place(self.layout.columns(variant))].contiguous()
+
+
+def place(columns: Tensor) -> slice | Tensor:
+    """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
+    first, count = int(columns[0]), len(columns)
+    if torch.equal(columns.cpu(), torch.arange(first, first + count)):
+        return slice(first, first + count)
+    return columns
 
 
 def refuse_other_features(train: FeatureSpec, test: FeatureSpec) -> None:
@@ -123,7 +150,7 @@ def layout_of(backbone: Backbone, layers: Sequence[int], poolings: Sequence[Part
 
 
 def own_variant(backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> Variant:
-    """The features that k-NN, few-shot and rank use.
+    """The features asked for: what every probe uses that says nothing else, and the feature rank.
 
     layers: blocks passed, negative from the end (-1: the last block's output).  Raises ConfigError for what this encoder does not have.
     """
@@ -145,20 +172,6 @@ def check_resolution(backbone: Backbone, resolution: int) -> None:
         lower = resolution // patch * patch
         near = " and ".join(str(size) for size in (lower, lower + patch) if size)
         raise ConfigError(f"features.resolution={resolution} must be a multiple of the patch size {patch}; the nearest that fit are {near}")
-
-
-def probe_variants(own: Variant, backbone: Backbone, curve: bool, last_layers: Sequence[int]) -> list[Variant]:
-    """What the linear probe chooses from: `own` first; each layer's class token and mean (curve); {last k layers} x {cls, mean, both}.
-
-    Source: the grid probe of DINOv2 (arXiv 2304.07193, B.3), {1, 4} last layers x {cls, cls + mean}; the mean alone and every layer are
-    ours, as masked encoders probe best so, from middle layers on, and may have no class token.
-    """
-    depth = backbone.depth
-    single: tuple[Part, ...] = ("mean", "cls") if backbone.class_token else ("mean",)
-    poolings = (*single, "both") if backbone.class_token else single
-    every = [Variant((layer,), pooling) for pooling in single for layer in range(backbone.first, depth + 1)] if curve else []
-    last = [Variant(tuple(range(max(backbone.first, depth + 1 - k), depth + 1)), pooling) for k in last_layers for pooling in poolings]
-    return list(dict.fromkeys([own, *every, *last]))
 
 
 def parts_of(pooling: str) -> tuple[Part, ...]:

@@ -1,9 +1,10 @@
 """What is said about one probe's answers, and about two probes' answers to the same images.
 
-Letters: m images, C classes.  Intervals are 95 %.
+Distributions are scipy's, imported where they are needed: that takes a second.  Letters: m images, C classes.  Intervals are 95 %.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mpp.rng import PROBE, Draws
-from mpp.transfer.intervals import NORMAL, wilson
 from mpp.transfer.split import RESAMPLE
 
 BINS = 15  # of confidence (Guo et al. 2017, arXiv 1706.04599)
 RESAMPLES = 10_000
+NORMAL = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 def figures(predicted: Tensor, truth: Tensor, classes: int, confidence: Tensor | None = None) -> dict[str, Any]:
@@ -44,6 +45,24 @@ def figures(predicted: Tensor, truth: Tensor, classes: int, confidence: Tensor |
     if confidence is not None:
         found["calibration"] = calibration(predicted == truth, confidence)
     return found
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The score interval of `right` out of `total` > 0 (Wilson 1927), as shares of 1: the uncertainty from the images alone."""
+    share, z2 = right / total, NORMAL**2
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = NORMAL / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return 0.0 if right == 0 else middle - half, 1.0 if right == total else middle + half  # exact at the ends, whatever rounding does
+
+
+def student(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half-width of Student's t interval of the mean; no half-width from a single value."""
+    from scipy.stats import t
+
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count < 2:
+        return mean, None
+    return mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
 def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
@@ -99,44 +118,23 @@ def paired_bootstrap(correct_a: np.ndarray, correct_b: np.ndarray, seed: int) ->
     a alone and b alone got right matters, so those counts are drawn.  `share_a_ahead`: of the resamples, ties as halves.
     `mcnemar_p`: the exact two-sided test that neither is better (McNemar 1947, binomial form).
     """
+    from scipy.stats import binom, binomtest
+
     images = len(correct_a)
     a_only, b_only = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
     differ = a_only + b_only
-    bits = Draws(seed, PROBE, RESAMPLE)
-    first, second = bits.uniform(RESAMPLES), bits.uniform(RESAMPLES)
-    differing = _binomial(images, differ / images, first)
-    ahead = np.zeros(RESAMPLES, np.int64)
-    for count in np.unique(differing):
-        here = differing == count
-        ahead[here] = _binomial(int(count), a_only / differ if differ else 0.0, second[here])
+    bits = Draws(seed, PROBE, RESAMPLE)  # numbers of [0, 1), at which the binomial distributions are inverted
+    differing = np.maximum(binom.ppf(bits.uniform(RESAMPLES), images, differ / images), 0)  # at 0 scipy gives -1
+    ahead = np.maximum(binom.ppf(bits.uniform(RESAMPLES), differing, a_only / max(differ, 1)), 0)
     margin = 2 * ahead - differing
     low, high = np.quantile(margin / images, (0.025, 0.975))
-    tail = float(np.exp(_log_binomial(differ, 0.5)[: min(a_only, b_only) + 1]).sum())
     return {
         "difference": (a_only - b_only) / images,
         "ci95": [float(low), float(high)],
         "ci95_kind": f"paired bootstrap, {RESAMPLES} resamples",
         "share_a_ahead": float((np.sign(margin) + 1).mean() / 2),
-        "mcnemar_p": min(1.0, 2 * tail),
+        "mcnemar_p": float(binomtest(a_only, differ).pvalue) if differ else 1.0,
         "images": images,
         "a_only": a_only,
         "b_only": b_only,
     }
-
-
-def _log_binomial(count: int, share: float) -> np.ndarray:
-    """float64 [count + 1]: logarithms of the probabilities of 0..count successes."""
-    of_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
-    ways = of_factorial[-1] - of_factorial - of_factorial[::-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        successes = np.arange(count + 1)
-        logs = ways + np.where(successes, successes * np.log(share), 0.0)
-        return logs + np.where(count - successes, (count - successes) * np.log1p(-share), 0.0)
-
-
-def _binomial(count: int, share: float, uniform: np.ndarray) -> np.ndarray:
-    """Successes int64, by inverting the distribution at numbers of [0, 1): the same on every version of every library."""
-    if share <= 0 or share >= 1:
-        return np.full(len(uniform), count if share >= 1 else 0, np.int64)
-    reached = np.cumsum(np.exp(_log_binomial(count, share)))
-    return np.minimum(np.searchsorted(reached, uniform * reached[-1], side="right"), count).astype(np.int64)

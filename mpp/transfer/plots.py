@@ -45,19 +45,20 @@ def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]
     return _png(figure)
 
 
-def along_path(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], chosen: Mapping[str, float], title: str) -> bytes:
-    """Hold-out accuracy (shares of 1) of logistic regression by strength C: name -> (strengths, accuracies); a ring marks each name's chosen one."""
+def along_path(curves: Mapping[str, Sequence[tuple[float, float]]], chosen: Mapping[str, float], title: str, label: str) -> bytes:
+    """Hold-out accuracy by a hyper-parameter, on a logarithmic axis: name -> (value, share of 1); a ring marks each name's chosen value."""
     figure, axes = _figure(7.5, 4.5)
-    for i, (name, (strengths, accuracies)) in enumerate(curves.items()):
+    for i, (name, points) in enumerate(curves.items()):
+        values, accuracies = zip(*points, strict=True)
         colour = COLOURS[i % len(COLOURS)]
-        axes.plot(strengths, 100 * np.array(accuracies), color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=_short(name, 60))
+        axes.plot(values, 100 * np.array(accuracies), color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=_short(name, 60))
         if name in chosen:
-            best = 100 * accuracies[list(strengths).index(chosen[name])]
+            best = 100 * accuracies[values.index(chosen[name])]
             axes.plot(
                 [chosen[name]], [best], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5
             )
     axes.set_xscale("log")
-    axes.set(xlabel="C (weaker penalty to the right); ring: chosen", ylabel="top-1 accuracy on the hold-out, %", title=_short(title, 200))
+    axes.set(xlabel=label, ylabel="top-1 accuracy on the hold-out, %", title=_short(title, 200))
     _finish(axes)
     return _png(figure)
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.transfer import metrics, plots
-from mpp.transfer.intervals import wilson
-from mpp.transfer.protocol import Answers
-from mpp.transfer.table import PROBES
+from mpp.transfer.probes import PROBES
+from mpp.transfer.probes.contract import Answers
+from mpp.transfer.table import figures_of
 
 RESULTS, PREDICTIONS = "results.json", "predictions.safetensors"
 
@@ -79,17 +79,11 @@ def find_results(paths: Sequence[str]) -> list[Result]:
 
 
 def draw_choices(out: Path, rows: Mapping[str, Mapping[str, Any]], holdout_images: int) -> list[str]:
-    """Pictures of what was tried on the hold-out of train, by layer and by penalty; returns their names."""
+    """Pictures of what each probe tried on the hold-out of train; returns their names."""
     made: dict[str, bytes] = {}
-    where = f"on the hold-out of train ({holdout_images} images)"
-    curves = {name: layer_curve(row["linear"]["grid"], holdout_images) for name, row in rows.items() if "linear" in row}
-    if curves := {name: points for name, points in curves.items() if len(points) > 1}:
-        made["layers.png"] = plots.by_layer(curves, f"Linear probe by layer, the best of its grid, {where}", list(rows))
-    paths = {name: row["logistic"]["path"] for name, row in rows.items() if "logistic" in row}
-    if paths:
-        steps = {name: ([p["strength"] for p in path], [p["holdout_accuracy"] for p in path]) for name, path in paths.items()}
-        best = {name: rows[name]["logistic"]["chosen"]["strength"] for name in paths}
-        made["regularisation.png"] = plots.along_path(steps, best, f"Logistic regression, {where}")
+    for probe in PROBES:
+        if found := figures_of(probe.key, rows):
+            made |= dict(probe.pictures(found, list(rows), holdout_images))
     return _written(out, made)
 
 
@@ -109,7 +103,7 @@ def draw_answers(
     """
     matrix = metrics.confusion_matrix(answers[main][probe].predicted, torch.from_numpy(truth.astype(np.int64)), len(classes)).numpy()
     sure = {name: row[probe]["calibration"] for name, row in rows.items() if probe in row}
-    words = PROBES.get(probe, "fine-tuning")
+    words = next((known.title for known in PROBES if known.key == probe), "fine-tuning")
     return _written(
         out,
         {
@@ -123,13 +117,3 @@ def _written(out: Path, made: Mapping[str, bytes]) -> list[str]:
     for file, data in made.items():
         write_atomically(out / file, data)
     return list(made)
-
-
-def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
-    """(layer, the best hold-out accuracy of its heads, Wilson's interval) of each single layer in the linear probe's grid."""
-    best: dict[int, float] = {}
-    for head in grid:
-        if len(head["layers"]) == 1:
-            layer = head["layers"][0]
-            best[layer] = max(best.get(layer, 0.0), head["holdout_accuracy"])
-    return [(layer, share, wilson(round(share * images), images)) for layer, share in sorted(best.items())]

@@ -9,16 +9,11 @@ from typing import Any
 
 from mpp.errors import DataError
 from mpp.text import printable
+from mpp.transfer.probes import PROBES
 
 TEST_READS = "test_reads.jsonl"
-PROBES = {
-    "linear": "linear",
-    "logistic": "logistic",
-    "mae": "MAE linear",
-    "attentive": "attentive",
-    "knn": "k-NN",
-}  # in results -> in words
-FINETUNED = "finetune"
+PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"  # rows
+FINETUNED = "finetune"  # the key of figures that no probe gave
 
 
 def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: str, test_identity: str) -> int:
@@ -48,23 +43,25 @@ def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: s
 def format_table(rows: Mapping[str, Mapping[str, Any]], heading: str = "features") -> str:
     """One line a row, aligned: accuracies in percent with their 95 % half-widths, feature rank; no column that no row has.
 
-    rows: name -> {"linear", "knn", ..., "few_shot": {shots: ...}, "feature_rank"}, each as `report` gives it; absent ones show as "-".
+    rows: name -> {key of a probe: its figures, as `report` gives them, FINETUNED: likewise, "feature_rank": number}; absent ones show as "-".
     """
-    probes = [name for name in (FINETUNED, *PROBES) if any(name in row for row in rows.values())]
-    shots = sorted({count for row in rows.values() for count in row.get("few_shot", {})}, key=int)
+    columns: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+    if tuned := figures_of(FINETUNED, rows):
+        columns["fine-tuned"] = tuned
+    for probe in PROBES:
+        if found := figures_of(probe.key, rows):
+            columns |= probe.columns(found)
     ranked = any("feature_rank" in row for row in rows.values())
-    header = [
-        heading,
-        *(PROBES.get(name, "fine-tuned") for name in probes),
-        *(f"{count}-shot" for count in shots),
-        *(["rank"] if ranked else []),
-    ]
-    lines = [header]
+    lines = [[heading, *columns, *(["rank"] if ranked else [])]]
     for name, row in rows.items():
-        figures = [*(row.get(probe) for probe in probes), *(row.get("few_shot", {}).get(count) for count in shots)]
         rank = [f"{row['feature_rank']:.1f}" if "feature_rank" in row else "-"] if ranked else []
-        lines.append([name, *map(percent, figures), *rank])
+        lines.append([name, *(percent(column.get(name)) for column in columns.values()), *rank])
     return aligned(lines)
+
+
+def figures_of(key: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By row, of those that have any."""
+    return {name: row[key] for name, row in rows.items() if key in row}
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -17,7 +17,6 @@ from sources import imagenet, open_source
 from sources.base import SourceOptions
 from sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, read_devkit
 
-from mpp.config.probe import FeatureConfig
 from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
@@ -26,7 +25,7 @@ from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import EncoderExtractor
-from mpp.transfer.features import FeatureSpec
+from mpp.transfer.features import FeatureConfig, FeatureSpec
 from mpp.world import World
 from tests.official_imagenet import meta_mat, write_official
 

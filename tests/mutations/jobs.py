@@ -43,7 +43,7 @@ ROWS = [
         f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(
-        "help waits for torch", "mpp/results.py", "from mpp.transfer.table import PROBES", "import torch\nfrom mpp.transfer.table import PROBES",
+        "help waits for torch", "mpp/results.py", "from mpp.errors import Parser, interruptible, run_program", "import torch\nfrom mpp.errors import Parser, interruptible, run_program",
         f"{PROGRAMS}::test_help_and_config_are_shown_without_importing_what_is_slow",
     ),
     Row(

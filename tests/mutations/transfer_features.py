@@ -1,6 +1,6 @@
 """Bugs that the tests of feature tables, of what is chosen on them, and of labelled images must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 EXTRACTION, PROTOCOL = "tests/transfer/test_extraction.py::", "tests/transfer/test_protocol.py::"
 ROWS = [
@@ -18,8 +18,9 @@ ROWS = [
         "layers are off by one", "mpp/model/backbone.py", "            if i + 1 in layers:\n", "            if i in layers:\n                i -= 1\n",
         "tests/model/test_backbone.py::test_layers_are_timms_own_intermediates_under_the_final_norm",
     ),
-    Row(
-        "features of other specs are let in", "mpp/transfer/protocol.py", "    refuse_other_features(chosen.train.spec, features.spec)\n", "",
+    Plant(
+        "features of other specs are let in", "mpp.transfer.protocol:refuse_other_features",
+        "lambda *_: None",
         PROTOCOL + "test_a_probe_cannot_be_tested_on_other_features_than_it_was_trained_on",
     ),
     Row(
@@ -32,10 +33,9 @@ ROWS = [
         "return Backbone(net).requires_grad_(False)", "tests/model/test_backbone.py::test_a_copy_for_another_size_measures_without_noise",
     ),
     # Each image once, and again when something has changed.
-    Row(
-        "the key forgets the versions", "mpp/transfer/extraction.py",
-        '        "versions": {package: version(package) for package in VERSIONS},\n        "device": world.device.type,\n    }\n    return',
-        '        "device": world.device.type,\n    }\n    return',
+    Plant(
+        "the key forgets the versions", "mpp.transfer.extraction:VERSIONS",
+        "()",
         EXTRACTION + "test_a_table_is_used_again_only_while_nothing_has_changed",
     ),
     Row(
@@ -47,9 +47,9 @@ ROWS = [
         "the key takes the identity of the data for its stamp", "mpp/data/labelled.py", "{changed if with_times else ''}", "",
         "tests/data/test_labelled.py::test_an_edited_file_changes_the_stamp_and_another_name_or_size_the_identity",
     ),
-    Row(
-        "cached tables are believed", "mpp/transfer/extraction.py",
-        "    together(world, lambda: _check(images, samples, extractors, made, config, world) if world.first else None)\n", "",
+    Plant(
+        "cached tables are believed", "mpp.transfer.extraction:_check",
+        "lambda *_: None",
         EXTRACTION + "test_a_cached_table_of_other_features_under_the_right_key_is_found",
     ),
     Row(
@@ -57,8 +57,9 @@ ROWS = [
         "np.array_split(rows, -(-len(rows) // CHECK_BATCH))", "[np.arange(min(16, len(samples)))]",
         EXTRACTION + "test_an_extractor_that_sees_its_batch_is_caught",
     ),
-    Row(
-        "bytes of cached tables are believed", "mpp/transfer/extraction.py", "or _sha256(place / file) != digest", "or False",
+    Plant(
+        "bytes of cached tables are believed", "mpp.transfer.extraction:_sha256",
+        "lambda path: 'as written'",
         EXTRACTION + "test_a_flipped_bit_in_a_cached_table_is_found",
     ),
     Row(
@@ -71,33 +72,36 @@ ROWS = [
         "tests/pipeline/test_probe_processes.py::test_two_processes_make_the_same_table_as_one",
     ),
     # Nothing is chosen where figures are read.
-    Row(
-        "k chosen with the query among the neighbours", "mpp/transfer/protocol.py",
-        "neighbours.nearest(queries, features.values, split.fit, ", "neighbours.nearest(queries, features.values, split.both, ",
+    Plant(
+        "k chosen with the query among the neighbours", "mpp.transfer.probes.knn:voters_of",
+        "lambda train, bank, *more: real(train, train.split.both, *more)",
+        PROTOCOL + "test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
+    ),
+    Plant(
+        "shots drawn from the hold-out too", "mpp.transfer.probes.few_shot:draw_shots",
+        "lambda labels, rows, *more: real(labels, np.arange(len(labels)), *more)",
         PROTOCOL + "test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
     ),
     Row(
-        "shots drawn from the hold-out too", "mpp/transfer/protocol.py", "draw_shots(labels, split.fit", "draw_shots(labels, split.both",
-        PROTOCOL + "test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
-    ),
-    Row(
-        "the winner is not trained again", "mpp/transfer/protocol.py", "winner = train(split.both, ", "winner = train(split.fit, ",
+        "the winner is not trained again", "mpp/transfer/probes/linear.py", "heads(train.split.both, ", "heads(train.split.fit, ",
         PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
     ),
     Row(
-        "logistic regression is not fitted again", "mpp/transfer/protocol.py", "fit(split.both, path.strengths[: best + 1])", "path.only(best)",
+        "logistic regression is not fitted again", "mpp/transfer/probes/logistic.py", "train.split.both", "train.split.fit",
         PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
     ),
     Row(
-        "the first of the grid wins", "mpp/transfer/protocol.py", "    variant, rate = divmod(int(accuracy.argmax()), len(rates))", "    variant, rate = 0, 0",
+        "the first of the grid wins", "mpp/transfer/probes/linear.py", "best, rate = divmod(int(accuracy.argmax()), len(rates))", "best, rate = 0, 0",
         PROTOCOL + "test_the_winner_is_the_best_of_the_hold_out",
     ),
-    Row(
-        "the hold-out overlaps what is fitted", "mpp/transfer/split.py", "np.flatnonzero(~held), np.flatnonzero(held)", "np.arange(len(labels)), np.flatnonzero(held)",
+    Plant(
+        "the hold-out overlaps what is fitted", "mpp.transfer.split:hold_out",
+        "lambda labels, *more: (np.arange(len(labels)), real(labels, *more)[1])",
         "tests/transfer/test_probes.py::test_splits_hold_a_share_of_every_class_and_do_not_overlap",
     ),
-    Row(
-        "reads of a test split are not counted", "mpp/transfer/table.py", "return identities.count(test_identity)", "return 1",
+    Plant(
+        "reads of a test split are not counted", "mpp.transfer.table:log_test_read",
+        "lambda folder, **more: min(1, real(folder, **more))",
         "tests/transfer/test_table.py::test_every_read_of_a_test_split_is_counted_by_its_identity",
     ),
     # Labelled images.

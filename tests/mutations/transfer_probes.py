@@ -1,6 +1,6 @@
 """Bugs that the tests of probes on features, of probes beside the encoder and of their figures must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 LOGISTIC, METRICS, NEIGHBOURS = "tests/transfer/test_logistic.py", "tests/transfer/test_metrics.py", "tests/transfer/test_neighbours.py"
 FEW_SHOT, ONLINE, PLOTS = "tests/transfer/test_few_shot.py", "tests/transfer/test_online.py", "tests/transfer/test_plots.py"
@@ -8,16 +8,18 @@ ROWS_OF_PROBES, RANKS = "tests/transfer/test_probe_rows.py", "tests/train/test_s
 
 ROWS = [
     # Rows of the table.
-    Row(
-        "gains have the other sign", "mpp/probing.py", "for name in (PRETRAINED, other))", "for name in (other, PRETRAINED))",
+    Plant(
+        "gains have the other sign", "mpp.transfer.rows:paired_bootstrap",
+        "lambda ours, theirs, seed: real(theirs, ours, seed)",
         f"{ROWS_OF_PROBES}::test_a_gain_is_positive_where_the_encoder_is_the_better_one",
     ),
     Row(
         "the bootstrap has the other direction", "mpp/transfer/metrics.py", "margin = 2 * ahead - differing", "margin = differing - 2 * ahead",
         f"{ROWS_OF_PROBES}::test_a_gain_is_positive_where_the_encoder_is_the_better_one",
     ),
-    Row(
-        "extraction has colours of its own", "mpp/probing.py", "resolution, asked.crop, loaded.mean, loaded.std, asked.precision)", "resolution, asked.crop, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), asked.precision)",
+    Plant(
+        "extraction has colours of its own", "mpp.transfer.rows:spec_of",
+        "lambda *given: __import__('dataclasses').replace(real(*given), mean=(0.5,) * 3, std=(0.5,) * 3)",
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
@@ -45,7 +47,7 @@ ROWS = [
     ),
     Row(
         "confidences beside the encoder stay in the order of the parts", "mpp/transfer/in_the_loop.py",
-        "confidence = torch.cat([sure for _, _, sure in everything], dim=1)[:, place]", "confidence = torch.cat([sure for _, _, sure in everything], dim=1)",
+        "confidence = torch.cat([sure for _, _, sure in everything], dim=1)[:, order]", "confidence = torch.cat([sure for _, _, sure in everything], dim=1)",
         f"{RANKS}::test_answers_of_probes_beside_the_encoder_stand_by_image_whichever_part_comes_first",
     ),
     Row(
@@ -58,41 +60,43 @@ ROWS = [
     ),
     # Logistic regression.
     Row(
-        "the penalty does not know how many images there are", "mpp/transfer/logistic.py", "decay = 1 / (strength * len(rows))", "decay = 1 / strength",
+        "the penalty does not know how many images there are", "mpp/transfer/probes/logistic.py", "decay = 1 / (strength * len(rows))", "decay = 1 / strength",
         f"{LOGISTIC}::test_probabilities_are_those_of_scikit_learn_at_every_strength",
     ),
     Row(
-        "the bias is penalised", "mpp/transfer/logistic.py", "gradient[:, :-1] += decay * point[:, :-1]", "gradient += decay * point",
+        "the bias is penalised", "mpp/transfer/probes/logistic.py", "gradient[:, :-1] += decay * point[:, :-1]", "gradient += decay * point",
         f"{LOGISTIC}::test_probabilities_are_those_of_scikit_learn_at_every_strength",
     ),
     Row(
-        "the bias of raw features forgets their mean", "mpp/transfer/logistic.py", " - weight @ data.mean.double()", "",
+        "the bias of raw features forgets their mean", "mpp/transfer/probes/logistic.py", " - weight @ data.mean.double()", "",
         f"{LOGISTIC}::test_probabilities_are_those_of_scikit_learn_at_every_strength",
     ),
     Row(
-        "every strength counts as converged", "mpp/transfer/logistic.py", "[norm <= tolerance for norm in gradients]", "[True for _ in gradients]",
+        "every strength counts as converged", "mpp/transfer/probes/logistic.py", "[norm <= tolerance for norm in gradients]", "[True for _ in gradients]",
         f"{LOGISTIC}::test_what_has_not_converged_says_so",
     ),
     Row(
-        "coordinates are not changed", "mpp/transfer/logistic.py", "turned = ((gradient[:, :-1] @ directions) * root.square()) @ directions.T",
+        "coordinates are not changed", "mpp/transfer/probes/logistic.py", "turned = ((gradient[:, :-1] @ directions) * root.square()) @ directions.T",
         "turned = gradient[:, :-1]", f"{LOGISTIC}::test_few_passes_are_enough_for_correlated_features",
     ),
-    Row(
-        "features are standardised in place", "mpp/transfer/logistic.py", "return values[:, where][rows] if isinstance(where, slice)",
-        "return values[rows[0] : rows[-1] + 1, where] if isinstance(where, slice)", f"{LOGISTIC}::test_features_and_the_global_generator_are_left_as_they_were",
+    Plant(
+        "features are standardised in place", "mpp.transfer.probes.logistic:_read",
+        "lambda values, rows, where: values[rows[0] : rows[-1] + 1, where] if isinstance(where, slice) else real(values, rows, where)",
+        f"{LOGISTIC}::test_features_and_the_global_generator_are_left_as_they_were",
     ),
     Row(
-        "what is read again is not standardised", "mpp/transfer/logistic.py", "yield self._read(chosen).sub_(self.mean).mul_(self.scale)", "yield self._read(chosen)",
+        "what is read again is not standardised", "mpp/transfer/probes/logistic.py", "yield self._read(chosen).sub_(self.mean).mul_(self.scale)", "yield self._read(chosen)",
         f"{LOGISTIC}::test_what_does_not_fit_into_memory_is_read_again_with_the_same_outcome",
     ),
     Row(
-        "the first step downhill will do", "mpp/transfer/logistic.py", "            if lower or level or count >= most_passes:", "            lower = True\n            if True:",
+        "the first step downhill will do", "mpp/transfer/probes/logistic.py", "            if lower or level or count >= most_passes:", "            lower = True\n            if True:",
         f"{LOGISTIC}::test_the_minimum_of_a_steep_valley_is_found_without_a_good_first_step",
     ),
     # Figures.
-    Row(
-        "rows and columns of the confusion matrix are exchanged", "mpp/transfer/metrics.py", "truth.cpu().long() * classes + predicted.cpu().long()",
-        "predicted.cpu().long() * classes + truth.cpu().long()", f"{METRICS}::test_confusion_and_balanced_accuracy_are_those_of_scikit_learn",
+    Plant(
+        "rows and columns of the confusion matrix are exchanged", "mpp.transfer.metrics:confusion_matrix",
+        "lambda predicted, truth, classes: real(truth, predicted, classes)",
+        f"{METRICS}::test_confusion_and_balanced_accuracy_are_those_of_scikit_learn",
     ),
     Row(
         "classes without images count as wrong", "mpp/transfer/metrics.py", "    return mean, (max(0.0, mean - half), min(1.0, mean + half))",
@@ -116,103 +120,119 @@ ROWS = [
         "    a_only, b_only = int(correct_a.sum()), int(correct_b.sum())", f"{METRICS}::test_the_paired_bootstrap_is_that_of_resampling_images_one_by_one",
     ),
     Row(
-        "the number of images that differ is taken for certain", "mpp/transfer/metrics.py", "differing = _binomial(images, differ / images, first)",
+        "the number of images that differ is taken for certain", "mpp/transfer/metrics.py", "differing = np.maximum(binom.ppf(bits.uniform(RESAMPLES), images, differ / images), 0)",
         "differing = np.full(RESAMPLES, differ)", f"{METRICS}::test_the_paired_bootstrap_is_that_of_resampling_images_one_by_one",
     ),
     Row(
-        "McNemar's test is one-sided", "mpp/transfer/metrics.py", "min(1.0, 2 * tail)", "min(1.0, tail)",
-        f"{METRICS}::test_mcnemars_test_is_scipys_binomial_test",
+        "McNemar's test is one-sided", "mpp/transfer/metrics.py", "binomtest(a_only, differ)", "binomtest(min(a_only, b_only), differ, alternative='less')",
+        f"{METRICS}::test_mcnemars_test_counts_the_tails_of_coin_tosses",
     ),
     # Neighbours and few-shot.
     Row(
-        "places in the bank are those of the piece", "mpp/transfer/neighbours.py", "torch.cat([index for _, index in found]) + first", "torch.cat([index for _, index in found])",
+        "places in the bank are those of the piece", "mpp/transfer/probes/knn.py", "torch.cat([index for _, index in found]) + first", "torch.cat([index for _, index in found])",
         f"{NEIGHBOURS}::test_the_bank_in_pieces_has_the_same_neighbours_as_the_whole_bank",
     ),
     Row(
-        "the best of the pieces are not sorted anew", "mpp/transfer/neighbours.py", "best, kept = best.topk(k, dim=1)",
+        "the best of the pieces are not sorted anew", "mpp/transfer/probes/knn.py", "best, kept = best.topk(k, dim=1)",
         "kept = torch.arange(k, device=device).expand(len(best), -1)\n            best = best[:, :k]",
         f"{NEIGHBOURS}::test_the_bank_in_pieces_has_the_same_neighbours_as_the_whole_bank",
     ),
     Row(
-        "the bank is not normalised", "mpp/transfer/neighbours.py", "known = normalize(known.to(device), dim=1)", "known = known.to(device)",
+        "the bank is not normalised", "mpp/transfer/probes/knn.py", "known = normalize(known.to(device), dim=1)", "known = known.to(device)",
         f"{NEIGHBOURS}::test_the_bank_in_pieces_has_the_same_neighbours_as_the_whole_bank",
     ),
-    Row(
-        "votes count the same", "mpp/transfer/neighbours.py", "weight = ((near - near[:, :1]) / temperature).exp()", "weight = torch.ones_like(near)",
+    Plant(
+        "votes count the same", "mpp.transfer.probes.knn:vote",
+        "lambda similarity, *more, **named: real(torch.zeros_like(similarity), *more, **named)",
         f"{NEIGHBOURS}::test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop",
     ),
     Row(
-        "a low temperature overflows", "mpp/transfer/neighbours.py", "((near - near[:, :1]) / temperature).exp()", "(near / temperature).exp()",
+        "a low temperature overflows", "mpp/transfer/probes/knn.py", "((near - near[:, :1]) / temperature).exp()", "(near / temperature).exp()",
         f"{NEIGHBOURS}::test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop",
     ),
     Row(
-        "neighbours vote twice in a grid", "mpp/transfer/neighbours.py", "labels[:, counted : grid[i]], weight[:, counted : grid[i]]", "labels[:, : grid[i]], weight[:, : grid[i]]",
+        "neighbours vote twice in a grid", "mpp/transfer/probes/knn.py", "labels[:, counted : grid[i]], weight[:, counted : grid[i]]", "labels[:, : grid[i]], weight[:, : grid[i]]",
         f"{NEIGHBOURS}::test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop",
     ),
-    Row(
-        "the spread shrinks with the number of draws", "mpp/transfer/few_shot.py", "float(np.std(accuracies, ddof=1))", "float(np.std(accuracies, ddof=1) / len(accuracies) ** 0.5)",
+    Plant(
+        "the spread shrinks with the number of draws", "mpp.transfer.probes.few_shot:over_draws",
+        "lambda draws: (lambda found: found | {'spread': (found['spread'] or 0) / len(draws) ** 0.5})(real(draws))",
         f"{FEW_SHOT}::test_mean_and_spread_are_over_draws",
     ),
     Row(
-        "few-shot targets are 0 and 1", "mpp/transfer/few_shot.py", "torch.full((len(x), classes), -1.0,", "torch.full((len(x), classes), 0.0,",
+        "few-shot targets are 0 and 1", "mpp/transfer/probes/few_shot.py", "torch.full((len(x), classes), -1.0,", "torch.full((len(x), classes), 0.0,",
         f"{FEW_SHOT}::test_the_class_predicted_is_that_of_a_penalised_constant_column",
     ),
     # Beside the encoder.
-    Row(
-        "the last images of an epoch are dropped", "mpp/transfer/online.py", "np.array_split(order, self.per_epoch))",
-        "np.array_split(order[: len(order) // self.batch * self.batch], self.per_epoch))", f"{ONLINE}::test_every_row_is_in_one_step_of_an_epoch_on_any_number_of_processes",
+    Plant(
+        "the last images of an epoch are dropped", "mpp.transfer.probes.online:Steps.epoch",
+        "lambda self, epoch: real(self, epoch)[:-1]",
+        f"{ONLINE}::test_every_row_is_in_one_step_of_an_epoch_on_any_number_of_processes",
     ),
-    Row(
-        "every epoch has the first one's order", "mpp/transfer/online.py", "Draws(self.seed, PROBE, BATCHES, epoch)", "Draws(self.seed, PROBE, BATCHES, 0)",
+    Plant(
+        "every epoch has the first one's order", "mpp.transfer.probes.online:Steps.epoch",
+        "lambda self, epoch: real(self, 0)",
         f"{ONLINE}::test_every_row_is_in_one_step_of_an_epoch_on_any_number_of_processes",
     ),
     Row(
-        "images that do not come are passed over", "mpp/transfer/online.py", "                if len(images) != len(rows) or len(labels) != len(rows):",
-        "                if len(images) == 0:\n                    continue\n                if len(images) > len(rows):", f"{ONLINE}::test_images_that_do_not_come_stop_the_training",
+        "images that do not come are passed over", "mpp/transfer/probes/online.py", "                if len(labels) != len(rows):",
+        "                if len(labels) == 0:\n                    continue\n                if len(labels) > len(rows):", f"{ONLINE}::test_images_that_do_not_come_stop_the_training",
     ),
-    Row(
-        "the cosine begins before the warm-up ends", "mpp/transfer/online.py", "(epoch - warmup_epochs) / (epochs - warmup_epochs)", "epoch / epochs",
+    Plant(
+        "the cosine begins before the warm-up ends", "mpp.transfer.probes.online:cosine",
+        "lambda epoch, epochs, warm_up: epoch / warm_up if epoch < warm_up else 0.5 * (1 + math.cos(math.pi * epoch / epochs))",
         f"{ONLINE}::test_the_rate_is_that_of_maes_schedule",
     ),
-    Row(
-        "processes keep their gradients to themselves", "mpp/transfer/online.py", "    distributed.all_reduce(flat)\n", "    flat *= distributed.get_world_size()\n",
+    Plant(
+        "processes keep their gradients to themselves", "mpp.transfer.probes.online:sum_over_processes",
+        "lambda parts: [part * distributed.get_world_size() for part in parts] if distributed.is_initialized() else real(parts)",
         f"{ONLINE}::test_two_processes_train_the_heads_that_one_trains",
     ),
     Row(
-        "BatchNorm keeps the biased variance", "mpp/transfer/mae_probe.py", "max(images - 1, 1)", "images",
+        "BatchNorm keeps the biased variance", "mpp/transfer/probes/mae.py", "max(images - 1, 1)", "images",
         f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
     ),
     Row(
-        "all rates share LARS's norms", "mpp/transfer/mae_probe.py", "weight.norm(dim=(1, 2), keepdim=True), w_gradient.norm(dim=(1, 2), keepdim=True)",
-        "weight.norm(), w_gradient.norm()", f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
-    ),
-    Row(
-        "biases are scaled by LARS", "mpp/transfer/mae_probe.py", "b_velocity.mul_(MOMENTUM).add_(b_gradient)", "b_velocity.mul_(MOMENTUM).add_(TRUST * b_gradient)",
+        "all heads learn at the first one's rate", "mpp/transfer/probes/mae.py", "gradient, rate * factor", "gradient, self.rates[0] * factor",
         f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
     ),
-    Row(
-        "the class token is averaged with the patches", "mpp/transfer/mae_probe.py", "tokens[layer][:, self.prefix :].float().mean(dim=1)", "tokens[layer].float().mean(dim=1)",
+    Plant(
+        "weights learn without LARS", "mpp.transfer.probes.mae:MaeHeads._lars",
+        "lambda self: torch.optim.SGD([{'params': group['params']} for group in real(self).param_groups], lr=0.0, momentum=MOMENTUM)",
         f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
     ),
-    Row(
-        "BatchNorm sees one forward pass", "mpp/transfer/mae_probe.py", "        x = torch.cat([features for features, _ in self.seen])\n        y = torch.cat([labels for _, labels in self.seen])",
-        "        x, y = self.seen[-1]", f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
+    Plant(
+        "biases are scaled by LARS", "mpp.transfer.probes.mae:MaeHeads._lars",
+        "lambda self: (lambda lars: [group.update(always_adapt=True) for group in lars.param_groups] and lars)(real(self))",
+        f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
     ),
-    Row(
-        "the attentive probe looks at the class token", "mpp/transfer/attentive.py", "layer_norm(tokens[:, self.prefix :].float()", "layer_norm(tokens.float()",
+    Plant(
+        "the class token is averaged with the patches", "mpp.transfer.probes.mae:MaeHeads._pool",
+        "lambda self, tokens: (vars(self).update(prefix=0), real(self, tokens))[1]",
+        f"{ONLINE}::test_maes_probe_is_batch_norm_and_a_linear_layer_under_lars",
+    ),
+    Plant(
+        "BatchNorm sees one forward pass", "mpp.transfer.probes.mae:MaeHeads.see",
+        "lambda self, tokens, labels: (self.seen.clear(), real(self, tokens, labels))[1]",
+        f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
+    ),
+    Plant(
+        "the attentive probe looks at the class token", "mpp.transfer.probes.attentive:AttentiveHeads.logits",
+        "lambda self, layer, tokens: (vars(self).update(prefix=0), real(self, layer, tokens))[1]",
         f"{ONLINE}::test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_token",
     ),
     Row(
-        "attention is not scaled", "mpp/transfer/attentive.py", "query, key) / math.sqrt(width)", "query, key)",
+        "attention is not scaled", "mpp/transfer/probes/attentive.py", "query, key) / math.sqrt(width)", "query, key)",
         f"{ONLINE}::test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_token",
     ),
     Row(
-        "biases of the attentive probe decay", "mpp/transfer/attentive.py", '{"params": weights.biases, "weight_decay": 0.0}', '{"params": weights.biases, "weight_decay": weight_decay}',
+        "biases of the attentive probe decay", "mpp/transfer/probes/attentive.py", '{"params": weights.biases, "weight_decay": 0.0}', '{"params": weights.biases, "weight_decay": weight_decay}',
         f"{ONLINE}::test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_token",
     ),
-    Row(
-        "the attentive probe learns from the last forward pass alone", "mpp/transfer/attentive.py", "        with torch.enable_grad():",
-        "        self.optimiser.zero_grad()\n        with torch.enable_grad():", f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
+    Plant(
+        "the attentive probe learns from the last forward pass alone", "mpp.transfer.probes.attentive:AttentiveHeads.see",
+        "lambda self, tokens, labels: (self.optimiser.zero_grad(), real(self, tokens, labels))[1]",
+        f"{ONLINE}::test_the_size_of_a_forward_pass_does_not_matter",
     ),
     # Pictures.
     Row(

@@ -1,6 +1,6 @@
 """Bugs that the tests of what a probe reads, and of the table over runs, must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/test_linear_probe.py", "tests/data/test_labelled.py"
 
@@ -28,7 +28,7 @@ ROWS = [
     ),
     Row(
         "a warm-up may last as long as the training",
-        "mpp/config/probe.py",
+        "mpp/transfer/probes/online.py",
         "if self.warmup_epochs >= self.epochs:",
         "if False:",
         f"{PROBE}::test_a_warm_up_as_long_as_the_training_is_refused",
@@ -40,16 +40,15 @@ ROWS = [
         "if False and",
         f"{LABELLED}::test_a_folder_of_splits_and_a_single_class_are_no_labelled_set",
     ),
-    Row(
+    Plant(
         "too few images are told when all were extracted",
-        "mpp/probing.py",
-        "    pool, reported, split = divide(labels, train.classes, test is not None, config)\n",
-        "    extract(train, samples, {}, config.features, cache, world)\n    pool, reported, split = divide(labels, train.classes, test is not None, config)\n",
+        "mpp.probing:divide",
+        "lambda *given: extract() or real(*given)",
         f"{PROBE}::test_too_few_images_of_a_class_are_told_by_name_before_anything_is_extracted",
     ),
     Row(
         "a class without images hides every few-shot figure",
-        "mpp/transfer/protocol.py",
+        "mpp/transfer/probes/few_shot.py",
         "smallest = int(present[counts[present].argmin()])",
         "smallest = int(counts.argmin())",
         f"{PROBE}::test_classes_without_images_are_said_and_hide_no_figure",

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.probe import FeatureConfig
 from mpp.config.schema import load
 from mpp.data.augment import Augment, Centre
 from mpp.data.images import ShardImages
@@ -22,7 +21,8 @@ from mpp.pretraining import loss_and_skill, on_holdout
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.classify import measure
-from mpp.transfer.in_the_loop import answers
+from mpp.transfer.features import FeatureConfig
+from mpp.transfer.in_the_loop import ImageViews
 from mpp.world import World
 
 CPU, HALF = torch.device("cpu"), (0.5, 0.5, 0.5)
@@ -97,7 +97,8 @@ def test_answers_of_probes_beside_the_encoder_stand_by_image_whichever_part_come
         sure, predicted = shares.max(dim=2)
         return predicted, sure
 
-    work = lambda world: answers(SimpleNamespace(predict=heads), extractor, [0], images, samples, FeatureConfig(batch=5, workers=0), world)
+    rows, asked = np.arange(len(samples)), FeatureConfig(batch=5, workers=0)
+    work = lambda world: ImageViews(extractor, images, samples, asked, 0, world).answers(heads, [0], rows)
     alone = work(World(0, 1, 1, CPU))
     assert len(set(alone[0].confidence.tolist())) > 30
     for found in Ranks(2, backwards).run(monkeypatch, work):

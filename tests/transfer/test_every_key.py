@@ -17,6 +17,7 @@ from mpp.config.schema import load
 from mpp.errors import UserError
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
+from mpp.transfer.extractors import EncoderExtractor
 from tests.keys import Change, faults, keys, split
 from tests.transfer.conftest import TINY, make_split
 
@@ -132,7 +133,7 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
     batches, workers, passes = [], [], []
     loader, tokens, loader_workers = (
         probing.extract.__globals__["DataLoader"],
-        probing.EncoderExtractor.tokens,
+        EncoderExtractor.tokens,
         probing.extract.__globals__["loader_workers"],
     )
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
@@ -145,9 +146,7 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
         for drawing in ("draw_choices", "draw_answers"):  # which take most of the time, and no key
             patch.setattr(probing, drawing, lambda *_: [])
         patch.setattr("mpp.transfer.extraction.DataLoader", counting)
-        patch.setattr(
-            probing.EncoderExtractor, "tokens", lambda self, images, layers: passes.append(len(images)) or tokens(self, images, layers)
-        )
+        patch.setattr(EncoderExtractor, "tokens", lambda self, images, layers: passes.append(len(images)) or tokens(self, images, layers))
         assert loader_workers(load(ProbeConfig, None, ["features.workers=3"]).features, None) == 3
         for number, (beside, words) in enumerate(dict.fromkeys(names)):
             text = split("" if beside == "again" else beside) + split(words)

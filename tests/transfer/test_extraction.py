@@ -11,7 +11,6 @@ import torch
 from torch.testing import assert_close
 from torchvision.transforms.functional import center_crop, to_pil_image
 
-from mpp.config.probe import FeatureConfig
 from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_labelled, open_rgb
 from mpp.data.shards import ShardSet
@@ -21,7 +20,7 @@ from mpp.model.encoder import build_encoder
 from mpp.transfer import extraction
 from mpp.transfer.extraction import Crops, compare, extract, key_of
 from mpp.transfer.extractors import EncoderExtractor, PixelExtractor
-from mpp.transfer.features import FeatureSpec
+from mpp.transfer.features import FeatureConfig, FeatureSpec
 from mpp.world import World
 
 ALONE = World(0, 1, 1, torch.device("cpu"))

@@ -9,16 +9,17 @@ from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
-from mpp.transfer.extractors import EncoderExtractor, PixelExtractor, normalise
+from mpp.model.normalise import normalise
+from mpp.transfer.extractors import EncoderExtractor, PixelExtractor
 from mpp.transfer.features import (
     FeatureSpec,
     Variant,
     check_resolution,
     needed_by,
     own_variant,
-    probe_variants,
     refuse_other_features,
 )
+from mpp.transfer.probes.linear import LinearProbe
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=12, depth=3, heads=3)
@@ -51,14 +52,14 @@ def test_mean_pooling_leaves_the_class_token_out_and_norms_come_before_pooling()
 
 def test_the_grid_holds_the_own_features_first_every_layer_and_no_cls_without_a_class_token():
     own = own_variant(backbone(), (-2,), "mean")
-    names = [str(v) for v in probe_variants(own, backbone(), True, (1, 2))]
+    names = [str(v) for v in LinearProbe(last_layers=(1, 2)).variants(own, backbone())]
     assert names == [
         "mean of layer 2", "mean of layer 0", "mean of layer 1", "mean of layer 3",
         "cls of layer 0", "cls of layer 1", "cls of layer 2", "cls of layer 3", "both of layer 3",
         "mean of layers 2, 3", "cls of layers 2, 3", "both of layers 2, 3",
     ]  # fmt: skip
-    assert [str(v) for v in probe_variants(own, backbone(), False, ())] == ["mean of layer 2"]
-    assert {v.pooling for v in probe_variants(own, backbone(class_token=False), True, (1, 4))} == {"mean"}
+    assert [str(v) for v in LinearProbe(curve=False, last_layers=()).variants(own, backbone())] == ["mean of layer 2"]
+    assert {v.pooling for v in LinearProbe().variants(own, backbone(class_token=False))} == {"mean"}
     assert needed_by([Variant((1, 3), "mean"), Variant((2,), "both")]) == ((1, 2, 3), ("cls", "mean"))
 
 

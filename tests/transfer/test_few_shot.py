@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.transfer import few_shot
+from mpp.transfer.probes import few_shot
 
 CPU = torch.device("cpu")
 

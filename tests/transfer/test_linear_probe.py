@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mpp import linear_probe, probing
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.transfer.results import layer_curve
+from mpp.transfer.probes.linear import layer_curve
 from tests.forks import run_forked
 from tests.transfer.conftest import make_split
 

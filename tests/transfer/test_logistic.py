@@ -1,11 +1,10 @@
 """Logistic regression against scikit-learn's, solved tightly, and against its own promises."""
 
 import numpy as np
-import pytest
 import torch
 from torch.testing import assert_close
 
-from mpp.transfer.logistic import fit_path, minimise
+from mpp.transfer.probes.logistic import fit_path, minimise
 
 CPU = torch.device("cpu")
 STRENGTHS = [1e-4, 1e-2, 1.0]
@@ -27,7 +26,6 @@ def probabilities(path, values):
 
 
 def test_probabilities_are_those_of_scikit_learn_at_every_strength():
-    pytest.importorskip("scipy", reason="scikit-learn cannot be imported without scipy")
     from sklearn.linear_model import LogisticRegression
 
     values, labels = problem()
@@ -47,7 +45,7 @@ def test_probabilities_are_those_of_scikit_learn_at_every_strength():
 
 
 def test_what_does_not_fit_into_memory_is_read_again_with_the_same_outcome(monkeypatch):
-    monkeypatch.setattr("mpp.transfer.logistic.CHUNK", 64)
+    monkeypatch.setattr("mpp.transfer.probes.logistic.CHUNK", 64)
     values, labels = problem()
     settings = {"strengths": STRENGTHS, "device": CPU}
     kept = fit_path(values, np.arange(300), labels, 4, torch.arange(2, 9), **settings)
@@ -86,14 +84,6 @@ def test_constant_columns_and_absent_classes_do_no_harm():
     path = fit_path(values, np.arange(300), labels, 4, torch.arange(12), STRENGTHS, device=CPU)
     assert all(path.converged) and bool(torch.isfinite(path.weight).all())
     assert not (path.predict(values, np.arange(300))[0] == 2).any()
-
-
-def test_one_strength_of_a_path_is_the_path_of_that_strength():
-    values, labels = problem()
-    path = fit_path(values, np.arange(300), labels, 4, torch.arange(12), STRENGTHS, device=CPU)
-    one = path.only(1)
-    assert one.strengths == [STRENGTHS[1]] and one.passes == [path.passes[1]]
-    assert torch.equal(one.predict(values, np.arange(9))[0][0], path.predict(values, np.arange(9))[0][1])
 
 
 def test_the_minimum_of_a_steep_valley_is_found_without_a_good_first_step():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mpp.transfer.neighbours import nearest, vote
+from mpp.transfer.probes.knn import nearest, vote
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,6 @@ def test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop():
 
 
 def test_scikit_learn_classifies_alike():
-    pytest.importorskip("scipy", reason="scikit-learn cannot be imported without scipy")
     from sklearn.neighbors import KNeighborsClassifier
 
     values, labels = table(600)

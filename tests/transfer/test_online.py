@@ -11,9 +11,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from mpp.errors import ConfigError, DataError
-from mpp.transfer.attentive import AttentiveProbe
-from mpp.transfer.mae_probe import MaeProbe
-from mpp.transfer.online import Steps, cosine, predict, train
+from mpp.transfer.probes.attentive import AttentiveHeads
+from mpp.transfer.probes.mae import MaeHeads
+from mpp.transfer.probes.online import Steps, cosine, train_online
 from tests.forks import Forked
 
 CPU = torch.device("cpu")
@@ -42,17 +42,29 @@ def encode(images):
     }
 
 
+def encoded(encode, batches):
+    """Batches of tokens, from batches of images."""
+    return lambda epoch, parts: ((encode(images), labels) for images, labels in batches(epoch, parts))
+
+
+def predict(probe, encode, batches):
+    """Classes and their probabilities, each [H, m], for images in batches."""
+    with torch.no_grad():
+        found = [probe.predict(encode(images)) for images in batches]
+    return tuple(torch.cat(part, dim=1) for part in zip(*found, strict=True))
+
+
 def mae_probe(rates=(0.1, 1000.0), variants=((1, "mean"), (4, "both")), per_step=22.0):
-    return MaeProbe(variants, {1: 8, 4: 12}, 1, 3, learning_rates=rates, images_per_step=per_step, seed=5, device=CPU)
+    return MaeHeads(variants, {1: 8, 4: 12}, 1, 3, learning_rates=rates, images_per_step=per_step, seed=5, device=CPU)
 
 
 def attentive_probe(rates=(0.01, 0.1), widths=None, per_step=22.0, weight_decay=2.0):
     widths = widths or {1: 8, 4: 12}
-    return AttentiveProbe(widths, 1, 3, learning_rates=rates, weight_decay=weight_decay, images_per_step=per_step, seed=5, device=CPU)
+    return AttentiveHeads(widths, 1, 3, learning_rates=rates, weight_decay=weight_decay, images_per_step=per_step, seed=5, device=CPU)
 
 
 def trained(probe, micro=100, **changes):
-    train(probe, encode, batches, Steps(np.arange(IMAGES), 22, micro, 7, **changes), epochs=3, warmup_epochs=1)
+    train_online(probe, encoded(encode, batches), Steps(np.arange(IMAGES), 22, micro, 7, **changes), epochs=3, warmup_epochs=1)
     return probe
 
 
@@ -94,7 +106,7 @@ def test_images_that_do_not_come_stop_the_training():
         return batches(epoch, parts)[:-1] if epoch else batches(epoch, parts)
 
     with pytest.raises(DataError, match="epoch 1, step 1: 0 images came and 22"):
-        train(mae_probe(), encode, lossy, Steps(np.arange(IMAGES), 22, 22, 7), epochs=3, warmup_epochs=1)
+        train_online(mae_probe(), encoded(encode, lossy), Steps(np.arange(IMAGES), 22, 22, 7), epochs=3, warmup_epochs=1)
 
 
 # ------------------------------------------------------------------------------------------------------------------ against torch
@@ -165,7 +177,7 @@ def test_the_attentive_probe_is_cross_attention_with_keys_and_values_of_every_to
 def test_heads_of_64_columns_and_their_parameters_are_counted():
     probe = attentive_probe(widths={2: 192})
     assert probe.parts[2][0].query.shape == (3, 64)
-    assert probe.parameters == {2: 192 + 2 * 192**2 + 192 + 3 * 192 + 3}
+    assert sum(parameter.numel() for parameter in probe.trained) == 2 * (192 + 2 * 192**2 + 192 + 3 * 192 + 3)  # at two rates
 
 
 # ------------------------------------------------------------------------------------------------------------------ what must not matter
@@ -197,7 +209,7 @@ def test_an_attentive_probe_finds_the_one_patch_that_tells():
         return [(torch.from_numpy(rows).view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8), LABELS[rows]) for rows in parts]
 
     probe = attentive_probe(rates=(0.2,), widths={1: 8}, weight_decay=0.1)
-    train(probe, telling, numbered, Steps(np.arange(IMAGES), 22, 22, 7), epochs=60, warmup_epochs=5)
+    train_online(probe, encoded(telling, numbered), Steps(np.arange(IMAGES), 22, 22, 7), epochs=60, warmup_epochs=5)
     classes, confidence = predict(probe, telling, [numbered(0, [np.arange(IMAGES)])[0][0]])
     assert torch.equal(classes[0], LABELS) and confidence.min() > 0.6
 

@@ -22,7 +22,7 @@ def every_picture() -> list[bytes]:
     row = calibration(right, torch.linspace(0.05, 0.99, 100))
     return [
         plots.by_layer({"a": curve, "b": curve[::-1]}, "layers"),
-        plots.along_path({"a": ([0.1, 1.0], [0.3, 0.4])}, {"a": 1.0}, "path"),
+        plots.along_path({"a": [(0.1, 0.3), (1.0, 0.4)]}, {"a": 1.0}, "path", "C"),
         plots.reliability({"a": row}, "reliability"),
         plots.confusion(np.eye(3, dtype=int), ["x", "y", "z"], "few"),
     ]

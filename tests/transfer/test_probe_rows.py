@@ -11,10 +11,12 @@ from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import open_labelled
 from mpp.interop.encoder_folder import read_encoder, write_encoder
 from mpp.model.encoder import build_encoder
-from mpp.probing import PIXELS, PRETRAINED, RANDOM, gains, table_rows
+from mpp.probing import table_rows
 from mpp.transfer.extraction import extract
 from mpp.transfer.metrics import paired_bootstrap
-from mpp.transfer.protocol import Answers
+from mpp.transfer.probes.contract import Answers
+from mpp.transfer.rows import gains
+from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM
 from mpp.world import World
 from tests.transfer.conftest import TINY
 
@@ -87,7 +89,7 @@ def test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folde
     with torch.no_grad():
         tokens = net.forward_features((crops - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
     before = 1 if net.reg_token is None else 5  # the class token and registers are no patches
-    own = tables[PRETRAINED].of(found[PRETRAINED].variants[0])
+    own = tables[PRETRAINED].of(found[PRETRAINED].own)
     torch.testing.assert_close(own, tokens[:, before:].mean(dim=1), rtol=1e-4, atol=1e-5)
 
 

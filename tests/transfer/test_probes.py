@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from mpp.errors import ConfigError, DataError
-from mpp.transfer import few_shot, neighbours
-from mpp.transfer.heads import standardisation, train_heads
+from mpp.transfer.probes import few_shot, knn
+from mpp.transfer.probes.linear import standardisation, train_heads
 from mpp.transfer.split import CHOOSE, REPORT, hold_out, subset
 
 CPU = torch.device("cpu")
@@ -95,9 +95,9 @@ def test_standardisation_is_that_of_the_rows_alone():
 
 
 def test_only_k_that_the_bank_can_serve_are_tried():
-    assert neighbours.usable_k([10, 20, 100], 20) == [10, 20]
+    assert knn.usable_k([10, 20, 100], 20) == [10, 20]
     with pytest.raises(ConfigError, match=r"only 5 labelled"):
-        neighbours.usable_k([10, 20], 5)
+        knn.usable_k([10, 20], 5)
 
 
 # ------------------------------------------------------------------------------------------------------------------ few-shot
@@ -122,7 +122,6 @@ def test_least_squares_is_ridge_regression_with_a_free_intercept(count, width):
 
 @pytest.mark.parametrize(("count", "width"), [(60, 10), (12, 40)])
 def test_least_squares_agrees_with_scikit_learn(count, width):
-    pytest.importorskip("scipy", reason="scikit-learn cannot be imported without scipy")
     from sklearn.linear_model import Ridge
 
     values, labels = problem(count, width)

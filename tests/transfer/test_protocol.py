@@ -6,22 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.config.probe import FewShotConfig, KnnConfig, LinearProbeConfig, LogisticConfig, ProbeConfig
 from mpp.errors import ConfigError, DataError
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
-from mpp.transfer.heads import train_heads
-from mpp.transfer.protocol import choose, report, usable_shots
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.transfer.probes.few_shot import FewShotProbe
+from mpp.transfer.probes.knn import KnnProbe
+from mpp.transfer.probes.linear import LinearProbe, train_heads
+from mpp.transfer.probes.logistic import LogisticProbe
+from mpp.transfer.protocol import choose, report
 from mpp.transfer.split import CHOOSE, Split, hold_out
 from tests.transfer.test_probes import CPU, problem
 
 SPEC = FeatureSpec("tiny", (0, 1), ("mean",), 16, 1.0, (0.5,) * 3, (0.5,) * 3, "fp32")
 PROBES = ("linear", "logistic", "knn")
-SIMPLE = ProbeConfig(
-    linear=LinearProbeConfig(learning_rates=(0.1,), epochs=2, batch=64),
-    logistic=LogisticConfig(strengths=(1e-3, 1.0)),
-    knn=KnnConfig(k=(3,)),
-    few_shot=FewShotConfig(shots=()),
-)
+TWO = [Variant((0,), "mean"), Variant((0, 1), "mean")]
+
+
+class Linear(LinearProbe):
+    """That chooses between two variants."""
+
+    def variants(self, own, backbone):
+        return TWO
 
 
 def table(values: torch.Tensor, first: int = 4, spec: FeatureSpec = SPEC) -> Features:
@@ -30,19 +35,21 @@ def table(values: torch.Tensor, first: int = 4, spec: FeatureSpec = SPEC) -> Fea
     return Features(spec, Layout(starts, widths), values)
 
 
+def train_on(values, labels, share=0.2, classes=("a", "b", "c"), own=TWO[1]) -> Train:
+    return Train(table(values), own, labels, classes, Split(*hold_out(labels, share, 0, CHOOSE)), 0, CPU)
+
+
 def chosen_and_reported(test_labels=None, test_values=None, spec=SPEC):
     values, labels = problem(300, noise=2.5)
-    variants = [Variant((0,), "mean"), Variant((0, 1), "mean")]
-    fit, held = hold_out(labels[:240], 0.2, 0, CHOOSE)
-    config = ProbeConfig(
-        linear=LinearProbeConfig(learning_rates=(0.001, 0.1), epochs=4, batch=64),
-        logistic=LogisticConfig(strengths=(1e-5, 1e-2, 1.0)),
-        knn=KnnConfig(k=(3, 10), temperatures=(0.07, 0.5)),
-        few_shot=FewShotConfig(shots=(3,), trials=3, l2=(0.1, 10.0)),
-    )
-    chosen = choose(table(values[:240]), labels[:240], ["a", "b", "c"], Split(fit, held), variants, config, CPU)
+    probes = [
+        Linear(learning_rates=(0.001, 0.1), epochs=4, batch=64),
+        LogisticProbe(strengths=(1e-5, 1e-2, 1.0)),
+        KnnProbe(k=(3, 10), temperatures=(0.07, 0.5)),
+        FewShotProbe(shots=(3,), trials=3, l2=(0.1, 10.0)),
+    ]
+    chosen = choose(probes, train_on(values[:240], labels[:240], own=TWO[0]), "a backbone")
     shown = values[240:] if test_values is None else test_values
-    return report(chosen, table(shown, spec=spec), np.arange(60), labels[240:] if test_labels is None else test_labels)
+    return report(chosen, Measured(table(shown, spec=spec), np.arange(60)), labels[240:] if test_labels is None else test_labels)
 
 
 def test_labels_and_images_of_test_do_not_touch_any_choice():
@@ -74,30 +81,36 @@ def test_the_winner_is_the_best_of_the_hold_out():
     assert len(found["linear"]["grid"]) == 4 and len(found["knn"]["grid"]) == 4 and len(found["logistic"]["path"]) == 3
 
 
-def choose_simply(values, labels, share, **probes):
-    """What is chosen with one way to pool and `share` of the images held out."""
-    own = Variant((0, 1), "mean")
-    split = Split(*hold_out(labels, share, 0, CHOOSE))
-    return choose(table(values), labels, ["a", "b", "c"], split, [own], SIMPLE.model_copy(update=probes), CPU)
+def fitted(probe: Probe, values, labels, share=0.2, **more):
+    """With one way to pool and `share` of the images held out."""
+    return choose([probe], train_on(values, labels, share, **more)).fitted[probe.key]
 
 
 def test_the_winner_and_the_bank_get_the_hold_out_too():
     values, labels = problem(120)
-    chosen = choose_simply(values, labels, 0.2)
     settings = {"epochs": 2, "batch": 64, "weight_decay": 0, "seed": 0, "device": CPU}
     alone = train_heads(values, np.arange(120), labels, 3, [torch.arange(10)], [0.1], **settings)
-    assert torch.equal(chosen.linear.head.heads[0].weight, alone.heads[0].weight)
-    assert np.array_equal(chosen.knn.rows, np.arange(120)) and chosen.few_shot == []
+    linear = fitted(LinearProbe(learning_rates=(0.1,), epochs=2, batch=64), values, labels)
+    assert torch.equal(linear.head.heads[0].weight, alone.heads[0].weight)
+    assert np.array_equal(fitted(KnnProbe(k=(3,)), values, labels).bank, np.arange(120))
+    regression = lambda: fitted(LogisticProbe(strengths=(1e-3, 1.0)), values, labels).path.weight
+    before = regression()
     values[hold_out(labels, 0.2, 0, CHOOSE)[1]] += 100  # the held out images alone
-    assert not torch.allclose(choose_simply(values, labels, 0.2).logistic.fitted.weight, chosen.logistic.fitted.weight)
+    assert not torch.allclose(regression(), before)
+
+
+def test_what_is_set_to_do_nothing_leaves_no_figure():
+    values, labels = problem(120)
+    chosen = choose([LogisticProbe(strengths=()), FewShotProbe(shots=())], train_on(values, labels))
+    assert report(chosen, Measured(table(values), np.arange(60)), labels[:60]) == ({"few_shot": {}}, {})
+    assert chosen.seconds.keys() == {"logistic", "few_shot"} and chosen.summary().startswith(" (seconds: ")
 
 
 def test_a_class_without_images_is_never_drawn_nor_answered():
     values, labels = problem(120)
-    split = Split(*hold_out(labels + 1, 0.2, 0, CHOOSE))
-    config = SIMPLE.model_copy(update={"few_shot": FewShotConfig(shots=(2,), trials=3)})
-    with_empty = choose(table(values), labels + 1, ["none", "a", "b", "c"], split, [Variant((0, 1), "mean")], config, CPU).few_shot[0]
-    without = choose(table(values), labels, ["a", "b", "c"], split, [Variant((0, 1), "mean")], config, CPU).few_shot[0]
+    probe = FewShotProbe(shots=(2,), trials=3)
+    with_empty = fitted(probe, values, labels + 1, classes=("none", "a", "b", "c")).by_shots[2]
+    without = fitted(probe, values, labels).by_shots[2]
     assert (with_empty.l2, with_empty.holdout_accuracy) == (without.l2, without.holdout_accuracy)
     for ours, theirs in zip(with_empty.trials, without.trials, strict=True):
         assert torch.equal(ours.predict(values), theirs.predict(values) + 1)
@@ -119,17 +132,46 @@ def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots(
     """With labels that are pure chance only an image that meets itself could be told right."""
     values = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
     labels = np.random.default_rng(1).permutation(np.arange(300) % 3)
-    chosen = choose_simply(values, labels, 0.3, knn=KnnConfig(k=(1,)), few_shot=FewShotConfig(shots=(60,), trials=2, l2=(1e-6,)))
-    assert chosen.knn.holdout_accuracy < 0.5
-    assert chosen.few_shot[0].holdout_accuracy < 0.5
+    assert fitted(KnnProbe(k=(1,)), values, labels, 0.3).about["holdout_accuracy"] < 0.5
+    assert fitted(FewShotProbe(shots=(60,), trials=2, l2=(1e-6,)), values, labels, 0.3).by_shots[60].holdout_accuracy < 0.5
 
 
 def test_shots_that_were_asked_for_are_refused_and_those_of_the_default_left_out():
     labels = np.arange(24) % 3
-    assert usable_shots(FewShotConfig(), labels, "abc") == ([1, 5], "10, 25 shots are left out: class 'a' has 8 images to draw from")
-    assert usable_shots(FewShotConfig(shots=(1, 8)), labels, "abc") == ([1, 8], "")
+    assert FewShotProbe().usable_shots(labels, "abc") == ([1, 5], "10, 25 shots are left out: class 'a' has 8 images to draw from")
+    assert FewShotProbe(shots=(1, 8)).usable_shots(labels, "abc") == ([1, 8], "")
     with pytest.raises(DataError, match=r"few_shot\.shots=9: class 'b' has 7 labelled images to draw from, once"):
-        usable_shots(FewShotConfig(shots=(1, 9)), labels[labels != 1].tolist() + [1] * 7, "abc")
+        FewShotProbe(shots=(1, 9)).remark(labels[labels != 1].tolist() + [1] * 7, "abc")
     values, labels = problem(60)
     with pytest.raises(DataError, match=r"few_shot\.shots=50: class 'a' has"):
-        choose_simply(values, labels, 0.2, few_shot=FewShotConfig(shots=(50,)))
+        fitted(FewShotProbe(shots=(50,)), values, labels)
+
+
+class Mean(Probe):
+    """A probe of a stranger: the nearest class mean, written against the contract alone."""
+
+    key, title = "mean", "class mean"
+
+    def fit(self, train):
+        own = train.features.of(train.own)
+        truth, rows = train.truth(train.split.both), train.split.both
+        return FittedMean(train.own, torch.stack([own[rows][truth == label].mean(dim=0) for label in range(len(train.classes))]))
+
+
+class FittedMean(Fitted):
+    def __init__(self, own, means):
+        self.own, self.means, self.about = own, means, {"chosen": {}}
+
+    def summary(self):
+        return "class means"
+
+    def answer(self, images):
+        near = torch.cdist(images.features.of(self.own)[images.rows], self.means).neg().softmax(dim=1).max(dim=1)
+        return Answers(near.indices, near.values)
+
+
+def test_a_probe_of_a_stranger_is_read_on_features_in_memory_like_any_other():
+    values, labels = problem(300, noise=0.5)
+    figures, answers = report(choose([Mean()], train_on(values, labels)), Measured(table(values), np.arange(240, 300)), labels[240:])
+    assert figures["mean"]["accuracy"] > 0.9 and figures["mean"]["images"] == 60 == len(answers["mean"].predicted)
+    assert Mean.columns({"row": figures["mean"]}) == {"class mean": {"row": figures["mean"]}}

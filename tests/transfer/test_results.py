@@ -9,8 +9,9 @@ import torch
 from mpp import results
 from mpp.errors import DataError
 from mpp.transfer.metrics import figures
-from mpp.transfer.protocol import Answers
-from mpp.transfer.results import find_results, layer_curve, write_predictions, write_results
+from mpp.transfer.probes.contract import Answers
+from mpp.transfer.probes.linear import layer_curve
+from mpp.transfer.results import find_results, write_predictions, write_results
 
 
 def measured(folder, right: int, *, identity="t", row="pretrained", samples=200, baseline=True):

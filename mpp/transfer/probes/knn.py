@@ -7,14 +7,64 @@ Letters: n images in the bank, m queries, W columns of a feature table, D column
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mpp.config.schema import Positive
 from mpp.errors import ConfigError
-from mpp.transfer.heads import place
+from mpp.transfer.features import place
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+
+
+class KnnProbe(Probe):
+    key, title = "knn", "k-NN"
+
+    k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (5, 10, 20, 50, 100, 200)
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (0.02, 0.07, 0.2)  # DINO: .07
+
+    def fit(self, train: Train) -> "FittedKnn":
+        ks = usable_k(self.k, len(train.split.fit))
+        voted, _ = voters_of(train, train.split.fit, train.features.of(train.own)[train.split.choose], ks, self.temperatures)
+        accuracy = train.accuracy(voted)  # [T, K]
+        t, k = divmod(int(accuracy.argmax()), len(ks))
+        about = {
+            "holdout_accuracy": float(accuracy[t, k]),
+            "chosen": {"k": ks[k], "temperature": self.temperatures[t]},
+            "grid": [
+                {"k": count, "temperature": temperature, "holdout_accuracy": float(accuracy[i, j])}
+                for i, temperature in enumerate(self.temperatures)
+                for j, count in enumerate(ks)
+            ],
+        }
+        return FittedKnn(about, train, train.split.both)
+
+
+@dataclass(frozen=True)
+class FittedKnn(Fitted):
+    about: dict[str, Any]
+    train: Train
+    bank: np.ndarray  # int64, rows of train: the neighbours, all of fit and choose
+
+    def summary(self) -> str:
+        return f"k {self.about['chosen']['k']}, temperature {self.about['chosen']['temperature']:g}"
+
+    def answer(self, images: Measured) -> Answers:
+        chosen, queries = self.about["chosen"], images.features.of(self.train.own)[images.rows]
+        voted, share = voters_of(self.train, self.bank, queries, [chosen["k"]], [chosen["temperature"]])
+        return Answers(voted[0, 0], share[0, 0])
+
+
+def voters_of(train: Train, bank: np.ndarray, queries: Tensor, grid: Sequence[int], temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """As `vote`, by the rows `bank` of train, on queries float32 [m, D]."""
+    columns = train.features.layout.columns(train.own)
+    similarity, index = nearest(queries, train.features.values, bank, columns, max(grid), train.device)
+    return vote(similarity, train.truth(bank)[index], len(train.classes), grid, temperatures)
 
 
 def usable_k(grid: Sequence[int], neighbours: int) -> list[int]:

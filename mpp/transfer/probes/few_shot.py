@@ -9,20 +9,101 @@ Scores are no probabilities, so a few-shot probe has no confidence and no calibr
 Letters: n labelled images, D columns, K classes, L values of l2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mpp.config.schema import Positive
 from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
-from mpp.transfer.intervals import student
-from mpp.transfer.split import SHOTS
+from mpp.transfer.metrics import student
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.transfer.split import SHOTS, name_of
 
 EPSILON = 1e-5  # added to a standard deviation (big_vision)
+
+
+class FewShotProbe(Probe):
+    """Closed-form regularised least squares to targets in {-1, 1}^K (ViT 4.1)."""
+
+    key, title = "few_shot", "few-shot"
+
+    shots: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 5, 10, 25)  # labelled images a class (big_vision)
+    trials: Positive = 5  # draws of the labelled images
+    l2: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
+        1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5,
+    )  # fmt: skip  # the grid, on the scale of a sum over images (ours)
+
+    def remark(self, labels: np.ndarray, classes: Sequence[str]) -> str:
+        return self.usable_shots(labels, classes)[1]
+
+    def usable_shots(self, labels: np.ndarray, classes: Sequence[str]) -> tuple[list[int], str]:
+        """Those of the default shots that every class with images has enough of, and why the others are left out (empty where none is).
+
+        labels: integers [n], to draw from.  Shots that were asked for are never left out: raises DataError where a class has fewer.
+        """
+        counts = np.bincount(labels, minlength=len(classes))
+        present = np.flatnonzero(counts)
+        smallest = int(present[counts[present].argmin()])
+        kept = [count for count in self.shots if count <= counts[smallest]]
+        if len(kept) == len(self.shots):
+            return kept, ""
+        left_out = [count for count in self.shots if count not in kept]
+        name, images = name_of(smallest, classes), int(counts[smallest])
+        if "shots" in self.model_fields_set:
+            refuse_shots(max(left_out), name, images)
+        return kept, f"{', '.join(map(str, left_out))} shots are left out: class {name} has {images} images to draw from"
+
+    def fit(self, train: Train) -> "FittedFewShot":
+        own = train.features.of(train.own)
+        shots, _ = self.usable_shots(train.labels[train.split.fit], train.classes)
+        return FittedFewShot(train, {count: self._fit(train, own, count) for count in shots})
+
+    def _fit(self, train: Train, own: Tensor, count: int) -> "Shots":
+        """own: float32 [n, D]."""
+        fitted = []
+        for trial in range(self.trials):
+            rows = draw_shots(train.labels, train.split.fit, train.classes, count, train.seed, trial)
+            fitted.append(fit(own[rows], train.truth(rows), len(train.classes), self.l2, train.device))
+        accuracy = torch.stack([train.accuracy(trial.predict(own[train.split.choose])) for trial in fitted]).mean(dim=0)  # [L]
+        best = int(accuracy.argmax())
+        alone = [LeastSquares(trial.weight[best : best + 1], trial.bias[best : best + 1]) for trial in fitted]
+        return Shots(self.l2[best], float(accuracy[best]), alone)
+
+    @classmethod
+    def columns(cls, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        shots = sorted({count for figures in rows.values() for count in figures}, key=int)
+        return {f"{count}-shot": {name: figures[count] for name, figures in rows.items() if count in figures} for count in shots}
+
+
+@dataclass(frozen=True)
+class FittedFewShot(Fitted):
+    """Several draws for each number of shots: figures are means over draws, so there is no one answer to an image."""
+
+    train: Train
+    by_shots: "dict[int, Shots]"
+
+    def summary(self) -> str:
+        return "; ".join(f"{count}-shot l2 {found.l2:g}" for count, found in self.by_shots.items())
+
+    def report(self, images: Measured, truth: Tensor, classes: int) -> tuple[dict[str, Any], Answers | None]:
+        own, figures = images.features.of(self.train.own)[images.rows], {}
+        for count, found in self.by_shots.items():
+            accuracies = [float((trial.predict(own)[0] == truth).double().mean()) for trial in found.trials]
+            figures[str(count)] = over_draws(accuracies) | {"holdout_accuracy": found.holdout_accuracy, "chosen": {"l2": found.l2}}
+        return figures, None
+
+
+@dataclass(frozen=True)
+class Shots:
+    l2: float
+    holdout_accuracy: float  # mean over trials
+    trials: "list[LeastSquares]"  # with the chosen l2 alone
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""MAE's linear probe: LARS, BatchNorm without affine before the head, augmented images (MAE, arXiv 2111.06377, A.1, and main_linprobe.py).
+"""MAE's linear probe: LARS (timm's), BatchNorm without affine before the head, augmented images (MAE, arXiv 2111.06377, A.1, and main_linprobe.py).
 
 Their recipe: batch 16384, 90 epochs, 10 of warm-up, cosine, random resized crops and flips, rate .1 x batch / 256, weights N(0, .01), no decay.
 Ours differs in one thing: the statistics of BatchNorm are over the whole step and not over each process's share, so that the number of
@@ -12,18 +12,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mpp.config.schema import Count, Positive
 from mpp.rng import PROBE, seed_of
-from mpp.transfer.heads import EPSILON, MOMENTUM
-from mpp.transfer.online import sum_over_processes
+from mpp.transfer.features import EPSILON, parts_of
+from mpp.transfer.probes.contract import Train
+from mpp.transfer.probes.online import OnlineProbe, Rates, sum_over_processes
 from mpp.transfer.split import HEAD
 
-TRUST = 1e-3  # coefficient of LARS (MAE's util/lars.py)
+MOMENTUM, TRUST = 0.9, 1e-3  # of LARS (MAE's util/lars.py)
 NORM_MOMENTUM = 0.1  # of BatchNorm's running statistics (torch's default)
 INITIAL_DEVIATION = 0.01  # of the head's weights
-PARTS = {"cls": ("cls",), "mean": ("mean",), "both": ("cls", "mean")}
 
 
-class MaeProbe:
+class MaeProbe(OnlineProbe):
+    """MAE's linear probe (A.2): LARS, BatchNorm without affine, one learning rate; several are chosen between on the hold-out of train."""
+
+    key, title = "mae", "MAE linear"
+
+    epochs: Positive = 90
+    warmup_epochs: Count = 10
+    batch: Positive = 16384
+    learning_rates: Rates = (0.1,)
+
+    def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "MaeHeads":
+        return MaeHeads(
+            [(layer, train.own.pooling) for layer in train.own.layers],
+            widths,
+            prefix,
+            len(train.classes),
+            learning_rates=self.learning_rates,
+            images_per_step=images_per_step,
+            seed=train.seed,
+            device=train.device,
+        )
+
+
+class MaeHeads:
     """Heads for every variant and learning rate; a head trained beside others is the head trained alone."""
 
     def __init__(
@@ -41,23 +65,33 @@ class MaeProbe:
         """variants: (layer, "cls", "mean" or "both").  widths: D of each layer.  prefix: P.  learning_rates: for 256 images a step, scaled by
         `images_per_step`."""
         self.prefix = prefix
-        self.pooled = sorted({(layer, part) for layer, pooling in variants for part in PARTS[pooling]})
+        self.pooled = sorted({(layer, part) for layer, pooling in variants for part in parts_of(pooling)})
         self.heads = [f"{pooling} of layer {layer}, rate {rate:g}" for layer, pooling in variants for rate in learning_rates]
         start, first = {}, 0
         for layer, part in self.pooled:
             start[layer, part] = torch.arange(first, first + widths[layer], device=device)
             first += widths[layer]
-        self.columns = [torch.cat([start[layer, part] for part in PARTS[pooling]]) for layer, pooling in variants]
-        self.rate = torch.tensor(learning_rates, device=device) * images_per_step / 256
+        self.columns = [torch.cat([start[layer, part] for part in parts_of(pooling)]) for layer, pooling in variants]
         self.mean = torch.zeros(first, device=device)  # running, as BatchNorm's
         self.variance = torch.ones(first, device=device)
-        heads, self.weight, self.bias = len(learning_rates), [], []
+        self.weight, self.bias = [], []
         for columns in self.columns:
             drawn = torch.randn(classes, len(columns), generator=torch.Generator().manual_seed(seed_of(seed, PROBE, HEAD)))
-            self.weight.append((INITIAL_DEVIATION * drawn).to(device).repeat(heads, 1, 1))  # [R, C, D]
-            self.bias.append(torch.zeros(heads, classes, device=device))
-        self.velocity = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in zip(self.weight, self.bias, strict=True)]
+            self.weight.append((INITIAL_DEVIATION * drawn).to(device).repeat(len(learning_rates), 1, 1))  # [R, C, D]
+            self.bias.append(torch.zeros(len(learning_rates), classes, device=device))
+        self.rates = [rate * images_per_step / 256 for rate in learning_rates for _ in range(2)] * len(self.columns)
+        self.optimiser = self._lars()
         self.seen: list[tuple[Tensor, Tensor]] = []  # of this step: pooled features [B, W], labels [B]
+
+    def _lars(self) -> torch.optim.Optimizer:
+        """Each head's weight by its own norms, its bias by plain momentum: parameters are views of the stacked heads."""
+        from timm.optim import Lars  # here, because --help must not wait for timm
+
+        groups: list[dict] = []
+        for weights, biases in zip(self.weight, self.bias, strict=True):
+            for weight, bias in zip(weights, biases, strict=True):
+                groups += [{"params": [weight], "always_adapt": True}, {"params": [bias]}]
+        return Lars(groups, momentum=MOMENTUM, trust_coeff=TRUST, eps=0.0)
 
     def _pool(self, tokens: dict[int, Tensor]) -> Tensor:
         """float32 [B, W]."""
@@ -87,16 +121,11 @@ class MaeProbe:
             residual = (weight.flatten(0, 1) @ part.T).unflatten(0, bias.shape).add_(bias.unsqueeze(2)).softmax(dim=1)  # [R, C, B]
             residual[:, y, here] -= 1
             gradients += [(residual.flatten(0, 1) @ part).view_as(weight) / images, residual.sum(2) / images]
-        gradients = sum_over_processes(gradients)
-        for i, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-            w_gradient, b_gradient = gradients[2 * i], gradients[2 * i + 1]
-            long, steep = weight.norm(dim=(1, 2), keepdim=True), w_gradient.norm(dim=(1, 2), keepdim=True)
-            trust = torch.where((long > 0) & (steep > 0), TRUST * long / steep, 1.0)
-            w_velocity, b_velocity = self.velocity[i]
-            w_velocity.mul_(MOMENTUM).add_(trust * w_gradient)
-            b_velocity.mul_(MOMENTUM).add_(b_gradient)
-            weight.addcmul_(w_velocity, self.rate.view(-1, 1, 1), value=-factor)
-            bias.addcmul_(b_velocity, self.rate.unsqueeze(1), value=-factor)
+        summed = sum_over_processes(gradients)
+        by_head = [part for variant in zip(summed[::2], summed[1::2], strict=True) for head in zip(*variant, strict=True) for part in head]
+        for group, rate, gradient in zip(self.optimiser.param_groups, self.rates, by_head, strict=True):
+            group["params"][0].grad, group["lr"] = gradient, rate * factor
+        self.optimiser.step()
 
     def predict(self, tokens: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         x = (self._pool(tokens) - self.mean) * (self.variance + EPSILON).rsqrt()

@@ -1,21 +1,128 @@
 """The linear probe: a grid of linear heads, learning rates x feature variants, trained in one pass over the features.
 
-Letters: n images, B batch, D columns of a variant, R learning rates, C classes.
+Letters: n images, B batch, D columns of a variant, W of a table, R learning rates, C classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, StrictBool
 from torch import Tensor
 
+from mpp.config.schema import Positive
+from mpp.model.backbone import Backbone
 from mpp.rng import PROBE, Draws
+from mpp.transfer.features import EPSILON, Part, Variant, place
+from mpp.transfer.metrics import wilson
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Train
 from mpp.transfer.split import BATCHES
 
 MOMENTUM = 0.9  # ViT B.1.1; DINOv2's grid probe
-EPSILON = 1e-6  # added to the variance (MAE's BatchNorm before the head)
+
+
+class LinearProbe(Probe):
+    key, title = "linear", "linear"
+
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
+        1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1,
+    )  # fmt: skip  # 13, as DINOv2's grid
+    curve: StrictBool = True  # every layer's mean and class token are in the grid too (ours): the curve by layer
+    last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # concatenated, x poolings, beside `features` (DINOv2)
+    epochs: Positive = 30
+    batch: Positive = 1024
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
+        """`own`; each layer's class token and mean (curve); {last k layers} x {cls, mean, both}.
+
+        Source: the grid probe of DINOv2 (arXiv 2304.07193, B.3), {1, 4} last layers x {cls, cls + mean}; the mean alone and every layer are
+        ours, as masked encoders probe best so, from middle layers on, and may have no class token.
+        """
+        depth = backbone.depth
+        single: tuple[Part, ...] = ("mean", "cls") if backbone.class_token else ("mean",)
+        poolings = (*single, "both") if backbone.class_token else single
+        every = [Variant((layer,), pooling) for pooling in single for layer in range(backbone.first, depth + 1)] if self.curve else []
+        last = [
+            Variant(tuple(range(max(backbone.first, depth + 1 - k), depth + 1)), pooling) for k in self.last_layers for pooling in poolings
+        ]
+        return list(dict.fromkeys([own, *every, *last]))
+
+    def fit(self, train: Train) -> "FittedLinear":
+        features, rates = train.features, self.learning_rates
+
+        def heads(rows: np.ndarray, variants: Sequence[Variant], rates: Sequence[float]) -> Grid:
+            return train_heads(
+                features.values,
+                rows,
+                train.labels,
+                len(train.classes),
+                [features.layout.columns(variant) for variant in variants],
+                rates,
+                epochs=self.epochs,
+                batch=self.batch,
+                weight_decay=self.weight_decay,
+                seed=train.seed,
+                device=train.device,
+            )
+
+        grid = heads(train.split.fit, train.variants, rates)
+        accuracy = torch.stack(
+            [train.accuracy(predicted) for predicted, _ in grid.predict(features.values, train.split.choose)]
+        )  # [variants, R]
+        best, rate = divmod(int(accuracy.argmax()), len(rates))
+        variant = train.variants[best]
+        about = {
+            "holdout_accuracy": float(accuracy[best, rate]),
+            "chosen": {"features": str(variant), "learning_rate": rates[rate]},
+            "grid": [
+                {
+                    "features": str(v),
+                    "layers": list(v.layers),
+                    "pooling": v.pooling,
+                    "learning_rate": r,
+                    "holdout_accuracy": float(accuracy[i, j]),
+                }
+                for i, v in enumerate(train.variants)
+                for j, r in enumerate(rates)
+            ],
+        }
+        return FittedLinear(about, heads(train.split.both, [variant], [rates[rate]]))
+
+    @classmethod
+    def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
+        from mpp.transfer import plots
+
+        curves = {name: layer_curve(figures["grid"], images) for name, figures in rows.items()}
+        if curves := {name: points for name, points in curves.items() if len(points) > 1}:
+            title = f"Linear probe by layer, the best of its grid, on the hold-out of train ({images} images)"
+            yield "layers.png", plots.by_layer(curves, title, names)
+
+
+@dataclass(frozen=True)
+class FittedLinear(Fitted):
+    about: dict[str, Any]
+    head: "Grid"  # the winner alone, trained again on all of fit and choose with the same epochs
+
+    def summary(self) -> str:
+        return f"linear on {self.about['chosen']['features']}, lr {self.about['chosen']['learning_rate']:g}"
+
+    def answer(self, images: Measured) -> Answers:
+        predicted, confidence = self.head.predict(images.features.values, images.rows)[0]
+        return Answers(predicted[0], confidence[0])
+
+
+def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
+    """(layer, the best hold-out accuracy of its heads, Wilson's interval) of each single layer in the linear probe's grid."""
+    best: dict[int, float] = {}
+    for head in grid:
+        if len(head["layers"]) == 1:
+            layer = head["layers"][0]
+            best[layer] = max(best.get(layer, 0.0), head["holdout_accuracy"])
+    return [(layer, share, wilson(round(share * images), images)) for layer, share in sorted(best.items())]
 
 
 @dataclass(frozen=True)
@@ -102,14 +209,6 @@ def train_heads(
     shape = (heads, classes)
     trained = [Heads(c.to(device), w.unflatten(0, shape), b.view(shape)) for c, w, b in zip(columns, weights, biases, strict=True)]
     return Grid(mean, scale, trained)
-
-
-def place(columns: Tensor) -> slice | Tensor:
-    """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
-    first, count = int(columns[0]), len(columns)
-    if torch.equal(columns.cpu(), torch.arange(first, first + count)):
-        return slice(first, first + count)
-    return columns
 
 
 def standardisation(values: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:

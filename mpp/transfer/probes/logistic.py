@@ -8,20 +8,90 @@ Letters: n images, W columns of a feature table, D columns of a variant, K class
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from mpp.transfer.heads import EPSILON, place
+from mpp.config.schema import Positive
+from mpp.transfer.features import EPSILON, place
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Train
 
 CHUNK = 4096  # images a product: what a core's cache holds
 MEMORY = 20  # steps L-BFGS remembers
 SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo; Nocedal and Wright's choice)
 ROUNDING = 1e-6  # of the objective, whose products are float32 (the approximate Wolfe condition: Hager and Zhang 2005)
 HALVINGS = 30  # of a step before the search is given up
+
+
+class LogisticProbe(Probe):
+    """L-BFGS to the minimum, on standardised features; C is scikit-learn's: the inverse of the penalty, on the scale of a sum over images."""
+
+    key, title = "logistic", "logistic"
+
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = (
+        1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0,
+    )  # fmt: skip  # C; DINOv2 takes 45 from 1e-6 to 1e5; []: none
+    tolerance: Annotated[float, Field(gt=0)] = (
+        1e-4  # norm of the gradient relative to that of zero weights (scikit-learn's tol is of the same size)
+    )
+    passes: Positive = 1000  # over the images at most, for each strength
+
+    def fit(self, train: Train) -> "FittedLogistic | None":
+        if not self.strengths:
+            return None
+
+        def path_on(rows: np.ndarray, strengths: Sequence[float]) -> LogisticPath:
+            return fit_path(
+                train.features.values,
+                rows,
+                train.labels,
+                len(train.classes),
+                train.features.layout.columns(train.own),
+                strengths,
+                tolerance=self.tolerance,
+                most_passes=self.passes,
+                device=train.device,
+            )
+
+        path = path_on(train.split.fit, self.strengths)
+        accuracy = train.accuracy(path.predict(train.features.values, train.split.choose)[0])
+        best = int(accuracy.argmax())
+        # The weaker strengths on the way warm it up: fewer passes in all than from zero.
+        fitted = path_on(train.split.both, path.strengths[: best + 1])
+        parts = zip(path.strengths, accuracy.tolist(), path.passes, path.gradient, path.converged, strict=True)
+        about = {
+            "holdout_accuracy": float(accuracy[best]),
+            "chosen": {"strength": path.strengths[best], "passes": fitted.passes[-1], "converged": fitted.converged[-1]},
+            "path": [dict(zip(("strength", "holdout_accuracy", "passes", "gradient", "converged"), part, strict=True)) for part in parts],
+        }
+        return FittedLogistic(about, fitted)
+
+    @classmethod
+    def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
+        from mpp.transfer import plots
+
+        steps = {name: [(step["strength"], step["holdout_accuracy"]) for step in figures["path"]] for name, figures in rows.items()}
+        best = {name: figures["chosen"]["strength"] for name, figures in rows.items()}
+        title = f"Logistic regression, on the hold-out of train ({images} images)"
+        yield "regularisation.png", plots.along_path(steps, best, title, "C (weaker penalty to the right); ring: chosen")
+
+
+@dataclass(frozen=True)
+class FittedLogistic(Fitted):
+    about: dict[str, Any]
+    path: "LogisticPath"  # on all of fit and choose, the chosen strength last
+
+    def summary(self) -> str:
+        return f"logistic C {self.about['chosen']['strength']:g}"
+
+    def answer(self, images: Measured) -> Answers:
+        predicted, confidence = self.path.predict(images.features.values, images.rows)
+        return Answers(predicted[-1], confidence[-1])
 
 
 @dataclass(frozen=True)
@@ -48,12 +118,6 @@ class LogisticPath:
             predicted.append(best.cpu())
             confidence.append(probability.cpu())
         return torch.cat(predicted, dim=1), torch.cat(confidence, dim=1)
-
-    def only(self, strength: int) -> "LogisticPath":
-        """The path of that strength alone; strength: its place on this path."""
-        one = slice(strength, strength + 1)
-        lists = (self.strengths[one], self.passes[one], self.gradient[one], self.converged[one])
-        return LogisticPath(self.columns, lists[0], self.weight[one], self.bias[one], *lists[1:])
 
 
 def fit_path(

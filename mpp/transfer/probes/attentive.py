@@ -12,13 +12,17 @@ Letters: B batch, P prefix tokens, N patches, D width, A attention heads of E = 
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
+from mpp.config.schema import Count, Positive
 from mpp.rng import PROBE, seed_of
-from mpp.transfer.online import sum_over_processes
+from mpp.transfer.probes.contract import Train
+from mpp.transfer.probes.online import OnlineProbe, Rates, sum_over_processes
 from mpp.transfer.split import HEAD
 
 HEAD_WIDTH = 64
@@ -27,7 +31,31 @@ BETAS = (0.9, 0.95)
 EPSILON = 1e-6  # of the LayerNorm (ViT)
 
 
-class AttentiveProbe:
+class AttentiveProbe(OnlineProbe):
+    """One learned query attends to the patch tokens (CAPI, arXiv 2502.08769; the grid is ours)."""
+
+    key, title = "attentive", "attentive"
+
+    epochs: Positive = 10
+    warmup_epochs: Count = 1
+    batch: Positive = 1024
+    learning_rates: Rates = (1e-4, 3e-4, 1e-3, 3e-3)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's, not of biases (CAPI chooses from 5e-4, 1e-3, 5e-2)
+
+    def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "AttentiveHeads":
+        return AttentiveHeads(
+            widths,
+            prefix,
+            len(train.classes),
+            learning_rates=self.learning_rates,
+            weight_decay=self.weight_decay,
+            images_per_step=images_per_step,
+            seed=train.seed,
+            device=train.device,
+        )
+
+
+class AttentiveHeads:
     """Heads for every layer and learning rate; a head trained beside others is the head trained alone."""
 
     def __init__(
@@ -56,7 +84,6 @@ class AttentiveProbe:
         self.rates = self.rates * len(widths)
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
         self.trained = [parameter for group in groups for parameter in group["params"]]
-        self.parameters = {layer: sum(p.numel() for p in (*parts[0].decayed, *parts[0].biases)) for layer, parts in self.parts.items()}
         self.images = torch.zeros(1, device=device)  # of this step
 
     def logits(self, layer: int, tokens: Tensor) -> Tensor:

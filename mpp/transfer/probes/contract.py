@@ -1,0 +1,147 @@
+"""What a probe is: a section of the config whose methods fit, choose and answer.
+
+One file a probe, and one line in this folder's list; everything else (--help, the table, results.json, pictures, paired differences) follows from
+what it says about itself here.  A probe knows no files: features, labels and the encoder's views are given, so that the same probe can be read at
+the end of a run from tables on the disk, or during one from features in memory.
+
+Who may see which images.  `Train` holds every image that a probe may look at, and `split` says what for: a probe is fitted on rows `split.fit`,
+every hyper-parameter is chosen by the accuracy on rows `split.choose`, and what was chosen may then be fitted again on `split.both`; it must not
+touch other rows, which may be those that figures are on.  `Measured` comes once, after everything was chosen, without its labels.
+
+Letters: n images of train, m images measured, B batch, P prefix tokens, N patches, D width of a layer, H heads, C classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.config.schema import Section
+from mpp.model.backbone import Backbone
+from mpp.transfer.features import Features, Variant
+from mpp.transfer.metrics import figures
+from mpp.transfer.split import Split
+
+Picture = tuple[str, bytes]  # its file's name, and a PNG
+Predict = Callable[[dict[int, Tensor]], tuple[Tensor, Tensor]]
+"""Tokens [B, P + N, D] by layer -> classes int64 [H, B] and the probabilities given to them, float32 [H, B]."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a probe says of m images."""
+
+    predicted: Tensor  # int64 [m]
+    confidence: Tensor  # float32 [m]: probability, or share of votes, of that class
+
+
+class Views(Protocol):
+    """The frozen encoder on the images themselves, for probes that augment or look at every token.  Collective: every process takes part."""
+
+    @property
+    def prefix(self) -> int:
+        """P."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def processes(self) -> int: ...
+
+    def width_of(self, layer: int) -> int:
+        """D."""
+
+    def augmented(
+        self, epoch: int, parts: Sequence[np.ndarray], layers: Sequence[int], crop_scale: tuple[float, float]
+    ) -> Iterable[tuple[dict[int, Tensor], np.ndarray]]:
+        """(tokens [B, P + N, D] by layer, their rows) of each part of the rows, in that order: random resized crops and flips by (seed, epoch, row)."""
+
+    def answers(self, predict: Predict, layers: Sequence[int], rows: np.ndarray) -> list[Answers]:
+        """Each of H heads' answers to those rows as centre crops, the same in every process; each image counts once."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """All that a probe may look at to fit and to choose."""
+
+    features: Features  # of n images; those of `split` alone are for the probe
+    own: Variant  # of the features: what was asked for
+    labels: np.ndarray  # integers [n]
+    classes: Sequence[str]  # C names
+    split: Split
+    seed: int
+    device: torch.device
+    variants: Sequence[Variant] = ()  # what this probe may choose from, `own` first (`Probe.variants`; `choose` fills it in)
+    views: Views | None = None  # of the same n images; None for raw pixels, and where none are at hand
+
+    def truth(self, rows: np.ndarray) -> Tensor:
+        """int64 [len(rows)]: the rows' classes."""
+        return torch.from_numpy(self.labels[rows].astype(np.int64))
+
+    def accuracy(self, predicted: Tensor) -> Tensor:
+        """float64 [...]: what share of the hold-out is given its class by int64 [..., len(split.choose)]; what a probe chooses by."""
+        return (predicted == self.truth(self.split.choose)).double().mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The images that figures are on; their labels stay with the caller."""
+
+    features: Features
+    rows: np.ndarray  # int64 [m] of the features, and of the views
+    views: Views | None = None
+
+
+class Fitted:
+    """A probe, fitted and chosen: `summary` and `answer`, or `report` where there is no one answer to an image."""
+
+    about: dict[str, Any]  # for results.json: {"chosen": ..., "holdout_accuracy": ..., and what was tried}
+
+    def summary(self) -> str:
+        """What was chosen, in words."""
+        raise NotImplementedError
+
+    def answer(self, images: Measured) -> Answers:
+        """Collective where the probe looks at views."""
+        raise NotImplementedError
+
+    def report(self, images: Measured, truth: Tensor, classes: int) -> tuple[dict[str, Any], Answers | None]:
+        """Figures for results.json on those images, with 95 % intervals, and the answers that they are on; truth: int64 [m]."""
+        given = self.answer(images)
+        return figures(given.predicted, truth, classes, given.confidence) | self.about, given
+
+
+class Probe(Section):
+    """The knobs of one probe, and what it does with them."""
+
+    key: ClassVar[str]  # of its section in the config, and of its figures
+    title: ClassVar[str]  # of its column in the table
+    in_the_loop: ClassVar[bool] = False
+    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else rank 0 fits it."""
+
+    def remark(self, labels: np.ndarray, classes: Sequence[str]) -> str:
+        """What these labels (integers, of the rows to fit on) leave undone, said before anything is extracted; raises DataError for what cannot be."""
+        return ""
+
+    def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
+        """The features it chooses from, `own` first: tables are made to hold them."""
+        return [own]
+
+    def fit(self, train: Train) -> Fitted | None:
+        """Fit, choose, fit again; None where it is set to do nothing.  Ties go to what was tried first.  Deterministic in `train.seed`."""
+        raise NotImplementedError
+
+    # What is said and drawn of figures as they stand in results.json; rows: name of a row -> this probe's figures there, of those rows that have any.
+
+    @classmethod
+    def columns(cls, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        """The table's columns: heading -> name of a row -> {"accuracy", "ci95"}."""
+        return {cls.title: rows}
+
+    @classmethod
+    def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
+        """What was tried on a hold-out of so many images; names: of all rows, so that a row has the same colour in every picture."""
+        yield from ()
