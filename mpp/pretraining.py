@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from mpp.config.pretrain import PretrainConfig
-from mpp.data.loader import Batch, MaskedImages, batches, default_workers, fixed_batches
+from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.loader import batches, default_workers, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError, UserError
@@ -57,7 +58,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     # Data: which samples, in which order.
     allow_open_files()
     sets = open_training_set(config)
-    dataset, holdout_data, masking = sets.training, sets.holdout, sets.training.masking
+    dataset, holdout_data, masking = sets.training, sets.holdout, sets.masking
 
     # Everything that can be refused is refused before the processes join.
     plan = plan_batch(data.global_batch, data.streams, int(os.environ.get("WORLD_SIZE", "1")), system.micro_batch_max, data.views)
@@ -276,8 +277,8 @@ def baseline_of_run(
     world: World,
     target: Target,
     config: PretrainConfig,
-    dataset: MaskedImages,
-    holdout_data: MaskedImages,
+    dataset: CropDataset,
+    holdout_data: CropDataset,
     commit: Commit | None,
 ) -> Baseline:
     """Collective: fitted once by rank 0, kept in every commit, and written to baseline.json for people; a commit without it has it fitted again."""
@@ -297,7 +298,7 @@ def baseline_of_run(
     return holder[0]
 
 
-def clean_cells(target: Target, data: MaskedImages, ids: np.ndarray, patch_size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+def clean_cells(target: Target, data: CropDataset, ids: np.ndarray, patch_size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     for batch, weight in fixed_batches(data, ids, batch=32):
         real = weight > 0
         images = images_on_device(batch, torch.device("cpu"))[real]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mpp.data.loader import Batch
+from mpp.data.crop_dataset import Batch
 from mpp.masking import MASKED
 from mpp.targets import Target, gather_patches, patchify
 from mpp.train.engine import Engine

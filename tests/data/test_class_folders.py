@@ -16,7 +16,8 @@ from PIL import Image
 
 from mpp.data.class_folders import FolderLevels, class_names, reason_to_ignore, split_named, walk
 from mpp.data.decode import open_image
-from mpp.data.labelled import FolderImages, open_labelled, open_rgb, remarks_on
+from mpp.data.folder_images import FolderImages
+from mpp.data.labelled import open_labelled, open_rgb, remarks_on
 from mpp.errors import DataError
 
 sys.path.append(str(Path(__file__).parents[2] / "data_prep"))

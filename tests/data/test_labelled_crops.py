@@ -10,11 +10,12 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from mpp.data.augment import Augment, Centre
-from mpp.data.images import MemoryImages, ShardImages
-from mpp.data.labelled_crops import LabelledCrops, global_generators, rand_augment
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
 from mpp.data.mixing import Mixing, beta, erased_box
 from mpp.data.order import EveryOnce, Order, OrderSampler, plan_batch
+from mpp.data.pixels import MemoryPixels, StoredPixels
+from mpp.data.recolour import global_generators, rand_augment
 from mpp.data.shards import ShardSet
 from mpp.errors import ConfigError
 from mpp.rng import MIX, RAND_AUGMENT, Draws, seed_of
@@ -24,15 +25,15 @@ MEAN = (0.5, 0.4, 0.3)
 MIXING = Mixing(0.8, 1.0, 1.0, 0.5)
 
 
-def dataset(folder, ids=None, **other) -> LabelledCrops:
+def dataset(folder, ids=None, **other) -> CropDataset:
     shards = ShardSet.open(folder)
     augment = Augment(SIZE, (0.3, 1.0), (1.0, 2.0), flip=True)
     ids = np.arange(len(shards)) if ids is None else np.array(ids)
     settings = {"recolour": rand_augment("rand-m9-mstd0.5-inc1", *SIZE, MEAN), "erasing": 0.5, "mixing": MIXING} | other
-    return LabelledCrops(ShardImages(shards, 10**6), augment, shards.labels, 5, ids, **settings)
+    return CropDataset(StoredPixels(shards, 10**6), augment, 5, ids, labels=shards.labels, **settings)
 
 
-def step_of(data: LabelledCrops, rank: int, world: int, micro_batch_max: int) -> list[dict]:
+def step_of(data: CropDataset, rank: int, world: int, micro_batch_max: int) -> list[dict]:
     order = Order((len(data.ids),), 12, 6, data.seed)
     plan = plan_batch(12, 6, world, micro_batch_max, together=2)
     return list(batches(data, OrderSampler(order, plan, rank, world, 1, 3, data.ids), 0, False))
@@ -138,8 +139,8 @@ def test_the_centre_is_cut_in_the_shape_that_is_asked_for(tiny_shards):
 
 def test_images_in_memory_give_the_same_crops_of_any_shape(tiny_shards):
     data = dataset(tiny_shards)
-    shards = data.images.shards
-    stored = replace(data, images=MemoryImages(shards, range(len(shards)), 10**6, 1, 1))
+    shards = data.images.source
+    stored = replace(data, images=MemoryPixels(shards, range(len(shards)), 10**6, 1, 1))
     keys = [(0, sample, sample) for sample in range(6)]
     assert torch.equal(data.batch(keys)["image"], stored.batch(keys)["image"])
 

@@ -283,8 +283,9 @@ ROWS = [
         "hold-out figures are of rank 0 alone", "mpp/pretraining.py", "    engine.train(True)\n    dist.all_reduce(sums)\n", "    engine.train(True)\n",
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
-    Row(
-        "images that fill up the last batch count in the hold-out", "mpp/data/loader.py", "(places < len(ids)).astype(np.float32)", "(places >= 0).astype(np.float32)",
+    Plant(
+        "images that fill up the last batch count in the hold-out", "mpp.data.loader:fixed_batches",
+        "lambda *words: ((rows, torch.ones(len(weight))) for rows, weight in real(*words))",
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
     Row(
