@@ -66,7 +66,7 @@ class CropDataset(Dataset):
     images: Pixels
     augment: Crop
     seed: int
-    pool: range | np.ndarray  # ascending ids: those that are used, and may stand in for each other (training and hold-out never do)
+    pool: range | np.ndarray  # ids that are used; ascending where they may stand in for each other (training and hold-out never do)
     views: int = 1  # of each sample
     differ_in: Literal["crop", "mask"] = "crop"  # mask: the views of a sample share crop and flip
     leaves_none_out: bool = False  # an unreadable image is an error and has no stand-in: what is measured
@@ -78,7 +78,7 @@ class CropDataset(Dataset):
 
     @property
     def ids(self) -> np.ndarray:
-        """int64, ascending: the pool as an array."""
+        """int64: the pool as an array."""
         return np.asarray(self.pool)
 
     def __getitems__(self, keys: list[Key]) -> Batch:

@@ -9,16 +9,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mpp.data.array_images import ARRAYS, ROOT, ArrayImages, SplitName, is_array
 from mpp.data.class_folders import folder_at, listed_names, too_sparse
-from mpp.data.decode import open_image
 from mpp.data.folder_images import FolderImages
-from mpp.data.images import LabelledImages, unreadable
+from mpp.data.images import LabelledImages
 from mpp.data.shard_format import MANIFEST
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError
+from mpp.errors import DataError
 
 
 def open_labelled(source: str, split: SplitName) -> LabelledImages:
@@ -37,14 +35,6 @@ def open_labelled(source: str, split: SplitName) -> LabelledImages:
     raise DataError(
         f"{source}: no such folder of shards (data_prep/make_shards.py makes them), of class folders, nor one of torchvision's {', '.join(ARRAYS)}"
     )
-
-
-def open_rgb(images: LabelledImages, sample: int, max_pixels: int) -> Image.Image:
-    """The decoded image, RGB, upright.  Raises DataError naming its place: a measurement leaves no image out."""
-    try:
-        return open_image(images.read(sample), max_pixels)
-    except BadSample as error:
-        raise unreadable(images, sample, error) from error
 
 
 def counts_of(images: LabelledImages) -> np.ndarray:

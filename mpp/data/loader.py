@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.handing_over import PREFETCHED, as_it_is, handed_over, settings, unpacked
-from mpp.data.order import EveryOnce, OrderSampler
+from mpp.data.order import EveryOnce, OrderSampler, Parts
 from mpp.errors import ConfigError, of_this_rank
 from mpp.machine import usable_cores
 
@@ -28,7 +28,12 @@ def default_workers(local_world: int) -> int:
 
 
 def batches(
-    dataset: CropDataset, sampler: OrderSampler | EveryOnce, workers: int, pin_memory: bool, local_world: int = 1, phase: str = "training"
+    dataset: CropDataset,
+    sampler: OrderSampler | EveryOnce | Parts,
+    workers: int,
+    pin_memory: bool,
+    local_world: int = 1,
+    phase: str = "training",
 ) -> Iterator[Batch]:
     """The sampler's micro-batches in its order, whatever the number of workers.
 

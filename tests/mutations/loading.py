@@ -307,6 +307,18 @@ ROWS = [
         "lambda self, sample: self.source.size_of(sample)",
         IMAGES + "a_file_that_cannot_be_read_is_a_bad_sample_in_memory_too",
     ),
+    Plant(
+        "the probes' square is rounded as fine-tuning's centre",
+        "mpp.data.augment:CentreSquare.box",
+        "lambda self, width, height: Centre((self.size, self.size), self.share).box(width, height)",
+        "tests/data/test_labelled_crops.py::test_the_centre_square_is_rounded_as_torchvisions_and_never_far_from_the_other_centre",
+    ),
+    Plant(
+        "rows that were dealt out are numbered anew",
+        "mpp.data.order:Parts.__iter__",
+        "lambda self: ([(epoch, sample, place) for place, (epoch, sample, _) in enumerate(keys)] for keys in real(self))",
+        "tests/data/test_labelled_crops.py::test_parts_that_were_dealt_out_come_with_their_rows",
+    ),
     # Processes and logs.
     Row(
         "open files stay few",
