@@ -25,12 +25,12 @@ from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.errors import ConfigError, UserError
 from mpp.files import make_folder
-from mpp.interop.encoder_folder import is_written, read_encoder
-from mpp.interop.export_classifier import architecture_of, write_classifier
-from mpp.interop.foreign_encoder import set_norm_eps
+from mpp.interop.encoder_folder import is_written, write_classifier
 from mpp.interop.loaded_encoder import LoadedEncoder
+from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
-from mpp.model.classifier import build_classifier, choose_attention, classifier_arguments
+from mpp.model.classifier import build_classifier, classifier_arguments
+from mpp.model.encoder import choose_attention, set_norm_eps
 from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, INIT, seed_of
 from mpp.text import counted, say
@@ -88,7 +88,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
     commit = find_commit(run_dir, config.resume)
     steps_of = lambda optim: length_of(optim, order.steps_per_epoch)
     course_of(commit, config, total_steps, steps_of, depends_on, what="{}")
-    arch, encoder_arguments = architecture_of(loaded)
+    arch, encoder_arguments = loaded.architecture
     model_arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
     random = config.init == "random"
     net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net

@@ -22,7 +22,8 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError, UserError
 from mpp.files import make_folder, write_atomically
-from mpp.interop.encoder_folder import PREFIX, is_written, read_encoder, write_encoder
+from mpp.interop.encoder_folder import PREFIX, is_written, write_encoder
+from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
 from mpp.masking import Masking
 from mpp.model.pretraining import PretrainingModel, build_model

@@ -5,6 +5,7 @@ Letters: B batch, N patches, P prefix tokens (class token, registers), D embeddi
 """
 
 import math
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -77,6 +78,11 @@ def build_encoder(config: ModelConfig, seed: int, fused_attention: bool | None =
             raise ConfigError(
                 f"model.arch={config.arch} is a {type(vit).__name__}; the encoder must be a timm VisionTransformer, such as vit_small_patch16_224"
             )
+        for block in vit.blocks:
+            if not hasattr(block, "attn"):
+                raise ConfigError(
+                    f"model.arch={config.arch}: its blocks are {type(block).__name__}s without one attention; choose a plain Vision Transformer"
+                )
         _initialise(vit)
     if config.position == "sincos2d" and vit.pos_embed is not None:
         fixed = sincos_positions(vit.embed_dim, vit.patch_embed.grid_size)
@@ -86,15 +92,19 @@ def build_encoder(config: ModelConfig, seed: int, fused_attention: bool | None =
     return Encoder(vit)
 
 
-def choose_attention(blocks: nn.Sequential, fused: bool | None) -> None:
-    """Torch's fused attention kernel, plain matrix products, or (None) timm's choice, in every block."""
-    for block in blocks:
-        if fused is not None:
-            if not hasattr(block, "attn"):
-                raise ConfigError(
-                    f"its blocks are {type(block).__name__}s without one attention; choose a plain Vision Transformer as model.arch"
-                )
-            block.get_submodule("attn").fused_attn = fused  # type: ignore[assignment]
+def choose_attention(net: nn.Module, fused: bool | None) -> None:
+    """Torch's fused attention kernel, plain matrix products, or (None) timm's choice, where a module has the choice."""
+    for module in net.modules():
+        if fused is not None and hasattr(module, "fused_attn"):
+            module.fused_attn = fused  # type: ignore[assignment]
+
+
+def set_norm_eps(net: nn.Module, eps: float | None) -> nn.Module:
+    """Give every LayerNorm this constant (transformers' ViTs have another than timm's); None leaves them."""
+    for module in net.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    return net
 
 
 @torch.no_grad()
@@ -114,6 +124,13 @@ def initialise_linear(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Colours 0..255 [B, 3, H, W] -> what an encoder sees, float32; mean and std in 0..1."""
+    return (images.float() / 255 - torch.tensor(mean, device=images.device)[:, None, None]) / torch.tensor(std, device=images.device)[
+        :, None, None
+    ]
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:

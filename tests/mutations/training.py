@@ -227,7 +227,7 @@ ROWS = [
         "tests/train/test_commit.py::test_readers_pass_over_a_damaged_commit_aloud_and_leave_it_as_it_is",
     ),
     Row(
-        "numbers that are not finite are taken from others", "mpp/interop/encoder_folder.py", "if not_finite(tensor)]:", "if False]:",
+        "numbers that are not finite are taken from others", "mpp/interop/read_encoder.py", "if not_finite(tensor)]:", "if False]:",
         "tests/interop/test_encoder_folder.py::test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it",
     ),
     Row(
@@ -266,8 +266,8 @@ ROWS = [
         "a lock that cannot be had is passed over", "mpp/files.py", "holder = \"\" if shared else _note_owner(lock)", "holder = \"\"",
         "tests/test_files.py::test_without_locks_another_program_of_this_host_is_kept_out_for_as_long_as_it_runs",
     ),
-    Row(
-        "the export names another normalisation", "mpp/interop/encoder_folder.py", "\"mean\": list(mean),", "\"mean\": list(std),",
+    Plant(
+        "the export names another normalisation", "mpp.interop.encoder_folder:timm_preprocessing", "lambda size, mean, std, crop: real(size, std, std, crop)",
         "tests/interop/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     Row(
