@@ -22,7 +22,7 @@ from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
 from mpp.data.labelled import open_labelled
 from mpp.errors import Parser, run_program
-from mpp.interop.encoder_folder import read_encoder
+from mpp.interop.read_encoder import read_encoder
 from mpp.train.run_folder import environment
 from mpp.transfer.extraction import Crops, extract
 from mpp.transfer.rows import encoder_row

@@ -23,9 +23,10 @@ from mpp.data import _jpeg
 from mpp.data.augment import Augment
 from mpp.data.crop import cut, resize
 from mpp.data.order import Order
-from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry, manifest_bytes, seal
+from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry, manifest_bytes
 from mpp.data.shards import ShardSet
 from mpp.errors import run_program
+from mpp.files import seal_of
 from mpp.rng import CROP, Draws
 
 SHARDS = 10_000
@@ -108,7 +109,7 @@ def empty_set(folder: Path, each: int) -> None:
         mean_std_images=1, short_sides=[(32, len(index))], source={"name": "holes"}, mpp="0",
         index=IndexEntry(name=INDEX, bytes=index.nbytes, sha256=hashlib.sha256(index.tobytes()).hexdigest()), shards=entries, check="",
     )  # fmt: skip
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_copy(update={"check": seal(manifest.model_dump())})))
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_copy(update={"check": seal_of(manifest.model_dump(), "check")})))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import torch.distributed as dist
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.data.loader import Batch, batches, default_workers
+from mpp.data.crop_dataset import Batch
+from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import run_program

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from mpp import text
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import ConfigError
 from mpp.files import make_folder
-from mpp.interop.certificate import CERTIFICATE, certificate, check, import_transformers, seal
-from mpp.interop.encoder_folder import read_encoder, timm_config, write_json, write_weights
+from mpp.interop.certificate import CERTIFICATE, certify, check, import_transformers, write_certificate
+from mpp.interop.encoder_folder import timm_config
 from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.interop.to_transformers import preprocessor, refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
+from mpp.interop.preprocessing import transformers_preprocessing
+from mpp.interop.read_encoder import read_encoder
+from mpp.interop.to_transformers import refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
+from mpp.interop.weight_files import write_json, write_weights
 from mpp.train.commit import read_config, read_tensors, whole_commit
 
 USE = {
@@ -35,7 +37,7 @@ class Source:
 def check_all(folders: Sequence[Path]) -> int:
     """Measure the certificates in these folders again."""
     for folder in certified(folders):
-        say(folder, check(folder))
+        show(folder, check(folder))
     return 0
 
 
@@ -50,10 +52,10 @@ def export(path: str, out: str, targets: Sequence[str]) -> int:
         (folder / CERTIFICATE).unlink(missing_ok=True)  # it is of what was there before
         write = WRITERS[kind]
         write(source, folder, {})
-        made = certificate(source.encoder, kind, folder)
+        made = certify(source.encoder, kind, folder)
         write(source, folder, {"mpp.certificate": json.dumps(made)})  # the same tensors: only the header grows
-        seal(made, folder)
-        say(folder, check(folder))
+        write_certificate(made, folder)
+        show(folder, check(folder))
         text.say(f"          {USE[kind].format(folder)}")
     return 0
 
@@ -70,8 +72,6 @@ def open_source(path: str) -> Source:
 
 def refuse(source: Source, targets: Sequence[str]) -> None:
     """Raises ConfigError where a target cannot express the encoder, or its library is not there to open it again."""
-    if not source.encoder.architecture[0]:
-        raise ConfigError(f"{source.encoder.source} has no architecture that timm knows by name")
     if "transformers" in targets:
         refuse_vit(source.encoder)
     if "transformers-mae" in targets:
@@ -89,7 +89,7 @@ def certified(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def say(folder: Path, made: Mapping[str, Any]) -> None:
+def show(folder: Path, made: Mapping[str, Any]) -> None:
     off = ", ".join(f"{name} {delta:.2g}" for name, delta in made["max_delta"].items())
     text.say(f"{made['target']:18}{folder}: max|delta| {off} (bound {made['bound']:.2g}); encoder {made['encoder']['digest'][:16]}...")
 
@@ -130,7 +130,7 @@ def write_transformers_folder(
 ) -> None:
     write_weights(folder / "model.safetensors", tensors, metadata)
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", preprocessor(encoder))
+    write_json(folder / "preprocessor_config.json", transformers_preprocessing(encoder.image_size, encoder.mean, encoder.std))
 
 
 def timm_folder_config(encoder: LoadedEncoder) -> dict[str, Any]:
@@ -144,4 +144,4 @@ def timm_folder_config(encoder: LoadedEncoder) -> dict[str, Any]:
     traits = getattr(net, "pretrained_cfg", None) or {}
     ends = {key: traits[key] for key in ("first_conv", "classifier") if traits.get(key)}
     fixed = bool(traits.get("fixed_input_size")) or "img_size" in arguments
-    return timm_config(name, arguments, encoder.image_size, encoder.mean, encoder.std, about, **ends, fixed_input_size=fixed)
+    return timm_config(name, arguments, (encoder.image_size,) * 2, encoder.mean, encoder.std, about, fixed_input_size=fixed, **ends)

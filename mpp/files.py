@@ -1,13 +1,14 @@
 """Files that survive a kill: whole or absent, flushed to the disk, and with one writer at a time."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from mpp.watch import watch
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
 _said: set[str] = set()  # warnings that were given
 LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
+
+
+def seal_of(record: Mapping[str, Any], but: str = "seal") -> str:
+    """sha256 over what a record says, hexadecimal: its JSON with sorted keys and without blanks, less the seal itself (its key is `but`)."""
+    content = json.dumps({key: value for key, value in record.items() if key != but}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def temporary(path: Path) -> Path:

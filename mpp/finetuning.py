@@ -19,18 +19,17 @@ import torch
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.finetune_set import FinetuneSet, open_finetune_set
-from mpp.data.labelled_crops import LabelledCrops
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.errors import ConfigError
-from mpp.interop.encoder_folder import is_written, read_encoder
-from mpp.interop.export_classifier import architecture_of, write_classifier
-from mpp.interop.foreign_encoder import set_norm_eps
+from mpp.interop.encoder_folder import is_written, write_classifier
 from mpp.interop.loaded_encoder import LoadedEncoder
+from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, classifier_arguments
-from mpp.model.tokens import choose_attention
+from mpp.model.tokens import choose_attention, set_norm_eps
 from mpp.monitor.board import Board
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
@@ -256,7 +255,7 @@ def classifier_of(
     config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
 ) -> tuple[torch.nn.Module, str, dict[str, Any]]:
     """The model that learns, timm's name of its architecture, and the arguments it was made with."""
-    arch, encoder_arguments = architecture_of(loaded)
+    arch, encoder_arguments = loaded.architecture
     arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
     random = config.init == "random"
     net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net
@@ -304,7 +303,7 @@ def is_measured(run_dir: Path, seal: str) -> bool:
 
 
 @watch.slowly("measuring")
-def measured(tuned: Tuned, data: LabelledCrops, names: Sequence[str] = (WEIGHTS, AVERAGE)) -> dict[str, Predictions]:
+def measured(tuned: Tuned, data: CropDataset, names: Sequence[str] = (WEIGHTS, AVERAGE)) -> dict[str, Predictions]:
     """Collective: the weights as they are, and their average where there is one (of `names`)."""
     run, loaded, average, found = tuned.run, tuned.loaded, tuned.average, {}
     take = functools.partial(

@@ -11,13 +11,15 @@ import torch
 from mpp import text
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import decode
-from mpp.data.loader import MaskedImages, batches, default_workers
+from mpp.data.loader import batches, default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.errors import BadSample, DataError
 from mpp.machine import allow_open_files, usable_cores
+from mpp.recipe.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
 RATES = (500.0, 1000.0, 2000.0, 4000.0)  # views a second, of GPUs nobody has named
@@ -60,7 +62,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
     workers = config.system.workers if config.system.workers is not None else default_workers(1)
     describe(dataset, config)
 
-    stages = by_stage(dataset, order, plan, seconds, config.data.max_pixels)
+    stages = by_stage(dataset, sets.masking, order, plan, seconds, config.data.max_pixels)
     placed = sets.placed(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
     rate = alone(placed, order, plan, seconds)
     timed = stages.images * views
@@ -88,10 +90,10 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
     return 0
 
 
-def describe(dataset: MaskedImages, config: PretrainConfig) -> None:
-    shards = dataset.images.shards
+def describe(dataset: CropDataset, config: PretrainConfig) -> None:
+    shards = dataset.images.source
     assert isinstance(shards, ShardSet)  # so open_training_set made them
-    index = shards.index[dataset.pool.start : dataset.pool.stop]
+    index = shards.index[dataset.pool]
     width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
     text.say(f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
     text.say(
@@ -103,9 +105,9 @@ def keys_of(order: Order, plan: BatchPlan) -> Iterator[list[tuple[int, int, int]
     return iter(OrderSampler(order, plan, 0, 1, 0, 1_000_000))
 
 
-def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
+def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
     """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
-    shards, augment, stages, began = dataset.images.shards, dataset.augment, Stages(), time.perf_counter()
+    shards, augment, stages, began = dataset.images.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
     timed: list[int] = []
     for keys in keys_of(order, plan):
@@ -125,9 +127,7 @@ def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: floa
                     turned(resize(part, augment.size), orientation)
             timed.append(sample)
         with stages.augment:
-            dataset.masking.draw_all(
-                [Draws(dataset.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(dataset.views)]
-            )
+            masking.draw_all([Draws(dataset.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(dataset.views)])
         if not timed:
             raise DataError(
                 f"{shards.path}: none of the first {len(keys)} samples can be decoded; look at it with data_prep/verify_shards.py"
@@ -145,18 +145,18 @@ def by_stage(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: floa
     return stages
 
 
-def alone(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float) -> float:
+def alone(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float) -> float:
     """Views per CPU-second, as whole micro-batches in this process."""
     views, whole = 0, Stage()
     for keys in keys_of(order, plan):
         with whole:
-            views += len(dataset.images.complete(dataset.batch(keys), dataset)["sample"])
+            views += len(dataset.completed(dataset.batch(keys))["sample"])
         if whole.wall > seconds:
             break
     return views / whole.cpu
 
 
-def with_workers(dataset: MaskedImages, order: Order, plan: BatchPlan, seconds: float, workers: int) -> float:
+def with_workers(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float, workers: int) -> float:
     """Views a second that reach this process, after each worker's first batch."""
     stream = batches(dataset, OrderSampler(order, plan, 0, 1, 0, 1_000_000), workers, pin_memory=False)
     for _ in range(workers):

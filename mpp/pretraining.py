@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mpp.config.pretrain import PretrainConfig
-from mpp.data.loader import Batch, MaskedImages, batches, fixed_batches
+from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.files import write_atomically
@@ -71,7 +72,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             export_encoder(run_dir, run.commit, config)
         return leave()
     world = run.world
-    masking = sets.training.masking
+    masking = sets.masking
     teacher = teacher_of(model.to(world.device), config)
     engine = run.begin(model, build_optimiser(model, config.optim), lambda engine: blank_pass(engine, config, masking, world), teacher)
     sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
@@ -200,7 +201,7 @@ def baseline_of_run(run: Run, target: Target, config: PretrainConfig, sets: Trai
     return holder[0]
 
 
-def clean_cells(target: Target, data: MaskedImages, ids: np.ndarray, patch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def clean_cells(target: Target, data: CropDataset, ids: np.ndarray, patch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     for batch, weight in fixed_batches(data, ids, batch=32):
         real = weight > 0
         images = images_on_device(batch, torch.device("cpu"))[real]

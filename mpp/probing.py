@@ -23,8 +23,8 @@ from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
 from mpp.files import make_folder
-from mpp.interop.encoder_folder import read_encoder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
+from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
 from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of

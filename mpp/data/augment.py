@@ -90,16 +90,39 @@ class Centre:
     def draw(self, draws: Draws) -> "CentreView":
         return CentreView(self)
 
-
-@dataclass(frozen=True)
-class CentreView:
-    centre: Centre
-    flip: bool = False
-
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Rounded to whole pixels."""
-        rows, columns = self.centre.size
-        scale = self.centre.share * min(width / columns, height / rows)
+        rows, columns = self.size
+        scale = self.share * min(width / columns, height / rows)
         w, h = (max(1, min(side, round(scale * wanted))) for side, wanted in ((width, columns), (height, rows)))
         x, y = (width - w) // 2, (height - h) // 2
         return x, y, x + w, y + h
+
+
+@dataclass(frozen=True)
+class CentreSquare:
+    """The centre square of share x the short side, never flipped: what probes look at.
+
+    Rounded as torchvision's Resize and CenterCrop round, so up to a pixel beside `Centre`, whose shapes torchvision does not have; each keeps to
+    the pixels that its published figures were measured on.
+    """
+
+    size: int
+    share: float
+
+    def draw(self, draws: Draws) -> "CentreView":
+        return CentreView(self)
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        side = max(1, round(self.share * min(width, height)))
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        return left, top, left + side, top + side
+
+
+@dataclass(frozen=True)
+class CentreView:
+    centre: Centre | CentreSquare
+    flip: bool = False
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        return self.centre.box(width, height)

@@ -6,16 +6,14 @@ pixels differ by a few of 255 levels from the CPU's: a run that is to continue b
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from mpp.data.augment import View
 from mpp.data.crop import Box, Size, both, plain_jpeg
-from mpp.data.images import Crops, ShardImages
+from mpp.data.pixels import Cut, Pixels, StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
 
@@ -24,14 +22,14 @@ class Refused(Exception):
     """One of the images is none that nvJPEG decodes."""
 
 
-class DeviceJpegs:
-    """max_pixels: larger images are bad samples; size: of the crops.  Raises ConfigError on a device that decodes nothing."""
+class DeviceJpegs(Pixels):
+    """max_pixels: larger images are bad samples.  Raises ConfigError on a device that decodes nothing."""
 
-    def __init__(self, shards: ShardSet, max_pixels: int, device: torch.device, size: Size):
-        self.shards, self.max_pixels, self.device, self.size = shards, max_pixels, device, size
-        self.on_cpu = ShardImages(shards, max_pixels)
-        self.decoder = f"JPEGs decoded by nvJPEG; those it does not take: {self.on_cpu.decoder}"
-        self.encoded_bytes = int(np.mean(shards.index["size"]))
+    def __init__(self, source: ShardSet, max_pixels: int, device: torch.device):
+        self.source, self.max_pixels, self.device = source, max_pixels, device
+        self._on_cpu = StoredPixels(source, max_pixels)
+        self.decoder = f"JPEGs decoded by nvJPEG; those it does not take: {self._on_cpu.decoder}"
+        self.encoded_bytes = int(np.mean(source.index["size"]))
         try:
             self._decode([encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))])
         except Refused as error:
@@ -39,41 +37,43 @@ class DeviceJpegs:
                 f"system.decode=device: {device} decodes no JPEGs here ({error.__cause__}); take system.decode=cpu"
             ) from error
 
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
-        width, height = self.shards.size_of(sample)
+    @property
+    def on_cpu(self) -> Pixels:
+        return self._on_cpu
+
+    def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> Cut:
+        width, height = self.size_of(sample)
         if width * height > self.max_pixels:
             raise BadSample(f"too many pixels ({width}x{height}, the limit is {self.max_pixels})")
-        data = self.shards.read(sample)
+        data = self.source.read(sample)
         if plain_jpeg(data, self.max_pixels) != (1, width, height):
-            return self.on_cpu.boxes_and_crops(sample, views, size)
-        return [view.box(width, height) for view in views], data
+            return self._on_cpu.cut(sample, boxes, size)
+        return data
 
-    def complete(self, batch: dict, dataset: Any) -> dict:
+    def complete(self, batch: dict[str, Any], views: int, size: Size) -> list[int]:
         if "encoded" not in batch:
-            return batch
-        keys, rows, ends, encoded = (batch.pop(name) for name in ("keys", "encoded_rows", "encoded_ends", "encoded"))
+            return []
+        rows, ends, encoded = (batch.pop(name) for name in ("encoded_rows", "encoded_ends", "encoded"))
         encoded = list(encoded.tensor_split(ends[:-1]))
         try:
             images = self._decode(encoded)
         except Refused:  # nvJPEG does not say which of them
             images = [self._decode_or_not(each) for each in encoded]
-        image = torch.empty(len(batch["box"]), 3, *both(self.size), dtype=torch.uint8, device=self.device)
+        image = torch.empty(len(batch["box"]), 3, *both(size), dtype=torch.uint8, device=self.device)
         if "image" in batch:
             image.copy_(batch["image"])
+        batch["image"] = image
+        refused = []
         for decoded, first in zip(images, rows.tolist(), strict=True):
             if decoded is None:
-                again = replace(dataset, images=self.on_cpu).batch([keys[first // dataset.views]])
-                image[first : first + dataset.views] = again["image"].to(self.device)
-                for name in {"box", "shown", "replaced", "label"} & batch.keys():
-                    batch[name][first : first + dataset.views] = again[name]
-                batch["bad"] += again["bad"]
+                refused.append(first)
                 continue
-            for row in range(first, first + dataset.views):
+            for row in range(first, first + views):
                 left, top, right, bottom = batch["box"][row].tolist()
                 part = decoded[None, :, top:bottom, left:right].float()
-                resized = torch.nn.functional.interpolate(part, size=both(self.size), mode="bicubic", antialias=True)
+                resized = torch.nn.functional.interpolate(part, size=both(size), mode="bicubic", antialias=True)
                 image[row] = resized[0].round().clamp(0, 255).to(torch.uint8)
-        return batch | {"image": image}
+        return refused
 
     def _decode(self, encoded: list[torch.Tensor]) -> list[torch.Tensor | None]:
         try:

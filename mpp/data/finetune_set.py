@@ -1,7 +1,7 @@
 """Which labelled images a fine-tuning run trains on, holds out and is tested on, opened and checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,16 +9,14 @@ import torch
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.data.augment import Augment, Centre
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
-from mpp.data.device_jpegs import DeviceJpegs
-from mpp.data.images import DeviceImages, MemoryImages, ShardImages
 from mpp.data.labelled import check_splits, open_labelled, remarks_on
-from mpp.data.labelled_crops import LabelledCrops, rand_augment
 from mpp.data.mixing import Mixing
 from mpp.data.order import BatchPlan, Order
-from mpp.data.shards import ShardSet
-from mpp.errors import ConfigError
-from mpp.machine import usable_cores
+from mpp.data.pixels import StoredPixels
+from mpp.data.placement import placed
+from mpp.data.recolour import rand_augment
 
 Triple = tuple[float, float, float]
 
@@ -33,33 +31,22 @@ class Choose(Protocol):
 
 @dataclass(frozen=True)
 class FinetuneSet:
-    training: LabelledCrops
-    holdout: LabelledCrops | None  # of train, never trained on
-    test: LabelledCrops | None
+    training: CropDataset
+    holdout: CropDataset | None  # of train, never trained on
+    test: CropDataset | None
     classes: list[str]
     identities: dict[str, str]  # split -> what it is
     remarks: list[str]  # what is unusual about the labels
 
     def order(self, config: FinetuneConfig, plan: BatchPlan) -> Order:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""
-        edges = np.concatenate([[0], np.cumsum(self.training.images.shards.samples_per_shard)])
+        edges = np.concatenate([[0], np.cumsum(self.training.images.source.samples_per_shard)])
         counts = np.diff(np.searchsorted(self.training.ids, edges))
         return Order(tuple(counts[counts > 0].tolist()), config.data.global_batch, plan.streams, config.seed, config.data.block)
 
-    def placed(self, config: FinetuneConfig, device: torch.device, local_world: int) -> LabelledCrops:
+    def placed(self, config: FinetuneConfig, device: torch.device, local_world: int) -> CropDataset:
         """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""
-        source, where, size = self.training.images.shards, config.system.images, self.training.augment.size
-        if where == "shards":
-            if config.system.decode == "cpu" or device.type != "cuda":
-                return self.training
-            if not isinstance(source, ShardSet):
-                raise ConfigError(
-                    f"system.decode=device reads shards; train={config.train} is none: make shards, or leave system.decode out"
-                )
-            return replace(self.training, images=DeviceJpegs(source, config.data.max_pixels, device, size))
-        threads = max(1, usable_cores() // local_world)
-        decoded = MemoryImages(source, range(len(source)), config.data.max_pixels, threads, local_world)
-        return replace(self.training, images=decoded if where == "ram" else DeviceImages(decoded, device, size))
+        return placed(self.training, config.system, device, local_world)
 
 
 def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Triple, hold_out: Divide, few_labels: Choose) -> FinetuneSet:
@@ -77,18 +64,23 @@ def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Tripl
     kept = kept[few_labels(train.labels[kept], classes=train.classes)]
     augment, (height, width) = config.augment, size
     ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)
-    training = LabelledCrops(
-        ShardImages(train, config.data.max_pixels),
+    training = CropDataset(
+        StoredPixels(train, config.data.max_pixels),
         Augment(size, augment.crop_scale, ratio, augment.flip),
-        train.labels,
         config.seed,
         kept,
+        labels=train.labels,
         recolour=rand_augment(augment.rand_augment, height, width, mean) if augment.rand_augment else None,
         erasing=augment.erasing,
         mixing=Mixing(augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share) if augment.mixes else None,
     )
-    measured = lambda images, ids: LabelledCrops(
-        ShardImages(images, config.data.max_pixels), Centre(size, config.data.test_crop), images.labels, config.seed, ids
+    measured = lambda images, ids: CropDataset(
+        StoredPixels(images, config.data.max_pixels),
+        Centre(size, config.data.test_crop),
+        config.seed,
+        ids,
+        leaves_none_out=True,
+        labels=images.labels,
     )
     return FinetuneSet(
         training,

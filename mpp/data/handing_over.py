@@ -4,6 +4,7 @@ Every data loader of mpp is read through `handed_over`.
 """
 
 import atexit
+import math
 import multiprocessing
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from mpp.errors import DataError, of_this_rank
@@ -20,6 +22,27 @@ from mpp.watchman import process_state
 
 PREFETCHED = 4  # batches a worker is ahead
 DIED = "exited unexpectedly|is killed by signal|Pin memory thread exited"  # torch's words
+
+
+def packed(batch: dict[str, Any]) -> dict[str, Any]:
+    """All tensors of numbers but images and bytes as the bytes of one, since each that a process hands over costs a file: `unpacked` undoes it."""
+    small = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dtype != torch.uint8}
+    small = dict(sorted(small.items(), key=lambda item: -item[1].itemsize))  # so that each begins at a multiple of its own size
+    layout = [(name, tuple(value.shape), value.dtype) for name, value in small.items()]
+    numbers = torch.cat([value.contiguous().view(-1).view(torch.uint8) for value in small.values()])
+    return {name: value for name, value in batch.items() if name not in small} | {"numbers": numbers, "layout": layout}
+
+
+def unpacked(batch: dict[str, Any]) -> dict[str, Any]:
+    """Views of the one tensor, so in pinned memory where it is."""
+    numbers, layout = batch.pop("numbers"), batch.pop("layout")
+    parts = numbers.split([math.prod(shape) * dtype.itemsize for _, shape, dtype in layout])
+    return batch | {name: part.view(dtype).view(*shape) for part, (name, shape, dtype) in zip(parts, layout, strict=True)}
+
+
+def as_it_is(item: Any) -> Any:
+    """To collate with, where a data set gives whole batches."""
+    return item
 
 
 def settings(workers: int) -> dict[str, Any]:

@@ -1,189 +1,69 @@
-"""Where crops come from: the shards (or whatever has their face, labelled.py), or all images of a small set decoded once, in RAM or on the training device.
+"""Images by id, wherever they lie: encoded bytes, size and place of each, and where there are labels those too.
 
-All answer alike, and order, crops, flips and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
+Shards (shards.py), folders of classes and arrays (labelled.py) have this one face; what gives their pixels is pixels.py.
 """
 
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import psutil
-import torch
-from torch import Tensor
 
-from mpp.data.augment import View
-from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
-from mpp.data.decode import open_stored
-from mpp.data.labelled import LabelledImages
-from mpp.errors import BadSample, ConfigError, of_this_rank
-
-Crops = list[np.ndarray] | bytes | None  # uint8 [3, H, W] of each view; or for the device to make: the encoded image, nothing
+from mpp.errors import DataError, UserError, of_this_rank
 
 
 class Images(Protocol):
+    """Ids are 0 to len - 1."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
     @property
-    def shards(self) -> LabelledImages: ...
-
-    decoder: str  # for people
-    encoded_bytes: int  # that a loader process hands over for a sample, beside its crops
-
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
-        """Each view's box and crop, size = (H, W).  Raises BadSample for a sample that cannot be shown."""
+    def samples_per_shard(self) -> Sequence[int]:
+        """How the ids lie on the disk, for the order of training."""
         ...
 
-    def complete(self, batch: dict, dataset: Any) -> dict:
-        """The batch of that MaskedImages with its `image`, in the training process."""
+    @property
+    def identity(self) -> str:
+        """sha256 of what the set is, the same on every machine: joins results."""
+        ...
+
+    @property
+    def stamp(self) -> str:
+        """Changes whenever a file changes, also where `identity` does not look: for caches."""
+        ...
+
+    @property
+    def remedy(self) -> str:
+        """What to do about an image that cannot be read, for messages."""
+        ...
+
+    def size_of(self, sample: int) -> tuple[int, int]:
+        """(width, height) in pixels, upright.  Raises as `read` where only the image tells."""
+        ...
+
+    def where(self, sample: int) -> str:
+        """Its place, for messages."""
+        ...
+
+    def read(self, sample: int) -> bytes:
+        """Encoded as JPEG, PNG or WebP.  Raises BadSample for bad content, DataError for a disk that fails."""
         ...
 
 
-class ShardImages:
-    """Read and decoded whenever they are asked for.  max_pixels: larger images are bad samples."""
+class LabelledImages(Images, Protocol):
+    classes: list[str]
 
-    encoded_bytes = 0
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [n], -1 for none."""
+        ...
 
-    def __init__(self, shards: LabelledImages, max_pixels: int):
-        self.shards, self.max_pixels = shards, max_pixels
-        self.decoder = f"JPEGs decoded by {jpeg_decoder()}, others by Pillow"
-
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
-        width, height = self.shards.size_of(sample)
-        boxes = [view.box(width, height) for view in views]
-        return boxes, cut(self.shards.read(sample), width, height, boxes, size, self.max_pixels)
-
-    def complete(self, batch: dict, dataset: Any) -> dict:
-        return batch
+    @property
+    def labelled(self) -> bool: ...
 
 
-class MemoryImages:
-    """All images of a pool, decoded once into one uint8 tensor; loader processes share its pages.
-
-    Crops equal those of ShardImages bit for bit as long as no crop is so large that it would be decoded at a reduced size (crop.SPARE).
-    """
-
-    decoder = "images decoded once, in RAM"
-    encoded_bytes = 0
-
-    def __init__(self, shards: LabelledImages, pool: range, max_pixels: int, threads: int, processes: int):
-        """threads: that decode; processes: of this machine that hold such a copy.  Raises ConfigError when it does not fit."""
-        self.shards = shards
-        widths, heights = np.array([shards.size_of(sample) for sample in pool], dtype=np.int64).T
-        self.first = pool.start
-        self.start = np.concatenate([[0], np.cumsum(3 * widths * heights)])
-        self.faults: dict[int, str] = {}
-        _refuse_beyond("RAM", int(self.start[-1]) * processes, psutil.virtual_memory().available)
-        self.pixels = torch.empty(int(self.start[-1]), dtype=torch.uint8)  # image after image, each [height, width, 3] as it was stored
-        self.orientation = np.ones(len(pool), dtype=np.uint8)  # EXIF
-        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:  # what decoding in threads does to warnings ends here
-            for _ in executor.map(lambda sample: self._decode(sample, max_pixels), pool):
-                pass
-
-    def _decode(self, sample: int, max_pixels: int) -> None:
-        width, height = self.shards.size_of(sample)
-        place = sample - self.first
-        try:
-            if width * height > max_pixels:
-                raise BadSample(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
-            image, self.orientation[place] = open_stored(self.shards.read(sample), 1, max_pixels)
-            stored = (height, width) if self.orientation[place] >= 5 else (width, height)
-            if image.size != stored:
-                raise BadSample(f"is {image.width}x{image.height} pixels as stored, the index says {stored[0]}x{stored[1]}")
-            self.stored(sample)[:] = np.asarray(image)
-        except BadSample as reason:
-            self.faults[sample] = str(reason)
-
-    def stored(self, sample: int) -> np.ndarray:
-        """uint8 [H, W, 3], as stored and not turned upright: a view of the store."""
-        width, height = self.shards.size_of(sample)
-        place = sample - self.first
-        shape = (width, height, 3) if self.orientation[place] >= 5 else (height, width, 3)
-        return self.pixels[self.start[place] : self.start[place + 1]].numpy().reshape(shape)
-
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
-        if sample in self.faults:
-            raise BadSample(self.faults[sample])
-        width, height = self.shards.size_of(sample)
-        pixels, orientation = self.stored(sample), int(self.orientation[sample - self.first])
-        boxes = [view.box(width, height) for view in views]
-        parts = [as_stored(box, width, height, orientation) for box in boxes]
-        return boxes, [
-            turned(resize(pixels[top:bottom, left:right], as_stored_size(size, orientation)), orientation)
-            for left, top, right, bottom in parts
-        ]
-
-    def complete(self, batch: dict, dataset: Any) -> dict:
-        return batch
-
-
-class DeviceImages:
-    """All images of a pool, of one size, as uint8 [n, 3, H, W] on the training device, which also cuts the crops.
-
-    Its arithmetic is float32: a crop differs from that of the other two by at most 2 of 255 levels.
-    """
-
-    decoder = "images decoded once, on the training device"
-    encoded_bytes = 0
-
-    def __init__(self, images: MemoryImages, device: torch.device, size: Size):
-        """size: of the crops.  Raises ConfigError for images of several sizes, or more than the device holds."""
-        self.shards, self.first, self.faults, self.size = images.shards, images.first, images.faults, size
-        count = len(images.start) - 1
-        sizes = {self.shards.size_of(sample) for sample in range(self.first, self.first + count)}
-        if len(sizes) > 1:
-            shown = " and ".join(f"{width}x{height}" for width, height in sorted(sizes)[:2])
-            raise ConfigError(
-                f"system.images=device needs images of one size, {self.shards.path} holds {len(sizes)} sizes, such as {shown}; take system.images=ram"
-            )
-        ((self.width, self.height),) = sizes
-        if device.type == "cuda":
-            _refuse_beyond("GPU memory", images.pixels.numel(), torch.cuda.mem_get_info(device)[0])
-        self.pixels = torch.empty(count, 3, self.height, self.width, dtype=torch.uint8, device=device)
-        for place in range(count):  # one by one: a second copy of all might not fit
-            upright = turned(images.stored(self.first + place).transpose(2, 0, 1), int(images.orientation[place]))
-            self.pixels[place] = torch.from_numpy(np.ascontiguousarray(upright))
-
-    def boxes_and_crops(self, sample: int, views: Sequence[View], size: Size) -> tuple[list[Box], Crops]:
-        if sample in self.faults:
-            raise BadSample(self.faults[sample])
-        return [view.box(self.width, self.height) for view in views], None
-
-    def complete(self, batch: dict, dataset: Any) -> dict:
-        rows = (batch["shown"] - self.first).to(self.pixels.device)
-        return batch | {"image": cut_on_device(self.pixels[rows], batch["box"].to(self.pixels.device), self.size)}
-
-
-def cut_on_device(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """uint8 [B, 3, H, W], int64 [B, 4] (left, top, right, bottom) -> uint8 [B, 3, *size]: antialiased bicubic as two matrix products."""
-    height, width = both(size)
-    across = bicubic_weights(boxes[:, 0], boxes[:, 2], images.shape[3], width)[:, None]
-    down = bicubic_weights(boxes[:, 1], boxes[:, 3], images.shape[2], height)[:, None]
-    with torch.autocast(images.device.type, enabled=False):
-        lines = (images.float() @ across.transpose(-1, -2)).round().clamp(0, 255)  # the CPU's resizer rounds here too
-        return (down @ lines).round().clamp(0, 255).to(torch.uint8)
-
-
-def bicubic_weights(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
-    """float32 [B, size, length]: what each of `length` pixels gives to each of `size`, for the pixels from low [B] to high [B]; rows sum to 1.
-
-    Keys' cubic with a = -0.5, stretched to the step where the picture shrinks: Pillow's and torchvision's antialiased bicubic.
-    """
-    step = (high - low).double() / size
-    stretch = step.clamp_min(1)[:, None, None]
-    pixel = torch.arange(length, device=low.device)
-    centre = low[:, None] + (torch.arange(size, device=low.device) + 0.5) * step[:, None]
-    x = ((pixel + 0.5 - centre[:, :, None]) / stretch).abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    weight = weight * ((pixel >= low[:, None]) & (pixel < high[:, None]))[:, None]
-    return (weight / weight.sum(-1, keepdim=True)).float()
-
-
-def _refuse_beyond(what: str, needed: int, free: int) -> None:
-    if needed > 0.8 * free:
-        raise of_this_rank(
-            ConfigError(
-                f"system.images: the decoded images take {needed / 1e9:.1f} GB of {what}, of which {free / 1e9:.1f} GB are free; "
-                "take system.images=shards, or smaller images"
-            )
-        )
+def unreadable(images: Images, sample: int, reason: object) -> UserError:
+    """What a measurement raises for an image that cannot be read."""
+    return of_this_rank(DataError(f"{images.where(sample)}: {reason}; a measurement leaves no image out, so {images.remedy}"))

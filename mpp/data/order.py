@@ -15,7 +15,7 @@ k * (its sample's number) + view: schedules and logs count views.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -259,3 +259,18 @@ class EveryOnce(Sampler[list[tuple[int, int, int]]]):
 
     def __len__(self) -> int:
         return -(-len(self.ids) // (self.micro_batch * self.world))
+
+
+class Parts(Sampler[list[tuple[int, int, int]]]):
+    """Rows of `ids` as somebody else has dealt them out to micro-batches: (epoch, sample id, row)."""
+
+    def __init__(self, ids: np.ndarray, parts: Sequence[Sequence[int] | np.ndarray], epoch: int = FIXED):
+        self.ids, self.parts, self.epoch = ids, parts, epoch
+        self.micro_batch = max(map(len, parts), default=0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for part in self.parts:
+            yield [(self.epoch, int(self.ids[row]), int(row)) for row in part]
+
+    def __len__(self) -> int:
+        return len(self.parts)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpp.data.decode import MAX_PIXELS
-from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry, seal
+from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry
+from mpp.files import seal_of
 
 ROWS = 1 << 16  # looked at together: 2.6 MB
 LISTED = 20  # rows of one kind among them that get a message of their own
@@ -44,7 +45,7 @@ def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
         yield Fault("manifest", path, "holds no samples")
     if len({entry.name for entry in manifest.shards}) != len(manifest.shards):
         yield Fault("manifest", path, "names a shard twice, so it was edited")
-    if manifest.check != seal(manifest.model_dump()):
+    if manifest.check != seal_of(manifest.model_dump(), "check"):
         yield Fault("manifest", path, "was changed after it was written: its check does not fit the rest of it")
     entries: list[IndexEntry | ShardEntry] = [manifest.index, *manifest.shards]
     for entry in entries:

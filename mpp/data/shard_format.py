@@ -8,7 +8,6 @@ A sample's id is its row in the index.  Keys are ordinals given before bad files
 Written by write_shards.py, read by shards.py; shard_faults.py says what may be wrong with it.
 """
 
-import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -78,13 +77,7 @@ class Manifest(BaseModel):
     mpp: str  # version
     index: IndexEntry
     shards: list[ShardEntry]
-    check: str  # `seal` of all the rest: a changed manifest is noticed, though nothing else vouches for it
-
-
-def seal(content: dict[str, Any]) -> str:
-    """sha256 of a manifest's content but for `check`, however it is laid out."""
-    rest = {name: value for name, value in content.items() if name != "check"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    check: str  # `seal_of` all the rest: a changed manifest is noticed, though nothing else vouches for it
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

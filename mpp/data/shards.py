@@ -47,6 +47,8 @@ class _ShardFile:
 class ShardSet:
     """An opened split: random access to its samples by id.  Safe to fork and to pickle; several threads may read."""
 
+    remedy = "copy or make the split again"
+
     def __init__(self, path: Path, manifest: dict, manifest_hash: str):
         """Takes a manifest as checked by `open`, which is the way in."""
         self.path = path

@@ -1,44 +1,36 @@
 """Which samples a run trains on and which it holds out, opened and checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Augment
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
-from mpp.data.device_jpegs import DeviceJpegs
-from mpp.data.images import DeviceImages, MemoryImages, ShardImages
-from mpp.data.loader import MaskedImages
 from mpp.data.order import BatchPlan, Order
+from mpp.data.pixels import StoredPixels
+from mpp.data.placement import placed
 from mpp.data.shards import ShardSet
 from mpp.errors import ConfigError
-from mpp.machine import usable_cores
 from mpp.recipe.masking import Masking
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    training: MaskedImages
-    holdout: MaskedImages
+    training: CropDataset
+    holdout: CropDataset
     samples_per_shard: tuple[int, ...]  # of those that are trained on
+    masking: Masking
     manifests: dict[str, str]  # which shards -> sha256 of their manifest
 
     def order(self, config: PretrainConfig, plan: BatchPlan) -> Order:
         return Order(self.samples_per_shard, plan.samples, plan.streams, config.seed, config.data.block)
 
-    def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> MaskedImages:
+    def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> CropDataset:
         """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""
-        images, where, size = self.training.images, config.system.images, config.model.image_size
-        if where == "shards":
-            if config.system.decode == "cpu" or device.type != "cuda":
-                return self.training
-            assert isinstance(images.shards, ShardSet)  # so open_training_set made them
-            return replace(self.training, images=DeviceJpegs(images.shards, config.data.max_pixels, device, size))
-        threads = max(1, usable_cores() // local_world)
-        decoded = MemoryImages(images.shards, self.training.pool, config.data.max_pixels, threads, local_world)
-        return replace(self.training, images=decoded if where == "ram" else DeviceImages(decoded, device, size))
+        return placed(self.training, config.system, device, local_world)
 
 
 def open_training_set(config: PretrainConfig) -> TrainingSet:
@@ -67,10 +59,10 @@ def open_training_set(config: PretrainConfig) -> TrainingSet:
         )
     augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
     training, holdout = (
-        MaskedImages(ShardImages(source, data.max_pixels), augment, masking, config.seed, pool, data.views, data.views_differ_in)
+        CropDataset(StoredPixels(source, data.max_pixels), augment, config.seed, pool, data.views, data.views_differ_in, masking=masking)
         for source, pool in ((shards, range(sum(trained_on))), (holdout_shards, held_out))
     )
-    return TrainingSet(training, holdout, trained_on, manifests)
+    return TrainingSet(training, holdout, trained_on, masking, manifests)
 
 
 def without_last(samples_per_shard: Sequence[int], holdout: int) -> tuple[int, ...]:

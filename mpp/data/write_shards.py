@@ -25,10 +25,9 @@ from mpp.data.shard_format import (
     ShardEntry,
     manifest_bytes,
     member_header,
-    seal,
 )
 from mpp.errors import DataError
-from mpp.files import sync_path, temporary, write_atomically, write_stream
+from mpp.files import seal_of, sync_path, temporary, write_atomically, write_stream
 
 BUFFER = 1 << 20  # bytes written and read together
 
@@ -177,7 +176,7 @@ def write_manifest(
         shards=entries,
         check="",
     )
-    manifest = manifest.model_copy(update={"check": seal(manifest.model_dump())})
+    manifest = manifest.model_copy(update={"check": seal_of(manifest.model_dump(), "check")})
     write_atomically(folder / MANIFEST, manifest_bytes(manifest))
     return manifest
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 import mpp
 from mpp.errors import CheckpointError, ConfigError
-from mpp.interop.encoder_folder import read_encoder, write_json
-from mpp.interop.foreign_encoder import read_json, read_weights
 from mpp.interop.loaded_encoder import LoadedEncoder, weights_digest
+from mpp.interop.preprocessing import worded_preprocessing
+from mpp.interop.read_encoder import read_encoder
+from mpp.interop.weight_files import read_json, read_weights, write_json
 from mpp.model.encoder import Encoder
+from mpp.model.normalise import normalise
 from mpp.recipe.decoders import TransformerDecoder
 from mpp.train.commit import sha256_of
 
@@ -50,8 +52,7 @@ def fixed_images(side: int) -> Tensor:
 
 def fixed_inputs(encoder: LoadedEncoder) -> Tensor:
     """float32 [IMAGES, 3, S, S], normalised as the encoder takes them."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.mean, encoder.std))
-    return (fixed_images(encoder.image_size).float() / 255 - mean) / std
+    return normalise(fixed_images(encoder.image_size), encoder.mean, encoder.std)
 
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def deltas(encoder: LoadedEncoder, kind: str, folder: Path) -> tuple[dict[str, f
     return off, float(found["mpp"].abs().max())
 
 
-def certificate(encoder: LoadedEncoder, kind: str, folder: Path) -> dict[str, Any]:
+def certify(encoder: LoadedEncoder, kind: str, folder: Path) -> dict[str, Any]:
     """Of a folder just written; raises CheckpointError where the export is not the encoder."""
     off, largest = deltas(encoder, kind, folder)
     prefix = getattr(encoder.net, "num_prefix_tokens", 0) or 0
@@ -89,10 +90,7 @@ def certificate(encoder: LoadedEncoder, kind: str, folder: Path) -> dict[str, An
         "tokens": TOKENS[kind],
         "pooling": {"mean": f"mean of the tokens from {prefix} on", "cls": "token 0"},
         "token_norm": "on: the final norm on every token, before pooling",
-        "preprocessing": {
-            "resolution": encoder.image_size, "crop": "centre square of the short side", "interpolation": "bicubic, antialiased",
-            "mean": list(encoder.mean), "std": list(encoder.std),
-        },
+        "preprocessing": worded_preprocessing(encoder.image_size, encoder.mean, encoder.std),
         "max_delta": off,
         "largest_value": largest,
         "bound": BOUND * largest,
@@ -102,7 +100,7 @@ def certificate(encoder: LoadedEncoder, kind: str, folder: Path) -> dict[str, An
     return made
 
 
-def seal(made: Mapping[str, Any], folder: Path) -> None:
+def write_certificate(made: Mapping[str, Any], folder: Path) -> None:
     """Write CERTIFICATE.json beside the files it is of, which it names with their sha256."""
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in FILES[made["target"]]}
     write_json(folder / CERTIFICATE, {**made, "files": files})

@@ -4,7 +4,6 @@ A file's architecture is inferred from its shapes; what is assumed or left out i
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +11,19 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
-from mpp.interop.foreign import architecture_of, translate
+from mpp.interop.foreign_names import architecture_from_shapes, translate
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
+from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import build_encoder
-from mpp.model.tokens import sincos_positions
+from mpp.model.tokens import set_norm_eps, sincos_positions
 from mpp.rng import INIT, seed_of
 
 TIMM = "timm:"
-WRAPPERS = ("model", "state_dict", "teacher")  # keys under which training code keeps the weights of what one would use
 WEIGHTS = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")  # of a folder, the first that is there
 TRANSFORMERS_KINDS = ("vit", "vit_mae")
 NORM_EPS = 1e-6  # of mpp's encoders, and of timm's Vision Transformers
@@ -99,40 +97,11 @@ def open_file(file: Path) -> LoadedEncoder:
     return _loaded(net, about["architecture"], about["model_args"], config, about["source"], notes, model=model, eps=about.get("norm_eps"))
 
 
-def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and the metadata of a safetensors file; nothing in the file is executed.  Raises CheckpointError."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(str(file), framework="pt") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-        with file.open("rb") as opened:
-            if opened.read(2) not in (
-                b"PK",
-                b"\x80\x02",
-            ):  # torch's formats, a zip archive or a bare pickle: its unpickler stumbles over others
-                raise ValueError("neither of torch's formats")
-        tree = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read as weights ({' '.join(str(error).split())[:160]}); give a .safetensors file, or one that torch.load opens with "
-            "weights_only=True"
-        ) from error
-    for _ in range(2):
-        key = next((key for key in WRAPPERS if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping)), None)
-        tree = tree if key is None else tree[key]
-    tensors = {name: tensor for name, tensor in tree.items() if isinstance(tensor, Tensor)} if isinstance(tree, Mapping) else {}
-    if not tensors:
-        raise CheckpointError(
-            f"{file} holds no tensors by name, at its top or under {', '.join(WRAPPERS)}; give a file with a model's state dict"
-        )
-    return tensors, {}
-
-
 def _inferred(weights: dict[str, Tensor], path: Path, config: dict[str, Any], words: str, heads: int | None, eps: float) -> LoadedEncoder:
     """A Vision Transformer known by its tensors; heads: None where nothing says how many."""
     try:
         found = translate(weights)
-        name, arguments = architecture_of(found.encoder, heads)
+        name, arguments = architecture_from_shapes(found.encoder, heads)
         decoder, notes = dict(found.decoder), list[str]()
         if found.decoder_positions is not None:
             side = arguments["img_size"] // arguments["patch_size"]
@@ -192,14 +161,6 @@ def _loaded(
     )  # fmt: skip
 
 
-def set_norm_eps(net: nn.Module, eps: float | None) -> nn.Module:
-    """Give every LayerNorm this constant (transformers' ViTs have another than timm's); None leaves them."""
-    for module in net.modules():
-        if eps is not None and isinstance(module, nn.LayerNorm):
-            module.eps = eps
-    return net
-
-
 def _build(name: str, arguments: Mapping[str, Any], seed: int) -> nn.Module:
     """timm's model without a classifier, at timm's random initialisation, without touching torch's global generator."""
     with torch.random.fork_rng(devices=[]):
@@ -236,13 +197,3 @@ def _fill(net: nn.Module, weights: Mapping[str, Tensor], source: str, notes: lis
 
 def _words(folder: Path, form: str, about: Mapping[str, Any]) -> str:
     return (about.get("mpp") or {}).get("source") or f"{folder.name} ({form})"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); it says what the weights beside it are") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no mapping; it says what the weights beside it are")
-    return found

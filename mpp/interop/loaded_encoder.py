@@ -27,7 +27,7 @@ class LoadedEncoder:
     source: str  # what the weights are, for tables and logs
     digest: str  # sha256 of architecture and weights, hexadecimal
     fresh: Callable[[int], nn.Module]  # seed -> the same architecture at random initialisation
-    architecture: tuple[str, dict[str, Any]] = ("", {})  # timm.create_model(name, **arguments) builds `net`; "" where that is not known
+    architecture: tuple[str, dict[str, Any]]  # timm.create_model(name, **arguments) builds `net`
     decoder: Mapping[str, Tensor] = field(default_factory=dict)  # that of a foreign MAE, under our decoder's names; empty without one
     decoder_heads: int | None = None  # attention heads of its blocks; None: nothing says
     norm_eps: float | None = None  # of its norms, where that is not what timm builds

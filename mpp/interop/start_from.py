@@ -8,7 +8,8 @@ import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
-from mpp.interop.encoder_folder import PREFIX, read_encoder
+from mpp.interop.encoder_folder import PREFIX
+from mpp.interop.read_encoder import read_encoder
 from mpp.recipe.model import PretrainingModel
 from mpp.text import say
 from mpp.train.checkpoint import check_fit

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
-from mpp.interop.foreign import decoder_to_transformers, to_transformers
+from mpp.interop.foreign_names import decoder_to_transformers, vit_to_transformers
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.model.tokens import sincos_positions
 
@@ -91,7 +91,7 @@ def vit_files(encoder: LoadedEncoder) -> tuple[dict[str, Any], dict[str, Tensor]
         "pooler_act": "linear",
         "pooler_output_size": width,
     }
-    return config, to_transformers(encoder.net.state_dict()) | pooler
+    return config, vit_to_transformers(encoder.net.state_dict()) | pooler
 
 
 def vit_mae_files(encoder: LoadedEncoder, run: PretrainConfig, decoder: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -110,26 +110,7 @@ def vit_mae_files(encoder: LoadedEncoder, run: PretrainConfig, decoder: Mapping[
         "mask_ratio": run.mask.ratio,
         "norm_pix_loss": target.normalise,
     }
-    return config, to_transformers(encoder.net.state_dict(), "vit.") | decoder_to_transformers(decoder, positions)
-
-
-def preprocessor(encoder: LoadedEncoder) -> dict[str, Any]:
-    """preprocessor_config.json: the short side to the resolution, then the centre square, as mpp's probes see images."""
-    side = encoder.image_size
-    return {
-        "image_processor_type": "BitImageProcessor",  # ViTImageProcessor squeezes images into a square
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": 3,  # bicubic
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(encoder.mean),
-        "image_std": list(encoder.std),
-    }
+    return config, vit_to_transformers(encoder.net.state_dict(), "vit.") | decoder_to_transformers(decoder, positions)
 
 
 def _vit_config(encoder: LoadedEncoder) -> dict[str, Any]:

@@ -135,13 +135,6 @@ def keep_batch_statistics(net: nn.Module) -> None:
             module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
 
 
-def choose_attention(net: nn.Module, fused: bool) -> None:
-    """Torch's fused attention kernel or plain matrix products, where a module has the choice."""
-    for module in net.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = fused  # type: ignore[assignment]
-
-
 def soft_targets(labels: Tensor, classes: int, smoothing: float, share: Tensor | None = None) -> Tensor:
     """int64 [B] -> float32 [B, K]: label smoothing spreads `smoothing` over all classes; `share` [B] mixes each row with its partner's.
 

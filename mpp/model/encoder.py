@@ -88,6 +88,11 @@ def build_encoder(config: ModelConfig, seed: int, fused_attention: bool | None =
             raise ConfigError(
                 f"model.arch={config.arch} is a {type(vit).__name__}; the encoder must be a timm VisionTransformer, such as vit_small_patch16_224"
             )
+        for block in vit.blocks:
+            if not hasattr(block, "attn"):
+                raise ConfigError(
+                    f"model.arch={config.arch}: its blocks are {type(block).__name__}s without one attention; choose a plain Vision Transformer"
+                )
         _initialise(vit)
     if config.position == "sincos2d" and vit.pos_embed is not None:
         fixed = sincos_positions(vit.embed_dim, vit.patch_embed.grid_size)

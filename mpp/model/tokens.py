@@ -30,6 +30,14 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
+def set_norm_eps(net: nn.Module, eps: float | None) -> nn.Module:
+    """Give every LayerNorm this constant (transformers' ViTs have another than timm's); None leaves them."""
+    for module in net.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    return net
+
+
 def choose_attention(blocks: nn.Module, fused: bool | None) -> None:
     """Torch's fused attention kernel, plain matrix products, or (None) timm's choice, in every attention layer below `blocks`."""
     if fused is not None:

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mpp.data.labelled_crops import LabelledCrops
-from mpp.data.loader import Batch, batches
+from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.loader import batches
 from mpp.data.order import EveryOnce
 from mpp.errors import DataError, of_this_rank
 from mpp.model.classifier import partners, soft_targets
@@ -79,7 +79,7 @@ class Predictions:
 @torch.no_grad()
 def measure(
     predict: Callable[[Tensor], Tensor],
-    data: LabelledCrops,
+    data: CropDataset,
     mean: Triple,
     std: Triple,
     micro_batch: int,
@@ -111,7 +111,7 @@ def measure(
 
 def _share(
     predict: Callable[[Tensor], Tensor],
-    data: LabelledCrops,
+    data: CropDataset,
     mean: Triple,
     std: Triple,
     micro_batch: int,

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import CheckpointError
-from mpp.files import write_atomically
+from mpp.files import seal_of, write_atomically
 from mpp.text import say
 from mpp.watch import watch
 
@@ -85,12 +85,6 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def seal_of(record: dict[str, Any]) -> str:
-    """sha256 over what a record says, hexadecimal: its JSON with sorted keys and without blanks, less the seal itself."""
-    content = json.dumps({key: value for key, value in record.items() if key != "seal"}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def not_finite(tensor: torch.Tensor) -> bool:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from mpp.config.schema import Section
 from mpp.config.sections import CheckpointConfig, OptimConfig, SystemConfig
-from mpp.data.loader import Batch, default_workers
+from mpp.data.crop_dataset import Batch
+from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan
 from mpp.errors import UserError
 from mpp.files import make_folder

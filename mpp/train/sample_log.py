@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mpp.data.loader import Batch
+from mpp.data.crop_dataset import Batch
 from mpp.files import writing
 
 

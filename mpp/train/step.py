@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mpp.data.loader import Batch
+from mpp.data.crop_dataset import Batch
 
 
 def images_on_device(batch: Batch, device: torch.device) -> Tensor:

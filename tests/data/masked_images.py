@@ -5,9 +5,9 @@ import torch
 
 from mpp.data.augment import Augment
 from mpp.data.crop import cut
-from mpp.data.images import ShardImages
-from mpp.data.loader import MaskedImages
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.recipe.corruption import ReplaceCorruption
 from mpp.recipe.masking import Masking
@@ -19,20 +19,20 @@ AUGMENT = Augment(SIZE, (0.2, 1.0), (0.75, 4 / 3), flip=True)
 MASKING = Masking((4, 4), RandomMask(ratio=0.5), ReplaceCorruption())
 
 
-def dataset(folder, samples: int | None = None, seed: int = 5, max_pixels: int = 10**6) -> MaskedImages:
+def dataset(folder, samples: int | None = None, seed: int = 5, max_pixels: int = 10**6) -> CropDataset:
     shards = ShardSet.open(folder)
-    return MaskedImages(ShardImages(shards, max_pixels), AUGMENT, MASKING, seed, range(samples or len(shards)))
+    return CropDataset(StoredPixels(shards, max_pixels), AUGMENT, seed, range(samples or len(shards)), masking=MASKING)
 
 
-def crop_of(data: MaskedImages, image: int, epoch: int, sample: int, view: int = 0) -> np.ndarray:
+def crop_of(data: CropDataset, image: int, epoch: int, sample: int, view: int = 0) -> np.ndarray:
     """uint8 [3, S, S]: what the image looks like under the draws of (epoch, sample, view)."""
-    width, height = data.images.shards.size_of(image)
+    width, height = data.images.source.size_of(image)
     box = data.augment.draw(Draws(data.seed, CROP, epoch, sample, view)).box(width, height)
-    return cut(data.images.shards.read(image), width, height, [box], data.augment.size)[0]
+    return cut(data.images.source.read(image), width, height, [box], data.augment.size)[0]
 
 
-def sampler(data: MaskedImages, step: int = 0, last: int = 5, rank: int = 0, world: int = 1) -> OrderSampler:
-    order = Order(tuple(data.images.shards.samples_per_shard), 12, 6, data.seed)
+def sampler(data: CropDataset, step: int = 0, last: int = 5, rank: int = 0, world: int = 1) -> OrderSampler:
+    order = Order(tuple(data.images.source.samples_per_shard), 12, 6, data.seed)
     return OrderSampler(order, plan_batch(12, 6, world, 4), rank, world, step, last)
 
 

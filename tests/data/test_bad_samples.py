@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.loader import fixed_batches
+from mpp.data.loader import batches, fixed_batches
+from mpp.data.order import EveryOnce
 from mpp.errors import DataError
 from mpp.rng import CROP, MASK, Draws
 from tests.data.masked_images import AUGMENT, MASKING, crop_of, dataset, same
@@ -57,9 +58,19 @@ def test_a_bad_held_out_sample_is_replaced_by_a_held_out_one(tmp_path, make_shar
     assert np.array_equal(held_out.batch([(0, 10, 0)])["image"][0].numpy(), crop_of(data, 9, 0, 10))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_measured_has_no_stand_ins(tmp_path, make_shards, damage, workers):
+    folder = make_shards(tmp_path / "train", [6, 5])
+    damage(folder, [6])
+    data = replace(dataset(folder), leaves_none_out=True)
+    with pytest.raises(DataError, match=r"train/000001.tar: 000000000006 .*CRC-32.*leaves no image out, so copy or make the split again"):
+        list(batches(data, EveryOnce(data.ids, 4, 0, 1), workers, pin_memory=False))
+    assert len(list(batches(replace(data, pool=range(6)), EveryOnce(np.arange(6), 4, 0, 1), workers, pin_memory=False))) == 2
+
+
 def test_too_many_pixels_make_a_bad_sample(tiny_shards):
     data = dataset(tiny_shards)
-    areas = (data.images.shards.index["width"].astype(int) * data.images.shards.index["height"]).tolist()
+    areas = (data.images.source.index["width"].astype(int) * data.images.source.index["height"]).tolist()
     limit = sorted(areas)[20]
     batch = dataset(tiny_shards, max_pixels=limit).batch([(0, sample, sample) for sample in range(40)])
     assert batch["replaced"].tolist() == [area > limit for area in areas]
@@ -86,7 +97,7 @@ def test_padding_repeats_a_bad_sample_but_not_its_fault(tmp_path, make_shards, d
 def test_a_program_fault_is_no_bad_sample(tiny_shards, monkeypatch):
     data = dataset(tiny_shards)
     for fault in (ImportError, ZeroDivisionError, OSError(5, "Input/output error")):
-        monkeypatch.setattr("mpp.data.images.cut", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
+        monkeypatch.setattr("mpp.data.pixels.cut", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
         with pytest.raises(fault if isinstance(fault, type) else OSError):
             data.batch([(0, 7, 0)])
 
@@ -129,7 +140,7 @@ def test_a_shard_that_changes_during_a_run_is_read_on_named_or_stops_the_run(tmp
     data, keys = dataset(folder), [(0, sample, sample) for sample in (1, 2, 9)]
     before = dataset(folder).batch(keys)
     if was_open:
-        data.images.shards.read(0)
+        data.images.source.read(0)
     change(folder)
     if change is delete and not was_open:
         with pytest.raises(

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpp.data.class_folders import FolderLevels, class_names, reason_to_ignore, split_named, walk
-from mpp.data.decode import open_image
-from mpp.data.labelled import FolderImages, open_labelled, open_rgb, remarks_on
+from mpp.data.decode import decode, open_image
+from mpp.data.folder_images import FolderImages
+from mpp.data.labelled import open_labelled, remarks_on
 from mpp.errors import DataError
 
 sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
@@ -151,7 +152,7 @@ def test_a_folder_has_the_same_classes_numbers_and_images_for_shards_and_for_pro
         for item in source.items(Counter()):
             pixels = open_image(prepare(reader.read(item), Options(), Counter()).data)
             made[str(folder / item.name)] = source.class_number(item.label, numbers), np.asarray(pixels).tolist()
-        seen = {images.where(at): (int(images.labels[at]), np.asarray(open_rgb(images, at, 1000)).tolist()) for at in range(len(images))}
+        seen = {images.where(at): (int(images.labels[at]), decode(images.read(at), 1000).tolist()) for at in range(len(images))}
         assert seen == made
         assert ("hollow" in " ".join(images.remarks)) == hollow
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs
-from mpp.data.images import ShardImages
-from mpp.data.loader import MaskedImages, batches
+from mpp.data.loader import batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.errors import ConfigError
-from tests.data.masked_images import AUGMENT, MASKING, SIZE
+from tests.data.masked_images import dataset
 from tests.data.test_crop import encoded, scene
 
 gpu = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
@@ -44,8 +44,8 @@ def photos(tmp_path_factory):
     return folder
 
 
-def stream(data: MaskedImages, workers: int) -> list[dict]:
-    order = Order(tuple(data.images.shards.samples_per_shard), 8, 4, data.seed)
+def stream(data: CropDataset, workers: int) -> list[dict]:
+    order = Order(tuple(data.images.source.samples_per_shard), 8, 4, data.seed)
     plan = plan_batch(8 * data.views, 4, 1, 4 * data.views, data.views)
     return list(batches(data, OrderSampler(order, plan, 0, 1, 0, 3), workers, pin_memory=False))
 
@@ -54,8 +54,8 @@ def stream(data: MaskedImages, workers: int) -> list[dict]:
 @pytest.mark.parametrize("device", ["cpu", gpu])
 def test_jpegs_decoded_on_the_device_give_the_same_batches_but_for_rounding(photos, device, workers):
     shards = ShardSet.open(photos)
-    data = MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(16), views=2)
-    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device), SIZE))
+    data = replace(dataset(photos), views=2)
+    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device)))
     expected, found = stream(data, 0), stream(there, workers)
     assert sum("image" in there.batch([(0, sample, 0)]) for sample in range(16)) == 6  # turned ones and PNGs stay with the CPU
     for one, other in zip(expected, found, strict=True):
@@ -70,15 +70,15 @@ def test_jpegs_decoded_on_the_device_give_the_same_batches_but_for_rounding(phot
 @pytest.mark.parametrize("device", ["cpu", gpu])
 def test_what_the_device_refuses_is_judged_by_the_cpu(photos, device, monkeypatch):
     shards = ShardSet.open(photos)
-    data = MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(16))
+    data = dataset(photos)
     broken = bytearray(shards.read(0))
     middle = broken.index(b"\xff\xda") + 40
     broken[middle : middle + 200] = b"\xff\xd8" * 100
     original = ShardSet.read
     monkeypatch.setattr(ShardSet, "read", lambda self, sample: bytes(broken) if sample == 0 else original(self, sample))
-    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device), SIZE))
+    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device)))
     keys = [(0, 5, 0), (0, 0, 1), (0, 4, 2)]
-    one, other = data.batch(keys), there.images.complete(there.batch(keys), there)
+    one, other = data.batch(keys), there.completed(there.batch(keys))
     for name in ("shown", "replaced", "box", "kind"):
         assert torch.equal(one[name], other[name])
     assert one["bad"] == other["bad"]
@@ -92,12 +92,12 @@ def test_a_device_that_decodes_nothing_is_refused(photos, monkeypatch):
 
     monkeypatch.setattr("mpp.data.device_jpegs.decode_jpeg", broken)
     with pytest.raises(ConfigError, match=r"system.decode=device: cpu decodes no JPEGs here \(no nvJPEG\); take system.decode=cpu"):
-        DeviceJpegs(ShardSet.open(photos), 10**6, torch.device("cpu"), SIZE)
+        DeviceJpegs(ShardSet.open(photos), 10**6, torch.device("cpu"))
 
 
 def test_too_many_pixels_are_bad_before_the_device_sees_them(photos):
     shards = ShardSet.open(photos)
-    there = MaskedImages(DeviceJpegs(shards, 3000, torch.device("cpu"), SIZE), AUGMENT, MASKING, 5, range(16))
+    there = replace(dataset(photos), images=DeviceJpegs(shards, 3000, torch.device("cpu")))
     batch = there.batch([(0, 5, 0)])
     assert "too many pixels" in batch["bad"][0]["reason"]
     assert Image.open(io.BytesIO(shards.read(int(batch["shown"][0])))).width <= 60

@@ -1,3 +1,4 @@
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -8,31 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import mpp.data.images as images
+import mpp.data.pixels as pixels
 from mpp.data.crop import resize
-from mpp.data.images import DeviceImages, MemoryImages, ShardImages, bicubic_weights, cut_on_device
-from mpp.data.loader import MaskedImages, batches
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.labelled import open_labelled
+from mpp.data.loader import batches
 from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.pixels import DevicePixels, MemoryPixels, StoredPixels, bicubic_weights, cut_on_device
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
 from mpp.rng import CROP, Draws
-from tests.data.masked_images import AUGMENT, MASKING, SIZE
+from tests.data.masked_images import AUGMENT, SIZE, dataset
 from tests.data.test_device_jpegs import gpu, photos  # noqa: F401, a fixture
 
 CPU = torch.device("cpu")
 
 
-def training(folder, views: int = 1) -> MaskedImages:
-    shards = ShardSet.open(folder)
-    return MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(len(shards)), views)
+def training(folder, views: int = 1) -> CropDataset:
+    return replace(dataset(folder), views=views)
 
 
-def in_ram(data: MaskedImages, pool: range | None = None) -> MemoryImages:
-    return MemoryImages(data.images.shards, pool or data.pool, 10**6, threads=2, processes=1)
+def in_ram(data: CropDataset, pool: range | None = None) -> MemoryPixels:
+    return MemoryPixels(data.images.source, pool or data.pool, 10**6, threads=2, processes=1)
 
 
-def stream(data: MaskedImages, workers: int) -> list[dict]:
-    order = Order(tuple(data.images.shards.samples_per_shard), 6, 6, data.seed)
+def stream(data: CropDataset, workers: int) -> list[dict]:
+    order = Order(tuple(data.images.source.samples_per_shard), 6, 6, data.seed)
     plan = plan_batch(6 * data.views, 6, 1, 3 * data.views, data.views)
     return list(batches(data, OrderSampler(order, plan, 0, 1, 0, 4), workers, pin_memory=False))
 
@@ -58,7 +60,7 @@ def test_images_in_ram_give_the_same_batches_bit_for_bit(tiny_shards, workers):
 def test_images_on_the_device_give_the_same_batches_to_two_levels(equal_sizes, device, workers):
     data = training(equal_sizes, views=2)
     expected = stream(data, 0)
-    found = stream(replace(data, images=DeviceImages(in_ram(data), torch.device(device), SIZE)), workers)
+    found = stream(replace(data, images=DevicePixels(in_ram(data), torch.device(device))), workers)
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if name not in ("bad", "image"))
@@ -72,9 +74,9 @@ def test_a_bad_sample_is_replaced_as_it_is_from_shards(equal_sizes, damage, plac
     damage(equal_sizes, [3, 4, 10])
     data = training(equal_sizes)
     held = in_ram(data)
-    memory = replace(data, images=held if place == "ram" else DeviceImages(held, CPU, SIZE))
+    memory = replace(data, images=held if place == "ram" else DevicePixels(held, CPU))
     keys = [(0, sample, 7 + sample) for sample in range(11)]
-    one, other = data.batch(keys), memory.images.complete(memory.batch(keys), memory)
+    one, other = data.batch(keys), memory.completed(memory.batch(keys))
     assert one["bad"] == other["bad"]
     assert [fault["bad"] for fault in one["bad"]] == [3, 4, 4, 10]
     assert torch.equal(one["shown"], other["shown"])
@@ -84,15 +86,31 @@ def test_a_bad_sample_is_replaced_as_it_is_from_shards(equal_sizes, damage, plac
 def test_a_pool_that_does_not_begin_at_the_first_sample_is_found(tiny_shards):
     data = training(tiny_shards)
     held = in_ram(data, range(7, 20))
-    view = AUGMENT.draw(Draws(0, CROP))
-    assert np.array_equal(held.boxes_and_crops(19, [view], SIZE)[1][0], data.images.boxes_and_crops(19, [view], SIZE)[1][0])
+    boxes = [AUGMENT.draw(Draws(0, CROP)).box(*data.images.size_of(19))]
+    assert np.array_equal(held.cut(19, boxes, SIZE)[0], data.images.cut(19, boxes, SIZE)[0])
 
 
 def test_turned_photographs_in_ram_give_the_same_bits(photos):  # noqa: F811
-    shards = ShardSet.open(photos)
-    data = MaskedImages(ShardImages(shards, 10**6), AUGMENT, MASKING, 5, range(len(shards)))
+    data = training(photos)
     expected, found = stream(data, 0), stream(replace(data, images=in_ram(data)), 0)
     assert all(torch.equal(one["image"], other["image"]) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_file_that_cannot_be_read_is_a_bad_sample_in_memory_too(tmp_path):
+    for label in ("ant", "bee"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (20, 20), "red").save(tmp_path / label / "0.png")
+    (tmp_path / "ant" / "1.png").write_bytes(b"no image")
+    stored = StoredPixels(open_labelled(str(tmp_path), "train"), 10**6)
+    data = CropDataset(stored, AUGMENT, 5, range(3))
+    expected = data.batch([(0, 1, 0)])
+    memory = in_ram(data)
+    shutil.rmtree(tmp_path)  # nobody asks the disk again
+    for held in (memory, DevicePixels(memory, CPU)):
+        found = replace(data, images=held)
+        found = found.completed(found.batch([(0, 1, 0)]))
+        assert found["shown"].tolist() == expected["shown"].tolist() == [2]
+        assert found["bad"] == expected["bad"] and torch.equal(found["image"], expected["image"])
 
 
 def test_warnings_are_as_before_when_images_were_decoded_in_threads(tiny_shards):
@@ -104,21 +122,21 @@ def test_warnings_are_as_before_when_images_were_decoded_in_threads(tiny_shards)
 def test_images_of_several_sizes_do_not_go_to_the_device(tiny_shards):
     data = training(tiny_shards)
     with pytest.raises(ConfigError, match=r"system.images=device needs images of one size, .*holds \d+ sizes, such as .*system.images=ram"):
-        DeviceImages(in_ram(data), CPU, SIZE)
+        DevicePixels(in_ram(data), CPU)
 
 
 def test_images_that_do_not_fit_are_refused_before_they_are_decoded(tiny_shards, monkeypatch):
-    monkeypatch.setattr(images, "open_stored", None)
-    monkeypatch.setattr(images.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
+    monkeypatch.setattr(pixels, "open_stored", None)
+    monkeypatch.setattr(pixels.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
     with pytest.raises(ConfigError, match=r"take 0.0 GB of RAM, of which 0.0 GB are free; take system.images=shards"):
         in_ram(training(tiny_shards))
 
 
 def test_an_image_of_another_size_than_the_index_says_is_bad_in_memory_too(tiny_shards, monkeypatch):
-    monkeypatch.setattr(images, "open_stored", lambda *_: (Image.new("RGB", (3, 3)), 1))
+    monkeypatch.setattr(pixels, "open_stored", lambda *_: (Image.new("RGB", (3, 3)), 1))
     held = in_ram(training(tiny_shards))
     with pytest.raises(BadSample, match="is 3x3 pixels as stored, the index says"):
-        held.boxes_and_crops(0, [], SIZE)
+        held.cut(0, [], SIZE)
 
 
 # ------------------------------------------------------------------------------------------------------------------ crops by matrix product

@@ -9,8 +9,12 @@ import pytest
 import torchvision
 from PIL import Image
 
-from mpp.data.labelled import check_splits, open_labelled, open_rgb
-from mpp.errors import DataError
+from mpp.data.augment import CentreSquare
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.decode import FORMATS, check_header, decode
+from mpp.data.labelled import check_splits, open_labelled
+from mpp.data.pixels import StoredPixels
+from mpp.errors import BadSample, DataError
 from mpp.files import write_atomically
 
 CLASSES = ["n01", "n02", "n10"]
@@ -46,7 +50,7 @@ def test_a_folder_of_classes_is_torchvisions_image_folder(folder):
     ours, theirs = open_labelled(str(folder), "train"), torchvision.datasets.ImageFolder(str(folder))
     assert ours.classes == theirs.classes == CLASSES and ours.labels.tolist() == theirs.targets and len(ours) == 6
     for sample in range(6):
-        assert np.array_equal(np.asarray(open_rgb(ours, sample, 1000)), np.asarray(theirs[sample][0]))
+        assert np.array_equal(decode(ours.read(sample), 1000), np.asarray(theirs[sample][0]))
         assert ours.size_of(sample) == (7, 9) and ours.where(sample) == theirs.samples[sample][0]
     assert list(ours.samples_per_shard) == [2, 2, 2] and ours.labelled
 
@@ -85,7 +89,7 @@ def test_cifar_comes_through_torchvision_with_its_own_labels(cifar, monkeypatch)
     assert (len(train), len(test)) == (50, 10) and train.classes == [f"class {i}" for i in range(10)]
     assert np.array_equal(test.labels, made["test_batch"][1])
     pixels = made["test_batch"][0][3].reshape(3, 32, 32).transpose(1, 2, 0)
-    assert np.array_equal(np.asarray(open_rgb(test, 3, 2000)), pixels)
+    assert np.array_equal(decode(test.read(3), 2000), pixels)
     assert train.identity != test.identity and test.where(3) == "cifar10-test image 3"
     check_splits(train, test)
 
@@ -130,14 +134,16 @@ def test_the_content_decides_what_an_image_is_and_not_its_suffix(folder):
     Image.fromarray(pixels).save(folder / "n01" / "1.bmp", "PNG")
     images = open_labelled(str(folder), "train")
     for sample in (0, 1):
-        assert np.array_equal(np.asarray(open_rgb(images, sample, 1000)), pixels)
+        assert np.array_equal(decode(images.read(sample), 1000), pixels)
         assert images.read(sample).startswith(b"\x89PNG")
 
 
 def test_an_image_that_cannot_be_read_is_named(folder):
     write_atomically(folder / "n01" / "0.png", b"\x89PNG nonsense")
+    stored = StoredPixels(open_labelled(str(folder), "train"), 1000)
+    measured = CropDataset(stored, CentreSquare(8, 1.0), 0, range(6), leaves_none_out=True)
     with pytest.raises(DataError, match=r"n01/0\.png: .*leaves no image out, so mend that file, or take it away"):
-        open_rgb(open_labelled(str(folder), "train"), 0, 1000)
+        measured.batch([(0, 0, 0)])
     (folder / "n02" / "2.png").unlink()
     images = open_labelled(str(folder), "train")
     (folder / "n02" / "3.bmp").unlink()
@@ -190,14 +196,12 @@ def test_splits_that_do_not_belong_together_are_refused(folder, tiny_shards):
 
 
 def test_an_image_of_a_class_folder_may_be_as_large_as_whoever_decodes_it_allows(tmp_path, monkeypatch):
-    from mpp.data import decode
-
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (60, 50)).save(tmp_path / "cat" / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    monkeypatch.setattr(decode.check_header, "__defaults__", (1000, decode.FORMATS))
+    monkeypatch.setattr(check_header, "__defaults__", (1000, FORMATS))
     images = open_labelled(str(tmp_path), "train")
     assert images.size_of(0) == (60, 50)
-    assert open_rgb(images, 0, max_pixels=3000).size == (60, 50)
-    with pytest.raises(DataError, match="too many pixels"):
-        open_rgb(images, 0, max_pixels=2999)
+    assert decode(images.read(0), max_pixels=3000).shape == (50, 60, 3)
+    with pytest.raises(BadSample, match="too many pixels"):
+        decode(images.read(0), max_pixels=2999)

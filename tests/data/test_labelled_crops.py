@@ -6,15 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
+from torchvision.transforms.functional import center_crop
 
-from mpp.data.augment import Augment, Centre
-from mpp.data.images import MemoryImages, ShardImages
-from mpp.data.labelled_crops import LabelledCrops, global_generators, rand_augment
+from mpp.data.augment import Augment, Centre, CentreSquare
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
 from mpp.data.mixing import Mixing, beta, erased_box
-from mpp.data.order import EveryOnce, Order, OrderSampler, plan_batch
+from mpp.data.order import FIXED, EveryOnce, Order, OrderSampler, Parts, plan_batch
+from mpp.data.pixels import MemoryPixels, StoredPixels
+from mpp.data.recolour import global_generators, rand_augment
 from mpp.data.shards import ShardSet
 from mpp.errors import ConfigError
 from mpp.rng import MIX, RAND_AUGMENT, Draws, seed_of
@@ -24,15 +28,15 @@ MEAN = (0.5, 0.4, 0.3)
 MIXING = Mixing(0.8, 1.0, 1.0, 0.5)
 
 
-def dataset(folder, ids=None, **other) -> LabelledCrops:
+def dataset(folder, ids=None, **other) -> CropDataset:
     shards = ShardSet.open(folder)
     augment = Augment(SIZE, (0.3, 1.0), (1.0, 2.0), flip=True)
     ids = np.arange(len(shards)) if ids is None else np.array(ids)
     settings = {"recolour": rand_augment("rand-m9-mstd0.5-inc1", *SIZE, MEAN), "erasing": 0.5, "mixing": MIXING} | other
-    return LabelledCrops(ShardImages(shards, 10**6), augment, shards.labels, 5, ids, **settings)
+    return CropDataset(StoredPixels(shards, 10**6), augment, 5, ids, labels=shards.labels, **settings)
 
 
-def step_of(data: LabelledCrops, rank: int, world: int, micro_batch_max: int) -> list[dict]:
+def step_of(data: CropDataset, rank: int, world: int, micro_batch_max: int) -> list[dict]:
     order = Order((len(data.ids),), 12, 6, data.seed)
     plan = plan_batch(12, 6, world, micro_batch_max, together=2)
     return list(batches(data, OrderSampler(order, plan, rank, world, 1, 3, data.ids), 0, False))
@@ -136,10 +140,34 @@ def test_the_centre_is_cut_in_the_shape_that_is_asked_for(tiny_shards):
     assert data.batch([(0, 3, 0)])["image"].shape == (1, 3, *SIZE)
 
 
+@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.1, 1.0))
+def test_the_centre_square_is_rounded_as_torchvisions_and_never_far_from_the_other_centre(width, height, share):
+    side = max(1, round(share * min(width, height)))
+    pixels = torch.arange(width * height).view(1, height, width)
+    left, top, right, bottom = CentreSquare(8, share).draw(Draws(0, MIX)).box(width, height)
+    assert torch.equal(pixels[:, top:bottom, left:right], center_crop(pixels, [side, side]))
+    other = Centre((8, 8), share).draw(Draws(0, MIX)).box(width, height)
+    assert max(abs(one - two) for one, two in zip((left, top, right, bottom), other, strict=True)) <= 1
+
+
+def test_parts_that_were_dealt_out_come_with_their_rows(tiny_shards):
+    ids = np.array([9, 2, 30, 7, 5])
+    data = replace(
+        dataset(tiny_shards, recolour=None, erasing=0.0, mixing=None), augment=CentreSquare(8, 1.0), pool=ids, leaves_none_out=True
+    )
+    whole = data.batch([(FIXED, int(sample), row) for row, sample in enumerate(ids)])
+    for workers in (0, 2):
+        found = list(batches(data, Parts(ids, [range(2, 5), np.array([1, 0])]), workers, False))
+        assert [part["position"].tolist() for part in found] == [[2, 3, 4], [1, 0]]
+        assert [part["sample"].tolist() for part in found] == [[30, 7, 5], [2, 9]]
+        assert torch.equal(torch.cat([part["image"] for part in found]), whole["image"][[2, 3, 4, 1, 0]])
+        assert torch.equal(torch.cat([part["label"] for part in found]), whole["label"][[2, 3, 4, 1, 0]])
+
+
 def test_images_in_memory_give_the_same_crops_of_any_shape(tiny_shards):
     data = dataset(tiny_shards)
-    shards = data.images.shards
-    stored = replace(data, images=MemoryImages(shards, range(len(shards)), 10**6, 1, 1))
+    shards = data.images.source
+    stored = replace(data, images=MemoryPixels(shards, range(len(shards)), 10**6, 1, 1))
     keys = [(0, sample, sample) for sample in range(6)]
     assert torch.equal(data.batch(keys)["image"], stored.batch(keys)["image"])
 

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.data.loader import FIXED, batches, fixed_batches, packed, unpacked
+from mpp.data.handing_over import packed, unpacked
+from mpp.data.loader import batches, fixed_batches
+from mpp.data.order import FIXED
 from mpp.data.training_set import without_last
 from mpp.recipe.corruption import DropCorruption
 from mpp.recipe.masking import Masking
@@ -134,5 +136,21 @@ def test_what_is_packed_comes_out_the_same_though_pinning_may_make_lists_of_tupl
     batch = dataset(tiny_shards).batch([(0, 3, 0), (0, 30, 1)])
     handed = packed(batch)
     assert [name for name, value in handed.items() if isinstance(value, torch.Tensor)] == ["image", "numbers"]
+    assert handed["numbers"].dtype == torch.uint8
     handed["layout"] = [[name, list(shape), dtype] for name, shape, dtype in handed["layout"]]
     assert same(unpacked(handed), batch)
+
+
+def test_what_is_packed_comes_out_as_views_of_what_was_handed_over(tiny_shards):
+    columns = {
+        "share": torch.rand(3),
+        "flag": torch.tensor([True, False, True]),
+        "box": torch.arange(12).view(3, 4),
+        "none": torch.zeros(0),
+    }
+    handed = packed(columns | {"image": torch.zeros(3, 3, 4, 4, dtype=torch.uint8)})
+    numbers = handed["numbers"].untyped_storage().data_ptr()  # pinned, where the loader pins
+    found = unpacked(handed)
+    for name, value in columns.items():
+        assert found[name].dtype == value.dtype and torch.equal(found[name], value)
+        assert found[name].untyped_storage().data_ptr() == numbers

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpp.data.loader import MaskedImages, batches, default_workers
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.loader import batches, default_workers
 from mpp.errors import ConfigError, DataError
 from tests.data.masked_images import dataset, sampler
 
@@ -28,7 +29,7 @@ def test_an_unusable_disk_stops_the_run_with_one_error_whatever_the_workers(tmp_
 
 
 @dataclass(frozen=True)
-class Deadly(MaskedImages):
+class Deadly(CropDataset):
     """The worker that is asked for the run's first sample is killed, as by a kernel out of memory, while everybody waits for it."""
 
     main: int = 0
@@ -44,7 +45,7 @@ class Deadly(MaskedImages):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
     own = dataset(tiny_shards)
-    data = Deadly(own.images, own.augment, own.masking, own.seed, own.pool, main=os.getpid())
+    data = Deadly(own.images, own.augment, own.seed, own.pool, masking=own.masking, main=os.getpid())
     with pytest.raises(DataError, match="a loader process died"):
         list(batches(data, sampler(data), workers, pin_memory=False))
 
@@ -58,13 +59,13 @@ def test_default_workers_leave_a_core_for_each_rank(monkeypatch):
 
 def test_running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample(tiny_shards, monkeypatch):
     data = dataset(tiny_shards)
-    monkeypatch.setattr("mpp.data.images.cut", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr("mpp.data.pixels.cut", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(DataError, match=r"ran out of memory among samples 7, .*lower system.workers"):
         list(batches(data, [[(0, 7, 0)]], 0, pin_memory=False))
 
 
 @dataclass(frozen=True)
-class Faulty(MaskedImages):
+class Faulty(CropDataset):
     def batch(self, keys):
         raise RuntimeError(f"of the program, at {keys[0]}")
 
@@ -72,7 +73,7 @@ class Faulty(MaskedImages):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback(tiny_shards, workers):
     own = dataset(tiny_shards)
-    data = Faulty(own.images, own.augment, own.masking, own.seed, own.pool)
+    data = Faulty(own.images, own.augment, own.seed, own.pool, masking=own.masking)
     with pytest.raises(RuntimeError, match="of the program, at"):
         list(batches(data, sampler(data), workers, pin_memory=False))
 
@@ -88,9 +89,9 @@ def test_too_little_shared_memory_is_refused_before_workers_start(tiny_shards, m
 
 
 def test_a_worker_writes_its_images_into_shared_memory(tiny_shards, monkeypatch):
-    monkeypatch.setattr("mpp.data.loader.get_worker_info", lambda: "a worker")
+    monkeypatch.setattr("mpp.data.crop_dataset.get_worker_info", lambda: "a worker")
     assert dataset(tiny_shards).batch([(0, 7, 0)])["image"].is_shared()
-    monkeypatch.setattr("mpp.data.loader.get_worker_info", lambda: None)
+    monkeypatch.setattr("mpp.data.crop_dataset.get_worker_info", lambda: None)
     assert not dataset(tiny_shards).batch([(0, 7, 0)])["image"].is_shared()
 
 
@@ -120,14 +121,14 @@ def test_more_shards_and_batches_than_open_files_are_no_hindrance(tmp_path, make
 
 
 @dataclass(frozen=True)
-class CountsThreads(MaskedImages):
+class CountsThreads(CropDataset):
     def __getitems__(self, keys):
         return super().__getitems__(keys) | {"threads": torch.get_num_threads(), "process": os.getpid()}
 
 
 def test_a_worker_has_one_thread(tiny_shards):
     own = dataset(tiny_shards)
-    data = CountsThreads(own.images, own.augment, own.masking, own.seed, own.pool)
+    data = CountsThreads(own.images, own.augment, own.seed, own.pool, masking=own.masking)
     torch.set_num_threads(2)
     try:
         found = list(batches(data, sampler(data, 0, 1), 2, pin_memory=False))

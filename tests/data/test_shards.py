@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 import mpp.data.shards as module
 from mpp.data import shard_faults
 from mpp.data.shard_faults import row_faults
-from mpp.data.shard_format import INDEX_DTYPE, read_manifest, seal
+from mpp.data.shard_format import INDEX_DTYPE, read_manifest
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, mean_and_std, write_manifest, write_shard
 from mpp.errors import BadSample, DataError
+from mpp.files import seal_of
 
 SIZES = [700, 0, 512, 1, 1025, 90]  # bytes; around a tar's block of 512
 
@@ -57,7 +58,7 @@ def split(tmp_path):
 def edit(path: Path, **changes) -> None:
     """Another manifest, sealed as if it had been written so."""
     content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(content | {"check": seal(content)}))
+    path.write_text(json.dumps(content | {"check": seal_of(content, "check")}))
 
 
 def test_every_sample_comes_back_by_id(split):
@@ -347,7 +348,7 @@ def test_opening_a_set_with_wrong_rows_or_a_wrong_manifest_ends_well_or_in_one_l
         place[name] = data.draw(
             numbers | st.none() | st.floats() | st.text(max_size=9) | st.sampled_from(["..", "a\0.tar", "x" * 300, [], {}])
         )
-        path.write_text(json.dumps(content | {"check": seal(content)}))
+        path.write_text(json.dumps(content | {"check": seal_of(content, "check")}))
     else:
         text = bytearray(path.read_bytes())
         at = data.draw(st.integers(0, len(text)))

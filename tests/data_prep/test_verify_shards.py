@@ -19,10 +19,11 @@ from spread import spread
 from verify_shards import main
 
 from mpp.data.decode import open_image
-from mpp.data.shard_format import BLOCK, INDEX_DTYPE, seal
+from mpp.data.shard_format import BLOCK, INDEX_DTYPE
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.errors import DataError
+from mpp.files import seal_of
 
 FILES = ("000000.tar", "000001.tar", "index.bin", "manifest.json")
 FORMS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -105,7 +106,7 @@ def trust(split: Path, content: dict | None = None) -> None:
         data = (split / entry["name"]).read_bytes()
         entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     content["bytes"] = sum(entry["bytes"] for entry in content["shards"])
-    content["check"] = seal(content)
+    content["check"] = seal_of(content, "check")
     (split / "manifest.json").write_bytes(json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -231,7 +232,7 @@ def test_a_changed_manifest_is_found_or_says_only_what_follows_from_nothing_else
         del place[name]
     sealed = data.draw(st.booleans())
     if sealed and top != "check":
-        content["check"] = seal(content)
+        content["check"] = seal_of(content, "check")
     changed = json.dumps(content, indent=1).encode() + b"\n"
     assume(changed != before)
     path.write_bytes(changed)

@@ -16,7 +16,8 @@ from mpp import export, exporting
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop import certificate
-from mpp.interop.encoder_folder import read_encoder
+from mpp.interop.read_encoder import read_encoder
+from mpp.interop.weight_files import read_weights
 from mpp.model.encoder import Encoder
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
@@ -154,8 +155,6 @@ def test_each_certificate_says_what_it_is_of(exported):
         assert max(made["max_delta"].values()) < 1e-4 < made["largest_value"] and "timm" in made["versions"]
         digests.add(made["encoder"]["digest"])
         (weights,) = (out / kind).glob("*.safetensors")
-        from mpp.interop.foreign_encoder import read_weights
-
         inside = json.loads(read_weights(weights)[1]["mpp.certificate"])
         assert inside == {key: value for key, value in made.items() if key != "files"}
         assert read_encoder(out / kind, quiet=True).digest == made["encoder"]["digest"]
@@ -186,7 +185,7 @@ def test_one_flipped_bit_in_any_file_is_found(copy, kind):
 def resealed(folder: Path) -> None:
     """The certificate with the sha256 of whatever lies beside it now."""
     made = json.loads((folder / "CERTIFICATE.json").read_text())
-    certificate.seal({key: value for key, value in made.items() if key != "files"}, folder)
+    certificate.write_certificate({key: value for key, value in made.items() if key != "files"}, folder)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -345,7 +344,7 @@ def test_a_kill_between_two_files_leaves_no_certificate(exported, tmp_path, monk
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "certificate", killed)
+    monkeypatch.setattr(exporting, "certify", killed)
     with pytest.raises(KeyboardInterrupt):
         export.main([str(tmp_path / "run"), str(tmp_path / "out")])
     with pytest.raises(CheckpointError, match="holds no CERTIFICATE"):

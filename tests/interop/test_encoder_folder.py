@@ -7,7 +7,8 @@ import torch
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError
-from mpp.interop.encoder_folder import PREFIX, fault_of, read_encoder, write_encoder
+from mpp.interop.encoder_folder import PREFIX, fault_of, write_encoder
+from mpp.interop.read_encoder import read_encoder
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.recipe.model import build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
-from mpp.interop.encoder_folder import read_encoder, write_encoder
+from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.loaded_encoder import digest_of
+from mpp.interop.read_encoder import read_encoder
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
 

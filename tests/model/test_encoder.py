@@ -138,7 +138,7 @@ def test_gather_tokens_takes_each_images_own_places():
 @pytest.mark.parametrize(
     ("changes", "part"),
     [({"arch": "vit_imaginary"}, "vit_imaginary"), ({"arch": "resnet18"}, "resnet18"), ({"width": 50, "heads": None}, "cannot be built"),
-     ({"width": 50, "heads": 1, "position": "sincos2d"}, "multiple of 4")],
+     ({"width": 50, "heads": 1, "position": "sincos2d"}, "multiple of 4"), ({"arch": "vit_small_patch16_18x2_224"}, "ParallelThingsBlocks without one attention")],
 )  # fmt: skip
 def test_an_architecture_that_cannot_be_is_refused(changes, part):
     with pytest.raises(ConfigError, match=part):

@@ -1,6 +1,6 @@
 """Bugs that the tests of order, loader, crops and bad samples must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 ORDER, LOADER, PROCESSES, BAD, AUGMENT, CROP, IMAGES = (
     f"tests/data/test_{name}.py::test_" for name in ("order", "loader", "loader_processes", "bad_samples", "augment", "crop", "images")
@@ -8,11 +8,10 @@ ORDER, LOADER, PROCESSES, BAD, AUGMENT, CROP, IMAGES = (
 LOG = "tests/train/test_sample_log.py::test_"
 
 ROWS = [
-    Row(
+    Plant(
         "white is zero, and stays dark",
-        "mpp/data/levels.py",
-        "return _grey(levels.view(np.uint32) if bits == 32 else levels, most, photometric == _WHITE_IS_ZERO)",
-        "return _grey(levels.view(np.uint32) if bits == 32 else levels, most)",
+        "mpp.data.levels:_grey",
+        "lambda levels, most, white_is_zero=False: real(levels, most)",
         "tests/data/test_levels.py::test_a_grey_tiff_of_every_depth_runs_from_black_to_white_or_is_refused",
     ),
     Row(
@@ -51,53 +50,46 @@ ROWS = [
         "tests/test_draws.py::test_examples_do_not_depend_on_which_modules_are_loaded",
     ),
     # Who sees what, and when.
-    Row(
+    Plant(
         "a rank's streams overlap its neighbour's",
-        "mpp/data/order.py",
-        "first = step * self.batch + rank * own",
-        "first = step * self.batch + rank",
+        "mpp.data.order:Order.places",
+        "lambda self, step, rank, world: step * self.batch + rank + np.arange(self.batch // world, dtype=np.int64)",
         ORDER + "48_samples_in_12_streams_are_the_same_on_any_world",
     ),
-    Row(
+    Plant(
         "ranks deal out samples in turn",
-        "mpp/data/order.py",
-        "return np.arange(first, first + own, dtype=np.int64)",
-        "return np.arange(step * self.batch + rank, (step + 1) * self.batch, world, dtype=np.int64)",
+        "mpp.data.order:Order.places",
+        "lambda self, step, rank, world: np.arange(step * self.batch + rank, (step + 1) * self.batch, world, dtype=np.int64)",
         ORDER + "48_samples_in_12_streams_are_the_same_on_any_world",
     ),
-    Row(
+    Plant(
         "every epoch has the first one's order",
-        "mpp/data/order.py",
-        "self._epochs[epoch] = _epoch_of(self, epoch)",
-        "self._epochs[epoch] = _epoch_of(self, 0)",
+        "mpp.data.order:_epoch_of",
+        "lambda order, epoch: real(order, 0)",
         ORDER + "epochs_seeds_and_batches_differ_in_their_order",
     ),
-    Row(
+    Plant(
         "the same few are always left over",
-        "mpp/data/order.py",
-        "% np.uint64(order.samples))",
-        "* np.uint64(0))",
+        "mpp.data.order:_epoch_of",
+        "lambda order, epoch: replace(real(order, epoch), offset=0)",
         ORDER + "the_few_left_over_differ_from_epoch_to_epoch",
     ),
-    Row(
+    Plant(
         "streams share one permutation",
-        "mpp/data/order.py",
-        "_mix(base[0] + stream.astype(np.uint64))",
-        "_mix(base[0] + 0 * stream.astype(np.uint64))",
+        "mpp.data.order:_Epoch._keys",
+        "lambda self, stream, block: real(self, 0 * stream, block)",
         ORDER + "the_order_is_golden",
     ),
-    Row(
+    Plant(
         "an epoch is a table of its samples",
-        "mpp/data/order.py",
-        "    starts = np.concatenate([[0], np.cumsum(sizes[shards])])",
-        "    everything = np.arange(order.samples)\n    starts = np.concatenate([[0], np.cumsum(sizes[shards])]) + 0 * len(everything)",
+        "mpp.data.order:_epoch_of",
+        "lambda order, epoch: (np.arange(order.samples), real(order, epoch))[1]",
         ORDER + "ten_million_samples_in_ten_thousand_shards_need_no_set_up",
     ),
-    Row(
+    Plant(
         "a resumed sampler skips a step",
-        "mpp/data/order.py",
-        "range(self.step, self.last_step)",
-        "range(self.step + 1, self.last_step)",
+        "mpp.data.order:OrderSampler.__iter__",
+        "lambda self: itertools.islice(real(self), self.plan.accumulation, None)",
         ORDER + "a_sampler_resumed_at_a_step_yields_exactly_the_rest",
     ),
     Row(
@@ -114,50 +106,44 @@ ROWS = [
         "    samples = global_batch\n",
         ORDER + "with_views_a_batch_holds_fewer_samples_and_positions_count_views",
     ),
-    Row(
+    Plant(
         "positions count samples where a sample has views",
-        "mpp/data/order.py",
-        "(places * self.plan.views).tolist()",
-        "places.tolist()",
+        "mpp.data.order:OrderSampler.__iter__",
+        "lambda self: ([(epoch, sample, position // self.plan.views) for epoch, sample, position in keys] for keys in real(self))",
         ORDER
         + "with_views_a_batch_holds_fewer_samples_and_positions_count_views "
         + LOG
         + "any_number_of_processes_and_workers_logs_the_same_samples_crops_masks_and_pixels",
     ),
     # What a sample looks like.
-    Row(
+    Plant(
         "crops are the same in every epoch",
-        "mpp/data/loader.py",
-        "Draws(self.seed, CROP, epoch, sample, view)",
-        "Draws(self.seed, CROP, 0, sample, view)",
+        "mpp.data.crop_dataset:Draws",
+        "lambda seed, purpose, epoch, *rest: real(seed, purpose, 0 if purpose == CROP else epoch, *rest)",
         LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
-    Row(
+    Plant(
         "masks depend on the place in the batch",
-        "mpp/data/loader.py",
-        "Draws(self.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys",
-        "Draws(self.seed, MASK, epoch, position, view) for epoch, _, position in keys",
+        "mpp.data.crop_dataset:CropDataset._columns",
+        "lambda self, keys, shown: real(self, [(epoch, position, position) for epoch, _, position in keys], shown)",
         LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
-    Row(
+    Plant(
         "all views of a sample are one crop",
-        "mpp/data/loader.py",
-        "epoch, sample, view)) for view in range(crops)]",
-        "epoch, sample, 0)) for view in range(crops)]",
+        "mpp.data.crop_dataset:Draws",
+        "lambda seed, purpose, epoch, sample, view: real(seed, purpose, epoch, sample, 0 if purpose == CROP else view)",
         IMAGES + "views_of_a_sample_stand_side_by_side_and_have_draws_of_their_own",
     ),
-    Row(
+    Plant(
         "views that share a crop share the mask too",
-        "mpp/data/loader.py",
-        "Draws(self.seed, MASK, epoch, sample, view)",
-        "Draws(self.seed, MASK, epoch, sample, 0)",
+        "mpp.data.crop_dataset:Draws",
+        "lambda seed, purpose, epoch, sample, view: real(seed, purpose, epoch, sample, 0 if purpose == MASK else view)",
         IMAGES + "views_that_differ_in_their_mask_share_crop_and_flip",
     ),
-    Row(
+    Plant(
         "an image is decoded for each of its views",
-        "mpp/data/images.py",
-        "        return boxes, cut(self.shards.read(sample), width, height, boxes, size, self.max_pixels)",
-        "        return boxes, [cut(self.shards.read(sample), width, height, [box], size, self.max_pixels)[0] for box in boxes]",
+        "mpp.data.pixels:StoredPixels.cut",
+        "lambda self, sample, boxes, size: [real(self, sample, [box], size)[0] for box in boxes]",
         IMAGES + "an_image_with_several_views_is_read_and_decoded_once",
     ),
     Row(
@@ -189,32 +175,28 @@ ROWS = [
         'mode="bicubic", antialias=False)',
         CROP + "resizing_is_torchvisions_own",
     ),
-    Row(
+    Plant(
         "reduced decodes hold a crop barely once",
-        "mpp/data/crop.py",
-        "SPARE = 2\n",
-        "SPARE = 1\n",
+        "mpp.data.crop:SPARE",
+        "1",
         CROP + "a_reduced_size_still_holds_the_crop_twice_over",
     ),
-    Row(
+    Plant(
         "the x axis of a turned photograph runs forwards",
-        "mpp/data/crop.py",
-        "BACKWARDS_X = (2, 3, 6, 7)",
-        "BACKWARDS_X = (2, 3, 7, 8)",
+        "mpp.data.crop:BACKWARDS_X",
+        "(2, 3, 7, 8)",
         CROP + "a_box_finds_its_pixels_in_the_stored_image",
     ),
-    Row(
+    Plant(
         "the crop of a turned photograph stays turned",
-        "mpp/data/crop.py",
-        "return [turned(resize(part, as_stored_size(size, orientation)), orientation) for",
-        "return [resize(part, as_stored_size(size, orientation)) for",
+        "mpp.data.crop:turned",
+        "lambda planes, orientation: planes",
         CROP + "a_turned_photograph_is_cropped_upright",
     ),
-    Row(
+    Plant(
         "a cut JPEG passes where the crop lies above the cut",
-        "mpp/data/crop.py",
-        ' or not data.endswith(b"\\xff\\xd9")',
-        "",
+        "mpp.data.crop:plain_jpeg",
+        'lambda data, max_pixels: real(data + b"\\xff\\xd9", max_pixels)',
         CROP + "a_cut_jpeg_is_bad_even_where_the_crop_lies_above_the_cut",
         in_libjpeg=True,
     ),
@@ -227,53 +209,46 @@ ROWS = [
     ),
     Row(
         "the device's weights reach over the box",
-        "mpp/data/images.py",
+        "mpp/data/pixels.py",
         "    weight = weight * ((pixel >= low[:, None]) & (pixel < high[:, None]))[:, None]\n",
         "",
         IMAGES + "bicubic_weights_sum_to_one_and_stay_inside_the_box",
     ),
-    Row(
+    Plant(
         "the device cuts the image beside",
-        "mpp/data/images.py",
-        'rows = (batch["shown"] - self.first)',
-        'rows = (batch["sample"] - self.first)',
+        "mpp.data.pixels:DevicePixels.complete",
+        'lambda self, batch, views, size: batch.update(image=cut_on_device(self.pixels[batch["sample"] - self.first], batch["box"], size)) or []',
         IMAGES + "a_bad_sample_is_replaced_as_it_is_from_shards",
     ),
     # Bad samples, and what is none.
-    Row(
+    Plant(
         "a replacement comes from the hold-out",
-        "mpp/data/loader.py",
-        "self.pool.start + (sample - self.pool.start + step) % len(self.pool)",
-        "(sample + step) % len(self.images.shards)",
+        "mpp.data.crop_dataset:CropDataset.stand_in",
+        "lambda self, sample, step: (sample + step) % len(self.images.source)",
         BAD + "replacement_is_cyclic_within_the_training_samples",
     ),
-    Row(
+    Plant(
         "bad samples go unrecorded",
-        "mpp/data/loader.py",
-        "            bad += faults\n",
-        "",
+        "mpp.data.crop_dataset:CropDataset._open",
+        "lambda self, *words: (*real(self, *words)[:3], [])",
         BAD + "every_fault_on_the_way_is_recorded",
     ),
-    Row(
+    Plant(
         "a replacement has crops of its own",
-        "mpp/data/loader.py",
-        "                return candidate, *self.images.boxes_and_crops(candidate, views,",
-        "                views = [self.augment.draw(Draws(self.seed, CROP, 0, candidate))] * len(views)\n"
-        "                return candidate, *self.images.boxes_and_crops(candidate, views,",
+        "mpp.data.crop_dataset:CropDataset._open",
+        "lambda self, sample, position, views: (lambda shown, boxes, pixels, faults: (shown, *real(self, shown, position, [self.augment.draw(Draws(self.seed, CROP, 0, shown))] * len(views))[1:3], faults) if faults else (shown, boxes, pixels, faults))(*real(self, sample, position, views))",
         BAD + "a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed",
     ),
-    Row(
+    Plant(
         "running out of memory makes a bad sample",
-        "mpp/data/loader.py",
-        "            except BadSample as reason:",
-        "            except (BadSample, MemoryError) as reason:",
+        "mpp.data.crop_dataset:BadSample",
+        "(real, MemoryError)",
         PROCESSES + "running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample",
     ),
-    Row(
+    Plant(
         "any error makes a bad sample",
-        "mpp/data/loader.py",
-        "            except BadSample as reason:",
-        "            except Exception as reason:",
+        "mpp.data.crop_dataset:BadSample",
+        "Exception",
         BAD + "a_program_fault_is_no_bad_sample",
     ),
     Row(
@@ -283,33 +258,66 @@ ROWS = [
         "return len(bad)",
         "tests/train/test_quarantine.py::test_a_row_of_bad_samples_counts_each_once_though_each_meets_those_behind_it",
     ),
-    Row(
+    Plant(
         "a worker's fault is called its death",
-        "mpp/data/handing_over.py",
-        '"exited unexpectedly|is killed by signal|Pin memory thread exited"',
+        "mpp.data.handing_over:DIED",
         '"DataLoader worker"',
         PROCESSES + "a_fault_of_the_program_in_a_worker_keeps_its_traceback",
     ),
     Row(
         "turned photographs in RAM are turned before they are resized",
-        "mpp/data/images.py",
+        "mpp/data/pixels.py",
         "turned(resize(pixels[top:bottom, left:right], as_stored_size(size, orientation)), orientation)",
         "resize(turned(pixels[top:bottom, left:right].transpose(2, 0, 1), orientation).transpose(1, 2, 0), size)",
         IMAGES + "turned_photographs_in_ram_give_the_same_bits",
     ),
-    Row(
+    Plant(
         "the hold-out is trained on",
-        "mpp/data/training_set.py",
-        "        left[-1] -= taken\n",
-        "        left[-1] -= max(0, taken - 1)\n",
+        "mpp.data.training_set:without_last",
+        "lambda samples_per_shard, holdout: real(samples_per_shard, max(0, holdout - 1))",
         LOADER + "the_last_samples_are_held_out_of_training",
     ),
-    Row(
+    Plant(
         "padding of the hold-out is counted",
-        "mpp/data/loader.py",
-        "(places < len(ids)).astype(np.float32)",
-        "(places >= 0).astype(np.float32)",
+        "mpp.data.loader:fixed_batches",
+        "lambda *words: ((rows, torch.ones(len(weight))) for rows, weight in real(*words))",
         LOADER + "fixed_batches_weigh_each_sample_once_and_padding_nothing",
+    ),
+    Plant(
+        "what the device refuses stays what it was",
+        "mpp.data.device_jpegs:DeviceJpegs.complete",
+        "lambda self, *words: (real(self, *words), [])[1]",
+        "tests/data/test_device_jpegs.py::test_what_the_device_refuses_is_judged_by_the_cpu",
+    ),
+    Plant(
+        "a measurement takes the next image for a bad one",
+        "mpp.data.crop_dataset:CropDataset.leaves_none_out",
+        "property(lambda self: False, lambda self, wanted: None)",
+        BAD + "what_is_measured_has_no_stand_ins",
+    ),
+    Plant(
+        "what was handed over is copied out of pinned memory",
+        "mpp.data.handing_over:unpacked",
+        "lambda batch: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in real(batch).items()}",
+        LOADER + "what_is_packed_comes_out_as_views_of_what_was_handed_over",
+    ),
+    Plant(
+        "pixels in RAM ask the file again for its size",
+        "mpp.data.pixels:MemoryPixels.size_of",
+        "lambda self, sample: self.source.size_of(sample)",
+        IMAGES + "a_file_that_cannot_be_read_is_a_bad_sample_in_memory_too",
+    ),
+    Plant(
+        "the probes' square is rounded as fine-tuning's centre",
+        "mpp.data.augment:CentreSquare.box",
+        "lambda self, width, height: Centre((self.size, self.size), self.share).box(width, height)",
+        "tests/data/test_labelled_crops.py::test_the_centre_square_is_rounded_as_torchvisions_and_never_far_from_the_other_centre",
+    ),
+    Plant(
+        "rows that were dealt out are numbered anew",
+        "mpp.data.order:Parts.__iter__",
+        "lambda self: ([(epoch, sample, place) for place, (epoch, sample, _) in enumerate(keys)] for keys in real(self))",
+        "tests/data/test_labelled_crops.py::test_parts_that_were_dealt_out_come_with_their_rows",
     ),
     # Processes and logs.
     Row(
@@ -319,11 +327,10 @@ ROWS = [
         "        pass\n",
         PROCESSES + "more_shards_and_batches_than_open_files_are_no_hindrance",
     ),
-    Row(
+    Plant(
         "a slot is used again while its batch waits",
-        "mpp/data/loader.py",
-        "    if len(_slots) > PREFETCHED and",
-        "    if _slots and",
+        "mpp.data.crop_dataset:PREFETCHED",
+        "0",
         LOADER + "batches_do_not_depend_on_the_number_of_workers",
     ),
     Row(
@@ -333,11 +340,10 @@ ROWS = [
         "            pass\n",
         LOADER + "batches_do_not_depend_on_the_number_of_workers",
     ),
-    Row(
+    Plant(
         "batches are copied on their way",
-        "mpp/data/loader.py",
-        "    if get_worker_info() is None:\n",
-        "    if True:\n",
+        "mpp.data.crop_dataset:_room_for_images",
+        "lambda *shape: torch.empty(shape, dtype=torch.uint8)",
         PROCESSES + "a_worker_writes_its_images_into_shared_memory",
     ),
     Row(

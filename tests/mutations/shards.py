@@ -465,7 +465,7 @@ ROWS = [
         '0', 'tests/data/test_shards.py::test_many_wrong_rows_are_all_counted_and_few_are_told',
     ),
     Row(
-        'a changed manifest opens', 'mpp/data/shard_faults.py', 'if manifest.check != seal(manifest.model_dump()):',
+        'a changed manifest opens', 'mpp/data/shard_faults.py', 'if manifest.check != seal_of(manifest.model_dump(), "check"):',
         'if False:', 'tests/data/test_shards.py::test_open_names_what_is_wrong',
     ),
     Row(

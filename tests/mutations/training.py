@@ -256,7 +256,7 @@ ROWS = [
         "tests/train/test_commit.py::test_readers_pass_over_a_damaged_commit_aloud_and_leave_it_as_it_is",
     ),
     Row(
-        "numbers that are not finite are taken from others", "mpp/interop/encoder_folder.py", "if not_finite(tensor)]:", "if False]:",
+        "numbers that are not finite are taken from others", "mpp/interop/read_encoder.py", "if not_finite(tensor)]:", "if False]:",
         "tests/interop/test_encoder_folder.py::test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it",
     ),
     Row(
@@ -299,8 +299,8 @@ ROWS = [
         "a lock that cannot be had is passed over", "mpp/files.py", "holder = \"\" if shared else _note_owner(lock)", "holder = \"\"",
         "tests/test_files.py::test_without_locks_another_program_of_this_host_is_kept_out_for_as_long_as_it_runs",
     ),
-    Row(
-        "the export names another normalisation", "mpp/interop/encoder_folder.py", "\"mean\": list(mean),", "\"mean\": list(std),",
+    Plant(
+        "the export names another normalisation", "mpp.interop.encoder_folder:timm_preprocessing", "lambda size, mean, std, crop: real(size, std, std, crop)",
         "tests/interop/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     Row(
@@ -317,8 +317,9 @@ ROWS = [
         'lambda self, clear: self.sums.tolist()',
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
-    Row(
-        "images that fill up the last batch count in the hold-out", "mpp/data/loader.py", "(places < len(ids)).astype(np.float32)", "(places >= 0).astype(np.float32)",
+    Plant(
+        "images that fill up the last batch count in the hold-out", "mpp.data.loader:fixed_batches",
+        "lambda *words: ((rows, torch.ones(len(weight))) for rows, weight in real(*words))",
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
     Plant(

@@ -1,6 +1,6 @@
 """Bugs that the tests of encoders read from elsewhere and exported must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 FOREIGN, CERTIFICATE, CONTINUED = (
     "tests/interop/test_foreign_encoder.py",
@@ -12,15 +12,15 @@ BACKBONE = "tests/model/test_backbone.py"
 ROWS = [
     # The way in.
     Row(
-        "query and key change places", "mpp/interop/foreign.py", "torch.cat([thirds[i] for i in range(3)])", "torch.cat([thirds[i] for i in (1, 0, 2)])",
+        "query and key change places", "mpp/interop/foreign_names.py", "torch.cat([thirds[i] for i in range(3)])", "torch.cat([thirds[i] for i in (1, 0, 2)])",
+        f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
+    ),
+    Plant(
+        "the norms of a foreign encoder keep timm's constant", "mpp.interop.foreign_encoder:set_norm_eps", "lambda net, eps: net",
         f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
     ),
     Row(
-        "the norms of a foreign encoder keep timm's constant", "mpp/interop/foreign_encoder.py", "            module.eps = eps", "            pass",
-        f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
-    ),
-    Row(
-        "heads are assumed though the config says them", "mpp/interop/foreign.py", "heads = heads or (int(table", "heads = (int(table",
+        "heads are assumed though the config says them", "mpp/interop/foreign_names.py", "heads = heads or (int(table", "heads = (int(table",
         f"{FOREIGN}::test_a_folder_of_transformers_gives_the_tokens_of_that_library",
     ),
     Row(
@@ -28,11 +28,11 @@ ROWS = [
         f"{FOREIGN}::test_a_tensor_too_many_too_few_or_of_another_shape_is_named",
     ),
     Row(
-        "a checkpoint is unpickled whole", "mpp/interop/foreign_encoder.py", "weights_only=True)", "weights_only=False)",
+        "a checkpoint is unpickled whole", "mpp/interop/weight_files.py", "weights_only=True)", "weights_only=False)",
         f"{FOREIGN}::test_nothing_in_a_file_is_executed",
     ),
     Row(
-        "SimMIM's shared relative positions are left out", "mpp/interop/foreign.py",
+        "SimMIM's shared relative positions are left out", "mpp/interop/foreign_names.py",
         '"use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in tables', '"use_shared_rel_pos_bias": False',
         f"{FOREIGN}::test_relative_positions_layer_scale_and_separate_biases",
     ),
@@ -40,11 +40,11 @@ ROWS = [
         "what was left out is not said", "mpp/interop/foreign_encoder.py", "    if found.dropped:\n", "    if False:\n",
         f"{FOREIGN}::test_what_is_assumed_and_left_out_is_said",
     ),
-    Row(
-        "the digest does not know heads", "mpp/interop/loaded_encoder.py", '("eps", "num_heads", "head_dim", "scale", ', '("eps", ', f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
+    Plant(
+        "the digest does not know heads", "mpp.interop.loaded_encoder:FUNCTION", 'tuple(set(real) - {"num_heads", "head_dim", "scale"})', f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
     ),
-    Row(
-        "the digest depends on the dropping of paths", "mpp/interop/loaded_encoder.py", '"DropPath", ', "",
+    Plant(
+        "the digest depends on the dropping of paths", "mpp.interop.loaded_encoder:NO_FUNCTION", 'tuple(set(real) - {"DropPath"})',
         f"{FOREIGN}::test_the_digest_is_of_the_encoder_and_not_of_its_file",
     ),
     Row(
@@ -71,20 +71,22 @@ ROWS = [
         f"{CONTINUED}::test_positions_that_do_not_fit_are_not_left_out_unsaid",
     ),
     # The way out.
-    Row(
-        "the norms of ViTModel get its default constant", "mpp/interop/to_transformers.py", '        "layer_norm_eps": net.norm.eps,\n', "",
+    Plant(
+        "the norms of ViTModel get its default constant", "mpp.interop.to_transformers:_vit_config",
+        'lambda encoder: {key: value for key, value in real(encoder).items() if key != "layer_norm_eps"}',
         f"{CERTIFICATE}::test_each_certificate_says_what_it_is_of",
     ),
-    Row(
-        "ViTModel's pooler is drawn at random", "mpp/interop/to_transformers.py", "to_transformers(encoder.net.state_dict()) | pooler",
-        "to_transformers(encoder.net.state_dict())", f"{CERTIFICATE}::test_a_process_without_mpp_opens_all_of_them_to_equal_tokens",
+    Plant(
+        "ViTModel's pooler is drawn at random", "mpp.interop.to_transformers:vit_files",
+        'lambda encoder: (real(encoder)[0], {name: tensor for name, tensor in real(encoder)[1].items() if not name.startswith("pooler")})', f"{CERTIFICATE}::test_a_process_without_mpp_opens_all_of_them_to_equal_tokens",
     ),
-    Row(
-        "images are squeezed into a square", "mpp/interop/to_transformers.py", '"size": {"shortest_edge": side}', '"size": {"height": side, "width": side}',
+    Plant(
+        "images are squeezed into a square", "mpp.interop.preprocessing:transformers_preprocessing",
+        'lambda side, mean, std: real(side, mean, std) | {"size": {"height": side, "width": side}}',
         f"{CERTIFICATE}::test_a_process_without_mpp_opens_all_of_them_to_equal_tokens",
     ),
-    Row(
-        "what ViTModel cannot express is left out", "mpp/interop/to_transformers.py", "if not EXPRESSIBLE.fullmatch(name)]", "if False]",
+    Plant(
+        "what ViTModel cannot express is left out", "mpp.interop.to_transformers:EXPRESSIBLE", 're.compile(".*")',
         f"{CERTIFICATE}::test_what_a_target_cannot_express_is_refused_before_anything_is_written",
     ),
     # The certificate.
@@ -96,8 +98,8 @@ ROWS = [
         "the encoder inside is not compared", "mpp/interop/certificate.py", "if encoder.digest != digest or", "if",
         f"{CERTIFICATE}::test_another_encoder_under_matching_hashes_is_found",
     ),
-    Row(
-        "any difference is certified", "mpp/interop/certificate.py", "if not delta <= bound:", "if delta < 0:",
+    Plant(
+        "any difference is certified", "mpp.interop.certificate:_within", "lambda off, bound, folder: None",
         f"{CERTIFICATE}::test_a_library_that_computes_something_else_is_found",
     ),
     Row(
@@ -112,8 +114,8 @@ ROWS = [
         "a stage network with blocks is taken for a transformer", "mpp/model/backbone.py", "            and len(set(widths)) == 1\n            and len(widths) == len(blocks)\n", "",
         f"{BACKBONE}::test_stages_of_others_are_feature_maps_as_tokens",
     ),
-    Row(
-        "a norm behind the pooling is forgotten", "mpp/model/backbone.py", "return behind if isinstance(norm, nn.Identity) and behind is not None else norm", "return norm",
+    Plant(
+        "a norm behind the pooling is forgotten", "mpp.model.backbone:Backbone._final_norm", "lambda self: self.net.norm",
         f"{BACKBONE}::test_any_timm_model_gives_every_layer",
     ),
 ]  # fmt: skip

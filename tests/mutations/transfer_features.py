@@ -43,8 +43,8 @@ ROWS = [
         "hashlib.sha256(np.ascontiguousarray(samples, dtype=np.int64).tobytes()).hexdigest()", '"all"',
         EXTRACTION + "test_a_table_is_used_again_only_while_nothing_has_changed",
     ),
-    Row(
-        "the key takes the identity of the data for its stamp", "mpp/data/labelled.py", "{changed if with_times else ''}", "",
+    Plant(
+        "the key takes the identity of the data for its stamp", "mpp.data.folder_images:FolderImages._hash", "lambda self, with_times: real(self, False)",
         "tests/data/test_labelled.py::test_an_edited_file_changes_the_stamp_and_another_name_or_size_the_identity",
     ),
     Plant(
@@ -105,13 +105,12 @@ ROWS = [
         "tests/transfer/test_table.py::test_every_read_of_a_test_split_is_counted_by_its_identity",
     ),
     # Labelled images.
-    Row(
-        "classes in the order of the folder", "mpp/data/class_folders.py", "    if not numbers:\n        return sorted(labels)", "    if not numbers:\n        return sorted(labels)[::-1]",
+    Plant(
+        "classes in the order of the folder", "mpp.data.class_folders:class_names", "lambda labels, source, *, numbers: real(labels, source, numbers=numbers)[::-1]",
         "tests/data/test_labelled.py::test_a_folder_of_classes_is_torchvisions_image_folder",
     ),
-    Row(
-        "planes are taken for rows", "mpp/data/labelled.py", "        return _png(Image.fromarray(self.pixels[sample]))",
-        "        return _png(Image.fromarray(self.pixels[sample].swapaxes(0, 1).copy()))",
+    Plant(
+        "planes are taken for rows", "mpp.data.array_images:ArrayImages.read", "lambda self, sample: png(Image.fromarray(self.pixels[sample].swapaxes(0, 1).copy()))",
         "tests/data/test_labelled.py::test_cifar_comes_through_torchvision_with_its_own_labels",
     ),
     Row(

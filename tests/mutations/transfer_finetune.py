@@ -14,33 +14,35 @@ FIELDS = "tests/pipeline/test_finetune_fields.py::test_"
 
 ROWS = [
     # What a step sees.
-    Row(
-        "partners depend on the micro-batch", "mpp/data/labelled_crops.py", "self.mixing.draw(self.seed, position // 2, height, width)",
-        "self.mixing.draw(self.seed, (position - keys[0][2]) // 2, height, width)", CROPS + "world_and_micro_batch_change_nothing_not_even_partners",
+    Plant(
+        "partners depend on the micro-batch", "mpp.data.crop_dataset:CropDataset._columns",
+        "lambda self, keys, shown: real(self, [(epoch, sample, place - keys[0][2]) for epoch, sample, place in keys], shown)", CROPS + "world_and_micro_batch_change_nothing_not_even_partners",
     ),
     Row(
         "a pair is parted", "mpp/data/order.py", "plan = plan_batch(global_batch, streams, world, micro_batch_max, together)",
         "plan = plan_batch(global_batch, streams, world, micro_batch_max)", CROPS + "world_and_micro_batch_change_nothing_not_even_partners",
     ),
-    Row(
-        "the two of a pair have shares of their own", "mpp/data/labelled_crops.py", "self.mixing.draw(self.seed, position // 2,", "self.mixing.draw(self.seed, position,",
+    Plant(
+        "the two of a pair have shares of their own", "mpp.data.crop_dataset:CropDataset._columns",
+        "lambda self, keys, shown: real(self, [(epoch, sample, 2 * place) for epoch, sample, place in keys], shown)",
         CROPS + "world_and_micro_batch_change_nothing_not_even_partners",
     ),
-    Row(
-        "every epoch erases and colours alike", "mpp/data/labelled_crops.py", "seed_of(self.seed, RAND_AUGMENT, epoch, sample)", "seed_of(self.seed, RAND_AUGMENT, 0, sample)",
+    Plant(
+        "every epoch erases and colours alike", "mpp.data.crop_dataset:seed_of", "lambda seed, purpose, epoch, *rest: real(seed, purpose, 0, *rest)",
         CROPS + "colours_are_timms_rand_augment_under_the_samples_own_seed_and_the_global_generators_stay",
     ),
     Row(
-        "RandAugment leaves the global generator elsewhere", "mpp/data/labelled_crops.py", "        random.setstate(python)\n", "",
+        "RandAugment leaves the global generator elsewhere", "mpp/data/recolour.py", "        random.setstate(python)\n", "",
         CROPS + "colours_are_timms_rand_augment_under_the_samples_own_seed_and_the_global_generators_stay",
     ),
-    Row(
-        "a replaced sample keeps its label", "mpp/data/labelled_crops.py", "self.labels[shown.numpy()]", "self.labels[[sample for _, sample, _ in keys]]",
+    Plant(
+        "a replaced sample keeps its label", "mpp.data.crop_dataset:CropDataset._columns",
+        "lambda self, keys, shown: real(self, keys, torch.tensor([sample for _, sample, _ in keys]))",
         CROPS + "a_replaced_sample_brings_its_own_label_and_stands_within_the_ids",
     ),
-    Row(
-        "an image outside of the chosen ones stands in", "mpp/data/labelled_crops.py",
-        "int(self.ids[(int(np.searchsorted(self.ids, sample)) + step) % len(self.ids)])", "(sample + step) % len(self.labels)",
+    Plant(
+        "an image outside of the chosen ones stands in", "mpp.data.crop_dataset:CropDataset.stand_in",
+        "lambda self, sample, step: (sample + step) % len(self.labels)",
         CROPS + "a_replaced_sample_brings_its_own_label_and_stands_within_the_ids",
     ),
     Row(
@@ -244,7 +246,7 @@ ROWS = [
     Row("no path is dropped", "mpp/model/classifier.py", "        wanted[\"drop_path_rate\"] = config.drop_path\n", "        pass\n", MODEL + "drop_path_grows_to_the_rate_of_the_last_block"),
     Row("whole images are measured", "mpp/data/finetune_set.py", "Centre(size, config.data.test_crop)", "Centre(size, 1.0)", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
     Row(
-        "what is measured is cropped at random", "mpp/data/finetune_set.py", "Centre(size, config.data.test_crop), images.labels", "training.augment, images.labels",
+        "what is measured is cropped at random", "mpp/data/finetune_set.py", "        Centre(size, config.data.test_crop),\n", "        training.augment,\n",
         SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres",
     ),
     Row("a quarter is erased", "mpp/data/finetune_set.py", "erasing=augment.erasing,", "erasing=0.25,", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),

@@ -1,16 +1,16 @@
 """Bugs that the tests of ImageNet, as shards and as class folders, must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 SAME = "tests/data_prep/test_imagenet.py::test_class_folders_of_the_same_images_give_the_same_classes_labels_and_features"
 
 ROWS = [
     Row(
-        "the suffix tells what an image of a class folder is", "mpp/data/labelled.py", "if format_of(data, formats=FORMATS + CONVERTED) in FORMATS:",
+        "the suffix tells what an image of a class folder is", "mpp/data/folder_images.py", "if format_of(data, formats=FORMATS + CONVERTED) in FORMATS:",
         'if file.lower().endswith((".jpeg", ".jpg", ".png")):', "tests/data/test_labelled.py::test_the_content_decides_what_an_image_is_and_not_its_suffix",
     ),
-    Row(
-        "an image of a class folder is looked up by its place in the class", "mpp/data/labelled.py",
-        "return _file_bytes(self.files[sample])", "return _file_bytes(self.files[sample % len(self.classes)])", SAME,
+    Plant(
+        "an image of a class folder is looked up by its place in the class", "mpp.data.folder_images:FolderImages.read",
+        "lambda self, sample: real(self, sample % len(self.classes))", SAME,
     ),
 ]  # fmt: skip

@@ -35,7 +35,7 @@ ROWS = [
     ),
     Row(
         "splits are taken for classes",
-        "mpp/data/labelled.py",
+        "mpp/data/folder_images.py",
         "if layout.split_level == layout.level and",
         "if False and",
         f"{LABELLED}::test_a_folder_of_splits_and_a_single_class_are_no_labelled_set",

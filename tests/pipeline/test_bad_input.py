@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from mpp.data.shard_format import seal
 from mpp.errors import run_program
-from mpp.interop.encoder_folder import read_encoder
+from mpp.files import seal_of
+from mpp.interop.read_encoder import read_encoder
 from mpp.model.tokens import sincos_positions
 from mpp.pretrain import main
 from tests.pipeline.conftest import TINY, pretrain, succeed
@@ -136,7 +136,7 @@ def test_resuming_with_a_changed_manifest_is_refused(short_run, shards, tmp_path
     copy = altered(shards, tmp_path)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["source"]["name"] = "another"
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"check": seal(manifest)}))
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"check": seal_of(manifest, "check")}))
     err = fails(capsys, f"data.shards={copy}", f"run_dir={short_run}", "optim.total_samples=24", "optim.warmup_samples=12")
     assert "manifest" in err and "changed" in err
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Augment
-from mpp.data.images import ShardImages
-from mpp.data.loader import FIXED, MaskedImages
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.order import FIXED, Order, OrderSampler, plan_batch
+from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.recipe.corruption import MASKED, corrupt
 from mpp.recipe.masking import Masking
@@ -38,7 +38,7 @@ def dataset(shards):
     shard_set = ShardSet.open(shards)
     augment = Augment(CONFIG.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
     masking = Masking(CONFIG.model.grid, CONFIG.mask, CONFIG.corruption)
-    return MaskedImages(ShardImages(shard_set, data.max_pixels), augment, masking, CONFIG.seed, range(len(shard_set)))
+    return CropDataset(StoredPixels(shard_set, data.max_pixels), augment, CONFIG.seed, range(len(shard_set)), masking=masking)
 
 
 def keys_of_step(step):

@@ -200,7 +200,7 @@ def test_every_key_changes_what_it_says(observed):
 @pytest.mark.parametrize("decode", ["cpu", "device"])
 def test_jpegs_are_decoded_where_system_decode_wants_them(decode, make_shards, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("mpp.data.training_set.DeviceJpegs", lambda *words: made.append(words))
+    monkeypatch.setattr("mpp.data.placement.DeviceJpegs", lambda *words: made.append(words))
     config = load(PretrainConfig, None, [*BASE, f"data.shards={make_shards(tmp_path / 'train', [6])}", f"system.decode={decode}"])
     sets = open_training_set(config)
     placed = sets.placed(config, torch.device("cuda"), 1)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mpp.data.augment import Centre
-from mpp.data.images import ShardImages
-from mpp.data.labelled_crops import LabelledCrops
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.train import classify
@@ -29,9 +29,9 @@ def alone(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
 
 
-def labelled(folder, count: int = 40) -> LabelledCrops:
+def labelled(folder, count: int = 40) -> CropDataset:
     shards = ShardSet.open(folder)
-    return LabelledCrops(ShardImages(shards, 10**6), Centre((8, 8), 1.0), shards.labels, 0, np.arange(count))
+    return CropDataset(StoredPixels(shards, 10**6), Centre((8, 8), 1.0), 0, np.arange(count), labels=shards.labels)
 
 
 def batch(**other) -> dict:
@@ -82,7 +82,7 @@ def test_every_image_is_measured_once_and_in_the_order_of_the_ids(tiny_shards, a
 
 
 def test_two_processes_find_of_every_image_what_one_finds(tiny_shards, monkeypatch):
-    data = replace(labelled(tiny_shards), ids=np.arange(3, 40, 2))  # 19: the last batch is padded
+    data = replace(labelled(tiny_shards), pool=np.arange(3, 40, 2))  # 19: the last batch is padded
     predict = lambda images: images.mean(dim=(2, 3)) @ torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(classify, "together", lambda world, work: work())
     monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
@@ -111,7 +111,7 @@ def test_a_measurement_leaves_no_image_out(make_shards, damage, tmp_path, alone)
 
 
 def test_a_replaced_set_of_ids_is_all_that_is_measured(tiny_shards, alone):
-    data = replace(labelled(tiny_shards), ids=np.array([3, 8, 21]))
+    data = replace(labelled(tiny_shards), pool=np.array([3, 8, 21]))
     found = measure(lambda images: torch.zeros(len(images), 4), data, HALF, HALF, 2, 0, ALONE)
     assert found.counted == "3 of 3 images, 0 repeated" and found.truth.tolist() == [3, 0, 1]
 

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from mpp.data.loader import MaskedImages, batches
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.loader import batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.train.run_folder import cut_back_logs
 from mpp.train.sample_log import SampleLog
@@ -12,8 +13,8 @@ from tests.data.masked_images import dataset
 STEPS = 3
 
 
-def log(folder, data: MaskedImages, world: int, workers: int, first: int = 0, last: int = STEPS, micro_batch_max: int = 4) -> None:
-    order = Order(tuple(data.images.shards.samples_per_shard), 12, 12, data.seed)
+def log(folder, data: CropDataset, world: int, workers: int, first: int = 0, last: int = STEPS, micro_batch_max: int = 4) -> None:
+    order = Order(tuple(data.images.source.samples_per_shard), 12, 12, data.seed)
     plan = plan_batch(12 * data.views, 12, world, micro_batch_max, data.views)
     for rank in range(world):
         lines = SampleLog(folder, rank)

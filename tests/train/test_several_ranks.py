@@ -11,10 +11,11 @@ import torch
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Augment, Centre
-from mpp.data.images import ShardImages
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.labelled import open_labelled
-from mpp.data.labelled_crops import LabelledCrops
-from mpp.data.loader import FIXED, MaskedImages, fixed_batches
+from mpp.data.loader import fixed_batches
+from mpp.data.order import FIXED
+from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.monitor.skill import Baseline
 from mpp.pretraining import loss_and_skill, on_holdout
@@ -70,7 +71,7 @@ class Ranks:
 def test_predictions_of_several_ranks_stand_in_the_order_of_the_ids_with_their_own_confidences(tiny_shards, monkeypatch):
     shards = ShardSet.open(tiny_shards)
     ids = np.arange(1, 40)  # 39: the last round of every rank is uneven
-    data = LabelledCrops(ShardImages(shards, 10**6), Centre((8, 8), 1.0), shards.labels, 0, ids)
+    data = CropDataset(StoredPixels(shards, 10**6), Centre((8, 8), 1.0), 0, ids, labels=shards.labels)
     weight = torch.randn(3 * 64, 4, generator=torch.Generator().manual_seed(0))
     predict = lambda images: images.flatten(1) @ weight / 8
     pixels = torch.stack([data.batch([(FIXED, int(sample), place)])["image"][0] for place, sample in enumerate(ids)]).float()
@@ -111,7 +112,7 @@ def test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once(ti
     config = load(PretrainConfig, None, TINY)
     shards = ShardSet.open(tiny_shards)
     masking = Masking((2, 2), config.mask, config.corruption)
-    data = MaskedImages(ShardImages(shards, 10**6), Augment(16, (0.5, 1), (0.75, 1.33), True), masking, 0, range(40))
+    data = CropDataset(StoredPixels(shards, 10**6), Augment(16, (0.5, 1), (0.75, 1.33), True), 0, range(40), masking=masking)
     model = build_model(config, False)
     modes: list[bool] = []
     engine = SimpleNamespace(forward=model.eval(), train=modes.append)

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import center_crop, to_pil_image
 
 from mpp.config.sections import ModelConfig
-from mpp.data.labelled import open_labelled, open_rgb
+from mpp.data.decode import open_image
+from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
 from mpp.errors import CheckpointError, ConfigError, DataError, UserError
 from mpp.model.backbone import Backbone
@@ -160,7 +161,7 @@ def test_the_crop_is_the_centre_square_of_a_share_of_the_short_side(splits, crop
     assert rows.tolist() == [0, 1] and found.dtype == torch.uint8
     side = round(crop * 17)
     for sample, got in zip((4, 9), found, strict=True):
-        expected = center_crop(open_rgb(images, sample, 10**6), [side, side])
+        expected = center_crop(open_image(images.read(sample), 10**6), [side, side])
         if side == resolution:
             assert np.array_equal(got.permute(1, 2, 0), np.asarray(expected))
         assert (np.asarray(to_pil_image(got)).mean() - np.asarray(expected).mean()) < 3

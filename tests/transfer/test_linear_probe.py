@@ -149,7 +149,7 @@ class Leaks(torch.nn.Module):
 
 
 def test_a_layer_that_gives_the_label_away_is_found_and_no_other(tmp_path, splits, monkeypatch):
-    leaking = LoadedEncoder(Leaks().eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "leaks", "leaks", lambda seed: Leaks())
+    leaking = LoadedEncoder(Leaks().eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "leaks", "leaks", lambda seed: Leaks(), ("leaks", {}))
     monkeypatch.setattr(probing, "read_encoder", lambda source: leaking)
     words = ["baselines=false", "linear.epochs=20", "linear.last_layers=[]", f"train={splits['train']}", f"test={splits['test']}"]
     results = run(tmp_path, "leaks", *words)

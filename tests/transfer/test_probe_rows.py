@@ -9,7 +9,8 @@ import torch
 
 from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import open_labelled
-from mpp.interop.encoder_folder import read_encoder, write_encoder
+from mpp.interop.encoder_folder import write_encoder
+from mpp.interop.read_encoder import read_encoder
 from mpp.model.encoder import build_encoder
 from mpp.probing import table_rows
 from mpp.transfer.extraction import extract

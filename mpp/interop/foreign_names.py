@@ -155,7 +155,7 @@ def _refuse(unknown: list[str]) -> None:
         )
 
 
-def architecture_of(encoder: Weights, heads: int | None) -> tuple[str, dict[str, Any]]:
+def architecture_from_shapes(encoder: Weights, heads: int | None) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments of the model whose weights these are, from their shapes.
 
     heads: where known; else the width of the relative position table, or width / 64.  Raises CheckpointError for what is no square ViT.
@@ -221,7 +221,7 @@ def architecture_of(encoder: Weights, heads: int | None) -> tuple[str, dict[str,
     return "vit_base_patch16_224", arguments
 
 
-def to_transformers(weights: Weights, prefix: str = "") -> dict[str, Tensor]:
+def vit_to_transformers(weights: Weights, prefix: str = "") -> dict[str, Tensor]:
     """timm's ViT with a class token -> the tensors of a transformers ViTModel file; prefix "vit." as inside of a larger model."""
     outside = {ours: theirs for theirs, ours in TRANSFORMERS_OUTSIDE.items()}
     named: dict[str, Tensor] = {}

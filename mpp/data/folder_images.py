@@ -1,0 +1,151 @@
+"""A folder of one folder a class as labelled images: what is an image, a class or a split, class_folders.py says."""
+
+import functools
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpp.data.class_folders import (
+    CONVERTED,
+    FolderLevels,
+    class_names,
+    describe,
+    folder_at,
+    is_hidden,
+    listed_names,
+    walk,
+)
+from mpp.data.decode import FORMATS, check_header, format_of, open_image, png
+from mpp.data.shard_format import MANIFEST
+from mpp.errors import DataError, of_this_rank
+
+
+@dataclass(eq=False)
+class FolderImages:
+    """A folder of one folder a class; where all files are images, classes, images and order are torchvision's ImageFolder's."""
+
+    path: Path
+    classes: list[str]
+    files: list[str]
+    labels: np.ndarray  # int32 [n]
+    states: np.ndarray  # int64 [n, 2]: bytes, time of change in ns
+    remarks: tuple[str, ...] = ()  # what of the folder is not used, and what is unusual, for people
+
+    labelled = True
+    remedy = "mend that file, or take it away"
+
+    @classmethod
+    def open(cls, path: Path) -> "FolderImages":
+        """Raises DataError for a folder without class folders, of splits, or with images that lie in none of its folders."""
+        ignored: Counter[str] = Counter()
+        try:
+            found = sorted(walk(path, ignored), key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)))
+            folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)}
+        except OSError as error:
+            raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
+        if not found or not folders:
+            seen = f" but {describe(ignored)}" if ignored and not found else ""
+            raise DataError(
+                f"{path} holds neither {MANIFEST} nor folders of classes with images{seen}; "
+                "make shards with data_prep/make_shards.py SOURCE OUT --labels"
+            )
+        unusual = _refuse_splits(path, [file.name for file in found])
+        labels = [folder_at(file.name, 1) for file in found]
+        if "" in labels:
+            stray = found[labels.index("")].name
+            raise DataError(f"{path}: {stray!r} lies in no folder, so it has no class; move it into the folder of its class, or away")
+        classes = class_names(set(labels), str(path), numbers=False)
+        number = {name: place for place, name in enumerate(classes)}
+        empty = sorted(folders - set(classes))
+        parts = [f"the folders {listed_names(empty)}, which hold no images and are no classes" if empty else "", describe(ignored)]
+        return cls(
+            path,
+            classes,
+            [str(path / file.name) for file in found],
+            np.array([number[label] for label in labels], dtype=np.int32),
+            np.array([(file.size, file.changed_ns) for file in found], dtype=np.int64),
+            tuple(filter(None, ["leaves out " + "; ".join(filter(None, parts)) if any(parts) else "", unusual])),
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def samples_per_shard(self) -> list[int]:
+        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+    @functools.cached_property
+    def identity(self) -> str:
+        return self._hash(with_times=False)
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        return self._hash(with_times=True)
+
+    def _hash(self, with_times: bool) -> str:
+        """Of names, labels and sizes; contents are too many to read."""
+        found = hashlib.sha256()
+        for file, (size, changed) in zip(self.files, self.states.tolist(), strict=True):
+            found.update(f"{os.path.relpath(file, self.path)}\t{size}\t{changed if with_times else ''}\n".encode(errors="surrogateescape"))
+        return found.hexdigest()
+
+    def where(self, sample: int) -> str:
+        return self.files[sample]
+
+    def size_of(self, sample: int) -> tuple[int, int]:
+        return _file_size(self.files[sample])
+
+    def read(self, sample: int) -> bytes:
+        return _file_bytes(self.files[sample])
+
+
+def _refuse_splits(path: Path, names: Iterable[str]) -> str:
+    """Raises DataError where folders are splits, or it cannot be told whether they are; returns what is unusual about them."""
+    levels = FolderLevels()
+    for name in names:
+        levels.add(name)
+    layout = levels.layout(labels=True)
+    make = f"make shards with data_prep/make_shards.py {path} OUT --labels"
+    places = [str(path / layout.wrapped_in / name) for name in layout.splits]
+    if layout.doubt:
+        told = f", which takes options to tell classes and splits apart, or give one split, such as {places[-1]}" if places else ""
+        raise DataError(f"{path}: {layout.doubt}; {make}{told}")
+    if layout.split_level == layout.level and layout.split_level < layout.class_level:
+        raise DataError(
+            f"{path} holds the folders {', '.join(layout.wrapped_in + name for name in layout.splits)} of classes, which are splits and no classes; "
+            f"give one of them, such as {places[-1]}"
+        )
+    if layout.split_level:
+        raise DataError(
+            f"{path}: its classes are divided into the splits {', '.join(layout.splits)}; {make}, which makes OUT/{layout.splits[0]}"
+        )
+    if layout.class_level > 1:
+        inside = path / layout.wrapped_in if layout.wrapped_in else Path(places[-1])
+        raise DataError(f"{path}: the classes are the folders in {inside}, since it is named like a split; give {inside}")
+    return layout.remark
+
+
+@functools.lru_cache(4)  # a sample is asked for its size, for its bytes, and for its size again
+def _file_bytes(file: str) -> bytes:
+    """As data_prep stores it: JPEG, PNG and WebP as they are, what else is an image as PNG.  The content decides, not the suffix."""
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise of_this_rank(
+            DataError(f"{file}: {error.strerror}; check the disk or mount, or the folder that changed under the program")
+        ) from error
+    if format_of(data, formats=FORMATS + CONVERTED) in FORMATS:
+        return data
+    return png(open_image(data, formats=CONVERTED))
+
+
+@functools.lru_cache(4)
+def _file_size(file: str) -> tuple[int, int]:
+    _, width, height = check_header(_file_bytes(file), sys.maxsize)  # whoever decodes it has a limit of its own
+    return width, height

@@ -1,0 +1,93 @@
+"""The way in: an encoder from a run, a folder, a file or timm's own, whoever trained it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mpp.config.sections import ModelConfig
+from mpp.errors import CheckpointError
+from mpp.interop.encoder_folder import PREFIX, fault_of
+from mpp.interop.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm
+from mpp.interop.loaded_encoder import LoadedEncoder, load_plain
+from mpp.interop.weight_files import read_json, read_weights
+from mpp.text import say
+from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
+
+
+def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | None = None) -> LoadedEncoder:
+    """The encoder of a run (its newest whole commit), of one checkpoint folder, an exported folder or file, `timm:NAME`, or another project's checkpoint.
+
+    commit: of the run, where the caller has read it.  What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError,
+    ConfigError; also for weights that are not finite.
+    """
+    loaded = _open(str(source), commit)
+    tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}}
+    if broken := [name for name, tensor in tensors.items() if not_finite(tensor)]:
+        raise CheckpointError(
+            f"{source} holds numbers that are not finite, in {some(broken)}; give an earlier checkpoint, or another encoder"
+        )
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        for note in loaded.notes:
+            say(f"note: {source}: {note}", error=True)
+    return loaded
+
+
+def _open(source: str, commit: Commit | None = None) -> LoadedEncoder:
+    path = Path(source)
+    if source.startswith(TIMM):
+        return open_timm(source)
+    if path.is_file():
+        return open_file(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{source} is neither a folder nor a file; give a run, an encoder/ folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
+        )
+    if (path / "encoder.safetensors").exists():
+        return open_file(path / "encoder.safetensors")
+    if any((path / name).exists() for name in WEIGHTS):
+        about = read_json(path / "config.json")
+        if fault := fault_of(path, about):
+            raise CheckpointError(
+                f"{path} is damaged: {fault}; give the command that wrote it again, or the run instead of its encoder/ folder"
+            )
+        return _open_own(path, about) if "model" in (about.get("mpp") or {}) else open_folder(path)
+    commit = commit or whole_commit(path)
+    if commit is None:
+        raise CheckpointError(
+            f"{source} holds neither checkpoints/*/COMMIT.json nor {', '.join(WEIGHTS)}; give a run folder with a checkpoint, an encoder/ "
+            f"folder, a checkpoint of weights, or {TIMM}NAME for one of timm's"
+        )
+    if commit.record.get("program") == "finetune":
+        if (path / "COMMIT.json").exists():
+            raise CheckpointError(
+                f"{source} is a checkpoint of fine-tuning; give its run, {path.parent.parent}, whose encoder/ holds what was chosen"
+            )
+        return _open(str(path / "encoder"))  # its weights, or their average, as the run chose
+    config = read_config(commit)
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(commit, "weight/" + PREFIX).items()}
+    words = f"{commit.folder.parent.parent.name} at {commit.samples_seen} samples"
+    return _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
+
+
+def _open_own(folder: Path, about: dict[str, Any]) -> LoadedEncoder:
+    """A folder that write_encoder wrote."""
+    weights, _ = read_weights(folder / "model.safetensors")
+    try:
+        model = ModelConfig.model_validate_json(json.dumps(about["mpp"]["model"]))
+        mean, std, source = about["pretrained_cfg"]["mean"], about["pretrained_cfg"]["std"], about["mpp"]["source"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} is not an encoder folder that mpp wrote ({error}); give a run folder or its encoder/ folder"
+        ) from error
+    return _fitting(folder, model, weights, mean, std, source)
+
+
+def _fitting(path: Path, model: ModelConfig, weights: Mapping[str, Tensor], mean: Any, std: Any, source: str) -> LoadedEncoder:
+    try:
+        return load_plain(model, weights, mean, std, source)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of {path} do not fit its own model section: {error}") from error
