@@ -1,0 +1,163 @@
+"""URLs: which ones are taken, one small file from one, and one large file into the scratch folder.
+
+s3://bucket/key  gs://bucket/key  https://host/path      and, for SOURCE, every other protocol that fsspec knows
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mpp.errors import BadSample, DataError
+from mpp.files import write_atomically
+from mpp.prep import retries, web
+from mpp.prep.retries import Refused, Trouble, errors, give_up_or_wait, meaning, shown
+from mpp.prep.sources.base import MAX_FILE_BYTES, Bar
+from mpp.prep.stores import Info, store_for
+
+WEB = ("http", "https")
+LISTED = (*WEB, "s3", "gs")  # what a row of a list may name: its author is not the user
+LOCAL = ("file", "local", "zip", "tar", "libarchive", "dir", "simplecache", "filecache", "blockcache")
+RANGE_BYTES = 32 << 20  # fetched at a time; what a kill may cost
+
+
+def is_url(where: object) -> bool:
+    return bool(re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::)", str(where)))
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """(protocol, the rest).  Raises DataError for a chain of file systems and for local ones."""
+    protocol, _, path = url.partition("://")
+    if re.match(r"[\w+.-]+::", url) or re.search(r"::[\w+.-]+://", url):
+        raise DataError(f"{shown(url)}: is a chain of URLs; give the URL of the file itself")
+    if protocol.lower() in LOCAL:
+        raise DataError(f"{shown(url)}: {protocol}:// is a local file; give its path")
+    if not path.strip("/"):
+        raise DataError(f"{shown(url)}: names nothing; give {protocol}://bucket/prefix/ or the URL of a file")
+    return protocol.lower(), path
+
+
+def last_name(url: str) -> str:
+    """The last part of a URL, without what follows a "?": no key or signature gets into a manifest."""
+    path = urlsplit(url).path if urlsplit(url).scheme in WEB else url.partition("://")[2]
+    return unquote(path).rstrip("/").rpartition("/")[2] or urlsplit(url).netloc
+
+
+def read_url(url: str) -> bytes:
+    """What a row of a list names, at most MAX_FILE_BYTES of it.
+
+    Raises BadSample where the server answers and will not give it, DataError where it does not answer in the end: a dead server must
+    stop a run, not reject a million images.
+    """
+    protocol, _, path = url.partition("://")
+    protocol = protocol.lower()
+    if protocol not in LISTED or (protocol not in WEB and not path.partition("/")[2]) or re.search(r"::[\w+.-]+://", url):
+        raise BadSample(f"{shown(url)[:200]}: is no URL of {', '.join(LISTED)}")
+    try:
+        if protocol in WEB:
+            data = web.read(url, MAX_FILE_BYTES)
+        else:
+            data = store_for(protocol).read(path, 0, MAX_FILE_BYTES + 1)
+    except Refused as error:
+        raise BadSample(f"{shown(url)[:200]}: {error}") from error
+    if not data:
+        raise BadSample(f"{shown(url)[:200]}: an empty file")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadSample(f"{shown(url)[:200]}: is larger than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def stat(url: str) -> Info | None:
+    """Size and tag of the file at a URL; None for a folder.  Raises DataError where there is neither."""
+    protocol, path = split_url(url)
+    try:
+        if protocol not in WEB:
+            return None if path.endswith("/") else store_for(protocol).info(path)
+        answer = web.stat(url)
+    except Refused as error:
+        raise DataError(f"{shown(url)}: {error}; check the address and your access to it") from error
+    if answer.size is None:
+        raise DataError(
+            f"{shown(url)}: the server does not say how large it is, so a cut would go unnoticed; get it yourself and give the file"
+        )
+    return Info(path, answer.size, answer.tag)
+
+
+def download(url: str, expected: Info, target: Path, bar: Bar) -> None:
+    """Fetch a file into `target`, which gets its name when it is whole; goes on after what an earlier, killed run fetched, if anything.
+
+    Every range is checked for its length, size and tag of the file at every answer that has them and at the end.
+    Raises DataError where the file changes meanwhile and where the server does not recover.
+    """
+    part, note = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = [shown(url), expected.size, expected.tag]  # so a signature may be renewed between two runs
+    try:
+        noted, done = json.loads(note.read_bytes())
+    except (FileNotFoundError, ValueError):
+        noted, done = None, 0
+    if noted == known and target.exists():
+        return
+    target.unlink(missing_ok=True)
+    if noted != known or not part.exists() or part.stat().st_size < done:
+        done = 0
+        part.write_bytes(b"")
+    with part.open("r+b") as file, bar(f"fetching {target.name}", expected.size) as progress:
+        file.truncate(done)
+        file.seek(done)
+        progress.update(done)
+        waits = iter(retries.PATIENCE.waits)
+        while done < expected.size:
+            try:
+                with _range(url, done, min(done + RANGE_BYTES, expected.size), expected) as (start, end, chunks):
+                    if start < done:  # no ranges here
+                        progress.update(start - done)
+                        file.truncate(start)
+                        file.seek(start)
+                        done = start
+                    for chunk in chunks:
+                        if done + len(chunk) > end:
+                            raise Trouble(f"sent more than the {end - start} bytes asked for")
+                        file.write(chunk)
+                        done += len(chunk)
+                        progress.update(len(chunk))
+                    if done < end:
+                        raise Trouble(f"sent {done - start} of {end - start} bytes")
+            except Refused as error:
+                raise DataError(
+                    f"{shown(url)}: {error}, at byte {done} of {expected.size}; check the address and your access to it"
+                ) from error
+            except errors() as error:
+                give_up_or_wait(url, f"{meaning(url, error)}, at byte {done} of {expected.size}", next(waits, None))
+                continue
+            waits = iter(retries.PATIENCE.waits)
+            file.flush()
+            write_atomically(note, json.dumps([known, done]).encode())
+    found = stat(url)
+    if found is None or (found.size, found.tag) != (expected.size, expected.tag):
+        raise _changed(url, expected, found)
+    part.rename(target)
+
+
+@contextmanager
+def _range(url: str, start: int, end: int, expected: Info) -> Iterator[tuple[int, int, Any]]:
+    """(start, end, chunks) of what the server sends when asked for [start, end): the range, or the whole file where it knows no ranges."""
+    protocol, path = split_url(url)
+    if protocol not in WEB:
+        yield start, end, [store_for(protocol).read(path, start, end)]
+        return
+    with web.get(url, start, end) as answer:
+        if (answer.size, answer.tag) != (expected.size, expected.tag):
+            raise _changed(url, expected, answer)
+        yield (start, end, answer.chunks) if answer.ranged else (0, expected.size, answer.chunks)
+
+
+def _changed(url: str, expected: Info, found: Any) -> DataError:
+    now = f"{found.size} bytes {found.tag}" if found else "a folder"
+    return DataError(
+        f"{shown(url)}: changed while it was fetched ({expected.size} bytes {expected.tag} then, {now} now); "
+        "run the same command again, and leave it alone meanwhile"
+    )
