@@ -25,6 +25,7 @@ from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, UserError
 from mpp.files import hold_folder
+from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
 from mpp.prep.options import progress
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, prepare, say_small_range
@@ -32,7 +33,6 @@ from mpp.prep.shard_job import Record, Work, note_down, read_record, records, re
 from mpp.prep.sources.archives import CHUNK, PlainReader
 from mpp.prep.sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
 from mpp.prep.sources.webdataset import WebDataset, is_ours, open_webdataset
-from mpp.prep.target import LOCK, WORK, LocalTarget, remove_scratch
 from mpp.prep.verifying import FOREIGN
 from mpp.prep.workers import Tick, run_jobs
 from mpp.text import counted, say
@@ -45,7 +45,7 @@ class TarJob:
     name: str
     bytes: int
     colour_images: int  # so many of its first images are decoded for the mean and the standard deviation
-    split = "."  # the tars lie in the target's own folder
+    split = "."  # the tars lie in the folder itself
     drop = b""  # no image is left out for being a repeat
 
     @property
@@ -76,7 +76,7 @@ def index(args: argparse.Namespace) -> int:
     for made in (folder, folder.parent):
         if (made / WORK).exists() and {path.name for path in (made / WORK).iterdir()} & {"plan.json", "begun.json", "listing.json"}:
             raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
-    with held(folder, args) as target:
+    with held(folder, args) as out:
         if (folder / MANIFEST).exists():  # written while this run waited, or the run that wrote it was killed while it cleaned up
             say(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
             return 0
@@ -90,8 +90,8 @@ def index(args: argparse.Namespace) -> int:
         plan = {**settings, "colour_images": colour_images, "mpp": mpp.__version__, "pillow": PIL.__version__}
         work = Work(
             source,
-            target,
-            target.scratch,
+            out,
+            out.scratch,
             {} if args.labels else None,  # classes have no names here
             Options(args.check, max_pixels=args.max_pixels),
             hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
@@ -112,39 +112,39 @@ def index(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
+def held(folder: Path, args: argparse.Namespace) -> Iterator[Destination]:
     """FOLDER, held for this run; without anything done nothing stays behind.  Raises UserError for one with a manifest."""
-    target = LocalTarget(folder)
-    if (folder / MANIFEST).exists() and not target.scratch.exists():
+    out = Destination(folder)
+    if (folder / MANIFEST).exists() and not out.scratch.exists():
         as_it_is = (
             f", so it can be trained on as it is (data.shards={args.out}); to index it anew, first remove"
             if is_ours(folder)
             else "; remove"
         )
         raise DataError(f"{args.out}: has a {MANIFEST} already{as_it_is} {MANIFEST} and {INDEX}")
-    with hold_folder(target.scratch / LOCK, f"{args.out}: another index_shards.py is at work here; wait for it or stop it"):
-        for place, names in ((folder, (MANIFEST, INDEX, "rejects.jsonl")), (target.scratch, ("*",))):
+    with hold_folder(out.scratch / LOCK, f"{args.out}: another index_shards.py is at work here; wait for it or stop it"):
+        for place, names in ((folder, (MANIFEST, INDEX, "rejects.jsonl")), (out.scratch, ("*",))):
             for name in names:
                 for leftover in place.glob(f".{name}.tmp-*"):
                     leftover.unlink()
         try:
-            yield target
+            yield out
         except BaseException:
-            if {path.name for path in target.scratch.iterdir()} <= {LOCK, f"{LOCK}.owner"}:
-                remove_scratch(target.scratch)
+            if {path.name for path in out.scratch.iterdir()} <= {LOCK, f"{LOCK}.owner"}:
+                remove_scratch(out.scratch)
             raise
-        remove_scratch(target.scratch)
+        remove_scratch(out.scratch)
 
 
 def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
     """Read one tar and note down its rows; their keys count its images from 0, before any is rejected."""
     assert isinstance(work.source, WebDataset)
-    path = work.target.folder(job.split) / job.name
+    path = work.out.folder(job.split) / job.name
     rows: list[tuple] = []
     rejects: list[dict] = []
     colours = np.zeros((3, 256), np.int64)
     counts: Counter = Counter(images=0, colour_images=0)
-    before = work.target.state(job.split, job.name)
+    before = work.out.state(job.split, job.name)
     reader, digest, hashed = PlainReader(path), hashlib.sha256(), 0
 
     def read_up_to(end: int) -> None:
@@ -179,7 +179,7 @@ def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
         read_up_to(job.bytes + 1)
     finally:
         reader.close()
-    if before != work.target.state(job.split, job.name) or hashed != job.bytes:
+    if before != work.out.state(job.split, job.name) or hashed != job.bytes:
         raise DataError(f"{path}: changed while it was read; leave the tars alone and run the same command again")
     entry = {"name": job.name, "bytes": hashed, "sha256": digest.hexdigest(), "samples": len(rows)}
     note_down(job, work, Record(entry, rejects, colours, counts, np.array(rows, INDEX_DTYPE)))

@@ -21,17 +21,16 @@ from mpp.data.shard_format import INDEX, MANIFEST
 from mpp.data.write_shards import write_manifest
 from mpp.errors import DataError, UserError
 from mpp.prep import holdout
+from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
 from mpp.prep.options import progress
 from mpp.prep.plan import Split, decide, opened, other_plan, plan_jobs, read_plan
 from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range
-from mpp.prep.remote_target import target_at
 from mpp.prep.repeats import DROPS, LISTED, note_repeats, read_drops, without
 from mpp.prep.shard_job import REJECTS, Job, Record, Work, build_shard, read_record, records, report_rejects
 from mpp.prep.shuffle import Listed, survey
 from mpp.prep.sources import open_source
 from mpp.prep.sources.base import SourceOptions, describe
-from mpp.prep.target import PLAN, Target
 from mpp.prep.workers import run_jobs
 from mpp.text import counted, say, say_json
 
@@ -39,9 +38,9 @@ from mpp.text import counted, say, say_json
 class Summary:
     """Adds up the shards of this run, kept ones too."""
 
-    def __init__(self, args: argparse.Namespace, target: Target, listed: Listed, splits: Iterable[str]):
+    def __init__(self, args: argparse.Namespace, out: Destination, listed: Listed, splits: Iterable[str]):
         self.args = args
-        self.target = target
+        self.out = out
         self.listed = listed
         self.splits = {split: Counter(images=0, shards=0, bytes=0) for split in splits}
         self.counts: Counter = Counter()
@@ -88,11 +87,11 @@ class Summary:
             return
         for split, found in self.splits.items():
             say(
-                f"{self.target.where(split)}: {counted(found['images'], 'image')} in {counted(found['shards'], 'shard')}, {found['bytes'] / 1e6:,.1f} MB"
+                f"{self.out.where(split)}: {counted(found['images'], 'image')} in {counted(found['shards'], 'shard')}, {found['bytes'] / 1e6:,.1f} MB"
             )
         if self.listed.holdout:
             say(f"kept apart: {holdout.describe(self.listed.holdout)}")
-        listed = "" if args.part or not self.rejects else f" ({self.target.where('rejects.jsonl')})"
+        listed = "" if args.part or not self.rejects else f" ({self.out.where('rejects.jsonl')})"
         say(f"rejected: {self.rejects:,}{listed}")
         say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
         if self.repeats["repeats"]:
@@ -123,9 +122,9 @@ class Summary:
         if args.part:
             say(f"part {args.part[0]}/{args.part[1]} is done; when all are, the same command without --part finishes {args.out}")
             if isinstance(args.out, str):
-                say(f"where this machine makes no other part, {self.target.scratch} can be removed")
+                say(f"where this machine makes no other part, {self.out.scratch} can be removed")
         else:
-            train = self.target.where("train")
+            train = self.out.where("train")
             if "train" not in self.splits:
                 return
             if isinstance(args.out, str):
@@ -142,7 +141,7 @@ class Summary:
         ]
         aside = f", {', '.join(asides)}" if asides else ""
         left = f"{counts['left_out']:,} left out" if self.args.dedup else "--dedup would leave them out"
-        return f"repeats:  {counts['repeats']:,}, byte for byte{aside}; {left} ({self.target.where('duplicates.jsonl')})"
+        return f"repeats:  {counts['repeats']:,}, byte for byte{aside}; {left} ({self.out.where('duplicates.jsonl')})"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -166,12 +165,12 @@ def run(args: argparse.Namespace) -> int:
 def make(args: argparse.Namespace) -> int:
     """List, plan, build what is missing, check the rejects, write the manifests."""
     started = time.monotonic()
-    where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
+    where, there = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
     if args.scratch and isinstance(args.out, Path):
         raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
     group_field = args.group.field or None if args.group else None
-    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
-    if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
+    source = open_source(where, there, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
+    if where == there or str(where).rstrip("/") == str(there).rstrip("/"):
         raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
     settings = {
         "name": source.name,
@@ -194,44 +193,44 @@ def make(args: argparse.Namespace) -> int:
     }
     drawn = {"group": args.group.text if args.group else None, "val_by_class": True if args.val and args.labels else None}
     wanted = {**settings, **drawn, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
-    target = target_at(args.out, args.scratch, wanted)
-    with opened(target, args) as fresh:
-        found = read_plan(target, wanted, args)
+    out = destination(args.out, args.scratch, wanted)
+    with opened(out, args) as fresh:
+        found = read_plan(out, wanted, args)
         if found and found["complete"]:
             if found["plan"]["stamp"] != (
                 found["plan"]["stamp"] if wanted["identity"] else survey(laid_out(source, found["plan"]["levels"])).stamp
             ):
                 raise other_plan(args, found, f"the files of {source.name} changed")
             for split in found["complete"]:
-                target.check(split)
+                out.check(split)
             if not args.part:
-                target.clean()  # the run that completed it may have been killed before it did so
+                out.clean()  # the run that completed it may have been killed before it did so
             said = f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do"
             say_json({"out": str(args.out), "complete": found["complete"]}) if args.json else say(said)
             return 0
-        plan = decide(source, target, wanted, args)
+        plan = decide(source, out, wanted, args)
         work = Work(
             plan.source,
-            target,
-            target.scratch,
+            out,
+            out.scratch,
             {name: number for number, name in enumerate(plan.classes)} if args.labels else None,
             Options(args.check, args.resize, args.encode, args.quality, args.max_pixels),
             hashlib.sha256(json.dumps(plan.noted["plan"]).encode()).hexdigest(),
         )
         fresh.pop_all()  # from here on what was done is kept
         part, parts = args.part or (0, 1)
-        target.look()
+        out.look()
         jobs = list(plan_jobs(plan.splits, args.samples_per_shard))
-        if noted := read_drops(target):
+        if noted := read_drops(out):
             jobs, repeats = without(jobs, noted)
         jobs = jobs[part::parts]
-        summary = Summary(args, target, plan.listed, [split.name for split in plan.splits])
+        summary = Summary(args, out, plan.listed, [split.name for split in plan.splits])
         missing = [job for job in jobs if read_record(job, work) is None]
         build(missing, work, args, summary)
         if not args.part and not noted:
             repeats, noted = note_repeats(jobs, records(jobs, work, args), work, leave_out=args.dedup)
             if repeats["left_out"]:
-                target.put(DROPS, noted)
+                out.put(DROPS, noted)
                 jobs, repeats = without(jobs, noted)
                 build([job for job in jobs if job.drop], work, args, summary)
         for job, record in zip(jobs, records(jobs, work, args), strict=True):
@@ -242,8 +241,8 @@ def make(args: argparse.Namespace) -> int:
             settings = {name: plan.noted["plan"].get(name) for name in settings} | ({"group": args.group.text} if args.group else {})
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
-            target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
-            target.clean()
+            out.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
+            out.clean()
     summary.show(time.monotonic() - started, plan.classes)
     return 0
 
@@ -251,12 +250,12 @@ def make(args: argparse.Namespace) -> int:
 def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summary) -> None:
     """Make all shards, and tell the summary."""
     for split in {job.split for job in jobs}:
-        work.target.folder(split).mkdir(parents=True, exist_ok=True)
+        work.out.folder(split).mkdir(parents=True, exist_ok=True)
     images = sum(job.count for job in jobs)
     with tqdm(total=images, desc=counted(len(jobs), "shard"), unit="img", **progress(args)) as bar:
         for _ in run_jobs(partial(build_shard, work), jobs, args.workers, bar.update):
             pass
-    work.target.look()
+    work.out.look()
     summary.built += images
     summary.built_shards += len(jobs)
     summary.read_bytes += sum(record.counts["read_bytes"] for record in records(jobs, work, args))
@@ -271,9 +270,9 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         rejects += len(record.rejects)
         images += record.entry["samples"]
     if not images:
-        why = work.target.where(LISTED if any(job.drop for job in jobs) else REJECTS)
+        why = work.out.where(LISTED if any(job.drop for job in jobs) else REJECTS)
         raise DataError(f"{settings['name']}: no readable image is left for {split.name}; {why} lists why")
-    folder = work.target.folder(split.name)
+    folder = work.out.folder(split.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(
         folder,
@@ -287,4 +286,4 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         repeats=sum(len(job.drop) // 8 for job in jobs),
     )
     for name in (INDEX, MANIFEST):
-        work.target.publish(split.name, name)
+        work.out.publish(split.name, name)

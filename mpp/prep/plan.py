@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mpp.errors import DataError, UserError
 from mpp.files import hold_folder, lock_folder, write_atomically
+from mpp.prep.destination import LOCK, PLAN, Destination
 from mpp.prep.holdout import asked, divide
 from mpp.prep.layouts import as_laid_out, laid_out, remarks_on_labels
 from mpp.prep.options import progress
@@ -19,7 +20,6 @@ from mpp.prep.shard_job import Job
 from mpp.prep.shuffle import Listed, shuffle
 from mpp.prep.sources import other_format
 from mpp.prep.sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
-from mpp.prep.target import LOCK, PLAN, Target
 from mpp.text import say
 
 
@@ -34,13 +34,13 @@ class Split:
 
 
 @contextmanager
-def opened(target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
+def opened(out: Destination, args: argparse.Namespace) -> Iterator[ExitStack]:
     """Hold OUT for this run.  Yields the clean-up that leaves nothing behind when a new OUT comes to nothing; empty for an OUT begun before."""
-    target.begun()  # before anything is made in a place that is none of ours
+    out.begun()  # before anything is made in a place that is none of ours
     with ExitStack() as locks, ExitStack() as fresh:
 
         def hold(name: str, busy: str, **options: Any) -> None:
-            locks.enter_context(hold_folder(target.scratch / name, f"{args.out}: {busy}", **options))
+            locks.enter_context(hold_folder(out.scratch / name, f"{args.out}: {busy}", **options))
 
         if args.part:
             part, parts = args.part
@@ -48,22 +48,22 @@ def opened(target: Target, args: argparse.Namespace) -> Iterator[ExitStack]:
             hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")
         else:
             hold(LOCK, "another make_shards.py is at work here; wait for it or stop it")
-            target.sweep()
+            out.sweep()
         # under the lock: whoever held it before may have begun OUT, or finished it
-        if not target.begun() and not args.part:
-            fresh.callback(lambda: None if (target.scratch / FETCHED).exists() else target.abandon())  # hours of fetching are kept
+        if not out.begun() and not args.part:
+            fresh.callback(lambda: None if (out.scratch / FETCHED).exists() else out.abandon())  # hours of fetching are kept
         yield fresh
 
 
-def read_plan(target: Target, wanted: dict, args: argparse.Namespace) -> dict | None:
+def read_plan(out: Destination, wanted: dict, args: argparse.Namespace) -> dict | None:
     """What plan.json holds; None for a new OUT.  wanted: this command's plan.  Raises DataError where OUT was begun with another one."""
-    data = target.get(PLAN)
+    data = out.get(PLAN)
     if data is None:
         return None
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{target.where(PLAN)}: is damaged ({error}); remove {args.out} or choose another folder") from error
+        raise DataError(f"{out.where(PLAN)}: is damaged ({error}); remove {args.out} or choose another folder") from error
     was = found["plan"]
     # what a URL holds has no kind before it is fetched
     changes = [name for name, value in wanted.items() if was.get(name) != value and (name != "kind" or value)]
@@ -95,18 +95,18 @@ class Plan:
     noted: dict  # plan.json's content
 
 
-def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespace) -> Plan:
+def decide(source: Source, out: Destination, wanted: dict, args: argparse.Namespace) -> Plan:
     """List the source, plan the splits, and note the plan down; one run at a time does so, and the others take it over.
 
     wanted: this command's plan.  Raises DataError where OUT was begun with another one.
     """
-    with (target.scratch / "lock-plan").open("w") as lock:
+    with (out.scratch / "lock-plan").open("w") as lock:
         lock_folder(lock, f"{args.out}: another part is still listing the source; wait for it", seconds=math.inf)
-        found = read_plan(target, wanted, args)
+        found = read_plan(out, wanted, args)
         if found is None:
-            clear(target, wanted)
+            clear(out, wanted)
         try:
-            source, kind, listed = list_once(source, target, args)
+            source, kind, listed = list_once(source, out, args)
             if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
                 raise other_plan(args, found, f"the files of {wanted['name']} changed")
             splits = plan_splits(source, listed, args)
@@ -115,11 +115,11 @@ def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespac
             remarks = [*listed.remarks, *remarks_on_labels(source, classes, listed.labels)]
         except UserError:
             if found is None:
-                target.forget()  # the source may be mended
+                out.forget()  # the source may be mended
             raise
         if found is None:
             found = {"plan": wanted | {"kind": kind, "levels": listed.levels, "stamp": listed.stamp}, "complete": []}
-            target.put(PLAN, json.dumps(found).encode())
+            out.put(PLAN, json.dumps(found).encode())
     if advice := other_format(source, listed.ignored):
         say(f"warning: {args.source} is read as a folder of images; {advice}", error=True)
     for remark in remarks:
@@ -127,12 +127,12 @@ def decide(source: Source, target: Target, wanted: dict, args: argparse.Namespac
     return Plan(source, listed, splits, classes, found)
 
 
-def clear(target: Target, wanted: dict) -> None:
+def clear(out: Destination, wanted: dict) -> None:
     """OUT has no plan yet: what a run that came to nothing left is of use only to the same command, and its listing to none."""
-    target.forget()
-    note, content = target.scratch / "begun.json", json.dumps(wanted).encode()
+    out.forget()
+    note, content = out.scratch / "begun.json", json.dumps(wanted).encode()
     if not note.exists() or note.read_bytes() != content:
-        for path in target.scratch.iterdir():
+        for path in out.scratch.iterdir():
             if path.is_file() and not path.name.startswith("lock"):
                 path.unlink()
         write_atomically(note, content)
@@ -147,12 +147,12 @@ def refuse_odd_names(source: str, others: list[str]) -> None:
             raise DataError(f"{name!r}: this name is no UTF-8, so the manifest cannot hold it; rename it") from None
 
 
-def list_once(source: Source, target: Target, args: argparse.Namespace) -> tuple[Source, str, Listed]:
+def list_once(source: Source, out: Destination, args: argparse.Namespace) -> tuple[Source, str, Listed]:
     """The source, readable at random, its kind, and what it holds, its order written to the scratch folder.
 
     What an earlier run fetched, unpacked and listed is taken over.
     """
-    scratch = target.scratch
+    scratch = out.scratch
 
     def bar(what: str, total: int | None) -> tqdm:
         return tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args))

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from mpp.files import temporary
+from mpp.prep.destination import WORK, Destination
 from mpp.prep.retries import shown
 from mpp.prep.shard_job import Job, Record, Work
 from mpp.prep.shuffle import read_order
-from mpp.prep.target import WORK, Target
 
 DROPS = f"{WORK}/drops"  # a line of JSON with the counts, then what to leave out: DROP rows sorted by job and key
 LISTED = "duplicates.jsonl"
@@ -57,7 +57,7 @@ def note_repeats(jobs: Sequence[Job], records: Iterable[Record], work: Work, *, 
     drop_jobs, drop_keys = array("I"), array("Q")
 
     def lines() -> Iterator[bytes]:
-        for kept, repeat in _equal(_candidates(jobs, records), sum(job.count for job in jobs), work.orders, jobs, work.target):
+        for kept, repeat in _equal(_candidates(jobs, records), sum(job.count for job in jobs), work.orders, jobs, work.out):
             drop = leave_out and int(repeat["rank"]) != KEPT_WHOLE
             if drop:
                 drop_jobs.append(int(repeat["job"]))
@@ -73,7 +73,7 @@ def note_repeats(jobs: Sequence[Job], records: Iterable[Record], work: Work, *, 
     found = lines()
     first = next(found, None)
     if first is not None:
-        work.target.put_stream(LISTED, _again(first, found))
+        work.out.put_stream(LISTED, _again(first, found))
     drops = np.empty(len(drop_jobs), DROP)
     drops["job"], drops["key"] = drop_jobs, drop_keys
     drops.sort(order=("job", "key"))
@@ -89,9 +89,9 @@ def without(jobs: Sequence[Job], noted: bytes) -> tuple[list[Job], Counter]:
     return kept, Counter(json.loads(counts))
 
 
-def read_drops(target: Target) -> bytes | None:
+def read_drops(out: Destination) -> bytes | None:
     """What an earlier run found, None where none did."""
-    return target.get(DROPS)
+    return out.get(DROPS)
 
 
 def _again(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -109,7 +109,7 @@ def _candidates(jobs: Sequence[Job], records: Iterable[Record]) -> Iterator[np.n
 
 
 def _equal(
-    tables: Iterable[np.ndarray], total: int, scratch: Path, jobs: Sequence[Job], target: Target
+    tables: Iterable[np.ndarray], total: int, scratch: Path, jobs: Sequence[Job], out: Destination
 ) -> Iterator[tuple[np.void, np.void]]:
     """(the row to keep, another row) for every two rows whose images are equal byte for byte."""
     for rows in _dealt(tables, 1 + total // ROWS_AT_ONCE, scratch):
@@ -125,7 +125,7 @@ def _equal(
             for place in alike.tolist():
                 row = rows[place]
                 job = jobs[row["job"]]
-                digest = hashlib.sha256(target.read(job.split, job.name, int(row["offset"]), int(row["size"]))).digest()
+                digest = hashlib.sha256(out.read(job.split, job.name, int(row["offset"]), int(row["size"]))).digest()
                 if digest in kept:
                     yield kept[digest], row
                 else:

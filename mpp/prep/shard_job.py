@@ -16,12 +16,12 @@ from tqdm import tqdm
 from mpp.data.shard_format import INDEX_DTYPE, MEAN_STD_IMAGES
 from mpp.data.write_shards import Sample, write_shard
 from mpp.errors import BadSample, DataError
+from mpp.prep.destination import WORK, Destination
 from mpp.prep.options import progress
 from mpp.prep.prepare import Options, prepare
 from mpp.prep.retries import shown
 from mpp.prep.shuffle import read_order
 from mpp.prep.sources.base import Source
-from mpp.prep.target import WORK, Target
 from mpp.prep.workers import Tick
 
 REJECTS = "rejects.jsonl"
@@ -54,7 +54,7 @@ class Work:
     """What all jobs of a run share."""
 
     source: Source
-    target: Target
+    out: Destination
     orders: Path  # the folder with the orders
     classes: dict[str, int] | None  # number by name; None without labels
     options: Options
@@ -115,13 +115,13 @@ def build_shard(work: Work, job: Job, tick: Tick) -> None:
             yield Sample(key, done.field, done.data, done.width, done.height, label)
 
     try:
-        entry, rows = write_shard(work.target.folder(job.split), job.name, samples())
+        entry, rows = write_shard(work.out.folder(job.split), job.name, samples())
     finally:
         reader.close()
     if entry["samples"]:
-        work.target.publish(job.split, job.name)
+        work.out.publish(job.split, job.name)
     else:
-        work.target.discard(job.split, job.name)  # made before its images were found to be repeats
+        work.out.discard(job.split, job.name)  # made before its images were found to be repeats
     note_down(job, work, Record(entry, rejects, colours, counts, rows))
 
 
@@ -130,13 +130,13 @@ def note_down(job: Noted, work: Work, done: Record) -> None:
     record = {
         "plan": work.plan,
         "drop": _hash(job.drop),
-        "state": work.target.state(job.split, job.name),
+        "state": work.out.state(job.split, job.name),
         "entry": done.entry,
         "rejects": done.rejects,
         "colours": done.colours.tolist() if done.counts["colour_images"] else None,
         "counts": done.counts,
     }
-    work.target.put(job.record, json.dumps(record).encode() + b"\n" + done.rows.tobytes())
+    work.out.put(job.record, json.dumps(record).encode() + b"\n" + done.rows.tobytes())
 
 
 def _hash(drop: bytes) -> str:
@@ -145,10 +145,10 @@ def _hash(drop: bytes) -> str:
 
 def read_record(job: Noted, work: Work) -> Record | None:
     """What `build_shard` noted down; None where it did not, or for another plan, or where the shard was touched since."""
-    noted, _, rows = (work.target.get(job.record) or b"").partition(b"\n")
+    noted, _, rows = (work.out.get(job.record) or b"").partition(b"\n")
     try:
         record = json.loads(noted)
-        changed = record["state"] != work.target.state(job.split, job.name)
+        changed = record["state"] != work.out.state(job.split, job.name)
         if changed or (record["plan"], record["drop"]) != (work.plan, _hash(job.drop)):
             return None
         colours = np.array(record["colours"] or np.zeros((3, 256)), np.int64)
@@ -162,7 +162,7 @@ def records(jobs: Sequence[Noted], work: Work, args: argparse.Namespace) -> Iter
     for job in tqdm(jobs, desc="records", unit="shard", delay=2, **progress(args)):
         record = read_record(job, work)
         if record is None:
-            raise DataError(f"{work.target.where(job.split, job.name)}: vanished or changed meanwhile; run the same command again")
+            raise DataError(f"{work.out.where(job.split, job.name)}: vanished or changed meanwhile; run the same command again")
         yield record
 
 
@@ -178,19 +178,19 @@ def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int,
                 first.update(first or reject)
                 yield json.dumps(reject).encode() + b"\n"
 
-    work.target.put_stream(REJECTS, lines())
+    work.out.put_stream(REJECTS, lines())
     count = images + rejects
     if rejects > args.max_rejects * count:
         if not images:
             raise DataError(
-                f"none of {count} files is a readable image, first {first['name']!r} ({first['reason']}); {work.target.where(REJECTS)} lists "
+                f"none of {count} files is a readable image, first {first['name']!r} ({first['reason']}); {work.out.where(REJECTS)} lists "
                 f"them all; {remedy}"
             )
         enough = math.ceil(rejects / count * 1000) / 1000
         raise DataError(
             f"{rejects:,} of {count:,} files are not readable images, "
             f"first {first['name']!r} ({first['reason']}); "
-            f"{work.target.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are "
+            f"{work.out.where(REJECTS)} lists them all; run again with --max-rejects {enough:g} to go on without them (finished shards are "
             f"kept), or {remedy}"
             + ("; a new OUT made with --max-pixels takes larger images" if "too many pixels" in first["reason"] else "")
         )

@@ -133,7 +133,7 @@ ROWS = [
         '"val_by_class": None}', 'tests/prep/test_holdout.py::test_an_out_begun_when_val_was_drawn_from_all_classes_together_is_refused',
     ),
     Row(
-        'what another run has made is removed', 'mpp/prep/plan.py', 'if not target.begun() and not args.part:',
+        'what another run has made is removed', 'mpp/prep/plan.py', 'if not out.begun() and not args.part:',
         'if not args.part:', 'tests/prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
     ),
     Row(
@@ -379,7 +379,7 @@ ROWS = [
         'missing = jobs', 'tests/prep/test_index_shards.py::test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes',
     ),
     Row(
-        'an index is overwritten', 'mpp/prep/indexing.py', 'if (folder / MANIFEST).exists() and not target.scratch.exists():',
+        'an index is overwritten', 'mpp/prep/indexing.py', 'if (folder / MANIFEST).exists() and not out.scratch.exists():',
         'if False:', 'tests/prep/test_index_shards.py::test_bad_input_is_one_line_that_says_what_to_do',
     ),
     Row(
@@ -440,16 +440,16 @@ ROWS = [
         'if True:', 'tests/prep/test_remote.py::test_a_prefix_gives_the_shards_of_its_folder',
     ),
     Row(
-        'an old listing serves a new OUT', 'mpp/prep/remote_target.py', '(self.scratch / "listing.json").unlink(missing_ok=True)',
+        'an old listing serves a new OUT', 'mpp/prep/destination.py', '(self.scratch / "listing.json").unlink(missing_ok=True)',
         'pass', 'tests/prep/test_remote.py::test_a_bucket_emptied_and_begun_anew_does_not_meet_an_old_listing',
     ),
     Row(
-        'what other machines made is made again', 'mpp/prep/remote_target.py', 'return [info.size, info.tag] if info else None',
+        'what other machines made is made again', 'mpp/prep/destination.py', 'return [info.size, info.tag] if info else None',
         'return None', 'tests/prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
     ),
     Row(
-        'a half-fetched source is thrown away', 'mpp/prep/plan.py', 'None if (target.scratch / FETCHED).exists() else target.abandon()',
-        'target.abandon()', 'tests/prep/test_remote.py::test_a_half_fetched_source_outlives_a_dead_server',
+        'a half-fetched source is thrown away', 'mpp/prep/plan.py', 'None if (out.scratch / FETCHED).exists() else out.abandon()',
+        'out.abandon()', 'tests/prep/test_remote.py::test_a_half_fetched_source_outlives_a_dead_server',
     ),
     # Verifying and inspecting.
     Row(

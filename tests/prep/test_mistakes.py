@@ -16,9 +16,9 @@ from data_prep import index_shards
 from data_prep.make_shards import main
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
+from mpp.prep.destination import PLAN, Destination
 from mpp.prep.sources import open_source
 from mpp.prep.sources.base import reason_to_ignore
-from mpp.prep.target import PLAN, LocalTarget
 
 
 def make(*words) -> None:
@@ -50,7 +50,7 @@ def stopped_before_the_plan(monkeypatch):
     """A context in which make_shards.py is killed when it has listed, just before it notes its plan down."""
 
     def stop(*words) -> None:
-        real = LocalTarget.put
+        real = Destination.put
 
         def put(self, name, data):
             if name == PLAN:
@@ -58,8 +58,8 @@ def stopped_before_the_plan(monkeypatch):
             real(self, name, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LocalTarget, "put", put)
-            patch.setattr(LocalTarget, "abandon", lambda self: None)  # a kill leaves no time for this
+            patch.setattr(Destination, "put", put)
+            patch.setattr(Destination, "abandon", lambda self: None)  # a kill leaves no time for this
             with pytest.raises(KeyboardInterrupt):
                 make(*words)
 

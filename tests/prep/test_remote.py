@@ -1,4 +1,4 @@
-"""Sources and targets behind URLs: servers that misbehave, and object stores that must give what a local folder gives."""
+"""SOURCE and OUT behind URLs: servers that misbehave, and object stores that must give what a local folder gives."""
 
 import errno
 import io
@@ -27,7 +27,7 @@ from PIL import Image
 from data_prep import make_shards
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
-from mpp.prep import remote, remote_target, retries, stores, workers
+from mpp.prep import destination, remote, retries, stores, workers
 from mpp.prep.sources import open_source
 from mpp.prep.sources.base import Item
 
@@ -521,26 +521,26 @@ def test_other_stores_list_and_read_through_fsspec():
 @pytest.mark.parametrize("wrong", [b"short", b"x" * 1000])
 def test_an_upload_that_did_not_arrive_as_it_was_is_found(s3, tmp_path, monkeypatch, wrong):
     monkeypatch.setattr(retries, "PATIENCE", retries.Patience(waits=(0,)))
-    target = remote_target.RemoteTarget("s3://bucket/out", tmp_path)
-    target.folder("train").mkdir(parents=True)
-    (target.folder("train") / "000000.tar").write_bytes(bytes(1000))
-    monkeypatch.setattr(target.store.fs, "put_file", lambda local, path, **options: target.store.fs.pipe_file(path, wrong))
+    out = destination.StoreDestination("s3://bucket/out", tmp_path)
+    out.folder("train").mkdir(parents=True)
+    (out.folder("train") / "000000.tar").write_bytes(bytes(1000))
+    monkeypatch.setattr(out.store.fs, "put_file", lambda local, path, **options: out.store.fs.pipe_file(path, wrong))
     with pytest.raises(DataError, match="after an upload of"):
-        target.publish("train", "000000.tar")
-    assert (target.folder("train") / "000000.tar").exists()
+        out.publish("train", "000000.tar")
+    assert (out.folder("train") / "000000.tar").exists()
 
 
 def test_a_published_shard_can_be_read_in_part_and_removed(s3, tmp_path):
-    target = remote_target.RemoteTarget("s3://bucket/out", tmp_path)
-    target.folder("train").mkdir(parents=True)
-    (target.folder("train") / "000000.tar").write_bytes(BODY)
-    target.publish("train", "000000.tar")
-    assert target.state("train", "000000.tar")[0] == len(BODY)
-    assert target.read("train", "000000.tar", 1000, 50) == BODY[1000:1050]
-    target.discard("train", "000000.tar")
-    target.look()
-    assert target.state("train", "000000.tar") is None
-    target.discard("train", "000000.tar")
+    out = destination.StoreDestination("s3://bucket/out", tmp_path)
+    out.folder("train").mkdir(parents=True)
+    (out.folder("train") / "000000.tar").write_bytes(BODY)
+    out.publish("train", "000000.tar")
+    assert out.state("train", "000000.tar")[0] == len(BODY)
+    assert out.read("train", "000000.tar", 1000, 50) == BODY[1000:1050]
+    out.discard("train", "000000.tar")
+    out.look()
+    assert out.state("train", "000000.tar") is None
+    out.discard("train", "000000.tar")
 
 
 def test_a_large_upload_is_compared_by_the_etag_of_its_parts(s3, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_whose_images_are_kept_before_whose():
 
 
 class Images:
-    """A target whose shards are dictionaries."""
+    """An OUT whose shards are dictionaries."""
 
     def __init__(self, images: dict[tuple[str, str, int], bytes]):
         self.images = images
