@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpp.prep.shuffle import shuffle
-from mpp.prep.sources.base import Item, Source
+from mpp.prep.source import Item, Source
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mpp.errors import UserError
 from mpp.prep.shuffle import order_lines, rewrite_order
-from mpp.prep.sources.base import Item
+from mpp.prep.source import Item
 
 SWEEPS = 20  # over all things, at most
 PATTERN = "re:"  # --group re:REGEX

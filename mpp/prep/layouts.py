@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpp.data.class_folders import FolderLevels, Layout, listed_names
 from mpp.errors import DataError, UserError
 from mpp.prep.shuffle import Listed
-from mpp.prep.sources.base import Item, Source
+from mpp.prep.source import Item, Source
 from mpp.prep.sources.laid_out import AS_LISTED, TREES, LaidOut
 from mpp.prep.sources.lists import ROWS
 

@@ -26,11 +26,11 @@ from mpp.prep.layouts import laid_out
 from mpp.prep.options import progress
 from mpp.prep.plan import Split, decide, opened, other_plan, plan_jobs, read_plan
 from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range
-from mpp.prep.repeats import DROPS, LISTED, note_repeats, read_drops, without
+from mpp.prep.repeats import DROPS, LISTED, note_repeats, without
 from mpp.prep.shard_job import REJECTS, Job, Record, Work, build_shard, read_record, records, report_rejects
 from mpp.prep.shuffle import Listed, survey
+from mpp.prep.source import SourceOptions, describe
 from mpp.prep.sources import open_source
-from mpp.prep.sources.base import SourceOptions, describe
 from mpp.prep.workers import run_jobs
 from mpp.text import counted, say, say_json
 
@@ -221,7 +221,7 @@ def make(args: argparse.Namespace) -> int:
         part, parts = args.part or (0, 1)
         out.look()
         jobs = list(plan_jobs(plan.splits, args.samples_per_shard))
-        if noted := read_drops(out):
+        if noted := out.get(DROPS):
             jobs, repeats = without(jobs, noted)
         jobs = jobs[part::parts]
         summary = Summary(args, out, plan.listed, [split.name for split in plan.splits])

@@ -18,8 +18,8 @@ from mpp.prep.layouts import as_laid_out, laid_out, remarks_on_labels
 from mpp.prep.options import progress
 from mpp.prep.shard_job import Job
 from mpp.prep.shuffle import Listed, shuffle
+from mpp.prep.source import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
 from mpp.prep.sources import other_format
-from mpp.prep.sources.base import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
 from mpp.text import say
 
 

@@ -21,7 +21,7 @@ from mpp.prep.options import progress
 from mpp.prep.prepare import Options, prepare
 from mpp.prep.retries import shown
 from mpp.prep.shuffle import read_order
-from mpp.prep.sources.base import Source
+from mpp.prep.source import Source
 from mpp.prep.workers import Tick
 
 REJECTS = "rejects.jsonl"

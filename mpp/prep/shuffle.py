@@ -20,7 +20,7 @@ from typing import Any
 
 from mpp.errors import DataError
 from mpp.files import temporary, write_atomically, write_stream
-from mpp.prep.sources.base import MAX_CLASSES, Item, Source
+from mpp.prep.source import MAX_CLASSES, Item, Source
 from mpp.prep.sources.laid_out import AS_LISTED
 
 BUCKETS = 1024  # a bucket of a thousand million items still fits into 400 MB

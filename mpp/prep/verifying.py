@@ -36,7 +36,7 @@ from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError
 from mpp.prep.options import progress
 from mpp.prep.prepare import Options, prepare
-from mpp.prep.sources.base import Item, check_size
+from mpp.prep.source import Item, check_size
 from mpp.prep.sources.webdataset import TarImage, WebDataset
 from mpp.prep.splits import splits_of, spread
 from mpp.prep.workers import Tick, run_jobs

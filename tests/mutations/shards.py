@@ -1,6 +1,6 @@
 """Bugs that data_prep's tests must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 ROWS = [
     Row(
@@ -40,17 +40,17 @@ ROWS = [
         "tests/prep/test_pixels.py::test_12_bit_data_in_16_bit_files_is_spoken_of",
     ),
     # Order, parts, one file's way, repeats, archives.
-    Row(
-        'repeats of val are kept in train', 'mpp/prep/repeats.py', 'KEPT_WHOLE, MADE_BY_US, TRAIN = range(3)',
-        'TRAIN, MADE_BY_US, KEPT_WHOLE = range(3)', 'tests/prep/test_repeats.py::test_what_is_left_holds_every_image_once_and_val_keeps_what_train_shares_with_it',
+    Plant(
+        'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',
+        'tests/prep/test_repeats.py::test_what_is_left_holds_every_image_once_and_val_keeps_what_train_shares_with_it',
     ),
     Row(
-        'equal checksums are equal images', 'mpp/prep/repeats.py', 'int(row["size"]))).digest()',
-        'int(row["size"]))).digest()[:0]', 'tests/prep/test_repeats.py::test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and_in_any_bucket',
+        'equal checksums are equal images', 'mpp/prep/repeats.py', 'image.size)).digest()',
+        'image.size)).digest()[:0]', 'tests/prep/test_repeats.py::test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and_in_any_bucket',
     ),
-    Row(
-        'a test split loses its repeats', 'mpp/prep/repeats.py', 'leave_out and int(repeat["rank"]) != KEPT_WHOLE',
-        'leave_out', 'tests/prep/test_repeats.py::test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it',
+    Plant(
+        'a test split loses its repeats', 'mpp.prep.repeats:rank_of', 'lambda job: max(real(job), MADE_BY_US)',
+        'tests/prep/test_repeats.py::test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it',
     ),
     Row(
         'a shard with repeats counts as finished', 'mpp/prep/shard_job.py', '(record["plan"], record["drop"]) != (work.plan, _hash(job.drop))',
@@ -169,7 +169,7 @@ ROWS = [
         'if False:', 'tests/prep/test_disks.py::test_an_image_that_changed_since_it_was_listed_stops_the_run',
     ),
     Row(
-        'sizes that lie are believed', 'mpp/prep/sources/base.py', 'if not item.size or item.size > MAX_FILE_BYTES:',
+        'sizes that lie are believed', 'mpp/prep/source.py', 'if not item.size or item.size > MAX_FILE_BYTES:',
         'if not item.size:', 'tests/prep/test_hostile_archives.py::test_a_size_beyond_any_photograph_is_rejected_before_it_is_read',
     ),
     # Lists, CIFAR, ImageNet, parquet, WebDataset tars, and indexes of tars from elsewhere.
@@ -258,7 +258,7 @@ ROWS = [
         '        for line in file.readlines():', 'tests/prep/test_lists.py::test_a_long_list_is_never_in_memory',
     ),
     Row(
-        'one number makes all labels numbers', 'mpp/prep/sources/base.py', 'all(map(str.isdecimal, labels))',
+        'one number makes all labels numbers', 'mpp/prep/source.py', 'all(map(str.isdecimal, labels))',
         'any(map(str.isdecimal, labels))', 'tests/prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
     ),
     # What is an image, a class, a split, a header.
@@ -392,11 +392,11 @@ ROWS = [
     ),
     # Servers and object stores.
     Row(
-        'a range from elsewhere is taken', 'mpp/prep/web.py', 'int(sent[1]) != start or ',
+        'a range from elsewhere is taken', 'mpp/prep/remote.py', 'int(sent[1]) != start or ',
         '', 'tests/prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
     ),
     Row(
-        'a dead server is a reject', 'mpp/prep/web.py', 'if status >= 500 or status in TRY_AGAIN:',
+        'a dead server is a reject', 'mpp/prep/remote.py', 'if status >= 500 or status in TRY_AGAIN:',
         'if status in TRY_AGAIN:', 'tests/prep/test_remote.py::test_a_row_of_a_dead_server_stops_the_run',
     ),
     Row(

@@ -16,8 +16,8 @@ from data_prep import make_shards
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.prep.source import SourceOptions
 from mpp.prep.sources import cifar, open_source
-from mpp.prep.sources.base import SourceOptions
 
 IMAGES = 3  # a batch
 NAMES = {"cifar10": [f"ten{n}" for n in range(10)], "cifar100": [f"hundred{99 - n}" for n in range(100)]}  # not in alphabetical order

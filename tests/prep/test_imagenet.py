@@ -21,8 +21,8 @@ from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
+from mpp.prep.source import SourceOptions
 from mpp.prep.sources import imagenet, open_source
-from mpp.prep.sources.base import SourceOptions
 from mpp.prep.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, read_devkit
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import EncoderExtractor

@@ -17,8 +17,8 @@ from data_prep.make_shards import main
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
 from mpp.prep.destination import PLAN, Destination
+from mpp.prep.source import reason_to_ignore
 from mpp.prep.sources import open_source
-from mpp.prep.sources.base import reason_to_ignore
 
 
 def make(*words) -> None:

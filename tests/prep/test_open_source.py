@@ -6,8 +6,8 @@ import zipfile
 import pytest
 
 from mpp.errors import DataError, UserError
+from mpp.prep.source import SourceOptions
 from mpp.prep.sources import FORMATS, open_source
-from mpp.prep.sources.base import SourceOptions
 
 
 @pytest.fixture(scope="module")

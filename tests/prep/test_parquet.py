@@ -18,8 +18,8 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from data_prep import make_shards  # noqa: E402
+from mpp.prep.source import SourceOptions  # noqa: E402
 from mpp.prep.sources import open_source  # noqa: E402
-from mpp.prep.sources.base import SourceOptions  # noqa: E402
 from mpp.prep.sources.parquet import Parquet, split_of  # noqa: E402
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

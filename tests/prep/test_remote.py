@@ -28,8 +28,8 @@ from data_prep import make_shards
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
 from mpp.prep import destination, remote, retries, stores, workers
+from mpp.prep.source import Item
 from mpp.prep.sources import open_source
-from mpp.prep.sources.base import Item
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")

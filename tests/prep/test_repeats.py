@@ -174,9 +174,8 @@ def test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and
         for place, (data, checksum) in enumerate(shard):
             expected.setdefault((data, checksum), []).append(job.first + place)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repeats, "ROWS_AT_ONCE", at_once)
-        total = sum(map(len, shards))
-        pairs = repeats._equal(repeats._candidates(jobs, tables), total, tmp_path_factory.getbasetemp(), jobs, Images(images))
-        found = [(int(kept["key"]), int(repeat["key"])) for kept, repeat in pairs]
+        patch.setattr("mpp.prep.shuffle.BUFFER_BYTES", 150 * at_once)
+        pairs = repeats._equal(jobs, tables, tmp_path_factory.getbasetemp(), Images(images))
+        found = [(kept.key, repeat.key) for kept, repeat in pairs]
     assert sorted(found) == sorted((first, key) for first, *others in expected.values() for key in others)
     assert not list(tmp_path_factory.getbasetemp().glob(".repeats-*"))

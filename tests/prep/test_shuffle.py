@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpp.prep import shuffle
-from mpp.prep.sources.base import Item, Source
+from mpp.prep.source import Item, Source
 
 
 class Given(Source):

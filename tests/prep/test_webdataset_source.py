@@ -14,8 +14,8 @@ from PIL import Image
 from data_prep import make_shards
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.prep.source import SourceOptions
 from mpp.prep.sources import open_source
-from mpp.prep.sources.base import SourceOptions
 from mpp.prep.sources.webdataset import label_text
 
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from mpp.errors import DataError, UserError
+from mpp.prep.source import IMAGE_SUFFIXES, Source, SourceOptions
 from mpp.prep.sources.archives import MAGIC, PackedTar, Tar, Zip
-from mpp.prep.sources.base import IMAGE_SUFFIXES, Source, SourceOptions
 from mpp.prep.sources.checksum import checked, parse_checksum
 from mpp.prep.sources.cifar import CLASSES as CIFAR
 from mpp.prep.sources.cifar import LAYOUTS, Cifar, folder_inside
@@ -17,6 +17,7 @@ from mpp.prep.sources.imagenet import TRAIN, ImageNet, is_imagenet
 from mpp.prep.sources.laid_out import LaidOut
 from mpp.prep.sources.lists import ROWS, ListFile, beginning, kind_of_list
 from mpp.prep.sources.parquet import PARQUET_MAGIC, is_parquet, open_parquet
+from mpp.prep.sources.urls import open_url
 from mpp.prep.sources.webdataset import is_webdataset, open_webdataset
 
 FOLDERS = ("folder", "imagenet")
@@ -35,7 +36,7 @@ def open_source(where: Path | str, leave_out: Path | str, options: SourceOptions
     Raises DataError for anything else, and UserError for options that do not fit it.
     """
     if isinstance(where, str):
-        return _open_url(where, str(leave_out), options)
+        return open_url(where, str(leave_out), options, partial(open_source, leave_out=leave_out, options=options))
     path, leave_out = where, Path(leave_out)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; {_REMEDY}")
@@ -144,21 +145,3 @@ def other_format(source: Source, ignored: Counter) -> str:
     if not meant:
         return ""
     return f"for its {ignored[meant[0][0]]} {meant[0][0]} files say --format {meant[0][1]}"
-
-
-def _open_url(url: str, leave_out: str, options: SourceOptions) -> Source:
-    """A file is fetched first; a prefix of an object store is read in place."""
-    from mpp.prep.remote import stat  # which imports sources.base
-    from mpp.prep.sources.bucket import Bucket
-    from mpp.prep.sources.fetched import Fetched
-
-    info = stat(url)
-    if info is None:
-        if options.checksum or options.format not in (None, "folder"):
-            raise DataError(f"{url}: is no file but a prefix, which is read as a folder of images; leave out --checksum and --format")
-        if options.group_field:
-            raise UserError(
-                f"--group {options.group_field}: {url} is a prefix and has no fields; give the level of a folder, such as --group 1"
-            )
-        return Bucket(url, leave_out)
-    return Fetched(url, info, partial(open_source, leave_out=leave_out, options=options))

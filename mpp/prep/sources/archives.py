@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO
 
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
-from mpp.prep.sources.base import Bar, Item, Source, check_size, first_folder, reason_to_ignore
+from mpp.prep.source import Bar, Item, Source, check_size, first_folder, reason_to_ignore
 from mpp.prep.sources.links import HARD, SYMBOLIC, Member, name_parts, with_links
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
@@ -33,7 +33,7 @@ MAX_ZIP_END = ZIP_END_BYTES + (1 << 16)  # with its comment
 
 
 class PlainReader:
-    """Reads byte ranges of one file.  An item's place is (offset,)."""
+    """Reads byte ranges of one file.  An item's place ends in its offset."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -45,7 +45,7 @@ class PlainReader:
 
     def read(self, item: Item) -> bytes:
         check_size(item)
-        data = self.pread(item.size, item.place[0])
+        data = self.pread(item.size, item.place[-1])
         if len(data) != item.size:
             raise DataError(
                 f"{self.path}: ends inside {item.name} ({len(data)} of {item.size} bytes), so it was cut after it was listed; "
@@ -58,19 +58,20 @@ class PlainReader:
 
 
 class FilesReader:
-    """Readers of the files of one folder; the OPEN_FILES used last are kept open."""
+    """Reads from the files of one folder; the OPEN_FILES used last are kept open."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, file_of: Callable[[Item], str]):
+        self._folder, self._file_of = folder, file_of
         self._open: OrderedDict[str, PlainReader] = OrderedDict()
 
-    def of(self, name: str) -> PlainReader:
+    def read(self, item: Item) -> bytes:
+        name = self._file_of(item)
         if name not in self._open:
             if len(self._open) == OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-            self._open[name] = PlainReader(self.folder / name)
+            self._open[name] = PlainReader(self._folder / name)
         self._open.move_to_end(name)
-        return self._open[name]
+        return self._open[name].read(item)
 
     def close(self) -> None:
         for reader in self._open.values():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpp.errors import DataError, UserError
 from mpp.files import write_atomically
-from mpp.prep.sources.base import Bar, Source
+from mpp.prep.source import Bar, Source
 
 OFFICIAL = "official"  # --checksum official: those that the publisher of a known data set gives
 CHUNK = 1 << 20

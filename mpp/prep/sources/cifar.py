@@ -17,9 +17,9 @@ import numpy as np
 
 from mpp.errors import DataError
 from mpp.files import write_atomically, write_stream
+from mpp.prep.source import Bar, Item, Source
 from mpp.prep.sources.archives import PACKED, PackedTar, PlainReader, Stretch, errors_of_packed, tar_members
 from mpp.prep.sources.array_pickle import DAMAGED, Array, ArrayUnpickler, ForbiddenError
-from mpp.prep.sources.base import Bar, Item, Source
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
 
 PIXELS = 3 * 32 * 32  # bytes of an image: all red, all green, all blue

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpp.data.class_folders import walk
 from mpp.errors import DataError
-from mpp.prep.sources.base import Item, Source, check_size, first_folder
+from mpp.prep.source import Item, Source, check_size, first_folder
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from mpp.errors import DataError
-from mpp.prep.sources.archives import PlainReader, Stretch, Tar, errors_of_packed, irregular, tar_images, tar_members
-from mpp.prep.sources.base import Bar, Item, Reader, Source
+from mpp.prep.source import Bar, Item, Source
+from mpp.prep.sources.archives import FilesReader, Stretch, Tar, errors_of_packed, irregular, tar_images, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -98,8 +98,8 @@ class ImageNet(Source):
                 label = truth[int(number[1]) - 1]
             yield item._replace(label=label, split="val")
 
-    def reader(self) -> "TarsReader":
-        return TarsReader({"train": self.path / TRAIN, "val": self.path / VAL})
+    def reader(self) -> FilesReader:
+        return FilesReader(self.path, lambda item: {"train": TRAIN, "val": VAL}[item.split])
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         """Sorted WordNet ids: all of the development kit's where it is there."""
@@ -109,23 +109,6 @@ class ImageNet(Source):
         if strange := set(labels) - set(names):
             raise DataError(f"{self.path / TRAIN}: {DEVKIT} knows no class {min(strange)}; get both again, or leave out --labels")
         return names
-
-
-class TarsReader:
-    """Reads from the tar of the item's split."""
-
-    def __init__(self, paths: dict[str, Path]):
-        self._paths = paths
-        self._open: dict[str, Reader] = {}
-
-    def read(self, item: Item) -> bytes:
-        if item.split not in self._open:
-            self._open[item.split] = PlainReader(self._paths[item.split])
-        return self._open[item.split].read(item)
-
-    def close(self) -> None:
-        for reader in self._open.values():
-            reader.close()
 
 
 def read_devkit(path: Path) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mpp.data.class_folders import folder_at, split_named
 from mpp.errors import DataError
-from mpp.prep.sources.base import Item, Reader, Source
+from mpp.prep.source import Item, Reader, Source
 
 TREES = ("folder", "zip", "tar")  # kinds whose labels are folders
 AS_LISTED = (1, 0)  # levels of class and split: the first folder is the class, and none is a split

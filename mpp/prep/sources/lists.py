@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
 from mpp.errors import BadSample, DataError
-from mpp.prep.sources.base import MAX_FILE_BYTES, Item, Source, SourceOptions, wrong_size
+from mpp.prep.source import MAX_FILE_BYTES, Item, Source, SourceOptions, wrong_size
 
 # Where several are there, the first of these.
 PATH_COLUMNS = ("path", "file", "filename", "image", "url", "filepath", "file_path", "file_name", "image_path", "image_file", "image_name")

@@ -23,8 +23,8 @@ from typing import Any
 from mpp.data.class_folders import SPLITS
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
+from mpp.prep.source import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
 from mpp.prep.sources.archives import FilesReader
-from mpp.prep.sources.base import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
 from mpp.prep.sources.webdataset import label_text
 
 PARQUET_MAGIC = b"PAR1"
@@ -145,7 +145,7 @@ class Parquet(Source):
 
     def reader(self) -> "RowsReader":
         assert self.scratch
-        return RowsReader(self.scratch)
+        return RowsReader(self.scratch, lambda item: f"source-{item.place[0]}.rows")
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         if self.columns.label_kind != "class":
@@ -161,20 +161,13 @@ class Parquet(Source):
         return int(label) if self.columns.label_kind in ("class", "number") else numbers[label]
 
 
-class RowsReader:
+class RowsReader(FilesReader):
     """Reads images of the .rows files.  An item's place is (hash, offset), or (hash, path) where the row has no bytes."""
 
-    def __init__(self, scratch: Path):
-        self._files = FilesReader(scratch)
-
     def read(self, item: Item) -> bytes:
-        stamp, place = item.place
         if item.size < 0:
-            raise BadSample(f"the row has no bytes, only the path {place}" if place else "the row has no bytes")
-        return self._files.of(f"source-{stamp}.rows").read(item._replace(place=(place,)))
-
-    def close(self) -> None:
-        self._files.close()
+            raise BadSample(f"the row has no bytes, only the path {item.place[1]}" if item.place[1] else "the row has no bytes")
+        return super().read(item)
 
 
 def open_parquet(path: Path, options: SourceOptions) -> Parquet:

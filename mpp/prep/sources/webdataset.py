@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 from mpp.data.shard_format import FORMAT, MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.prep.source import Item, Source, SourceOptions, reason_to_ignore
 from mpp.prep.sources.archives import FilesReader, regular_files
-from mpp.prep.sources.base import Item, Source, SourceOptions, reason_to_ignore
 from mpp.prep.sources.links import NOWHERE
 
 # What may lie beside the tars: img2dataset's tables and counts, indexes, manifests and notes.
@@ -127,8 +127,8 @@ class WebDataset(Source):
         except (ValueError, AttributeError):  # no text, no JSON, or no JSON object
             return "", source
 
-    def reader(self) -> "TarsReader":
-        return TarsReader(self.path if self.path.is_dir() else self.path.parent)
+    def reader(self) -> FilesReader:
+        return FilesReader(self.path if self.path.is_dir() else self.path.parent, lambda item: item.name.partition("/")[0])
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         if not self.ours:
@@ -199,16 +199,3 @@ def label_text(value: Any) -> str:
     if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         return str(int(text)) if int(text) >= 0 else ""
     return text
-
-
-class TarsReader:
-    """Reads members of the tars of one folder."""
-
-    def __init__(self, folder: Path):
-        self._tars = FilesReader(folder)
-
-    def read(self, item: Item) -> bytes:
-        return self._tars.of(item.name.partition("/")[0]).read(item)
-
-    def close(self) -> None:
-        self._tars.close()

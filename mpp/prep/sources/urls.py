@@ -1,14 +1,51 @@
-"""A prefix of an object store, taken as a folder tree of images."""
+"""What a URL names: a file, fetched once into the scratch folder and then a source like any local one, or a prefix of an object store."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from mpp.errors import DataError
-from mpp.prep.remote import last_name, split_url
+from mpp.errors import DataError, UserError
+from mpp.prep.remote import download, last_name, split_url, stat
 from mpp.prep.retries import Refused
-from mpp.prep.sources.base import Item, Source, check_size, first_folder, reason_to_ignore
+from mpp.prep.source import FETCHED, Bar, Item, Source, SourceOptions, check_size, first_folder, reason_to_ignore
 from mpp.prep.stores import Info, Store, store_for
+
+
+def open_url(url: str, leave_out: str, options: SourceOptions, opener: Callable[[Path], Source]) -> Source:
+    """A file is fetched first; a prefix of an object store is read in place."""
+    info = stat(url)
+    if info is None:
+        if options.checksum or options.format not in (None, "folder"):
+            raise DataError(f"{url}: is no file but a prefix, which is read as a folder of images; leave out --checksum and --format")
+        if options.group_field:
+            raise UserError(
+                f"--group {options.group_field}: {url} is a prefix and has no fields; give the level of a folder, such as --group 1"
+            )
+        return Bucket(url, leave_out)
+    return Fetched(url, info, opener)
+
+
+@dataclass(frozen=True)
+class Fetched(Source):
+    """What kind it is shows when it is here."""
+
+    url: str
+    info: Info
+    opener: Callable[[Path], Source]
+    kind = ""
+
+    @property
+    def name(self) -> str:
+        return last_name(self.url)
+
+    def identity(self) -> str:
+        return f"{self.info.size} {self.info.tag}"
+
+    def fetch(self, scratch: Path, bar: Bar) -> Source:
+        path = scratch / FETCHED / self.name
+        download(self.url, self.info, path, bar)
+        return self.opener(path)
 
 
 @dataclass(frozen=True)
