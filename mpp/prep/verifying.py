@@ -416,23 +416,12 @@ class ShardCheck:
         padded = BLOCK + _padded(row.size)
         data = os.pread(file.fileno(), padded + 2 * BLOCK, start)
         self.tick(row.size)
-        self.images += 1
         header, payload, label = data[:BLOCK], data[BLOCK : BLOCK + row.size], data[padded:]
         if len(payload) < row.size:
             size = os.fstat(file.fileno()).st_size
             yield self._fault("cut", f"ends at byte {size}, before the end of this image", row.offset, row.key)
             return
-        yield from self._header_faults(header, row)
-        found = zlib.crc32(payload)
-        if found != row.crc32:
-            yield self._crc_fault(found, row)
-            return
-        try:
-            _, width, height = check_header(payload, self.max_pixels)
-        except BadSample as error:
-            yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
-        else:
-            yield from self._image_faults(payload, width, height, header, row)
+        yield from self._image(header, payload, row, decode=False)
         if not self.foreign and row.label >= 0:
             yield from self._label_faults(label, start + padded, row)
 
@@ -464,27 +453,36 @@ class ShardCheck:
 
     def _member(self, stream: "_Stream", row: Row, count_colours: bool) -> Iterator[Fault]:
         """Header, payload and padding of an image."""
-        header = stream.take(BLOCK)
-        yield from self._header_faults(header, row)
-        payload = stream.take(row.size)
-        self.images += 1
-        found = zlib.crc32(payload)
-        if found != row.crc32:
-            yield self._crc_fault(found, row)
-        else:
-            try:
-                image = open_image(payload, self.max_pixels)
-            except BadSample as error:
-                yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
-            else:
-                yield from self._image_faults(payload, *image.size, header, row)
-                if count_colours:
-                    self.colours += np.array(image.histogram()).reshape(3, 256)
-                    self.colour_images += 1
+        header, payload = stream.take(BLOCK), stream.take(row.size)
+        yield from self._image(header, payload, row, count_colours=count_colours)
         padding = stream.take(_padded(row.size) - row.size)
         if not self.foreign and any(padding):
             place = stream.at - len(padding.lstrip(b"\0"))
             yield self._fault("padding", f"the bytes that fill up its last block are not zero (byte {place})", row.offset, row.key)
+
+    def _image(self, header: bytes, payload: bytes, row: Row, *, decode: bool = True, count_colours: bool = False) -> Iterator[Fault]:
+        self.images += 1
+        yield from self._header_faults(header, row)
+        found = zlib.crc32(payload)
+        if found != row.crc32:
+            yield self._fault("CRC-32", f"CRC-32 is {found:08x}, the index says {row.crc32:08x}", row.offset, row.key)
+            return
+        try:
+            image = open_image(payload, self.max_pixels) if decode else None
+            width, height = image.size if image else check_header(payload, self.max_pixels)[1:]
+        except BadSample as error:
+            yield self._fault("image", f"cannot be decoded: {error}", row.offset, row.key)
+            return
+        if (width, height) != (row.width, row.height):
+            said = f"has {width}x{height} pixels, the index says {row.width}x{row.height}"
+            yield self._fault("size in pixels", said, row.offset, row.key)
+        form = "JPEG" if payload[:2] == b"\xff\xd8" else "WEBP" if payload[:4] == b"RIFF" else "PNG"  # it has been decoded as one of them
+        name = header[:100].rstrip(b"\0")
+        if not self.foreign and not name.endswith(f".{FIELDS[form]}".encode()):
+            yield self._fault("format", f"is a {form}, its name is {name.decode(errors='replace')!r}", row.offset, row.key)
+        if image and count_colours:
+            self.colours += np.array(image.histogram()).reshape(3, 256)
+            self.colour_images += 1
 
     def _header_faults(self, header: bytes, row: Row) -> Iterator[Fault]:
         if not self.foreign and header in (member_header(row.key, field, row.size) for field in _likely_first(header)):
@@ -506,18 +504,6 @@ class ShardCheck:
         if said:
             claim = f"{' and '.join(said)}, the index says key {row.key:012d} and {row.size} bytes"
             yield self._fault("header", f"the tar header before it says {claim}", row.offset - BLOCK, row.key)
-
-    def _crc_fault(self, found: int, row: Row) -> Fault:
-        return self._fault("CRC-32", f"CRC-32 is {found:08x}, the index says {row.crc32:08x}", row.offset, row.key)
-
-    def _image_faults(self, payload: bytes, width: int, height: int, header: bytes, row: Row) -> Iterator[Fault]:
-        if (width, height) != (row.width, row.height):
-            said = f"has {width}x{height} pixels, the index says {row.width}x{row.height}"
-            yield self._fault("size in pixels", said, row.offset, row.key)
-        form = "JPEG" if payload[:2] == b"\xff\xd8" else "WEBP" if payload[:4] == b"RIFF" else "PNG"  # it has been decoded as one of them
-        name = header[:100].rstrip(b"\0")
-        if not self.foreign and not name.endswith(f".{FIELDS[form]}".encode()):
-            yield self._fault("format", f"is a {form}, its name is {name.decode(errors='replace')!r}", row.offset, row.key)
 
     def _label_faults(self, blocks: bytes, start: int, row: Row) -> Iterator[Fault]:
         """blocks: the two that hold the .cls member."""
