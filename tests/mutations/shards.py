@@ -3,11 +3,8 @@
 from tests.mutations import Plant, Row
 
 ROWS = [
-    Row(
-        "a name reaches the terminal as it is",
-        "mpp/text.py",
-        "print(printable(text), file=",
-        "print(text, file=",
+    Plant(
+        'a name reaches the terminal as it is', 'mpp.text:printable', 'str',
         "tests/test_text.py::test_what_a_terminal_obeys_is_written_out "
         "tests/prep/test_hostile_names.py::test_no_program_lets_a_name_through_to_the_terminal",
     ),
@@ -18,25 +15,16 @@ ROWS = [
         "    if all(letter.isprintable() or letter == '\\n' for letter in said):\n",
         "tests/test_text.py::test_what_a_terminal_obeys_is_written_out",
     ),
-    Row(
-        "a large colour profile makes a PNG a bad sample",
-        "mpp/data/decode.py",
-        "        if kind not in _PNG_TEXTS:\n",
-        "        if kind not in _PNG_TEXTS[1:]:\n",
+    Plant(
+        'a large colour profile makes a PNG a bad sample', 'mpp.data.decode:_PNG_TEXTS', 'real[1:]',
         "tests/prep/test_pixels.py::test_a_png_is_as_good_as_its_pixels_however_large_its_texts_are",
     ),
-    Row(
-        "a set's own limit of pixels is forgotten when it is opened",
-        "mpp/data/shard_faults.py",
-        '    given = source.get("max_pixels")\n',
-        "    given = None\n",
+    Plant(
+        "a set's own limit of pixels is forgotten when it is opened", 'mpp.data.shard_faults:most_pixels', 'lambda source: real({})',
         "tests/prep/test_pixels.py::test_larger_images_are_taken_where_max_pixels_says_so_and_every_program_knows",
     ),
-    Row(
-        "a small part of 16 bits is passed over",
-        "mpp/prep/prepare.py",
-        "greatest - least >= 128",
-        "greatest - least >= 0",
+    Plant(
+        'a small part of 16 bits is passed over', 'mpp.prep.prepare:say_small_range', "lambda counts: ''",
         "tests/prep/test_pixels.py::test_12_bit_data_in_16_bit_files_is_spoken_of",
     ),
     # Order, parts, one file's way, repeats, archives.
@@ -52,9 +40,9 @@ ROWS = [
         'a test split loses its repeats', 'mpp.prep.repeats:rank_of', 'lambda job: max(real(job), MADE_BY_US)',
         'tests/prep/test_repeats.py::test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it',
     ),
-    Row(
-        'a shard with repeats counts as finished', 'mpp/prep/shard_job.py', '(record["plan"], record["drop"]) != (work.plan, _hash(job.drop))',
-        'record["plan"] != work.plan', 'tests/prep/test_repeats.py::test_a_run_stopped_among_the_shards_it_makes_anew_ends_with_the_same_bytes',
+    Plant(
+        'a shard with repeats counts as finished', 'mpp.prep.shard_job:_hash', "lambda drop: ''",
+        'tests/prep/test_repeats.py::test_a_run_stopped_among_the_shards_it_makes_anew_ends_with_the_same_bytes',
     ),
     Row(
         'of a repeated name the first counts', 'mpp/prep/shuffle.py', '*repeated, (_, line) = same',
@@ -64,17 +52,17 @@ ROWS = [
         'the stamp depends on the order of listing', 'mpp/prep/shuffle.py', 'self._stamp = (self._stamp + int',
         'self._stamp = (self._stamp * 3 + int', 'tests/prep/test_shuffle.py::test_the_stamp_changes_with_any_item_and_not_with_their_order',
     ),
-    Row(
-        'the whole list is held in memory', 'mpp/prep/shuffle.py', 'if self._waiting_bytes > BUFFER_BYTES:',
-        'if False:', 'tests/prep/test_shuffle.py::test_memory_does_not_grow_with_the_list',
+    Plant(
+        'the whole list is held in memory', 'mpp.prep.shuffle:Buckets._spill', 'lambda self: None',
+        'tests/prep/test_shuffle.py::test_memory_does_not_grow_with_the_list',
     ),
     Row(
         'the order depends on that of listing', 'mpp/prep/shuffle.py', 'lines.sort(key=lambda line: line[:KEY_BYTES])',
         'pass', 'tests/prep/test_shuffle.py::test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_matters',
     ),
-    Row(
-        'the seed does not matter', 'mpp/prep/shuffle.py', 'key=secret, digest_size=KEY_BYTES',
-        'digest_size=KEY_BYTES', 'tests/prep/test_shuffle.py::test_positions_are_uniform',
+    Plant(
+        'the seed does not matter', 'mpp.prep.shuffle:shuffle', 'lambda source, seed, folder, tick: real(source, 0, folder, tick)',
+        'tests/prep/test_shuffle.py::test_positions_are_uniform',
     ),
     Row(
         "a part makes other parts' shards", 'mpp/prep/making.py', 'jobs = jobs[part::parts]',
@@ -96,13 +84,13 @@ ROWS = [
         'bytes behind a compressed stream are passed over', 'mpp/prep/sources/archives.py', 'waiting, first = stream.unused_data or file.read(PACKED_CHUNK), False',
         'waiting, first = b"", False', 'tests/prep/test_endings.py::test_bytes_behind_a_compressed_stream_that_are_none_are_counted',
     ),
-    Row(
-        'a zip joined to another hides it', 'mpp/prep/sources/archives.py', 'default=0)  # others are rejects',
-        'default=0) * 0', 'tests/prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
+    Plant(
+        'a zip joined to another hides it', 'mpp.prep.sources.archives:refuse_more_in_zip', 'lambda path, entries: None',
+        'tests/prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
     ),
-    Row(
-        'verify reads no further than the index', 'mpp/prep/verifying.py', 'if self.foreign is not None and rows is not None:',
-        'if False:', 'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
+    Plant(
+        'verify reads no further than the index', 'mpp.prep.verifying:ShardCheck._unlisted_images', 'lambda self, listed: iter(())',
+        'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
     ),
     Row(
         'bytes behind a pickle are passed over', 'mpp/prep/sources/cifar.py', '        if behind:',
@@ -116,9 +104,9 @@ ROWS = [
         'links are followed round in a circle', 'mpp/prep/sources/links.py', '        if folder in above:',
         '        if False:', 'tests/prep/test_links.py::test_a_folder_its_tar_and_its_zip_give_the_same_images',
     ),
-    Row(
-        'val is drawn without regard to classes', 'mpp/prep/plan.py', 'known[item.label] = source.class_number(item.label, numbers)',
-        'known[item.label] = 0', 'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
+    Plant(
+        'val is drawn without regard to classes', 'mpp.prep.plan:divide', 'lambda folder, split, val, seed, class_of, *rest: real(folder, split, val, seed, class_of and (lambda item: 0), *rest)',
+        'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
     ),
     Row(
         'a thing is in two splits', 'mpp/prep/holdout.py', '(thing in apart if grouping else',
@@ -132,33 +120,33 @@ ROWS = [
         'an OUT of the old draw is finished with the new one', 'mpp/prep/making.py', '"val_by_class": True if args.val and args.labels else None}',
         '"val_by_class": None}', 'tests/prep/test_holdout.py::test_an_out_begun_when_val_was_drawn_from_all_classes_together_is_refused',
     ),
-    Row(
-        'what another run has made is removed', 'mpp/prep/plan.py', 'if not out.begun() and not args.part:',
-        'if not args.part:', 'tests/prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
+    Plant(
+        'what another run has made is removed', 'mpp.prep.destination:Destination.begun', 'lambda self: real(self) and False',
+        'tests/prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
     ),
     Row(
         'a removed lock counts', 'mpp/files.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
         'if lock:', 'tests/prep/test_two_runs.py::test_a_lock_that_its_holder_removed_keeps_others_out_all_the_same',
     ),
-    Row(
-        'a header is enough for a cut image', 'mpp/prep/prepare.py', 'not looks_whole(data, form)',
-        'False', 'tests/prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+    Plant(
+        'a header is enough for a cut image', 'mpp.prep.prepare:looks_whole', 'lambda data, form: True',
+        'tests/prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
     ),
-    Row(
-        "a preview's end is the end of the image", 'mpp/prep/prepare.py', 'max(_scan_start(data), len(data) - TAIL)',
-        '0', 'tests/prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+    Plant(
+        "a preview's end is the end of the image", 'mpp.prep.prepare:_scan_start', 'lambda data: 0',
+        'tests/prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
     ),
-    Row(
-        'a decompression bomb fills the disk', 'mpp/prep/sources/archives.py', 'if written > max(BOMB_BYTES, BOMB_RATIO * packed_size):',
-        'if False:', 'tests/prep/test_hostile_archives.py::test_a_decompression_bomb_is_refused_before_it_fills_the_disk',
+    Plant(
+        'a decompression bomb fills the disk', 'mpp.prep.sources.archives:BOMB_RATIO', '1 << 60',
+        'tests/prep/test_hostile_archives.py::test_a_decompression_bomb_is_refused_before_it_fills_the_disk',
     ),
     Row(
         'checksums in a zip are not compared', 'mpp/prep/sources/archives.py', 'if zlib.crc32(data) != crc or len(data) != item.size:',
         'if len(data) != item.size:', 'tests/prep/test_hostile_archives.py::test_a_changed_byte_is_survived_and_in_a_zip_never_changes_an_image',
     ),
-    Row(
-        'damage in a zip is a traceback', 'mpp/prep/sources/archives.py', 'DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)',
-        'DAMAGED_ZIP = (zipfile.BadZipFile,)', 'tests/prep/test_hostile_archives.py::test_no_byte_of_a_zips_directory_can_stop_the_program',
+    Plant(
+        'damage in a zip is a traceback', 'mpp.prep.sources.archives:DAMAGED_ZIP', '(zipfile.BadZipFile,)',
+        'tests/prep/test_hostile_archives.py::test_no_byte_of_a_zips_directory_can_stop_the_program',
     ),
     Row(
         'names may lead out of the archive', 'mpp/data/class_folders.py', 'if ".." in folders or last == "..":',
@@ -168,30 +156,30 @@ ROWS = [
         'an image may change after it was listed', 'mpp/prep/sources/folder.py', 'if (status.st_size, status.st_mtime_ns) != (item.size, item.place[0]):',
         'if False:', 'tests/prep/test_disks.py::test_an_image_that_changed_since_it_was_listed_stops_the_run',
     ),
-    Row(
-        'sizes that lie are believed', 'mpp/prep/source.py', 'if not item.size or item.size > MAX_FILE_BYTES:',
-        'if not item.size:', 'tests/prep/test_hostile_archives.py::test_a_size_beyond_any_photograph_is_rejected_before_it_is_read',
+    Plant(
+        'sizes that lie are believed', 'mpp.prep.source:check_size', 'lambda item: None if item.size > MAX_FILE_BYTES else real(item)',
+        'tests/prep/test_hostile_archives.py::test_a_size_beyond_any_photograph_is_rejected_before_it_is_read',
     ),
     # Lists, CIFAR, ImageNet, parquet, WebDataset tars, and indexes of tars from elsewhere.
-    Row(
-        'a checksum is not compared', 'mpp/prep/sources/checksum.py', 'if digest.hexdigest() != wanted:',
-        'if not digest.hexdigest():', 'tests/prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
+    Plant(
+        'a checksum is not compared', 'mpp.prep.sources.checksum:verify_once', 'lambda *words: None',
+        'tests/prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
     ),
     Row(
         'a noted checksum outlives its file', 'mpp/prep/sources/checksum.py', 'if note.exists() and note.read_bytes() == state:',
         'if note.exists():', 'tests/prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
     ),
-    Row(
-        'CIFAR is unpickled before its checksum', 'mpp/prep/sources/cifar.py', '        verify_once(self.path, self.checksum or layout.md5, remedy, scratch, bar)\n',
-        '', 'tests/prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
+    Plant(
+        'CIFAR is unpickled before its checksum', 'mpp.prep.sources.cifar:verify_once', 'lambda *words: None',
+        'tests/prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
     ),
-    Row(
-        'pickles may name anything', 'mpp/prep/sources/array_pickle.py', '            return self.ALLOWED[module, name]\n',
-        '            return super().find_class(module, name)\n', 'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+    Plant(
+        'pickles may name anything', 'mpp.prep.sources.array_pickle:ArrayUnpickler.find_class', 'pickle.Unpickler.find_class',
+        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
     ),
-    Row(
-        'pickles may choose a codec', 'mpp/prep/sources/array_pickle.py', '    if encoding != "latin1":',
-        '    if False:', 'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+    Plant(
+        'pickles may choose a codec', 'mpp.prep.sources.array_pickle:ArrayUnpickler.ALLOWED', "real | {('_codecs', 'encode'): __import__('_codecs').encode}",
+        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
     ),
     Row(
         "the planes of CIFAR's pixels are mixed up", 'mpp/prep/sources/cifar.py', '.reshape(3, PIXELS // 3).T.tobytes()',
@@ -201,9 +189,9 @@ ROWS = [
         'CIFAR-100 takes coarse labels', 'mpp/prep/sources/cifar.py', 'table[:, header_bytes - 1]',
         'table[:, 0]', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
     ),
-    Row(
-        "CIFAR's classes are in alphabetical order", 'mpp/prep/sources/cifar.py', '        return list(self.classes)\n',
-        '        return sorted(labels)\n', 'tests/prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
+    Plant(
+        "CIFAR's classes are in alphabetical order", 'mpp.prep.sources.cifar:CifarRows.class_names', 'lambda self, labels: sorted(labels)',
+        'tests/prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
     ),
     Row(
         "ImageNet's classes are in the order of the devkit", 'mpp/prep/sources/imagenet.py', 'return sorted(leaves.values()), ',
@@ -213,21 +201,21 @@ ROWS = [
         "ImageNet's inner nodes are classes", 'mpp/prep/sources/imagenet.py', ' for row in synsets if not row["num_children"]}',
         ' for row in synsets}', 'tests/prep/test_imagenet.py::test_a_development_kit_is_understood_as_torchvision_does',
     ),
-    Row(
-        'labels of val are one off', 'mpp/prep/sources/imagenet.py', 'label = truth[int(number[1]) - 1]',
-        'label = truth[int(number[1]) % len(truth)]', 'tests/prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+    Plant(
+        'labels of val are one off', 'mpp.prep.sources.imagenet:read_devkit', 'lambda path: (lambda names, truth: (names, truth[1:] + truth[:1]))(*real(path))',
+        'tests/prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
     ),
     Row(
         'offsets count from the inner tar', 'mpp/prep/sources/imagenet.py', '(info.offset_data + item.place[0],)',
         'item.place', 'tests/prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
     ),
-    Row(
-        'a devkit is believed', 'mpp/prep/sources/imagenet.py', 'else {DEVKIT} & set(self.files):',
-        'else ():', 'tests/prep/test_imagenet.py::test_the_development_kit_is_always_checked_and_the_tars_when_asked',
+    Plant(
+        'a devkit is believed', 'mpp.prep.sources.imagenet:ImageNet.unpack', 'lambda self, scratch, bar: self',
+        'tests/prep/test_imagenet.py::test_the_development_kit_is_always_checked_and_the_tars_when_asked',
     ),
-    Row(
-        "links in ImageNet's tar are followed", 'mpp/prep/sources/imagenet.py', 'if irregular(info) or not wnid:',
-        'if not wnid:', 'tests/prep/test_imagenet.py::test_what_is_no_image_of_a_class_is_counted_and_never_followed',
+    Plant(
+        "links in ImageNet's tar are followed", 'mpp.prep.sources.imagenet:irregular', "lambda info: ''",
+        'tests/prep/test_imagenet.py::test_what_is_no_image_of_a_class_is_counted_and_never_followed',
     ),
     Row(
         'an inner tar reads on into the next one', 'mpp/prep/sources/archives.py', 'max(0, min(len(buffer), self._size - self._at))',
@@ -249,22 +237,22 @@ ROWS = [
         'a huge file of a list is read', 'mpp/prep/sources/lists.py', '            if not 0 < status.st_size <= MAX_FILE_BYTES:',
         '            if not 0 < status.st_size:', 'tests/prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
     ),
-    Row(
-        "a server's trouble is a reject", 'mpp/prep/sources/lists.py', '            if error.errno not in NOT_THERE:',
-        '            if True:', 'tests/prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
+    Plant(
+        "a path that leads nowhere stops the run", 'mpp.prep.sources.lists:NOT_THERE', '()',
+        'tests/prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
     ),
-    Row(
-        'a list is held in memory', 'mpp/prep/sources/lists.py', '        while line := file.readline(MAX_LINE_BYTES + 1):',
-        '        for line in file.readlines():', 'tests/prep/test_lists.py::test_a_long_list_is_never_in_memory',
+    Plant(
+        'a list is held in memory', 'mpp.prep.sources.lists:lines', 'lambda path: iter(list(real(path)))',
+        'tests/prep/test_lists.py::test_a_long_list_is_never_in_memory',
     ),
     Row(
         'one number makes all labels numbers', 'mpp/prep/source.py', 'all(map(str.isdecimal, labels))',
         'any(map(str.isdecimal, labels))', 'tests/prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
     ),
     # What is an image, a class, a split, a header.
-    Row(
-        'val is trained on', 'mpp/prep/sources/laid_out.py', 'split=self._split(item) if self.split_level else item.split)',
-        'split=item.split)', 'tests/prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
+    Plant(
+        'val is trained on', 'mpp.prep.sources.laid_out:LaidOut._split', 'lambda self, item: item.split',
+        'tests/prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
     ),
     Row(
         'split folders are classes', 'mpp/data/class_folders.py', 'if class_level != outer and top.splits and (',
@@ -282,9 +270,9 @@ ROWS = [
         "what a notebook leaves behind is a class", 'mpp/data/class_folders.py', 'return folder.startswith(".") or folder in SYSTEM_FOLDERS',
         'return folder in SYSTEM_FOLDERS', 'tests/data/test_class_folders.py::test_links_are_followed_once_and_what_is_left_out_is_counted',
     ),
-    Row(
-        'a header of other words is an image', 'mpp/prep/sources/lists.py', 'if reason := _is_header(path, cells, following):',
-        'if reason := "":', 'tests/prep/test_lists.py::test_a_header_of_unknown_words_is_no_image_and_the_advice_reads_the_list_right',
+    Plant(
+        'a header of other words is an image', 'mpp.prep.sources.lists:_is_header', "lambda path, first, second: ''",
+        'tests/prep/test_lists.py::test_a_header_of_unknown_words_is_no_image_and_the_advice_reads_the_list_right',
     ),
     Row(
         'a header in the middle makes a class', 'mpp/prep/sources/lists.py', '            if number:\n                raise DataError(f"{path}: line {line} repeats',
@@ -298,9 +286,9 @@ ROWS = [
         'one large label makes all smaller ones classes', 'mpp/data/class_folders.py', '    if classes <= max(SPARSE_CLASSES, SPARSE_TIMES * present):',
         '    if True:', 'tests/prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
     ),
-    Row(
-        'empty classes are not mentioned', 'mpp/prep/layouts.py', '    if empty:',
-        '    if False:', 'tests/prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
+    Plant(
+        'empty classes are not mentioned', 'mpp.prep.layouts:remarks_on_labels', 'lambda source, classes, labels: []',
+        'tests/prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
     ),
     Row(
         'short rows pass', 'mpp/prep/sources/lists.py', '        if len(cells) != table.columns and kind == "csv":',
@@ -318,25 +306,25 @@ ROWS = [
         'a key ends at the last dot', 'mpp/prep/sources/webdataset.py', 'stem, _, field = base.partition(".")',
         'stem, _, field = base.rpartition(".")', 'tests/prep/test_webdataset_source.py::test_keys_and_fields_are_those_of_webdataset',
     ),
-    Row(
-        'of several images one is taken', 'mpp/prep/sources/webdataset.py', 'if len(found) > 1:',
-        'if len(found) > 9:', 'tests/prep/test_webdataset_source.py::test_a_key_with_several_images_is_refused_until_one_is_chosen',
+    Plant(
+        'of several images one is taken', 'mpp.prep.sources.webdataset:WebDataset._image', 'lambda self, tar, key, fields: next((field for field in fields.values() if field.is_image), None)',
+        'tests/prep/test_webdataset_source.py::test_a_key_with_several_images_is_refused_until_one_is_chosen',
     ),
-    Row(
-        'class names of our own shards are lost', 'mpp/prep/sources/webdataset.py', 'return int(label) if self.ours else numbers[label]',
-        'return numbers[label]', 'tests/prep/test_webdataset_source.py::test_mpps_own_shards_keep_their_class_names',
+    Plant(
+        'class names of our own shards are lost', 'mpp.prep.sources.webdataset:WebDataset.class_number', 'lambda self, label, numbers: numbers[label]',
+        'tests/prep/test_webdataset_source.py::test_mpps_own_shards_keep_their_class_names',
     ),
     Row(
         'captions vanish in silence', 'mpp/prep/sources/webdataset.py', 'ignored["." + name.rpartition(".")[2]] += 1',
         'pass', 'tests/prep/test_webdataset_source.py::test_img2dataset_output_is_re_sharded_and_says_what_stays_behind',
     ),
-    Row(
-        "img2dataset's folder is taken for parquet", 'mpp/prep/sources/parquet.py', 'if suffix in (*IMAGE_SUFFIXES, ".tar"):',
-        'if suffix in IMAGE_SUFFIXES:', 'tests/prep/test_webdataset_source.py::test_which_folders_are_taken_for_webdataset',
+    Plant(
+        "img2dataset's folder is taken for parquet", 'mpp.prep.sources.parquet:is_parquet', "lambda folder: any(name.endswith('.parquet') for name in _files_below(str(folder), ''))",
+        'tests/prep/test_webdataset_source.py::test_which_folders_are_taken_for_webdataset',
     ),
-    Row(
-        'class names of parquet are sorted', 'mpp/prep/sources/parquet.py', 'return list(self.columns.classes)',
-        'return sorted(set(self.columns.classes))', 'tests/prep/test_parquet.py::test_a_hugging_face_folder_keeps_its_splits_bytes_labels_and_class_names',
+    Plant(
+        'class names of parquet are sorted', 'mpp.prep.sources.parquet:Parquet.class_names', 'lambda self, labels: sorted(real(self, labels))',
+        'tests/prep/test_parquet.py::test_a_hugging_face_folder_keeps_its_splits_bytes_labels_and_class_names',
     ),
     Row(
         'checksums in parquet are not compared', 'mpp/prep/sources/parquet.py', 'page_checksum_verification=True',
@@ -374,17 +362,17 @@ ROWS = [
         'colours come from the first tars only', 'mpp/prep/indexing.py', '2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))',
         'MEAN_STD_IMAGES', 'tests/prep/test_index_shards.py::test_the_colours_come_from_the_beginning_of_every_tar',
     ),
-    Row(
-        'finished tars are read again', 'mpp/prep/indexing.py', 'missing = [job for job in jobs if read_record(job, work) is None]',
-        'missing = jobs', 'tests/prep/test_index_shards.py::test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes',
+    Plant(
+        'finished tars are read again', 'mpp.prep.indexing:read_record', 'lambda job, work: None',
+        'tests/prep/test_index_shards.py::test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes',
     ),
     Row(
         'an index is overwritten', 'mpp/prep/indexing.py', 'if (folder / MANIFEST).exists() and not out.scratch.exists():',
         'if False:', 'tests/prep/test_index_shards.py::test_bad_input_is_one_line_that_says_what_to_do',
     ),
-    Row(
-        'notes for another tar are used', 'mpp/prep/shard_job.py', 'changed = record["state"] != work',
-        'changed = False and record["state"] != work', 'tests/prep/test_index_shards.py::test_notes_made_for_other_options_or_another_tar_are_not_used',
+    Plant(
+        'notes for another tar are used', 'mpp.prep.destination:Destination.state', 'lambda self, split, shard: []',
+        'tests/prep/test_index_shards.py::test_notes_made_for_other_options_or_another_tar_are_not_used',
     ),
     Row(
         'a tar without its end mark is whole', 'mpp/prep/sources/archives.py', 'if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):',
@@ -423,13 +411,13 @@ ROWS = [
         'a row may name a local file', 'mpp/prep/remote.py', 'if protocol not in LISTED or (',
         'if (', 'tests/prep/test_remote.py::test_a_row_may_name_no_other_protocol',
     ),
-    Row(
-        'a full disk is tried again for minutes', 'mpp/prep/retries.py', '    if getattr(error, "errno", None) in _OF_THIS_MACHINE:\n        raise error\n',
-        '', 'tests/prep/test_remote.py::test_a_full_disk_is_not_taken_for_a_server_in_trouble',
+    Plant(
+        'a full disk is tried again for minutes', 'mpp.prep.retries:_OF_THIS_MACHINE', '()',
+        'tests/prep/test_remote.py::test_a_full_disk_is_not_taken_for_a_server_in_trouble',
     ),
-    Row(
-        'an upload is believed', 'mpp/prep/stores.py', 'if len(tag) >= 32 and tag != known:',
-        'if False:', 'tests/prep/test_remote.py::test_an_upload_that_did_not_arrive_as_it_was_is_found',
+    Plant(
+        'an upload is believed', 'mpp.prep.stores:S3Store._compare', 'lambda self, path, local: self.info(path)',
+        'tests/prep/test_remote.py::test_an_upload_that_did_not_arrive_as_it_was_is_found',
     ),
     Row(
         'an object may change after it was listed', 'mpp/prep/stores.py', 'return data if (len(data), tag) == (info.size, info.tag) else None',
@@ -439,13 +427,13 @@ ROWS = [
         'a listing ends with its first page', 'mpp/prep/stores.py', 'if not page.get("IsTruncated"):',
         'if True:', 'tests/prep/test_remote.py::test_a_prefix_gives_the_shards_of_its_folder',
     ),
-    Row(
-        'an old listing serves a new OUT', 'mpp/prep/destination.py', '(self.scratch / "listing.json").unlink(missing_ok=True)',
-        'pass', 'tests/prep/test_remote.py::test_a_bucket_emptied_and_begun_anew_does_not_meet_an_old_listing',
+    Plant(
+        'an old listing serves a new OUT', 'mpp.prep.destination:Destination.forget', 'lambda self: None',
+        'tests/prep/test_remote.py::test_a_bucket_emptied_and_begun_anew_does_not_meet_an_old_listing',
     ),
-    Row(
-        'what other machines made is made again', 'mpp/prep/destination.py', 'return [info.size, info.tag] if info else None',
-        'return None', 'tests/prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
+    Plant(
+        'what other machines made is made again', 'mpp.prep.destination:StoreDestination.state', 'lambda self, split, shard: None',
+        'tests/prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
     ),
     Row(
         'a half-fetched source is thrown away', 'mpp/prep/plan.py', 'None if (out.scratch / FETCHED).exists() else out.abandon()',
@@ -492,9 +480,9 @@ ROWS = [
         'odd fields of a header pass', 'mpp/prep/verifying.py', '        if not said and not self.foreign:',
         '        if False:', 'tests/prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
     ),
-    Row(
-        'a label in the tar may differ', 'mpp/prep/verifying.py', 'elif blocks[BLOCK:] != text.ljust(BLOCK, b"\\0"):',
-        'elif False:', 'tests/prep/test_verify_shards.py::test_labels_are_compared_with_the_cls_members',
+    Plant(
+        'a label in the tar may differ', 'mpp.prep.verifying:ShardCheck._label_faults', 'lambda self, blocks, start, row: iter(())',
+        'tests/prep/test_verify_shards.py::test_labels_are_compared_with_the_cls_members',
     ),
     Row(
         "a shard's sha256 is not compared", 'mpp/prep/verifying.py', 'if (found := stream.digest.hexdigest()) != self.entry.sha256:',
@@ -508,32 +496,32 @@ ROWS = [
         'only listed faults count', 'mpp/prep/verifying.py', 'self.counts.update(other.counts)',
         'self.counts.update({kind: len(faults) for kind, faults in other.first.items()})', 'tests/prep/test_verify_shards.py::test_all_faults_are_counted_and_few_of_a_kind_are_told',
     ),
-    Row(
-        'mean and std are believed', 'mpp/prep/verifying.py', 'TOLERANCE = 1e-4',
-        'TOLERANCE = 1.0', 'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
+    Plant(
+        'mean and std are believed', 'mpp.prep.verifying:TOLERANCE', '1.0',
+        'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
     ),
     Row(
         'the size histogram is believed', 'mpp/prep/verifying.py', 'if found != manifest.short_sides:',
         'if False:', 'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
     ),
-    Row(
-        'faults end with status 0', 'mpp/prep/verifying.py', 'return int(any(report.faults for report in reports))',
-        'return 0', 'tests/prep/test_verify_shards.py::test_a_file_cut_at_any_length_is_found',
+    Plant(
+        'faults end with status 0', 'mpp.prep.verifying:run', 'lambda args: real(args) * 0',
+        'tests/prep/test_verify_shards.py::test_a_file_cut_at_any_length_is_found',
     ),
     Row(
         'a split that lost its manifest is passed over', 'mpp/prep/splits.py', '((path / MANIFEST).exists() or any(path.glob("*.tar")))',
         '(path / MANIFEST).exists()', 'tests/prep/test_verify_shards.py::test_lost_and_stray_files_are_faults',
     ),
-    Row(
-        'the ends of shards are not sampled', 'mpp/prep/splits.py', 'edges = {sample for count, end',
-        'edges = {end - 1 for count, end', 'tests/prep/test_verify_shards.py::test_chosen_samples_are_spread_over_all_shards_and_repeatable',
+    Plant(
+        'the ends of shards are not sampled', 'mpp.prep.splits:spread', 'lambda samples, budget, seed, with_edges=False: real(samples, budget, seed)',
+        'tests/prep/test_verify_shards.py::test_chosen_samples_are_spread_over_all_shards_and_repeatable',
     ),
     Row(
         'an unreadable image vanishes from the sheet', 'mpp/prep/inspecting.py', '            cells.append(Cell(caption, None, str(error)))',
         '            continue', 'tests/prep/test_inspect_shards.py::test_a_damaged_image_has_an_empty_cell_and_is_named',
     ),
-    Row(
-        'long names run into the next cell', 'mpp/prep/inspecting.py', 'fit(cell.caption, font(13), CELL)',
-        'cell.caption', 'tests/prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
+    Plant(
+        'long names run into the next cell', 'mpp.prep.inspecting:fit', 'lambda text, face, width: text',
+        'tests/prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
     ),
 ]  # fmt: skip
