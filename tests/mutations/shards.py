@@ -335,7 +335,7 @@ ROWS = [
         'status.st_mtime_ns, *', 'tests/prep/test_parquet.py::test_what_was_unpacked_is_kept_unless_the_file_or_the_columns_changed',
     ),
     Row(
-        'rows without bytes are empty images', 'mpp/prep/sources/parquet.py', '-1 if data is None else len(data),',
+        'rows without bytes are empty images', 'mpp/prep/sources/rows.py', '-1 if data is None else len(data),',
         "len(data or b''),", 'tests/prep/test_parquet.py::test_rows_without_bytes_are_rejected_with_their_path',
     ),
     Row(

@@ -1,10 +1,11 @@
-"""CIFAR-10 and CIFAR-100 in their official archives, python or binary version: their arrays become one file of rows.
+"""CIFAR-10 and CIFAR-100 in their official archives, python or binary version: their arrays become one file of rows (rows.py).
 
 The python version holds pickles, which can run any program when they are read.  So an archive's checksum is compared first, with the
 official one or with the user's own, and even then the pickles may build nothing but arrays, lists, strings and numbers.
 """
 
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
@@ -18,16 +19,17 @@ import numpy as np
 from mpp.errors import DataError
 from mpp.files import write_atomically, write_stream
 from mpp.prep.source import Bar, Item, Source
-from mpp.prep.sources.archives import PACKED, PackedTar, PlainReader, Stretch, errors_of_packed, tar_members
+from mpp.prep.sources.archives import PACKED, PackedTar, Stretch, errors_of_packed, tar_members
 from mpp.prep.sources.array_pickle import DAMAGED, Array, ArrayUnpickler, ForbiddenError
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
+from mpp.prep.sources.rows import RowsReader, packed, read_rows
 
 PIXELS = 3 * 32 * 32  # bytes of an image: all red, all green, all blue
-ROW = 1 + PIXELS  # in our file of rows, as in CIFAR-10's binary version: class number, pixels
 ROWS_AT_ONCE = 1000
 MAX_MEMBER_BYTES = 1 << 28  # the largest official member has 155 MB
 START_BYTES = 1 << 13  # of a tar, in which its first member is looked for; a header may claim any size
 PPM_HEADER = b"P6 32 32 255\n"
+ROWS = "cifar.rows"  # in the scratch folder
 
 
 class Layout(NamedTuple):
@@ -109,20 +111,18 @@ class Cifar(Source):
             else f"get {layout.archive} again, or give --checksum HEX (md5 or sha256) for another archive that you trust"
         )
         verify_once(self.path, self.checksum or layout.md5, remedy, scratch, bar)
-        rows, about = scratch / "cifar.rows", scratch / "cifar.json"  # the second is written last
+        rows, about = scratch / ROWS, scratch / "cifar.json"  # the second is written last
         if not about.exists():
             tar = PackedTar(self.path, self.packing).unpack(scratch, bar)
             with tar.path.open("rb") as file:
                 batches = Batches(file, self.path, self.folder)
                 classes = batches.class_names()
-                counts: Counter = Counter()
-                write_stream(rows, batches.rows(len(classes), counts))
-            parts = [(batch.removesuffix(".bin"), split, counts[batch]) for batch, split in layout.batches.items()]
+                write_stream(rows, batches.rows(classes))
             others = batches.others + len(set(batches.places) - {*layout.batches, layout.names, *BESIDE})
-            write_atomically(about, json.dumps([parts, classes, others]).encode())
+            write_atomically(about, json.dumps([classes, others]).encode())
             tar.path.unlink()
-        parts, classes, others = json.loads(about.read_bytes())
-        return CifarRows(self.path, self.kind, rows, tuple(map(tuple, parts)), tuple(classes), others)
+        classes, others = json.loads(about.read_bytes())
+        return CifarRows(self.path, self.kind, scratch, self.folder, tuple(classes), others)
 
 
 @dataclass(frozen=True)
@@ -131,36 +131,23 @@ class CifarRows(Source):
 
     path: Path
     kind: str
-    rows: Path
-    parts: tuple[tuple[str, str, int], ...]  # batch, its split, its images: in the order of the rows
+    scratch: Path
+    folder: str  # of LAYOUTS
     classes: tuple[str, ...]
     others: int = 0  # members that belong to no official archive
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         if self.others:
             ignored["(files beside the batches)"] += self.others
-        with self.rows.open("rb") as file:
-            for batch, split, count in self.parts:
-                for number in range(count):
-                    at = file.tell()
-                    label = self.classes[file.read(ROW)[0]]
-                    yield Item(f"{batch}/{number:05d}", len(PPM_HEADER) + PIXELS, (at,), label, split)
+        splits = {batch.removesuffix(".bin"): split for batch, split in LAYOUTS[self.folder].batches.items()}
+        for row in read_rows(self.scratch / ROWS):
+            yield Item(row.path, row.size, (row.offset,), row.label, splits[row.path.partition("/")[0]])
 
-    def reader(self) -> "RowReader":
-        return RowReader(self.rows)
+    def reader(self) -> RowsReader:
+        return RowsReader(self.scratch, lambda item: ROWS)
 
     def class_names(self, labels: Collection[str]) -> list[str]:
         return list(self.classes)
-
-
-class RowReader(PlainReader):
-    """Gives each row as a PPM file."""
-
-    def read(self, item: Item) -> bytes:
-        row = self.pread(ROW, item.place[0])
-        if len(row) != ROW:
-            raise DataError(f"{self.path}: was cut after it was made; remove OUT and start again")
-        return PPM_HEADER + np.frombuffer(row, np.uint8)[1:].reshape(3, PIXELS // 3).T.tobytes()
 
 
 class Batches:
@@ -199,14 +186,16 @@ class Batches:
             raise self.wrong(member, f"does not hold {count} class names")
         return names
 
-    def rows(self, classes: int, counts: Counter) -> Iterator[bytes]:
-        """All images, some rows at a time; `counts` gets the images of each batch."""
+    def rows(self, classes: list[str]) -> Iterator[bytes]:
+        """All images, as PPM files."""
         for member in self.layout.batches:
+            numbers = itertools.count()
             for labels, pixels in self.binary(member) if self.layout.header_bytes else self.pickled(member):
-                if labels.max() >= classes:
+                if labels.max() >= len(classes):
                     raise self.wrong(member, f"holds the class number {labels.max()}")
-                counts[member] += len(labels)
-                yield np.concatenate([labels[:, None], pixels], axis=1).tobytes()
+                for label, planes in zip(labels.tolist(), pixels, strict=True):
+                    image = PPM_HEADER + planes.reshape(3, PIXELS // 3).T.tobytes()
+                    yield packed(image, classes[label], f"{member.removesuffix('.bin')}/{next(numbers):05d}")
 
     def binary(self, member: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         header_bytes = self.layout.header_bytes

@@ -3,8 +3,6 @@
 A parquet file cannot be read at random: one image costs its whole row group, often hundreds of megabytes.  So the images are copied once, as
 a stream, to files in the scratch folder (as much disk as they have bytes), where a read is a single pread.  pyarrow holds about three times
 the images of one row group meanwhile.
-
-    source-<hash>.rows    per row: length of the head (4 bytes, little-endian), head (JSON: bytes of the image, label, path), the image
 """
 
 import hashlib
@@ -21,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mpp.data.class_folders import SPLITS
-from mpp.errors import BadSample, DataError
+from mpp.errors import DataError
 from mpp.files import write_stream
 from mpp.prep.source import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
-from mpp.prep.sources.archives import FilesReader
+from mpp.prep.sources.rows import RowsReader, packed, read_rows
 from mpp.prep.sources.webdataset import label_text
 
 PARQUET_MAGIC = b"PAR1"
@@ -115,15 +113,7 @@ class Parquet(Source):
                         data, label = found["bytes"] if found else None, row[columns.label] if columns.label else None
                         text = (label or "") if columns.label_kind == "text" else label_text(label)
                         thing = row[columns.group] if columns.group else None
-                        told = [
-                            -1 if data is None else len(data),
-                            text,
-                            found.get("path") or "",
-                            *([str(thing)] if thing is not None else []),
-                        ]
-                        head = json.dumps(told).encode()
-                        yield len(head).to_bytes(4, "little") + head
-                        yield data or b""
+                        yield packed(data, text, found.get("path") or "", *([str(thing)] if thing is not None else []))
                         progress.update(len(data or b""))
 
     def items(self, ignored: Counter) -> Iterator[Item]:
@@ -134,16 +124,11 @@ class Parquet(Source):
             )
         for name in self.files:
             stamp, split = self._stamp(name), split_of(name)
-            with (self.scratch / f"source-{stamp}.rows").open("rb") as file:
-                row = 0
-                while length := file.read(4):
-                    size, label, path, *group = json.loads(file.read(int.from_bytes(length, "little")))
-                    place = (stamp, file.tell()) if size >= 0 else (stamp, path)
-                    yield Item(f"{name}/{row}", size, place, label, split, *group)
-                    file.seek(max(size, 0), os.SEEK_CUR)
-                    row += 1
+            for number, row in enumerate(read_rows(self.scratch / f"source-{stamp}.rows")):
+                place = (stamp, row.offset if row.size >= 0 else row.path)
+                yield Item(f"{name}/{number}", row.size, place, row.label, split, row.group)
 
-    def reader(self) -> "RowsReader":
+    def reader(self) -> RowsReader:
         assert self.scratch
         return RowsReader(self.scratch, lambda item: f"source-{item.place[0]}.rows")
 
@@ -159,15 +144,6 @@ class Parquet(Source):
 
     def class_number(self, label: str, numbers: dict[str, int]) -> int:
         return int(label) if self.columns.label_kind in ("class", "number") else numbers[label]
-
-
-class RowsReader(FilesReader):
-    """Reads images of the .rows files.  An item's place is (hash, offset), or (hash, path) where the row has no bytes."""
-
-    def read(self, item: Item) -> bytes:
-        if item.size < 0:
-            raise BadSample(f"the row has no bytes, only the path {item.place[1]}" if item.place[1] else "the row has no bytes")
-        return super().read(item)
 
 
 def open_parquet(path: Path, options: SourceOptions) -> Parquet:
