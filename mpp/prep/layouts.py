@@ -5,12 +5,64 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from mpp.data.class_folders import FolderLevels, Layout, listed_names
+from mpp.data.class_folders import FolderLevels, Layout, folder_at, listed_names, split_named
 from mpp.errors import DataError, UserError
-from mpp.prep.shuffle import Listed
-from mpp.prep.source import Item, Source
-from mpp.prep.sources.laid_out import AS_LISTED, TREES, LaidOut
+from mpp.prep.shuffle import AS_LISTED, Listed
+from mpp.prep.source import Item, Reader, Source
+from mpp.prep.sources.folder import Folder
 from mpp.prep.sources.lists import ROWS
+
+TREES = ("folder", "zip", "tar")  # kinds whose labels are folders
+
+
+@dataclass(frozen=True)
+class LaidOut(Source):
+    """The images of another source, under the same names."""
+
+    source: Source
+    class_level: int  # of the folder that is the class, in a source of TREES
+    split_level: int  # of the folder that is the split; 0: as the source has it
+    label_names: bool = False  # labels in digits are names and no class numbers
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]  # elsewhere a field
+        return self.source.kind
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def unlabelled(self) -> str:
+        in_folders = self.source.kind in TREES
+        return f"lies in no class folder (folder level {self.class_level})" if in_folders else self.source.unlabelled
+
+    def identity(self) -> str:
+        return self.source.identity()
+
+    def items(self, ignored: Counter) -> Iterator[Item]:
+        in_folders = self.source.kind in TREES
+        for item in self.source.items(ignored):
+            label = folder_at(item.name, self.class_level) if in_folders else item.label
+            yield item._replace(label=label, split=self._split(item) if self.split_level else item.split)
+
+    def _split(self, item: Item) -> str:
+        folder = folder_at(item.name, self.split_level)
+        split = split_named(folder)
+        if folder and not split:
+            raise DataError(f"{self.name}: the folder {folder!r} of {item.name!r} is named like no split; mend --split-level")
+        return split or item.split
+
+    def reader(self) -> Reader:
+        return self.source.reader()
+
+    def class_names(self, labels: Collection[str]) -> list[str]:
+        if not self.label_names:
+            return self.source.class_names(labels)
+        return sorted(labels, key=lambda label: (int(label) if label.isdecimal() and len(label) < 20 else 10**20, label))
+
+    def class_number(self, label: str, numbers: dict[str, int]) -> int:
+        return numbers[label] if self.label_names else self.source.class_number(label, numbers)
 
 
 @dataclass(frozen=True)
@@ -118,3 +170,21 @@ def remarks_on_labels(source: Source, classes: Sequence[str], labels: Collection
             f"labels such as {min(digits)!r} are numbers, but {other!r} is none, so all are names and numbered in the order of text"
         )
     return remarks
+
+
+def other_format(source: Source, ignored: Counter) -> str:
+    """Advice where a folder of images holds files that may have been meant instead; empty where it does not."""
+    source = source.source if isinstance(source, LaidOut) else source
+    if not isinstance(source, Folder):
+        return ""
+    there = {entry.suffix.lower() for entry in source.path.iterdir()}
+    if ignored[".tar"] and ".tar" not in there:
+        tars = sorted(
+            {path.parent.relative_to(source.path) for path in source.path.glob("*/*.tar")}
+            | {path.parent.relative_to(source.path) for path in source.path.glob("*/*/*.tar")}
+        )
+        return f"its .tar files lie in {', '.join(map(repr, map(str, tars[:4])))}; give one of these folders" if tars else ""
+    meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix] and suffix in there]
+    if not meant:
+        return ""
+    return f"for its {ignored[meant[0][0]]} {meant[0][0]} files say --format {meant[0][1]}"

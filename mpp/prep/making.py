@@ -29,10 +29,15 @@ from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range
 from mpp.prep.repeats import DROPS, LISTED, note_repeats, without
 from mpp.prep.shard_job import REJECTS, Job, Record, Work, build_shard, read_record, records, report_rejects
 from mpp.prep.shuffle import Listed, survey
-from mpp.prep.source import SourceOptions, describe
+from mpp.prep.source import Source, SourceOptions, describe
 from mpp.prep.sources import open_source
 from mpp.prep.workers import run_jobs
 from mpp.text import counted, say, say_json
+
+SETTINGS = (
+    *("image_field", "label_field", "labels", "label_names", "class_level", "split_level", "val", "seed", "samples_per_shard"),
+    *("check", "resize", "encode", "quality", "dedup"),
+)
 
 
 class Summary:
@@ -165,48 +170,15 @@ def run(args: argparse.Namespace) -> int:
 def make(args: argparse.Namespace) -> int:
     """List, plan, build what is missing, check the rejects, write the manifests."""
     started = time.monotonic()
-    where, there = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
-    if args.scratch and isinstance(args.out, Path):
-        raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
-    group_field = args.group.field or None if args.group else None
-    source = open_source(where, there, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
-    if where == there or str(where).rstrip("/") == str(there).rstrip("/"):
-        raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
-    settings = {
-        "name": source.name,
-        "kind": source.kind,
-        "image_field": args.image_field,
-        "label_field": args.label_field,
-        "labels": args.labels,
-        "label_names": args.label_names,
-        "class_level": args.class_level,
-        "split_level": args.split_level,
-        "val": args.val,
-        "seed": args.seed,
-        "samples_per_shard": args.samples_per_shard,
-        "check": args.check,
-        "resize": args.resize,
-        "encode": args.encode,
-        "quality": args.quality,
-        "dedup": args.dedup,
-        "max_pixels": None if args.max_pixels == MAX_PIXELS else args.max_pixels,
-    }
+    source = open_both(args)
+    settings = settings_of(args, source)
     drawn = {"group": args.group.text if args.group else None, "val_by_class": True if args.val and args.labels else None}
     wanted = {**settings, **drawn, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
     out = destination(args.out, args.scratch, wanted)
     with opened(out, args) as fresh:
-        found = read_plan(out, wanted, args)
-        if found and found["complete"]:
-            if found["plan"]["stamp"] != (
-                found["plan"]["stamp"] if wanted["identity"] else survey(laid_out(source, found["plan"]["levels"])).stamp
-            ):
-                raise other_plan(args, found, f"the files of {source.name} changed")
-            for split in found["complete"]:
-                out.check(split)
-            if not args.part:
-                out.clean()  # the run that completed it may have been killed before it did so
-            said = f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do"
-            say_json({"out": str(args.out), "complete": found["complete"]}) if args.json else say(said)
+        if complete := look_at_complete(source, out, wanted, args):
+            said = f"{args.out} is already complete: {', '.join(complete)}; nothing to do"
+            say_json({"out": str(args.out), "complete": complete}) if args.json else say(said)
             return 0
         plan = decide(source, out, wanted, args)
         work = Work(
@@ -245,6 +217,38 @@ def make(args: argparse.Namespace) -> int:
             out.clean()
     summary.show(time.monotonic() - started, plan.classes)
     return 0
+
+
+def open_both(args: argparse.Namespace) -> Source:
+    """The source.  Raises UserError where it and OUT cannot be what they are said to be."""
+    where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
+    if args.scratch and isinstance(args.out, Path):
+        raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
+    group_field = args.group.field or None if args.group else None
+    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
+    if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
+        raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
+    return source
+
+
+def settings_of(args: argparse.Namespace, source: Source) -> dict:
+    """What the shards depend on, as the plan and the manifest have it, in their order."""
+    limit = None if args.max_pixels == MAX_PIXELS else args.max_pixels
+    return {"name": source.name, "kind": source.kind} | {name: getattr(args, name) for name in SETTINGS} | {"max_pixels": limit}
+
+
+def look_at_complete(source: Source, out: Destination, wanted: dict, args: argparse.Namespace) -> list[str]:
+    """The splits of an OUT that this command has completed; empty for another.  Raises DataError where the source or the splits changed since."""
+    found = read_plan(out, wanted, args)
+    if not found or not found["complete"]:
+        return []
+    if not wanted["identity"] and found["plan"]["stamp"] != survey(laid_out(source, found["plan"]["levels"])).stamp:
+        raise other_plan(args, found, f"the files of {source.name} changed")
+    for split in found["complete"]:
+        out.check(split)
+    if not args.part:
+        out.clean()  # the run that completed it may have been killed before it did so
+    return found["complete"]
 
 
 def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summary) -> None:

@@ -14,12 +14,11 @@ from mpp.errors import DataError, UserError
 from mpp.files import hold_folder, lock_folder, write_atomically
 from mpp.prep.destination import LOCK, PLAN, Destination
 from mpp.prep.holdout import asked, divide
-from mpp.prep.layouts import as_laid_out, laid_out, remarks_on_labels
+from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels
 from mpp.prep.options import progress
 from mpp.prep.shard_job import Job
 from mpp.prep.shuffle import Listed, shuffle
 from mpp.prep.source import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
-from mpp.prep.sources import other_format
 from mpp.text import say
 
 

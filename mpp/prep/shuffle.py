@@ -21,12 +21,12 @@ from typing import Any
 from mpp.errors import DataError
 from mpp.files import temporary, write_atomically, write_stream
 from mpp.prep.source import MAX_CLASSES, Item, Source
-from mpp.prep.sources.laid_out import AS_LISTED
 
 BUCKETS = 1024  # a bucket of a thousand million items still fits into 400 MB
 BUFFER_BYTES = 32 << 20  # held before anything is written
 KEY_BYTES = 16
 STRIDE = 256
+AS_LISTED = (1, 0)  # levels of class and split: the first folder is the class, and none is a split
 
 
 class Buckets:

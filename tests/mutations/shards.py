@@ -251,7 +251,7 @@ ROWS = [
     ),
     # What is an image, a class, a split, a header.
     Plant(
-        'val is trained on', 'mpp.prep.sources.laid_out:LaidOut._split', 'lambda self, item: item.split',
+        'val is trained on', 'mpp.prep.layouts:LaidOut._split', 'lambda self, item: item.split',
         'tests/prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
     ),
     Row(

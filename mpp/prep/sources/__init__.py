@@ -2,7 +2,6 @@
 
 import tarfile
 import zipfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from mpp.prep.sources.cifar import CLASSES as CIFAR
 from mpp.prep.sources.cifar import LAYOUTS, Cifar, folder_inside
 from mpp.prep.sources.folder import Folder
 from mpp.prep.sources.imagenet import TRAIN, ImageNet, is_imagenet
-from mpp.prep.sources.laid_out import LaidOut
 from mpp.prep.sources.lists import ROWS, ListFile, beginning, kind_of_list
 from mpp.prep.sources.parquet import PARQUET_MAGIC, is_parquet, open_parquet
 from mpp.prep.sources.urls import open_url
@@ -126,22 +124,3 @@ def _kind(path: Path, leave_out: Path) -> str:
     raise DataError(
         f"{path}: is neither a folder nor a whole archive nor a list of a known kind{f' ({begins})' if begins else ''}; {_REMEDY}"
     )
-
-
-def other_format(source: Source, ignored: Counter) -> str:
-    """Advice where a folder of images holds files that may have been meant instead; empty where it does not."""
-    if isinstance(source, LaidOut):
-        source = source.source
-    if not isinstance(source, Folder):
-        return ""
-    there = {entry.suffix.lower() for entry in source.path.iterdir()}
-    if ignored[".tar"] and ".tar" not in there:
-        tars = sorted(
-            {path.parent.relative_to(source.path) for path in source.path.glob("*/*.tar")}
-            | {path.parent.relative_to(source.path) for path in source.path.glob("*/*/*.tar")}
-        )
-        return f"its .tar files lie in {', '.join(map(repr, map(str, tars[:4])))}; give one of these folders" if tars else ""
-    meant = [(suffix, kind) for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")) if ignored[suffix] and suffix in there]
-    if not meant:
-        return ""
-    return f"for its {ignored[meant[0][0]]} {meant[0][0]} files say --format {meant[0][1]}"
