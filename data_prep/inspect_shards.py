@@ -15,9 +15,9 @@ quiet_until_main(__name__)
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mpp.errors import Parser, interruptible, run_program
+from mpp.prep.options import at_least
 
 MOST_IMAGES = 1024
 
@@ -32,21 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    def whole_number(most: int) -> Any:
-        def read(text: str) -> int:
-            if not text.isdecimal() or int(text) > most:
-                raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to {most}")
-            return int(text)
-
-        return read
-
     parser = Parser(
         prog="inspect_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a split, such as OUT/train, or OUT for all its splits")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the picture goes (default: beside the split)")
-    parser.add_argument("--images", type=whole_number(MOST_IMAGES), default=64, metavar="N", help="images to show")
-    parser.add_argument("--seed", type=whole_number(2**63 - 1), default=0, help="which images those are")
+    parser.add_argument("--images", type=at_least(0, MOST_IMAGES), default=64, metavar="N", help="images to show")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="which images those are")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the facts as one JSON object instead of text")
     return parser.parse_args(argv)

@@ -29,7 +29,7 @@ from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
 from mpp.prep.options import progress
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, prepare, say_small_range
-from mpp.prep.shard_job import Record, Work, note_down, read_record, records, report_rejects
+from mpp.prep.shard_job import Record, Work, note_down, read_record, records, report_rejects, totals
 from mpp.prep.source import MAX_CLASSES, Item, SourceOptions, check_size, describe
 from mpp.prep.sources.archives import CHUNK, PlainReader
 from mpp.prep.sources.webdataset import WebDataset, is_ours, open_webdataset
@@ -196,13 +196,8 @@ def class_number(tar: Path, member: str, label: str) -> int:
 
 def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Namespace) -> None:
     """Rejects, index and manifest; says what there is.  source: the manifest's entry of that name."""
-    colours, counts, rejects, images, used = np.zeros((3, 256), np.int64), Counter[str](), 0, 0, set[int]()
-    for record in records(jobs, work, args):
-        colours += record.colours
-        counts += record.counts
-        rejects += len(record.rejects)
-        images += record.entry["samples"]
-        used |= set(np.unique(record.rows["label"]).tolist()) - {-1}
+    found = totals(jobs, work, args)
+    images, rejects, counts, used = found.images, found.rejects, found.counts, found.labels - {-1}
     classes = max(used, default=-1) + 1
     empty = [str(number) for number in range(classes) if number not in used]
     ignored = Counter({kind: count for kind, count in counts.items() if kind[0] in ".("})
@@ -228,7 +223,7 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
         split=args.out.resolve().name,
         shards=numbered(),
         classes=[str(number) for number in range(classes)],
-        colours=colours,
+        colours=found.colours,
         colour_images=counts["colour_images"],
         rejects=rejects,
         source=source,

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import PIL
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from mpp.prep.options import progress
 from mpp.prep.plan import Split, decide, opened, other_plan, plan_jobs, read_plan
 from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range
 from mpp.prep.repeats import DROPS, LISTED, note_repeats, without
-from mpp.prep.shard_job import REJECTS, Job, Record, Work, build_shard, read_record, records, report_rejects
+from mpp.prep.shard_job import REJECTS, Job, Record, Totals, Work, build_shard, read_record, records, report_rejects, totals
 from mpp.prep.shuffle import Listed, survey
 from mpp.prep.source import Source, SourceOptions, describe
 from mpp.prep.sources import open_source
@@ -48,24 +47,17 @@ class Summary:
         self.out = out
         self.listed = listed
         self.splits = {split: Counter(images=0, shards=0, bytes=0) for split in splits}
-        self.counts: Counter = Counter()
+        self.total = Totals()
         self.repeats: Counter = Counter()
-        self.used: set[int] = set()  # class numbers of the images
-        self.rejects = self.shards = 0
+        self.shards = 0
         self.built = self.built_shards = self.read_bytes = 0  # images looked at, shards and bytes: this run's own work
-
-    @property
-    def images(self) -> int:
-        return sum(split["images"] for split in self.splits.values())
 
     def add(self, record: Record, split: str) -> None:
         found = self.splits[split]
         found["images"] += record.entry["samples"]
         found["shards"] += bool(record.entry["samples"])
         found["bytes"] += record.entry["bytes"]
-        self.counts.update(record.counts)
-        self.rejects += len(record.rejects)
-        self.used |= set(np.unique(record.rows["label"]).tolist())
+        self.total.add(record)
         self.shards += 1
 
     def show(self, seconds: float, classes: list[str]) -> None:
@@ -78,12 +70,12 @@ class Summary:
                 "splits": self.splits,
                 "classes": len(classes),
                 "holdout": self.listed.holdout,
-                "rejected": self.rejects,
+                "rejected": self.total.rejects,
                 "repeats": self.repeats,
                 "ignored": ignored,
-                **{name: self.counts[name] for name in ("converted", "resized", "encoded")},
-                "small_range": say_small_range(self.counts),
-                "above_training_limit": self.counts["largest"],
+                **{name: self.total.counts[name] for name in ("converted", "resized", "encoded")},
+                "small_range": say_small_range(self.total.counts),
+                "above_training_limit": self.total.counts["largest"],
                 "built_shards": self.built_shards,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(rate, 1),
@@ -96,26 +88,26 @@ class Summary:
             )
         if self.listed.holdout:
             say(f"kept apart: {holdout.describe(self.listed.holdout)}")
-        listed = "" if args.part or not self.rejects else f" ({self.out.where('rejects.jsonl')})"
-        say(f"rejected: {self.rejects:,}{listed}")
+        listed = "" if args.part or not self.total.rejects else f" ({self.out.where('rejects.jsonl')})"
+        say(f"rejected: {self.total.rejects:,}{listed}")
         say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
         if self.repeats["repeats"]:
             say(self._say_repeats())
         if args.labels:
-            empty = [] if args.part else [name for number, name in enumerate(classes) if number not in self.used]
+            empty = [] if args.part else [name for number, name in enumerate(classes) if number not in self.total.labels]
             without = f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""
             say(f"classes:  {len(classes):,} ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}){without}")
-        if self.counts["converted"]:
-            say(f"converted to PNG (first frame, without loss): {self.counts['converted']:,}")
-        if self.counts["resized"]:
-            say(f"shrunk to a short side of {args.resize}: {self.counts['resized']:,}")
-        if self.counts["encoded"]:
-            say(f"encoded anew: {self.counts['encoded']:,}")
-        if said := say_small_range(self.counts):
+        if self.total.counts["converted"]:
+            say(f"converted to PNG (first frame, without loss): {self.total.counts['converted']:,}")
+        if self.total.counts["resized"]:
+            say(f"shrunk to a short side of {args.resize}: {self.total.counts['resized']:,}")
+        if self.total.counts["encoded"]:
+            say(f"encoded anew: {self.total.counts['encoded']:,}")
+        if said := say_small_range(self.total.counts):
             say(f"WARNING:  {said}")
-        if self.counts["largest"]:
+        if self.total.counts["largest"]:
             say(
-                f"WARNING:  {self.counts['largest']:,} images have more than {TRAINED_PIXELS:,} pixels; training takes larger ones than "
+                f"WARNING:  {self.total.counts['largest']:,} images have more than {TRAINED_PIXELS:,} pixels; training takes larger ones than "
                 f"that for bad samples unless data.max_pixels={args.max_pixels} (features.max_pixels of probes)"
             )
         if self.built_shards < self.shards:
@@ -209,7 +201,7 @@ def make(args: argparse.Namespace) -> int:
             summary.add(record, job.split)
         if not args.part:
             summary.repeats = repeats
-            report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
+            report_rejects(jobs, work, summary.total.images, summary.total.rejects, args, f"mend them and remove {args.out}")
             settings = {name: plan.noted["plan"].get(name) for name in settings} | ({"group": args.group.text} if args.group else {})
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
@@ -267,13 +259,8 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summar
 
 def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], settings: dict, args: argparse.Namespace) -> None:
     """Write the index and, last, the manifest of one split."""
-    colours, colour_images, rejects, images = np.zeros((3, 256), np.int64), 0, 0, 0
-    for record in records(jobs, work, args):
-        colours += record.colours
-        colour_images += record.counts["colour_images"]
-        rejects += len(record.rejects)
-        images += record.entry["samples"]
-    if not images:
+    found = totals(jobs, work, args)
+    if not found.images:
         why = work.out.where(LISTED if any(job.drop for job in jobs) else REJECTS)
         raise DataError(f"{settings['name']}: no readable image is left for {split.name}; {why} lists why")
     folder = work.out.folder(split.name)
@@ -283,9 +270,9 @@ def write_split(split: Split, jobs: list[Job], work: Work, classes: list[str], s
         split=split.name,
         shards=((record.entry, record.rows) for record in records(jobs, work, args)),
         classes=classes,
-        colours=colours,
-        colour_images=colour_images,
-        rejects=rejects,
+        colours=found.colours,
+        colour_images=found.counts["colour_images"],
+        rejects=found.rejects,
         source=settings,
         repeats=sum(len(job.drop) // 8 for job in jobs),
     )

@@ -7,12 +7,13 @@ from typing import Any
 MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"
 
 
-def at_least(lowest: int) -> Any:
-    """A whole number, not below the lowest and below 2**63."""
+def at_least(lowest: int, most: int = 2**63 - 1) -> Any:
+    """A whole number from the lowest to the most."""
 
     def whole_number(text: str) -> int:
-        if not text.isdecimal() or not lowest <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        if not text.isdecimal() or not lowest <= int(text) <= most:
+            limit = "" if most == 2**63 - 1 else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}{limit}")
         return int(text)
 
     return whole_number

@@ -71,6 +71,23 @@ class Record(NamedTuple):
     rows: np.ndarray  # INDEX_DTYPE
 
 
+class Totals:
+    """Records added up, so that no two of them need be in memory."""
+
+    def __init__(self) -> None:
+        self.images = self.rejects = 0
+        self.colours = np.zeros((3, 256), np.int64)
+        self.counts: Counter[str] = Counter()
+        self.labels: set[int] = set()  # class numbers of the images; -1 where one has none
+
+    def add(self, record: Record) -> None:
+        self.images += record.entry["samples"]
+        self.rejects += len(record.rejects)
+        self.colours += record.colours
+        self.counts.update(record.counts)
+        self.labels |= set(np.unique(record.rows["label"]).tolist())
+
+
 class Noted(Protocol):
     """A job whose shard can be noted down."""
 
@@ -164,6 +181,13 @@ def records(jobs: Sequence[Noted], work: Work, args: argparse.Namespace) -> Iter
         if record is None:
             raise DataError(f"{work.out.where(job.split, job.name)}: vanished or changed meanwhile; run the same command again")
         yield record
+
+
+def totals(jobs: Sequence[Noted], work: Work, args: argparse.Namespace) -> Totals:
+    found = Totals()
+    for record in records(jobs, work, args):
+        found.add(record)
+    return found
 
 
 def report_rejects(jobs: Sequence[Noted], work: Work, images: int, rejects: int, args: argparse.Namespace, remedy: str) -> None:
