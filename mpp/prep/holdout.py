@@ -3,6 +3,7 @@
 By class alone the counts are those of the largest remainder, so no class is off by an image; a class keeps one image for train at least.
 With things to keep together, things are put into val and taken out again one by one, in an order that the seed gives, as long as that brings
 the classes' counts nearer to those; what came out is said.  The result depends on the names, labels and groups of the images and on the seed.
+(scikit-learn's splitters hold every label in memory, and where they keep groups together they do not keep counts.)
 Memory: a number for each class; with --group some 300 bytes for each thing.
 """
 

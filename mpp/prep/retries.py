@@ -1,4 +1,8 @@
-"""Requests to servers are tried again with growing waits; here is what their errors mean."""
+"""Requests to servers are tried again with growing waits; here is what their errors mean.
+
+By hand, and the libraries' own retries are switched off (gcsfs's cannot be): urllib3's and botocore's end where an answer begins, and what fails is mostly half
+of a body, or an upload that is not what was sent.  One patience serves web servers and stores, and a full disk here is not waited for.
+"""
 
 import errno
 import random

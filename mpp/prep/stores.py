@@ -1,5 +1,8 @@
 """Object stores through fsspec: stat, read, list as a stream, put.  One request at a time, each tried again as retries.py says.
 
+fsspec's own ways hold a whole listing in memory, do not tell of which version of an object the bytes are, and do not compare an upload; where
+that matters, what s3fs and gcsfs call is called here.
+
 Workers must not inherit fsspec's event loop: its thread does not survive a fork.  So a file system belongs to the process that made it,
 a store pickles as its protocol, and `loop_runs` tells who starts workers that they must not be forked.
 """

@@ -1,4 +1,8 @@
-"""verify_shards.py's work: a split against its manifest and index, file by file, row by row, and, in full, byte by byte."""
+"""verify_shards.py's work: a split against its manifest and index, file by file, row by row, and, in full, byte by byte.
+
+Tars are walked by hand: tarfile stops at an end mark, takes a damaged header for one, and never shows what fills up blocks, and that is where
+things hide.
+"""
 
 import argparse
 import functools

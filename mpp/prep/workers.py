@@ -1,4 +1,7 @@
-"""Worker processes: one job after the other to each, results in order, progress, and an end with the main process."""
+"""Worker processes: one job after the other to each, results in order, progress, and an end with the main process.
+
+concurrent.futures runs them; it knows no progress within a job, holds all jobs at once, and leaves its processes behind when this one is killed.
+"""
 
 import multiprocessing
 import os

@@ -1,4 +1,8 @@
-"""Zip and tar archives: listed from their headers, read in place at random, never extracted under a name they chose."""
+"""Zip and tar archives: listed from their headers, read in place at random, never extracted under a name they chose.
+
+The standard library reads them; what stands here beside it is what it passes over in silence: a cut tar, bytes behind an end mark, a
+compressed stream or a directory, sizes and names that lie.
+"""
 
 import gzip
 import io

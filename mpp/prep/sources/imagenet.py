@@ -2,6 +2,7 @@
 
 Classes are the WordNet ids (n01440764, ...), sorted, so that their numbers are torchvision's.  The development kit, which gives the labels
 of val, is always compared with its official md5; the tars of images, 145 GB, only on --checksum official.
+torchvision would unpack them into 1.3 million files first.
 """
 
 import gzip

@@ -6,7 +6,8 @@
     jsonl   objects with keys of the same names; the label is a string, a whole number or null
 
 UTF-8, or UTF-16 and UTF-32, which are found out.  Blanks round a cell are no part of it, except in JSON.  A first row that is no row of data, such
-as a header of other words, is refused: it would be taken for an image, and its label for a class.
+as a header of other words, is refused: it would be taken for an image, and its label for a class.  (csv reads the cells; its Sniffer takes the
+0 of photos/0001.jpg for what separates cells.)
 
 A row is taken whatever its suffix is: the user says that it is an image.  While listing no file is looked at, but those of the first two rows, because a look costs a
 millisecond on a network disk and a list may have a hundred million rows: so what is missing, empty or too large is found when it is read,
