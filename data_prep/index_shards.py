@@ -9,6 +9,8 @@ size of each, and the colours of some.  Killed at any instant, the same command 
     FOLDER/manifest.json      written last: without it FOLDER is no set of shards
     FOLDER/rejects.jsonl      what is not readable, or of a kind that must be converted (make_shards.py does that)
     FOLDER/.work/*.done       the rows of a finished tar, while the others are missing
+
+This file reads the command line and imports nothing slow; the work is mpp/prep/indexing.py.
 """
 
 from mpp.interrupts import quiet_until_main

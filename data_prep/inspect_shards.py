@@ -5,6 +5,8 @@
 FOLDER is a split (OUT/train) or OUT, for all its splits.  The text: images, bytes, shards, sizes, formats, colours, balance of the classes.
 The picture, inspect-<split>.png beside the split or in DIR: images chosen by --seed, evenly over the shards, each with its class, above the
 sizes, the classes and the colours.  Nothing is verified beyond what opening a set checks and the CRC-32 of the images shown.
+
+This file reads the command line and imports nothing slow; the work is mpp/prep/inspecting.py.
 """
 
 from mpp.interrupts import quiet_until_main

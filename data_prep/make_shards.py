@@ -2,7 +2,7 @@
 
     python data_prep/make_shards.py SOURCE OUT [--labels] [--val 0.01] [--resize 256]
 
-The images are listed as a stream, shuffled by the seed in bounded memory (shuffle.py) and numbered; then worker processes read, check and
+The images are listed as a stream, shuffled by the seed in bounded memory (mpp/prep/shuffle.py) and numbered; then worker processes read, check and
 write them, each a whole shard at a time, so that the result does not depend on how many there are.  Killed at any instant, the same command
 goes on with the shards it lacks and ends with the same bytes.
 
@@ -22,6 +22,8 @@ parts on many machines see it.  A store has no locks: do not run the same part t
     OUT/.work/drops               with --dedup: which images are repeats, once all shards were made; the shards that hold some are made anew
     OUT/rejects.jsonl             files that are no readable images
     OUT/duplicates.jsonl          images that are byte for byte another's
+
+This file reads the command line and imports nothing slow; the work is mpp/prep/making.py.
 """
 
 from mpp.interrupts import quiet_until_main

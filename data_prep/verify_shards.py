@@ -17,6 +17,8 @@ the headers only, unless --check decode.
 What cannot be found: a manifest that was changed together with its `check` in what follows from nothing else (names of classes, `source`,
 `mpp`, `split`, the number of rejects after the last key), or a whole set replaced by another one.  Keep the sha256 of manifest.json elsewhere
 against that: run folders do.
+
+This file reads the command line and imports nothing slow; the work is mpp/prep/verifying.py.
 """
 
 from mpp.interrupts import quiet_until_main

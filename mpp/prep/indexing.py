@@ -30,10 +30,9 @@ from mpp.prep.options import progress
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, prepare, say_small_range
 from mpp.prep.shard_job import Record, Work, note_down, read_record, records, report_rejects, totals
-from mpp.prep.source import MAX_CLASSES, Item, SourceOptions, check_size, describe
+from mpp.prep.source import FOREIGN, MAX_CLASSES, Item, SourceOptions, check_size, describe
 from mpp.prep.sources.archives import CHUNK, PlainReader
 from mpp.prep.sources.webdataset import WebDataset, is_ours, open_webdataset
-from mpp.prep.verifying import FOREIGN
 from mpp.prep.workers import Tick, run_jobs
 from mpp.text import counted, say
 

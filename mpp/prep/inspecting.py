@@ -1,4 +1,7 @@
-"""inspect_shards.py's work: the facts of a split, a page of text, and a picture drawn with Pillow alone."""
+"""inspect_shards.py's work: the facts of a split, a page of text, and a picture.
+
+Pillow draws it: it writes what a class is called as it is, and the images keep their pixels; a plotting library would read $ as mathematics.
+"""
 
 import argparse
 import bisect

@@ -16,6 +16,7 @@ from mpp.data.class_folders import reason_to_ignore as reason_to_ignore
 from mpp.errors import BadSample
 
 MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
+FOREIGN = "webdataset in place"  # the manifest's source.kind of tars that were indexed where they lie
 FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL
 
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)

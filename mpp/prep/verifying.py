@@ -40,13 +40,12 @@ from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError
 from mpp.prep.options import progress
 from mpp.prep.prepare import Options, prepare
-from mpp.prep.source import Item, check_size
+from mpp.prep.source import FOREIGN, Item, check_size
 from mpp.prep.sources.webdataset import TarImage, WebDataset
 from mpp.prep.splits import splits_of, spread
 from mpp.prep.workers import Tick, run_jobs
 from mpp.text import counted, printable, say, say_json
 
-FOREIGN = "webdataset in place"  # source.kind of tars that were indexed where they lie
 TOLERANCE = 1e-4  # of mean and std: another build of a JPEG decoder may round a pixel otherwise
 PIECE = 1 << 20  # bytes read together of what belongs to no sample
 KEPT = 20  # faults of a kind that are told one by one

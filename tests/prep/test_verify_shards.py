@@ -21,8 +21,8 @@ from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.errors import DataError
 from mpp.prep import verifying
+from mpp.prep.source import FOREIGN
 from mpp.prep.splits import spread
-from mpp.prep.verifying import FOREIGN
 
 FILES = ("000000.tar", "000001.tar", "index.bin", "manifest.json")
 FORMS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
