@@ -191,40 +191,25 @@ def encoding_of(path: Path) -> str:
 def lines(path: Path) -> Iterator[str]:
     """Every line with its end, without a byte-order mark.  Raises DataError, with the line's number, for one that is too long or no text."""
     encoding = encoding_of(path)
-    if encoding != "utf-8":
-        yield from _wide_lines(path, encoding)
-        return
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise _too_long(path, number)
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: line {number} is not UTF-8 ({error.reason} at its byte {error.start + 1}); convert the list, for instance with iconv"
-                ) from error
-
-
-def _wide_lines(path: Path, encoding: str) -> Iterator[str]:
-    with path.open(encoding=encoding, newline="\n") as file:
-        number = 0
+    # of UTF-8 a wrong byte is let through and looked for in its own line, so that this line can be named
+    read_as, errors = ("utf-8-sig", "surrogateescape") if encoding == "utf-8" else (encoding, "strict")
+    number = 0
+    with path.open(encoding=read_as, errors=errors, newline="\n") as file:
         try:
             while text := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(text) > MAX_LINE_BYTES:
-                    raise _too_long(path, number)
+                    raise DataError(f"{path}: line {number} is longer than {MAX_LINE_BYTES} bytes, so this is no list of images")
+                if errors != "strict" and not text.isascii():
+                    text.encode(errors=errors).decode()
                 yield text
         except UnicodeError as error:
+            if errors == "strict" or not isinstance(error, UnicodeDecodeError):
+                remedy = f"is not {encoding.upper()}, as the list begins; convert it to UTF-8, for instance with iconv"
+                raise DataError(f"{path}: line {number + 1} {remedy}") from error
             raise DataError(
-                f"{path}: line {number + 1} is not {encoding.upper()}, as the list begins; convert it to UTF-8, for instance with iconv"
+                f"{path}: line {number} is not UTF-8 ({error.reason} at its byte {error.start + 1}); convert the list, for instance with iconv"
             ) from error
-
-
-def _too_long(path: Path, number: int) -> DataError:
-    return DataError(f"{path}: line {number} is longer than {MAX_LINE_BYTES} bytes, so this is no list of images")
 
 
 def _is_path(cell: str) -> bool:
