@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "data_prep"))
-from shuffle import shuffle
-from sources.base import Item, Source
+from mpp.prep.shuffle import shuffle
+from mpp.prep.source import Item, Source
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ size of each, and the colours of some.  Killed at any instant, the same command 
     FOLDER/manifest.json      written last: without it FOLDER is no set of shards
     FOLDER/rejects.jsonl      what is not readable, or of a kind that must be converted (make_shards.py does that)
     FOLDER/.work/*.done       the rows of a finished tar, while the others are missing
+
+This file reads the command line and imports nothing slow; the work is mpp/prep/indexing.py.
 """
 
 from mpp.interrupts import quiet_until_main
@@ -17,78 +19,22 @@ quiet_until_main(__name__)
 
 
 import argparse
-import hashlib
-import json
-import math
-import sys
-import time
-import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import PIL
-from tqdm import tqdm
-
-import mpp
-from mpp.data.class_folders import listed_names, too_sparse
 from mpp.data.decode import MAX_PIXELS
-from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
-from mpp.data.shards import ShardSet
-from mpp.data.write_shards import write_manifest
-from mpp.errors import BadSample, DataError, Parser, UserError, run_program
-from mpp.files import hold_folder
+from mpp.errors import Parser, interruptible, run_program
 from mpp.machine import usable_cores
-from mpp.text import counted, say
-
-if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
-    sys.path.append(str(Path(__file__).parent))
-from build import records, report_rejects
-from claims import FOREIGN
-from options import MAX_PIXELS_HELP, at_least, share
-from plan import refuse_odd_names
-from prepare import Options, prepare, say_small_range
-from shard_job import Record, Work, note_down, read_record
-from sources.archives import CHUNK, PlainReader
-from sources.base import MAX_CLASSES, Item, SourceOptions, check_size, describe
-from sources.webdataset import WebDataset, is_ours, open_webdataset
-from summary import progress
-from target import LOCK, WORK, LocalTarget, remove_scratch
-from workers import Tick, run_jobs
-
-
-@dataclass(frozen=True)
-class TarJob:
-    """One tar to index."""
-
-    name: str
-    bytes: int
-    colour_images: int  # so many of its first images are decoded for the mean and the standard deviation
-    split = "."  # the tars lie in the target's own folder
-    drop = b""  # no image is left out for being a repeat
-
-    @property
-    def record(self) -> str:
-        return f"{WORK}/{self.name}.done"
+from mpp.prep.options import MAX_PIXELS_HELP, at_least, share
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Index the tars; returns 0.  Raises UserError, one line, for everything that can be mended."""
     args = parse(argv)
-    tqdm.monitor_interval = 0  # no monitor thread: this process forks
-    try:
-        return index(args)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise UserError(
-            f"{error.filename or args.out}: {error.strerror}; check that FOLDER can be read and written and that its disk has space, then run "
-            "the same command again: finished tars are kept"
-        ) from error
+    with interruptible():
+        from mpp.prep.indexing import run  # here, because it takes seconds
+
+    return run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,183 +56,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.label_field and not args.labels:
         parser.error("--label-field says where labels are; give --labels with it")
     return args
-
-
-def index(args: argparse.Namespace) -> int:
-    """Index the missing tars, check the rejects, write the manifest."""
-    started = time.monotonic()
-    folder = args.out.resolve()
-    if not folder.is_dir():
-        raise DataError(f"{args.out}: is no folder; give the folder that holds the tars")
-    for made in (folder, folder.parent):
-        if (made / WORK).exists() and {path.name for path in (made / WORK).iterdir()} & {"plan.json", "begun.json", "listing.json"}:
-            raise DataError(f"{args.out}: is made by make_shards.py, which writes the manifest itself; repeat its command to finish it")
-    with held(folder, args) as target:
-        if (folder / MANIFEST).exists():  # written while this run waited, or the run that wrote it was killed while it cleaned up
-            say(f"{args.out} is already complete: {len(ShardSet.open(folder)):,} images; nothing to do")
-            return 0
-        source = open_webdataset(folder, SourceOptions(None, None, args.image_field, args.label_field))
-        refuse_odd_names(source.name, [tar.name for tar in source.tars()])
-        tars = source.tars()
-        settings = {name: getattr(args, name) for name in ("labels", "image_field", "label_field", "check")}
-        settings["max_pixels"] = None if args.max_pixels == MAX_PIXELS else args.max_pixels
-        # From every tar, because tars from elsewhere may be sorted; by powers of two, so that a tar more or less seldom undoes the others.
-        colour_images = 2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))
-        plan = {**settings, "colour_images": colour_images, "mpp": mpp.__version__, "pillow": PIL.__version__}
-        work = Work(
-            source,
-            target,
-            target.scratch,
-            {} if args.labels else None,  # classes have no names here
-            Options(args.check, max_pixels=args.max_pixels),
-            hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
-        )
-        jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
-        missing = [job for job in jobs if read_record(job, work) is None]
-        read_bytes = sum(job.bytes for job in missing)
-        with tqdm(total=read_bytes, desc=f"{counted(len(missing), 'tar')}", unit="B", unit_scale=True, **progress(args)) as bar:
-            for _ in run_jobs(partial(index_tar, work), missing, args.workers, bar.update):
-                pass
-        write_index(jobs, work, {"name": source.name, "kind": FOREIGN, **settings, "colour_images": colour_images}, args)
-    seconds = time.monotonic() - started
-    if len(missing) < len(jobs):
-        say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
-    say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {counted(min(args.workers, max(len(missing), 1)), 'worker')}")
-    say(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={args.out}")
-    return 0
-
-
-@contextmanager
-def held(folder: Path, args: argparse.Namespace) -> Iterator[LocalTarget]:
-    """FOLDER, held for this run; without anything done nothing stays behind.  Raises UserError for one with a manifest."""
-    target = LocalTarget(folder)
-    if (folder / MANIFEST).exists() and not target.scratch.exists():
-        as_it_is = (
-            f", so it can be trained on as it is (data.shards={args.out}); to index it anew, first remove"
-            if is_ours(folder)
-            else "; remove"
-        )
-        raise DataError(f"{args.out}: has a {MANIFEST} already{as_it_is} {MANIFEST} and {INDEX}")
-    with hold_folder(target.scratch / LOCK, f"{args.out}: another index_shards.py is at work here; wait for it or stop it"):
-        for place, names in ((folder, (MANIFEST, INDEX, "rejects.jsonl")), (target.scratch, ("*",))):
-            for name in names:
-                for leftover in place.glob(f".{name}.tmp-*"):
-                    leftover.unlink()
-        try:
-            yield target
-        except BaseException:
-            if {path.name for path in target.scratch.iterdir()} <= {LOCK, f"{LOCK}.owner"}:
-                remove_scratch(target.scratch)
-            raise
-        remove_scratch(target.scratch)
-
-
-def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
-    """Read one tar and note down its rows; their keys count its images from 0, before any is rejected."""
-    assert isinstance(work.source, WebDataset)
-    path = work.target.folder(job.split) / job.name
-    rows: list[tuple] = []
-    rejects: list[dict] = []
-    colours = np.zeros((3, 256), np.int64)
-    counts: Counter = Counter(images=0, colour_images=0)
-    before = work.target.state(job.split, job.name)
-    reader, digest, hashed = PlainReader(path), hashlib.sha256(), 0
-
-    def read_up_to(end: int) -> None:
-        """The tar's bytes in their order, so that the disk is read once: what an image needs is then in the page cache."""
-        nonlocal hashed
-        while hashed < end and (chunk := reader.pread(CHUNK, hashed)):
-            digest.update(chunk)
-            hashed += len(chunk)
-            tick(len(chunk))
-
-    try:
-        for key, image in enumerate(work.source.images(path, counts)):
-            counts["images"] += 1
-            read_up_to(image.offset + image.size)
-            try:
-                if image.is_link:
-                    raise BadSample("a link to another member, so its bytes have a row already; make_shards.py can take it")
-                check_size(Item(image.member, image.size))
-                data = reader.pread(image.size, image.offset)
-                done = prepare(data, work.options, counts, need_pixels=key < job.colour_images)
-                if done.data is not data:
-                    raise BadSample("of a format that must be converted, so it cannot stay where it is; make_shards.py can take it")
-            except BadSample as error:
-                rejects.append({"name": f"{job.name}/{image.member}", "reason": str(error)})
-                continue
-            if key < job.colour_images:
-                assert done.image
-                np.add(colours, np.array(done.image.histogram()).reshape(3, 256), out=colours)
-                counts["colour_images"] += 1
-            label = -1 if work.classes is None else class_number(path, image.member, image.label)
-            rows.append((0, image.offset, image.size, zlib.crc32(data), done.width, done.height, label, key))
-        read_up_to(job.bytes + 1)
-    finally:
-        reader.close()
-    if before != work.target.state(job.split, job.name) or hashed != job.bytes:
-        raise DataError(f"{path}: changed while it was read; leave the tars alone and run the same command again")
-    entry = {"name": job.name, "bytes": hashed, "sha256": digest.hexdigest(), "samples": len(rows)}
-    note_down(job, work, Record(entry, rejects, colours, counts, np.array(rows, INDEX_DTYPE)))
-
-
-def class_number(tar: Path, member: str, label: str) -> int:
-    if label.isdecimal() and int(label) < MAX_CLASSES:
-        return int(label)
-    raise DataError(
-        f"{tar}: {member} has {f'the label {label!r}' if label else 'no label'}, and only class numbers from 0 to {MAX_CLASSES - 1} can be "
-        "indexed in place; leave out --labels, or make new shards: python data_prep/make_shards.py FOLDER OUT --labels"
-    )
-
-
-def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Namespace) -> None:
-    """Rejects, index and manifest; says what there is.  source: the manifest's entry of that name."""
-    colours, counts, rejects, images, used = np.zeros((3, 256), np.int64), Counter[str](), 0, 0, set[int]()
-    for record in records(jobs, work, args):
-        colours += record.colours
-        counts += record.counts
-        rejects += len(record.rejects)
-        images += record.entry["samples"]
-        used |= set(np.unique(record.rows["label"]).tolist()) - {-1}
-    classes = max(used, default=-1) + 1
-    empty = [str(number) for number in range(classes) if number not in used]
-    ignored = Counter({kind: count for kind, count in counts.items() if kind[0] in ".("})
-    report_rejects(jobs, work, images, rejects, args, "make new shards of what is good: python data_prep/make_shards.py FOLDER OUT")
-    if not images:
-        raise DataError(f"{args.out}: its {len(jobs)} tars hold no readable images" + (f" ({describe(ignored)})" if ignored else ""))
-
-    if reason := used and too_sparse(len(used), max(used)):
-        raise DataError(
-            f"{args.out}: {reason}; leave out --labels, or make new shards: python data_prep/make_shards.py FOLDER OUT --labels --label-names"
-        )
-
-    def numbered() -> Iterator[tuple[dict, np.ndarray]]:
-        first = 0
-        for record in records(jobs, work, args):
-            rows = record.rows.copy()
-            rows["key"] += np.uint64(first)
-            first += record.counts["images"]
-            yield record.entry, rows
-
-    manifest = write_manifest(
-        args.out.resolve(),
-        split=args.out.resolve().name,
-        shards=numbered(),
-        classes=[str(number) for number in range(classes)],
-        colours=colours,
-        colour_images=counts["colour_images"],
-        rejects=rejects,
-        source=source,
-    )
-    say(f"{args.out}: {counted(images, 'image')} in {counted(len(manifest.shards), 'tar')}, {manifest.bytes / 1e6:,.1f} MB")
-    say(f"rejected: {rejects:,}" + (f" ({args.out / 'rejects.jsonl'})" if rejects else ""))
-    say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
-    if said := say_small_range(counts):
-        say(f"WARNING:  {said}")
-    if len(manifest.shards) < len(jobs):
-        say(f"without a readable image: {len(jobs) - len(manifest.shards):,} tars")
-    if args.labels:
-        say(f"classes:  {classes:,}" + (f", {len(empty):,} of them without images: {listed_names(empty)}" if empty else ""))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python data_prep/make_shards.py SOURCE OUT [--labels] [--val 0.01] [--resize 256]
 
-The images are listed as a stream, shuffled by the seed in bounded memory (shuffle.py) and numbered; then worker processes read, check and
+The images are listed as a stream, shuffled by the seed in bounded memory (mpp/prep/shuffle.py) and numbered; then worker processes read, check and
 write them, each a whole shard at a time, so that the result does not depend on how many there are.  Killed at any instant, the same command
 goes on with the shards it lacks and ends with the same bytes.
 
@@ -22,6 +22,8 @@ parts on many machines see it.  A store has no locks: do not run the same part t
     OUT/.work/drops               with --dedup: which images are repeats, once all shards were made; the shards that hold some are made anew
     OUT/rejects.jsonl             files that are no readable images
     OUT/duplicates.jsonl          images that are byte for byte another's
+
+This file reads the command line and imports nothing slow; the work is mpp/prep/making.py.
 """
 
 from mpp.interrupts import quiet_until_main
@@ -30,59 +32,26 @@ quiet_until_main(__name__)
 
 
 import argparse
-import errno
-import hashlib
-import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import PIL
-from tqdm import tqdm
-
-import mpp
 from mpp.data.decode import MAX_PIXELS
-from mpp.errors import DataError, Parser, UserError, run_program
+from mpp.errors import Parser, interruptible, run_program
 from mpp.machine import usable_cores
-from mpp.text import say, say_json
-
-if sys.flags.safe_path:  # PYTHONSAFEPATH=1, as our jobs set it, leaves out the folder of the script
-    sys.path.append(str(Path(__file__).parent))
-from build import build, records, report_rejects, write_split
-from holdout import Grouping
-from layouts import laid_out
-from options import MAX_PIXELS_HELP, at_least, share
-from plan import decide, opened, other_plan, plan_jobs, read_plan
-from prepare import QUALITY, Options
-from remote import is_url
-from remote_target import target_at
-from repeats import DROPS, note_repeats, read_drops, without
-from shard_job import Work, read_record
-from shuffle import survey
-from sources import FORMATS, open_source
-from sources.base import SourceOptions
-from summary import Summary
-from target import PLAN
+from mpp.prep.holdout import Grouping
+from mpp.prep.options import MAX_PIXELS_HELP, at_least, share
+from mpp.prep.prepare import QUALITY
+from mpp.prep.remote import is_url
+from mpp.prep.sources import FORMATS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the shards; returns 0.  Raises UserError, one line, for everything that can be mended."""
     args = parse(argv)
-    tqdm.monitor_interval = 0  # no monitor thread: this process forks
-    try:
-        return make(args)
-    except OSError as error:
-        if error.errno is None or isinstance(error, BrokenPipeError):
-            raise
-        remedy = {
-            errno.ENOSPC: "free some space",
-            errno.EDQUOT: "raise the quota or free some space",
-            errno.EFBIG: "choose a file system or a limit that allows larger files, or fewer --samples-per-shard",
-        }.get(error.errno, "check that SOURCE can be read and OUT written")
-        raise UserError(
-            f"{error.filename or args.out}: {error.strerror}; {remedy}, then run the same command again: finished shards are kept"
-        ) from error
+    with interruptible():
+        from mpp.prep.making import run  # here, because it takes seconds
+
+    return run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -183,91 +152,6 @@ def _part(text: str) -> tuple[int, int]:
     if part.isdecimal() and parts.isdecimal() and int(part) < int(parts):
         return int(part), int(parts)
     raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N-1, such as 0/8 ... 7/8")
-
-
-def make(args: argparse.Namespace) -> int:
-    """List, plan, build what is missing, check the rejects, write the manifests."""
-    started = time.monotonic()
-    where, out = (place.resolve() if isinstance(place, Path) else place for place in (args.source, args.out))
-    if args.scratch and isinstance(args.out, Path):
-        raise UserError(f"--scratch {args.scratch}: is for an OUT that is a URL; {args.out} keeps its work in {args.out}/.work")
-    group_field = args.group.field or None if args.group else None
-    source = open_source(where, out, SourceOptions(args.format, args.checksum, args.image_field, args.label_field, group_field))
-    if where == out or str(where).rstrip("/") == str(out).rstrip("/"):
-        raise DataError(f"{args.out}: SOURCE and OUT are the same folder; choose another OUT")
-    settings = {
-        "name": source.name,
-        "kind": source.kind,
-        "image_field": args.image_field,
-        "label_field": args.label_field,
-        "labels": args.labels,
-        "label_names": args.label_names,
-        "class_level": args.class_level,
-        "split_level": args.split_level,
-        "val": args.val,
-        "seed": args.seed,
-        "samples_per_shard": args.samples_per_shard,
-        "check": args.check,
-        "resize": args.resize,
-        "encode": args.encode,
-        "quality": args.quality,
-        "dedup": args.dedup,
-        "max_pixels": None if args.max_pixels == MAX_PIXELS else args.max_pixels,
-    }
-    drawn = {"group": args.group.text if args.group else None, "val_by_class": True if args.val and args.labels else None}
-    wanted = {**settings, **drawn, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
-    target = target_at(args.out, args.scratch, wanted)
-    with opened(target, args) as fresh:
-        found = read_plan(target, wanted, args)
-        if found and found["complete"]:
-            if found["plan"]["stamp"] != (
-                found["plan"]["stamp"] if wanted["identity"] else survey(laid_out(source, found["plan"]["levels"])).stamp
-            ):
-                raise other_plan(args, found, f"the files of {source.name} changed")
-            for split in found["complete"]:
-                target.check(split)
-            if not args.part:
-                target.clean()  # the run that completed it may have been killed before it did so
-            said = f"{args.out} is already complete: {', '.join(found['complete'])}; nothing to do"
-            say_json({"out": str(args.out), "complete": found["complete"]}) if args.json else say(said)
-            return 0
-        plan = decide(source, target, wanted, args)
-        work = Work(
-            plan.source,
-            target,
-            target.scratch,
-            {name: number for number, name in enumerate(plan.classes)} if args.labels else None,
-            Options(args.check, args.resize, args.encode, args.quality, args.max_pixels),
-            hashlib.sha256(json.dumps(plan.noted["plan"]).encode()).hexdigest(),
-        )
-        fresh.pop_all()  # from here on what was done is kept
-        part, parts = args.part or (0, 1)
-        target.look()
-        jobs = list(plan_jobs(plan.splits, args.samples_per_shard))
-        if noted := read_drops(target):
-            jobs, repeats = without(jobs, noted)
-        jobs = jobs[part::parts]
-        summary = Summary(args, target, plan.listed, [split.name for split in plan.splits])
-        missing = [job for job in jobs if read_record(job, work) is None]
-        build(missing, work, args, summary)
-        if not args.part and not noted:
-            repeats, noted = note_repeats(jobs, records(jobs, work, args), work, leave_out=args.dedup)
-            if repeats["left_out"]:
-                target.put(DROPS, noted)
-                jobs, repeats = without(jobs, noted)
-                build([job for job in jobs if job.drop], work, args, summary)
-        for job, record in zip(jobs, records(jobs, work, args), strict=True):
-            summary.add(record, job.split)
-        if not args.part:
-            summary.repeats = repeats
-            report_rejects(jobs, work, summary.images, summary.rejects, args, f"mend them and remove {args.out}")
-            settings = {name: plan.noted["plan"].get(name) for name in settings} | ({"group": args.group.text} if args.group else {})
-            for split in reversed(plan.splits):  # train last: whoever waits for it finds val
-                write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
-            target.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())
-            target.clean()
-    summary.show(time.monotonic() - started, plan.classes)
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ would be all of them, in a real set it is a start-up cost; COLOUR_IMAGES (32 her
 """
 
 import json
+import runpy
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,24 +23,26 @@ import PIL
 import mpp
 from mpp.data.shards import ShardSet
 from mpp.errors import run_program
+from mpp.prep import shard_job
 
-sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
-import make_shards
-import shard_job
-import verify_shards
+PROGRAMS = Path(__file__).parents[2] / "data_prep"
 
 COLOUR_IMAGES = 32
+
+
+def program(name: str) -> Callable[[list[str]], int]:
+    return runpy.run_path(str(PROGRAMS / f"{name}.py"))["main"]
 
 
 def make(root: str, out: str, workers: str, per_shard: str, resize: str, colour_images: str = str(COLOUR_IMAGES)) -> None:
     shard_job.MEAN_STD_IMAGES = int(colour_images)  # worker processes are forked and inherit it
     words = [root, out, "--workers", workers, "--samples-per-shard", per_shard, "--quiet", "--json"]
-    run_program(lambda _: make_shards.main([*words, *(["--resize", resize] if int(resize) else [])]))
+    run_program(lambda _: program("make_shards")([*words, *(["--resize", resize] if int(resize) else [])]))
 
 
 def verify(out: str, workers: str, full: str = "") -> None:
     if full:
-        run_program(lambda _: verify_shards.main([f"{out}/train", "--full", "--quiet", "--workers", workers]))
+        run_program(lambda _: program("verify_shards")([f"{out}/train", "--full", "--quiet", "--workers", workers]))
     shards = ShardSet.open(Path(out) / "train")
     with ProcessPoolExecutor(int(workers)) as pool:
         for _ in pool.map(shards.verify_sha256, range(len(shards.samples_per_shard))):

@@ -1,7 +1,6 @@
 """Which files are images, which folders are classes or splits: one rule, and every reader of a folder follows it."""
 
 import io
-import sys
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -19,8 +18,6 @@ from mpp.data.decode import decode, open_image
 from mpp.data.folder_images import FolderImages
 from mpp.data.labelled import open_labelled, remarks_on
 from mpp.errors import DataError
-
-sys.path.append(str(Path(__file__).parents[2] / "data_prep"))
 
 
 def drawn(number: int, form: str) -> bytes:
@@ -119,11 +116,11 @@ FILES = st.sampled_from(["a.jpg", "b.PNG", "c.bmp", "d.tif", "e.gif", ".hidden.j
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.tuples(FOLDERS, FILES), st.sampled_from(FORMS), max_size=8), st.booleans(), st.booleans())
 def test_a_folder_has_the_same_classes_numbers_and_images_for_shards_and_for_probes(content, stray, hollow):
-    from layouts import as_laid_out
-    from plan import plan_splits
-    from prepare import Options, prepare
-    from shuffle import shuffle
-    from sources import open_source
+    from mpp.prep.layouts import as_laid_out
+    from mpp.prep.plan import plan_splits
+    from mpp.prep.prepare import Options, prepare
+    from mpp.prep.shuffle import shuffle
+    from mpp.prep.sources import open_source
 
     with TemporaryDirectory() as name:
         folder = Path(name) / "set"

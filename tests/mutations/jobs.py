@@ -1,6 +1,6 @@
 """Bugs that the tests of starting, staying alive and ending must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 WATCHMAN, WORLD, PROGRAMS, DISKS = "tests/test_watchman.py", "tests/test_world.py", "tests/test_programs.py", "tests/pipeline/test_disks.py"
 
@@ -46,8 +46,8 @@ ROWS = [
         "help waits for torch", "mpp/results.py", "from mpp.errors import Parser, interruptible, run_program", "import torch\nfrom mpp.errors import Parser, interruptible, run_program",
         f"{PROGRAMS}::test_help_and_config_are_shown_without_importing_what_is_slow",
     ),
-    Row(
-        "an interrupt while importing is a traceback", "mpp/interrupts.py", "os._exit(128 + number)", "raise KeyboardInterrupt",
+    Plant(
+        'an interrupt while importing is a traceback', 'mpp.interrupts:end_at_once', 'lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt)',
         f"{PROGRAMS}::test_an_interrupt_while_importing_is_quiet",
     ),
     Row(

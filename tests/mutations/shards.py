@@ -1,15 +1,12 @@
 """Bugs that data_prep's tests must find."""
 
-from tests.mutations import Row
+from tests.mutations import Plant, Row
 
 ROWS = [
-    Row(
-        "a name reaches the terminal as it is",
-        "mpp/text.py",
-        "print(printable(text), file=",
-        "print(text, file=",
+    Plant(
+        'a name reaches the terminal as it is', 'mpp.text:printable', 'str',
         "tests/test_text.py::test_what_a_terminal_obeys_is_written_out "
-        "tests/data_prep/test_hostile_names.py::test_no_program_lets_a_name_through_to_the_terminal",
+        "tests/prep/test_hostile_names.py::test_no_program_lets_a_name_through_to_the_terminal",
     ),
     Row(
         "a line feed in a name begins a line of its own",
@@ -18,438 +15,429 @@ ROWS = [
         "    if all(letter.isprintable() or letter == '\\n' for letter in said):\n",
         "tests/test_text.py::test_what_a_terminal_obeys_is_written_out",
     ),
-    Row(
-        "a large colour profile makes a PNG a bad sample",
-        "mpp/data/decode.py",
-        "        if kind not in _PNG_TEXTS:\n",
-        "        if kind not in _PNG_TEXTS[1:]:\n",
-        "tests/data_prep/test_pixels.py::test_a_png_is_as_good_as_its_pixels_however_large_its_texts_are",
+    Plant(
+        'a large colour profile makes a PNG a bad sample', 'mpp.data.decode:_PNG_TEXTS', 'real[1:]',
+        "tests/prep/test_pixels.py::test_a_png_is_as_good_as_its_pixels_however_large_its_texts_are",
     ),
-    Row(
-        "a set's own limit of pixels is forgotten when it is opened",
-        "mpp/data/shard_faults.py",
-        '    given = source.get("max_pixels")\n',
-        "    given = None\n",
-        "tests/data_prep/test_pixels.py::test_larger_images_are_taken_where_max_pixels_says_so_and_every_program_knows",
+    Plant(
+        "a set's own limit of pixels is forgotten when it is opened", 'mpp.data.shard_faults:most_pixels', 'lambda source: real({})',
+        "tests/prep/test_pixels.py::test_larger_images_are_taken_where_max_pixels_says_so_and_every_program_knows",
     ),
-    Row(
-        "a small part of 16 bits is passed over",
-        "data_prep/prepare.py",
-        "greatest - least >= 128",
-        "greatest - least >= 0",
-        "tests/data_prep/test_pixels.py::test_12_bit_data_in_16_bit_files_is_spoken_of",
+    Plant(
+        'a small part of 16 bits is passed over', 'mpp.prep.prepare:say_small_range', "lambda counts: ''",
+        "tests/prep/test_pixels.py::test_12_bit_data_in_16_bit_files_is_spoken_of",
     ),
     # Order, parts, one file's way, repeats, archives.
-    Row(
-        'repeats of val are kept in train', 'data_prep/repeats.py', 'KEPT_WHOLE, MADE_BY_US, TRAIN = range(3)',
-        'TRAIN, MADE_BY_US, KEPT_WHOLE = range(3)', 'tests/data_prep/test_repeats.py::test_what_is_left_holds_every_image_once_and_val_keeps_what_train_shares_with_it',
+    Plant(
+        'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',
+        'tests/prep/test_repeats.py::test_what_is_left_holds_every_image_once_and_val_keeps_what_train_shares_with_it',
     ),
     Row(
-        'equal checksums are equal images', 'data_prep/repeats.py', 'int(row["size"]))).digest()',
-        'int(row["size"]))).digest()[:0]', 'tests/data_prep/test_repeats.py::test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and_in_any_bucket',
+        'equal checksums are equal images', 'mpp/prep/repeats.py', 'image.size)).digest()',
+        'image.size)).digest()[:0]', 'tests/prep/test_repeats.py::test_groups_are_those_of_a_plain_comparison_also_where_checksums_collide_and_in_any_bucket',
+    ),
+    Plant(
+        'a test split loses its repeats', 'mpp.prep.repeats:rank_of', 'lambda job: max(real(job), MADE_BY_US)',
+        'tests/prep/test_repeats.py::test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it',
+    ),
+    Plant(
+        'a shard with repeats counts as finished', 'mpp.prep.shard_job:_hash', "lambda drop: ''",
+        'tests/prep/test_repeats.py::test_a_run_stopped_among_the_shards_it_makes_anew_ends_with_the_same_bytes',
     ),
     Row(
-        'a test split loses its repeats', 'data_prep/repeats.py', 'leave_out and int(repeat["rank"]) != KEPT_WHOLE',
-        'leave_out', 'tests/data_prep/test_repeats.py::test_a_test_split_of_the_source_stays_whole_and_train_loses_what_it_shares_with_it',
+        'of a repeated name the first counts', 'mpp/prep/shuffle.py', '*repeated, (_, line) = same',
+        '(_, line), *repeated = same', 'tests/prep/test_shuffle.py::test_of_a_repeated_name_the_last_counts_and_splits_are_apart',
     ),
     Row(
-        'a shard with repeats counts as finished', 'data_prep/shard_job.py', '(record["plan"], record["drop"]) != (work.plan, _hash(job.drop))',
-        'record["plan"] != work.plan', 'tests/data_prep/test_repeats.py::test_a_run_stopped_among_the_shards_it_makes_anew_ends_with_the_same_bytes',
+        'the stamp depends on the order of listing', 'mpp/prep/shuffle.py', 'self._stamp = (self._stamp + int',
+        'self._stamp = (self._stamp * 3 + int', 'tests/prep/test_shuffle.py::test_the_stamp_changes_with_any_item_and_not_with_their_order',
+    ),
+    Plant(
+        'the whole list is held in memory', 'mpp.prep.shuffle:Buckets._spill', 'lambda self: None',
+        'tests/prep/test_shuffle.py::test_memory_does_not_grow_with_the_list',
     ),
     Row(
-        'of a repeated name the first counts', 'data_prep/shuffle.py', '*repeated, (_, line) = same',
-        '(_, line), *repeated = same', 'tests/data_prep/test_shuffle.py::test_of_a_repeated_name_the_last_counts_and_splits_are_apart',
+        'the order depends on that of listing', 'mpp/prep/shuffle.py', 'lines.sort(key=lambda line: line[:KEY_BYTES])',
+        'pass', 'tests/prep/test_shuffle.py::test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_matters',
+    ),
+    Plant(
+        'the seed does not matter', 'mpp.prep.shuffle:shuffle', 'lambda source, seed, folder, tick: real(source, 0, folder, tick)',
+        'tests/prep/test_shuffle.py::test_positions_are_uniform',
     ),
     Row(
-        'the stamp depends on the order of listing', 'data_prep/shuffle.py', 'self._stamp = (self._stamp + int',
-        'self._stamp = (self._stamp * 3 + int', 'tests/data_prep/test_shuffle.py::test_the_stamp_changes_with_any_item_and_not_with_their_order',
+        "a part makes other parts' shards", 'mpp/prep/making.py', 'jobs = jobs[part::parts]',
+        'jobs = jobs[part:]', 'tests/prep/test_parts.py::test_each_part_makes_its_own_shards_and_only_those',
     ),
     Row(
-        'the whole list is held in memory', 'data_prep/shuffle.py', 'if self._waiting_bytes > BUFFER_BYTES:',
-        'if False:', 'tests/data_prep/test_shuffle.py::test_memory_does_not_grow_with_the_list',
+        'a part is made twice at a time', 'mpp/prep/plan.py', '            hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")\n',
+        '', 'tests/prep/test_parts.py::test_a_part_is_made_by_one_run_at_a_time_and_the_end_waits_for_none',
     ),
     Row(
-        'the order depends on that of listing', 'data_prep/shuffle.py', 'lines.sort(key=lambda line: line[:KEY_BYTES])',
-        'pass', 'tests/data_prep/test_shuffle.py::test_every_item_occurs_once_and_neither_the_order_of_listing_nor_the_buffer_matters',
+        'parts of different files make one set', 'mpp/prep/plan.py', 'if found and found["plan"]["stamp"] != listed.stamp:',
+        'if False:', 'tests/prep/test_parts.py::test_a_part_of_other_files_or_options_is_refused',
     ),
     Row(
-        'the seed does not matter', 'data_prep/shuffle.py', 'key=secret, digest_size=KEY_BYTES',
-        'digest_size=KEY_BYTES', 'tests/data_prep/test_shuffle.py::test_positions_are_uniform',
+        'what is behind an end mark is lost', 'mpp/prep/sources/archives.py', '        while (chunk := file.read(CHUNK)) and not any(chunk):',
+        '        while chunk := b"":', 'tests/prep/test_endings.py::test_joined_tars_give_the_images_of_all_whatever_end_mark_lies_between',
     ),
     Row(
-        "a part makes other parts' shards", 'data_prep/make_shards.py', 'jobs = jobs[part::parts]',
-        'jobs = jobs[part:]', 'tests/data_prep/test_parts.py::test_each_part_makes_its_own_shards_and_only_those',
+        'bytes behind a compressed stream are passed over', 'mpp/prep/sources/archives.py', 'waiting, first = stream.unused_data or file.read(PACKED_CHUNK), False',
+        'waiting, first = b"", False', 'tests/prep/test_endings.py::test_bytes_behind_a_compressed_stream_that_are_none_are_counted',
+    ),
+    Plant(
+        'a zip joined to another hides it', 'mpp.prep.sources.archives:refuse_more_in_zip', 'lambda path, entries: None',
+        'tests/prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
+    ),
+    Plant(
+        'verify reads no further than the index', 'mpp.prep.verifying:ShardCheck._unlisted_images', 'lambda self, listed: iter(())',
+        'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
     ),
     Row(
-        'a part is made twice at a time', 'data_prep/plan.py', '            hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")\n',
-        '', 'tests/data_prep/test_parts.py::test_a_part_is_made_by_one_run_at_a_time_and_the_end_waits_for_none',
+        'bytes behind a pickle are passed over', 'mpp/prep/sources/cifar.py', '        if behind:',
+        '        if False:', 'tests/prep/test_cifar.py::test_what_is_behind_the_rows_of_a_batch_is_named',
     ),
     Row(
-        'parts of different files make one set', 'data_prep/plan.py', 'if found and found["plan"]["stamp"] != listed.stamp:',
-        'if False:', 'tests/data_prep/test_parts.py::test_a_part_of_other_files_or_options_is_refused',
+        'a hard link is what its target became', 'mpp/prep/sources/links.py', '                file = files.get(target)',
+        '                file = None', 'tests/prep/test_links.py::test_a_hard_link_is_what_its_target_was_before_it_and_else_what_comes_next',
     ),
     Row(
-        'what is behind an end mark is lost', 'data_prep/sources/archives.py', '        while (chunk := file.read(CHUNK)) and not any(chunk):',
-        '        while chunk := b"":', 'tests/data_prep/test_endings.py::test_joined_tars_give_the_images_of_all_whatever_end_mark_lies_between',
+        'links are followed round in a circle', 'mpp/prep/sources/links.py', '        if folder in above:',
+        '        if False:', 'tests/prep/test_links.py::test_a_folder_its_tar_and_its_zip_give_the_same_images',
+    ),
+    Plant(
+        'val is drawn without regard to classes', 'mpp.prep.plan:divide', 'lambda folder, split, val, seed, class_of, *rest: real(folder, split, val, seed, class_of and (lambda item: 0), *rest)',
+        'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
     ),
     Row(
-        'bytes behind a compressed stream are passed over', 'data_prep/sources/archives.py', 'waiting, first = stream.unused_data or file.read(PACKED_CHUNK), False',
-        'waiting, first = b"", False', 'tests/data_prep/test_endings.py::test_bytes_behind_a_compressed_stream_that_are_none_are_counted',
+        'a thing is in two splits', 'mpp/prep/holdout.py', '(thing in apart if grouping else',
+        '(False if grouping else', 'tests/prep/test_holdout.py::test_the_images_of_one_thing_are_in_one_split',
     ),
     Row(
-        'a zip joined to another hides it', 'data_prep/sources/archives.py', 'default=0)  # others are rejects',
-        'default=0) * 0', 'tests/data_prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
+        'a class goes to val as a whole', 'mpp/prep/holdout.py', 'if chosen[number] < count - 1]',
+        'if chosen[number] < count]', 'tests/prep/test_holdout.py::test_quotas_are_exact_and_no_class_is_off_by_an_image_or_loses_its_last',
     ),
     Row(
-        'verify reads no further than the index', 'data_prep/shard_check.py', 'if self.foreign is not None and rows is not None:',
-        'if False:', 'tests/data_prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
+        'an OUT of the old draw is finished with the new one', 'mpp/prep/making.py', '"val_by_class": True if args.val and args.labels else None}',
+        '"val_by_class": None}', 'tests/prep/test_holdout.py::test_an_out_begun_when_val_was_drawn_from_all_classes_together_is_refused',
     ),
-    Row(
-        'bytes behind a pickle are passed over', 'data_prep/sources/cifar.py', '        if behind:',
-        '        if False:', 'tests/data_prep/test_cifar.py::test_what_is_behind_the_rows_of_a_batch_is_named',
-    ),
-    Row(
-        'a hard link is what its target became', 'data_prep/sources/links.py', '                file = files.get(target)',
-        '                file = None', 'tests/data_prep/test_links.py::test_a_hard_link_is_what_its_target_was_before_it_and_else_what_comes_next',
-    ),
-    Row(
-        'links are followed round in a circle', 'data_prep/sources/links.py', '        if folder in above:',
-        '        if False:', 'tests/data_prep/test_links.py::test_a_folder_its_tar_and_its_zip_give_the_same_images',
-    ),
-    Row(
-        'val is drawn without regard to classes', 'data_prep/plan.py', 'known[item.label] = source.class_number(item.label, numbers)',
-        'known[item.label] = 0', 'tests/data_prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
-    ),
-    Row(
-        'a thing is in two splits', 'data_prep/holdout.py', '(thing in apart if grouping else',
-        '(False if grouping else', 'tests/data_prep/test_holdout.py::test_the_images_of_one_thing_are_in_one_split',
-    ),
-    Row(
-        'a class goes to val as a whole', 'data_prep/holdout.py', 'if chosen[number] < count - 1]',
-        'if chosen[number] < count]', 'tests/data_prep/test_holdout.py::test_quotas_are_exact_and_no_class_is_off_by_an_image_or_loses_its_last',
-    ),
-    Row(
-        'an OUT of the old draw is finished with the new one', 'data_prep/make_shards.py', '"val_by_class": True if args.val and args.labels else None}',
-        '"val_by_class": None}', 'tests/data_prep/test_holdout.py::test_an_out_begun_when_val_was_drawn_from_all_classes_together_is_refused',
-    ),
-    Row(
-        'what another run has made is removed', 'data_prep/plan.py', 'if not target.begun() and not args.part:',
-        'if not args.part:', 'tests/data_prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
+    Plant(
+        'what another run has made is removed', 'mpp.prep.destination:Destination.begun', 'lambda self: real(self) and False',
+        'tests/prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
     ),
     Row(
         'a removed lock counts', 'mpp/files.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
-        'if lock:', 'tests/data_prep/test_two_runs.py::test_a_lock_that_its_holder_removed_keeps_others_out_all_the_same',
+        'if lock:', 'tests/prep/test_two_runs.py::test_a_lock_that_its_holder_removed_keeps_others_out_all_the_same',
+    ),
+    Plant(
+        'a header is enough for a cut image', 'mpp.prep.prepare:looks_whole', 'lambda data, form: True',
+        'tests/prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+    ),
+    Plant(
+        "a preview's end is the end of the image", 'mpp.prep.prepare:_scan_start', 'lambda data: 0',
+        'tests/prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+    ),
+    Plant(
+        'a decompression bomb fills the disk', 'mpp.prep.sources.archives:BOMB_RATIO', '1 << 60',
+        'tests/prep/test_hostile_archives.py::test_a_decompression_bomb_is_refused_before_it_fills_the_disk',
     ),
     Row(
-        'a header is enough for a cut image', 'data_prep/prepare.py', 'not looks_whole(data, form)',
-        'False', 'tests/data_prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
+        'checksums in a zip are not compared', 'mpp/prep/sources/archives.py', 'if zlib.crc32(data) != crc or len(data) != item.size:',
+        'if len(data) != item.size:', 'tests/prep/test_hostile_archives.py::test_a_changed_byte_is_survived_and_in_a_zip_never_changes_an_image',
     ),
-    Row(
-        "a preview's end is the end of the image", 'data_prep/prepare.py', 'max(_scan_start(data), len(data) - TAIL)',
-        '0', 'tests/data_prep/test_prepare.py::test_a_file_cut_anywhere_is_refused_without_asking_for_a_decode',
-    ),
-    Row(
-        'a decompression bomb fills the disk', 'data_prep/sources/archives.py', 'if written > max(BOMB_BYTES, BOMB_RATIO * packed_size):',
-        'if False:', 'tests/data_prep/test_hostile_archives.py::test_a_decompression_bomb_is_refused_before_it_fills_the_disk',
-    ),
-    Row(
-        'checksums in a zip are not compared', 'data_prep/sources/archives.py', 'if zlib.crc32(data) != crc or len(data) != item.size:',
-        'if len(data) != item.size:', 'tests/data_prep/test_hostile_archives.py::test_a_changed_byte_is_survived_and_in_a_zip_never_changes_an_image',
-    ),
-    Row(
-        'damage in a zip is a traceback', 'data_prep/sources/archives.py', 'DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)',
-        'DAMAGED_ZIP = (zipfile.BadZipFile,)', 'tests/data_prep/test_hostile_archives.py::test_no_byte_of_a_zips_directory_can_stop_the_program',
+    Plant(
+        'damage in a zip is a traceback', 'mpp.prep.sources.archives:DAMAGED_ZIP', '(zipfile.BadZipFile,)',
+        'tests/prep/test_hostile_archives.py::test_no_byte_of_a_zips_directory_can_stop_the_program',
     ),
     Row(
         'names may lead out of the archive', 'mpp/data/class_folders.py', 'if ".." in folders or last == "..":',
-        'if False:', 'tests/data_prep/test_hostile_archives.py::test_nothing_that_an_archive_names_is_written_or_followed',
+        'if False:', 'tests/prep/test_hostile_archives.py::test_nothing_that_an_archive_names_is_written_or_followed',
     ),
     Row(
-        'an image may change after it was listed', 'data_prep/sources/folder.py', 'if (status.st_size, status.st_mtime_ns) != (item.size, item.place[0]):',
-        'if False:', 'tests/data_prep/test_disks.py::test_an_image_that_changed_since_it_was_listed_stops_the_run',
+        'an image may change after it was listed', 'mpp/prep/sources/folder.py', 'if (status.st_size, status.st_mtime_ns) != (item.size, item.place[0]):',
+        'if False:', 'tests/prep/test_disks.py::test_an_image_that_changed_since_it_was_listed_stops_the_run',
     ),
-    Row(
-        'sizes that lie are believed', 'data_prep/sources/base.py', 'if not item.size or item.size > MAX_FILE_BYTES:',
-        'if not item.size:', 'tests/data_prep/test_hostile_archives.py::test_a_size_beyond_any_photograph_is_rejected_before_it_is_read',
+    Plant(
+        'sizes that lie are believed', 'mpp.prep.source:check_size', 'lambda item: None if item.size > MAX_FILE_BYTES else real(item)',
+        'tests/prep/test_hostile_archives.py::test_a_size_beyond_any_photograph_is_rejected_before_it_is_read',
     ),
     # Lists, CIFAR, ImageNet, parquet, WebDataset tars, and indexes of tars from elsewhere.
-    Row(
-        'a checksum is not compared', 'data_prep/sources/checksum.py', 'if digest.hexdigest() != wanted:',
-        'if not digest.hexdigest():', 'tests/data_prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
+    Plant(
+        'a checksum is not compared', 'mpp.prep.sources.checksum:verify_once', 'lambda *words: None',
+        'tests/prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
     ),
     Row(
-        'a noted checksum outlives its file', 'data_prep/sources/checksum.py', 'if note.exists() and note.read_bytes() == state:',
-        'if note.exists():', 'tests/data_prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
+        'a noted checksum outlives its file', 'mpp/prep/sources/checksum.py', 'if note.exists() and note.read_bytes() == state:',
+        'if note.exists():', 'tests/prep/test_open_source.py::test_a_checksum_is_compared_once_before_anything_is_unpacked_or_listed',
+    ),
+    Plant(
+        'CIFAR is unpickled before its checksum', 'mpp.prep.sources.cifar:verify_once', 'lambda *words: None',
+        'tests/prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
+    ),
+    Plant(
+        'pickles may name anything', 'mpp.prep.sources.array_pickle:ArrayUnpickler.find_class', 'pickle.Unpickler.find_class',
+        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+    ),
+    Plant(
+        'pickles may choose a codec', 'mpp.prep.sources.array_pickle:ArrayUnpickler.ALLOWED', "real | {('_codecs', 'encode'): __import__('_codecs').encode}",
+        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
     ),
     Row(
-        'CIFAR is unpickled before its checksum', 'data_prep/sources/cifar.py', '        verify_once(self.path, self.checksum or layout.md5, remedy, scratch, bar)\n',
-        '', 'tests/data_prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
+        "the planes of CIFAR's pixels are mixed up", 'mpp/prep/sources/cifar.py', '.reshape(3, PIXELS // 3).T.tobytes()',
+        '.reshape(PIXELS // 3, 3).tobytes()', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
     ),
     Row(
-        'pickles may name anything', 'data_prep/sources/array_pickle.py', '            return self.ALLOWED[module, name]\n',
-        '            return super().find_class(module, name)\n', 'tests/data_prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+        'CIFAR-100 takes coarse labels', 'mpp/prep/sources/cifar.py', 'table[:, header_bytes - 1]',
+        'table[:, 0]', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+    ),
+    Plant(
+        "CIFAR's classes are in alphabetical order", 'mpp.prep.sources.cifar:CifarRows.class_names', 'lambda self, labels: sorted(labels)',
+        'tests/prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
     ),
     Row(
-        'pickles may choose a codec', 'data_prep/sources/array_pickle.py', '    if encoding != "latin1":',
-        '    if False:', 'tests/data_prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+        "ImageNet's classes are in the order of the devkit", 'mpp/prep/sources/imagenet.py', 'return sorted(leaves.values()), ',
+        'return list(leaves.values()), ', 'tests/prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
     ),
     Row(
-        "the planes of CIFAR's pixels are mixed up", 'data_prep/sources/cifar.py', '.reshape(3, PIXELS // 3).T.tobytes()',
-        '.reshape(PIXELS // 3, 3).tobytes()', 'tests/data_prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+        "ImageNet's inner nodes are classes", 'mpp/prep/sources/imagenet.py', ' for row in synsets if not row["num_children"]}',
+        ' for row in synsets}', 'tests/prep/test_imagenet.py::test_a_development_kit_is_understood_as_torchvision_does',
+    ),
+    Plant(
+        'labels of val are one off', 'mpp.prep.sources.imagenet:read_devkit', 'lambda path: (lambda names, truth: (names, truth[1:] + truth[:1]))(*real(path))',
+        'tests/prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
     ),
     Row(
-        'CIFAR-100 takes coarse labels', 'data_prep/sources/cifar.py', 'table[:, header_bytes - 1]',
-        'table[:, 0]', 'tests/data_prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+        'offsets count from the inner tar', 'mpp/prep/sources/imagenet.py', '(info.offset_data + item.place[0],)',
+        'item.place', 'tests/prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+    ),
+    Plant(
+        'a devkit is believed', 'mpp.prep.sources.imagenet:ImageNet.unpack', 'lambda self, scratch, bar: self',
+        'tests/prep/test_imagenet.py::test_the_development_kit_is_always_checked_and_the_tars_when_asked',
+    ),
+    Plant(
+        "links in ImageNet's tar are followed", 'mpp.prep.sources.imagenet:irregular', "lambda info: ''",
+        'tests/prep/test_imagenet.py::test_what_is_no_image_of_a_class_is_counted_and_never_followed',
     ),
     Row(
-        "CIFAR's classes are in alphabetical order", 'data_prep/sources/cifar.py', '        return list(self.classes)\n',
-        '        return sorted(labels)\n', 'tests/data_prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
+        'an inner tar reads on into the next one', 'mpp/prep/sources/archives.py', 'max(0, min(len(buffer), self._size - self._at))',
+        'len(buffer)', 'tests/prep/test_imagenet.py::test_damage_inside_the_inner_tars_is_named',
     ),
     Row(
-        "ImageNet's classes are in the order of the devkit", 'data_prep/sources/imagenet.py', 'return sorted(leaves.values()), ',
-        'return list(leaves.values()), ', 'tests/data_prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+        'a byte-order mark is part of the first path', 'mpp/prep/sources/lists.py', '("utf-8-sig", "surrogateescape")',
+        '("utf-8", "surrogateescape")', 'tests/prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
     ),
     Row(
-        "ImageNet's inner nodes are classes", 'data_prep/sources/imagenet.py', ' for row in synsets if not row["num_children"]}',
-        ' for row in synsets}', 'tests/data_prep/test_imagenet.py::test_a_development_kit_is_understood_as_torchvision_does',
+        'a list may change while it is listed', 'mpp/prep/sources/lists.py', '        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):',
+        '        if False:', 'tests/prep/test_lists.py::test_a_list_that_changes_while_it_is_listed_is_refused',
     ),
     Row(
-        'labels of val are one off', 'data_prep/sources/imagenet.py', 'label = truth[int(number[1]) - 1]',
-        'label = truth[int(number[1]) % len(truth)]', 'tests/data_prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+        'pipes of a list are read', 'mpp/prep/sources/lists.py', '            if not stat.S_ISREG(status.st_mode):',
+        '            if stat.S_ISDIR(status.st_mode):', 'tests/prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
     ),
     Row(
-        'offsets count from the inner tar', 'data_prep/sources/imagenet.py', '(info.offset_data + item.place[0],)',
-        'item.place', 'tests/data_prep/test_imagenet.py::test_classes_and_their_numbers_are_torchvisions',
+        'a huge file of a list is read', 'mpp/prep/sources/lists.py', '            if not 0 < status.st_size <= MAX_FILE_BYTES:',
+        '            if not 0 < status.st_size:', 'tests/prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
+    ),
+    Plant(
+        "a path that leads nowhere stops the run", 'mpp.prep.sources.lists:NOT_THERE', '()',
+        'tests/prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
+    ),
+    Plant(
+        'a list is held in memory', 'mpp.prep.sources.lists:lines', 'lambda path: iter(list(real(path)))',
+        'tests/prep/test_lists.py::test_a_long_list_is_never_in_memory',
     ),
     Row(
-        'a devkit is believed', 'data_prep/sources/imagenet.py', 'else {DEVKIT} & set(self.files):',
-        'else ():', 'tests/data_prep/test_imagenet.py::test_the_development_kit_is_always_checked_and_the_tars_when_asked',
-    ),
-    Row(
-        "links in ImageNet's tar are followed", 'data_prep/sources/imagenet.py', 'if irregular(info) or not wnid:',
-        'if not wnid:', 'tests/data_prep/test_imagenet.py::test_what_is_no_image_of_a_class_is_counted_and_never_followed',
-    ),
-    Row(
-        'an inner tar reads on into the next one', 'data_prep/sources/archives.py', 'max(0, min(len(buffer), self._size - self._at))',
-        'len(buffer)', 'tests/data_prep/test_imagenet.py::test_damage_inside_the_inner_tars_is_named',
-    ),
-    Row(
-        'a byte-order mark is part of the first path', 'data_prep/sources/lists.py', '"utf-8-sig" if number == 1 else "utf-8"',
-        '"utf-8"', 'tests/data_prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
-    ),
-    Row(
-        'a list may change while it is listed', 'data_prep/sources/lists.py', '        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):',
-        '        if False:', 'tests/data_prep/test_lists.py::test_a_list_that_changes_while_it_is_listed_is_refused',
-    ),
-    Row(
-        'pipes of a list are read', 'data_prep/sources/lists.py', '            if not stat.S_ISREG(status.st_mode):',
-        '            if stat.S_ISDIR(status.st_mode):', 'tests/data_prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
-    ),
-    Row(
-        'a huge file of a list is read', 'data_prep/sources/lists.py', '            if not 0 < status.st_size <= MAX_FILE_BYTES:',
-        '            if not 0 < status.st_size:', 'tests/data_prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
-    ),
-    Row(
-        "a server's trouble is a reject", 'data_prep/sources/lists.py', '            if error.errno not in NOT_THERE:',
-        '            if True:', 'tests/data_prep/test_lists.py::test_a_path_that_leads_to_no_image_file_is_a_reject_and_not_an_error',
-    ),
-    Row(
-        'a list is held in memory', 'data_prep/sources/lists.py', '        while line := file.readline(MAX_LINE_BYTES + 1):',
-        '        for line in file.readlines():', 'tests/data_prep/test_lists.py::test_a_long_list_is_never_in_memory',
-    ),
-    Row(
-        'one number makes all labels numbers', 'data_prep/sources/base.py', 'all(map(str.isdecimal, labels))',
-        'any(map(str.isdecimal, labels))', 'tests/data_prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
+        'one number makes all labels numbers', 'mpp/prep/source.py', 'all(map(str.isdecimal, labels))',
+        'any(map(str.isdecimal, labels))', 'tests/prep/test_lists.py::test_labels_of_digits_are_class_numbers_and_others_are_names',
     ),
     # What is an image, a class, a split, a header.
-    Row(
-        'val is trained on', 'data_prep/sources/laid_out.py', 'split=self._split(item) if self.split_level else item.split)',
-        'split=item.split)', 'tests/data_prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
+    Plant(
+        'val is trained on', 'mpp.prep.layouts:LaidOut._split', 'lambda self, item: item.split',
+        'tests/prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
     ),
     Row(
         'split folders are classes', 'mpp/data/class_folders.py', 'if class_level != outer and top.splits and (',
-        'if False and (', 'tests/data_prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
+        'if False and (', 'tests/prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
     ),
     Row(
         'splits within classes are no splits', 'mpp/data/class_folders.py', 'if class_level != inner and len(below.splits) > 1:',
-        'if False:', 'tests/data_prep/test_layouts.py::test_the_user_may_say_which_level_is_which',
+        'if False:', 'tests/prep/test_layouts.py::test_the_user_may_say_which_level_is_which',
     ),
     Row(
-        'a changed layout is taken for a complete set', 'data_prep/make_shards.py', 'survey(laid_out(source, found["plan"]["levels"])).stamp',
-        'survey(source).stamp', 'tests/data_prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
+        'a changed layout is taken for a complete set', 'mpp/prep/making.py', 'survey(laid_out(source, found["plan"]["levels"])).stamp',
+        'survey(source).stamp', 'tests/prep/test_layouts.py::test_split_folders_become_splits_and_their_folders_the_classes',
     ),
     Row(
         "what a notebook leaves behind is a class", 'mpp/data/class_folders.py', 'return folder.startswith(".") or folder in SYSTEM_FOLDERS',
         'return folder in SYSTEM_FOLDERS', 'tests/data/test_class_folders.py::test_links_are_followed_once_and_what_is_left_out_is_counted',
     ),
-    Row(
-        'a header of other words is an image', 'data_prep/sources/lists.py', 'if reason := _is_header(path, cells, following):',
-        'if reason := "":', 'tests/data_prep/test_lists.py::test_a_header_of_unknown_words_is_no_image_and_the_advice_reads_the_list_right',
+    Plant(
+        'a header of other words is an image', 'mpp.prep.sources.lists:_is_header', "lambda path, first, second: ''",
+        'tests/prep/test_lists.py::test_a_header_of_unknown_words_is_no_image_and_the_advice_reads_the_list_right',
     ),
     Row(
-        'a header in the middle makes a class', 'data_prep/sources/lists.py', '            if number:\n                raise DataError(f"{path}: line {line} repeats',
-        '            if False:\n                raise DataError(f"{path}: line {line} repeats', 'tests/data_prep/test_lists.py::test_what_a_list_is_not_is_said_with_what_was_found',
+        'a header in the middle makes a class', 'mpp/prep/sources/lists.py', '            if number:\n                raise DataError(f"{path}: line {line} repeats',
+        '            if False:\n                raise DataError(f"{path}: line {line} repeats', 'tests/prep/test_lists.py::test_what_a_list_is_not_is_said_with_what_was_found',
     ),
     Row(
-        'blanks round cells are part of them', 'data_prep/sources/lists.py', 'yield table.line_num, [cell.strip() for cell in row]',
-        'yield table.line_num, row', 'tests/data_prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
+        'blanks round cells are part of them', 'mpp/prep/sources/lists.py', 'yield table.line_num, [cell.strip() for cell in row]',
+        'yield table.line_num, row', 'tests/prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
     ),
     Row(
         'one large label makes all smaller ones classes', 'mpp/data/class_folders.py', '    if classes <= max(SPARSE_CLASSES, SPARSE_TIMES * present):',
-        '    if True:', 'tests/data_prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
+        '    if True:', 'tests/prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
+    ),
+    Plant(
+        'empty classes are not mentioned', 'mpp.prep.layouts:remarks_on_labels', 'lambda source, classes, labels: []',
+        'tests/prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
     ),
     Row(
-        'empty classes are not mentioned', 'data_prep/layouts.py', '    if empty:',
-        '    if False:', 'tests/data_prep/test_layouts.py::test_classes_without_images_are_named_and_label_names_makes_none',
+        'short rows pass', 'mpp/prep/sources/lists.py', '        if len(cells) != table.columns and kind == "csv":',
+        '        if len(cells) < table.columns and kind == "csv":', 'tests/prep/test_lists.py::test_what_is_wrong_with_a_list_is_named_with_its_line',
     ),
     Row(
-        'short rows pass', 'data_prep/sources/lists.py', '        if len(cells) != table.columns and kind == "csv":',
-        '        if len(cells) < table.columns and kind == "csv":', 'tests/data_prep/test_lists.py::test_what_is_wrong_with_a_list_is_named_with_its_line',
+        'an image may shrink while it is read', 'mpp/prep/sources/lists.py', '        if len(data) != status.st_size:',
+        '        if False:', 'tests/prep/test_lists.py::test_an_image_that_changes_while_it_is_read_ends_the_run',
     ),
     Row(
-        'an image may shrink while it is read', 'data_prep/sources/lists.py', '        if len(data) != status.st_size:',
-        '        if False:', 'tests/data_prep/test_lists.py::test_an_image_that_changes_while_it_is_read_ends_the_run',
+        'a format need not be that of the file', 'mpp/prep/sources/__init__.py', '    if kind != archive:',
+        '    if not archive:', 'tests/prep/test_open_source.py::test_a_source_is_of_the_format_that_it_is_and_of_no_other_archive',
     ),
     Row(
-        'a format need not be that of the file', 'data_prep/sources/__init__.py', '    if kind != archive:',
-        '    if not archive:', 'tests/data_prep/test_open_source.py::test_a_source_is_of_the_format_that_it_is_and_of_no_other_archive',
+        'a key ends at the last dot', 'mpp/prep/sources/webdataset.py', 'stem, _, field = base.partition(".")',
+        'stem, _, field = base.rpartition(".")', 'tests/prep/test_webdataset_source.py::test_keys_and_fields_are_those_of_webdataset',
+    ),
+    Plant(
+        'of several images one is taken', 'mpp.prep.sources.webdataset:WebDataset._image', 'lambda self, tar, key, fields: next((field for field in fields.values() if field.is_image), None)',
+        'tests/prep/test_webdataset_source.py::test_a_key_with_several_images_is_refused_until_one_is_chosen',
+    ),
+    Plant(
+        'class names of our own shards are lost', 'mpp.prep.sources.webdataset:WebDataset.class_number', 'lambda self, label, numbers: numbers[label]',
+        'tests/prep/test_webdataset_source.py::test_mpps_own_shards_keep_their_class_names',
     ),
     Row(
-        'a key ends at the last dot', 'data_prep/sources/webdataset.py', 'stem, _, field = base.partition(".")',
-        'stem, _, field = base.rpartition(".")', 'tests/data_prep/test_webdataset_source.py::test_keys_and_fields_are_those_of_webdataset',
+        'captions vanish in silence', 'mpp/prep/sources/webdataset.py', 'ignored["." + name.rpartition(".")[2]] += 1',
+        'pass', 'tests/prep/test_webdataset_source.py::test_img2dataset_output_is_re_sharded_and_says_what_stays_behind',
+    ),
+    Plant(
+        "img2dataset's folder is taken for parquet", 'mpp.prep.sources.parquet:is_parquet', "lambda folder: any(name.endswith('.parquet') for name in _files_below(str(folder), ''))",
+        'tests/prep/test_webdataset_source.py::test_which_folders_are_taken_for_webdataset',
+    ),
+    Plant(
+        'class names of parquet are sorted', 'mpp.prep.sources.parquet:Parquet.class_names', 'lambda self, labels: sorted(real(self, labels))',
+        'tests/prep/test_parquet.py::test_a_hugging_face_folder_keeps_its_splits_bytes_labels_and_class_names',
     ),
     Row(
-        'of several images one is taken', 'data_prep/sources/webdataset.py', 'if len(found) > 1:',
-        'if len(found) > 9:', 'tests/data_prep/test_webdataset_source.py::test_a_key_with_several_images_is_refused_until_one_is_chosen',
+        'checksums in parquet are not compared', 'mpp/prep/sources/parquet.py', 'page_checksum_verification=True',
+        'page_checksum_verification=False', 'tests/prep/test_parquet.py::test_damage_is_named',
     ),
     Row(
-        'class names of our own shards are lost', 'data_prep/sources/webdataset.py', 'return int(label) if self.ours else numbers[label]',
-        'return numbers[label]', 'tests/data_prep/test_webdataset_source.py::test_mpps_own_shards_keep_their_class_names',
+        'rows unpacked for other columns are taken over', 'mpp/prep/sources/parquet.py', 'status.st_mtime_ns, repr(self.columns), *',
+        'status.st_mtime_ns, *', 'tests/prep/test_parquet.py::test_what_was_unpacked_is_kept_unless_the_file_or_the_columns_changed',
     ),
     Row(
-        'captions vanish in silence', 'data_prep/sources/webdataset.py', 'ignored["." + name.rpartition(".")[2]] += 1',
-        'pass', 'tests/data_prep/test_webdataset_source.py::test_img2dataset_output_is_re_sharded_and_says_what_stays_behind',
+        'rows without bytes are empty images', 'mpp/prep/sources/rows.py', '-1 if data is None else len(data),',
+        "len(data or b''),", 'tests/prep/test_parquet.py::test_rows_without_bytes_are_rejected_with_their_path',
     ),
     Row(
-        "img2dataset's folder is taken for parquet", 'data_prep/sources/parquet.py', 'if suffix in (*IMAGE_SUFFIXES, ".tar"):',
-        'if suffix in IMAGE_SUFFIXES:', 'tests/data_prep/test_webdataset_source.py::test_which_folders_are_taken_for_webdataset',
+        'two data sets are one', 'mpp/prep/sources/parquet.py', 'if found != (columns or found):',
+        'if False:', 'tests/prep/test_parquet.py::test_two_data_sets_in_one_folder_and_a_full_disk_are_refused',
     ),
     Row(
-        'class names of parquet are sorted', 'data_prep/sources/parquet.py', 'return list(self.columns.classes)',
-        'return sorted(set(self.columns.classes))', 'tests/data_prep/test_parquet.py::test_a_hugging_face_folder_keeps_its_splits_bytes_labels_and_class_names',
+        'of several columns one is taken', 'mpp/prep/sources/parquet.py', 'if len(found) != 1:',
+        'if not found:', 'tests/prep/test_parquet.py::test_columns_are_found_by_type_and_the_unclear_are_asked_for',
     ),
     Row(
-        'checksums in parquet are not compared', 'data_prep/sources/parquet.py', 'page_checksum_verification=True',
-        'page_checksum_verification=False', 'tests/data_prep/test_parquet.py::test_damage_is_named',
+        'a foreign index has wrong checksums', 'mpp/prep/indexing.py', 'zlib.crc32(data), done.width',
+        'zlib.crc32(data[:-1]), done.width', 'tests/prep/test_index_shards.py::test_every_sample_has_the_bytes_and_the_label_that_webdataset_gives',
     ),
     Row(
-        'rows unpacked for other columns are taken over', 'data_prep/sources/parquet.py', 'status.st_mtime_ns, repr(self.columns), *',
-        'status.st_mtime_ns, *', 'tests/data_prep/test_parquet.py::test_what_was_unpacked_is_kept_unless_the_file_or_the_columns_changed',
+        'rejects shift the keys', 'mpp/prep/indexing.py', 'first += record.counts["images"]',
+        'first += record.entry["samples"]', 'tests/prep/test_index_shards.py::test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same',
     ),
     Row(
-        'rows without bytes are empty images', 'data_prep/sources/parquet.py', '-1 if data is None else len(data),',
-        "len(data or b''),", 'tests/data_prep/test_parquet.py::test_rows_without_bytes_are_rejected_with_their_path',
+        'a converted image is indexed as it was', 'mpp/prep/indexing.py', 'if done.data is not data:',
+        'if False:', 'tests/prep/test_index_shards.py::test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same',
     ),
     Row(
-        'two data sets are one', 'data_prep/sources/parquet.py', 'if found != (columns or found):',
-        'if False:', 'tests/data_prep/test_parquet.py::test_two_data_sets_in_one_folder_and_a_full_disk_are_refused',
+        'colours come from the first tars only', 'mpp/prep/indexing.py', '2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))',
+        'MEAN_STD_IMAGES', 'tests/prep/test_index_shards.py::test_the_colours_come_from_the_beginning_of_every_tar',
+    ),
+    Plant(
+        'finished tars are read again', 'mpp.prep.indexing:read_record', 'lambda job, work: None',
+        'tests/prep/test_index_shards.py::test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes',
     ),
     Row(
-        'of several columns one is taken', 'data_prep/sources/parquet.py', 'if len(found) != 1:',
-        'if not found:', 'tests/data_prep/test_parquet.py::test_columns_are_found_by_type_and_the_unclear_are_asked_for',
+        'an index is overwritten', 'mpp/prep/indexing.py', 'if (folder / MANIFEST).exists() and not out.scratch.exists():',
+        'if False:', 'tests/prep/test_index_shards.py::test_bad_input_is_one_line_that_says_what_to_do',
+    ),
+    Plant(
+        'notes for another tar are used', 'mpp.prep.destination:Destination.state', 'lambda self, split, shard: []',
+        'tests/prep/test_index_shards.py::test_notes_made_for_other_options_or_another_tar_are_not_used',
     ),
     Row(
-        'a foreign index has wrong checksums', 'data_prep/index_shards.py', 'zlib.crc32(data), done.width',
-        'zlib.crc32(data[:-1]), done.width', 'tests/data_prep/test_index_shards.py::test_every_sample_has_the_bytes_and_the_label_that_webdataset_gives',
-    ),
-    Row(
-        'rejects shift the keys', 'data_prep/index_shards.py', 'first += record.counts["images"]',
-        'first += record.entry["samples"]', 'tests/data_prep/test_index_shards.py::test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same',
-    ),
-    Row(
-        'a converted image is indexed as it was', 'data_prep/index_shards.py', 'if done.data is not data:',
-        'if False:', 'tests/data_prep/test_index_shards.py::test_what_cannot_stay_in_place_is_listed_and_numbered_all_the_same',
-    ),
-    Row(
-        'colours come from the first tars only', 'data_prep/index_shards.py', '2 ** max(0, math.ceil(math.log2(MEAN_STD_IMAGES / len(tars))))',
-        'MEAN_STD_IMAGES', 'tests/data_prep/test_index_shards.py::test_the_colours_come_from_the_beginning_of_every_tar',
-    ),
-    Row(
-        'finished tars are read again', 'data_prep/index_shards.py', 'missing = [job for job in jobs if read_record(job, work) is None]',
-        'missing = jobs', 'tests/data_prep/test_index_shards.py::test_a_run_that_ended_between_two_tars_goes_on_and_ends_with_the_same_bytes',
-    ),
-    Row(
-        'an index is overwritten', 'data_prep/index_shards.py', 'if (folder / MANIFEST).exists() and not target.scratch.exists():',
-        'if False:', 'tests/data_prep/test_index_shards.py::test_bad_input_is_one_line_that_says_what_to_do',
-    ),
-    Row(
-        'notes for another tar are used', 'data_prep/shard_job.py', 'changed = record["state"] != work',
-        'changed = False and record["state"] != work', 'tests/data_prep/test_index_shards.py::test_notes_made_for_other_options_or_another_tar_are_not_used',
-    ),
-    Row(
-        'a tar without its end mark is whole', 'data_prep/sources/archives.py', 'if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):',
-        'if False:', 'tests/data_prep/test_index_shards.py::test_a_cut_tar_is_refused_by_its_name',
+        'a tar without its end mark is whole', 'mpp/prep/sources/archives.py', 'if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):',
+        'if False:', 'tests/prep/test_index_shards.py::test_a_cut_tar_is_refused_by_its_name',
     ),
     # Servers and object stores.
     Row(
-        'a range from elsewhere is taken', 'data_prep/web.py', 'int(sent[1]) != start or ',
-        '', 'tests/data_prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
+        'a range from elsewhere is taken', 'mpp/prep/remote.py', 'int(sent[1]) != start or ',
+        '', 'tests/prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
     ),
     Row(
-        'a dead server is a reject', 'data_prep/web.py', 'if status >= 500 or status in TRY_AGAIN:',
-        'if status in TRY_AGAIN:', 'tests/data_prep/test_remote.py::test_a_row_of_a_dead_server_stops_the_run',
+        'a dead server is a reject', 'mpp/prep/remote.py', 'if status >= 500 or status in TRY_AGAIN:',
+        'if status in TRY_AGAIN:', 'tests/prep/test_remote.py::test_a_row_of_a_dead_server_stops_the_run',
     ),
     Row(
-        'a file may change between ranges', 'data_prep/remote.py', 'if (answer.size, answer.tag) != (expected.size, expected.tag):',
-        'if False:', 'tests/data_prep/test_remote.py::test_a_file_that_was_another_one_for_a_while_is_named',
+        'a file may change between ranges', 'mpp/prep/remote.py', 'if (answer.size, answer.tag) != (expected.size, expected.tag):',
+        'if False:', 'tests/prep/test_remote.py::test_a_file_that_was_another_one_for_a_while_is_named',
     ),
     Row(
-        'a file may change after its last range', 'data_prep/remote.py', 'if found is None or (found.size, found.tag) != (expected.size, expected.tag):',
-        'if found is None:', 'tests/data_prep/test_remote.py::test_a_file_that_changes_after_its_last_range_is_named',
+        'a file may change after its last range', 'mpp/prep/remote.py', 'if found is None or (found.size, found.tag) != (expected.size, expected.tag):',
+        'if found is None:', 'tests/prep/test_remote.py::test_a_file_that_changes_after_its_last_range_is_named',
     ),
     Row(
-        'parts of an older file are kept', 'data_prep/remote.py', 'if noted != known or not part.exists()',
-        'if not part.exists()', 'tests/data_prep/test_remote.py::test_what_was_fetched_of_a_file_that_has_changed_since_is_thrown_away',
+        'parts of an older file are kept', 'mpp/prep/remote.py', 'if noted != known or not part.exists()',
+        'if not part.exists()', 'tests/prep/test_remote.py::test_what_was_fetched_of_a_file_that_has_changed_since_is_thrown_away',
     ),
     Row(
-        'a short answer counts as a whole range', 'data_prep/remote.py', 'if start < done:',
-        'if False:', 'tests/data_prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
+        'a short answer counts as a whole range', 'mpp/prep/remote.py', 'if start < done:',
+        'if False:', 'tests/prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
     ),
     Row(
-        'a killed download begins again', 'data_prep/remote.py', '            write_atomically(note, json.dumps([known, done]).encode())\n',
-        '', 'tests/data_prep/test_remote.py::test_a_killed_download_goes_on_where_it_was',
+        'a killed download begins again', 'mpp/prep/remote.py', '            write_atomically(note, json.dumps([known, done]).encode())\n',
+        '', 'tests/prep/test_remote.py::test_a_killed_download_goes_on_where_it_was',
     ),
     Row(
-        'a row may name a local file', 'data_prep/remote.py', 'if protocol not in LISTED or (',
-        'if (', 'tests/data_prep/test_remote.py::test_a_row_may_name_no_other_protocol',
+        'a row may name a local file', 'mpp/prep/remote.py', 'if protocol not in LISTED or (',
+        'if (', 'tests/prep/test_remote.py::test_a_row_may_name_no_other_protocol',
+    ),
+    Plant(
+        'a full disk is tried again for minutes', 'mpp.prep.retries:_OF_THIS_MACHINE', '()',
+        'tests/prep/test_remote.py::test_a_full_disk_is_not_taken_for_a_server_in_trouble',
+    ),
+    Plant(
+        'an upload is believed', 'mpp.prep.stores:S3Store._compare', 'lambda self, path, local: self.info(path)',
+        'tests/prep/test_remote.py::test_an_upload_that_did_not_arrive_as_it_was_is_found',
     ),
     Row(
-        'a full disk is tried again for minutes', 'data_prep/retries.py', '    if getattr(error, "errno", None) in _OF_THIS_MACHINE:\n        raise error\n',
-        '', 'tests/data_prep/test_remote.py::test_a_full_disk_is_not_taken_for_a_server_in_trouble',
+        'an object may change after it was listed', 'mpp/prep/stores.py', 'return data if (len(data), tag) == (info.size, info.tag) else None',
+        'return data', 'tests/prep/test_remote.py::test_an_object_that_changed_after_it_was_listed_is_named',
     ),
     Row(
-        'an upload is believed', 'data_prep/stores.py', 'if len(tag) >= 32 and tag != known:',
-        'if False:', 'tests/data_prep/test_remote.py::test_an_upload_that_did_not_arrive_as_it_was_is_found',
+        'a listing ends with its first page', 'mpp/prep/stores.py', 'if not page.get("IsTruncated"):',
+        'if True:', 'tests/prep/test_remote.py::test_a_prefix_gives_the_shards_of_its_folder',
+    ),
+    Plant(
+        'an old listing serves a new OUT', 'mpp.prep.destination:Destination.forget', 'lambda self: None',
+        'tests/prep/test_remote.py::test_a_bucket_emptied_and_begun_anew_does_not_meet_an_old_listing',
+    ),
+    Plant(
+        'what other machines made is made again', 'mpp.prep.destination:StoreDestination.state', 'lambda self, split, shard: None',
+        'tests/prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
     ),
     Row(
-        'an object may change after it was listed', 'data_prep/stores.py', 'return data if (len(data), tag) == (info.size, info.tag) else None',
-        'return data', 'tests/data_prep/test_remote.py::test_an_object_that_changed_after_it_was_listed_is_named',
-    ),
-    Row(
-        'a listing ends with its first page', 'data_prep/stores.py', 'if not page.get("IsTruncated"):',
-        'if True:', 'tests/data_prep/test_remote.py::test_a_prefix_gives_the_shards_of_its_folder',
-    ),
-    Row(
-        'an old listing serves a new OUT', 'data_prep/remote_target.py', '(self.scratch / "listing.json").unlink(missing_ok=True)',
-        'pass', 'tests/data_prep/test_remote.py::test_a_bucket_emptied_and_begun_anew_does_not_meet_an_old_listing',
-    ),
-    Row(
-        'what other machines made is made again', 'data_prep/remote_target.py', 'return [info.size, info.tag] if info else None',
-        'return None', 'tests/data_prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
-    ),
-    Row(
-        'a half-fetched source is thrown away', 'data_prep/plan.py', 'None if (target.scratch / FETCHED).exists() else target.abandon()',
-        'target.abandon()', 'tests/data_prep/test_remote.py::test_a_half_fetched_source_outlives_a_dead_server',
+        'a half-fetched source is thrown away', 'mpp/prep/plan.py', 'None if (out.scratch / FETCHED).exists() else out.abandon()',
+        'out.abandon()', 'tests/prep/test_remote.py::test_a_half_fetched_source_outlives_a_dead_server',
     ),
     # Verifying and inspecting.
     Row(
@@ -469,71 +457,71 @@ ROWS = [
         'if False:', 'tests/data/test_shards.py::test_open_names_what_is_wrong',
     ),
     Row(
-        'the layout of the manifest does not matter', 'data_prep/verify_shards.py', 'if data != manifest_bytes(manifest):',
-        'if False:', 'tests/data_prep/test_verify_shards.py::test_a_manifest_that_was_laid_out_anew_opens_but_is_not_as_it_was_written',
+        'the layout of the manifest does not matter', 'mpp/prep/verifying.py', 'if data != manifest_bytes(manifest):',
+        'if False:', 'tests/prep/test_verify_shards.py::test_a_manifest_that_was_laid_out_anew_opens_but_is_not_as_it_was_written',
     ),
     Row(
-        'smuggled members go unseen', 'data_prep/shard_check.py', 'yield self._fault("unlisted member", said, at)',
-        'pass', 'tests/data_prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
+        'smuggled members go unseen', 'mpp/prep/verifying.py', 'yield self._fault("unlisted member", said, at)',
+        'pass', 'tests/prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
     ),
     Row(
-        "a tar's end mark is trusted", 'data_prep/shard_check.py', 'between two samples at byte {at}", at)\n                continue',
-        'between two samples at byte {at}", at)\n                stream.skip(until - stream.at)\n                continue', 'tests/data_prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
+        "a tar's end mark is trusted", 'mpp/prep/verifying.py', 'between two samples at byte {at}", at)\n                continue',
+        'between two samples at byte {at}", at)\n                stream.skip(until - stream.at)\n                continue', 'tests/prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
     ),
     Row(
-        "a payload's CRC is not compared", 'data_prep/shard_check.py', '        if found != row.crc32:\n            yield self._crc_fault(found, row)\n        else:',
-        '        if found == row.crc32 or True:', 'tests/data_prep/test_verify_shards.py::test_one_flipped_bit_anywhere_is_found_and_its_place_named',
+        "a payload's CRC is not compared", 'mpp/prep/verifying.py', '        if found != row.crc32:',
+        '        if False:', 'tests/prep/test_verify_shards.py::test_one_flipped_bit_anywhere_is_found_and_its_place_named',
     ),
     Row(
-        'padding may hold anything', 'data_prep/shard_check.py', 'if not self.foreign and any(padding):',
-        'if False:', 'tests/data_prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
+        'padding may hold anything', 'mpp/prep/verifying.py', 'if not self.foreign and any(padding):',
+        'if False:', 'tests/prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
     ),
     Row(
-        'odd fields of a header pass', 'data_prep/shard_check.py', '        if not said and not self.foreign:',
-        '        if False:', 'tests/data_prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
+        'odd fields of a header pass', 'mpp/prep/verifying.py', '        if not said and not self.foreign:',
+        '        if False:', 'tests/prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
+    ),
+    Plant(
+        'a label in the tar may differ', 'mpp.prep.verifying:ShardCheck._label_faults', 'lambda self, blocks, start, row: iter(())',
+        'tests/prep/test_verify_shards.py::test_labels_are_compared_with_the_cls_members',
     ),
     Row(
-        'a label in the tar may differ', 'data_prep/shard_check.py', 'elif blocks[BLOCK:] != text.ljust(BLOCK, b"\\0"):',
-        'elif False:', 'tests/data_prep/test_verify_shards.py::test_labels_are_compared_with_the_cls_members',
+        "a shard's sha256 is not compared", 'mpp/prep/verifying.py', 'if (found := stream.digest.hexdigest()) != self.entry.sha256:',
+        'if not (found := stream.digest.hexdigest()):', 'tests/prep/test_verify_shards.py::test_without_an_index_the_shards_are_still_read',
     ),
     Row(
-        "a shard's sha256 is not compared", 'data_prep/shard_check.py', 'if (found := stream.digest.hexdigest()) != self.entry.sha256:',
-        'if not (found := stream.digest.hexdigest()):', 'tests/data_prep/test_verify_shards.py::test_without_an_index_the_shards_are_still_read',
+        'a size in pixels may differ', 'mpp/prep/verifying.py', 'if (width, height) != (row.width, row.height):',
+        'if False:', 'tests/prep/test_verify_shards.py::test_a_wrong_row_is_found_though_every_hash_fits',
     ),
     Row(
-        'a size in pixels may differ', 'data_prep/shard_check.py', 'if (width, height) != (row.width, row.height):',
-        'if False:', 'tests/data_prep/test_verify_shards.py::test_a_wrong_row_is_found_though_every_hash_fits',
+        'only listed faults count', 'mpp/prep/verifying.py', 'self.counts.update(other.counts)',
+        'self.counts.update({kind: len(faults) for kind, faults in other.first.items()})', 'tests/prep/test_verify_shards.py::test_all_faults_are_counted_and_few_of_a_kind_are_told',
+    ),
+    Plant(
+        'mean and std are believed', 'mpp.prep.verifying:TOLERANCE', '1.0',
+        'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
     ),
     Row(
-        'only listed faults count', 'data_prep/shard_check.py', 'self.counts.update(other.counts)',
-        'self.counts.update({kind: len(faults) for kind, faults in other.first.items()})', 'tests/data_prep/test_verify_shards.py::test_all_faults_are_counted_and_few_of_a_kind_are_told',
+        'the size histogram is believed', 'mpp/prep/verifying.py', 'if found != manifest.short_sides:',
+        'if False:', 'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
+    ),
+    Plant(
+        'faults end with status 0', 'mpp.prep.verifying:run', 'lambda args: real(args) * 0',
+        'tests/prep/test_verify_shards.py::test_a_file_cut_at_any_length_is_found',
     ),
     Row(
-        'mean and std are believed', 'data_prep/claims.py', 'TOLERANCE = 1e-4',
-        'TOLERANCE = 1.0', 'tests/data_prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
+        'a split that lost its manifest is passed over', 'mpp/prep/splits.py', '((path / MANIFEST).exists() or any(path.glob("*.tar")))',
+        '(path / MANIFEST).exists()', 'tests/prep/test_verify_shards.py::test_lost_and_stray_files_are_faults',
+    ),
+    Plant(
+        'the ends of shards are not sampled', 'mpp.prep.splits:spread', 'lambda samples, budget, seed, with_edges=False: real(samples, budget, seed)',
+        'tests/prep/test_verify_shards.py::test_chosen_samples_are_spread_over_all_shards_and_repeatable',
     ),
     Row(
-        'the size histogram is believed', 'data_prep/claims.py', 'if found != manifest.short_sides:',
-        'if False:', 'tests/data_prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
+        'an unreadable image vanishes from the sheet', 'mpp/prep/inspecting.py', '            cells.append(Cell(caption, None, str(error)))',
+        '            continue', 'tests/prep/test_inspect_shards.py::test_a_damaged_image_has_an_empty_cell_and_is_named',
     ),
-    Row(
-        'faults end with status 0', 'data_prep/verify_shards.py', 'return int(any(report.faults for report in reports))',
-        'return 0', 'tests/data_prep/test_verify_shards.py::test_a_file_cut_at_any_length_is_found',
-    ),
-    Row(
-        'a split that lost its manifest is passed over', 'data_prep/splits.py', '((path / MANIFEST).exists() or any(path.glob("*.tar")))',
-        '(path / MANIFEST).exists()', 'tests/data_prep/test_verify_shards.py::test_lost_and_stray_files_are_faults',
-    ),
-    Row(
-        'the ends of shards are not sampled', 'data_prep/spread.py', 'edges = {sample for count, end',
-        'edges = {end - 1 for count, end', 'tests/data_prep/test_verify_shards.py::test_chosen_samples_are_spread_over_all_shards_and_repeatable',
-    ),
-    Row(
-        'an unreadable image vanishes from the sheet', 'data_prep/inspect_shards.py', '            cells.append(Cell(caption, None, str(error)))',
-        '            continue', 'tests/data_prep/test_inspect_shards.py::test_a_damaged_image_has_an_empty_cell_and_is_named',
-    ),
-    Row(
-        'long names run into the next cell', 'data_prep/inspect_sheet.py', 'fit(cell.caption, font(13), CELL)',
-        'cell.caption', 'tests/data_prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
+    Plant(
+        'long names run into the next cell', 'mpp.prep.inspecting:fit', 'lambda text, face, width: text',
+        'tests/prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
     ),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from tests.mutations import Plant, Row
 
-SAME = "tests/data_prep/test_imagenet.py::test_class_folders_of_the_same_images_give_the_same_classes_labels_and_features"
+SAME = "tests/prep/test_imagenet.py::test_class_folders_of_the_same_images_give_the_same_classes_labels_and_features"
 
 ROWS = [
     Row(

@@ -1,0 +1,219 @@
+"""What make_shards.py is to do: OUT held and looked at, the source listed and put in order, splits and jobs planned."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from mpp.errors import DataError, UserError
+from mpp.files import hold_folder, lock_folder, write_atomically
+from mpp.prep.destination import LOCK, PLAN, Destination
+from mpp.prep.holdout import asked, divide
+from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels
+from mpp.prep.options import progress
+from mpp.prep.shard_job import Job
+from mpp.prep.shuffle import Listed, shuffle
+from mpp.prep.source import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
+from mpp.text import say
+
+
+@dataclass(frozen=True)
+class Split:
+    """A stretch of one order."""
+
+    name: str
+    order: str
+    at: int  # position of its first item in that order
+    count: int
+
+
+@contextmanager
+def opened(out: Destination, args: argparse.Namespace) -> Iterator[ExitStack]:
+    """Hold OUT for this run.  Yields the clean-up that leaves nothing behind when a new OUT comes to nothing; empty for an OUT begun before."""
+    out.begun()  # before anything is made in a place that is none of ours
+    with ExitStack() as locks, ExitStack() as fresh:
+
+        def hold(name: str, busy: str, **options: Any) -> None:
+            locks.enter_context(hold_folder(out.scratch / name, f"{args.out}: {busy}", **options))
+
+        if args.part:
+            part, parts = args.part
+            hold(LOCK, "a run without --part is at work here; wait for it or stop it", shared=True)
+            hold(f"lock-{part}-of-{parts}", f"another run of part {part}/{parts} is at work here; wait for it or stop it")
+        else:
+            hold(LOCK, "another make_shards.py is at work here; wait for it or stop it")
+            out.sweep()
+        # under the lock: whoever held it before may have begun OUT, or finished it
+        if not out.begun() and not args.part:
+            fresh.callback(lambda: None if (out.scratch / FETCHED).exists() else out.abandon())  # hours of fetching are kept
+        yield fresh
+
+
+def read_plan(out: Destination, wanted: dict, args: argparse.Namespace) -> dict | None:
+    """What plan.json holds; None for a new OUT.  wanted: this command's plan.  Raises DataError where OUT was begun with another one."""
+    data = out.get(PLAN)
+    if data is None:
+        return None
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{out.where(PLAN)}: is damaged ({error}); remove {args.out} or choose another folder") from error
+    was = found["plan"]
+    # what a URL holds has no kind before it is fetched
+    changes = [name for name, value in wanted.items() if was.get(name) != value and (name != "kind" or value)]
+    if changes:
+        said = ", ".join(
+            f"the files of {wanted['name']} changed" if name == "identity" else f"{name} was {was.get(name)}, is {wanted[name]}"
+            for name in changes
+        )
+        raise other_plan(args, found, said)
+    return found
+
+
+def other_plan(args: argparse.Namespace, found: dict, changes: str) -> DataError:
+    """found: OUT's plan, which is not the one of this command."""
+    state = "complete" if found["complete"] else "half done"
+    return DataError(
+        f"{args.out}: is {state}, but by another command ({changes}); repeat that command, remove {args.out} or choose another folder"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided before the first shard is made."""
+
+    source: Source  # readable at random
+    listed: Listed
+    splits: list[Split]
+    classes: list[str]  # empty without labels
+    noted: dict  # plan.json's content
+
+
+def decide(source: Source, out: Destination, wanted: dict, args: argparse.Namespace) -> Plan:
+    """List the source, plan the splits, and note the plan down; one run at a time does so, and the others take it over.
+
+    wanted: this command's plan.  Raises DataError where OUT was begun with another one.
+    """
+    with (out.scratch / "lock-plan").open("w") as lock:
+        lock_folder(lock, f"{args.out}: another part is still listing the source; wait for it", seconds=math.inf)
+        found = read_plan(out, wanted, args)
+        if found is None:
+            clear(out, wanted)
+        try:
+            source, kind, listed = list_once(source, out, args)
+            if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
+                raise other_plan(args, found, f"the files of {wanted['name']} changed")
+            splits = plan_splits(source, listed, args)
+            classes = source.class_names(listed.labels) if args.labels else []
+            refuse_odd_names(wanted["name"], classes)
+            remarks = [*listed.remarks, *remarks_on_labels(source, classes, listed.labels)]
+        except UserError:
+            if found is None:
+                out.forget()  # the source may be mended
+            raise
+        if found is None:
+            found = {"plan": wanted | {"kind": kind, "levels": listed.levels, "stamp": listed.stamp}, "complete": []}
+            out.put(PLAN, json.dumps(found).encode())
+    if advice := other_format(source, listed.ignored):
+        say(f"warning: {args.source} is read as a folder of images; {advice}", error=True)
+    for remark in remarks:
+        say(f"warning: {remark}", error=True)
+    return Plan(source, listed, splits, classes, found)
+
+
+def clear(out: Destination, wanted: dict) -> None:
+    """OUT has no plan yet: what a run that came to nothing left is of use only to the same command, and its listing to none."""
+    out.forget()
+    note, content = out.scratch / "begun.json", json.dumps(wanted).encode()
+    if not note.exists() or note.read_bytes() != content:
+        for path in out.scratch.iterdir():
+            if path.is_file() and not path.name.startswith("lock"):
+                path.unlink()
+        write_atomically(note, content)
+
+
+def refuse_odd_names(source: str, others: list[str]) -> None:
+    """Raises DataError for a name that is no UTF-8, which a manifest cannot hold."""
+    for name in (source, *others):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{name!r}: this name is no UTF-8, so the manifest cannot hold it; rename it") from None
+
+
+def list_once(source: Source, out: Destination, args: argparse.Namespace) -> tuple[Source, str, Listed]:
+    """The source, readable at random, its kind, and what it holds, its order written to the scratch folder.
+
+    What an earlier run fetched, unpacked and listed is taken over.
+    """
+    scratch = out.scratch
+
+    def bar(what: str, total: int | None) -> tqdm:
+        return tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args))
+
+    for leftover in scratch.glob(".*-[0-9][0-9][0-9][0-9].tmp-*"):  # of a killed listing
+        leftover.unlink()
+    source = source.fetch(scratch, bar)
+    kind = source.kind
+    source = source.unpack(scratch, bar)
+    try:
+        listed = Listed.from_json((scratch / "listing.json").read_bytes())
+        return laid_out(source, listed.levels, args.label_names), kind, listed
+    except FileNotFoundError:
+        pass
+
+    def put_in_order(source: Source) -> Listed:
+        with tqdm(desc="listing", unit="img", **progress(args)) as listing:
+            return shuffle(source, args.seed, scratch, listing.update)
+
+    source, listed = as_laid_out(source, args, put_in_order)
+    if not listed.counts.total():
+        files = sum(count for kind, count in listed.ignored.items() if "folders" not in kind)
+        seen = f" among {files} files ({describe(listed.ignored)})" if listed.ignored else ""
+        remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
+        raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
+    if args.val and (args.labels or args.group):
+        plan_splits(source, listed, args)  # what cannot be is told before it is attempted
+        classes = source.class_names(listed.labels) if args.labels else []
+        numbers = {name: number for number, name in enumerate(classes)}
+        known: dict[str, int] = {}  # label -> number
+
+        def class_of(item: Item) -> int:
+            if item.label not in known:
+                known[item.label] = source.class_number(item.label, numbers)
+            return known[item.label]
+
+        listed.holdout = divide(scratch, "train", args.val, args.seed, class_of if args.labels else None, args.group, classes)
+    write_atomically(scratch / "listing.json", listed.to_json())
+    return source, kind, listed
+
+
+def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> list[Split]:
+    """Which stretch of which order goes where.
+
+    Numbered before anything is rejected.  Val is the end of the order (holdout.py has brought it there, where labels or groups matter).
+    """
+    if args.labels and listed.unlabelled:
+        raise DataError(f"{args.source}: {listed.unlabelled!r} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
+    if args.labels and len(listed.labels) > MAX_CLASSES:
+        raise DataError(f"{args.source}: has more than {MAX_CLASSES} classes; leave out --labels")
+    counts = dict(listed.counts)
+    whole = {name: Split(name, name, 0, count) for name, count in counts.items()}
+    if not args.val:
+        return sorted(whole.values(), key=lambda split: split.name != "train")
+    if set(whole) != {"train"}:
+        raise UserError(f"--val {args.val}: the source has its own splits ({', '.join(sorted(whole))}); leave out --val")
+    count = counts["train"]
+    kept_apart = listed.holdout["images"] if listed.holdout else asked(args.val, count)
+    return [Split("train", "train", 0, count - kept_apart), Split("val", "train", count - kept_apart, kept_apart)]
+
+
+def plan_jobs(splits: list[Split], samples_per_shard: int) -> Iterator[Job]:
+    for split in splits:
+        for shard, first in enumerate(range(0, split.count, samples_per_shard)):
+            yield Job(split.name, shard, split.order, split.at + first, first, min(samples_per_shard, split.count - first))
