@@ -36,11 +36,11 @@ from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
+from mpp.train.bad_samples import BadSamples
 from mpp.train.checkpoint import restore, save
 from mpp.train.commit import Commit, find_commit, prune, set_aside_after
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.progress import progress_line, shared_sum
-from mpp.train.quarantine import Quarantine
 from mpp.train.resume import Course, course_of, settle, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, write_run_folder
 from mpp.train.sample_log import SampleLog
@@ -86,7 +86,7 @@ class TrainingConfig(RunConfig, Protocol):
 
 
 class Run:
-    """Before `join` there are `commit` and `course`; after it `world`; after `begin` `engine`, `quarantine` and `first_step`."""
+    """Before `join` there are `commit` and `course`; after it `world`; after `begin` `engine`, `bad` (samples) and `first_step`."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Run:
                 average.restore(commit)
             self.bad_samples = commit.record["bad_samples"]
         self.first_step = commit.step if commit else 0
-        self.quarantine = Quarantine(self.run_dir, world)
+        self.bad = BadSamples(self.run_dir, world)
         return engine
 
     def _take_empty_step(self, blank: Callable[[Engine], Tensor]) -> None:
@@ -243,7 +243,7 @@ class Step:
             asked = time.perf_counter()
             batch = next(run._stream)
             run._waited += time.perf_counter() - asked
-            self._bad += run.quarantine.note(batch["bad"])
+            self._bad += run.bad.note(batch["bad"])
             if run._sample_log:
                 run._sample_log.note(batch)
             yield batch
@@ -266,7 +266,7 @@ class Step:
                 f"{way_out(run.run_dir, run.config.model_dump(), self.number - 2)}"
             )
         run.bad_samples += bad
-        run.quarantine.stop_beyond(run.bad_samples, self.samples_seen // run._views, run.config.data.max_bad_fraction)
+        run.bad.stop_beyond(run.bad_samples, self.samples_seen // run._views, run.config.data.max_bad_fraction)
         self.stopping = bool(stopping)
         self.logs = self.number % run.config.log.every_steps == 0 or self.last or self.stopping
         self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone

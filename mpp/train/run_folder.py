@@ -64,7 +64,7 @@ def cut_back_logs(run_dir: Path, position: int) -> None:
     """
     for path in run_dir.glob("samples.rank*.tsv"):
         keep_lines(path, lambda line: not line.split("\t")[0].isdecimal() or int(line.split("\t")[0]) < position)
-    for path in run_dir.glob("quarantine.rank*.jsonl"):
+    for path in run_dir.glob("bad_samples.rank*.jsonl"):
         keep_lines(path, lambda line: (noted := _noted_position(line)) is not None and noted < position)
 
 

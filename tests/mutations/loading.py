@@ -253,10 +253,10 @@ ROWS = [
     ),
     Row(
         "bad samples that others meet on their way count again",
-        "mpp/train/quarantine.py",
+        "mpp/train/bad_samples.py",
         'return sum(fault["bad"] == fault["sample"] for fault in bad)',
         "return len(bad)",
-        "tests/train/test_quarantine.py::test_a_row_of_bad_samples_counts_each_once_though_each_meets_those_behind_it",
+        "tests/train/test_bad_samples.py::test_a_row_of_bad_samples_counts_each_once_though_each_meets_those_behind_it",
     ),
     Plant(
         "a worker's fault is called its death",

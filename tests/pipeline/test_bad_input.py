@@ -106,7 +106,7 @@ def test_an_edited_shard_of_the_same_size_stops_the_run_or_is_replaced_and_count
     assert victim.name in line and "max_bad_fraction" in line
     lenient = succeed(tmp_path / "lenient", copy, "data.max_bad_fraction=0.5")
     assert "done" in lenient.out
-    notes = [json.loads(text) for text in (tmp_path / "lenient" / "quarantine.rank0.jsonl").read_text().splitlines()]
+    notes = [json.loads(text) for text in (tmp_path / "lenient" / "bad_samples.rank0.jsonl").read_text().splitlines()]
     assert notes and all(victim.name in note["where"] for note in notes)
 
 

@@ -49,7 +49,7 @@ def test_what_is_named_may_change_and_is_noted(tmp_path, key):
 
 def test_a_log_line_that_cannot_be_read_is_kept_and_stops_nothing(tmp_path):
     (tmp_path / "samples.rank0.tsv").write_bytes(b"3\ta\n\xff4\tb\n5\tc\n9\td\n1")
-    (tmp_path / "quarantine.rank0.jsonl").write_bytes(
+    (tmp_path / "bad_samples.rank0.jsonl").write_bytes(
         b'{"position": 3}\n{"position": 9}\n{"position": null}\n{"pos\xff\n{"position": "x"}\n[]\n'
     )
     (tmp_path / "metrics.jsonl").write_bytes(
@@ -58,7 +58,7 @@ def test_a_log_line_that_cannot_be_read_is_kept_and_stops_nothing(tmp_path):
     cut_back_logs(tmp_path, 6)
     Board(tmp_path, 6).close()
     assert (tmp_path / "samples.rank0.tsv").read_bytes() == b"3\ta\n\xff4\tb\n5\tc\n"
-    assert (tmp_path / "quarantine.rank0.jsonl").read_bytes() == b'{"position": 3}\n{"pos\xff\n{"position": "x"}\n[]\n'
+    assert (tmp_path / "bad_samples.rank0.jsonl").read_bytes() == b'{"position": 3}\n{"pos\xff\n{"position": "x"}\n[]\n'
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"samples": 3, "step": 1}\n'
 
 

@@ -66,8 +66,8 @@ def test_logs_are_cut_back_to_the_position_a_run_resumes_from(tmp_path):
     (tmp_path / "samples.rank0.tsv").write_text("8\ta\n23\tb\n24\tc\n25")
     (tmp_path / "samples.rank3.tsv").write_text("30\td\n")
     notes = ['{"position": 23, "bad": 1}\n', '{"position": null, "bad": 2}\n', '{"position": 24, "bad": 3}\n', '{"position": 2']
-    (tmp_path / "quarantine.rank1.jsonl").write_text("".join(notes))
+    (tmp_path / "bad_samples.rank1.jsonl").write_text("".join(notes))
     cut_back_logs(tmp_path, 24)
     assert (tmp_path / "samples.rank0.tsv").read_text() == "8\ta\n23\tb\n"
     assert (tmp_path / "samples.rank3.tsv").read_text() == ""
-    assert (tmp_path / "quarantine.rank1.jsonl").read_text() == notes[0]
+    assert (tmp_path / "bad_samples.rank1.jsonl").read_text() == notes[0]

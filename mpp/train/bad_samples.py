@@ -10,11 +10,11 @@ from mpp.files import writing
 from mpp.world import World
 
 
-class Quarantine:
-    """quarantine.rankN.jsonl, one line for each unreadable sample this rank has met."""
+class BadSamples:
+    """bad_samples.rankN.jsonl, one line for each unreadable sample this rank has met."""
 
     def __init__(self, run_dir: Path, world: World):
-        self.path = run_dir / f"quarantine.rank{world.rank}.jsonl"
+        self.path = run_dir / f"bad_samples.rank{world.rank}.jsonl"
         self.world = world
         self.newest: dict | None = None
 
@@ -38,6 +38,6 @@ class Quarantine:
         fault = next((each for each in found if each), {"where": "?", "reason": "?"})
         raise DataError(
             f"{count} unreadable of {samples_seen} samples, more than data.max_bad_fraction={allowed:g} allows, such as {fault['where']}: "
-            f"{fault['reason']}; all are in {self.path.parent}/quarantine.rank*.jsonl: make the shards again, or raise data.max_bad_fraction "
+            f"{fault['reason']}; all are in {self.path.parent}/bad_samples.rank*.jsonl: make the shards again, or raise data.max_bad_fraction "
             f"to have them replaced by the next readable sample"
         )
