@@ -162,7 +162,7 @@ def test_a_key_of_another_row_is_named_as_such():
     [
         "optim.base_lr=fast", "optim.base_lr='1e-3'", "optim.base_lr=true", "data.global_batch=4.5", "data.global_batch='8'", "data.flip=no",
         "data.flip=1", "data.flip=yes", "model.class_token='true'", "seed=-1", "seed=9223372036854775808", "seed=true", "mask.ratio=0",
-        "mask.ratio=1", "mask.name=blocks", "target.name=hog", "target.bits=5", "target.bits=0", "data.crop_scale=[0.1]",
+        "mask.ratio=1", "mask.name=blocks", "target.name=colour", "target.bits=5", "target.bits=0", "data.crop_scale=[0.1]",
         "data.crop_scale=0.1", "system.precision=fp16", "system.zero_stage=4", "checkpoint.keep=1", "resume=maybe", "resume=-1",
         "optim.weight_decay=-0.1", "model.drop_path=1.5", "model=3", "log.pictures=65", "model.depth=0",
     ],
@@ -185,6 +185,7 @@ def test_a_value_that_cannot_be_right_is_refused_by_name(word):
         (["decoder.name=transformer", "decoder.width=100", "decoder.heads=16"], ["100", "16"]),
         (["decoder.name=transformer", "decoder.width=18", "decoder.heads=3"], ["18", "multiple of 4"]),
         (["target.name=color_grid", "target.grid=17"], ["17", "16"]),
+        (["target.name=hog", "target.cell=3"], ["target.cell=3", "16", "4, 8"]),
         (["optim.total_samples=4095", "optim.warmup_samples=0"], ["4095", "4096"]),
         (["optim.total_samples=5000", "optim.warmup_samples=5001"], ["5001", "5000"]),
         (["data.crop_scale=[0.5, 0.2]"], ["0.5", "0.2", "low <= high"]),

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from mpp.monitor.pictures import COLUMNS, GREY, MARGIN, reconstruction
 from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, DropCorruption, ReplaceCorruption
-from mpp.recipe.patches import gather_patches, patchify
+from mpp.recipe.patches import patchify
 from mpp.recipe.targets.colors import ColorClasses, class_color
+from mpp.recipe.targets.hog import Hog
 from mpp.recipe.targets.pixels import Pixels
 
 P, SIDE = 4, 4
@@ -26,8 +27,8 @@ def images(size: int = P * SIDE) -> torch.Tensor:
 
 def truth_of(target) -> torch.Tensor:
     """A prediction [B, M, O] whose answer is the target."""
-    cells = target.cells(gather_patches(patchify(images(), P), PREDICTED))
-    return F.one_hot(cells, target.classes).float().flatten(2) if isinstance(target, ColorClasses) else cells.flatten(2)
+    goal = target(images(), PREDICTED)
+    return F.one_hot(goal, target.classes).float().flatten(2) if isinstance(target, ColorClasses) else goal.flatten(2)
 
 
 def sheet(target, prediction, drops: bool = False):
@@ -58,6 +59,7 @@ TARGETS = [
     ColorClasses(4, 2, 2),
     Pixels(P, 2, False, MEAN, STD),
     Pixels(P, 2, True, MEAN, STD),
+    Hog(P, 9, 2),
 ]
 
 

@@ -2,7 +2,10 @@
 
 from tests.mutations import Plant, Row
 
+HOG = "tests/recipe/test_hog.py::"
+
 ROWS = [
+    # Block-wise masks.
     Plant(
         "hidden patches of a block mask come in reading order", "mpp.recipe.masks.block:BlockMask.draw",
         "lambda self, *words: Places(np.sort(real(self, *words).hidden))",
@@ -28,5 +31,34 @@ ROWS = [
     Row(
         "a block's row is a square grid's", "mpp/recipe/masks/block.py", "(top * columns + start)", "(top * rows + start)",
         "tests/recipe/test_block_mask.py::test_blocks_are_beits_on_any_grid",
+    ),
+    # Histograms of oriented gradients.
+    Plant(
+        "opposite gradients are two orientations", "mpp.recipe.targets.hog:orientation",
+        "lambda right, down, bins: (torch.atan2(right, down) * (bins / math.pi)).long() % bins",
+        HOG + "test_brightness_contrast_and_inversion_of_a_channel_change_nothing",
+    ),
+    Plant(
+        "bins are counted from the horizontal", "mpp.recipe.targets.hog:orientation", "lambda right, down, bins: real(down, right, bins)",
+        HOG + "test_a_ramp_votes_for_the_bin_of_its_direction_and_for_no_other",
+    ),
+    Plant(
+        "gradients stop at the border of a patch", "mpp.recipe.targets.hog:Hog.__call__",
+        "lambda self, images, predicted, teacher=None: real(self, gather_patches(patchify(images, self.patch_size), predicted).flatten(0, 1), "
+        "predicted.new_zeros(predicted.numel(), 1)).unflatten(0, predicted.shape).squeeze(2)",
+        HOG + "test_a_gradient_reaches_one_pixel_into_the_next_patch_and_no_farther",
+    ),
+    Plant(
+        "borders are repeated and not mirrored", "mpp.recipe.targets.hog:gradients",
+        "lambda images: tuple(slope[..., 1:-1, 1:-1] for slope in real(F.pad(images, (1, 1, 1, 1), mode='replicate')))",
+        HOG + "test_goals_are_those_of_plain_loops",
+    ),
+    Plant(
+        "a patch's histograms share one length", "mpp.recipe.targets.hog:F.normalize", "lambda votes, dim: real(votes.flatten(-2), dim=-1).view(votes.shape)",
+        HOG + "test_every_histogram_is_of_unit_length_and_not_negative",
+    ),
+    Plant(
+        "a stroke runs along the gradient", "mpp.recipe.targets.hog:strokes", "lambda bins, side: real(bins, side).transpose(-1, -2)",
+        HOG + "test_a_stroke_is_itself_an_edge_of_its_bin",
     ),
 ]  # fmt: skip

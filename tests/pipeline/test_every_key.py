@@ -22,6 +22,7 @@ BASE = [
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
 BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
+HOG = "target={name: hog, cell: 2}"
 LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
 RESULTS = "first loss holdout weights"
 SPEED = "loss holdout weights rate"  # what a key that only changes speed or what is written down leaves alone
@@ -47,9 +48,11 @@ CHANGES = {
     "corruption.mask": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, same="parameters")],
     "corruption.swap": [Change("corruption={mask: 0.5, swap: 0.4, keep: 0.1}", RESULTS, same="parameters")],
     "corruption.keep": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, "corruption={mask: 0.5, swap: 0.4, keep: 0.1}")],
-    "target.name": [Change("target.name=color_grid", RESULTS + " parameters"), Change("target.name=pixels", RESULTS + " parameters")],
+    "target.name": [Change("target.name=color_grid", RESULTS + " parameters"), Change("target.name=pixels", RESULTS + " parameters"), Change(HOG, RESULTS + " parameters")],
     "target.bits": [Change("target.bits=2", RESULTS + " parameters"), Change("target.bits=2", RESULTS + " parameters", GRID)],
     "target.grid": [Change("target.grid=1", RESULTS + " parameters", GRID)],
+    "target.bins": [Change("target.bins=6", RESULTS + " parameters", HOG)],
+    "target.cell": [Change("target.cell=4", RESULTS + " parameters", HOG)],
     "target.loss": [Change("target.loss=l1", RESULTS, PIXELS, same="parameters")],
     "target.normalise": [Change("target.normalise=true", RESULTS, PIXELS, same="parameters")],
     "decoder.name": [Change("decoder={name: transformer, depth: 1, width: 16, heads: 2}", RESULTS + " parameters")],

@@ -13,7 +13,6 @@ from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, corrupt
 from mpp.recipe.decoders.transformer import Transformer, TransformerDecoder
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
-from mpp.recipe.patches import gather_patches, patchify
 from mpp.rng import MASK, Draws
 from mpp.train.step import images_on_device
 from tests.masks import draw
@@ -144,7 +143,7 @@ def test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("target", [{"name": "pixels", "normalise": True}, {"name": "mean_color"}])
+@pytest.mark.parametrize("target", [{"name": "pixels", "normalise": True}, {"name": "mean_color"}, {"name": "hog"}])
 def test_the_target_is_the_clean_flipped_unnormalised_image(target):
     config = recipe(target=target)
     mask = masks(config)
@@ -153,7 +152,7 @@ def test_the_target_is_the_clean_flipped_unnormalised_image(target):
     images = pictures().float()
     images[0] = images[0].flip(-1)
     ours = model.target
-    assert torch.equal(loss, ours.loss(prediction, ours.cells(gather_patches(patchify(images, P), mask["predicted"]))))
+    assert torch.equal(loss, ours.loss(prediction, ours(images, mask["predicted"])))
     embeddings = corrupt(model.encoder.embed((images / 255 - 0.5) / 0.5), mask["kind"], mask["source"], model.mask_token)
     torch.testing.assert_close(prediction, model.decoder(model.encoder(embeddings), None, mask["predicted"]), atol=1e-6, rtol=1e-5)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mpp.recipe.targets.colors import ColorGridTarget, MeanColorTarget
+from mpp.recipe.targets.hog import HogTarget
 from mpp.recipe.targets.pixels import PixelsTarget
 
-TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget, Field(discriminator="name")]
+TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget | HogTarget, Field(discriminator="name")]
