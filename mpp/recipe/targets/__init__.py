@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mpp.recipe.targets.colors import ColorGridTarget, MeanColorTarget
+from mpp.recipe.targets.features import FeaturesTarget
 from mpp.recipe.targets.pixels import PixelsTarget
 
-TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget, Field(discriminator="name")]
+TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget | FeaturesTarget, Field(discriminator="name")]
