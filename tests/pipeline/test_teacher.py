@@ -132,6 +132,7 @@ def test_the_hold_out_is_measured_against_the_present_teacher(run, shards):
         assert abs(written - loss(step - 1)) > 1e-4 * written  # nor against the one of a step before
 
 
+@pytest.mark.slow
 def test_every_zero_stage_on_one_and_two_processes_has_the_same_losses_and_the_same_teacher(shards, tmp_path):
     words = [*TINY, *FEATURES, "model.drop_path=0", "log.pictures=0", "optim.total_samples=36", "checkpoint.every_samples=null"]
     words.append(f"data.shards={shards}")
