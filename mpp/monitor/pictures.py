@@ -27,8 +27,9 @@ def reconstruction(
     seen = gather_patches(patches, source)
     seen = torch.where((kind == MASKED)[:, :, None, None, None], GREY, seen)
     panels = [images.float(), unpatchify(seen, grid)]
-    for goal in (target.answer(prediction.float()), target(images.float(), predicted, model.teacher)):
-        panels.append(unpatchify(_placed(patches, predicted, target.picture(goal, clean)), grid))
+    truth = target(images.float(), predicted, model.teacher)
+    for goal in (target.answer(prediction.float()), truth):
+        panels.append(unpatchify(_placed(patches, predicted, target.picture(goal, clean, truth)), grid))
     return _sheet(panels, f"{title}: {target.caption}; {model.corruption.caption}")
 
 

@@ -28,14 +28,14 @@ class PretrainingModel(nn.Module):
         self.decoder = decoder
         # Only a replacing corruption shows a mask token to the encoder.
         self.mask_token = None if corruption.drops else nn.Parameter(torch.zeros(encoder.width))
-        self._lent: list[nn.Module] = []
+        self._lent: list[Encoder] = []
 
-    def lend(self, teacher: nn.Module) -> None:
+    def lend(self, teacher: Encoder) -> None:
         """The teacher that the target asks: an encoder, and no part of this module, so neither trained nor saved with it."""
         self._lent = [teacher]
 
     @property
-    def teacher(self) -> nn.Module | None:
+    def teacher(self) -> Encoder | None:
         return self._lent[0] if self._lent else None
 
     def forward(self, images: Tensor, kind: Tensor, source: Tensor, visible: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mpp.train.commit import Commit, read_tensors
 from mpp.train.engine import Engine
 
 PREFIX = "ema/"
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def short_at_first(decay: float) -> Callable[[int], float]:
@@ -18,13 +20,13 @@ def short_at_first(decay: float) -> Callable[[int], float]:
     return lambda step: min(decay, (1 + step) / (10 + step))
 
 
-class WeightAverage:
+class WeightAverage(Generic[Net]):
     """`net` is a model of its own in eval mode, the same on all ranks: measure with it, or learn from it, as with any other."""
 
-    def __init__(self, net: nn.Module, decay_at: Callable[[int], float], within: str = ""):
+    def __init__(self, net: Net, decay_at: Callable[[int], float], within: str = ""):
         """net: at its first weights, before the engine has it.  decay_at: optimiser steps done -> decay.  within: where in the engine's module
         it lies, such as "encoder."."""
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.net: Net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay_at, self.within = decay_at, within
         self._ours = dict(self.net.named_parameters())
 

@@ -116,8 +116,8 @@ def hanging(
 @pytest.mark.parametrize(
     "method, hang",
     [
-        ("predict", "time.sleep(0.1)"),
-        pytest.param("predict", "pass", marks=pytest.mark.long),  # busy, and for ever
+        ("forward", "time.sleep(0.1)"),
+        pytest.param("forward", "pass", marks=pytest.mark.long),  # busy, and for ever
         pytest.param("update", "time.sleep(0.1)", marks=pytest.mark.long),  # all came to the same place, as far as counting tells
     ],
 )

@@ -23,6 +23,7 @@ MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16,
 BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
 HOG = "target={name: hog, cell: 2}"
+FEATURES = "target={name: features, blocks: 1, ema_start: 0.1, ema_end: 0.5, ema_samples: 20}"
 LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
 RESULTS = "first loss holdout weights"
 SPEED = "loss holdout weights rate"  # what a key that only changes speed or what is written down leaves alone
@@ -48,13 +49,18 @@ CHANGES = {
     "corruption.mask": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, same="parameters")],
     "corruption.swap": [Change("corruption={mask: 0.5, swap: 0.4, keep: 0.1}", RESULTS, same="parameters")],
     "corruption.keep": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, "corruption={mask: 0.5, swap: 0.4, keep: 0.1}")],
-    "target.name": [Change("target.name=color_grid", RESULTS + " parameters"), Change("target.name=pixels", RESULTS + " parameters"), Change(HOG, RESULTS + " parameters")],
+    "target.name": [Change("target.name=color_grid", RESULTS + " parameters"), Change("target.name=pixels", RESULTS + " parameters"), Change(HOG, RESULTS + " parameters"), Change("target={name: features, blocks: 1}", RESULTS + " parameters printed")],
     "target.bits": [Change("target.bits=2", RESULTS + " parameters"), Change("target.bits=2", RESULTS + " parameters", GRID)],
     "target.grid": [Change("target.grid=1", RESULTS + " parameters", GRID)],
     "target.bins": [Change("target.bins=6", RESULTS + " parameters", HOG)],
     "target.cell": [Change("target.cell=4", RESULTS + " parameters", HOG)],
     "target.loss": [Change("target.loss=l1", RESULTS, PIXELS, same="parameters")],
     "target.normalise": [Change("target.normalise=true", RESULTS, PIXELS, same="parameters")],
+    "target.blocks": [Change("target.blocks=2", RESULTS, FEATURES + "  " + DEEP, same="parameters")],
+    "target.beta": [Change("target.beta=0.5", RESULTS, FEATURES, same="parameters")],
+    "target.ema_start": [Change("target.ema_start=0.9", "loss holdout weights", FEATURES, same="first parameters")],
+    "target.ema_end": [Change("target.ema_end=0.9", "loss holdout weights", FEATURES, same="first parameters")],
+    "target.ema_samples": [Change("target.ema_samples=0", "loss holdout weights", FEATURES, same="first parameters")],
     "decoder.name": [Change("decoder={name: transformer, depth: 1, width: 16, heads: 2}", RESULTS + " parameters")],
     "decoder.depth": [Change("decoder.depth=2", RESULTS + " parameters", MAE)],
     "decoder.width": [Change("decoder.width=32", RESULTS + " parameters", MAE)],

@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field
 
 from mpp.recipe.targets.colors import ColorGridTarget, MeanColorTarget
+from mpp.recipe.targets.features import FeaturesTarget
 from mpp.recipe.targets.hog import HogTarget
 from mpp.recipe.targets.pixels import PixelsTarget
 
-TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget | HogTarget, Field(discriminator="name")]
+TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget | HogTarget | FeaturesTarget, Field(discriminator="name")]

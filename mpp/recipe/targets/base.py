@@ -5,14 +5,17 @@ Goals have the form [B, M, ...], whatever suits the target; every loss is float3
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpp.config.schema import Section
 from mpp.recipe.baselines import Baselines
 from mpp.recipe.patches import gather_patches, patchify
+
+if TYPE_CHECKING:
+    from mpp.model.encoder import Encoder
 
 Triple = tuple[float, float, float]
 
@@ -30,6 +33,8 @@ class Given:
 
 class TargetSection(Section):
     """What every target's section answers to, beside build(given) -> Target."""
+
+    name: str  # of the choice, and the first of its keys whatever else a section inherits
 
     def fits(self, patch_size: int) -> None:
         """Raises ValueError where a patch of so many pixels a side has no such target."""
@@ -52,7 +57,7 @@ class Target(Protocol):
     def baselines(self) -> Baselines | None:
         """Trivial predictors of its goals, if these are cells [B, M, g, g(, V)]; None: there are none, and so no skill."""
 
-    def __call__(self, images: Tensor, predicted: Tensor, teacher: nn.Module | None) -> Tensor:
+    def __call__(self, images: Tensor, predicted: Tensor, teacher: "Encoder | None") -> Tensor:
         """Clean images float [B, 3, S, S], 0..255, before normalisation, and predicted int64 [B, M] -> goals [B, M, ...]."""
 
     def loss(self, prediction: Tensor, goal: Tensor) -> Tensor:
@@ -61,8 +66,8 @@ class Target(Protocol):
     def answer(self, prediction: Tensor) -> Tensor:
         """prediction [B, M, O] -> the goals it stands for, such as the likeliest classes."""
 
-    def picture(self, goal: Tensor, patches: Tensor) -> Tensor:
-        """Goals and the clean patches [B, M, 3, P, P] they belong to -> colours 0..255, like patches."""
+    def picture(self, goal: Tensor, patches: Tensor, truth: Tensor) -> Tensor:
+        """Goals, the clean patches [B, M, 3, P, P] they belong to, and the true goals there -> colours 0..255, like patches."""
 
 
 class PatchTarget:
@@ -74,7 +79,7 @@ class PatchTarget:
         """Clean patches float [B, M, 3, P, P], 0..255 -> goals [B, M, ...]."""
         raise NotImplementedError
 
-    def __call__(self, images: Tensor, predicted: Tensor, teacher: nn.Module | None = None) -> Tensor:
+    def __call__(self, images: Tensor, predicted: Tensor, teacher: "Encoder | None" = None) -> Tensor:
         return self.cells(gather_patches(patchify(images, self.patch_size), predicted))
 
 

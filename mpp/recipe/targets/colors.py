@@ -91,7 +91,7 @@ class ColorClasses(PatchTarget):
     def answer(self, prediction: Tensor) -> Tensor:
         return self._logits(prediction).argmax(dim=-1)
 
-    def picture(self, goal: Tensor, patches: Tensor) -> Tensor:
+    def picture(self, goal: Tensor, patches: Tensor, truth: Tensor | None = None) -> Tensor:
         colors = class_color(goal, self.bits).permute(0, 1, 4, 2, 3).flatten(0, 1)
         return F.interpolate(colors, size=patches.shape[-2:], mode="nearest").unflatten(0, goal.shape[:2])
 

@@ -91,7 +91,7 @@ class Hog:
     def answer(self, prediction: Tensor) -> Tensor:
         return prediction.float().unflatten(-1, (self.grid, self.grid, 3 * self.bins))
 
-    def picture(self, goal: Tensor, patches: Tensor) -> Tensor:
+    def picture(self, goal: Tensor, patches: Tensor, truth: Tensor | None = None) -> Tensor:
         """On black, a stroke for each bin across its cell, as bright as its value; where strokes cross, the brighter one."""
         values = goal.unflatten(-1, (3, self.bins)).clamp(0, 1)[..., None, None]
         shown = (values * strokes(self.bins, self.cell).to(goal.device)).amax(dim=-3)  # [B, M, g, g, 3, c, c]

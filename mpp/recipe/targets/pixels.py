@@ -58,7 +58,7 @@ class Pixels(PatchTarget):
     def answer(self, prediction: Tensor) -> Tensor:
         return prediction.float().unflatten(-1, (self.patch_size, self.patch_size, 3))  # the order of MAE's patchify
 
-    def picture(self, goal: Tensor, patches: Tensor) -> Tensor:
+    def picture(self, goal: Tensor, patches: Tensor, truth: Tensor | None = None) -> Tensor:
         if self.normalise:
             middle, spread = self._statistics(self._seen(patches))
             goal = goal * spread + middle

@@ -1,0 +1,162 @@
+"""Runs that learn from a teacher, the average of their own encoder: committed, resumed, dealt out by ZeRO, measured."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
+from mpp.data.loader import fixed_batches
+from mpp.data.training_set import open_training_set
+from mpp.model.normalise import normalise
+from mpp.pretraining import teacher_of
+from mpp.recipe.model import PretrainingModel, build_model
+from mpp.train.step import masked_images
+from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
+
+DECAYS = [0.56, 0.62, 0.68, 0.74, 0.8, 0.8, 0.8, 0.8]  # after each of 8 steps of 12 samples
+FEATURES = [
+    "target={name: features, blocks: 2, ema_start: 0.5, ema_end: 0.8, ema_samples: 60}",
+    "corruption={name: replace, mask: 1.0, swap: 0.0, keep: 0.0}",
+    "checkpoint={every_samples: 12, keep: 9}",
+]
+LAST = 8
+MANY = """
+import sys
+import torch.distributed as dist
+import mpp.train.engine as engine
+import mpp.train.run as run
+from mpp.errors import run_program
+from mpp.pretrain import main
+
+def every_stage(_):
+    world, part = engine.start_distributed(), dist.destroy_process_group
+    run.start_distributed = lambda *_, **__: world  # one process group for all runs
+    dist.destroy_process_group = lambda *_: None
+    for stage in range(4):  # what DeepSpeed lays over torch at stage 3, stays for the life of a process
+        main([*sys.argv[2:], f"system.zero_stage={stage}", f"run_dir={sys.argv[1]}{stage}"])
+    part()
+    return 0
+
+run_program(every_stage)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    said = succeed(folder, shards, *FEATURES).out
+    (folder / "said").write_text(said)
+    return folder
+
+
+def config_of(shards) -> PretrainConfig:
+    return load(PretrainConfig, None, [*TINY, *FEATURES, f"data.shards={shards}"])
+
+
+def kinds(run, step: int) -> dict[str, dict[str, torch.Tensor]]:
+    """The encoder's weights ("weight") and the teacher's ("ema") of a commit, by the encoder's names."""
+    found = tensors(run, step)
+    return {
+        kind: {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+        for kind, prefix in (("weight", "weight/encoder."), ("ema", "ema/"))
+    }
+
+
+def test_the_teacher_in_each_commit_is_the_average_by_hand_from_the_first_weights_on(run, shards):
+    by_hand = {name: p.detach().double() for name, p in build_model(config_of(shards), False).encoder.named_parameters()}
+    for step, decay in enumerate(DECAYS, 1):
+        found = kinds(run, step)
+        assert found["ema"].keys() == found["weight"].keys() == by_hand.keys()
+        by_hand = {name: decay * by_hand[name] + (1 - decay) * weight.double() for name, weight in found["weight"].items()}
+        for name, average in found["ema"].items():
+            assert average.dtype == torch.float32
+            torch.testing.assert_close(average.double(), by_hand[name], atol=2e-7, rtol=2e-6)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit_its_teacher_too(run, shards, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    for folder in (again / "checkpoints").iterdir():
+        if int(folder.name) > 3:  # on its way from the first decay to the last
+            shutil.rmtree(folder)
+    assert "resumes at step 3" in succeed(again, shards, *FEATURES).out
+    ours, theirs = tensors(run, LAST), tensors(again, LAST)
+    assert ours.keys() == theirs.keys() and any(name.startswith("ema/") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics(run) == metrics(again)
+
+
+def test_no_skill_is_defined_and_log_and_board_say_so(run):
+    said = (run / "said").read_text()
+    assert "no trivial baseline: this target moves with its teacher, so no skill is defined" in said
+    assert "skill none" in said and "skill +" not in said and "skill -" not in said
+    names = {name for values in metrics(run).values() for name in values}
+    assert {"train/loss", "holdout/loss"} <= names and not any("skill" in name for name in names)
+    assert json.loads((run / "baseline.json").read_text()) == {"name": "none", "weight": 0.0, "loss": None, "losses": {}}
+    assert [path.stem for path in sorted((run / "pictures").glob("*.png"))] == [f"{48:012d}", f"{96:012d}"]
+
+
+def test_the_encoder_that_is_handed_on_is_the_students(run, shards):
+    from safetensors.torch import load_file
+
+    handed, found = load_file(run / "encoder" / "model.safetensors"), kinds(run, LAST)
+    assert {f"vit.{name}" for name in handed} == found["weight"].keys()
+    assert all(torch.equal(tensor, found["weight"][f"vit.{name}"]) for name, tensor in handed.items())
+    assert not all(torch.equal(tensor, found["ema"][f"vit.{name}"]) for name, tensor in handed.items())
+
+
+def as_committed(run, shards, step: int, teacher_step: int) -> PretrainingModel:
+    config = config_of(shards)
+    model = build_model(config, False).eval()
+    average = teacher_of(model, config)
+    model.load_state_dict({name.removeprefix("weight/"): t for name, t in tensors(run, step).items() if name.startswith("weight/")})
+    average.net.load_state_dict(kinds(run, teacher_step)["ema"])
+    return model
+
+
+@torch.no_grad()
+def test_the_hold_out_is_measured_against_the_present_teacher(run, shards):
+    sets = open_training_set(config_of(shards))
+    ((batch, weight),) = fixed_batches(sets.holdout, np.array(sets.holdout.pool), 8)
+    assert weight.tolist() == [1] * 8
+    for step in (4, 8):
+        loss = lambda teacher_step, step=step: float(
+            as_committed(run, shards, step, teacher_step)(*masked_images(batch, torch.device("cpu")))[1].mean()
+        )
+        written = metrics(run)[step]["holdout/loss"]
+        assert written == pytest.approx(loss(step), rel=1e-5)
+        assert abs(written - loss(step - 1)) > 1e-4 * written  # nor against the one of a step before
+
+
+@pytest.mark.slow
+def test_every_zero_stage_on_one_and_two_processes_has_the_same_losses_and_the_same_teacher(shards, tmp_path):
+    words = [*TINY, *FEATURES, "model.drop_path=0", "log.pictures=0", "optim.total_samples=36", "checkpoint.every_samples=null"]
+    words.append(f"data.shards={shards}")
+    for world in (1, 2):
+        done = finish(start([str(tmp_path / f"world{world}stage"), *words], world, ["-c", MANY]))
+        assert done.status == [0] * world, done.err
+    whole = tmp_path / "world1stage0"
+    for other in tmp_path.glob("world*"):
+        for step, values in metrics(whole).items():
+            for name in ("train/loss", "holdout/loss", "optim/gradient_norm"):
+                if name in values:
+                    assert metrics(other)[step][name] == pytest.approx(values[name], rel=1e-5), (other.name, step, name)
+        ours, theirs = kinds(whole, 3)["ema"], kinds(other, 3)["ema"]
+        for name in ours:
+            torch.testing.assert_close(theirs[name], ours[name], atol=1e-5, rtol=1e-4)
+    assert len(list(tmp_path.glob("world*"))) == 8
+
+
+def test_a_student_of_another_run_begins_with_its_own_encoder_as_teacher(run, shards):
+    """What init_from does before the teacher is made."""
+    config = config_of(shards)
+    model = build_model(config, False)
+    with torch.no_grad():
+        model.encoder.vit.pos_embed.add_(1)
+    average = teacher_of(model, config)
+    images = normalise(torch.rand(1, 3, 16, 16) * 255, config.data.mean, config.data.std)
+    assert torch.equal(average.net(average.net.embed(images)), model.eval().encoder(model.encoder.embed(images)))
