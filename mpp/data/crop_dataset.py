@@ -11,6 +11,7 @@ and from its parts
     mixing    share float32 [B] (what an image keeps of itself)   paste int64 [B, 4] (cutmix's box, zeros for mixup)
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +92,7 @@ class CropDataset(Dataset):
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch has no MemoryError
                 raise
-            lower = "lower system.workers, data.max_pixels or system.micro_batch_max"
+            lower = "lower system.workers, data.max_pixels or system.micro_batch_max (of a probe features.workers, features.max_pixels or features.batch)"
             return {"error": of_this_rank(DataError(f"a loader process ran out of memory among samples {keys[0][1]}, ...; {lower}"))}
 
     def batch(self, keys: list[Key]) -> Batch:
@@ -189,21 +190,21 @@ class CropDataset(Dataset):
         return views * (3 * height * width + BYTES_BESIDE + masks + self.images.encoded_bytes // self.views)
 
 
-_slots: list[torch.Tensor] = []  # a loader process's own: shared memory for the images of its batches in flight
+_slots: list[torch.Tensor] = []  # a loader process's own: shared memory, uint8 [bytes], for the images of its batches in flight
 
 
 def _room_for_images(*shape: int) -> torch.Tensor:
-    """uint8, not initialised; in a loader process the next of PREFETCHED + 1 slots in shared memory.
+    """uint8, not initialised; in a loader process in the next of PREFETCHED + 1 slots in shared memory, each as large as the largest it held.
 
     Slots are used again and again, as new shared memory costs more than the copy out of it in `batches`: the first touch of every 4 kB is a
     page fault.  A worker has at most PREFETCHED batches to make and one more that is being taken, so none is overwritten.
     """
     if get_worker_info() is None:
         return torch.from_numpy(np.empty(shape, dtype=np.uint8))  # numpy asks for huge pages, torch.empty does not
-    if len(_slots) > PREFETCHED and _slots[0].shape == shape:
-        slot = _slots.pop(0)
-    else:
-        storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # as torch's own default_collate
-        slot = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    needed = math.prod(shape)
+    slot = _slots.pop(0) if len(_slots) > PREFETCHED else None
+    if slot is None or len(slot) < needed:
+        storage = torch.UntypedStorage._new_shared(needed)  # as torch's own default_collate
+        slot = torch.empty(0, dtype=torch.uint8).set_(storage)
     _slots.append(slot)
-    return slot
+    return slot[:needed].view(shape)

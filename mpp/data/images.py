@@ -65,5 +65,5 @@ class LabelledImages(Images, Protocol):
 
 
 def unreadable(images: Images, sample: int, reason: object) -> UserError:
-    """What a measurement raises for an image that cannot be read."""
+    """What a measurement, a probe among them, raises for an image that cannot be read."""
     return of_this_rank(DataError(f"{images.where(sample)}: {reason}; a measurement leaves no image out, so {images.remedy}"))

@@ -1,7 +1,8 @@
 """Micro-batches in the order of a sampler, made by processes of the plain torch DataLoader; crop_dataset.py says what a batch holds.
 
 Workers are forked once and live as long as the run: a micro-batch is one worker's, the next is another's.  Each uses one thread, as many
-cores do better with a process each; a rank has `default_workers` of them unless system.workers says otherwise.
+cores do better with a process each; a rank has `default_workers` of them unless system.workers, or
+features.workers of a probe, says otherwise.
 """
 
 import shutil
@@ -41,7 +42,8 @@ def batches(
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     if workers:
-        _refuse_small_shared_memory(dataset.bytes_of(sampler.micro_batch) * (PREFETCHED + 1) * workers * local_world, workers)
+        in_flight = min((PREFETCHED + 1) * workers, len(sampler)) * local_world
+        _refuse_small_shared_memory(dataset.bytes_of(sampler.micro_batch) * in_flight, workers)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -65,8 +67,9 @@ def _refuse_small_shared_memory(needed: int, workers: int) -> None:
     if SHARED_MEMORY.is_dir() and needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
         raise of_this_rank(
             ConfigError(
-                f"system.workers={workers}: loader processes hand over batches through {SHARED_MEMORY}, up to {needed / 1e6:.0f} MB, and "
-                f"{free / 1e6:.0f} MB are free; lower system.workers or system.micro_batch_max, or make it larger (docker run --shm-size, --ipc=host)"
+                f"{workers} loader processes a rank hand over batches through {SHARED_MEMORY}, up to {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB "
+                "are free; lower system.workers or system.micro_batch_max (of a probe features.workers or features.batch), or make it larger "
+                "(docker run --shm-size, --ipc=host)"
             )
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches
 from mpp.data.order import EveryOnce
-from mpp.errors import DataError, of_this_rank
+from mpp.errors import DataError
 from mpp.model.classifier import partners, soft_targets
 from mpp.model.normalise import normalise
 from mpp.train.step import images_on_device
@@ -88,8 +88,8 @@ def measure(
 ) -> Predictions:
     """Collective: every rank predicts its share of `data.ids`, each image once, and all get all of it.
 
-    predict: normalised images [B, 3, H, W] -> [B, K], in eval mode.  Raises DataError for an image that cannot be read, and where the count is
-    not exactly once.
+    predict: normalised images [B, 3, H, W] -> [B, K], in eval mode.  data: leaves none out.  Raises DataError for an image that cannot be read,
+    and where the count is not exactly once.
     """
     mine = together(world, lambda: _share(predict, data, mean, std, micro_batch, workers, world))
     parts: list[np.ndarray] = [mine] * world.size
@@ -122,10 +122,6 @@ def _share(
     mine: list[np.ndarray] = []
     sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
     for batch in batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size, phase="measuring"):
-        for fault in batch["bad"]:
-            raise of_this_rank(
-                DataError(f"{fault['where']}: {fault['reason']}; a measurement leaves no image out, so copy or make the split again")
-            )
         labels = batch["label"].to(world.device)
         logits = predict(normalise(images_on_device(batch, world.device), mean, std)).float()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)

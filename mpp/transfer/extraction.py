@@ -18,22 +18,22 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from mpp.data.crop import Box, cut
-from mpp.data.handing_over import handed_over, settings
-from mpp.data.labelled import LabelledImages
-from mpp.errors import BadSample, CheckpointError, ConfigError, DataError, UserError, of_this_rank
+from mpp.data.augment import CentreSquare
+from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.images import LabelledImages
+from mpp.data.loader import batches, default_workers
+from mpp.data.order import FIXED, Parts
+from mpp.data.pixels import StoredPixels
+from mpp.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
 from mpp.files import lock_folder, make_folder, sync_path, write_atomically
-from mpp.machine import usable_cores
 from mpp.text import counted
 from mpp.transfer.extractors import Extractor
-from mpp.transfer.features import FeatureConfig, Features
+from mpp.transfer.features import FeatureConfig, Features, FeatureSpec
 from mpp.world import World, from_first, together, total
 
 FORMAT = 1
@@ -88,13 +88,12 @@ def _extract(
     world: World,
 ) -> dict[str, Extracted]:
     stored = from_first(world, lambda: {name: _is_whole(place) for name, place in places.items()})
-    passes: dict[tuple[int, float], list[str]] = defaultdict(list)
+    passes: dict[tuple[int, float], list[str]] = defaultdict(list)  # of the same crops
     for name, extractor in extractors.items():
         if not stored[name]:
             passes[extractor.spec.resolution, extractor.spec.crop].append(name)
-    for (resolution, crop), names in passes.items():
-        crops = Crops(images, samples, resolution, crop, config.max_pixels)
-        _one_pass(crops, {name: extractors[name] for name in names}, {name: places[name] for name in names}, config, world)
+    for names in passes.values():
+        _one_pass(images, samples, {name: extractors[name] for name in names}, {name: places[name] for name in names}, config, world)
     made = {}
     for name, extractor in extractors.items():
         about = json.loads((places[name] / "features.json").read_text())
@@ -131,64 +130,45 @@ def compare(name: str, stored: Tensor, fresh: Tensor, tolerance: float, where: s
         )
 
 
-class Crops(Dataset):
-    """Centre crops, uint8 [3, S, S]: of the square of crop x the short side, resized to S = resolution."""
-
-    def __init__(self, images: LabelledImages, samples: np.ndarray, resolution: int, crop: float, max_pixels: int):
-        self.images, self.samples, self.resolution, self.crop, self.max_pixels = images, samples, resolution, crop, max_pixels
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitems__(self, rows: Sequence[int]) -> tuple[np.ndarray, Tensor] | UserError:
-        """(rows, their crops uint8 [B, 3, S, S]), or what is wrong: an exception would cross the worker's border as a page of traceback."""
-        try:
-            return np.array(rows), torch.from_numpy(np.stack([self._one(int(self.samples[row])) for row in rows]))
-        except UserError as error:
-            return error
-
-    def _one(self, sample: int) -> np.ndarray:
-        try:
-            width, height = self.images.size_of(sample)
-            box = centre_box(width, height, self.crop)
-            return cut(self.images.read(sample), width, height, [box], self.resolution, self.max_pixels)[0]
-        except BadSample as error:
-            raise of_this_rank(
-                DataError(f"{self.images.where(sample)}: {error}; a probe leaves no image out, so copy or make the split again")
-            ) from error
+def centre_crops(images: LabelledImages, samples: np.ndarray, spec: FeatureSpec, config: FeatureConfig) -> CropDataset:
+    """What features of these samples (int64 [n], ids) are made of; nothing of it is drawn, so no seed matters."""
+    square = CentreSquare(spec.resolution, spec.crop)
+    return CropDataset(StoredPixels(images, config.max_pixels), square, 0, samples, leaves_none_out=True)
 
 
-def centre_box(width: int, height: int, crop: float) -> Box:
-    """The centre square of crop x the short side, in whole pixels."""
-    side = max(1, round(crop * min(width, height)))
-    left, top = round((width - side) / 2), round((height - side) / 2)  # as torchvision rounds
-    return left, top, left + side, top + side
+def own_rows(count: int, batch: int, world: World) -> list[range]:
+    """This process's stretch of so many rows, `batch` at a time: together the processes take every row once."""
+    first, last = (count * rank // world.size for rank in (world.rank, world.rank + 1))
+    return [range(row, min(row + batch, last)) for row in range(first, last, batch)]
 
 
-def loader_workers(config: FeatureConfig, world: World) -> int:
-    """Loader processes of this rank: its share of the cores less one for itself, unless the config says otherwise."""
-    return config.workers if config.workers is not None else max(1, min(16, usable_cores() // world.local_size - 1))
+def read(
+    crops: CropDataset,
+    parts: Sequence[Sequence[int] | np.ndarray],
+    config: FeatureConfig,
+    world: World,
+    phase: str = "extracting features",
+    epoch: int = FIXED,
+) -> Iterator[Batch]:
+    """A batch for each part, rows of `crops.ids`, which stand as its `position`.  Raises DataError for an image that cannot be read."""
+    workers = config.workers if config.workers is not None else default_workers(world.local_size)
+    return batches(crops, Parts(crops.ids, parts, epoch), workers, world.device.type == "cuda", world.local_size, phase)
 
 
-def crop_batches(crops: Crops, rows: range, config: FeatureConfig, world: World) -> Iterator[Any]:
-    """(rows, crops) of these rows in order; what cannot be read comes out as an error to be raised."""
-    loader: DataLoader = DataLoader(
-        crops,
-        config.batch,
-        sampler=rows,
-        collate_fn=as_it_is,
-        pin_memory=world.device.type == "cuda",
-        generator=torch.Generator(),  # the loader would otherwise draw from torch's global one
-        **settings(loader_workers(config, world)),
-    )
-    return handed_over(loader, "extracting features")
-
-
-def _one_pass(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], config: FeatureConfig, world: World) -> None:
-    """Collective: each process takes a stretch of the rows and writes them where they belong; what each has written is counted."""
-    count = len(crops)
+def _one_pass(
+    images: LabelledImages,
+    samples: np.ndarray,
+    extractors: Mapping[str, Extractor],
+    places: Mapping[str, Path],
+    config: FeatureConfig,
+    world: World,
+) -> None:
+    """Collective, for extractors of the same crops: each process takes a stretch of the rows and writes them where they belong; what each has
+    written is counted."""
+    count = len(samples)
     began = time.perf_counter()
-    together(world, lambda: _make_room(crops, extractors, places) if world.first else None)
+    together(world, lambda: _make_room(images, samples, extractors, places) if world.first else None)
+    crops = centre_crops(images, samples, next(iter(extractors.values())).spec, config)
     written = np.zeros(count, dtype=np.int64)
     together(world, lambda: _write_rows(crops, extractors, places, config, world, written))
     times = total(world, written)
@@ -200,42 +180,48 @@ def _one_pass(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping
     seconds = time.perf_counter() - began
     together(
         world,
-        lambda: _commit(crops, extractors, places, {"repeated": repeated, "seconds": round(seconds, 3)}, world) if world.first else None,
+        lambda: (
+            _commit(images, extractors, places, {"images": count, "repeated": repeated, "seconds": round(seconds, 3)}, world)
+            if world.first
+            else None
+        ),
     )
 
 
-def _make_room(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path]) -> None:
+def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[str, Extractor], places: Mapping[str, Path]) -> None:
     """The files at their full size, so that a full disk is noticed now."""
     for name, extractor in extractors.items():
-        place, shape = places[name], (len(crops), extractor.layout.width)
+        place, shape = places[name], (len(samples), extractor.layout.width)
         shutil.rmtree(place, ignore_errors=True)  # of an extraction that was killed
         make_folder(place, "features.cache")
         try:
             with (place / "features.npy").open("w+b") as file:
                 np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * shape[0] * shape[1])
-            np.save(place / "samples.npy", crops.samples.astype(np.int64))
-            np.save(place / "labels.npy", crops.images.labels[crops.samples].astype(np.int32))
+            np.save(place / "samples.npy", samples.astype(np.int64))
+            np.save(place / "labels.npy", images.labels[samples].astype(np.int32))
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             raise UserError(
-                f"{place}: no room for {len(crops)} x {shape[1]} features, {4 * shape[0] * shape[1] / 1e9:.2f} GB ({error.strerror}); "
+                f"{place}: no room for {len(samples)} x {shape[1]} features, {4 * shape[0] * shape[1] / 1e9:.2f} GB ({error.strerror}); "
                 "give features.cache= on a larger disk, or fewer layers (linear.curve=false)"
             ) from error
 
 
 def _write_rows(
-    crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], config: FeatureConfig, world: World, written: np.ndarray
+    crops: CropDataset,
+    extractors: Mapping[str, Extractor],
+    places: Mapping[str, Path],
+    config: FeatureConfig,
+    world: World,
+    written: np.ndarray,
 ) -> None:
-    own = range(len(crops) * world.rank // world.size, len(crops) * (world.rank + 1) // world.size)
+    count = len(written)
     files = {name: (places[name] / "features.npy").open("r+b") for name in extractors}
-    starts = {name: os.fstat(file.fileno()).st_size - 4 * len(crops) * extractors[name].layout.width for name, file in files.items()}
+    starts = {name: os.fstat(file.fileno()).st_size - 4 * count * extractors[name].layout.width for name, file in files.items()}
     try:
-        for item in crop_batches(crops, own, config, world):
-            if isinstance(item, UserError):
-                raise item
-            rows, images = item
-            images = images.to(world.device, non_blocking=True)
+        for batch in read(crops, own_rows(count, config.batch, world), config, world):
+            rows, images = batch["position"].numpy(), batch["image"].to(world.device, non_blocking=True)
             for name, extractor in extractors.items():
                 values = extractor(images)
                 if not bool(torch.isfinite(values).all()):
@@ -261,15 +247,14 @@ def _write_at(handle: int, values: np.ndarray, start: int, rows: np.ndarray) -> 
         data, offset = data[done:], offset + done
 
 
-def _commit(crops: Crops, extractors: Mapping[str, Extractor], places: Mapping[str, Path], counted: dict, world: World) -> None:
+def _commit(images: LabelledImages, extractors: Mapping[str, Extractor], places: Mapping[str, Path], counted: dict, world: World) -> None:
     for name, extractor in extractors.items():
         place = places[name]
         about = {
             "format": FORMAT,
             "spec": extractor.spec.as_dict(),
             "columns": extractor.layout.as_list(),
-            "data": {"path": str(crops.images.path), "identity": crops.images.identity, "of": len(crops.images)},
-            "images": len(crops),
+            "data": {"path": str(images.path), "identity": images.identity, "of": len(images)},
             **counted,
             "processes": world.size,
             "device": world.device.type,
@@ -303,14 +288,12 @@ def _check(
     world: World,
 ) -> None:
     rows = np.unique(np.linspace(0, len(samples) - 1, CHECKED_IMAGES).round().astype(np.int64))
+    parts = np.array_split(rows, -(-len(rows) // CHECK_BATCH))
     for name, extractor in extractors.items():
-        crops = Crops(images, samples, extractor.spec.resolution, extractor.spec.crop, config.max_pixels)
-        for chosen in np.array_split(rows, -(-len(rows) // CHECK_BATCH)):
-            item = crops.__getitems__(chosen.tolist())
-            if isinstance(item, UserError):
-                raise item
-            fresh = extractor(item[1].to(world.device)).float().cpu()
-            compare(name, made[name].features.values[chosen], fresh, TOLERANCE[extractor.spec.precision], str(made[name].folder))
+        crops = centre_crops(images, samples, extractor.spec, config)
+        for batch in map(crops.batch, Parts(samples, parts)):
+            fresh = extractor(batch["image"].to(world.device)).float().cpu()
+            compare(name, made[name].features.values[batch["position"]], fresh, TOLERANCE[extractor.spec.precision], str(made[name].folder))
 
 
 @contextmanager
@@ -325,7 +308,3 @@ def _locked(folder: Path) -> Iterator[None]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def as_it_is(item: Any) -> Any:
-    return item

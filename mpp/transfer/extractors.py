@@ -35,7 +35,7 @@ class EncoderExtractor:
                 module.fused_attn = False  # type: ignore[assignment]
 
     def tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """uint8 [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""
+        """Colours 0..255, [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
             found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)
         return {layer: tokens.float() for layer, tokens in zip(layers, found, strict=True)}

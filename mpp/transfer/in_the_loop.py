@@ -4,53 +4,25 @@ Letters: n images, B batch, S pixels a side, P prefix tokens, N patches, D width
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mpp.data.augment import Augment
-from mpp.data.crop import cut
-from mpp.data.handing_over import handed_over, settings
-from mpp.data.labelled import LabelledImages
-from mpp.errors import BadSample, ConfigError, DataError, UserError, of_this_rank
-from mpp.rng import CROP, Draws
-from mpp.transfer.extraction import Crops, as_it_is, crop_batches, loader_workers
+from mpp.data.images import LabelledImages
+from mpp.errors import ConfigError
+from mpp.train.step import images_on_device
+from mpp.transfer.extraction import centre_crops, own_rows, read
 from mpp.transfer.extractors import EncoderExtractor
 from mpp.transfer.features import FeatureConfig
 from mpp.transfer.probes.contract import Answers, Predict
 from mpp.world import World
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's sides (torchvision's RandomResizedCrop, as MAE)
-
-
-class RandomCrops(Dataset):
-    """One augmented view of each image: a random resized crop, flipped half of the times, by (seed, epoch, id)."""
-
-    def __init__(self, images: LabelledImages, samples: np.ndarray, augment: Augment, seed: int, epoch: int, max_pixels: int):
-        self.images, self.samples, self.augment, self.seed, self.epoch, self.max_pixels = images, samples, augment, seed, epoch, max_pixels
-
-    def __getitems__(self, rows: Sequence[int]) -> tuple[np.ndarray, Tensor] | UserError:
-        """(rows, uint8 [B, 3, S, S]), or what is wrong."""
-        try:
-            return np.array(rows), torch.from_numpy(np.stack([self._one(int(self.samples[row])) for row in rows]))
-        except UserError as error:
-            return error
-
-    def _one(self, sample: int) -> np.ndarray:
-        view = self.augment.draw(Draws(self.seed, CROP, self.epoch, sample, 0))
-        try:
-            width, height = self.images.size_of(sample)
-            image = cut(self.images.read(sample), width, height, [view.box(width, height)], self.augment.size, self.max_pixels)[0]
-        except BadSample as error:
-            raise of_this_rank(
-                DataError(f"{self.images.where(sample)}: {error}; a probe leaves no image out, so copy or make the split again")
-            ) from error
-        return image[:, :, ::-1] if view.flip else image
 
 
 @dataclass(frozen=True)
@@ -83,32 +55,19 @@ class ImageViews:
         self, epoch: int, parts: Sequence[np.ndarray], layers: Sequence[int], crop_scale: tuple[float, float]
     ) -> Iterable[tuple[dict[int, Tensor], np.ndarray]]:
         augment = Augment(self.extractor.spec.resolution, crop_scale, RATIO, flip=True)
-        crops = RandomCrops(self.images, self.samples, augment, self.seed, epoch, self.config.max_pixels)
-        loader: DataLoader = DataLoader(
-            crops,
-            batch_sampler=[part.tolist() for part in parts],
-            collate_fn=as_it_is,
-            pin_memory=self.world.device.type == "cuda",
-            generator=torch.Generator(),
-            **settings(loader_workers(self.config, self.world)),
-        )
-        for item in handed_over(loader, "training a probe"):
-            if isinstance(item, UserError):
-                raise item
-            yield self.extractor.tokens(item[1].to(self.world.device), layers), item[0]
+        crops = replace(centre_crops(self.images, self.samples, self.extractor.spec, self.config), augment=augment, seed=self.seed)
+        for batch in read(crops, parts, self.config, self.world, "training a probe", epoch):
+            yield self.extractor.tokens(images_on_device(batch, self.world.device), layers), batch["position"].numpy()
 
     def answers(self, predict: Predict, layers: Sequence[int], rows: np.ndarray) -> list[Answers]:
         """Each image by one process, and counted.  Raises ConfigError where one is missing or came twice."""
         samples, world = self.samples[rows], self.world
-        crops = Crops(self.images, samples, self.extractor.spec.resolution, self.extractor.spec.crop, self.config.max_pixels)
-        own = range(len(samples) * world.rank // world.size, len(samples) * (world.rank + 1) // world.size)
+        crops = centre_crops(self.images, samples, self.extractor.spec, self.config)
         parts: list[tuple[np.ndarray, Tensor, Tensor]] = []
-        for item in crop_batches(crops, own, self.config, world):
-            if isinstance(item, UserError):
-                raise item
+        for batch in read(crops, own_rows(len(samples), self.config.batch, world), self.config, world):
             with torch.no_grad():
-                predicted, sure = predict(self.extractor.tokens(item[1].to(world.device), layers))
-            parts.append((item[0], predicted.cpu(), sure.float().cpu()))
+                predicted, sure = predict(self.extractor.tokens(batch["image"].to(world.device), layers))
+            parts.append((batch["position"].numpy(), predicted.cpu(), sure.float().cpu()))
         gathered: list[Any] = [parts]
         if world.size > 1:
             gathered = [None] * world.size

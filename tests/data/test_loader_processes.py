@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from mpp.data.crop_dataset import CropDataset
+from mpp.data.handing_over import PREFETCHED
 from mpp.data.loader import batches, default_workers
+from mpp.data.order import Parts
 from mpp.errors import ConfigError, DataError
 from tests.data.masked_images import dataset, sampler
 
@@ -60,7 +62,7 @@ def test_default_workers_leave_a_core_for_each_rank(monkeypatch):
 def test_running_out_of_memory_is_an_error_of_the_run_and_no_bad_sample(tiny_shards, monkeypatch):
     data = dataset(tiny_shards)
     monkeypatch.setattr("mpp.data.pixels.cut", lambda *_: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(DataError, match=r"ran out of memory among samples 7, .*lower system.workers"):
+    with pytest.raises(DataError, match=r"ran out of memory among samples 7, .*lower system.workers.*features.workers"):
         list(batches(data, [[(0, 7, 0)]], 0, pin_memory=False))
 
 
@@ -82,10 +84,14 @@ def test_too_little_shared_memory_is_refused_before_workers_start(tiny_shards, m
     monkeypatch.setattr("mpp.data.loader.shutil.disk_usage", lambda _: type("Usage", (), {"free": 20_000}))
     data = dataset(tiny_shards)
     with pytest.raises(
-        ConfigError, match=r"system.workers=2: .*through /dev/shm, up to 0 MB, and 0 MB are free; lower system.workers .*shm-size"
+        ConfigError,
+        match=r"^2 loader processes .*through /dev/shm, up to 0 MB, and 0 MB are free; lower system.workers .*features.workers .*shm-size",
     ):
         list(batches(data, sampler(data), 2, pin_memory=False))
     assert len(list(batches(data, sampler(data), 0, pin_memory=False))) == 15
+    one = Parts(data.ids, [range(4)])
+    monkeypatch.setattr("mpp.data.loader.shutil.disk_usage", lambda _: type("Usage", (), {"free": data.bytes_of(4)}))
+    assert len(list(batches(data, one, 2, pin_memory=False))) == 1  # of which no more than one can be in flight
 
 
 def test_a_worker_writes_its_images_into_shared_memory(tiny_shards, monkeypatch):
@@ -93,6 +99,20 @@ def test_a_worker_writes_its_images_into_shared_memory(tiny_shards, monkeypatch)
     assert dataset(tiny_shards).batch([(0, 7, 0)])["image"].is_shared()
     monkeypatch.setattr("mpp.data.crop_dataset.get_worker_info", lambda: None)
     assert not dataset(tiny_shards).batch([(0, 7, 0)])["image"].is_shared()
+
+
+def test_batches_of_any_size_share_the_slots_of_shared_memory_and_no_two_in_flight_one(tiny_shards, monkeypatch):
+    monkeypatch.setattr("mpp.data.crop_dataset.get_worker_info", lambda: "a worker")
+    monkeypatch.setattr("mpp.data.crop_dataset._slots", [])
+    data, places = dataset(tiny_shards), []
+    for number in range(80):
+        count = (1, 3, 4, 2, 4, 1, 3)[number % 7]
+        image = data.batch([(0, sample, sample) for sample in range(count)])["image"]
+        assert image.shape[0] == count
+        places.append(image)  # kept, so that no other can get its memory
+    found = [image.untyped_storage().data_ptr() for image in places]
+    assert all(len(set(found[first : first + PREFETCHED + 1])) == PREFETCHED + 1 for first in range(76))
+    assert len(set(found[40:])) == PREFETCHED + 1
 
 
 def test_a_batch_takes_no_more_memory_than_is_asked_for(tiny_shards):

@@ -293,7 +293,7 @@ ROWS = [
         "a measurement takes the next image for a bad one",
         "mpp.data.crop_dataset:CropDataset.leaves_none_out",
         "property(lambda self: False, lambda self, wanted: None)",
-        BAD + "what_is_measured_has_no_stand_ins",
+        BAD + "what_is_measured_has_no_stand_ins tests/train/test_classify.py::test_a_measurement_leaves_no_image_out",
     ),
     Plant(
         "what was handed over is copied out of pinned memory",
@@ -332,6 +332,13 @@ ROWS = [
         "mpp.data.crop_dataset:PREFETCHED",
         "0",
         LOADER + "batches_do_not_depend_on_the_number_of_workers",
+    ),
+    Row(
+        "batches of another size take shared memory anew",
+        "mpp/data/crop_dataset.py",
+        "if slot is None or len(slot) < needed:",
+        "if slot is None or len(slot) != needed:",
+        PROCESSES + "batches_of_any_size_share_the_slots_of_shared_memory_and_no_two_in_flight_one",
     ),
     Row(
         "a batch of a worker stays in its slot",

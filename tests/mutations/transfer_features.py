@@ -66,10 +66,20 @@ ROWS = [
         "repeated images pass", "mpp/transfer/extraction.py", "    if missing or repeated:\n", "    if missing and repeated > 99:\n",
         EXTRACTION + "test_rows_counted_twice_or_never_stop_the_probe",
     ),
-    Row(
-        "processes share no work", "mpp/transfer/extraction.py",
-        "range(len(crops) * world.rank // world.size, len(crops) * (world.rank + 1) // world.size)", "range(len(crops))",
+    Plant(
+        "processes share no work", "mpp.transfer.extraction:own_rows",
+        "lambda count, batch, world: [range(count)]",
         "tests/pipeline/test_probe_processes.py::test_two_processes_make_the_same_table_as_one",
+    ),
+    Row(
+        "probes ask for other loader processes than they were told", "mpp/transfer/extraction.py",
+        "workers = config.workers if config.workers is not None else default_workers(world.local_size)", "workers = default_workers(world.local_size)",
+        "tests/transfer/test_every_key.py::test_every_key_changes_what_it_says",
+    ),
+    Plant(
+        "a probe passes over images that it cannot read", "mpp.transfer.extraction:centre_crops",
+        "lambda *given: __import__('dataclasses').replace(real(*given), leaves_none_out=False)",
+        EXTRACTION + "test_a_damaged_image_stops_the_probe_and_is_named",
     ),
     # Nothing is chosen where figures are read.
     Plant(

@@ -100,10 +100,6 @@ ROWS = [
         "images counted twice pass", "mpp/train/classify.py", "if not (times == 1).all():", "if not (times >= 1).all():", STEP + "a_measurement_that_counts_an_image_twice_fails",
     ),
     Row(
-        "unreadable images are measured as another", "mpp/train/classify.py", "        for fault in batch[\"bad\"]:\n", "        for fault in ():\n",
-        STEP + "a_measurement_leaves_no_image_out",
-    ),
-    Row(
         "few labels are not class-balanced", "mpp/transfer/split.py", "members = order[labels[order] == label]\n        count = per_class", "members = order\n        count = per_class",
         "tests/transfer/test_few_labels.py::test_every_class_gives_its_share_and_at_least_one",
     ),

@@ -31,7 +31,7 @@ def alone(monkeypatch):
 
 def labelled(folder, count: int = 40) -> CropDataset:
     shards = ShardSet.open(folder)
-    return CropDataset(StoredPixels(shards, 10**6), Centre((8, 8), 1.0), 0, np.arange(count), labels=shards.labels)
+    return CropDataset(StoredPixels(shards, 10**6), Centre((8, 8), 1.0), 0, np.arange(count), leaves_none_out=True, labels=shards.labels)
 
 
 def batch(**other) -> dict:
@@ -106,7 +106,7 @@ def test_a_measurement_that_counts_an_image_twice_fails(tiny_shards, monkeypatch
 def test_a_measurement_leaves_no_image_out(make_shards, damage, tmp_path, alone):
     folder = make_shards(tmp_path / "test", [12])
     damage(folder, [7])
-    with pytest.raises(DataError, match="leaves no image out"):
+    with pytest.raises(DataError, match=r"test/000000.tar: 000000000007 .*leaves no image out"):
         measure(lambda images: torch.zeros(len(images), 4), labelled(folder, 12), HALF, HALF, 16, 0, ALONE)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mpp import probing
@@ -49,7 +50,7 @@ CHANGES = {
     "features.crop": [Change("features.crop=0.6", FIGURES + " spec")],
     "features.precision": [Change("features.precision=bf16", "linear_sure feature_rank spec printed")],
     "features.batch": [Change("features.batch=7", "batches")],
-    "features.workers": [Change("features.workers=1", "workers", same=FIGURES)],
+    "features.workers": [Change("features.workers=3", "workers", same=FIGURES)],
     "features.max_pixels": [Change("features.max_pixels=300", "error")],
     "features.pixel_side": [Change("features.pixel_side=4", "pixels", "baselines=true", same=FIGURES)],
     "features.cache": [Change("features.cache=kept", "cache", same=FIGURES)],
@@ -131,23 +132,18 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
     names = [("", ""), ("again", ""), *((row.beside, "") for row in rows), *((row.beside, row.words) for row in rows)]
     everything: dict[tuple[str, str], dict] = {}
     batches, workers, passes = [], [], []
-    loader, tokens, loader_workers = (
-        probing.extract.__globals__["DataLoader"],
-        EncoderExtractor.tokens,
-        probing.extract.__globals__["loader_workers"],
-    )
+    loader, tokens = torch.utils.data.DataLoader, EncoderExtractor.tokens
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
 
         def counting(*given, **named):
-            batches.append(given[1] if len(given) > 1 else None)
+            batches.append(named["batch_sampler"].micro_batch)
             workers.append(named["num_workers"])
-            return loader(*given, **named | {"num_workers": 0, "multiprocessing_context": None})
+            return loader(*given, **named | {"num_workers": 0, "multiprocessing_context": None, "prefetch_factor": None})
 
         for drawing in ("draw_choices", "draw_answers"):  # which take most of the time, and no key
             patch.setattr(probing, drawing, lambda *_: [])
-        patch.setattr("mpp.transfer.extraction.DataLoader", counting)
+        patch.setattr("mpp.data.loader.DataLoader", counting)
         patch.setattr(EncoderExtractor, "tokens", lambda self, images, layers: passes.append(len(images)) or tokens(self, images, layers))
-        assert loader_workers(load(ProbeConfig, None, ["features.workers=3"]).features, None) == 3
         for number, (beside, words) in enumerate(dict.fromkeys(names)):
             text = split("" if beside == "again" else beside) + split(words)
             for name, value in known.items():
@@ -183,4 +179,5 @@ def test_every_key_changes_what_it_says(observed):
     refused = {name: found["error"] for name, found in observed.items() if "error" in found}
     assert refused.keys() == {("", "features.max_pixels=300")}, refused
     assert not (found := faults(CHANGES, observed)), "\n".join(found)
+    assert set(observed["", "features.workers=3"]["workers"]) == {3}
     assert np.isfinite(observed["", ""]["feature_rank"][0])

@@ -14,12 +14,13 @@ from torchvision.transforms.functional import center_crop, to_pil_image
 from mpp.config.sections import ModelConfig
 from mpp.data.decode import open_image
 from mpp.data.labelled import open_labelled
+from mpp.data.order import FIXED
 from mpp.data.shards import ShardSet
 from mpp.errors import CheckpointError, ConfigError, DataError, UserError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
 from mpp.transfer import extraction
-from mpp.transfer.extraction import Crops, compare, extract, key_of
+from mpp.transfer.extraction import centre_crops, compare, extract, key_of, own_rows
 from mpp.transfer.extractors import EncoderExtractor, PixelExtractor
 from mpp.transfer.features import FeatureConfig, FeatureSpec
 from mpp.world import World
@@ -139,7 +140,7 @@ def test_a_damaged_image_stops_the_probe_and_is_named(tmp_path, splits):
         tar.seek(int(shards.index[7]["offset"]) + 60)
         tar.write(b"\x00\x01\x02")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"^test/000000.tar: 000000000007 .*CRC-32.*no image out") as caught:
+        with pytest.raises(DataError, match=r"^test/000000.tar: 000000000007 .*CRC-32.*no image out, so copy") as caught:
             run(tmp_path / "test", tmp_path / "cache", {"p": pixels()}, workers=workers)
         assert "\n" not in str(caught.value)
 
@@ -157,8 +158,9 @@ def test_a_full_disk_is_named_before_anything_is_extracted(splits, tmp_path, mon
 @pytest.mark.parametrize(("crop", "resolution"), [(1.0, 17), (0.8, 16), (0.5, 12)])
 def test_the_crop_is_the_centre_square_of_a_share_of_the_short_side(splits, crop, resolution):
     images = open_labelled(str(splits["test"]), "test")
-    rows, found = Crops(images, np.array([4, 9]), resolution, crop, 10**6).__getitems__([0, 1])
-    assert rows.tolist() == [0, 1] and found.dtype == torch.uint8
+    spec = replace(SPEC, resolution=resolution, crop=crop)
+    found = centre_crops(images, np.array([4, 9]), spec, FeatureConfig()).batch([(FIXED, 4, 0), (FIXED, 9, 1)])["image"]
+    assert found.dtype == torch.uint8
     side = round(crop * 17)
     for sample, got in zip((4, 9), found, strict=True):
         expected = center_crop(open_image(images.read(sample), 10**6), [side, side])
@@ -180,12 +182,17 @@ def test_comparison_fails_on_nan_and_passes_within_the_tolerance():
         compare("a", a, a * float("nan"), 1e-3, "here")
 
 
-def test_rows_counted_twice_or_never_stop_the_probe(splits, tmp_path, monkeypatch):
-    def lopsided(crops, rows, config, world):
-        for row in (*range(10), *range(5)):
-            yield crops.__getitems__([row])
+@pytest.mark.parametrize(("count", "batch", "size"), [(60, 7, 1), (61, 7, 3), (2, 4, 3)])
+def test_every_row_is_one_processs_in_batches_as_asked_for(count, batch, size):
+    shares = [own_rows(count, batch, replace(ALONE, rank=rank, size=size)) for rank in range(size)]
+    assert [row for share in shares for part in share for row in part] == list(range(count))
+    assert {len(part) for share in shares for part in share[:-1]} <= {batch} and all(
+        len(part) <= batch for share in shares for part in share
+    )
 
-    monkeypatch.setattr(extraction, "crop_batches", lopsided)
+
+def test_rows_counted_twice_or_never_stop_the_probe(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "own_rows", lambda *_: [[row] for row in (*range(10), *range(5))])
     with pytest.raises(ConfigError, match="10 of 60 images were extracted and 5 of them more than once"):
         run(splits["test"], tmp_path, {"p": pixels()})
 

@@ -8,7 +8,10 @@ import timm
 import torch
 
 from mpp.config.probe import ProbeConfig
+from mpp.data.augment import CentreSquare
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.labelled import open_labelled
+from mpp.data.pixels import StoredPixels
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.encoder import build_encoder
@@ -81,12 +84,11 @@ def test_every_row_sees_colours_as_the_encoder_was_trained_with(rows, monkeypatc
 
 
 def test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers(rows, tmp_path):
-    from mpp.transfer.extraction import Crops
-
     found, tables, images = rows
     net = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()
     assert (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])) == (MEAN, STD)
-    crops = Crops(images, np.arange(6), 16, 1.0, 10**6).__getitems__(list(range(6)))[1].float() / 255
+    crops = CropDataset(StoredPixels(images, 10**6), CentreSquare(16, 1.0), 0, range(6)).batch([(0, row, row) for row in range(6)])
+    crops = crops["image"].float() / 255
     with torch.no_grad():
         tokens = net.forward_features((crops - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
     before = 1 if net.reg_token is None else 5  # the class token and registers are no patches
