@@ -20,6 +20,7 @@ from tests.forks import SERVER, run_forked, server
 from tests.mutations import (
     jobs,
     loading,
+    recipe,
     shards,
     training,
     transfer_export,
@@ -36,6 +37,7 @@ MODULES = (
     jobs,
     training,
     loading,
+    recipe,
     shards,
     transfer_export,
     transfer_features,

@@ -26,7 +26,7 @@ ALL = ["timm", "transformers", "transformers-mae", "safetensors"]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 MAE = {
     "model": {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3, "position": "sincos2d"},
-    "mask": {"ratio": 0.75},
+    "mask": {"name": "random", "ratio": 0.75},
     "corruption": {"name": "drop"},
     "target": {"name": "pixels", "normalise": True},
     "decoder": {"name": "transformer", "depth": 1, "width": 32, "heads": 4},

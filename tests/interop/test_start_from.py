@@ -47,7 +47,7 @@ def configured(source, **changes) -> PretrainConfig:
             "heads": 2,
             "position": "sincos2d",
         },
-        "mask": {"ratio": 0.75},
+        "mask": {"name": "random", "ratio": 0.75},
         "corruption": {"name": "drop"},
         "target": {"name": "pixels", "normalise": True},
         "decoder": {"name": "transformer", "depth": 2, "width": 32, "heads": 4},

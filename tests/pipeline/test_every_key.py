@@ -20,6 +20,7 @@ BASE = [
     "system={precision: fp32, micro_batch_max: 4, workers: 0}",
 ]
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
+BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
 LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
 RESULTS = "first loss holdout weights"
@@ -38,7 +39,10 @@ CHANGES = {
     "model.class_token": [Change("model.class_token=false", RESULTS + " parameters encoder"), Change("model.class_token=false", RESULTS, MAE)],
     "model.position": [Change("model.position=sincos2d", RESULTS)],
     "model.drop_path": [Change("model.drop_path=0.9", "loss weights", DEEP, same="parameters")],
-    "mask.ratio": [Change("mask.ratio=0.75", RESULTS + " printed")],
+    "mask.name": [Change("mask={name: block, ratio: 0.5, min_patches: 4}", RESULTS + " printed", same="parameters")],
+    "mask.ratio": [Change("mask.ratio=0.75", RESULTS + " printed"), Change("mask.ratio=0.75", RESULTS, BLOCK)],
+    "mask.min_patches": [Change("mask.min_patches=8", RESULTS, BLOCK, same="parameters")],
+    "mask.aspect": [Change("mask.aspect=[3, 4]", RESULTS, BLOCK, same="parameters")],
     "corruption.name": [Change("corruption.name=drop", RESULTS + " parameters", "decoder={name: transformer, depth: 1, width: 16, heads: 2}")],
     "corruption.mask": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, same="parameters")],
     "corruption.swap": [Change("corruption={mask: 0.5, swap: 0.4, keep: 0.1}", RESULTS, same="parameters")],

@@ -6,6 +6,11 @@ Its section has the knobs, and:
 Letters: B samples, N patches of a grid of rows x columns, H hidden, K visible, M predicted.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
+from mpp.recipe.masks.block import BlockMask
 from mpp.recipe.masks.random import RandomMask
 
-MaskConfig = RandomMask
+MaskConfig = Annotated[RandomMask | BlockMask, Field(discriminator="name")]

@@ -13,3 +13,11 @@ class Places(NamedTuple):
     hidden: np.ndarray  # [B, H], in random order: the corruption deals its parts out along it
     visible: np.ndarray | None = None  # [B, K] that a dropping encoder sees; None: all that are not hidden
     predicted: np.ndarray | None = None  # [B, M] that are in the loss; None: all that are hidden
+
+
+def leaves_some(ratio: float, grid: Grid) -> int:
+    """N.  ValueError where a share of them is none or all."""
+    patches = grid[0] * grid[1]
+    if not 0 < round(patches * ratio) < patches:
+        raise ValueError(f"mask.ratio={ratio} of {patches} patches must leave some visible and some hidden")
+    return patches

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mpp.config.schema import Section
 from mpp.recipe.corruption import CorruptionConfig
-from mpp.recipe.masks.base import Grid, Places
+from mpp.recipe.masks.base import Grid, Places, leaves_some
 from mpp.rng import Draws, permutation_of
 
 
@@ -17,9 +17,7 @@ class RandomMask(Section):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the patches, exact count (ViT B.1.2: 50 %; MAE: 75 %)
 
     def fits(self, grid: Grid, corruption: CorruptionConfig) -> None:
-        patches = grid[0] * grid[1]
-        if not 0 < round(patches * self.ratio) < patches:
-            raise ValueError(f"mask.ratio={self.ratio} of {patches} patches must leave some visible and some hidden")
+        leaves_some(self.ratio, grid)
 
     def draw(self, grid: Grid, corruption: CorruptionConfig, draws: Sequence[Draws]) -> Places:
         patches = grid[0] * grid[1]
