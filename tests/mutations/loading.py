@@ -256,7 +256,7 @@ ROWS = [
         "mpp/train/bad_samples.py",
         'return sum(fault["bad"] == fault["sample"] for fault in bad)',
         "return len(bad)",
-        "tests/train/test_bad_samples.py::test_a_row_of_bad_samples_counts_each_once_though_each_meets_those_behind_it",
+        "tests/train/test_bad_sample_log.py::test_a_row_of_bad_samples_counts_each_once_though_each_meets_those_behind_it",
     ),
     Plant(
         "a worker's fault is called its death",
