@@ -21,10 +21,11 @@ import torch
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
 from mpp.data.labelled import open_labelled
+from mpp.data.order import Parts
 from mpp.errors import Parser, run_program
 from mpp.interop.read_encoder import read_encoder
 from mpp.train.run_folder import environment
-from mpp.transfer.extraction import Crops, extract
+from mpp.transfer.extraction import centre_crops, extract
 from mpp.transfer.rows import encoder_row
 from mpp.world import join_processes
 
@@ -42,11 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded, images = read_encoder(config.encoder), open_labelled(config.train, "train")
     row = encoder_row(loaded.net, loaded.digest, loaded, config.cached(), config.features, world)
     samples = np.arange(options.images) % len(images)
-    crops = Crops(images, samples, row.extractor.spec.resolution, row.extractor.spec.crop, config.features.max_pixels)
-    batches = [
-        crops.__getitems__(part.tolist())[1].to(world.device)
-        for part in np.array_split(np.arange(len(samples)), -(-len(samples) // config.features.batch))
-    ]
+    crops = centre_crops(images, samples, row.extractor.spec, config.features)
+    parts = np.array_split(np.arange(len(samples)), -(-len(samples) // config.features.batch))
+    batches = [crops.batch(keys)["image"].to(world.device) for keys in Parts(samples, parts)]
     row.extractor(batches[0])
     bare, whole = [], []
     for _ in range(options.rounds):
