@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mpp.config.names import nearest
 from mpp.errors import ConfigError
@@ -63,6 +63,23 @@ Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=Fals
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, tree: Any) -> Any:
+        """A section written as nothing (`model:` alone) means its defaults; one with several rows and no name means its default row."""
+        if not isinstance(tree, dict):
+            return tree
+        out = {}
+        for key, value in tree.items():
+            default = cls.model_fields[key].default if key in cls.model_fields else None
+            if value is None and isinstance(default, BaseModel):
+                continue
+            name = getattr(default, "name", None)
+            if isinstance(value, dict) and "name" not in value and isinstance(name, str) and isinstance(default, BaseModel):
+                value = {"name": name, **value}
+            out[key] = value
+        return out
 
 
 def composed(name: str, base: type[Section], sections: typing.Mapping[str, type[Section]]) -> type[Section]:
@@ -133,7 +150,7 @@ def load(schema: type[Schema], path: str | Path | None, words: typing.Sequence[s
             branch = branch[section]
         branch[last] = _parse(text, f"'{word}'")
     try:
-        return schema.model_validate(_with_defaults(schema, tree))
+        return schema.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error, schema)) from None
 
@@ -150,19 +167,6 @@ def _parse(text: str, origin: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         raise ConfigError(f"{origin} is not YAML{where}: {getattr(error, 'problem', error)}") from None
-
-
-def _with_defaults(schema: type[BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
-    """A section written as nothing (`model:` alone) means its defaults; a union section without a name means its default row."""
-    out = {}
-    for key, value in tree.items():
-        default = schema.model_fields[key].default if key in schema.model_fields else None
-        if value is None and default is not None:
-            continue
-        if isinstance(value, dict) and "name" not in value and default is not None and hasattr(default, "name"):
-            value = {"name": default.name, **value}
-        out[key] = value
-    return out
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:

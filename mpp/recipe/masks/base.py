@@ -1,5 +1,6 @@
 """What a mask says of its samples."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ class Places(NamedTuple):
 def leaves_some(ratio: float, grid: Grid) -> int:
     """N.  ValueError where a share of them is none or all."""
     patches = grid[0] * grid[1]
-    if not 0 < round(patches * ratio) < patches:
-        raise ValueError(f"mask.ratio={ratio} of {patches} patches must leave some visible and some hidden")
+    if not 0 < math.floor(patches * ratio + 0.5) < patches:
+        raise ValueError(
+            f"mask.ratio={ratio} of {patches} patches must leave some visible and some hidden; take one between {1 / patches:.2g} and {1 - 1 / patches:.2g}"
+        )
     return patches
