@@ -22,7 +22,9 @@ from mpp.recipe.model import build_model
 from tests.masks import draw
 from mpp.rng import MASK, Draws
 from mpp.train.engine import Engine, start_distributed
+from mpp.errors import run_program
 from mpp.train.optim import build_optimiser
+from mpp.world import leave
 
 world = start_distributed()
 model = {"arch": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
@@ -38,31 +40,35 @@ def micro_batch(step, number):  # the same whichever rank takes it
 def loss_of(prediction, goal):
     return cross_entropy(prediction.float().flatten(0, 1), goal.flatten())
 
-for system in json.loads(sys.argv[1]):
-    model, system = build_model(config, False), SystemConfig(**system)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=system.precision == "bf16"):  # before DeepSpeed has seen it
-        images, masks, goal = micro_batch(0, 0)
-        alone, _, _ = model(images, *masks)
-        alone = [str(alone.dtype), float(loss_of(alone, goal))]
-    engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, 0.0)
-    losses, norms = [], []
-    for step in range(3):
-        total = torch.zeros(())
-        for turn in range(plan.accumulation):
-            images, masks, goal = micro_batch(step, world.rank * plan.accumulation + turn)
-            prediction, _, _ = engine.forward(images, *masks)
-            loss = loss_of(prediction, goal)
-            if not losses and not turn:
-                first = [str(prediction.dtype), float(loss)]
-            engine.backward(loss)
-            total += loss.detach() / 2
-        dist.all_reduce(total)
-        norms.append(float(engine.update(1e-2)))
-        losses.append(float(total))
-    masters = sorted({str(state[kind].dtype) for state in engine.inner_optimiser.state.values() for kind in ("exp_avg", "exp_avg_sq")})
-    masters += sorted({str(p.dtype) for group in engine.inner_optimiser.param_groups for p in group["params"]})
-    if world.first:
-        print("FOUND", json.dumps({"losses": losses, "norms": norms, "first": first, "alone": alone, "masters": masters}))
+def main():
+    for system in json.loads(sys.argv[1]):
+        model, system = build_model(config, False), SystemConfig(**system)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=system.precision == "bf16"):  # before DeepSpeed has seen it
+            images, masks, goal = micro_batch(0, 0)
+            alone, _, _ = model(images, *masks)
+            alone = [str(alone.dtype), float(loss_of(alone, goal))]
+        engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, 0.0)
+        losses, norms = [], []
+        for step in range(3):
+            total = torch.zeros(())
+            for turn in range(plan.accumulation):
+                images, masks, goal = micro_batch(step, world.rank * plan.accumulation + turn)
+                prediction, _, _ = engine.forward(images, *masks)
+                loss = loss_of(prediction, goal)
+                if not losses and not turn:
+                    first = [str(prediction.dtype), float(loss)]
+                engine.backward(loss)
+                total += loss.detach() / 2
+            dist.all_reduce(total)
+            norms.append(float(engine.update(1e-2)))
+            losses.append(float(total))
+        masters = sorted({str(state[kind].dtype) for state in engine.inner_optimiser.state.values() for kind in ("exp_avg", "exp_avg_sq")})
+        masters += sorted({str(p.dtype) for group in engine.inner_optimiser.param_groups for p in group["params"]})
+        if world.first:
+            print("FOUND", json.dumps({"losses": losses, "norms": norms, "first": first, "alone": alone, "masters": masters}))
+    return leave()
+
+run_program(main)  # else a rank that has ended is taken for dead by the other's watchman
 """
 SYSTEMS = [
     *({"precision": "bf16", "zero_stage": stage} for stage in range(4)),
