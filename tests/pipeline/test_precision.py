@@ -40,7 +40,7 @@ def micro_batch(step, number):  # the same whichever rank takes it
 def loss_of(prediction, goal):
     return cross_entropy(prediction.float().flatten(0, 1), goal.flatten())
 
-def main():
+def main(_):
     for system in json.loads(sys.argv[1]):
         model, system = build_model(config, False), SystemConfig(**system)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=system.precision == "bf16"):  # before DeepSpeed has seen it
