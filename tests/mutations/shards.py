@@ -93,7 +93,7 @@ ROWS = [
         'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
     ),
     Row(
-        'bytes behind a pickle are passed over', 'mpp/prep/sources/cifar.py', '        if behind:',
+        'bytes behind a pickle are passed over', 'mpp/data/cifar.py', '        if behind:',
         '        if False:', 'tests/prep/test_cifar.py::test_what_is_behind_the_rows_of_a_batch_is_named',
     ),
     Row(
@@ -174,23 +174,23 @@ ROWS = [
         'tests/prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
     ),
     Plant(
-        'pickles may name anything', 'mpp.prep.sources.array_pickle:ArrayUnpickler.find_class', 'pickle.Unpickler.find_class',
-        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+        'pickles may name anything', 'mpp.data.cifar:ArrayUnpickler.find_class', 'pickle.Unpickler.find_class',
+        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run tests/data/test_labelled.py::test_a_cifar_pickle_is_never_run_even_if_its_checksum_were_right',
     ),
     Plant(
-        'pickles may choose a codec', 'mpp.prep.sources.array_pickle:ArrayUnpickler.ALLOWED', "real | {('_codecs', 'encode'): __import__('_codecs').encode}",
+        'pickles may choose a codec', 'mpp.data.cifar:ArrayUnpickler.ALLOWED', "real | {('_codecs', 'encode'): __import__('_codecs').encode}",
         'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
     ),
     Row(
-        "the planes of CIFAR's pixels are mixed up", 'mpp/prep/sources/cifar.py', '.reshape(3, PIXELS // 3).T.tobytes()',
-        '.reshape(PIXELS // 3, 3).tobytes()', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+        "the planes of CIFAR's pixels are mixed up", 'mpp/data/cifar.py', '.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)',
+        '.reshape(-1, 32, 32, 3)', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
     ),
     Row(
-        'CIFAR-100 takes coarse labels', 'mpp/prep/sources/cifar.py', 'table[:, header_bytes - 1]',
+        'CIFAR-100 takes coarse labels', 'mpp/data/cifar.py', 'table[:, header_bytes - 1]',
         'table[:, 0]', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
     ),
     Plant(
-        "CIFAR's classes are in alphabetical order", 'mpp.prep.sources.cifar:CifarRows.class_names', 'lambda self, labels: sorted(labels)',
+        "CIFAR's classes are in alphabetical order", 'mpp.prep.sources.cifar:Cifar.class_names', 'lambda self, labels: sorted(labels)',
         'tests/prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
     ),
     Row(
