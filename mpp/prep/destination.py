@@ -19,7 +19,7 @@ from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_atomically, write_stream
 from mpp.prep.remote import WEB, split_url
-from mpp.prep.retries import Refused
+from mpp.prep.retries import Refused, unless_absent
 from mpp.prep.stores import Info, store_for
 
 WORK = ".work"
@@ -72,7 +72,7 @@ class Destination:
     def abandon(self) -> None:
         """Leave nothing behind of a new OUT that came to nothing."""
         remove_scratch(self.scratch)
-        with suppress(OSError):  # not empty: another run has begun it anew
+        with suppress(OSError):  # not empty: another run has begun it anew; of an OUT in a store it is gone already
             self.folder_of_all.rmdir()
 
     def forget(self) -> None:
@@ -186,9 +186,6 @@ class StoreDestination(Destination):
         for leftover in self.scratch.rglob(TEMPORARY):
             leftover.unlink()
 
-    def abandon(self) -> None:
-        remove_scratch(self.scratch)
-
     def look(self) -> None:
         self._seen = dict(self._listed())
 
@@ -230,14 +227,12 @@ class StoreDestination(Destination):
         return data
 
     def _fetch(self, name: str) -> bytes | None:
+        def whole() -> bytes | None:
+            info = self.store.info(self._path(name))
+            return self.store.read(self._path(name), 0, info.size) if info else None
+
         with self._access():
-            try:
-                info = self.store.info(self._path(name))
-                return self.store.read(self._path(name), 0, info.size) if info else None
-            except Refused as error:
-                if error.absent:
-                    return None
-                raise
+            return unless_absent(whole)
 
     def put(self, name: str, data: bytes) -> None:
         with self._access():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
@@ -44,13 +44,15 @@ class Item(NamedTuple):
     group: str = ""  # the thing that it shows, where a field was named that tells
 
 
-class Reader(Protocol):
+class Reader:
     """Reads items of one source; each worker process has its own."""
 
     def read(self, item: Item) -> bytes:
         """The file's bytes.  Raises BadSample for unusable content, DataError when the source is not the one that was listed."""
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what is held open."""
 
 
 class Source:
