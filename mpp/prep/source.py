@@ -113,6 +113,27 @@ class Source:
         return numbers[label] if label in numbers else numbers[str(int(label))]  # of numbers, 007 is 7
 
 
+@dataclass(frozen=True)
+class Around(Source):
+    """A source that changes something of another."""
+
+    source: Source
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]  # elsewhere a field
+        return self.source.kind
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def identity(self) -> str:
+        return self.source.identity()
+
+    def reader(self) -> Reader:
+        return self.source.reader()
+
+
 def first_folder(name: str) -> str:
     """The label of a file in a tree: its first folder, or nothing."""
     return folder_at(name, 1)
