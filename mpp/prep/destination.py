@@ -133,11 +133,7 @@ class Destination:
 
     def clean(self) -> None:
         """OUT is complete: remove what only an unfinished run needs, but the plan and the locks, which another run may be waiting for."""
-        for path in self.scratch.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in ("plan.json", LOCK, "lock-plan"):
-                path.unlink()
+        empty(self.scratch, "plan.json", LOCK, "lock-plan")
 
 
 class StoreDestination(Destination):
@@ -262,13 +258,17 @@ class StoreDestination(Destination):
         super().clean()
 
 
-def remove_scratch(scratch: Path) -> None:
-    """Remove it, the lock that this run holds last: from then on another run may be making it anew, and what it makes stays."""
-    for path in scratch.iterdir():
+def empty(folder: Path, *kept: str) -> None:
+    for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name not in kept:
             path.unlink()
+
+
+def remove_scratch(scratch: Path) -> None:
+    """Remove it, the lock that this run holds last: from then on another run may be making it anew, and what it makes stays."""
+    empty(scratch, LOCK)
     (scratch / LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         scratch.rmdir()

@@ -23,10 +23,10 @@ from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
-from mpp.errors import BadSample, DataError, UserError
+from mpp.errors import BadSample, DataError
 from mpp.files import hold_folder
 from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
-from mpp.prep.options import progress
+from mpp.prep.options import disk_errors, progress
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, Prepared, prepare, say_small_range
 from mpp.prep.shard_job import Record, Work, note_down, read_record, records, report_rejects, totals
@@ -55,15 +55,8 @@ class TarJob:
 def run(args: argparse.Namespace) -> int:
     """Index the tars; returns 0.  Raises UserError, one line, for everything that can be mended."""
     tqdm.monitor_interval = 0  # no monitor thread: this process forks
-    try:
+    with disk_errors(args.out, "check that FOLDER can be read and written and that its disk has space", "tars"):
         return index(args)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise UserError(
-            f"{error.filename or args.out}: {error.strerror}; check that FOLDER can be read and written and that its disk has space, then run "
-            "the same command again: finished tars are kept"
-        ) from error
 
 
 def index(args: argparse.Namespace) -> int:

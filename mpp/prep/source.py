@@ -44,6 +44,12 @@ class Item(NamedTuple):
     group: str = ""  # the thing that it shows, where a field was named that tells
 
 
+def state_of(path: Path) -> str:
+    """Changes when a file is replaced: its size and the time of its last change."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 class Reader:
     """Reads items of one source; each worker process has its own."""
 
@@ -82,9 +88,8 @@ class Source:
         return self.path.name
 
     def identity(self) -> str:
-        """Changes when the source is replaced, as far as can be told without listing it: here size and time of its file."""
-        status = self.path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+        """Changes when the source is replaced, as far as can be told without listing it."""
+        return state_of(self.path)
 
     def fetch(self, scratch: Path, bar: Bar) -> "Source":
         """A source on this machine, whose `kind` is known: itself, or one made of a file fetched into `scratch`."""

@@ -88,6 +88,10 @@ ROWS = [
         'a zip joined to another hides it', 'mpp.prep.sources.archives:refuse_more_in_zip', 'lambda path, entries: None',
         'tests/prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
     ),
+    Row(
+        'verify looks for larger images than were indexed', 'mpp/prep/verifying.py', ', max_pixels=most_pixels(source))', ')',
+        'tests/prep/test_endings.py::test_an_image_that_was_too_large_for_an_index_is_none_that_verify_misses',
+    ),
     Plant(
         'verify reads no further than the index', 'mpp.prep.verifying:ShardCheck._unlisted_images', 'lambda self, listed: iter(())',
         'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
@@ -226,7 +230,7 @@ ROWS = [
         '("utf-8", "surrogateescape")', 'tests/prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
     ),
     Row(
-        'a list may change while it is listed', 'mpp/prep/sources/lists.py', '        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):',
+        'a list may change while it is listed', 'mpp/prep/sources/lists.py', '        if state_of(self.path) != self.state:',
         '        if False:', 'tests/prep/test_lists.py::test_a_list_that_changes_while_it_is_listed_is_refused',
     ),
     Row(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import DataError
-from mpp.prep.source import Bar, Item, Source
+from mpp.prep.source import Bar, Item, Source, state_of
 from mpp.prep.sources.archives import FilesReader, Stretch, Tar, irregular, tar_images, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
 
@@ -54,8 +54,7 @@ class ImageNet(Source):
         return cls(path, files, checksum)
 
     def identity(self) -> str:
-        states = [(name, (self.path / name).stat()) for name in self.files]
-        return " ".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in states)
+        return " ".join(f"{name} {state_of(self.path / name)}" for name in self.files)
 
     def unpack(self, scratch: Path, bar: Bar) -> "ImageNet":
         for name in self.files if self.checksum == OFFICIAL else {DEVKIT} & set(self.files):

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
 from mpp.errors import BadSample, DataError
-from mpp.prep.source import MAX_FILE_BYTES, Item, Reader, Source, SourceOptions, wrong_size
+from mpp.prep.source import MAX_FILE_BYTES, Item, Reader, Source, SourceOptions, state_of, wrong_size
 
 # Where several are there, the first of these.
 PATH_COLUMNS = ("path", "file", "filename", "image", "url", "filepath", "file_path", "file_name", "image_path", "image_file", "image_name")
@@ -64,18 +64,17 @@ class ListFile(Source):
 
     path: Path
     kind: str  # of ROWS
-    size: int  # bytes of the list when it was opened, and when it was last changed
-    changed_ns: int
+    state: str  # of the list when it was opened
     options: SourceOptions = SourceOptions()  # noqa: RUF009 (frozen)
     digits_are_numbers = True
 
     @classmethod
     def open(cls, path: Path, kind: str, options: SourceOptions = SourceOptions()) -> "ListFile":  # noqa: B008 (frozen)
         """Raises DataError for a list without rows, and for one whose columns cannot be told."""
-        status = path.stat()
+        state = state_of(path)
         if next(ROWS[kind](path, options), None) is None:
             raise DataError(f"{path}: holds no rows; give each image one")
-        return cls(path, kind, status.st_size, status.st_mtime_ns, options)
+        return cls(path, kind, state, options)
 
     @property
     def unlabelled(self) -> str:
@@ -92,7 +91,7 @@ class ListFile(Source):
         return f"has no label, because the list has {many}: give it a header, such as path,label"
 
     def identity(self) -> str:
-        return f"{self.size} {self.changed_ns}"
+        return self.state
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         for row in ROWS[self.kind](self.path, self.options):
@@ -111,8 +110,7 @@ class ListFile(Source):
                     f"{self.path}: line {row.line}: the split {row.split!r} is none of {', '.join(SPLITS)}; mend it, or call that column something else"
                 )
             yield Item(row.path, -1, (), row.label, split, row.group)
-        status = self.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):
+        if state_of(self.path) != self.state:
             raise DataError(f"{self.path}: has changed while it was listed; start again, and leave the source alone meanwhile")
 
     def reader(self) -> "ListReader":
