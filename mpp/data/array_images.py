@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 from PIL import Image
 
+from mpp.data.cifar import CLASSES, LAYOUTS, Cifar
 from mpp.data.decode import png
 from mpp.errors import DataError
 from mpp.files import lock_folder
@@ -35,6 +36,21 @@ def is_array(source: str) -> bool:
     return source.partition(":")[0] in ARRAYS and not Path(source).is_dir()
 
 
+def read_cifar(known: Any, root: Path, split: SplitName) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Class names, pixels and labels as ArrayImages has them; known: torchvision's class, which knows the checksums, but would unpickle whatever a
+    file holds."""
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+    folder = root / known.base_folder
+    checksums = [*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])]
+    if not all(check_integrity(folder / file, md5) for file, md5 in checksums):
+        download_and_extract_archive(known.url, root, filename=known.filename, md5=known.tgz_md5)
+    layout = LAYOUTS[known.base_folder]
+    files = Cifar(folder, layout, lambda member: (folder / member).open("rb"))
+    pixels, labels = zip(*(files.images(batch) for batch, where in layout.batches.items() if where == split), strict=True)
+    return files.class_names(), np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(labels).astype(np.int32)
+
+
 @dataclass(eq=False)
 class ArrayImages:
     """One of torchvision's data sets that is an array in memory."""
@@ -57,6 +73,8 @@ class ArrayImages:
             root.mkdir(parents=True, exist_ok=True)
             with (root / f".{name}.lock").open("w") as lock:  # one of several processes downloads
                 lock_folder(lock, f"{name}: another process has been downloading to {root} for half an hour; stop it", seconds=HALF_HOUR)
+                if name in CLASSES:
+                    return cls(root / f"{name}-{split}", *read_cifar(make, root, split))
                 data = make(str(root), download=True, **splits[split])
         except (URLError, RuntimeError, OSError, EOFError) as error:
             raise DataError(

@@ -19,7 +19,7 @@ from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_atomically, write_stream
 from mpp.prep.remote import WEB, split_url
-from mpp.prep.retries import Refused
+from mpp.prep.retries import Refused, unless_absent
 from mpp.prep.stores import Info, store_for
 
 WORK = ".work"
@@ -72,7 +72,7 @@ class Destination:
     def abandon(self) -> None:
         """Leave nothing behind of a new OUT that came to nothing."""
         remove_scratch(self.scratch)
-        with suppress(OSError):  # not empty: another run has begun it anew
+        with suppress(OSError):  # not empty: another run has begun it anew; of an OUT in a store it is gone already
             self.folder_of_all.rmdir()
 
     def forget(self) -> None:
@@ -133,11 +133,7 @@ class Destination:
 
     def clean(self) -> None:
         """OUT is complete: remove what only an unfinished run needs, but the plan and the locks, which another run may be waiting for."""
-        for path in self.scratch.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in ("plan.json", LOCK, "lock-plan"):
-                path.unlink()
+        empty(self.scratch, "plan.json", LOCK, "lock-plan")
 
 
 class StoreDestination(Destination):
@@ -186,9 +182,6 @@ class StoreDestination(Destination):
         for leftover in self.scratch.rglob(TEMPORARY):
             leftover.unlink()
 
-    def abandon(self) -> None:
-        remove_scratch(self.scratch)
-
     def look(self) -> None:
         self._seen = dict(self._listed())
 
@@ -230,14 +223,12 @@ class StoreDestination(Destination):
         return data
 
     def _fetch(self, name: str) -> bytes | None:
+        def whole() -> bytes | None:
+            info = self.store.info(self._path(name))
+            return self.store.read(self._path(name), 0, info.size) if info else None
+
         with self._access():
-            try:
-                info = self.store.info(self._path(name))
-                return self.store.read(self._path(name), 0, info.size) if info else None
-            except Refused as error:
-                if error.absent:
-                    return None
-                raise
+            return unless_absent(whole)
 
     def put(self, name: str, data: bytes) -> None:
         with self._access():
@@ -267,13 +258,17 @@ class StoreDestination(Destination):
         super().clean()
 
 
-def remove_scratch(scratch: Path) -> None:
-    """Remove it, the lock that this run holds last: from then on another run may be making it anew, and what it makes stays."""
-    for path in scratch.iterdir():
+def empty(folder: Path, *kept: str) -> None:
+    for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name not in kept:
             path.unlink()
+
+
+def remove_scratch(scratch: Path) -> None:
+    """Remove it, the lock that this run holds last: from then on another run may be making it anew, and what it makes stays."""
+    empty(scratch, LOCK)
     (scratch / LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         scratch.rmdir()

@@ -7,7 +7,7 @@ import math
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +23,16 @@ from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
-from mpp.errors import BadSample, DataError, UserError
+from mpp.errors import BadSample, DataError
 from mpp.files import hold_folder
 from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
-from mpp.prep.options import progress
+from mpp.prep.options import disk_errors, progress
 from mpp.prep.plan import refuse_odd_names
-from mpp.prep.prepare import Options, prepare, say_small_range
+from mpp.prep.prepare import Options, Prepared, prepare, say_small_range
 from mpp.prep.shard_job import Record, Work, note_down, read_record, records, report_rejects, totals
 from mpp.prep.source import FOREIGN, MAX_CLASSES, Item, SourceOptions, check_size, describe
 from mpp.prep.sources.archives import CHUNK, PlainReader
-from mpp.prep.sources.webdataset import WebDataset, is_ours, open_webdataset
+from mpp.prep.sources.webdataset import TarImage, WebDataset, is_ours, open_webdataset
 from mpp.prep.workers import Tick, run_jobs
 from mpp.text import counted, say
 
@@ -55,15 +55,8 @@ class TarJob:
 def run(args: argparse.Namespace) -> int:
     """Index the tars; returns 0.  Raises UserError, one line, for everything that can be mended."""
     tqdm.monitor_interval = 0  # no monitor thread: this process forks
-    try:
+    with disk_errors(args.out, "check that FOLDER can be read and written and that its disk has space", "tars"):
         return index(args)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise UserError(
-            f"{error.filename or args.out}: {error.strerror}; check that FOLDER can be read and written and that its disk has space, then run "
-            "the same command again: finished tars are kept"
-        ) from error
 
 
 def index(args: argparse.Namespace) -> int:
@@ -159,13 +152,8 @@ def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
             counts["images"] += 1
             read_up_to(image.offset + image.size)
             try:
-                if image.is_link:
-                    raise BadSample("a link to another member, so its bytes have a row already; make_shards.py can take it")
-                check_size(Item(image.member, image.size))
-                data = reader.pread(image.size, image.offset)
-                done = prepare(data, work.options, counts, need_pixels=key < job.colour_images)
-                if done.data is not data:
-                    raise BadSample("of a format that must be converted, so it cannot stay where it is; make_shards.py can take it")
+                read = partial(reader.pread, image.size, image.offset)
+                done = read_in_place(image, read, work.options, counts, need_pixels=key < job.colour_images)
             except BadSample as error:
                 rejects.append({"name": f"{job.name}/{image.member}", "reason": str(error)})
                 continue
@@ -174,7 +162,7 @@ def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
                 np.add(colours, np.array(done.image.histogram()).reshape(3, 256), out=colours)
                 counts["colour_images"] += 1
             label = -1 if work.classes is None else class_number(path, image.member, image.label)
-            rows.append((0, image.offset, image.size, zlib.crc32(data), done.width, done.height, label, key))
+            rows.append((0, image.offset, image.size, zlib.crc32(done.data), done.width, done.height, label, key))
         read_up_to(job.bytes + 1)
     finally:
         reader.close()
@@ -182,6 +170,18 @@ def index_tar(work: Work, job: TarJob, tick: Tick) -> None:
         raise DataError(f"{path}: changed while it was read; leave the tars alone and run the same command again")
     entry = {"name": job.name, "bytes": hashed, "sha256": digest.hexdigest(), "samples": len(rows)}
     note_down(job, work, Record(entry, rejects, colours, counts, np.array(rows, INDEX_DTYPE)))
+
+
+def read_in_place(image: TarImage, read: Callable[[], bytes], options: Options, counts: Counter, *, need_pixels: bool) -> Prepared:
+    """An image of a tar from elsewhere, checked.  Raises BadSample where it cannot be indexed where it lies.  read: gives its bytes."""
+    if image.is_link:
+        raise BadSample("a link to another member, so its bytes have a row already; make_shards.py can take it")
+    check_size(Item(image.member, image.size))
+    data = read()
+    done = prepare(data, options, counts, need_pixels=need_pixels)
+    if done.data is not data:
+        raise BadSample("of a format that must be converted, so it cannot stay where it is; make_shards.py can take it")
+    return done
 
 
 def class_number(tar: Path, member: str, label: str) -> int:

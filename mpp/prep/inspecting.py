@@ -27,7 +27,7 @@ from mpp.files import make_folder, write_atomically
 from mpp.prep.options import progress
 from mpp.prep.prepare import note_levels, say_small_range
 from mpp.prep.splits import splits_of, spread
-from mpp.text import printable, say, say_json
+from mpp.text import counted, printable, say, say_json
 
 FORMAT_IMAGES = 256  # looked at for their formats
 NAMED = 3  # most and least frequent classes that are named
@@ -271,9 +271,8 @@ def drawn_name(names: list[str], number: int) -> str:
 
 def size_of(facts: Facts) -> str:
     """ "300 images in 1 shard, 32.7 MB" """
-    images, shards = facts.manifest["samples"], len(facts.manifest["shards"])
-    megabytes = facts.manifest["bytes"] / 1e6
-    return f"{images:,} {'image' if images == 1 else 'images'} in {shards:,} {'shard' if shards == 1 else 'shards'}, {megabytes:,.1f} MB"
+    manifest = facts.manifest
+    return f"{counted(manifest['samples'], 'image')} in {counted(len(manifest['shards']), 'shard')}, {manifest['bytes'] / 1e6:,.1f} MB"
 
 
 def save(path: Path, facts: Facts) -> None:

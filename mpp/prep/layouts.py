@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpp.data.class_folders import FolderLevels, Layout, folder_at, listed_names, split_named
 from mpp.errors import DataError, UserError
 from mpp.prep.shuffle import AS_LISTED, Listed
-from mpp.prep.source import Item, Reader, Source
+from mpp.prep.source import Around, Item, Source
 from mpp.prep.sources.folder import Folder
 from mpp.prep.sources.lists import ROWS
 
@@ -16,29 +16,17 @@ TREES = ("folder", "zip", "tar")  # kinds whose labels are folders
 
 
 @dataclass(frozen=True)
-class LaidOut(Source):
+class LaidOut(Around):
     """The images of another source, under the same names."""
 
-    source: Source
     class_level: int  # of the folder that is the class, in a source of TREES
     split_level: int  # of the folder that is the split; 0: as the source has it
     label_names: bool = False  # labels in digits are names and no class numbers
 
     @property
-    def kind(self) -> str:  # type: ignore[override]  # elsewhere a field
-        return self.source.kind
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
     def unlabelled(self) -> str:
         in_folders = self.source.kind in TREES
         return f"lies in no class folder (folder level {self.class_level})" if in_folders else self.source.unlabelled
-
-    def identity(self) -> str:
-        return self.source.identity()
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         in_folders = self.source.kind in TREES
@@ -53,9 +41,6 @@ class LaidOut(Source):
             raise DataError(f"{self.name}: the folder {folder!r} of {item.name!r} is named like no split; mend --split-level")
         return split or item.split
 
-    def reader(self) -> Reader:
-        return self.source.reader()
-
     def class_names(self, labels: Collection[str]) -> list[str]:
         if not self.label_names:
             return self.source.class_names(labels)
@@ -66,10 +51,10 @@ class LaidOut(Source):
 
 
 @dataclass(frozen=True)
-class _Watched(LaidOut):
+class _Watched(Around):
     """Its names are noted while it is listed."""
 
-    levels: FolderLevels = None  # type: ignore[assignment]
+    levels: FolderLevels
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         for item in self.source.items(ignored):
@@ -96,7 +81,7 @@ def as_laid_out(source: Source, args: argparse.Namespace, listing: Callable[[Sou
     if args.label_names and not (source.numbered or source.digits_are_numbers):
         raise UserError(f"--label-names: {args.source} has names for its classes; leave it out")
     levels = FolderLevels()
-    listed = listing(_Watched(source, *AS_LISTED, levels=levels))
+    listed = listing(_Watched(source, levels))
     if not (in_folders or source.kind in (*ROWS, "webdataset")) or set(listed.counts) != {"train"}:
         if args.split_level:
             raise UserError(f"--split-level {args.split_level}: {args.source} has its own splits; leave it out")

@@ -1,7 +1,6 @@
 """make_shards.py's work: plan, build what is missing in worker processes, check the rejects, write manifests and indexes, say what there is."""
 
 import argparse
-import errno
 import hashlib
 import json
 import time
@@ -22,7 +21,7 @@ from mpp.errors import DataError, UserError
 from mpp.prep import holdout
 from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
-from mpp.prep.options import progress
+from mpp.prep.options import disk_errors, progress
 from mpp.prep.plan import Split, decide, opened, other_plan, plan_jobs, read_plan
 from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range
 from mpp.prep.repeats import DROPS, LISTED, note_repeats, without
@@ -144,19 +143,8 @@ class Summary:
 def run(args: argparse.Namespace) -> int:
     """Make the shards; returns 0.  Raises UserError, one line, for everything that can be mended."""
     tqdm.monitor_interval = 0  # no monitor thread: this process forks
-    try:
+    with disk_errors(args.out, "check that SOURCE can be read and OUT written", "shards", smaller=", or fewer --samples-per-shard"):
         return make(args)
-    except OSError as error:
-        if error.errno is None or isinstance(error, BrokenPipeError):
-            raise
-        remedy = {
-            errno.ENOSPC: "free some space",
-            errno.EDQUOT: "raise the quota or free some space",
-            errno.EFBIG: "choose a file system or a limit that allows larger files, or fewer --samples-per-shard",
-        }.get(error.errno, "check that SOURCE can be read and OUT written")
-        raise UserError(
-            f"{error.filename or args.out}: {error.strerror}; {remedy}, then run the same command again: finished shards are kept"
-        ) from error
 
 
 def make(args: argparse.Namespace) -> int:

@@ -1,8 +1,14 @@
-"""Words of the command line that several programs read alike."""
+"""What several programs read from the command line alike, and say alike."""
 
 import argparse
+import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from mpp.errors import UserError
 
 MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"
 
@@ -27,6 +33,27 @@ def share(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+
+
+@contextmanager
+def disk_errors(out: Path | str, remedy: str, kept: str, *, smaller: str = "") -> Iterator[None]:
+    """What the file system refuses becomes one line that says how to go on.
+
+    remedy: where the error itself tells none; kept: what a second run takes over; smaller: how files become so, such as ", or ...".
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, BrokenPipeError):
+            raise
+        remedy = {
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "raise the quota or free some space",
+            errno.EFBIG: f"choose a file system or a limit that allows larger files{smaller}",
+        }.get(error.errno, remedy)
+        raise UserError(
+            f"{error.filename or out}: {error.strerror}; {remedy}, then run the same command again: finished {kept} are kept"
+        ) from error
 
 
 def progress(args: argparse.Namespace) -> dict[str, Any]:

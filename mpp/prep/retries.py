@@ -56,6 +56,16 @@ class Refused(Exception):
         self.absent = absent
 
 
+def unless_absent(call: Callable[[], T]) -> T | None:
+    """call(), or None where the server says that there is no such thing."""
+    try:
+        return call()
+    except Refused as error:
+        if error.absent:
+            return None
+        raise
+
+
 class Trouble(Exception):
     """An answer that cannot be used and may be better next time."""
 

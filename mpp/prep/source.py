@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
@@ -44,13 +44,21 @@ class Item(NamedTuple):
     group: str = ""  # the thing that it shows, where a field was named that tells
 
 
-class Reader(Protocol):
+def state_of(path: Path) -> str:
+    """Changes when a file is replaced: its size and the time of its last change."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+class Reader:
     """Reads items of one source; each worker process has its own."""
 
     def read(self, item: Item) -> bytes:
         """The file's bytes.  Raises BadSample for unusable content, DataError when the source is not the one that was listed."""
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what is held open."""
 
 
 class Source:
@@ -80,9 +88,8 @@ class Source:
         return self.path.name
 
     def identity(self) -> str:
-        """Changes when the source is replaced, as far as can be told without listing it: here size and time of its file."""
-        status = self.path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+        """Changes when the source is replaced, as far as can be told without listing it."""
+        return state_of(self.path)
 
     def fetch(self, scratch: Path, bar: Bar) -> "Source":
         """A source on this machine, whose `kind` is known: itself, or one made of a file fetched into `scratch`."""
@@ -109,6 +116,27 @@ class Source:
     def class_number(self, label: str, numbers: dict[str, int]) -> int:
         """numbers: class name -> number."""
         return numbers[label] if label in numbers else numbers[str(int(label))]  # of numbers, 007 is 7
+
+
+@dataclass(frozen=True)
+class Around(Source):
+    """A source that changes something of another."""
+
+    source: Source
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]  # elsewhere a field
+        return self.source.kind
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def identity(self) -> str:
+        return self.source.identity()
+
+    def reader(self) -> Reader:
+        return self.source.reader()
 
 
 def first_folder(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from mpp.errors import DataError
 from mpp.prep import retries
-from mpp.prep.retries import Refused, Trouble, patiently
+from mpp.prep.retries import Trouble, patiently, unless_absent
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 PART_BYTES = 50 << 20  # of a multipart upload; an ETag depends on it
@@ -98,28 +98,20 @@ class Store:
         return patiently(self.url(path), lambda: self.fs.cat_file(path, start=start, end=end))
 
     def read_listed(self, info: Info) -> bytes | None:
-        """The whole object, in as few requests as can be; None when it is no longer the one of this listing.  Raises Refused."""
-        try:
-            found = self.info(info.path)
-            if found is None or (found.size, found.tag) != (info.size, info.tag):
-                return None
-            return self.read(info.path, 0, info.size)
-        except Refused as error:
-            if error.absent:
-                return None
-            raise
+        """The whole object; None when it is no longer the one of this listing.  Raises Refused."""
+        return unless_absent(lambda: self._read_listed(info))
+
+    def _read_listed(self, info: Info) -> bytes | None:
+        """In as few requests as can be."""
+        found = self.info(info.path)
+        return self.read(info.path, 0, info.size) if found and (found.size, found.tag) == (info.size, info.tag) else None
 
     def items(self, prefix: str) -> Iterator[Info]:
         """Every object below a prefix (a folder, or a whole bucket), as a stream."""
         waiting = [prefix]
         while waiting:
             folder = waiting.pop()
-            try:
-                found = patiently(self.url(folder), partial(self.fs.ls, folder, detail=True))
-            except Refused as error:
-                if not error.absent:
-                    raise
-                continue
+            found = unless_absent(partial(patiently, self.url(folder), partial(self.fs.ls, folder, detail=True))) or []
             waiting += [entry["name"] for entry in found if entry["type"] == "directory"]
             yield from (self._info(entry) for entry in found if entry["type"] != "directory")
 
@@ -146,11 +138,7 @@ class Store:
 
     def remove(self, paths: list[str]) -> None:
         for path in paths:
-            try:
-                patiently(self.url(path), partial(self.fs.rm_file, path))
-            except Refused as error:
-                if not error.absent:
-                    raise
+            unless_absent(partial(patiently, self.url(path), partial(self.fs.rm_file, path)))
 
 
 @dataclass(frozen=True)
@@ -164,13 +152,8 @@ class S3Store(Store):
     def read(self, path: str, start: int, end: int) -> bytes:
         return self._get(path, end - start, Range=f"bytes={start}-{end - 1}")[0]
 
-    def read_listed(self, info: Info) -> bytes | None:
-        try:
-            data, tag = self._get(info.path, info.size)
-        except Refused as error:
-            if error.absent:
-                return None
-            raise
+    def _read_listed(self, info: Info) -> bytes | None:
+        data, tag = self._get(info.path, info.size)
         return data if (len(data), tag) == (info.size, info.tag) else None
 
     def _get(self, path: str, limit: int, **options: str) -> tuple[bytes, str]:
@@ -241,14 +224,9 @@ class GcsStore(Store):
     def _info(self, found: dict) -> Info:
         return Info(found["name"], int(found["size"]), str(found["generation"]))
 
-    def read_listed(self, info: Info) -> bytes | None:
-        try:
-            # older gcsfs's cat_file does not know generations
-            _, data = patiently(self.url(info.path), lambda: self.fs.call("GET", self.fs.url(info.path), generation=info.tag))
-        except Refused as error:
-            if error.absent:
-                return None
-            raise
+    def _read_listed(self, info: Info) -> bytes | None:
+        # older gcsfs's cat_file does not know generations
+        _, data = patiently(self.url(info.path), lambda: self.fs.call("GET", self.fs.url(info.path), generation=info.tag))
         return data if len(data) == info.size else None
 
     def items(self, prefix: str) -> Iterator[Info]:

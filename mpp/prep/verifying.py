@@ -5,7 +5,6 @@ things hide.
 """
 
 import argparse
-import functools
 import hashlib
 import math
 import os
@@ -13,8 +12,9 @@ import tarfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -38,9 +38,10 @@ from mpp.data.shard_format import (
 )
 from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError
+from mpp.prep.indexing import read_in_place
 from mpp.prep.options import progress
-from mpp.prep.prepare import Options, prepare
-from mpp.prep.source import FOREIGN, Item, check_size
+from mpp.prep.prepare import Options
+from mpp.prep.source import FOREIGN
 from mpp.prep.sources.webdataset import TarImage, WebDataset
 from mpp.prep.splits import splits_of, spread
 from mpp.prep.workers import Tick, run_jobs
@@ -52,23 +53,30 @@ KEPT = 20  # faults of a kind that are told one by one
 
 
 class Tally:
-    """Faults: all counted, the first of each kind kept."""
+    """What was found in a split or shard.  Faults: all counted, the first of each kind kept."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, list[Fault]] = {}
+        self.images = 0  # looked at
+        self.colours = np.zeros((3, 256), np.int64)  # of the images that mean and std are taken from
+        self.colour_images = 0
 
-    def add(self, fault: Fault) -> None:
-        self.counts[fault.kind] += 1 + fault.more
-        kept = self.first.setdefault(fault.kind, [])
-        if len(kept) < KEPT:
-            kept.append(fault)
+    def add(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            self.counts[fault.kind] += 1 + fault.more
+            kept = self.first.setdefault(fault.kind, [])
+            if len(kept) < KEPT:
+                kept.append(fault)
 
     def update(self, other: "Tally") -> None:
         self.counts.update(other.counts)
         for kind, faults in other.first.items():
             kept = self.first.setdefault(kind, [])
             kept.extend(faults[: KEPT - len(kept)])
+        self.images += other.images
+        self.colours += other.colours
+        self.colour_images += other.colour_images
 
 
 @dataclass
@@ -79,7 +87,6 @@ class Report:
     tally: Tally = field(default_factory=Tally)
     samples: int = 0
     shards: int = 0
-    images: int = 0  # looked at
     bytes: int = 0  # read of shards
     unchecked: str = ""  # what --full could not work out anew
 
@@ -94,13 +101,6 @@ class Job(NamedTuple):
     entry: ShardEntry
     first: int  # its first row in the index
     picks: list[int] | None  # rows to look at, counted in the shard; None: all, and every byte
-
-
-class Done(NamedTuple):
-    tally: Tally
-    images: int
-    colours: np.ndarray
-    colour_images: int
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,26 +120,21 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
         manifest, data = read_manifest(folder)
     except DataError as error:
         said = str(error).removeprefix(f"{folder / MANIFEST}: ").removeprefix(f"{folder}: ")
-        tally.add(Fault("manifest", folder / MANIFEST, f"{said} (the shards were not looked at)"))
+        tally.add([Fault("manifest", folder / MANIFEST, f"{said} (the shards were not looked at)")])
         return report
     report.samples, report.shards = manifest.samples, len(manifest.shards)
     foreign = manifest.source if is_foreign(manifest) else None
     if data != manifest_bytes(manifest):
-        tally.add(Fault("manifest", folder / MANIFEST, "is not laid out as it was written, so it was edited or damaged"))
-    for fault in file_faults(folder, manifest):
-        tally.add(fault)
+        tally.add([Fault("manifest", folder / MANIFEST, "is not laid out as it was written, so it was edited or damaged")])
+    tally.add(file_faults(folder, manifest))
     index = open_index(folder, manifest)
     if index is not None:
-        for fault in row_faults(folder, manifest, index):
-            tally.add(fault)
-        for fault in claim_faults(folder, manifest, index):
-            tally.add(fault)
+        tally.add(row_faults(folder, manifest, index))
+        tally.add(claim_faults(folder, manifest, index))
     elif not report.faults:
-        tally.add(Fault(UNREADABLE, folder / manifest.index.name, "cannot be read"))
-    for fault in unlisted_files(folder, manifest):
-        tally.add(fault)
+        tally.add([Fault(UNREADABLE, folder / manifest.index.name, "cannot be read")])
+    tally.add(unlisted_files(folder, manifest))
     jobs, total = plan(manifest, index, args)
-    colours, colour_images = np.zeros((3, 256), np.int64), 0
     with tqdm(total=total, desc=printable(folder), unit="B", unit_scale=True, **progress(args)) as bar:
 
         def tick(count: int) -> None:
@@ -147,17 +142,13 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
             bar.update(count)
 
         index_name = None if index is None else manifest.index.name
-        work = functools.partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source))
-        for done in run_jobs(work, jobs, args.workers, tick):
-            tally.update(done.tally)
-            report.images += done.images
-            colours += done.colours
-            colour_images += done.colour_images
+        work = partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source))
+        for found in run_jobs(work, jobs, args.workers, tick):
+            tally.update(found)
     if args.full and not colours_are_told(manifest):
         report.unchecked = "mean and std (these tars held rejects, so which images they were taken from is not known)"
     elif args.full:
-        for fault in colour_faults(folder, manifest, colours, colour_images):
-            tally.add(fault)
+        tally.add(colour_faults(folder, manifest, tally))
     return report
 
 
@@ -204,17 +195,17 @@ def unlisted_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
 
 def check_shard(
     folder: Path, index_name: str | None, foreign: dict | None, colour_limit: int, max_pixels: int, job: Job, tick: Tick
-) -> Done:
+) -> Tally:
     """One job's work.  index_name: None where the index is of no use."""
-    check, tally = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, tick), Tally()
+    tally = Tally()
+    check = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, tick, tally)
     if index_name is None:
         faults = check.whole(None)
     else:
         rows = np.memmap(folder / index_name, INDEX_DTYPE, mode="r")[job.first : job.first + job.entry.samples]
         faults = check.whole(rows) if job.picks is None else check.sampled(rows[job.picks])
-    for fault in faults:
-        tally.add(fault)
-    return Done(tally, check.images, check.colours, check.colour_images)
+    tally.add(faults)
+    return tally
 
 
 def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> None:
@@ -230,7 +221,7 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
                     "folder": str(report.folder),
                     "samples": report.samples,
                     "shards": report.shards,
-                    "images_checked": report.images,
+                    "images_checked": report.tally.images,
                     "bytes_read": report.bytes,
                     "faults": report.faults,
                     "unchecked": report.unchecked,
@@ -248,8 +239,8 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
         say_json(facts)
         return
     for report in reports:
-        looked = "all" if report.images == report.samples else f"{report.images:,}"
-        looked = looked if report.images else "none"
+        images = report.tally.images
+        looked = "none" if not images else "all" if images == report.samples else f"{images:,}"
         shards, found = counted(report.shards, "shard"), counted(report.faults, "fault")
         say(
             f"{report.folder}: {counted(report.samples, 'image')} in {shards}, {looked} looked at: {found if report.faults else 'no fault'}"
@@ -314,14 +305,15 @@ def colours_are_told(manifest: Manifest) -> bool:
     return not (is_foreign(manifest) and manifest.rejects)
 
 
-def colour_faults(folder: Path, manifest: Manifest, colours: np.ndarray, images: int) -> Iterator[Fault]:
-    """colours: int64 [3, 256], of so many decoded images."""
+def colour_faults(folder: Path, manifest: Manifest, seen: Tally) -> Iterator[Fault]:
     path = folder / MANIFEST
-    if images != manifest.mean_std_images or not colours.any():
-        said = f"says mean and std are of {manifest.mean_std_images} images, {images} could be decoded, so they were not compared"
+    if seen.colour_images != manifest.mean_std_images or not seen.colours.any():
+        said = (
+            f"says mean and std are of {manifest.mean_std_images} images, {seen.colour_images} could be decoded, so they were not compared"
+        )
         yield Fault("manifest's claims", path, said)
         return
-    for name, claimed, found in zip(("mean", "std"), (manifest.mean, manifest.std), mean_and_std(colours), strict=True):
+    for name, claimed, found in zip(("mean", "std"), (manifest.mean, manifest.std), mean_and_std(seen.colours), strict=True):
         if not all(math.isclose(one, other, rel_tol=0, abs_tol=TOLERANCE) for one, other in zip(claimed, found, strict=True)):
             yield Fault("manifest's claims", path, f"says {name} {claimed}, the images have {found}")
 
@@ -348,9 +340,9 @@ class Cut(Exception):
 
 @dataclass
 class ShardCheck:
-    """The check of one shard.  After `whole`, `colours` counts the values of the images that mean and std are taken from.
+    """The check of one shard.
 
-    colour_limit: those are the images with a key below it; in a foreign shard, so many first ones of each shard.
+    colour_limit: mean and std are taken from the images with a key below it; in a foreign shard, from so many first ones of each shard.
     """
 
     folder: Path
@@ -359,12 +351,8 @@ class ShardCheck:
     colour_limit: int
     max_pixels: int  # of an image
     tick: Tick
-
-    def __post_init__(self) -> None:
-        self.images = 0  # looked at
-        self.colours = np.zeros((3, 256), np.int64)
-        self.colour_images = 0
-        self.key: int | None = None  # of the image at which the check is
+    seen: Tally  # its images and colours
+    key: int | None = None  # of the image at which the check is
 
     def sampled(self, rows: np.ndarray) -> Iterator[Fault]:
         """Header, CRC-32, format and size in pixels of the images of these rows, INDEX_DTYPE [n], and their labels."""
@@ -388,7 +376,7 @@ class ShardCheck:
                     if rows is not None:
                         yield from self._walk(stream, rows)
                 except Cut:
-                    said = f"ends at byte {stream.at}, {self.images} of its {self.entry.samples} images came before that"
+                    said = f"ends at byte {stream.at}, {self.seen.images} of its {self.entry.samples} images came before that"
                     yield self._fault("cut", said, stream.at, self.key)
                 stream.rest()
             if self.foreign is not None and rows is not None:
@@ -464,7 +452,7 @@ class ShardCheck:
             yield self._fault("padding", f"the bytes that fill up its last block are not zero (byte {place})", row.offset, row.key)
 
     def _image(self, header: bytes, payload: bytes, row: Row, *, decode: bool = True, count_colours: bool = False) -> Iterator[Fault]:
-        self.images += 1
+        self.seen.images += 1
         yield from self._header_faults(header, row)
         found = zlib.crc32(payload)
         if found != row.crc32:
@@ -484,8 +472,8 @@ class ShardCheck:
         if not self.foreign and not name.endswith(f".{FIELDS[form]}".encode()):
             yield self._fault("format", f"is a {form}, its name is {name.decode(errors='replace')!r}", row.offset, row.key)
         if image and count_colours:
-            self.colours += np.array(image.histogram()).reshape(3, 256)
-            self.colour_images += 1
+            self.seen.colours += np.array(image.histogram()).reshape(3, 256)
+            self.seen.colour_images += 1
 
     def _header_faults(self, header: bytes, row: Row) -> Iterator[Fault]:
         if not self.foreign and header in (member_header(row.key, field, row.size) for field in _likely_first(header)):
@@ -548,19 +536,16 @@ class ShardCheck:
 def images_to_index(path: Path, source: dict[str, Any], colour_limit: int) -> Iterator[TarImage]:
     """The images in a tar that index_shards.py would list; source: what a manifest notes of how it did.  Raises DataError for a damaged tar."""
     field = source.get("image_field")
-    options = Options("decode" if source.get("check") == "decode" else "header")
+    options = Options("decode" if source.get("check") == "decode" else "header", max_pixels=most_pixels(source))
     tar = WebDataset(path, field.lower().lstrip(".") if isinstance(field, str) else None)
     with path.open("rb") as file:
         for number, image in enumerate(tar.images(path, Counter())):
-            if image.is_link:
-                continue
+            read = partial(os.pread, file.fileno(), image.size, image.offset)
             try:
-                check_size(Item(image.member, image.size))
-                data = os.pread(file.fileno(), image.size, image.offset)
-                if prepare(data, options, Counter(), need_pixels=number < colour_limit).data is data:
-                    yield image
+                read_in_place(image, read, options, Counter(), need_pixels=number < colour_limit)
             except BadSample:
                 continue  # a reject
+            yield image
 
 
 class _Stream:

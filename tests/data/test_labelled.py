@@ -81,10 +81,14 @@ def test_the_order_of_classes_is_that_of_the_shards_made_from_the_same_folder(fo
         open_labelled(str(tmp_path / "shards"), "train")
 
 
-def test_cifar_comes_through_torchvision_with_its_own_labels(cifar, monkeypatch):
+@pytest.fixture
+def any_checksum(monkeypatch):
+    for module in (torchvision.datasets.cifar, torchvision.datasets.utils):
+        monkeypatch.setattr(module, "check_integrity", lambda *_: True)
+
+
+def test_cifar_is_what_torchvision_reads(cifar, any_checksum):
     root, made = cifar
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
     train, test = open_labelled(f"cifar10:{root}", "train"), open_labelled(f"cifar10:{root}", "test")
     assert (len(train), len(test)) == (50, 10) and train.classes == [f"class {i}" for i in range(10)]
     assert np.array_equal(test.labels, made["test_batch"][1])
@@ -92,6 +96,33 @@ def test_cifar_comes_through_torchvision_with_its_own_labels(cifar, monkeypatch)
     assert np.array_equal(decode(test.read(3), 2000), pixels)
     assert train.identity != test.identity and test.where(3) == "cifar10-test image 3"
     check_splits(train, test)
+    for ours, theirs in ((train, torchvision.datasets.CIFAR10(root)), (test, torchvision.datasets.CIFAR10(root, train=False))):
+        assert np.array_equal(ours.pixels, theirs.data) and ours.labels.tolist() == theirs.targets and ours.classes == theirs.classes
+
+
+def test_a_cifar_pickle_is_never_run_even_if_its_checksum_were_right(cifar, any_checksum, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    root, _ = cifar
+    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(
+        DataError, match=r"cifar-10-batches-py: data_batch_2: the pickle calls for posix.system, .* do not trust this archive"
+    ):
+        open_labelled(f"cifar10:{root}", "train")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_cifar_file_of_another_checksum_is_not_read_but_fetched_again(cifar, monkeypatch):
+    def fetch(url, root, filename, md5):
+        assert (url, filename, md5) == (known.url, known.filename, known.tgz_md5) and root == cifar[0]
+        raise RuntimeError("was fetched")
+
+    known = torchvision.datasets.CIFAR10
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
+    with pytest.raises(DataError, match=r"cifar10: its files are not whole under .* \(was fetched\)"):
+        open_labelled(f"cifar10:{cifar[0]}", "train")
 
 
 def test_what_is_not_there_and_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):

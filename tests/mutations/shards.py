@@ -88,12 +88,16 @@ ROWS = [
         'a zip joined to another hides it', 'mpp.prep.sources.archives:refuse_more_in_zip', 'lambda path, entries: None',
         'tests/prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
     ),
+    Row(
+        'verify looks for larger images than were indexed', 'mpp/prep/verifying.py', ', max_pixels=most_pixels(source))', ')',
+        'tests/prep/test_endings.py::test_an_image_that_was_too_large_for_an_index_is_none_that_verify_misses',
+    ),
     Plant(
         'verify reads no further than the index', 'mpp.prep.verifying:ShardCheck._unlisted_images', 'lambda self, listed: iter(())',
         'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
     ),
     Row(
-        'bytes behind a pickle are passed over', 'mpp/prep/sources/cifar.py', '        if behind:',
+        'bytes behind a pickle are passed over', 'mpp/data/cifar.py', '        if behind:',
         '        if False:', 'tests/prep/test_cifar.py::test_what_is_behind_the_rows_of_a_batch_is_named',
     ),
     Row(
@@ -174,23 +178,23 @@ ROWS = [
         'tests/prep/test_cifar.py::test_another_archive_than_the_official_one_is_not_even_unpacked',
     ),
     Plant(
-        'pickles may name anything', 'mpp.prep.sources.array_pickle:ArrayUnpickler.find_class', 'pickle.Unpickler.find_class',
-        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
+        'pickles may name anything', 'mpp.data.cifar:ArrayUnpickler.find_class', 'pickle.Unpickler.find_class',
+        'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run tests/data/test_labelled.py::test_a_cifar_pickle_is_never_run_even_if_its_checksum_were_right',
     ),
     Plant(
-        'pickles may choose a codec', 'mpp.prep.sources.array_pickle:ArrayUnpickler.ALLOWED', "real | {('_codecs', 'encode'): __import__('_codecs').encode}",
+        'pickles may choose a codec', 'mpp.data.cifar:ArrayUnpickler.ALLOWED', "real | {('_codecs', 'encode'): __import__('_codecs').encode}",
         'tests/prep/test_cifar.py::test_a_hostile_pickle_is_refused_by_name_and_never_run',
     ),
     Row(
-        "the planes of CIFAR's pixels are mixed up", 'mpp/prep/sources/cifar.py', '.reshape(3, PIXELS // 3).T.tobytes()',
-        '.reshape(PIXELS // 3, 3).tobytes()', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
+        "the planes of CIFAR's pixels are mixed up", 'mpp/data/cifar.py', '.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)',
+        '.reshape(-1, 32, 32, 3)', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
     ),
     Row(
-        'CIFAR-100 takes coarse labels', 'mpp/prep/sources/cifar.py', 'table[:, header_bytes - 1]',
+        'CIFAR-100 takes coarse labels', 'mpp/data/cifar.py', 'table[:, header_bytes - 1]',
         'table[:, 0]', 'tests/prep/test_cifar.py::test_every_pixel_label_and_split_is_as_the_archive_holds_it',
     ),
     Plant(
-        "CIFAR's classes are in alphabetical order", 'mpp.prep.sources.cifar:CifarRows.class_names', 'lambda self, labels: sorted(labels)',
+        "CIFAR's classes are in alphabetical order", 'mpp.prep.sources.cifar:Cifar.class_names', 'lambda self, labels: sorted(labels)',
         'tests/prep/test_cifar.py::test_shards_hold_what_torchvision_reads',
     ),
     Row(
@@ -226,7 +230,7 @@ ROWS = [
         '("utf-8", "surrogateescape")', 'tests/prep/test_lists.py::test_every_kind_of_list_is_recognised_and_gives_the_same_rows',
     ),
     Row(
-        'a list may change while it is listed', 'mpp/prep/sources/lists.py', '        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):',
+        'a list may change while it is listed', 'mpp/prep/sources/lists.py', '        if state_of(self.path) != self.state:',
         '        if False:', 'tests/prep/test_lists.py::test_a_list_that_changes_while_it_is_listed_is_refused',
     ),
     Row(
@@ -347,8 +351,8 @@ ROWS = [
         'if not found:', 'tests/prep/test_parquet.py::test_columns_are_found_by_type_and_the_unclear_are_asked_for',
     ),
     Row(
-        'a foreign index has wrong checksums', 'mpp/prep/indexing.py', 'zlib.crc32(data), done.width',
-        'zlib.crc32(data[:-1]), done.width', 'tests/prep/test_index_shards.py::test_every_sample_has_the_bytes_and_the_label_that_webdataset_gives',
+        'a foreign index has wrong checksums', 'mpp/prep/indexing.py', 'zlib.crc32(done.data), done.width',
+        'zlib.crc32(done.data[:-1]), done.width', 'tests/prep/test_index_shards.py::test_every_sample_has_the_bytes_and_the_label_that_webdataset_gives',
     ),
     Row(
         'rejects shift the keys', 'mpp/prep/indexing.py', 'first += record.counts["images"]',

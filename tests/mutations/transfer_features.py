@@ -121,7 +121,11 @@ ROWS = [
     ),
     Plant(
         "planes are taken for rows", "mpp.data.array_images:ArrayImages.read", "lambda self, sample: png(Image.fromarray(self.pixels[sample].swapaxes(0, 1).copy()))",
-        "tests/data/test_labelled.py::test_cifar_comes_through_torchvision_with_its_own_labels",
+        "tests/data/test_labelled.py::test_cifar_is_what_torchvision_reads",
+    ),
+    Row(
+        "probes read CIFAR before its checksums", "mpp/data/array_images.py", "if not all(check_integrity(folder / file, md5) for file, md5 in checksums):",
+        "if False:", "tests/data/test_labelled.py::test_a_cifar_file_of_another_checksum_is_not_read_but_fetched_again",
     ),
     Row(
         "runs on other images share a table", "mpp/tabulating.py", 'return data["identity"], about["reported_images"], *((about["seed"],) if some else ())',

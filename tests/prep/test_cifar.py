@@ -13,6 +13,7 @@ import torchvision
 from PIL import Image
 
 from data_prep import make_shards
+from mpp.data.cifar import LAYOUTS
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
@@ -21,7 +22,7 @@ from mpp.prep.sources import cifar, open_source
 
 IMAGES = 3  # a batch
 NAMES = {"cifar10": [f"ten{n}" for n in range(10)], "cifar100": [f"hundred{99 - n}" for n in range(100)]}  # not in alphabetical order
-FOLDERS = list(cifar.LAYOUTS)
+FOLDERS = list(LAYOUTS)
 
 
 class Python2Pickler(pickle._Pickler):
@@ -61,7 +62,7 @@ def batch(kind: str, number: int) -> tuple[np.ndarray, list[int]]:
 
 def members(folder: str, python: int = 3) -> dict[str, bytes | None]:
     """What lies in such an archive, batches in another order than by name."""
-    layout = cifar.LAYOUTS[folder]
+    layout = LAYOUTS[folder]
     found: dict[str, bytes | None] = {folder: None}
     for number, name in reversed(list(enumerate(layout.batches))):
         data, labels = batch(layout.kind, number)
@@ -98,7 +99,7 @@ def opened(tmp_path, write_tar, no_bar):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_pixel_label_and_split_is_as_the_archive_holds_it(opened, tmp_path, folder, python):
     source = opened(members(folder, python))
-    layout = cifar.LAYOUTS[folder]
+    layout = LAYOUTS[folder]
     assert source.kind == layout.kind
     assert source.class_names({"x"}) == NAMES[layout.kind]
     items, reader = list(source.items(Counter())), source.reader()
@@ -115,7 +116,9 @@ def test_every_pixel_label_and_split_is_as_the_archive_holds_it(opened, tmp_path
         assert item.split == ("test" if "test" in name else "train")
     assert {path.name for path in (tmp_path / "scratch").iterdir()} >= {"cifar.rows", "cifar.json"}
     assert not (tmp_path / "scratch" / "source.tar").exists()
-    assert opened(members(folder, python)) == source  # what is there is taken over
+    made = (tmp_path / "scratch" / "cifar.rows").stat()
+    assert list(opened(members(folder, python)).items(Counter())) == items
+    assert (tmp_path / "scratch" / "cifar.rows").stat() == made  # what is there is taken over
 
 
 def test_the_python_and_the_binary_archive_hold_the_same_items(opened, tmp_path):
@@ -180,8 +183,8 @@ def test_a_hostile_pickle_is_refused_by_name_and_never_run(opened, tmp_path, cal
 def test_another_archive_than_the_official_one_is_not_even_unpacked(tmp_path, write_tar, no_bar, monkeypatch, folder):
     write_tar(tmp_path / "cifar.tar.gz", members(folder), "w:gz")
     monkeypatch.setattr(cifar, "PackedTar", None)
-    monkeypatch.setattr(cifar, "ArrayUnpickler", None)
-    layout = cifar.LAYOUTS[folder]
+    monkeypatch.setattr("mpp.data.cifar.ArrayUnpickler", None)
+    layout = LAYOUTS[folder]
     for checksum in (None, "official"):
         source = open_source(tmp_path / "cifar.tar.gz", tmp_path, SourceOptions(layout.kind, checksum))
         with pytest.raises(DataError, match=f"and not {layout.md5}; get {layout.archive} again, or give --checksum HEX"):
@@ -236,7 +239,7 @@ def test_what_is_beside_the_batches_is_counted(opened, folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_what_is_behind_the_rows_of_a_batch_is_named(opened, folder):
-    content, batch = members(folder), next(iter(cifar.LAYOUTS[folder].batches))
+    content, batch = members(folder), next(iter(LAYOUTS[folder].batches))
     with pytest.raises(DataError, match=r"holds 3 bytes behind its pickle|no multiple of"):
         opened(content | {f"{folder}/{batch}": content[f"{folder}/{batch}"] + b"abc"})
 

@@ -186,6 +186,15 @@ def test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_
     assert faults(folder, capsys)["unlisted file"] == 1
 
 
+def test_an_image_that_was_too_large_for_an_index_is_none_that_verify_misses(picture, write_tar, tmp_path, capsys):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_tar(folder / "0.tar", {"0.jpg": picture(0), "1.jpg": picture(1, size=(40, 30))})
+    assert index_shards.main([str(folder), "--quiet", "--workers", "1", "--max-pixels", "1000", "--max-rejects", "0.5"]) == 0
+    assert len(ShardSet.open(folder)) == 1
+    assert faults(folder, capsys, "--full") == {}
+
+
 def test_index_shards_refuses_bytes_behind_the_end_mark_and_rows_of_links(picture, write_tar, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

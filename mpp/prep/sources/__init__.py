@@ -5,12 +5,13 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+from mpp.data.cifar import CLASSES as CIFAR
+from mpp.data.cifar import LAYOUTS
 from mpp.errors import DataError, UserError
 from mpp.prep.source import IMAGE_SUFFIXES, Source, SourceOptions
 from mpp.prep.sources.archives import MAGIC, PackedTar, Tar, Zip
 from mpp.prep.sources.checksum import checked, parse_checksum
-from mpp.prep.sources.cifar import CLASSES as CIFAR
-from mpp.prep.sources.cifar import LAYOUTS, Cifar, folder_inside
+from mpp.prep.sources.cifar import Cifar, folder_inside
 from mpp.prep.sources.folder import Folder
 from mpp.prep.sources.imagenet import TRAIN, ImageNet, is_imagenet
 from mpp.prep.sources.lists import ROWS, ListFile, beginning, kind_of_list
@@ -82,7 +83,7 @@ def _open(path: Path, kind: str, leave_out: Path, options: SourceOptions, checks
         if folder not in LAYOUTS or LAYOUTS[folder].kind != kind:
             names = " or ".join(layout.archive for layout in LAYOUTS.values() if layout.kind == kind)
             raise DataError(f"{path}: does not hold what --format {kind} reads; give {names}, or leave out --format")
-        return Cifar.open(path, archive, folder, checksum)
+        return Cifar(path, kind, archive, folder, checksum)
     if kind != archive:
         raise DataError(f"{path}: is {f'of the format {archive}' if archive else 'no whole archive'}, not {kind}; leave out --format")
     return Zip(path) if kind == "zip" else Tar(path) if kind == "tar" else PackedTar(path, kind)

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO
 
 from mpp.errors import BadSample, DataError
 from mpp.files import write_stream
-from mpp.prep.source import Bar, Item, Source, check_size, first_folder, reason_to_ignore
+from mpp.prep.source import Bar, Item, Reader, Source, check_size, first_folder, reason_to_ignore
 from mpp.prep.sources.links import HARD, SYMBOLIC, Member, name_parts, with_links
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
@@ -36,7 +36,7 @@ ZIP_END_MAGIC, ZIP_END_BYTES = b"PK\5\6", 22
 MAX_ZIP_END = ZIP_END_BYTES + (1 << 16)  # with its comment
 
 
-class PlainReader:
+class PlainReader(Reader):
     """Reads byte ranges of one file.  An item's place ends in its offset."""
 
     def __init__(self, path: Path):
@@ -61,7 +61,7 @@ class PlainReader:
         return os.pread(self._file.fileno(), size, offset)
 
 
-class FilesReader:
+class FilesReader(Reader):
     """Reads from the files of one folder; the OPEN_FILES used last are kept open."""
 
     def __init__(self, folder: Path, file_of: Callable[[Item], str]):
@@ -316,34 +316,26 @@ class PackedTar(Source):
     def unpack(self, scratch: Path, bar: Bar) -> Tar:
         target = scratch / "source.tar"
         if not target.exists():
-            unpack_stream(self.path, PACKED[self.kind], target, bar)
+            try:
+                write_stream(target, self._chunks(bar))
+            except errors_of_packed() as error:
+                raise DataError(f"{self.path}: is cut short or damaged ({error}); get it again") from error
         return Tar(target, shown_as=self.path)
 
-
-def unpack_stream(path: Path, opener: Callable[[Any], Any], target: Path, bar: Bar) -> None:
-    """Decompress a file into `target`, which gets its name when it is whole.  Raises DataError for a damaged file and for a bomb."""
-    packed_size, written = path.stat().st_size, 0
-    with path.open("rb") as packed, bar("unpacking", packed_size) as progress:
-
-        def chunks() -> Iterator[bytes]:
-            nonlocal written
-            done = 0
-            with opener(packed) as plain:
-                while chunk := plain.read(CHUNK):
-                    written += len(chunk)
-                    if written > max(BOMB_BYTES, BOMB_RATIO * packed_size):
-                        raise DataError(
-                            f"{path}: unpacks to more than {BOMB_RATIO} times its {packed_size} bytes, so it is no archive of images but "
-                            "perhaps a decompression bomb; unpack it yourself, if you trust it, and give the folder"
-                        )
-                    yield chunk
-                    progress.update(packed.tell() - done)
-                    done = packed.tell()
-
-        try:
-            write_stream(target, chunks())
-        except errors_of_packed() as error:
-            raise DataError(f"{path}: is cut short or damaged ({error}); get it again") from error
+    def _chunks(self, bar: Bar) -> Iterator[bytes]:
+        """The tar.  Raises DataError for a bomb."""
+        packed_size, written, done = self.path.stat().st_size, 0, 0
+        with self.path.open("rb") as packed, bar("unpacking", packed_size) as progress, PACKED[self.kind](packed) as plain:
+            while chunk := plain.read(CHUNK):
+                written += len(chunk)
+                if written > max(BOMB_BYTES, BOMB_RATIO * packed_size):
+                    raise DataError(
+                        f"{self.path}: unpacks to more than {BOMB_RATIO} times its {packed_size} bytes, so it is no archive of images but "
+                        "perhaps a decompression bomb; unpack it yourself, if you trust it, and give the folder"
+                    )
+                yield chunk
+                progress.update(packed.tell() - done)
+                done = packed.tell()
 
 
 # ---------------------------------------------------------------- zip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpp.errors import DataError, UserError
 from mpp.files import write_atomically
-from mpp.prep.source import Bar, Source
+from mpp.prep.source import Around, Bar, Source
 
 OFFICIAL = "official"  # --checksum official: those that the publisher of a known data set gives
 CHUNK = 1 << 20
@@ -45,24 +45,14 @@ def verify_once(path: Path, wanted: str, remedy: str, scratch: Path, bar: Bar) -
 
 
 @dataclass(frozen=True)
-class Checked(Source):
-    """Another source, whose one file is verified before it is listed."""
+class Checked(Around):
+    """A source whose one file is verified before it is listed."""
 
-    path: Path
-    kind: str
-    inner: Source
     wanted: str
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    def identity(self) -> str:
-        return self.inner.identity()
-
     def unpack(self, scratch: Path, bar: Bar) -> Source:
-        verify_once(self.path, self.wanted, "get the file again, or mend --checksum", scratch, bar)
-        return self.inner.unpack(scratch, bar)
+        verify_once(self.source.path, self.wanted, "get the file again, or mend --checksum", scratch, bar)
+        return self.source.unpack(scratch, bar)
 
 
 def checked(source: Source, wanted: str, own: Collection[str]) -> Source:
@@ -73,4 +63,4 @@ def checked(source: Source, wanted: str, own: Collection[str]) -> Source:
         raise UserError(f"--checksum {OFFICIAL}: is for {', '.join(own)}, and {source.path} is {source.kind}; give its md5 or sha256")
     if source.path.is_dir():
         raise UserError(f"--checksum: {source.path} is a folder, and has no checksum; leave it out")
-    return Checked(source.path, source.kind, source, wanted)
+    return Checked(source, wanted)

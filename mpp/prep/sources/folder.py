@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpp.data.class_folders import walk
 from mpp.errors import DataError
-from mpp.prep.source import Item, Source, check_size, first_folder
+from mpp.prep.source import Item, Reader, Source, check_size, first_folder
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Folder(Source):
 
 
 @dataclass(frozen=True)
-class FolderReader:
+class FolderReader(Reader):
     root: Path
 
     def read(self, item: Item) -> bytes:
@@ -49,6 +49,3 @@ class FolderReader:
                     "remove OUT and start again, and leave the source alone meanwhile"
                 )
             return file.readall()
-
-    def close(self) -> None:
-        pass

@@ -8,16 +8,17 @@ torchvision would unpack them into 1.3 million files first.
 import gzip
 import io
 import re
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from mpp.errors import DataError
-from mpp.prep.source import Bar, Item, Source
-from mpp.prep.sources.archives import FilesReader, Stretch, Tar, errors_of_packed, irregular, tar_images, tar_members
+from mpp.prep.source import Bar, Item, Source, state_of
+from mpp.prep.sources.archives import FilesReader, Stretch, Tar, irregular, tar_images, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -53,8 +54,7 @@ class ImageNet(Source):
         return cls(path, files, checksum)
 
     def identity(self) -> str:
-        states = [(name, (self.path / name).stat()) for name in self.files]
-        return " ".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in states)
+        return " ".join(f"{name} {state_of(self.path / name)}" for name in self.files)
 
     def unpack(self, scratch: Path, bar: Bar) -> "ImageNet":
         for name in self.files if self.checksum == OFFICIAL else {DEVKIT} & set(self.files):
@@ -124,13 +124,12 @@ def read_devkit(path: Path) -> tuple[list[str], list[str]]:
         raise DataError(f"reading {DEVKIT} needs the package scipy: pip install scipy") from None
     found: dict[str, bytes] = {}
     try:
-        with path.open("rb") as packed, gzip.open(packed) as file:
-            for info in tar_members(cast(IO[bytes], file), str(path)):
+        with tarfile.open(path, "r:gz") as tar:
+            for info in tar:
                 name = info.name.removeprefix("./")
-                if name in (META, TRUTH) and info.isreg() and info.size <= MAX_DEVKIT_MEMBER_BYTES:
-                    file.seek(info.offset_data)
-                    found[name] = file.read(info.size)
-    except errors_of_packed() as error:
+                if name in (META, TRUTH) and info.size <= MAX_DEVKIT_MEMBER_BYTES and (file := tar.extractfile(info)):
+                    found[name] = file.read()
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: is cut short or damaged ({error}); get it again") from error
     for name in (META, TRUTH):
         if name not in found:

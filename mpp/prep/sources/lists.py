@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
 from mpp.errors import BadSample, DataError
-from mpp.prep.source import MAX_FILE_BYTES, Item, Source, SourceOptions, wrong_size
+from mpp.prep.source import MAX_FILE_BYTES, Item, Reader, Source, SourceOptions, state_of, wrong_size
 
 # Where several are there, the first of these.
 PATH_COLUMNS = ("path", "file", "filename", "image", "url", "filepath", "file_path", "file_name", "image_path", "image_file", "image_name")
@@ -64,18 +64,17 @@ class ListFile(Source):
 
     path: Path
     kind: str  # of ROWS
-    size: int  # bytes of the list when it was opened, and when it was last changed
-    changed_ns: int
+    state: str  # of the list when it was opened
     options: SourceOptions = SourceOptions()  # noqa: RUF009 (frozen)
     digits_are_numbers = True
 
     @classmethod
     def open(cls, path: Path, kind: str, options: SourceOptions = SourceOptions()) -> "ListFile":  # noqa: B008 (frozen)
         """Raises DataError for a list without rows, and for one whose columns cannot be told."""
-        status = path.stat()
+        state = state_of(path)
         if next(ROWS[kind](path, options), None) is None:
             raise DataError(f"{path}: holds no rows; give each image one")
-        return cls(path, kind, status.st_size, status.st_mtime_ns, options)
+        return cls(path, kind, state, options)
 
     @property
     def unlabelled(self) -> str:
@@ -92,13 +91,13 @@ class ListFile(Source):
         return f"has no label, because the list has {many}: give it a header, such as path,label"
 
     def identity(self) -> str:
-        return f"{self.size} {self.changed_ns}"
+        return self.state
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         for row in ROWS[self.kind](self.path, self.options):
-            _check_text(row.path, "path", self.path, row.line)
-            _check_text(row.label, "label", self.path, row.line)
-            _check_text(row.group, "group", self.path, row.line)
+            for what, text in (("path", row.path), ("label", row.label), ("group", row.group)):
+                if wrong := _no_name(text):
+                    raise DataError(f"{self.path}: line {row.line}: the {what} {text!r} {wrong}; mend the list")
             if re.fullmatch(r"-?[0-9]+\.?[0-9]*", row.label) and not row.label.isdecimal():
                 raise DataError(
                     f"{self.path}: line {row.line}: the label {row.label} is a number, but no class number; mend the list (no label: empty)"
@@ -111,8 +110,7 @@ class ListFile(Source):
                     f"{self.path}: line {row.line}: the split {row.split!r} is none of {', '.join(SPLITS)}; mend it, or call that column something else"
                 )
             yield Item(row.path, -1, (), row.label, split, row.group)
-        status = self.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.changed_ns):
+        if state_of(self.path) != self.state:
             raise DataError(f"{self.path}: has changed while it was listed; start again, and leave the source alone meanwhile")
 
     def reader(self) -> "ListReader":
@@ -120,7 +118,7 @@ class ListFile(Source):
 
 
 @dataclass(frozen=True)
-class ListReader:
+class ListReader(Reader):
     folder: Path
 
     def read(self, item: Item) -> bytes:
@@ -151,18 +149,12 @@ class ListReader:
             )
         return data
 
-    def close(self) -> None:
-        pass
 
-
-def _check_text(text: str, what: str, path: Path, number: int) -> None:
-    try:
-        text.encode()
-        wrong = "holds a NUL" if "\0" in text else ""
-    except UnicodeEncodeError:
-        wrong = "holds half a surrogate pair"  # JSON can write one
-    if wrong:
-        raise DataError(f"{path}: line {number}: the {what} {text!r} {wrong}; mend the list")
+def _no_name(text: str) -> str:
+    """Why a text can be no name; empty where it can."""
+    if re.search("[\ud800-\udfff]", text):
+        return "holds half a surrogate pair"  # JSON can write one
+    return "holds a NUL" if "\0" in text else ""
 
 
 # ---------------------------------------------------------------- rows
@@ -172,14 +164,10 @@ def encoding_of(path: Path) -> str:
     """UTF-8, or what the first bytes tell: a byte-order mark, or the zeros of UTF-16 without one."""
     with path.open("rb") as file:
         start = file.read(64)
-    for mark, name in (
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if start.startswith(mark):
-            return name
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16's, with which the first begins
+        return "utf-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     even, odd = start[::2], start[1::2]
     if len(start) >= 8 and 0 in even + odd and not (0 in even and 0 in odd):  # paths are mostly ASCII, whose upper bytes are zeros
         zeros = even if 0 in even else odd
@@ -417,7 +405,8 @@ _EXAMPLE = '{"path": "a.jpg", "label": "cat"}'
 
 
 def _json_rows(path: Path, options: SourceOptions) -> Iterator[Row]:
-    paths, labels = (_asked(options.image_field, PATH_COLUMNS), _asked(options.label_field, LABEL_COLUMNS))
+    paths = (options.image_field.lower(),) if options.image_field is not None else PATH_COLUMNS
+    labels = (options.label_field.lower(),) if options.label_field is not None else LABEL_COLUMNS
     for number, row in _objects(path):
         cells = {key.lower(): value for key, value in row.items()}
         name, label, split = _first(cells, paths), _first(cells, labels), _first(cells, SPLIT_COLUMNS)
@@ -429,10 +418,6 @@ def _json_rows(path: Path, options: SourceOptions) -> Iterator[Row]:
             if isinstance(value, bool) or not isinstance(value, str | int | None):
                 raise DataError(f"{path}: line {number}: the {what} {value!r} is neither a string nor a whole number; mend the list")
         yield Row(number, name, *("" if value is None else str(value).strip() for value in (label, split, group)))
-
-
-def _asked(name: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]:
-    return otherwise if name is None else (name.lower(),)
 
 
 def _first(cells: dict[str, Any], names: Iterable[str]) -> Any:

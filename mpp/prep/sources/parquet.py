@@ -96,9 +96,8 @@ class Parquet(Source):
     def _image_bytes(self, path: Path) -> int:
         """Bytes of the image column, uncompressed."""
         with _opened(path) as file:
-            groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-            columns = (group.column(number) for group in groups for number in range(group.num_columns))
-            return sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == self.columns.image)
+            chunks = (chunk for chunk in _chunks(file.metadata) if chunk.path_in_schema.split(".")[0] == self.columns.image)
+            return sum(chunk.total_uncompressed_size for chunk in chunks)
 
     def _rows(self, path: Path, progress: Any) -> Iterator[bytes]:
         columns = self.columns
@@ -158,8 +157,11 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
         with _opened(root / name) as file:
             _refuse_joined(root / name, file.metadata)
             found, label_names = _find_columns(root / name, file.schema_arrow, options)
-            if options.group_field:
-                found = _with_group(root / name, file.schema_arrow, found, options.group_field)
+            possible, group = [field.name for field in file.schema_arrow if _label_kind(field, {})], options.group_field
+            if group and group not in possible:
+                there = ", ".join(possible) or "none"
+                raise DataError(f"{root / name}: has no column {group} of numbers or texts for --group; those it has: {there}")
+            found = replace(found, group=group)
         if found != (columns or found):
             raise DataError(
                 f"{path}: {files[0]} and {name} do not have the same columns or class names, so they are two data sets; give one's folder"
@@ -171,18 +173,24 @@ def open_parquet(path: Path, options: SourceOptions) -> Parquet:
 
 def _refuse_joined(path: Path, metadata: Any) -> None:
     """Raises DataError where a second parquet file hangs on the first: the footer at the end would be read with the first one's data."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    starts = [column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset for column in columns]
-    end = max((start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)), default=len(PARQUET_MAGIC))
+    end = len(PARQUET_MAGIC)
+    for chunk in _chunks(metadata):
+        start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+        end = max(end, start + chunk.total_compressed_size)
     footer = path.stat().st_size - 8 - metadata.serialized_size  # between lie at most indexes of pages and filters
     with path.open("rb") as file:
         file.seek(end)
         before = b""
-        while end < footer and (chunk := file.read(min(BUFFER_BYTES, footer - end))):
-            if 2 * PARQUET_MAGIC in before + chunk:
+        while end < footer and (data := file.read(min(BUFFER_BYTES, footer - end))):
+            if 2 * PARQUET_MAGIC in before + data:
                 raise DataError(f"{path}: is several parquet files joined, of which only one would be read; take them apart")
-            before, end = chunk[-2 * len(PARQUET_MAGIC) :], end + len(chunk)
+            before, end = data[-2 * len(PARQUET_MAGIC) :], end + len(data)
+
+
+def _chunks(metadata: Any) -> Iterator[Any]:
+    """Every column of every row group, as pyarrow describes it."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        yield from map(group.column, range(group.num_columns))
 
 
 def is_parquet(folder: Path) -> bool:
@@ -266,13 +274,6 @@ def _find_columns(path: Path, schema: Any, options: SourceOptions) -> tuple[Colu
         return column, tuple(classes or labels)
     kind, names = labels[chosen[0]]
     return replace(column, label=chosen[0], label_kind=kind, classes=names), ()
-
-
-def _with_group(path: Path, schema: Any, columns: Columns, group: str) -> Columns:
-    possible = [field.name for field in schema if _label_kind(field, {})]
-    if group not in possible:
-        raise DataError(f"{path}: has no column {group} of numbers or texts for --group; those it has: {', '.join(possible) or 'none'}")
-    return replace(columns, group=group)
 
 
 def _features(schema: Any) -> dict[str, dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mpp.errors import DataError, UserError
 from mpp.prep.remote import download, last_name, split_url, stat
 from mpp.prep.retries import Refused
-from mpp.prep.source import FETCHED, Bar, Item, Source, SourceOptions, check_size, first_folder, reason_to_ignore
+from mpp.prep.source import FETCHED, Bar, Item, Reader, Source, SourceOptions, check_size, first_folder, reason_to_ignore
 from mpp.prep.stores import Info, Store, store_for
 
 
@@ -87,7 +87,7 @@ class Bucket(Source):
 
 
 @dataclass(frozen=True)
-class BucketReader:
+class BucketReader(Reader):
     store: Store
     prefix: str
 
@@ -104,6 +104,3 @@ class BucketReader:
                 "remove OUT and start again, and leave the source alone meanwhile"
             )
         return data
-
-    def close(self) -> None:
-        pass
