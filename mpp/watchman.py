@@ -31,6 +31,7 @@ BOARD_BYTES = 8192
 _COUNTS = struct.Struct("<QQqBBiB")  # moves, meets, step (-1: none), waits, slow, status on leaving, said so itself
 RUNNING = -(2**31)  # status of a rank that has not left
 PHASE_AT, WORDS_AT = 64, 128  # where the phase and the last words stand, in UTF-8 up to a zero byte
+SECONDS_FOR_STACKS = 1.0  # from the verdict to the first rank's end, which breaks the connections that others wait on
 SECONDS_TO_LEAVE = 3.0  # between being asked to end and being killed
 SECONDS_TO_FOLLOW = 5.0  # for all to leave, after one has with an error; as long as a TCP connection's loss may take to be noticed
 FATAL = {"Segmentation fault": "SIGSEGV", "Bus error": "SIGBUS", "Aborted": "SIGABRT", "Floating-point exception": "SIGFPE",
@@ -561,8 +562,11 @@ class Watchman:
                 os.write(2, f"error: {' '.join(line.split())}\n".encode())
         for peer in self.peers.values():
             self.send(peer, {"verdict": int(found.stacks)})
+        told = time.monotonic()
         if found.stacks and (stack := self.take_stack()):
             self.write_stack(stack)
+        if found.stacks:
+            time.sleep(max(0.0, told + SECONDS_FOR_STACKS - time.monotonic()))
         self.end_the_rank()
         self.leave()
 
