@@ -1,17 +1,18 @@
 """Colours 0..255 -> what an encoder sees."""
 
-import functools
-
 import torch
 from torch import Tensor
 
 Triple = tuple[float, float, float]
+_made: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 on the device, made once: a copy from the host in every step would make the step wait for it."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    if (values, device) not in _made:
+        _made[values, device] = torch.tensor(values, dtype=torch.float32, device=device)
+    return _made[values, device]
 
 
 def normalise(images: Tensor, mean: Triple, std: Triple) -> Tensor:
