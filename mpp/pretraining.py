@@ -29,6 +29,7 @@ from mpp.monitor.skill import NONE, Baseline, fit_baseline
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.targets.base import Target, every_patch
+from mpp.recipe.teacher import TeacherKnobs
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
 from mpp.train.commit import Commit, read_tensors
@@ -37,7 +38,7 @@ from mpp.train.optim import build_optimiser
 from mpp.train.progress import shared_sum, signed
 from mpp.train.run import Meters, Run, Step
 from mpp.train.sample_log import SampleLog
-from mpp.train.step import images_on_device, mask_on_device, masked_images
+from mpp.train.step import images_on_device, masked_images
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
 
@@ -82,12 +83,11 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run, model.target, config, sets)
-    _, _, _, predicted = masking.counts
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
             f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
-            f"{predicted} predicted | {parameters:,} parameters with the decoder | target {config.target.name}",
+            f"{masking.counts.predicted} predicted | {parameters:,} parameters with the decoder | target {config.target.name}",
             f"{run.total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
             f"peak learning rate {run.peak_rate:.3g} | ZeRO {system.zero_stage}, {system.precision}",
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
@@ -131,9 +131,10 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
 
 def teacher_of(model: PretrainingModel, config: PretrainConfig) -> WeightAverage | None:
     """The average of the encoder that the target learns from, if it asks for one; the model has it lent."""
-    if config.target.decay_at(0) is None:
+    knobs = config.target
+    if not isinstance(knobs, TeacherKnobs):
         return None
-    teacher = WeightAverage(model.encoder, lambda step: config.target.decay_at(step * config.data.global_batch) or 0.0, "encoder.")
+    teacher = WeightAverage(model.encoder, lambda step: knobs.decay_at(step * config.data.global_batch), "encoder.")
     model.lend(teacher.net)
     return teacher
 
@@ -172,11 +173,11 @@ def picture(run: Run, model: PretrainingModel, batch: Batch, config: PretrainCon
     if config.log.pictures:
         few = {name: value[: config.log.pictures] for name, value in batch.items()}
         run.engine.train(False)
-        prediction, _, _ = run.engine.forward(*masked_images(few, run.world.device))
+        inputs = masked_images(few, run.world.device)
+        prediction, _, _ = run.engine.forward(*inputs)
         run.engine.train(True)
         if run.board:
-            kind, source, _, predicted = mask_on_device(few, run.world.device)
-            images = images_on_device(few, run.world.device)
+            images, kind, source, _, predicted = inputs
             title = f"{config.target.name}, {step.samples_seen:,} samples seen"
             sheet = reconstruction(model, images, kind, source, predicted, prediction, title)
             run.board.picture(step.samples_seen, "holdout/reconstruction", sheet)
@@ -210,8 +211,9 @@ def clean_cells(target: Target, data: CropDataset, ids: np.ndarray, patch_size: 
 
 def blank_pass(engine: Engine, config: PretrainConfig, masking: Masking, world: World) -> Tensor:
     side = config.model.image_size
-    _, _, visible, predicted = masking.counts
     images = torch.zeros(1, 3, side, side, device=world.device)
     places = torch.arange(masking.patches, device=world.device)[None]
-    prediction, _, _ = engine.forward(images, torch.zeros_like(places), places, places[:, :visible], places[:, :predicted])
+    prediction, _, _ = engine.forward(
+        images, torch.zeros_like(places), places, places[:, : masking.counts.visible], places[:, : masking.counts.predicted]
+    )
     return prediction

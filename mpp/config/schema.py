@@ -201,6 +201,8 @@ def _one_line(error: ValidationError, schema: type[BaseModel]) -> str:
             problems.append((f"{key}: " if key else "") + str(problem["ctx"]["error"]))
         elif problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
             problems.append(f"{key}={problem['input']!r}: must be a section, such as '{key}={{...}}' with keys inside, or {key}.KEY=value")
+        elif problem["type"] == "union_tag_invalid":
+            problems.append(f"{key}.name={problem['ctx']['tag']} is not known; take one of {problem['ctx']['expected_tags']}")
         elif problem["type"] == "missing":
             problems.append(f"{key} is missing; the value given is {problem['input']!r}")
         else:

@@ -52,10 +52,9 @@ def open_training_set(config: PretrainConfig) -> TrainingSet:
     trained_on = without_last(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
     held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
     masking = Masking(config.model.grid, config.mask, config.corruption)
-    hidden, masked, _, _ = masking.counts
-    if not masked:
+    if not masking.counts.masked:
         raise ConfigError(
-            f"the corruption section masks none of the {hidden} hidden patches, on which skill is measured; raise corruption.mask"
+            f"the corruption section masks none of the {masking.counts.hidden} hidden patches, on which skill is measured; raise corruption.mask"
         )
     augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
     training, holdout = (

@@ -45,7 +45,7 @@ class ReplaceCorruption(Section):
     @property
     def caption(self) -> str:
         """What a picture of it says."""
-        return "grey: [mask]; swapped patches show their source"
+        return "grey: [mask]" + ("; swapped patches show their source" if self.swap else "")
 
     def hidden(self, patches: int, ratio: float) -> int:
         """The nearest whole number, and neither none nor all."""

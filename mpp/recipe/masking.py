@@ -8,6 +8,7 @@ Letters: B samples, N patches, K visible, M predicted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,15 @@ class Masks:
     source: np.ndarray  # [B, N]: whose clean embedding a patch shows: another patch's where SWAPPED, else its own
     visible: np.ndarray  # [B, K]: what a dropping encoder sees, ascending
     predicted: np.ndarray  # [B, M]: the patches in the loss, ascending
+
+
+class Counts(NamedTuple):
+    """Patches of every sample."""
+
+    hidden: int
+    masked: int  # those that show nothing of themselves or of another, on which skill is measured
+    visible: int
+    predicted: int
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,9 @@ class Masking:
         return self.grid[0] * self.grid[1]
 
     @cached_property
-    def counts(self) -> tuple[int, int, int, int]:
-        """(hidden, masked, visible, predicted) patches of every sample.  masked: those that show nothing of themselves or of another, on
-        which skill is measured."""
+    def counts(self) -> Counts:
         masks = self.draw_all([Draws(0, 0, 0)])
-        return (
+        return Counts(
             int((masks.kind != VISIBLE).sum()),
             int((masks.kind == MASKED).sum()),
             masks.visible.shape[1],

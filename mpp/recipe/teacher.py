@@ -1,6 +1,6 @@
 """The teacher: an exponential average of the encoder, in float32 and outside the engine's module, for targets that ask for one.
 
-A target's section that inherits `TeacherKnobs`, before TargetSection, has one: mpp/pretraining.py makes it, updates it after every optimiser
+A target's section that inherits `TeacherKnobs` beside TargetSection has one: mpp/pretraining.py makes it, updates it after every optimiser
 step and saves it with each checkpoint (train/average.py), and the target is given it: an encoder as the model's own, in eval mode, without
 gradients.
 """

@@ -112,7 +112,6 @@ class Run:
         self.board: Board | None = None
         self.average: WeightAverage | None = None
         self.bad_samples = 0
-        self._began = self._last_save = time.perf_counter()
 
     def join(self) -> None:
         """Collective.  Raises UserError where another run holds the folder, and where the processes cannot agree."""

@@ -12,12 +12,7 @@ def images_on_device(batch: Batch, device: torch.device) -> Tensor:
     return torch.where(batch["flip"].to(device, non_blocking=True)[:, None, None, None], images.flip(-1), images)
 
 
-def mask_on_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """kind, source [B, N]; visible [B, K]; predicted [B, M]."""
-    kind, source, visible, predicted = (batch[name].to(device, non_blocking=True) for name in ("kind", "source", "visible", "predicted"))
-    return kind, source, visible, predicted
-
-
 def masked_images(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What a pretraining model is given (recipe/model.py)."""
-    return images_on_device(batch, device), *mask_on_device(batch, device)
+    """What a pretraining model is given (recipe/model.py): images; kind, source [B, N]; visible [B, K]; predicted [B, M]."""
+    kind, source, visible, predicted = (batch[name].to(device, non_blocking=True) for name in ("kind", "source", "visible", "predicted"))
+    return images_on_device(batch, device), kind, source, visible, predicted

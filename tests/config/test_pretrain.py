@@ -342,3 +342,8 @@ def test_maes_numbers_are_the_papers():
     assert (config.optim.base_lr, config.optim.lr_batch, config.optim.betas, config.optim.weight_decay) == (1.5e-4, 256, (0.9, 0.95), 0.05)
     assert (config.data.global_batch, config.data.crop_scale, config.model.position) == (4096, (0.2, 1.0), "sincos2d")
     assert config.optim.warmup_samples * 20 == config.optim.total_samples  # 40 of 800 epochs
+
+
+def test_an_unknown_choice_is_told_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"^mask\.name=blok is not known; take one of 'random', 'block'$"):
+        load(PretrainConfig, None, ["mask.name=blok"])

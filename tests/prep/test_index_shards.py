@@ -16,6 +16,7 @@ from data_prep import index_shards
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
+from tests.prep.tars import tar
 
 
 def picture(number: int, form: str = "JPEG") -> bytes:
@@ -23,16 +24,6 @@ def picture(number: int, form: str = "JPEG") -> bytes:
     rng = np.random.default_rng(number)
     Image.fromarray(rng.integers(0, 256, (12 + number % 3, 10, 3), np.uint8)).save(buffer, form)
     return buffer.getvalue()
-
-
-def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def written_by_webdataset(folder: Path, counts=(5, 4, 3)) -> Path:

@@ -17,22 +17,13 @@ from mpp.errors import DataError
 from mpp.prep.source import SourceOptions
 from mpp.prep.sources import open_source
 from mpp.prep.sources.webdataset import label_text
+from tests.prep.tars import tar
 
 
 def picture(number: int, form: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(number).integers(0, 256, (12, 10, 3), np.uint8)).save(buffer, form)
     return buffer.getvalue()
-
-
-def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def img2dataset(folder: Path, counts=(5, 4)) -> Path:

@@ -39,10 +39,6 @@ class TargetSection(Section):
     def fits(self, patch_size: int) -> None:
         """Raises ValueError where a patch of so many pixels a side has no such target."""
 
-    def decay_at(self, samples_seen: int) -> float | None:
-        """Of the teacher (recipe/teacher.py); None: the target asks for none."""
-        return None
-
 
 class Target(Protocol):
     @property
