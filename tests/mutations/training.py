@@ -3,6 +3,11 @@
 from tests.mutations import Plant, Row
 
 ROWS = [
+    Plant(
+        "a commit is due only where a step ends on a multiple", "mpp.train.run:Step.crosses",
+        "lambda self, every: every is not None and self.samples_seen % every == 0",
+        "tests/train/test_run.py::test_what_is_done_every_so_many_samples_is_due_in_the_step_that_reaches_each_multiple",
+    ),
     Row(
         "skill is a ratio of rounding errors", "mpp/monitor/skill.py", "math.isfinite(self.loss) and self.loss >= LEAST_LOSS", "self.loss > 0",
         "tests/monitor/test_skill.py::test_a_baseline_of_rounding_errors_or_of_no_number_defines_no_skill",
