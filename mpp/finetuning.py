@@ -181,7 +181,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     write_model(tuned, commit, weights, chosen)
     row, ids = "from scratch" if tuned.random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
     answers = {row: {FINETUNED: Answers(torch.from_numpy(final.predicted), torch.from_numpy(final.confidence))}}
-    write_predictions(run.run_dir, answers, final.truth, ids)
+    write_predictions(run.run_dir, answers, torch.from_numpy(final.truth), ids)
     given, truth = answers[row][FINETUNED], torch.from_numpy(final.truth)
     top1 = figures(given.predicted, truth, len(sets.classes), given.confidence)
     rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}

@@ -30,14 +30,29 @@ from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
+from mpp.transfer.metrics import difference
 from mpp.transfer.probes.contract import Measured, Train
-from mpp.transfer.protocol import choose, report
+from mpp.transfer.protocol import AllAnswers, answers_to, choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
-from mpp.transfer.rows import Row, encoder_row, gains
+from mpp.transfer.rows import Line, Row, encoder_row, majority
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
-from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, TEST_READS, format_table, log_test_read
+from mpp.transfer.table import MAJORITY, PIXELS, PRETRAINED, RANDOM, TEST_READS, by_column, format_table, log_test_read, remarks_on_table
+from mpp.transfer.verdict import Judged, judge, verdict
 from mpp.watch import watch
 from mpp.world import World, from_first, join_processes, together
+
+
+@dataclass(frozen=True)
+class Division:
+    """Who sees which images: rows of the features of train."""
+
+    samples: np.ndarray  # int64 [n], ids of train: the images used
+    pool: np.ndarray  # int64: rows that may be looked at before everything is chosen
+    reported: np.ndarray  # int64: rows that figures are on (none with a test split)
+    splits: list[Split]  # of the pool, one a repeat; none for the rank alone
+
+    def __str__(self) -> str:
+        return f"{len(self.splits[0].both):,} labels" + (f", drawn {len(self.splits)} times" if len(self.splits) > 1 else "")
 
 
 @dataclass
@@ -52,9 +67,14 @@ class Probing:
     loaded: LoadedEncoder
     train: LabelledImages
     test: LabelledImages | None
-    samples: np.ndarray  # int64 [n], ids of train: the images used
+    division: Division
     rows: dict[str, Row]  # by name, in order
+    lines: dict[str, Line] = field(default_factory=dict)  # of the table, in order, once figures are known
     about: dict[str, Any] = field(default_factory=dict)  # for results.json
+
+    @property
+    def samples(self) -> np.ndarray:
+        return self.division.samples
 
     @property
     def labels(self) -> np.ndarray:
@@ -85,19 +105,16 @@ class Reported:
         return self.samples[self.rows]
 
     @property
-    def truth(self) -> np.ndarray:
-        """integers [m]."""
-        return self.images.labels[self.ids]
+    def truth(self) -> torch.Tensor:
+        """int64 [m]."""
+        return torch.from_numpy(self.images.labels[self.ids].astype(np.int64))
 
 
 def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     """Measure and write results.json; words: the command line, to be noted.  Raises UserError."""
     started = time.perf_counter()
     job = prepare(config, words)
-
-    # Who sees which images, before any is looked at: what too few labels forbid is told now.
-    pool, reported, split = divide(job.labels, job.train.classes, job.test is not None, config)
-    for remark in [] if split is None else [*remarks_on(job.train, job.test), *undone(job, split)]:
+    for remark in [] if config.rank_only else [*remarks_on(job.train, job.test), *undone(job)]:
         job.say(f"note      {remark}")
 
     tables = job.extract(job.train, job.samples)
@@ -105,13 +122,13 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         job.say(f"train     {config.train}: {table}: {name}")
 
     # Everything is chosen on train.
-    if split is not None:
-        choose_rows(job, tables, split)
+    if job.division.splits:
+        choose_rows(job, tables)
     watch.moved("reporting", slow=True)
-    rank_rows(job, tables, pool)
+    spread_rows(job, tables)
 
     # Only now are the images looked at on which figures are reported.
-    shown = None if config.rank_only else show(job, tables, reported)
+    shown = None if config.rank_only else show(job, tables)
     if shown is not None:
         report_rows(job, shown)
     if job.world.first:
@@ -128,13 +145,13 @@ def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     cache = Path(config.features.cache) if config.features.cache else out / "features"
     together(world, lambda: refuse_other_images(out, train, test) if world.first and config.out is None else None)
     together(world, lambda: make_folder(out, "out") if world.first else None)
-    count = min(config.rank_samples, config.train_samples or len(train)) if config.rank_only else config.train_samples
-    samples = subset(len(train), count, config.seed)
-    job = Probing(config, words, out, cache, world, loaded, train, test, samples, table_rows(config, loaded, world))
+    # Who sees which images, before any is looked at: what too few labels forbid is told now.
+    division = divide(train.labels, train.classes, test is not None, config)
+    job = Probing(config, words, out, cache, world, loaded, train, test, division, table_rows(config, loaded, world))
     main_row = job.rows[PRETRAINED]
     job.say(f"encoder   {loaded.source} ({config.encoder}), {main_row.about['parameters']:,} parameters")
     job.say(f"features  {main_row.own} of {main_row.extractor.spec.resolution} px, {config.features.precision}, {world.device.type}")
-    job.about["train_images"] = len(samples)
+    job.about |= {"train_images": len(job.samples), "repeats": config.repeats, "metric": config.metric, "class_weight": config.class_weight}
     return job
 
 
@@ -148,84 +165,101 @@ def open_splits(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages | N
 
 
 def table_rows(config: ProbeConfig, loaded: LoadedEncoder, world: World) -> dict[str, Row]:
-    """The lines of the table, in order: baselines, the encoder, those beside it."""
-    row_of = lambda net, digest, found: encoder_row(net, digest, found, config.cached(), config.features, world)
+    """What the lines of the table are made of, in order: baselines, the encoder, those beside it."""
+    row_of = lambda line, net, digest, found: encoder_row(line, net, digest, found, config.cached(), config.features, world)
     encoders = {PRETRAINED: loaded} | {source: read_encoder(source) for source in config.beside}
-    rows = {name: row_of(found.net, found.digest, found) for name, found in encoders.items()}
+    rows = {name: row_of(name, found.net, found.digest, found) for name, found in encoders.items()}
     if not config.baselines:
         return rows
     spec = rows[PRETRAINED].extractor.spec
     pixels = PixelExtractor(spec.resolution, spec.crop, spec.mean, spec.std, config.features.pixel_side)
-    fresh = loaded.fresh(seed_of(config.seed, INIT, 0)).eval()  # as a run with this seed starts
-    baselines = {
-        PIXELS: Row(pixels, pixels.variant, {"feature_spec": pixels.spec.as_dict(), "features": str(pixels.variant), "parameters": 0}),
-        RANDOM: row_of(fresh, digest_of(fresh), loaded),
-    }
-    baselines[RANDOM].about["source"] = f"random initialisation, seed {config.seed}"
+    about = {"feature_spec": pixels.spec.as_dict(), "features": str(pixels.variant), "parameters": 0}
+    baselines = {PIXELS: Row(PIXELS, pixels, pixels.variant, about)}
+    for seed in range(config.seed, config.seed + config.random_inits):
+        fresh = loaded.fresh(seed_of(seed, INIT, 0)).eval()  # as a run with this seed starts
+        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)
+        row.about["source"] = f"random initialisation, seed {seed}"
+        baselines[RANDOM if seed == config.seed else f"{RANDOM}, seed {seed}"] = row
     return baselines | rows
 
 
-def divide(labels: np.ndarray, classes: Sequence[str], tested: bool, config: ProbeConfig) -> tuple[np.ndarray, np.ndarray, Split | None]:
-    """Rows of train that probes may see, rows that figures are reported on (none with a test split), and how the former are divided.
+def divide(labels: np.ndarray, classes: Sequence[str], tested: bool, config: ProbeConfig) -> Division:
+    """labels: integers, of all of train.  Raises DataError, naming the classes, where some have too few images.
 
-    labels: integers [n].  Raises DataError, naming the classes, where some have too few images.
+    Each repeat draws its own train_samples of train and its own hold-out to choose on; figures are on the same images in all of them.
     """
-    pool, reported = np.arange(len(labels)), np.arange(0)
+    count, seeds = config.train_samples, range(config.seed, config.seed + config.repeats)
+    first = subset(len(labels), min(config.rank_samples, count or len(labels)) if config.rank_only else count, config.seed)
+    everything = np.arange(len(first))
     if config.rank_only:
-        return pool, reported, None
+        return Division(first, everything, np.arange(0), [])
     remedies = ["give more images of them"]
     if not tested:
         remedies.append("give a test split (test=), which saves one hold-out")
-    if config.train_samples is not None:
-        remedies.append(f"raise train_samples={config.train_samples}")
+    if count is not None:
+        remedies.append(f"raise train_samples={count}")
     remedy = ", ".join(remedies)
+    kept, reported = everything, np.arange(0)
     if not tested:
-        pool, reported = hold_out(labels, config.holdout_fraction, config.seed, REPORT, classes, remedy)
+        kept, reported = hold_out(labels[first], config.holdout_fraction, config.seed, REPORT, classes, remedy)
+    free = np.setdiff1d(np.arange(len(labels)), first[reported])  # ids that a repeat may draw
+    drawn = [first[kept], *(free[subset(len(free), len(kept), seed)] for seed in seeds[1:])]
+    samples = np.unique(np.concatenate([*drawn, first[reported]]))
     left = "" if tested else " left, once those that figures are reported on are apart,"
-    fit, chosen_on = hold_out(labels[pool], config.holdout_fraction, config.seed, CHOOSE, classes, remedy, left)
-    return pool, reported, Split(pool[fit], pool[chosen_on])
+    splits = []
+    for ids, seed in zip(drawn, seeds, strict=True):
+        fit, chosen_on = hold_out(labels[ids], config.holdout_fraction, seed, CHOOSE, classes, remedy, left)
+        rows = np.searchsorted(samples, ids)
+        splits.append(Split(rows[fit], rows[chosen_on]))
+    reported = np.searchsorted(samples, first[reported])
+    return Division(samples, np.setdiff1d(np.arange(len(samples)), reported), reported, splits)
 
 
-def undone(job: Probing, split: Split) -> list[str]:
+def undone(job: Probing) -> list[str]:
     """What the probes have to say about these labels.  Raises DataError."""
-    said = [probe.remark(job.labels[split.fit], job.train.classes) for probe in (*job.config.cached(), *job.config.online())]
-    return [remark for remark in said if remark]
+    config, probes = job.config, (*job.config.cached(), *job.config.online())
+    said = [probe.remark(job.labels[split.fit], job.train.classes) for split in job.division.splits for probe in probes]
+    if config.class_weight and (unweighted := [probe.title for probe in probes if not probe.takes_weights]):
+        said.append(f"class_weight={config.class_weight} means nothing to {', '.join(unweighted)}")
+    return list(dict.fromkeys(filter(None, said)))
 
 
-def choose_rows(job: Probing, tables: Mapping[str, Extracted], split: Split) -> None:
+def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
     """Collective.  Probes on features are fitted in rank 0, those with the encoder in the loop by all."""
-    config, world = job.config, job.world
-    job.about |= {"fit_images": len(split.fit), "holdout_images": len(split.choose), "classes": job.train.classes}
-
-    def seen_by(name: str, row: Row) -> Train:
-        views = row.views(job.train, job.samples, config.features, config.seed, world)
-        return Train(tables[name].features, row.own, job.labels, job.train.classes, split, config.seed, world.device, views=views)
-
-    for name, row in job.rows.items():
-        watch.moved(f"choosing for {name}", slow=True)
-        if world.first:
-            row.chosen.append(choose(config.cached(), seen_by(name, row), row.backbone))
-            row.figures["seconds"] = row.chosen[0].seconds
-            job.say(f"chosen    {name}: {row.chosen[0].summary()}")
-    for probe in config.online():
+    config, world, splits = job.config, job.world, job.division.splits
+    job.about |= {"fit_images": len(splits[0].fit), "holdout_images": len(splits[0].choose), "classes": job.train.classes}
+    for number, split in enumerate(splits):
+        seed = config.seed + number
+        again = f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
         for name, row in job.rows.items():
-            if row.encoder is not None:
-                row.chosen.append(choose([probe], seen_by(name, row), row.backbone))
-                job.say(f"trained   {name}: {row.chosen[-1].fitted[probe.key].summary()}")
+            watch.moved(f"choosing for {name}{again}", slow=True)
+            views = row.views(job.train, job.samples, config.features, seed, world)
+            train = Train(
+                tables[name].features, row.own, job.labels, job.train.classes, split, seed, world.device,
+                config.metric, config.class_weight == "balanced", config.widen, views=views,
+            )  # fmt: skip
+            row.chosen.append([choose(config.cached(), train, row.backbone)] if world.first else [])
+            if world.first:
+                job.say(f"chosen    {name}{again}: {row.chosen[-1][0].summary()}")
+            for probe in config.online() if row.encoder is not None else []:
+                row.chosen[-1].append(choose([probe], train, row.backbone))
+                job.say(f"trained   {name}{again}: {row.chosen[-1][-1].fitted[probe.key].summary()}")
 
 
-def rank_rows(job: Probing, tables: Mapping[str, Extracted], pool: np.ndarray) -> None:
-    """pool: int64, rows of train that may be looked at."""
-    ranked = pool[subset(len(pool), job.config.rank_samples, job.config.seed, RANK)]
+def spread_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
+    """What is known of the features without a label; of several seeds, the first one's."""
+    pool = job.division.pool
+    ranked = torch.from_numpy(pool[subset(len(pool), job.config.rank_samples, job.config.seed, RANK)])
     job.about["rank_images"] = len(ranked)
     for name, row in job.rows.items():
-        if job.world.first:
-            row.figures["feature_rank"] = effective_rank(tables[name].features.of(row.own)[torch.from_numpy(ranked)].to(job.world.device))
+        if job.world.first and row.line not in job.lines:
+            rank = effective_rank(tables[name].features.of(row.own)[ranked].to(job.world.device))
+            job.lines[row.line] = Line(row.about, {"feature_rank": rank})
 
 
-def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Reported:
-    """Collective: the test split, whose read is logged before it happens, or the rows `reported` of train."""
-    config, test = job.config, job.test
+def show(job: Probing, tables: dict[str, Extracted]) -> Reported:
+    """Collective: the test split, whose read is logged before it happens, or rows of train that are held out."""
+    config, test, reported = job.config, job.test, job.division.reported
     if test is None:
         job.about |= {"reported_on": "holdout of train", "test_reads": 0, "reported_images": len(reported)}
         return Reported(job.train, job.samples, reported, tables)
@@ -243,29 +277,60 @@ def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Re
 
 def report_rows(job: Probing, shown: Reported) -> None:
     """Collective."""
+    said: dict[str, list[list[AllAnswers]]] = {}
     for name, row in job.rows.items():
         views = row.views(shown.images, shown.samples, job.config.features, job.config.seed, job.world)
-        for chosen in row.chosen:
-            found, answers = report(chosen, Measured(shown.tables[name].features, shown.rows, views), shown.truth)
-            row.figures |= found
-            row.answers |= answers
+        images = Measured(shown.tables[name].features, shown.rows, views)
+        repeats = [{column: one for chosen in parts for column, one in answers_to(chosen, images).items()} for parts in row.chosen]
+        said.setdefault(row.line, []).append(repeats)
+    if not job.world.first:
+        return
+    truth, classes = shown.truth, job.train.classes
+    for name, runs in said.items():
+        line = job.lines[name]
+        found, line.answers = report(runs, truth, len(classes))
+        line.figures |= found
+        seconds = [chosen.seconds for row in job.rows.values() if row.line == name for parts in row.chosen for chosen in parts]
+        line.figures["seconds"] = {key: round(sum(each.get(key, 0.0) for each in seconds), 3) for each in seconds for key in each}
+    job.lines = {MAJORITY: majority(job.labels[job.division.pool], truth, classes)} | job.lines
     where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
     if job.test is not None:
         reads = text.counted(job.about["test_reads"], "time")
         where = f"{job.config.test} ({len(shown.rows)} of {len(job.test)} images; this folder has read the split {reads}, see {job.out}/{TEST_READS})"
-    job.say(f"figures   top-1 in %, 95 % intervals, on {where}")
+    job.say(f"figures   in %, ± half of a 95 % interval, on {where}")
+    job.say(f"          choices by {job.config.metric.replace('_', ' ')} on {job.about['holdout_images']} held out of {job.division}")
+
+
+def compared(job: Probing, truth: torch.Tensor) -> dict[str, Any]:
+    """What the encoder's line shows beside each other one: a verdict in words, and the paired difference in every column."""
+    judged = {name: Judged(name, by_column(line.figures), line.answers) for name, line in job.lines.items()}
+    labels, config = len(job.train), job.config
+    some = config.train_samples is not None and config.train_samples < labels and config.repeats == 1
+    one_draw = f"one draw of {config.train_samples:,} of {labels:,} labels; another may say the contrary (repeats=5)" if some else ""
+    ours = judged[PRETRAINED]
+    found = verdict(judged, truth, config.metric, one_draw)
+    found += [each for name in config.beside if (each := judge(ours, judged[name], truth, config.metric, one_draw))]
+    gains = [
+        {"over": name, "probe": column} | difference(ours.answers[column].predicted, given.predicted, truth, config.metric)
+        for name, other in judged.items()
+        if name != PRETRAINED
+        for column, given in other.answers.items()
+        if column in ours.answers
+    ]
+    return {"verdict": found, "gains": gains}
 
 
 def write(job: Probing, shown: Reported | None, started: float) -> None:
     """The table, results.json, predictions and pictures; shown: None for the rank alone.  started: by time.perf_counter."""
     config, out = job.config, job.out
+    figures = {name: line.figures for name, line in job.lines.items()}
     text.say()
-    text.say_lines(format_table({name: row.figures for name, row in job.rows.items()}))
+    text.say_lines(format_table(figures, classes=job.train.classes))
     results: dict[str, Any] = {
         "command": shlex.join(["mpp/linear_probe.py", *job.words]),
         "kind": "probe",
         "encoder": {"path": config.encoder, "source": job.loaded.source, "digest": job.loaded.digest},
-        "rows": {name: row.figures | {"about": row.about} for name, row in job.rows.items()},
+        "rows": {name: line.figures | {"about": line.about} for name, line in job.lines.items()},
         **job.about,
         "data": {
             name: None if images is None else {"path": str(images.path), "identity": images.identity, "images": len(images)}
@@ -280,14 +345,17 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
     }
     pictures: list[str] = []
     if shown is not None:
-        results["gains"] = gains(job.rows, shown.truth, config.seed)
-        for line in results["gains"]:
-            text.say(line["words"])
-        answers = {name: row.answers for name, row in job.rows.items()}
+        text.say()
+        for remark in remarks_on_table(figures):
+            text.say(remark)
+        results |= compared(job, shown.truth)
+        for found in results["verdict"]:
+            text.say(f"verdict   {found['words']}")
+        answers = {name: line.answers for name, line in job.lines.items()}
         write_predictions(out, answers, shown.truth, shown.ids)
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
-        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth, job.train.classes, place)
+        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth.numpy(), job.train.classes, place)
         results["pictures"] = pictures
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out, results)

@@ -1,31 +1,25 @@
-"""What mpp/results.py does: one table over every results.json in and below the folders given, and paired differences."""
+"""What mpp/results.py does: one table over every results.json in and below the folders given, a verdict, and paired differences.
+
+Which figures may stand in one column, and which rows are one, mpp/transfer/joined.py says.
+"""
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
-from mpp.transfer.metrics import paired_bootstrap
+from mpp.transfer.joined import BASELINES, Line, put_together
+from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
-from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, aligned, format_table
-
-BASELINES = (PIXELS, RANDOM)
-
-
-@dataclass(frozen=True)
-class Line:
-    name: str
-    result: Result
-    row: str  # its name in results.json
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        return self.result.about["rows"][self.row]
+from mpp.transfer.table import ALWAYS, MAJORITY, PRETRAINED, RANDOM, TUNED, aligned, by_column, format_table, remarks_on_table
+from mpp.transfer.verdict import ORDER, judge, sentence
 
 
 def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None) -> int:
@@ -34,24 +28,30 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
     tables: dict[tuple, list[Result]] = defaultdict(list)
     for result in results:
         tables[measured_on(result)].append(result)
+    if compare:
+        refuse_unknown(compare, results)
     written = []
-    for members in tables.values():
-        title, lines = in_words(members[0]), lines_of(members, folders)
-        reads = sorted({result.about.get("test_reads", 0) for result in members})
-        text.say(
-            f"{title}; the test split was read {' to '.join(map(str, dict.fromkeys([reads[0], reads[-1]])))} {'time' if reads == [1] else 'times'} by each of "
-            "these folders"
-        )
-        text.say_lines(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
+    for table in [joined for members in tables.values() for joined in put_together(members, folders)]:
+        lines, columns, title = table.lines, list(table.columns.values()), in_words(table.results[0])
+        text.say(f"{title}{reads_in_words(table.results)}")
+        rows = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in lines}
+        text.say_lines(format_table(rows, columns, table.results[0].about.get("classes") or []))
+        text.say()
+        for remark in [*table.apart, *remarks_on_table(rows, columns)]:
+            text.say(remark)
         made: dict[str, Any] = {
             "on": title,
-            "rows": {line.name: line.figures for line in lines},
-            "folders": [str(result.folder) for result in members],
+            "rows": {line.name: {column: cell.figure for column, cell in line.cells.items()} | rows[line.name] for line in lines},
+            "apart": table.apart,
+            "folders": [str(result.folder) for result in table.results],
+            "verdict": verdicts(lines),
         }
+        for found in made["verdict"]:
+            text.say(f"verdict   {found['of']}: {found['words']}")
         if compare:
             made["differences"] = differences(lines, compare)
             text.say()
-            text.say_lines(said(made["differences"], compare))
+            text.say_lines(said(made["differences"], compare, lines))
         written.append(made)
         text.say()
     if json_file:
@@ -59,17 +59,30 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
     return 0
 
 
+def refuse_unknown(probe: str, results: Iterable[Result]) -> None:
+    """Before anything is said.  Raises DataError for a probe that no row has."""
+    have = {column for result in results for row in result.about["rows"].values() for column in by_column(row)} - {ALWAYS}
+    if not any(_is_of(column, probe) for column in have):
+        raise DataError(f"--compare {probe}: none of these rows has it; they have {', '.join(sorted(have)) or 'no probe'}")
+
+
+def _is_of(column: str, probe: str) -> bool:
+    column = column.partition(" ")[0]
+    return probe in (column, column.partition("/")[0])
+
+
 def measured_on(result: Result) -> tuple:
-    """What results agree in that were measured on the same images, wherever those lie now."""
+    """What results agree in that were measured on the same images, wherever those lie now and however they are sharded."""
     about = result.about
     side = "test" if about.get("reported_on") == "test" else "train"
     data = about["data"][side]
+    images = data.get("content") or data["identity"]
     if about.get("reported_on") is None:
-        return data["identity"], "rank", about["train_images"], about["seed"]
+        return images, "rank", about["train_images"], about["seed"]
     if side == "train":
-        return data["identity"], about["reported_images"], about["kind"], about["seed"], about["holdout_fraction"], about["train_images"]
+        return images, about["reported_images"], about["kind"], about["seed"], about["holdout_fraction"], about["train_images"]
     some = about["reported_images"] != data.get("images", about["reported_images"])
-    return data["identity"], about["reported_images"], *((about["seed"],) if some else ())  # other seeds draw other images
+    return images, about["reported_images"], *((about["seed"],) if some else ())  # other seeds draw other images
 
 
 def in_words(result: Result) -> str:
@@ -81,66 +94,82 @@ def in_words(result: Result) -> str:
     return f"a hold-out of {about['data']['train']['path']}, {about['reported_images']} images"
 
 
-def lines_of(results: Sequence[Result], folders: Sequence[str]) -> list[Line]:
-    """Baselines first, each once; every other row under a name that tells its run."""
-    baselines: dict[tuple, Line] = {}
-    others = []
-    for result in results:
-        for row, figures in result.about["rows"].items():
-            if row in BASELINES:
-                spec = figures["about"]["feature_spec"]
-                key = (json.dumps(spec, sort_keys=True), result.about["seed"], result.about["train_images"])
-                again = sum(line.row == row for line in baselines.values())
-                name = row if not again else f"{row} ({run_name(result.folder, folders)})"
-                baselines.setdefault(key, Line(name, result, row))
-            else:
-                name = run_name(result.folder, folders)
-                others.append(
-                    Line(name if len(result.about["rows"]) == 1 or row in (PRETRAINED, "fine-tuned") else f"{name}: {row}", result, row)
-                )
-    lines = [*baselines.values(), *others]
-    names = Counter(line.name for line in lines)  # a run that was probed twice, or probed and fine-tuned, keeps every row
-    return [line if names[line.name] == 1 else replace(line, name=f"{line.result.folder}: {line.row}") for line in lines]
+def reads_in_words(results: Sequence[Result]) -> str:
+    if results[0].about.get("reported_on") != "test":
+        return ""
+    reads = sum(result.about.get("test_reads", 0) for result in results)
+    return f"; the test split was read {text.counted(reads, 'time')} for these folders"
 
 
-def run_name(folder: Path, folders: Sequence[str]) -> str:
-    """The run's folder, without the transfer/DATA below it."""
-    parts = folder.parts
-    return str(Path(*parts[: parts.index("transfer")])) if "transfer" in parts[1:] else str(folder)
+def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Of each encoder, or of several seeds of it together, beside each baseline that was measured alike: random initialisation of its own
+    architecture, training from scratch, raw pixels, the largest class."""
+    ours = [line for line in lines if line.counts and line.kind in (PRETRAINED, TUNED)]
+    baselines = [line for kind in ORDER for line in lines if line.counts and line.kind == kind]
+    pairs = [(line, other) for line in ours for other in baselines if other.kind != RANDOM or line.parameters == other.parameters]
+    return [found | {"words": sentence(found)} for line, other in pairs if (found := judged(line, other))]
+
+
+def judged(line: Line, other: Line) -> dict[str, Any] | None:
+    """None where nothing was measured alike."""
+    shared = [column for column in line.cells if column in other.cells or other.kind == MAJORITY]
+    if not shared:
+        return None
+    cell = line.cells[shared[0]]
+    about, config = cell.result.about, cell.result.about.get("config") or {}
+    one_draw = ""
+    if about.get("kind") == "finetune":
+        one_draw = "one training each, of one seed and one draw of the labels: another may say the contrary (repeats=5)"
+    elif config.get("train_samples") and about.get("repeats", 1) == 1:
+        one_draw = f"one draw of {cell.figure.get('labels')} labels: another may say the contrary (repeats=5)"
+    only = None if other.kind == MAJORITY else shared
+    return judge(line.judged(shared), other.judged(only), cell.truth, line.metric, one_draw, same_draws(line, other))
+
+
+def same_draws(line: Line, other: Line) -> bool:
+    """Whether draw t of both had the same labels."""
+    drawn = [
+        (about.get("seed"), about.get("seeds"), (about["data"].get("train") or {}).get("identity")) for about in (line.about, other.about)
+    ]
+    return drawn[0] == drawn[1]
 
 
 def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
-    """Of every line to the first that is no baseline, on the same images.  Raises DataError where that cannot be."""
-    able = [line for line in lines if probe in answered(line.figures)]
-    if len(able) < 2:
-        have = sorted({name for line in lines for name in answered(line.figures)})
-        raise DataError(f"--compare {probe}: fewer than two of these rows have it; they have {', '.join(have)}")
-    first = next((line for line in able if line.row not in BASELINES), able[0])
-    ours = first.result.predictions()
+    """Of every line to the first that is no baseline, by every column of the probe, on the same images."""
     found = []
-    for line in able:
-        if line is first:
-            continue
-        theirs = line.result.predictions()
-        if len(theirs["samples"]) != len(ours["samples"]) or bool((theirs["samples"] != ours["samples"]).any()):
-            raise DataError(
-                f"{line.result.folder} and {first.result.folder} were measured on other images; give the same test_samples and seed"
-            )
-        our_right, their_right = (
-            (given[f"{each.row}/{probe}/predicted"] == given["truth"]).numpy() for each, given in ((first, ours), (line, theirs))
-        )
-        found.append({"a": first.name, "b": line.name, "probe": probe} | paired_bootstrap(our_right, their_right, seed=0))
+    for column in dict.fromkeys(column for line in lines for column in line.cells if _is_of(column, probe)):
+        able = [line for line in lines if column in line.cells and line.cells[column].said() is not None]
+        first = next((line for line in able if line.kind not in BASELINES), None)
+        for line in able if first else []:
+            if first is None or line is first:
+                continue
+            ours, theirs = first.cells[column], line.cells[column]
+            samples: list[Tensor] = [cell.result.predictions()["samples"] for cell in (ours, theirs)]
+            a, b = ours.said(), theirs.said()
+            if a is None or b is None or not torch.equal(*samples):
+                continue  # other images of the same split
+            paired = difference(a.predicted, b.predicted, ours.truth, first.metric, same_draws(first, line))
+            found.append({"a": first.name, "b": line.name, "probe": column, "labels": ours.figure.get("labels")} | paired)
     return found
 
 
-def answered(figures: Mapping[str, Any]) -> list[str]:
-    """The probes of which every image's answer is kept: figures of means over draws have none."""
-    return [key for key, figure in figures.items() if isinstance(figure, dict) and "accuracy" in figure]
-
-
-def said(found: Sequence[dict[str, Any]], probe: str) -> str:
-    rows = [[f"{probe}: {found[0]['a']} less ...", "points", "95 % interval", "McNemar p"]]
+def said(found: Sequence[dict[str, Any]], probe: str, lines: Sequence[Line]) -> str:
+    if not found:
+        have = [line.name for line in lines if any(_is_of(column, probe) for column in line.cells)]
+        return f"{probe}: nothing to compare, since {f'{have[0]} alone has' if len(have) == 1 else 'no two rows have'} figures measured alike on these images"
+    rows = [[f"{found[0]['a']} less ...", "by", "labels", "points", "95 % interval", "p", "runs (seeds x draws)", "covers"]]
     for each in found:
         low, high = each["ci95"]
-        rows.append([each["b"], f"{100 * each['difference']:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}", f"{each['mcnemar_p']:.2g}"])
+        runs = " and ".join(f"{seeds} x {draws}" for seeds, draws in each["runs"])
+        labels = "-" if each["labels"] is None else f"{each['labels']:,}"
+        words = [
+            each["b"],
+            each["probe"],
+            labels,
+            f"{100 * each['difference']:+.2f}",
+            f"{100 * low:+.2f} to {100 * high:+.2f}",
+            f"{each['p']:.2g}",
+            runs,
+        ]
+        rows.append([*words, " + ".join(each["ci95_covers"])])
     return aligned(rows)

@@ -9,6 +9,7 @@ from pydantic import Field, StrictBool
 
 from mpp.config.schema import Positive, Section, composed
 from mpp.transfer.features import FeatureConfig
+from mpp.transfer.metrics import Metric
 from mpp.transfer.probes import PROBES
 from mpp.transfer.probes.contract import Probe
 
@@ -28,12 +29,19 @@ class Measurement(Section):
     train_samples: Positive | None = None  # null: all
     test_samples: Positive | None = None
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, to choose hyper-parameters
+    metric: Metric = "accuracy"  # on the hold-out, which they are chosen by; the verdict's, too
+    class_weight: Literal["balanced"] | None = (
+        None  # linear and logistic: an image counts n / (K n_class), as in scikit-learn; null: all alike
+    )
+    widen: StrictBool = True  # a grid whose best value lies at an end grows there, within limits; false: such a choice is marked alone
+    repeats: Positive = 1  # of everything, each with its own draw of train_samples, hold-out and order (seed, seed + 1, ...)
     rank_only: StrictBool = False  # the feature rank alone, which needs no labels
     rank_samples: Positive = 2048  # train images the feature rank is computed on
     patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends
     patience_slow_seconds: Annotated[float, Field(gt=0)] = 1800.0  # the same while it starts, loads, chooses or reports, or all stand still
     augmented: Annotated[tuple[InTheLoop, ...], Field(strict=False)] = ()  # probes with the encoder in the loop, too
     baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
+    random_inits: Positive = 3  # random initialisations, seed, seed + 1, ...: how far they lie apart tells what one more could be
     features: FeatureConfig = FeatureConfig()
 
     def cached(self) -> list[Probe]:

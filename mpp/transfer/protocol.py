@@ -1,6 +1,7 @@
 """The probes of one row of the table: first everything is chosen and fitted on train, then figures are read on images not seen so far.
 
-`choose` never gets the images that `report` reads, so no hyper-parameter can depend on them.  Neither knows files: tables may lie in memory.
+`choose` never gets the images that `answers_to` reads, so no hyper-parameter can depend on them.  Neither knows files: tables may lie in memory.
+A column of the table is named by its probe, or by probe/part where it has several (few_shot/5).
 """
 
 import time
@@ -8,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from mpp.model.backbone import Backbone
 from mpp.transfer.features import Variant, refuse_other_features
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.transfer.metrics import figures
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,41 @@ def choose(probes: Sequence[Probe], train: Train, backbone: Backbone | None = No
     return Chosen(train, fitted, seconds)
 
 
-def report(chosen: Chosen, images: Measured, labels: np.ndarray) -> tuple[dict[str, Any], dict[str, Answers]]:
-    """Figures with 95 % intervals on images that `choose` has not seen, beside what was chosen; and every answer, for comparison.
+AllAnswers = dict[str, tuple[dict[str, Any], Answers]]  # by column: what is known of it, and its answers, [m] or [T, m]
 
-    images: of the same FeatureSpec as the training features (else ConfigError); labels: integers [m].
-    """
+
+def answers_to(chosen: Chosen, images: Measured) -> AllAnswers:
+    """On images that `choose` has not seen, of the same FeatureSpec as the training features (else ConfigError)."""
     refuse_other_features(chosen.train.features.spec, images.features.spec)
-    truth = torch.from_numpy(labels.astype(np.int64))
-    figures: dict[str, Any] = {}
+    return {f"{key}/{part}" if part else key: said for key, fitted in chosen.fitted.items() for part, said in fitted.parts(images).items()}
+
+
+def report(runs: Sequence[Sequence[AllAnswers]], truth: Tensor, classes: int) -> tuple[dict[str, Any], dict[str, Answers]]:
+    """Figures with 95 % intervals beside what was chosen, and every answer, [S, T, m], for comparison.
+
+    runs: of S seeds of the network R repeats each (T: repeats x draws within each); truth: int64 [m].  Of several runs the first one's choices stand
+    beside the figures, and what each of them chose below `chosen_in_each`.
+    """
+    found: dict[str, Any] = {}
     answers: dict[str, Answers] = {}
-    for key, fitted in chosen.fitted.items():
-        figures[key], given = fitted.report(images, truth, len(chosen.train.classes))
-        if given is not None:
-            answers[key] = given
-    return figures, answers
+    for column in runs[0][0]:
+        abouts = [[repeat[column][0] for repeat in seed] for seed in runs]
+        given = answers[column] = stacked([_in_a_row([repeat[column][1] for repeat in seed]) for seed in runs])
+        figure = abouts[0][0] | figures(given.predicted, truth, classes, given.confidence, given.score)
+        if len(runs) * len(runs[0]) > 1:
+            figure["chosen_in_each"] = [[about["chosen"] for about in seed] for seed in abouts]
+            held = [about["holdout_score"] for seed in abouts for about in seed]
+            figure["holdout_score"] = None if None in held else sum(held) / len(held)
+            figure["edge"] = sorted({edge for seed in abouts for about in seed for edge in about.get("edge", [])})
+        key, _, part = column.partition("/")
+        if part:
+            found.setdefault(key, {})[part] = figure
+        else:
+            found[key] = figure
+    return found, answers
+
+
+def _in_a_row(repeats: Sequence[Answers]) -> Answers:
+    """[T, m], of several [m] or [T, m]."""
+    rows = [{name: part.reshape(-1, part.shape[-1]) for name, part in one.parts().items()} for one in repeats]
+    return Answers(**{name: torch.cat([row[name] for row in rows]) for name in rows[0]})

@@ -1,7 +1,8 @@
 """What a measurement leaves behind: results.json, every answer, and pictures; and how it is read again.
 
 OUT/results.json              figures, choices, FeatureSpec, counts, seeds, seconds, encoder and data identities
-OUT/predictions.safetensors   <row>/<probe>/predicted int64 [m], <row>/<probe>/confidence float32 [m]; truth, samples int64 [m]
+OUT/predictions.safetensors   <row>/<column>/predicted int32 [S, T, m], S seeds of the network, T draws of the labels; confidence, and of two classes
+                              score, float32, where the probe has them; truth, samples int64 [m]
 OUT/*.png                     accuracy by layer, confusion, reliability, regularisation path
 """
 
@@ -31,15 +32,14 @@ def write_results(out: Path, results: Mapping[str, Any]) -> None:
     write_atomically(out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
 
 
-def write_predictions(out: Path, answers: Mapping[str, Mapping[str, Answers]], truth: np.ndarray, samples: np.ndarray) -> None:
-    """answers: row -> probe -> answers to the same m images; truth, samples: integers [m]."""
-    tensors = {"truth": torch.from_numpy(truth.astype(np.int64)), "samples": torch.from_numpy(samples.astype(np.int64))}
-    for row, probes in answers.items():
-        for probe, given in probes.items():
-            tensors |= {
-                f"{row}/{probe}/predicted": given.predicted.contiguous(),
-                f"{row}/{probe}/confidence": given.confidence.contiguous(),
-            }
+def write_predictions(out: Path, answers: Mapping[str, Mapping[str, Answers]], truth: Tensor, samples: np.ndarray) -> None:
+    """answers: row -> column -> answers to the same m images; truth, samples: integers [m]."""
+    tensors = {"truth": truth.long(), "samples": torch.from_numpy(samples.astype(np.int64))}
+    for row, columns in answers.items():
+        for column, given in columns.items():
+            for name, part in given.parts().items():
+                three = part.reshape((1,) * (3 - part.ndim) + part.shape)
+                tensors[f"{row}/{column}/{name}"] = (three.int() if name == "predicted" else three.float()).contiguous()
     write_atomically(out / PREDICTIONS, save(tensors))
 
 
@@ -57,6 +57,15 @@ class Result:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(f"{self.folder / PREDICTIONS} cannot be read ({error}); measure again with the command in {RESULTS}") from error
+
+    def answers(self, row: str) -> dict[str, Answers]:
+        """By column.  Raises DataError."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.predictions().items():
+            if name.startswith(f"{row}/"):
+                column, _, part = name.removeprefix(f"{row}/").rpartition("/")
+                found.setdefault(column, {})[part] = tensor.long() if part == "predicted" else tensor
+        return {column: Answers(**parts) for column, parts in found.items()}
 
 
 def find_results(paths: Sequence[str]) -> list[Result]:
@@ -101,7 +110,9 @@ def draw_answers(
 
     truth: integers [m]; where: in words.
     """
-    matrix = metrics.confusion_matrix(answers[main][probe].predicted, torch.from_numpy(truth.astype(np.int64)), len(classes)).numpy()
+    matrix = metrics.confusion_matrix(
+        answers[main][probe].predicted.reshape(-1, len(truth))[0], torch.from_numpy(truth.astype(np.int64)), len(classes)
+    ).numpy()
     sure = {name: row[probe]["calibration"] for name, row in rows.items() if probe in row}
     words = next((known.title for known in PROBES if known.key == probe), "fine-tuning")
     return _written(

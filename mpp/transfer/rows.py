@@ -1,14 +1,15 @@
-"""The lines of the table, and how much better one is than another.
+"""What the lines of the table are made of.
 
 Letters: n images of train, m images reported on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mpp.data.labelled import LabelledImages
 from mpp.interop.loaded_encoder import LoadedEncoder
@@ -16,24 +17,23 @@ from mpp.model.backbone import Backbone
 from mpp.transfer.extractors import EncoderExtractor, Extractor
 from mpp.transfer.features import FeatureConfig, FeatureSpec, Variant, check_resolution, needed_by, own_variant
 from mpp.transfer.in_the_loop import ImageViews
-from mpp.transfer.metrics import paired_bootstrap
+from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers, Probe
 from mpp.transfer.protocol import Chosen, variants_of
-from mpp.transfer.table import PRETRAINED
+from mpp.transfer.table import ALWAYS
 from mpp.world import World
 
 
 @dataclass
 class Row:
-    """One line of the table."""
+    """Features of one network, or of raw pixels."""
 
+    line: str  # of the table; several seeds of one network share it
     extractor: Extractor
     own: Variant  # the features asked for
     about: dict[str, Any]  # for results.json
     encoder: EncoderExtractor | None = None  # the extractor, unless it has no encoder (raw pixels)
-    chosen: list[Chosen] = field(default_factory=list)  # in rank 0 the probes on features first
-    figures: dict[str, Any] = field(default_factory=dict)
-    answers: dict[str, Answers] = field(default_factory=dict)
+    chosen: list[list[Chosen]] = field(default_factory=list)  # of each repeat, in rank 0 the probes on features first
 
     @property
     def backbone(self) -> Backbone | None:
@@ -45,7 +45,7 @@ class Row:
 
 
 def encoder_row(
-    net: torch.nn.Module, digest: str, loaded: LoadedEncoder, probes: Sequence[Probe], asked: FeatureConfig, world: World
+    line: str, net: torch.nn.Module, digest: str, loaded: LoadedEncoder, probes: Sequence[Probe], asked: FeatureConfig, world: World
 ) -> Row:
     """A row whose table holds what these probes choose from.  digest: of net, which may be `loaded`'s at other weights."""
     backbone = Backbone(net).eval()
@@ -59,7 +59,7 @@ def encoder_row(
         "features": str(own),
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
     }
-    return Row(extractor, own, about, extractor)
+    return Row(line, extractor, own, about, extractor)
 
 
 def spec_of(backbone: Backbone, digest: str, loaded: LoadedEncoder, variants: Sequence[Variant], asked: FeatureConfig) -> FeatureSpec:
@@ -68,15 +68,25 @@ def spec_of(backbone: Backbone, digest: str, loaded: LoadedEncoder, variants: Se
     return FeatureSpec(digest, *needed_by(variants), resolution, asked.crop, loaded.mean, loaded.std, asked.precision)
 
 
-def gains(rows: Mapping[str, Row], truth: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """How much better the encoder is than each other row on the same images, by probe."""
-    found = []
-    for other, row in rows.items():
-        for probe in [] if other == PRETRAINED else row.answers:
-            if probe in rows[PRETRAINED].answers:
-                ours, theirs = (rows[name].answers[probe].predicted.numpy() == truth for name in (PRETRAINED, other))
-                difference = paired_bootstrap(ours, theirs, seed)
-                low, high = difference["ci95"]
-                text = f"gain      {probe} over {other}: {100 * difference['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-                found.append({"over": other, "probe": probe, "words": text} | difference)
-    return found
+@dataclass
+class Line:
+    """One line of the table."""
+
+    about: dict[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)  # as in results.json
+    answers: dict[str, Answers] = field(default_factory=dict)  # by column, [S, T, m]
+
+
+def majority(labels: np.ndarray, truth: Tensor, classes: Sequence[str]) -> Line:
+    """Always naming the class that most of the labels to learn from have (the first of several): what every figure is to be read beside.
+
+    labels: integers [n]; truth: int64 [m].
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    named = int(counts.argmax())
+    share = float(counts[named] / len(labels))
+    given = Answers(torch.full_like(truth, named), torch.full(truth.shape, share))
+    about = {"class": classes[named], "share_of_labels": share, "share_of_images": float((truth == named).double().mean())}
+    found = figures(given.predicted, truth, len(classes), given.confidence) | {"labels": len(labels)}
+    found |= {key: None for key in ("balanced_ci95", "auroc_ci95")}  # which are 1 / C and 1 / 2 on any images
+    return Line(about, {ALWAYS: found}, {ALWAYS: given})

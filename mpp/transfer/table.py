@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from mpp.text import printable
 from mpp.transfer.probes import PROBES
 
 TEST_READS = "test_reads.jsonl"
-PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"  # rows
-FINETUNED = "finetune"  # the key of figures that no probe gave
+PRETRAINED, RANDOM, PIXELS, MAJORITY = "pretrained", "random init", "raw pixels", "majority class"  # rows
+TUNED, SCRATCH = "fine-tuned", "from scratch"
+FINETUNED, ALWAYS = "finetune", "always"  # keys of figures that no probe gave
 
 
 def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: str, test_identity: str) -> int:
@@ -40,23 +42,126 @@ def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: s
     return identities.count(test_identity)
 
 
-def format_table(rows: Mapping[str, Mapping[str, Any]], heading: str = "features") -> str:
-    """One line a row, aligned: accuracies in percent with their 95 % half-widths, feature rank; no column that no row has.
+def by_column(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A row's figures as in results.json, by column: those of a probe with several parts as probe/part."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for key, figure in figures.items():
+        if isinstance(figure, Mapping) and "accuracy" in figure:
+            found[key] = figure
+        elif isinstance(figure, Mapping):
+            found |= {f"{key}/{part}": one for part, one in figure.items() if isinstance(one, Mapping) and "accuracy" in one}
+    return found
 
-    rows: name -> {key of a probe: its figures, as `report` gives them, FINETUNED: likewise, "feature_rank": number}; absent ones show as "-".
-    """
-    columns: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    if tuned := figures_of(FINETUNED, rows):
-        columns["fine-tuned"] = tuned
+
+@dataclass
+class Column:
+    """A probe, measured alike in every row that has a figure here."""
+
+    title: str
+    figures: dict[str, Mapping[str, Any]]  # by row
+
+    def said(self, key: str) -> str:
+        """What is the same in every row, as it stands in results.json."""
+        found = [f"{figure[key]:,}" for figure in self.figures.values() if figure.get(key) is not None]
+        return max(dict.fromkeys(found), key=lambda words: (len(words), words)) if found else "-"
+
+
+def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+    """rows: name -> {key of a probe: its figures, FINETUNED: likewise}; no column that no row has."""
+    columns = [Column("fine-tuned", dict(tuned))] if (tuned := figures_of(FINETUNED, rows)) else []
     for probe in PROBES:
         if found := figures_of(probe.key, rows):
-            columns |= probe.columns(found)
-    ranked = any("feature_rank" in row for row in rows.values())
-    lines = [[heading, *columns, *(["rank"] if ranked else [])]]
-    for name, row in rows.items():
-        rank = [f"{row['feature_rank']:.1f}" if "feature_rank" in row else "-"] if ranked else []
-        lines.append([name, *(percent(column.get(name)) for column in columns.values()), *rank])
+            columns += [Column(title, dict(figures)) for title, figures in probe.columns(found).items()]
+    return columns
+
+
+def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column] | None = None, classes: Sequence[str] = ()) -> str:
+    """A block a metric, all of the same rows and columns: top-1, balanced accuracy, of two classes the area under the ROC curve and average
+    precision; then what is known of the features.  What is needed to read a figure stands below its column's title.
+
+    rows: name -> figures as in results.json; the row of ALWAYS fills every column.  columns: those of `rows`, or the caller's own.
+    """
+    columns = columns_of(rows) if columns is None else columns
+    always = {name: row[ALWAYS] for name, row in rows.items() if ALWAYS in row}
+    blocks = []
+    if columns:
+        given = [figure for column in columns for figure in column.figures.values()]
+        blocks.append(_block("top-1, %", rows, columns, always, "accuracy", "ci95", marked=True))
+        if any("balanced_accuracy" in figure for figure in given):
+            images = {n for figure in given if "per_class" in figure for n in figure["per_class"]["images"] if n}
+            if len(images) == 1:
+                blocks.append(f"balanced accuracy is top-1: each class has {images.pop():,} images")
+            else:
+                blocks.append(_block("balanced accuracy, %", rows, columns, always, "balanced_accuracy", "balanced_ci95"))
+        if any("auroc" in figure for figure in given):
+            blocks.append(_block("area under ROC, %", rows, columns, always, "auroc", "auroc_ci95"))
+            rarer = _rarer(given)
+            picked = lambda figure: (
+                figure | {"average_precision": figure["average_precision"][rarer]} if "average_precision" in figure else figure
+            )
+            name = f"'{classes[rarer]}'" if classes else f"class {rarer}"
+            columns = [replace(column, figures={row: picked(figure) for row, figure in column.figures.items()}) for column in columns]
+            always = {row: picked(figure) for row, figure in always.items()}
+            blocks.append(_block(f"average precision of {name}, %", rows, columns, always, "average_precision", None))
+    if ranks := {name: row["feature_rank"] for name, row in rows.items() if "feature_rank" in row}:
+        blocks.append(_features(ranks))
+    return "\n\n".join(blocks)
+
+
+def _rarer(figures: Sequence[Mapping[str, Any]]) -> int:
+    """Of two classes, the one with fewer images: where a good ranking is harder to have by chance."""
+    images = next(figure["per_class"]["images"] for figure in figures if "auroc" in figure)
+    return int(images[1] <= images[0])
+
+
+def _block(
+    heading: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Sequence[Column],
+    always: Mapping[str, Mapping[str, Any]],
+    key: str,
+    interval: str | None,
+    marked: bool = False,
+) -> str:
+    lines = [[heading, *(column.title for column in columns)]]
+    if marked:
+        lines += [[name, *(column.said(name) for column in columns)] for name in ("labels", "draws")]
+    for name in rows:
+        if name in always or any(name in column.figures for column in columns):
+            lines.append([name, *(_percent(column.figures.get(name, always.get(name)), key, interval, marked) for column in columns)])
     return aligned(lines)
+
+
+def _features(ranks: Mapping[str, Any]) -> str:
+    spread = {name: rank if isinstance(rank, Mapping) else {"rank_uncentred": rank} for name, rank in ranks.items()}
+    keys = {"rank": "rank", "rank_uncentred": "uncentred", "mean_cosine": "mean cosine", "deviation": "spread"}
+    shown = lambda value, key: "-" if value is None else f"{value:.1f}" if key.startswith("rank") else f"{value:.3f}"
+    lines = [["features", *keys.values()]]
+    return aligned([*lines, *([name, *(shown(found.get(key), key) for key in keys)] for name, found in spread.items())])
+
+
+def remarks_on_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column] | None = None) -> list[str]:
+    """What the figures leave unsaid: choices at the end of a grid, and what the intervals cover."""
+    columns = columns_of(rows) if columns is None else columns
+    remarks = []
+    for column in columns:
+        for name, figure in column.figures.items():
+            if figure.get("edge"):
+                chosen = ", ".join(
+                    f"{key.replace('_', ' ')} {value}" for key, value in figure["chosen"].items() if isinstance(value, int | float)
+                )
+                remarks.append(
+                    f"* {name}, {column.title}: {' and '.join(figure['edge'])} at the end of the grid ({chosen}): a wider one may do better"
+                )
+    drawn = [column.title for column in columns if any(figure.get("draws", 1) > 1 for figure in column.figures.values())]
+    seeds = {name: figure["seeds"] for column in columns for name, figure in column.figures.items() if figure.get("seeds", 1) > 1}
+    if columns:
+        where = "" if len(drawn) == len(columns) else f" in {', '.join(drawn)}"
+        more = [f"the draws of the labels{where}"] if drawn else []
+        more += [f"of {name} its {count} seeds" for name, count in seeds.items()]
+        also = f", and {' and '.join(more)}" if more else ""
+        remarks.append(f"± covers the test images{also}; nothing else, such as another pretraining; images count as independent")
+    return remarks
 
 
 def figures_of(key: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -74,10 +179,11 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def percent(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
+def _percent(figure: Mapping[str, Any] | None, key: str, interval: str | None, marked: bool) -> str:
+    if figure is None or figure.get(key) is None:
         return "-"
-    if figure["ci95"] is None:
-        return f"{100 * figure['accuracy']:.2f}"
-    low, high = figure["ci95"]
-    return f"{100 * figure['accuracy']:.2f} ±{50 * (high - low):.2f}"
+    mark = ("*" if figure.get("edge") else " ") if marked else ""
+    if interval is None or figure.get(interval) is None:
+        return f"{100 * figure[key]:.2f}{mark}"
+    low, high = figure[interval]
+    return f"{100 * figure[key]:.2f} ±{50 * (high - low):.2f}{mark}"

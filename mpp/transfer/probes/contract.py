@@ -5,7 +5,7 @@ what it says about itself here.  A probe knows no files: features, labels and th
 the end of a run from tables on the disk, or during one from features in memory.
 
 Who may see which images.  `Train` holds every image that a probe may look at, and `split` says what for: a probe is fitted on rows `split.fit`,
-every hyper-parameter is chosen by the accuracy on rows `split.choose`, and what was chosen may then be fitted again on `split.both`; it must not
+every hyper-parameter is chosen by `metric` on rows `split.choose`, and what was chosen may then be fitted again on `split.both`; it must not
 touch other rows, which may be those that figures are on.  `Measured` comes once, after everything was chosen, without its labels.
 
 Letters: n images of train, m images measured, B batch, P prefix tokens, N patches, D width of a layer, H heads, C classes.
@@ -22,7 +22,7 @@ from torch import Tensor
 from mpp.config.schema import Section
 from mpp.model.backbone import Backbone
 from mpp.transfer.features import Features, Variant
-from mpp.transfer.metrics import figures
+from mpp.transfer.metrics import Metric, share_right
 from mpp.transfer.split import Split
 
 Picture = tuple[str, bytes]  # its file's name, and a PNG
@@ -32,10 +32,46 @@ Predict = Callable[[dict[int, Tensor]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a probe says of m images."""
+    """What a probe says of m images; of several runs of it [T, m], T draws of the labels, or [S, T, m], S seeds of the network."""
 
     predicted: Tensor  # int64 [m]
-    confidence: Tensor  # float32 [m]: probability, or share of votes, of that class
+    confidence: Tensor | None = None  # float32 [m]: probability, or share of votes, of that class; None: the probe has none
+    score: Tensor | None = (
+        None  # float32 [m]: of two classes, how much more speaks for the second (a difference of logits); None: as the confidence
+    )
+
+    def parts(self) -> dict[str, Tensor]:
+        """By name, those that there are."""
+        return {name: part for name, part in vars(self).items() if part is not None}
+
+    def of(self, images: Tensor) -> "Answers":
+        """images: bool [m]."""
+        return Answers(**{name: part[..., images] for name, part in self.parts().items()})
+
+
+def stacked(runs: Sequence[Answers], dim: int = 0) -> Answers:
+    """Runs side by side along a new first axis."""
+    return Answers(**{name: torch.stack([run.parts()[name] for run in runs], dim) for name in runs[0].parts()})
+
+
+Said = tuple[Tensor, Tensor, Tensor | None]
+"""Of H heads: classes int64 [H, B], the probabilities given to them float32 [H, B], and of two classes the score float32 [H, B]."""
+
+
+def of_logits(logits: Tensor) -> Said:
+    """[H, C, B]; what it gives lies on the CPU."""
+    probability, best = logits.softmax(dim=1).max(dim=1)
+    return best.cpu(), probability.cpu(), (logits[:, 1] - logits[:, 0]).cpu() if logits.shape[1] == 2 else None
+
+
+def side_by_side(parts: Sequence[Said]) -> Said:
+    """Of batches, all images."""
+    scores = [score for _, _, score in parts if score is not None]
+    return (
+        torch.cat([p for p, _, _ in parts], dim=1),
+        torch.cat([c for _, c, _ in parts], dim=1),
+        torch.cat(scores, dim=1) if scores else None,
+    )
 
 
 class Views(Protocol):
@@ -74,6 +110,9 @@ class Train:
     split: Split
     seed: int
     device: torch.device
+    metric: Metric = "accuracy"  # of the hold-out, which choices go by
+    balanced: bool = False  # class_weight=balanced
+    widen: bool = True  # a grid whose best value lies at an end
     variants: Sequence[Variant] = ()  # what this probe may choose from, `own` first (`Probe.variants`; `choose` fills it in)
     views: Views | None = None  # of the same n images; None for raw pixels, and where none are at hand
 
@@ -81,9 +120,16 @@ class Train:
         """int64 [len(rows)]: the rows' classes."""
         return torch.from_numpy(self.labels[rows].astype(np.int64))
 
-    def accuracy(self, predicted: Tensor) -> Tensor:
-        """float64 [...]: what share of the hold-out is given its class by int64 [..., len(split.choose)]; what a probe chooses by."""
-        return (predicted == self.truth(self.split.choose)).double().mean(dim=-1)
+    def on_holdout(self, predicted: Tensor) -> Tensor:
+        """float64 [...]: the metric on the hold-out of int64 [..., len(split.choose)]; what a probe chooses by."""
+        return share_right(predicted, self.truth(self.split.choose), self.metric)
+
+    def class_weights(self, rows: np.ndarray) -> Tensor | None:
+        """float64 [C]: n / (K n_c) over the K classes that have any of these rows, 0 for the others (scikit-learn's "balanced"); None: all alike."""
+        if not self.balanced:
+            return None
+        counts = np.bincount(self.labels[rows], minlength=len(self.classes))
+        return torch.from_numpy(np.where(counts, len(rows) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0))
 
 
 @dataclass(frozen=True)
@@ -96,9 +142,9 @@ class Measured:
 
 
 class Fitted:
-    """A probe, fitted and chosen: `summary` and `answer`, or `report` where there is no one answer to an image."""
+    """A probe, fitted and chosen."""
 
-    about: dict[str, Any]  # for results.json: {"chosen": ..., "holdout_accuracy": ..., and what was tried}
+    about: dict[str, Any]  # for results.json: {"chosen": ..., "holdout_score": ..., "labels": trained on, "edge": ..., and what was tried}
 
     def summary(self) -> str:
         """What was chosen, in words."""
@@ -108,10 +154,9 @@ class Fitted:
         """Collective where the probe looks at views."""
         raise NotImplementedError
 
-    def report(self, images: Measured, truth: Tensor, classes: int) -> tuple[dict[str, Any], Answers | None]:
-        """Figures for results.json on those images, with 95 % intervals, and the answers that they are on; truth: int64 [m]."""
-        given = self.answer(images)
-        return figures(given.predicted, truth, classes, given.confidence) | self.about, given
+    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
+        """What is known of each column of the table, and the answers there (several draws: [T, m]); by "", or by names of a probe with several."""
+        return {"": (self.about, self.answer(images))}
 
 
 class Probe(Section):
@@ -121,6 +166,8 @@ class Probe(Section):
     title: ClassVar[str]  # of its column in the table
     in_the_loop: ClassVar[bool] = False
     """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else rank 0 fits it."""
+    takes_weights: ClassVar[bool] = False
+    """Whether class_weight=balanced means anything to it."""
 
     def remark(self, labels: np.ndarray, classes: Sequence[str]) -> str:
         """What these labels (integers, of the rows to fit on) leave undone, said before anything is extracted; raises DataError for what cannot be."""
@@ -138,7 +185,7 @@ class Probe(Section):
 
     @classmethod
     def columns(cls, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-        """The table's columns: heading -> name of a row -> {"accuracy", "ci95"}."""
+        """The table's columns: heading -> name of a row -> its figures."""
         return {cls.title: rows}
 
     @classmethod

@@ -4,7 +4,7 @@ As the ViT authors' `fewshot_lsr.py` (big_vision): features are standardised wit
 whole l2 grid, and the smaller of D x D and n x n is factorised.  Three things are ours: float64 throughout; the intercept is left
 out of the penalty exactly, by centring (theirs is the weight of a constant column of 100, so shrunk by 1 / (1 + l2 / (10^4 n)), for every class alike
 when all have the same number of images: the class predicted is then the same); and l2, 2^10 in their configs, comes from a hold-out of train.
-Scores are no probabilities, so a few-shot probe has no confidence and no calibration error.
+Scores are no probabilities, so a few-shot probe has no confidence and no calibration error.  All classes have as many labels, so none weighs more.
 
 Letters: n labelled images, D columns, K classes, L values of l2.
 """
@@ -21,10 +21,11 @@ from torch import Tensor
 from mpp.config.schema import Positive
 from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
-from mpp.transfer.metrics import student
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.transfer.grid import Axis, search
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked
 from mpp.transfer.split import SHOTS, name_of
 
+LIMITS = 1e-6, 1e9  # of l2
 EPSILON = 1e-5  # added to a standard deviation (big_vision)
 
 
@@ -37,7 +38,7 @@ class FewShotProbe(Probe):
     trials: Positive = 5  # draws of the labelled images
     l2: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
         1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5,
-    )  # fmt: skip  # the grid, on the scale of a sum over images (ours)
+    )  # fmt: skip  # the grid, on the scale of a sum over images (ours); widened tenfold, 1e-6 to 1e9
 
     def remark(self, labels: np.ndarray, classes: Sequence[str]) -> str:
         return self.usable_shots(labels, classes)[1]
@@ -66,14 +67,23 @@ class FewShotProbe(Probe):
 
     def _fit(self, train: Train, own: Tensor, count: int) -> "Shots":
         """own: float32 [n, D]."""
-        fitted = []
-        for trial in range(self.trials):
-            rows = draw_shots(train.labels, train.split.fit, train.classes, count, train.seed, trial)
-            fitted.append(fit(own[rows], train.truth(rows), len(train.classes), self.l2, train.device))
-        accuracy = torch.stack([train.accuracy(trial.predict(own[train.split.choose])) for trial in fitted]).mean(dim=0)  # [L]
-        best = int(accuracy.argmax())
-        alone = [LeastSquares(trial.weight[best : best + 1], trial.bias[best : best + 1]) for trial in fitted]
-        return Shots(self.l2[best], float(accuracy[best]), alone)
+        drawn = [draw_shots(train.labels, train.split.fit, train.classes, count, train.seed, trial) for trial in range(self.trials)]
+        on = lambda rows, l2: fit(own[rows], train.truth(rows), len(train.classes), l2, train.device)
+        held = own[train.split.choose]
+
+        def evaluate(values: list[list[float]]) -> np.ndarray:
+            return torch.stack([train.on_holdout(on(rows, values[0]).predict(held)[0]) for rows in drawn]).mean(dim=0).numpy()  # [L]
+
+        found = search([Axis("l2", sorted(self.l2), 10, *LIMITS)], evaluate, train.widen)
+        l2 = found.chosen(0)
+        about = {
+            "holdout_score": found.score,
+            "chosen": {"l2": l2},
+            "edge": found.edges,
+            "labels": len(drawn[0]),
+            "path": [{"l2": value, "holdout_score": score} for value, score in zip(found.values[0], found.scores.tolist(), strict=True)],
+        }
+        return Shots(about, [on(rows, [l2]) for rows in drawn])
 
     @classmethod
     def columns(cls, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
@@ -83,27 +93,28 @@ class FewShotProbe(Probe):
 
 @dataclass(frozen=True)
 class FittedFewShot(Fitted):
-    """Several draws for each number of shots: figures are means over draws, so there is no one answer to an image."""
+    """Several draws for each number of shots."""
 
     train: Train
     by_shots: "dict[int, Shots]"
 
     def summary(self) -> str:
-        return "; ".join(f"{count}-shot l2 {found.l2:g}" for count, found in self.by_shots.items())
+        return "; ".join(f"{count}-shot l2 {found.about['chosen']['l2']:g}" for count, found in self.by_shots.items())
 
-    def report(self, images: Measured, truth: Tensor, classes: int) -> tuple[dict[str, Any], Answers | None]:
-        own, figures = images.features.of(self.train.own)[images.rows], {}
-        for count, found in self.by_shots.items():
-            accuracies = [float((trial.predict(own)[0] == truth).double().mean()) for trial in found.trials]
-            figures[str(count)] = over_draws(accuracies) | {"holdout_accuracy": found.holdout_accuracy, "chosen": {"l2": found.l2}}
-        return figures, None
+    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
+        own = images.features.of(self.train.own)[images.rows]
+
+        def said(trial: LeastSquares) -> Answers:
+            predicted, score = trial.predict(own)
+            return Answers(predicted[0], None, None if score is None else score[0])
+
+        return {str(count): (found.about, stacked([said(trial) for trial in found.trials])) for count, found in self.by_shots.items()}
 
 
 @dataclass(frozen=True)
 class Shots:
-    l2: float
-    holdout_accuracy: float  # mean over trials
-    trials: "list[LeastSquares]"  # with the chosen l2 alone
+    about: dict[str, Any]
+    trials: "list[LeastSquares]"  # with the chosen l2 alone, one a draw
 
 
 @dataclass(frozen=True)
@@ -111,11 +122,15 @@ class LeastSquares:
     weight: Tensor  # float64 [L, D, K], of raw features
     bias: Tensor  # float64 [L, K]
 
-    def predict(self, features: Tensor, chunk: int = 1024) -> Tensor:
-        """float32 [m, D] -> int64 [L, m]."""
-        flat = self.weight.permute(1, 0, 2).flatten(1)  # [D, L K]
-        out = [(part.to(flat).mm(flat).unflatten(1, self.bias.shape) + self.bias).argmax(dim=2).T.cpu() for part in features.split(chunk)]
-        return torch.cat(out, dim=1)
+    def predict(self, features: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor | None]:
+        """float32 [m, D] -> int64 [L, m], and of two classes how much more speaks for the second, float32 [L, m]."""
+        flat, two = self.weight.permute(1, 0, 2).flatten(1), self.bias.shape[1] == 2  # [D, L K]
+        predicted, score = [], []
+        for part in features.split(chunk):
+            said = (part.to(flat).mm(flat).unflatten(1, self.bias.shape) + self.bias).cpu()
+            predicted.append(said.argmax(dim=2).T)
+            score.append((said[..., -1] - said[..., 0]).T.float())
+        return torch.cat(predicted, dim=1), torch.cat(score, dim=1) if two else None
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, grid: Sequence[float], device: torch.device) -> LeastSquares:
@@ -160,18 +175,3 @@ def refuse_shots(shots: int, name: str, images: int) -> NoReturn:
         f"few_shot.shots={shots}: class {name} has {images} labelled images to draw from, once images to choose on are held out; "
         "give more images (train_samples=) or fewer shots, few_shot.shots=[] for none"
     )
-
-
-def over_draws(accuracies: Sequence[float]) -> dict[str, Any]:
-    """The mean accuracy over draws of the labelled images, its interval, and how far single draws lie apart.
-
-    accuracies: shares of 1, one a draw.  `spread` is their standard deviation (None for one draw), which more draws do not make smaller.
-    """
-    mean, half = student(accuracies)
-    return {
-        "accuracy": mean,
-        "ci95": None if half is None else [mean - half, mean + half],
-        "ci95_kind": "Student's t over draws of the labelled images",
-        "spread": None if half is None else float(np.std(accuracies, ddof=1)),
-        "draws": list(accuracies),
-    }

@@ -19,27 +19,45 @@ from torch.nn.functional import normalize
 from mpp.config.schema import Positive
 from mpp.errors import ConfigError
 from mpp.transfer.features import place
+from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+
+TEMPERATURES = 0.002, 20.0  # limits of the grid: the nearest alone, and all votes alike
+MOST_NEIGHBOURS = 2000
 
 
 class KnnProbe(Probe):
     key, title = "knn", "k-NN"
 
-    k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (5, 10, 20, 50, 100, 200)
-    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (0.02, 0.07, 0.2)  # DINO: .07
+    k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (5, 10, 20, 50, 100, 200)  # widened twofold, 1 to 2,000
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
+        0.02,
+        0.07,
+        0.2,
+    )  # DINO: .07; widened threefold, .002 to 20
 
     def fit(self, train: Train) -> "FittedKnn":
-        ks = usable_k(self.k, len(train.split.fit))
-        voted, _ = voters_of(train, train.split.fit, train.features.of(train.own)[train.split.choose], ks, self.temperatures)
-        accuracy = train.accuracy(voted)  # [T, K]
-        t, k = divmod(int(accuracy.argmax()), len(ks))
+        bank = train.split.fit
+        queries = train.features.of(train.own)[train.split.choose]
+
+        def evaluate(values: list[list[Any]]) -> np.ndarray:
+            temperatures, ks = values
+            return train.on_holdout(voters_of(train, bank, queries, ks, temperatures)[0]).numpy()  # [T, K]
+
+        axes = [
+            Axis("temperature", sorted(self.temperatures), 3, *TEMPERATURES),
+            Axis("k", sorted(usable_k(self.k, len(bank))), 2, 1, min(len(bank), MOST_NEIGHBOURS)),
+        ]
+        found = search(axes, evaluate, train.widen)
         about = {
-            "holdout_accuracy": float(accuracy[t, k]),
-            "chosen": {"k": ks[k], "temperature": self.temperatures[t]},
+            "holdout_score": found.score,
+            "chosen": {"k": found.chosen(1), "temperature": found.chosen(0)},
+            "edge": [edge for edge in found.edges if (edge, found.chosen(1)) != ("k", 1)],  # there is no fewer
+            "labels": len(train.split.both),
             "grid": [
-                {"k": count, "temperature": temperature, "holdout_accuracy": float(accuracy[i, j])}
-                for i, temperature in enumerate(self.temperatures)
-                for j, count in enumerate(ks)
+                {"k": count, "temperature": temperature, "holdout_score": float(found.scores[i, j])}
+                for i, temperature in enumerate(found.values[0])
+                for j, count in enumerate(found.values[1])
             ],
         }
         return FittedKnn(about, train, train.split.both)

@@ -17,19 +17,21 @@ from mpp.config.schema import Positive
 from mpp.model.backbone import Backbone
 from mpp.rng import PROBE, Draws
 from mpp.transfer.features import EPSILON, Part, Variant, place
+from mpp.transfer.grid import Axis, search
 from mpp.transfer.metrics import wilson
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Train
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, side_by_side
 from mpp.transfer.split import BATCHES
 
+LIMITS = 1e-6, 100.0  # of a learning rate
 MOMENTUM = 0.9  # ViT B.1.1; DINOv2's grid probe
 
 
 class LinearProbe(Probe):
-    key, title = "linear", "linear"
+    key, title, takes_weights = "linear", "linear", True
 
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
         1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1,
-    )  # fmt: skip  # 13, as DINOv2's grid
+    )  # fmt: skip  # 13, as DINOv2's grid; widened twofold at its ends within 1e-6 to 100
     curve: StrictBool = True  # every layer's mean and class token are in the grid too (ours): the curve by layer
     last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # concatenated, x poolings, beside `features` (DINOv2)
     epochs: Positive = 30
@@ -52,7 +54,7 @@ class LinearProbe(Probe):
         return list(dict.fromkeys([own, *every, *last]))
 
     def fit(self, train: Train) -> "FittedLinear":
-        features, rates = train.features, self.learning_rates
+        features = train.features
 
         def heads(rows: np.ndarray, variants: Sequence[Variant], rates: Sequence[float]) -> Grid:
             return train_heads(
@@ -62,6 +64,7 @@ class LinearProbe(Probe):
                 len(train.classes),
                 [features.layout.columns(variant) for variant in variants],
                 rates,
+                weights=train.class_weights(rows),
                 epochs=self.epochs,
                 batch=self.batch,
                 weight_decay=self.weight_decay,
@@ -69,28 +72,32 @@ class LinearProbe(Probe):
                 device=train.device,
             )
 
-        grid = heads(train.split.fit, train.variants, rates)
-        accuracy = torch.stack(
-            [train.accuracy(predicted) for predicted, _ in grid.predict(features.values, train.split.choose)]
-        )  # [variants, R]
-        best, rate = divmod(int(accuracy.argmax()), len(rates))
-        variant = train.variants[best]
+        def evaluate(values: list[list[Any]]) -> np.ndarray:
+            variants, rates = values
+            answers = heads(train.split.fit, variants, rates).predict(features.values, train.split.choose)
+            return torch.stack([train.on_holdout(predicted) for predicted, _, _ in answers]).numpy()  # [variants, R]
+
+        rates = Axis("learning rate", sorted(self.learning_rates), 2, *LIMITS)
+        found = search([Axis("features", list(train.variants)), rates], evaluate, train.widen)
+        variant, rate = found.chosen(0), found.chosen(1)
         about = {
-            "holdout_accuracy": float(accuracy[best, rate]),
-            "chosen": {"features": str(variant), "learning_rate": rates[rate]},
+            "holdout_score": found.score,
+            "chosen": {"features": str(variant), "learning_rate": rate},
+            "edge": found.edges,
+            "labels": len(train.split.both),
             "grid": [
                 {
                     "features": str(v),
                     "layers": list(v.layers),
                     "pooling": v.pooling,
                     "learning_rate": r,
-                    "holdout_accuracy": float(accuracy[i, j]),
+                    "holdout_score": float(found.scores[i, j]),
                 }
-                for i, v in enumerate(train.variants)
-                for j, r in enumerate(rates)
+                for i, v in enumerate(found.values[0])
+                for j, r in enumerate(found.values[1])
             ],
         }
-        return FittedLinear(about, heads(train.split.both, [variant], [rates[rate]]))
+        return FittedLinear(about, heads(train.split.both, [variant], [rate]))
 
     @classmethod
     def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
@@ -111,17 +118,17 @@ class FittedLinear(Fitted):
         return f"linear on {self.about['chosen']['features']}, lr {self.about['chosen']['learning_rate']:g}"
 
     def answer(self, images: Measured) -> Answers:
-        predicted, confidence = self.head.predict(images.features.values, images.rows)[0]
-        return Answers(predicted[0], confidence[0])
+        predicted, confidence, score = self.head.predict(images.features.values, images.rows)[0]
+        return Answers(predicted[0], confidence[0], None if score is None else score[0])
 
 
 def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
-    """(layer, the best hold-out accuracy of its heads, Wilson's interval) of each single layer in the linear probe's grid."""
+    """(layer, the best hold-out score of its heads, Wilson's interval) of each single layer in the linear probe's grid."""
     best: dict[int, float] = {}
     for head in grid:
         if len(head["layers"]) == 1:
             layer = head["layers"][0]
-            best[layer] = max(best.get(layer, 0.0), head["holdout_accuracy"])
+            best[layer] = max(best.get(layer, 0.0), head["holdout_score"])
     return [(layer, share, wilson(round(share * images), images)) for layer, share in sorted(best.items())]
 
 
@@ -142,17 +149,17 @@ class Grid:
     scale: Tensor  # float32 [W]: 1 / standard deviation
     heads: list[Heads]
 
-    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[tuple[Tensor, Tensor]]:
-        """For each variant the class each head gives those rows of float32 [n, W], int64 [R, len(rows)], and its probability, float32."""
-        parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.heads]
+    def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Said]:
+        """For each variant what its heads say of those rows of float32 [n, W]."""
+        parts: list[list[Said]] = [[] for _ in self.heads]
         places = [place(heads.columns) for heads in self.heads]
         for chosen in torch.from_numpy(rows).split(batch):
             x = (values[chosen].to(self.mean.device) - self.mean) * self.scale
             for part, where, heads in zip(parts, places, self.heads, strict=True):
-                logits = (heads.weight.flatten(0, 1) @ x[:, where].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1)
-                probability, best = logits.softmax(dim=1).max(dim=1)
-                part.append((best.cpu(), probability.cpu()))
-        return [(torch.cat([best for best, _ in part], dim=1), torch.cat([sure for _, sure in part], dim=1)) for part in parts]
+                part.append(
+                    of_logits((heads.weight.flatten(0, 1) @ x[:, where].T).unflatten(0, heads.bias.shape) + heads.bias.unsqueeze(-1))
+                )
+        return [side_by_side(part) for part in parts]
 
 
 def train_heads(
@@ -163,6 +170,7 @@ def train_heads(
     columns: Sequence[Tensor],
     learning_rates: Sequence[float],
     *,
+    weights: Tensor | None = None,
     epochs: int,
     batch: int,
     weight_decay: float,
@@ -171,7 +179,8 @@ def train_heads(
 ) -> Grid:
     """Zero-initialised softmax heads on rows of float32 [n, W], all on the same minibatches; SGD with momentum, cosine to zero.
 
-    rows: int64 [m].  labels: integers [n].  columns: int64 [D] a variant.  No augmentation: features are computed once.
+    rows: int64 [m].  labels: integers [n].  columns: int64 [D] a variant.  weights: float [C], of the images of each class (1 in the mean over rows).
+    No augmentation: features are computed once.
     A head trained in the grid is the head trained alone; only the rounding of the matrix products may differ.
     Source: ViT B.1.1 (zero head, momentum .9, cosine); DINOv2 (arXiv 2304.07193, B.3) for the grid in one pass.
     """
@@ -180,9 +189,10 @@ def train_heads(
     heads = len(learning_rates)
     rate = torch.tensor(learning_rates, dtype=torch.float32, device=device).repeat_interleave(classes)  # [R C]
     # Heads lie along the rows, images along the columns: then the softmax and both products run over memory in order.
-    weights = [torch.zeros(heads * classes, len(c), device=device) for c in columns]
+    matrices = [torch.zeros(heads * classes, len(c), device=device) for c in columns]
     biases = [torch.zeros(heads * classes, device=device) for _ in columns]
-    velocity = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in zip(weights, biases, strict=True)]
+    velocity = [(torch.zeros_like(w), torch.zeros_like(b)) for w, b in zip(matrices, biases, strict=True)]
+    share = None if weights is None else weights.float().to(device)
     per_epoch = -(-len(rows) // batch)
     step, steps = 0, epochs * per_epoch
     targets = torch.from_numpy(labels.astype(np.int64))
@@ -193,11 +203,13 @@ def train_heads(
             y = targets[chosen].to(device)
             here = torch.arange(len(y), device=device)
             decay = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for where, w, b, (v_w, v_b) in zip(places, weights, biases, velocity, strict=True):
+            for where, w, b, (v_w, v_b) in zip(places, matrices, biases, velocity, strict=True):
                 x_i = x[:, where]
                 logits = (w @ x_i.T).add_(b.unsqueeze(1)).view(heads, classes, len(y))
                 gradient = logits.softmax(dim=1)
                 gradient[:, y, here] -= 1
+                if share is not None:
+                    gradient *= share[y]
                 flat = gradient.view(heads * classes, len(y))
                 v_w.addmm_(flat, x_i, beta=MOMENTUM, alpha=1 / len(y))  # of the mean cross-entropy
                 v_b.mul_(MOMENTUM).add_(flat.mean(dim=1))
@@ -207,7 +219,7 @@ def train_heads(
                 b.addcmul_(v_b, rate, value=-decay)
             step += 1
     shape = (heads, classes)
-    trained = [Heads(c.to(device), w.unflatten(0, shape), b.view(shape)) for c, w, b in zip(columns, weights, biases, strict=True)]
+    trained = [Heads(c.to(device), w.unflatten(0, shape), b.view(shape)) for c, w, b in zip(columns, matrices, biases, strict=True)]
     return Grid(mean, scale, trained)
 
 

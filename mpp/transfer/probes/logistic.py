@@ -1,13 +1,13 @@
 """Multinomial logistic regression with an L2 penalty, at several strengths on one path: a linear probe without a learning rate.
 
-The objective is scikit-learn's `LogisticRegression(C)` on standardised features: C x the summed cross-entropy + |W|^2 / 2, the bias free.
+The objective is scikit-learn's `LogisticRegression(C)` on standardised features: C x the summed cross-entropy + |W|^2 / 2, the bias free, whatever the
+number of classes, and with class_weight="balanced" where that is asked for.
 It is minimised by L-BFGS (Nocedal and Wright 2006, algorithm 7.5) in coordinates in which the penalised second moments of the features are
 the identity: features of one encoder are strongly correlated, and plain L-BFGS then takes ten times as many passes over them.
 
 Letters: n images, W columns of a feature table, D columns of a variant, K classes, L strengths.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,10 +19,14 @@ from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.transfer.features import EPSILON, place
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Train
+from mpp.transfer.grid import Axis, search
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, side_by_side
 
 CHUNK = 4096  # images a product: what a core's cache holds
+LIMITS = 1e-9, 1e6  # of C
 MEMORY = 20  # steps L-BFGS remembers
+WHOLE = 1024  # columns up to which all coordinates are computed; an eigendecomposition of more takes longer than all passes
+DIRECTIONS, ITERATIONS = 256, 3  # of the coordinates beyond
 SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo; Nocedal and Wright's choice)
 ROUNDING = 1e-6  # of the objective, whose products are float32 (the approximate Wolfe condition: Hager and Zhang 2005)
 HALVINGS = 30  # of a step before the search is given up
@@ -31,11 +35,11 @@ HALVINGS = 30  # of a step before the search is given up
 class LogisticProbe(Probe):
     """L-BFGS to the minimum, on standardised features; C is scikit-learn's: the inverse of the penalty, on the scale of a sum over images."""
 
-    key, title = "logistic", "logistic"
+    key, title, takes_weights = "logistic", "logistic", True
 
     strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = (
         1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0,
-    )  # fmt: skip  # C; DINOv2 takes 45 from 1e-6 to 1e5; []: none
+    )  # fmt: skip  # C, widened tenfold at its ends within 1e-9 to 1e6; DINOv2 takes 45 from 1e-6 to 1e5; []: none
     tolerance: Annotated[float, Field(gt=0)] = (
         1e-4  # norm of the gradient relative to that of zero weights (scikit-learn's tol is of the same size)
     )
@@ -44,6 +48,8 @@ class LogisticProbe(Probe):
     def fit(self, train: Train) -> "FittedLogistic | None":
         if not self.strengths:
             return None
+        steps: dict[float, dict[str, Any]] = {}
+        coordinates: Coordinates | None = None
 
         def path_on(rows: np.ndarray, strengths: Sequence[float]) -> LogisticPath:
             return fit_path(
@@ -53,21 +59,33 @@ class LogisticProbe(Probe):
                 len(train.classes),
                 train.features.layout.columns(train.own),
                 strengths,
+                weights=train.class_weights(rows),
                 tolerance=self.tolerance,
                 most_passes=self.passes,
+                coordinates=coordinates,
                 device=train.device,
             )
 
-        path = path_on(train.split.fit, self.strengths)
-        accuracy = train.accuracy(path.predict(train.features.values, train.split.choose)[0])
-        best = int(accuracy.argmax())
+        def evaluate(values: list[list[float]]) -> np.ndarray:
+            nonlocal coordinates
+            path = path_on(train.split.fit, values[0])
+            coordinates = path.coordinates
+            score = train.on_holdout(path.predict(train.features.values, train.split.choose)[0])
+            for *known, reached in zip(path.strengths, score.tolist(), path.passes, path.gradient, path.converged, strict=True):
+                steps[known[0]] = dict(zip(("strength", "holdout_score", "passes", "gradient"), known, strict=True)) | {
+                    "converged": reached
+                }
+            return score.numpy()
+
+        found = search([Axis("C", sorted(self.strengths), 10, *LIMITS)], evaluate, train.widen)
         # The weaker strengths on the way warm it up: fewer passes in all than from zero.
-        fitted = path_on(train.split.both, path.strengths[: best + 1])
-        parts = zip(path.strengths, accuracy.tolist(), path.passes, path.gradient, path.converged, strict=True)
+        fitted = path_on(train.split.both, found.values[0][: found.best[0] + 1])
         about = {
-            "holdout_accuracy": float(accuracy[best]),
-            "chosen": {"strength": path.strengths[best], "passes": fitted.passes[-1], "converged": fitted.converged[-1]},
-            "path": [dict(zip(("strength", "holdout_accuracy", "passes", "gradient", "converged"), part, strict=True)) for part in parts],
+            "holdout_score": found.score,
+            "chosen": {"strength": found.chosen(0), "passes": fitted.passes[-1], "converged": fitted.converged[-1]},
+            "edge": found.edges,
+            "labels": len(train.split.both),
+            "path": [steps[strength] for strength in found.values[0]],
         }
         return FittedLogistic(about, fitted)
 
@@ -75,7 +93,7 @@ class LogisticProbe(Probe):
     def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
         from mpp.transfer import plots
 
-        steps = {name: [(step["strength"], step["holdout_accuracy"]) for step in figures["path"]] for name, figures in rows.items()}
+        steps = {name: [(step["strength"], step["holdout_score"]) for step in figures["path"]] for name, figures in rows.items()}
         best = {name: figures["chosen"]["strength"] for name, figures in rows.items()}
         title = f"Logistic regression, on the hold-out of train ({images} images)"
         yield "regularisation.png", plots.along_path(steps, best, title, "C (weaker penalty to the right); ring: chosen")
@@ -90,8 +108,8 @@ class FittedLogistic(Fitted):
         return f"logistic C {self.about['chosen']['strength']:g}"
 
     def answer(self, images: Measured) -> Answers:
-        predicted, confidence = self.path.predict(images.features.values, images.rows)
-        return Answers(predicted[-1], confidence[-1])
+        predicted, confidence, score = self.path.predict(images.features.values, images.rows)
+        return Answers(predicted[-1], confidence[-1], None if score is None else score[-1])
 
 
 @dataclass(frozen=True)
@@ -100,24 +118,38 @@ class LogisticPath:
 
     columns: Tensor  # int64 [D] of the feature table
     strengths: list[float]  # C, the inverse of the penalty, on the scale of a sum over images
-    weight: Tensor  # float32 [L, K, D]
-    bias: Tensor  # float32 [L, K]
+    weight: Tensor  # float32 [L, K, D]; zeros for a class without images
+    bias: Tensor  # float32 [L, K]; -inf for a class without images, which is never answered
     passes: list[int]  # over the images, for each strength
     gradient: list[float]  # norm at the end, relative to that of zero weights
     converged: list[bool]  # whether it reached the tolerance
+    coordinates: "Coordinates"  # in which it was solved
 
-    def predict(self, values: Tensor, rows: np.ndarray, batch: int = CHUNK) -> tuple[Tensor, Tensor]:
-        """Rows of float32 [n, W] -> classes int64 [L, len(rows)] and the probabilities given to them, float32 [L, len(rows)]."""
+    def predict(self, values: Tensor, rows: np.ndarray, batch: int = CHUNK) -> Said:
+        """Of rows of float32 [n, W]; a head each strength."""
         flat, device = self.weight.flatten(0, 1), self.weight.device
         where = place(self.columns.to(values.device))
-        predicted, confidence = [], []
+        found = []
         for chosen in torch.from_numpy(rows).split(batch):
             x = _read(values, chosen, where).to(device)
-            logits = (flat @ x.T).unflatten(0, self.bias.shape) + self.bias.unsqueeze(-1)
-            probability, best = logits.softmax(dim=1).max(dim=1)
-            predicted.append(best.cpu())
-            confidence.append(probability.cpu())
-        return torch.cat(predicted, dim=1), torch.cat(confidence, dim=1)
+            found.append(of_logits((flat @ x.T).unflatten(0, self.bias.shape) + self.bias.unsqueeze(-1)))
+        return side_by_side(found)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Directions in which the standardised features vary most, and how much: what steps are scaled by.  Any will do; good ones save passes."""
+
+    spectrum: Tensor  # float64 [R], variances
+    directions: Tensor  # float64 [D, R], orthonormal
+    rest: float  # variance in every other direction, in the mean
+
+    def scaled(self, gradient: Tensor, curvature: float, decay: float) -> Tensor:
+        """[K, D] times the inverse of curvature x second moments + decay."""
+        inside = gradient @ self.directions
+        scale = 1 / (curvature * self.spectrum + decay)
+        outside = 1 / (curvature * self.rest + decay)
+        return gradient * outside + (inside * (scale - outside)) @ self.directions.T
 
 
 def fit_path(
@@ -128,26 +160,34 @@ def fit_path(
     columns: Tensor,
     strengths: Sequence[float],
     *,
+    weights: Tensor | None = None,
     tolerance: float = 1e-4,
     most_passes: int = 1000,
     resident_bytes: int = 8 << 30,
+    coordinates: Coordinates | None = None,
     device: torch.device,
 ) -> LogisticPath:
     """Minimise for every C of `strengths`, each started from the next smaller one's minimum.
 
     values: float32 [n, W], read by rows; of the chosen rows and columns a float32 copy is kept on the device if it fits `resident_bytes`,
-    otherwise they are read again in each pass.  labels: integers [n].  tolerance: norm of the gradient, relative to that of zero weights.
-    Products are float32, sums over images float64.  Needs D x D numbers for the second moments.
+    otherwise they are read again in each pass.  labels: integers [n].  weights: float [K], of the images of each class.  tolerance: norm of the
+    gradient, relative to that of zero weights.  coordinates: those of a path on much the same images.  Products are float32, sums over images float64.
+
+    Classes without images take no part.  Two classes have one vector, as in scikit-learn: a softmax over two, w and -w, would be penalised half as
+    much for the same odds, 2 |w|^2 / 2 beside |2 w|^2 / 2, so its penalty counts twice.
     """
-    data = _Standardised(values, rows, labels, columns, resident_bytes, device)
-    spectrum, directions = torch.linalg.eigh(data.moments)
-    spectrum = spectrum.clamp_min(0)  # rounding may leave -1e-12
-    at = torch.zeros(classes, len(columns) + 1, dtype=torch.float64, device=device)  # the last column is the bias
+    present = np.unique(labels[rows])
+    data = _Standardised(
+        values, rows, np.searchsorted(present, labels), columns, weights[present] if weights is not None else None, resident_bytes, device
+    )
+    coordinates = coordinates or data.coordinates()
+    count = len(present)
+    at = torch.zeros(count, len(columns) + 1, dtype=torch.float64, device=device)  # the last column is the bias
     scale = 0.0  # of the gradient
-    curvature = (1 - 1 / classes) / classes  # of the cross-entropy in one logit: mean p (1 - p)
+    curvature = (1 - 1 / count) / count if count > 1 else 1.0  # of the cross-entropy in one logit: mean p (1 - p)
     found, passes, gradients = [], [], []
     for strength in sorted(strengths):
-        decay = 1 / (strength * len(rows))  # the mean cross-entropy + decay |W|^2 / 2 has the same minimum
+        decay = (2 if count == 2 else 1) / (strength * len(rows))  # the mean cross-entropy + decay |W|^2 / 2 has the same minimum
 
         def objective(point: Tensor, decay: float = decay) -> tuple[float, Tensor]:
             nonlocal curvature
@@ -155,24 +195,22 @@ def fit_path(
             gradient[:, :-1] += decay * point[:, :-1]
             return loss + decay / 2 * float(point[:, :-1].square().sum()), gradient
 
-        root = (curvature * spectrum + decay).rsqrt()
-        bias_root = 1 / math.sqrt(curvature)
-
-        def precondition(gradient: Tensor, root: Tensor = root, bias_root: float = bias_root) -> Tensor:
-            turned = ((gradient[:, :-1] @ directions) * root.square()) @ directions.T
-            return torch.cat([turned, gradient[:, -1:] * bias_root**2], dim=1)
+        def precondition(gradient: Tensor, curvature: float = curvature, decay: float = decay) -> Tensor:
+            return torch.cat([coordinates.scaled(gradient[:, :-1], curvature, decay), gradient[:, -1:] / curvature], dim=1)
 
         if not scale:
             scale = float(objective(at)[1].norm())
-        at, norm, count = minimise(objective, at, precondition, tolerance * scale, most_passes)
+        at, norm, evaluations = minimise(objective, at, precondition, tolerance * scale, most_passes)
         found.append(at)
-        passes.append(count)
+        passes.append(evaluations)
         gradients.append(norm / scale if scale else 0.0)
-    weight = torch.stack([part[:, :-1] for part in found]) * data.scale.double()
-    bias = torch.stack([part[:, -1] for part in found]) - weight @ data.mean.double()
-    return LogisticPath(
-        columns.to(device), sorted(strengths), weight.float(), bias.float(), passes, gradients, [norm <= tolerance for norm in gradients]
-    )
+    inside = torch.stack([part[:, :-1] for part in found]) * data.scale.double()
+    weight = torch.zeros(len(found), classes, len(columns), device=device)
+    bias = torch.full((len(found), classes), -torch.inf, device=device)
+    weight[:, present] = inside.float()
+    bias[:, present] = (torch.stack([part[:, -1] for part in found]) - inside @ data.mean.double()).float()
+    converged = [norm <= tolerance for norm in gradients]
+    return LogisticPath(columns.to(device), sorted(strengths), weight, bias, passes, gradients, converged, coordinates)
 
 
 def minimise(
@@ -236,30 +274,66 @@ def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]], prec
 class _Standardised:
     """The chosen rows and columns with mean 0 and deviation 1, a chunk at a time, and sums over them."""
 
-    def __init__(self, values: Tensor, rows: np.ndarray, labels: np.ndarray, columns: Tensor, resident_bytes: int, device: torch.device):
+    def __init__(
+        self,
+        values: Tensor,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        columns: Tensor,
+        weights: Tensor | None,
+        resident_bytes: int,
+        device: torch.device,
+    ):
         self.values, self.rows, self.where, self.device = values, torch.from_numpy(rows), place(columns.to(values.device)), device
         self.labels = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
+        self.weights = None if weights is None else weights.to(device)[self.labels].double()
+        self.width = len(columns)
         self.resident: list[Tensor] = []
-        width = len(columns)
         # Moments about a first guess of the mean: one reading gives both, without the cancellation of moments about zero.
         guess = self._read(self.rows[:CHUNK]).mean(0)
-        total = torch.zeros(width, dtype=torch.float64, device=device)
-        moments = torch.zeros(width, width, dtype=torch.float64, device=device)
-        keep = len(rows) * width * 4 <= resident_bytes
+        total, square = (torch.zeros(self.width, dtype=torch.float64, device=device) for _ in range(2))
+        keep = len(rows) * self.width * 4 <= resident_bytes
         for chosen in self.rows.split(CHUNK):
             x = self._read(chosen)
             if keep:
                 self.resident.append(x)
-            centred = x - guess
-            total += centred.sum(0, dtype=torch.float64)
-            moments += centred.T @ centred
+            centred = (x - guess).double()
+            total += centred.sum(0)
+            square += centred.square_().sum(0)
         off = total / len(rows)
-        moments = moments / len(rows) - off.outer(off)
-        scale = (moments.diagonal().clamp_min(0) + EPSILON).rsqrt()
-        self.moments = moments * scale.outer(scale)
-        self.mean, self.scale = (guess + off).float(), scale.float()
+        variance = square / len(rows) - off.square()
+        self.mean, self.scale = (guess + off).float(), (variance.clamp_min(0) + EPSILON).rsqrt().float()
         for x in self.resident:
             x.sub_(self.mean).mul_(self.scale)
+
+    def coordinates(self) -> Coordinates:
+        """All of them of up to WHOLE columns, else those that vary most, by subspace iteration (Halko et al. 2011, algorithm 4.4)."""
+        if self.width <= WHOLE:
+            moments = torch.zeros(self.width, self.width, dtype=torch.float64, device=self.device)
+            for x in self.chunks():
+                moments += x.T @ x
+            spectrum, directions = torch.linalg.eigh(moments / len(self.rows))
+            return Coordinates(spectrum.clamp_min(0), directions, 0.0)  # rounding may leave -1e-12
+        basis = torch.randn(self.width, DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(self.device)
+        for _ in range(ITERATIONS):
+            basis = torch.linalg.qr(self._times_moments(basis))[0].float()
+        image = self._times_moments(basis)
+        spectrum, turn = torch.linalg.eigh(basis.T.double() @ image)
+        spectrum = spectrum.clamp_min(0)
+        rest = max(float(self._variances().sum() - spectrum.sum()), 0.0) / (self.width - DIRECTIONS)
+        return Coordinates(spectrum, basis.double() @ turn, rest)
+
+    def _times_moments(self, basis: Tensor) -> Tensor:
+        """float32 [D, R] -> second moments x it, float64."""
+        total = torch.zeros(basis.shape, dtype=torch.float64, device=self.device)
+        for x in self.chunks():
+            total += x.T @ (x @ basis)
+        return total / len(self.rows)
+
+    def _variances(self) -> Tensor:
+        return sum(
+            (x.double().square().sum(0) for x in self.chunks()), torch.zeros(self.width, dtype=torch.float64, device=self.device)
+        ) / len(self.rows)
 
     def _read(self, chosen: Tensor) -> Tensor:
         return _read(self.values, chosen, self.where).to(self.device)
@@ -276,19 +350,28 @@ class _Standardised:
         """point: float64 [K, D + 1].  Mean cross-entropy, its gradient float64 [K, D + 1], and the mean of p (1 - p) over images and classes."""
         weight, bias = point[:, :-1].float(), point[:, -1].float()
         gradient = torch.zeros_like(point)
-        loss, square = point.new_zeros(()), point.new_zeros(())
-        for x, y in zip(self.chunks(), self.labels.split(CHUNK), strict=True):
+        loss, spread, first = point.new_zeros(()), point.new_zeros(()), 0
+        for x in self.chunks():
+            here = slice(first, first + len(x))
+            y, first = self.labels[here], first + len(x)
             logits = torch.addmm(bias, x, weight.T)
             log_probability = logits.log_softmax(dim=1)
-            loss -= log_probability.gather(1, y.unsqueeze(1)).sum(dtype=torch.float64)
+            surprise = log_probability.gather(1, y.unsqueeze(1)).squeeze(1).double()
             residual = log_probability.exp_()
-            square += residual.square().sum(dtype=torch.float64)
+            free = (1 - residual.square().sum(dim=1)).double()
             residual[torch.arange(len(y), device=self.device), y] -= 1
+            if self.weights is not None:
+                surprise, free, residual = (
+                    surprise * self.weights[here],
+                    free * self.weights[here],
+                    residual * self.weights[here, None].float(),
+                )
+            loss -= surprise.sum()
+            spread += free.sum()
             gradient[:, :-1] += residual.T @ x
             gradient[:, -1] += residual.sum(0)
         count, classes = len(self.rows), len(point)
-        curvature = (1 - float(square) / count) / classes
-        return float(loss) / count, gradient / count, max(curvature, 1e-3 / classes)
+        return float(loss) / count, gradient / count, max(float(spread) / count, 1e-3) / classes
 
 
 def _read(values: Tensor, rows: Tensor, where: slice | Tensor) -> Tensor:

@@ -86,12 +86,12 @@ class OnlineProbe(Probe, ABC):
         train_online(heads, batches, steps, epochs=self.epochs, warmup_epochs=self.warmup_epochs)
         accuracy: list[float] = []
         if several:
-            accuracy = [float(train.accuracy(given.predicted)) for given in views.answers(heads.predict, layers, train.split.choose)]
+            accuracy = [float(train.on_holdout(given.predicted)) for given in views.answers(heads.predict, layers, train.split.choose)]
         head = accuracy.index(max(accuracy)) if accuracy else 0
         about = {
             "chosen": {"head": heads.heads[head]},
-            "grid": [{"head": words, "holdout_accuracy": share} for words, share in zip(heads.heads, accuracy, strict=False)],
-            "holdout_accuracy": accuracy[head] if accuracy else None,
+            "grid": [{"head": words, "holdout_score": share} for words, share in zip(heads.heads, accuracy, strict=False)],
+            "holdout_score": accuracy[head] if accuracy else None,
             "trained_on": len(rows),
             "cached_features": False,
             "augmentation": f"random resized crops, area {self.crop_scale[0]:g} to {self.crop_scale[1]:g}, flips",
