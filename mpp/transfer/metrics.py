@@ -1,9 +1,11 @@
 """What is said about one probe's answers, and about two probes' answers to the same images.
 
 One rule for every interval.  Answers come from S networks (seeds) x T draws of the labels x m images; their mean varies with each of the three.
-The variance of the mean is the sum of the variances that its three marginal means show (a model of crossed random effects, as the pigeonhole
-bootstrap's: Owen 2007, Annals of Applied Statistics 1(2); what two of them share is counted for both, so it errs to the large side), its degrees
-of freedom are Satterthwaite's (1946), and the interval is Student's.  Of what there is one of alone nothing is known: `covers` names what an
+Each source of chance has a margin of its own, from the variance that the marginal means over the other two show (crossed random effects; what two
+sources share is counted for both, as in the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2)) and Student's distribution with its
+own degrees of freedom; the margin of the mean is the root of the sum of their squares (MOVER: Zou and Donner 2008, Statistics in Medicine 27).  It
+errs to the wide side, where Satterthwaite's single degree of freedom, with three seeds, holds the truth in 91 of 100 cases (tests/transfer/
+test_metrics.py simulates it).  Of what there is one of alone nothing is known: `covers` names what an
 interval covers.  Images are taken to be independent: of several views of one thing the intervals are too narrow.
 
 Distributions are scipy's, imported where they are needed: that takes a second.  Letters: S seeds, T draws, m images, C classes.  Intervals are 95 %.
@@ -21,8 +23,10 @@ from torch import Tensor
 Metric = Literal["accuracy", "balanced_accuracy"]
 
 BINS = 15  # of confidence (Guo et al. 2017, arXiv 1706.04599)
+LEVEL = 0.05
+SMALLEST = -99.0  # power of ten, of a p
 NORMAL = 1.959963984540054  # the normal distribution's 97.5 % point
-WILSON, CROSSED = "Wilson", "Student, crossed effects"
+WILSON, CROSSED = "Wilson", "crossed effects, MOVER"
 IMAGES, DRAWS, SEEDS = "test images", "draws of the labels", "seeds of the network"  # what an interval may cover
 
 # Answers that are added before a variance is taken: how many, their mean, their mean square.  A probe without a mistake is not certain either.
@@ -111,10 +115,26 @@ def estimate(values: np.ndarray, strata: np.ndarray | None = None) -> Estimate:
 
 
 def bounded(value: float, parts: Sequence[Part], lowest: float) -> Estimate:
-    error, freedom = standard_error(parts)
-    half = _student().ppf(0.975, freedom) * error
-    interval = (max(lowest, float(value - half)), min(1.0, float(value + half)))
-    return Estimate(value, interval, CROSSED, list(dict.fromkeys(part.source for part in parts)))
+    half = margin(parts, LEVEL)
+    return Estimate(value, (max(lowest, value - half), min(1.0, value + half)), CROSSED, list(dict.fromkeys(part.source for part in parts)))
+
+
+def margin(parts: Sequence[Part], level: float) -> float:
+    """Half of the interval that leaves out the share `level`."""
+    from scipy.stats import t
+
+    quantiles = t.isf(level / 2, [part.freedom for part in parts])
+    return math.sqrt(np.sum(np.square(quantiles) * [part.variance for part in parts]))
+
+
+def p_value(value: float, parts: Sequence[Part]) -> float:
+    """The level at which the interval ends at zero: two-sided."""
+    from scipy.optimize import brentq
+
+    off = lambda exponent: margin(parts, 10**exponent) - abs(value)
+    if off(0.0) >= 0:
+        return 1.0
+    return 10 ** brentq(off, SMALLEST, 0.0) if off(SMALLEST) > 0 else 10**SMALLEST
 
 
 def run_means(values: np.ndarray, strata: np.ndarray | None = None) -> np.ndarray:
@@ -146,21 +166,6 @@ def of_runs(means: np.ndarray, one_more: bool = False) -> list[Part]:
     if seeds > 1:
         parts.append(Part(SEEDS, float(means.mean(1).var(ddof=1)) * (1 / seeds + one_more), seeds - 1))
     return parts
-
-
-def standard_error(parts: Sequence[Part]) -> tuple[float, float]:
-    """And its degrees of freedom, Satterthwaite's."""
-    variances = np.array([part.variance for part in parts])
-    total = variances.sum()
-    if not total > 0:
-        return 0.0, math.inf
-    return math.sqrt(total), float(total**2 / np.sum(variances**2 / np.array([part.freedom for part in parts])))
-
-
-def _student() -> Any:
-    from scipy.stats import t
-
-    return t
 
 
 def of_two_classes(score: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -255,7 +260,7 @@ def difference(
 
     a, b: int64 [m], [T, m] or [S, T, m], the classes predicted; truth: int64 [m].  same_draws: draw t of both had the same labels (else, or where
     they are not as many, the two vary on their own).  new_seed: whether a is more than one further seed of b's would be, rather than more than the
-    mean of b's seeds.  `p` is two-sided, of the same Student distribution as the interval.  Of single answers to each image `mcnemar_p` is the exact
+    mean of b's seeds.  `p` is two-sided, the level at which the interval would end at zero.  Of single answers to each image `mcnemar_p` is the exact
     test that neither is right more often (McNemar 1947, binomial form).
     """
     from scipy.stats import binomtest
@@ -270,14 +275,13 @@ def difference(
         parts += of_runs((means[0].mean(0) - means[1].mean(0))[None])
         means = means[0].mean(1, keepdims=True), means[1].mean(1, keepdims=True)
     parts += [*of_runs(means[0]), *of_runs(means[1], one_more=new_seed)]
-    error, freedom = standard_error(parts)
     found: dict[str, Any] = {
         "metric": metric,
         "difference": value,
         "ci95": list(bounded(value, parts, -1.0).interval),
         "ci95_kind": CROSSED,
         "ci95_covers": list(dict.fromkeys(part.source for part in parts)),
-        "p": 2 * float(_student().sf(abs(value) / error, freedom)),
+        "p": p_value(value, parts),
         "images": len(real),
         "runs": [list(ours.shape[:2]), list(theirs.shape[:2])],
     }
