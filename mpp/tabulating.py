@@ -19,7 +19,7 @@ from mpp.transfer.joined import BASELINES, Line, put_together
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
 from mpp.transfer.table import ALWAYS, MAJORITY, PRETRAINED, RANDOM, TUNED, aligned, by_column, format_table, remarks_on_table
-from mpp.transfer.verdict import ORDER, judge, sentence
+from mpp.transfer.verdict import ORDER, judge
 
 
 def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None) -> int:
@@ -107,7 +107,7 @@ def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
     ours = [line for line in lines if line.counts and line.kind in (PRETRAINED, TUNED)]
     baselines = [line for kind in ORDER for line in lines if line.counts and line.kind == kind]
     pairs = [(line, other) for line in ours for other in baselines if other.kind != RANDOM or line.parameters == other.parameters]
-    return [found | {"words": sentence(found)} for line, other in pairs if (found := judged(line, other))]
+    return [found for line, other in pairs if (found := judged(line, other))]
 
 
 def judged(line: Line, other: Line) -> dict[str, Any] | None:

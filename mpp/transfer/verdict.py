@@ -60,7 +60,7 @@ def judge(
     outcome, why = _outcome(ours, theirs, found, contrary, one_draw)
     shared = [column for column in ours.answers if column in theirs.answers or alone]
     ahead = sum(ours.figures[c][metric] > theirs.figures[ALWAYS if alone else c][metric] for c in shared)
-    return found | {
+    said = found | {
         "over": theirs.name,
         "of": ours.name,
         "outcome": outcome,
@@ -71,6 +71,7 @@ def judge(
         f"{OTHER[metric]}_p": contrary["p"],
         "ahead_in": [ahead, len(shared)],
     }
+    return said | {"words": sentence(said)}
 
 
 def _outcome(ours: Judged, theirs: Judged, found: Mapping[str, Any], contrary: Mapping[str, Any], one_draw: str) -> tuple[str, str]:
@@ -148,4 +149,4 @@ def verdict(lines: Mapping[str, Judged], truth: Tensor, metric: Metric = "accura
     main = next((lines[name] for name in (PRETRAINED, TUNED) if name in lines), None)
     others = [lines[name] for name in ORDER if name in lines]
     found = [judge(main, other, truth, metric, one_draw) for other in others] if main else []
-    return [each | {"words": sentence(each)} for each in found if each]
+    return [each for each in found if each]

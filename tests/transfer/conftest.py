@@ -26,11 +26,14 @@ def make_split(
     permute_labels: bool = False,
     size=(20, 17),
     first: int = 0,
+    uneven: bool = False,
 ) -> Path:
-    """PNGs of noise whose mean colour tells the class, somewhat.  first: the first class that has images."""
+    """PNGs of noise whose mean colour tells the class, somewhat.  first: the first class that has images.  uneven: the last has a fifth."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     labels = first + np.arange(count) % (len(classes) - first)
+    if uneven:
+        labels = np.repeat(np.arange(3), [2 * count // 5, 2 * count // 5, count // 5])
     shown = rng.permutation(labels) if permute_labels else labels
     samples = []
     for i in range(count):

@@ -26,6 +26,7 @@ BASE = [
     "features={workers: 0, batch: 64}", "baselines=false", "rank_samples=24",
     "linear={epochs: 2, learning_rates: [0.01, 0.1], curve: false, last_layers: [], batch: 16}", "logistic.strengths=[0.01, 1]",
     "knn={k: [3, 5], temperatures: [0.07]}", "few_shot={shots: [2, 4], trials: 4, l2: [1, 100]}", "holdout_fraction=0.2",
+    "widen=false",
 ]  # fmt: skip
 MAE = "augmented=[mae]  mae={epochs: 3, warmup_epochs: 1, batch: 16, learning_rates: [0.1]}"
 ATTENTIVE = "augmented=[attentive]  attentive={epochs: 3, warmup_epochs: 1, batch: 16, learning_rates: [1e-2, 1e-1]}"
@@ -40,6 +41,11 @@ CHANGES = {
     "train_samples": [Change("train_samples=40", FIGURES + " train_images")],
     "test_samples": [Change("test_samples=9", "linear_sure reported", "test={test}", same="feature_rank train_images")],
     "holdout_fraction": [Change("holdout_fraction=0.3", "linear split")],
+    "metric": [Change("metric=balanced_accuracy", "metric")],
+    "class_weight": [Change("class_weight=balanced", "linear_sure printed", "train={uneven}", same="knn few_shot")],
+    "widen": [Change("widen=true", "logistic", same="reported")],
+    "repeats": [Change("repeats=2", "linear knn few_shot printed", same="reported")],
+    "random_inits": [Change("random_inits=2", "seeds", "baselines=true  random_inits=1", same=FIGURES)],
     "rank_only": [Change("rank_only=true", "linear logistic knn few_shot printed")],
     "rank_samples": [Change("rank_samples=12", "feature_rank", same="linear logistic knn few_shot")],
     "augmented": [Change("augmented=[mae]  mae={epochs: 1, warmup_epochs: 0, batch: 16}", "mae printed", same=FIGURES)],
@@ -106,6 +112,8 @@ def figures(place: Path, out: Path, cache: Path, printed: str) -> dict:
         "digest": results["encoder"]["digest"],
         "rows": list(results["rows"]),
         "gains": len(results.get("gains", [])),
+        "metric": [results.get("metric"), [each["metric"] for each in results.get("verdict", [])]],
+        "seeds": {name: (line.get("linear") or {}).get("seeds") for name, line in results["rows"].items()},
         "reported": [results.get("reported_on"), results.get("reported_images")],
         "split": [results.get(name) for name in ("fit_images", "holdout_images")] + [digest("samples")],
         "spec": row["about"]["feature_spec"],
@@ -127,7 +135,8 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
         name: make_split(place / name, count=count, seed=seed)
         for name, count, seed in (("train", 60, 1), ("again", 60, 2), ("test", 21, 3))
     }
-    known = {f"{{{name}}}": str(place / name) for name in ("second", "again", "test")}
+    sets["uneven"] = make_split(place / "uneven", count=75, seed=4, uneven=True)
+    known = {f"{{{name}}}": str(place / name) for name in ("second", "again", "test", "uneven")}
     rows = [row for changes in CHANGES.values() for row in changes]
     names = [("", ""), ("again", ""), *((row.beside, "") for row in rows), *((row.beside, row.words) for row in rows)]
     everything: dict[tuple[str, str], dict] = {}

@@ -27,14 +27,17 @@ def test_the_class_predicted_is_that_of_a_penalised_constant_column(shots):
     fitted = few_shot.fit(torch.from_numpy(values[: 6 * shots]), torch.from_numpy(labels), 6, grid, CPU)
     for i, l2 in enumerate(grid):
         theirs = constant_column(values[: 6 * shots].astype(float), labels, values[6 * shots :].astype(float), 6, l2)
-        assert np.array_equal(fitted.predict(torch.from_numpy(values[6 * shots :]))[i], theirs.argmax(1))
+        assert np.array_equal(fitted.predict(torch.from_numpy(values[6 * shots :]))[0][i], theirs.argmax(1))
         shrunk = 1 / (1 + l2 / (1e4 * 6 * shots))  # their intercept beside ours
         ours = torch.from_numpy(values[6 * shots :]).double() @ fitted.weight[i] + fitted.bias[i]
         assert np.allclose(ours.numpy() - theirs, (2 / 6 - 1) * (1 - shrunk), atol=1e-8)
 
 
-def test_mean_and_spread_are_over_draws():
-    found = few_shot.over_draws([0.5, 0.6, 0.7])
-    assert found["accuracy"] == pytest.approx(0.6) and found["spread"] == pytest.approx(0.1)
-    assert found["ci95"] == pytest.approx([0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5])
-    assert few_shot.over_draws([0.5])["spread"] is None
+def test_of_two_classes_the_score_is_how_much_more_speaks_for_the_second():
+    rng = np.random.default_rng(0)
+    values, labels = torch.from_numpy(rng.normal(size=(30, 5)).astype(np.float32)), torch.arange(30) % 2
+    fitted = few_shot.fit(values, labels, 2, [1.0, 10.0], CPU)
+    predicted, score = fitted.predict(values, chunk=7)
+    logits = torch.einsum("nd,ldk->lnk", values.double(), fitted.weight) + fitted.bias[:, None]
+    torch.testing.assert_close(score, (logits[..., 1] - logits[..., 0]).float())
+    assert torch.equal(predicted == 1, score > 0) and few_shot.fit(values, labels, 3, [1.0], CPU).predict(values)[1] is None

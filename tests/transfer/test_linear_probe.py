@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from mpp import linear_probe, probing
+from mpp.config.probe import ProbeConfig
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.transfer.probes.linear import layer_curve
+from mpp.transfer.table import by_column
 from tests.forks import run_forked
 from tests.transfer.conftest import make_split
 
@@ -26,6 +28,8 @@ QUICK = [
     "knn.k=[3, 10]",
     "few_shot.trials=3",
     "logistic.strengths=[0.001, 1]",
+    "random_inits=2",
+    "widen=false",
 ]
 
 
@@ -38,8 +42,11 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     words = [f"train={splits['train']}", f"test={splits['test']}"]
     results = run(tmp_path, encoder_folder, *words)
     shown = capsys.readouterr().out
-    assert list(results["rows"]) == ["raw pixels", "random init", "pretrained"]
-    for name, row in results["rows"].items():
+    assert list(results["rows"]) == ["majority class", "raw pixels", "random init", "pretrained"]
+    assert (
+        set(results["rows"]["majority class"]) == {"always", "about"} and results["rows"]["majority class"]["always"]["accuracy"] == 1 / 3
+    )
+    for name, row in list(results["rows"].items())[1:]:
         assert name in shown and set(row) == {"feature_rank", "linear", "logistic", "knn", "few_shot", "seconds", "about"}
         assert set(row["few_shot"]) == {"1", "5", "10", "25"}
         low, high = row["linear"]["ci95"]
@@ -52,7 +59,7 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     assert spec["layers"] == [0, 1, 2, 3] and spec["masking"] == "off" and spec["encoder"] == results["encoder"]["digest"]
     assert results["reported_on"] == "test" and results["test_reads"] == 1 and "read the split 1 time," in shown
     assert results["fit_images"] + results["holdout_images"] == 120
-    assert shown.count("120 of 120 images, 0 repeated") == 3 and "60 of 60 images, 0 repeated" in shown
+    assert shown.count("120 of 120 images, 0 repeated") == 4 and "60 of 60 images, 0 repeated" in shown
     assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 24 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2
     for picture in results["pictures"]:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
@@ -60,7 +67,7 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
 
     again = run(tmp_path, encoder_folder, *words)
     assert again["test_reads"] == 2 and figures_of(again) == figures_of(results)  # the same seed, the same figures
-    assert capsys.readouterr().out.count("from the cache") == 4
+    assert capsys.readouterr().out.count("from the cache") == 5
 
 
 def test_classes_without_images_are_said_and_hide_no_figure(tmp_path, encoder_folder, capsys):
@@ -104,6 +111,7 @@ def figures_of(results):
     return {
         name: {probe: row[probe] for probe in ("linear", "logistic", "knn", "few_shot", "feature_rank")}
         for name, row in results["rows"].items()
+        if "linear" in row
     }
 
 
@@ -114,11 +122,14 @@ def test_the_figures_can_be_recomputed_from_what_lies_on_the_disk(tmp_path, spli
     results = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}", "knn.temperatures=[1e6]")
     given = load_file(tmp_path / "predictions.safetensors")
     truth = given["truth"].numpy()
-    for name, row in results["rows"].items():
-        for probe in ("linear", "logistic", "knn"):
+    for name, row in list(results["rows"].items())[1:]:
+        for probe, figure in by_column(row).items():
             predicted = given[f"{name}/{probe}/predicted"].numpy()
-            assert row[probe]["accuracy"] == pytest.approx((predicted == truth).mean(), abs=1e-12)
-            assert row[probe]["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+            draws = 3 if "/" in probe else 1
+            assert predicted.shape == (2 if name == "random init" else 1, draws, 60) and figure["draws"] == draws
+            runs = predicted.reshape(-1, 60)
+            assert figure["accuracy"] == pytest.approx((runs == truth).mean(), abs=1e-12)
+            assert figure["balanced_accuracy"] == pytest.approx(np.mean([balanced_accuracy_score(truth, run) for run in runs]))
     digest, sides = results["encoder"]["digest"], {}
     for folder in (tmp_path / "features").glob("*/"):
         about = json.loads((folder / "features.json").read_text())
@@ -128,7 +139,7 @@ def test_the_figures_can_be_recomputed_from_what_lies_on_the_disk(tmp_path, spli
             sides[folder.name.split("-")[0]] = values, np.load(folder / "labels.npy")
     row = results["rows"]["pretrained"]["knn"]  # at an enormous temperature every neighbour's vote is the same
     theirs = KNeighborsClassifier(row["chosen"]["k"], metric="cosine").fit(*sides["train"]).predict(sides["test"][0])
-    assert (theirs == given["pretrained/knn/predicted"].numpy()).mean() > 0.95  # ties of votes may fall otherwise
+    assert (theirs == given["pretrained/knn/predicted"][0, 0].numpy()).mean() > 0.95  # ties of votes may fall otherwise
 
 
 class Leaks(torch.nn.Module):
@@ -175,15 +186,18 @@ def test_protocols_that_augment_stand_in_the_same_table_and_say_that_they_use_no
 def test_other_encoders_stand_beside_it_under_their_own_preprocessing(tmp_path, splits, encoder_folder):
     words = [f"train={splits['train']}", f"test={splits['test']}", "baselines=false", f"beside=[{encoder_folder}]"]
     results = run(tmp_path, encoder_folder, *words)
-    assert list(results["rows"]) == ["pretrained", str(encoder_folder)]
+    assert list(results["rows"]) == ["majority class", "pretrained", str(encoder_folder)]
     assert results["rows"]["pretrained"]["knn"] == results["rows"][str(encoder_folder)]["knn"]
-    assert all(gain["difference"] == 0 and gain["ci95"] == [0, 0] for gain in results["gains"]) and len(results["gains"]) == 3
+    gains = [gain for gain in results["gains"] if gain["over"] == str(encoder_folder)]
+    assert len(gains) == 7 and all(gain["difference"] == 0 and gain["p"] == 1 for gain in gains)
+    (twin,) = [found for found in results["verdict"] if found["over"] == str(encoder_folder)]
+    assert twin["outcome"] == "not shown"  # a copy of itself
 
 
 def test_permuted_test_labels_change_figures_but_no_choice(tmp_path, splits, encoder_folder):
     honest = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}")["rows"]
     shuffled = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['shuffled']}")["rows"]
-    for name in honest:
+    for name in list(honest)[1:]:
         for probe in ("linear", "logistic", "knn"):
             assert honest[name][probe]["chosen"] == shuffled[name][probe]["chosen"]
         for shots in ("1", "5", "10", "25"):
@@ -193,7 +207,7 @@ def test_permuted_test_labels_change_figures_but_no_choice(tmp_path, splits, enc
 
 def test_without_test_the_figures_are_on_images_nothing_was_chosen_on(tmp_path, splits, encoder_folder, capsys):
     results = run(tmp_path, encoder_folder, f"train={splits['train']}", "holdout_fraction=0.2", "baselines=false")
-    assert results["reported_on"] == "holdout of train" and list(results["rows"]) == ["pretrained"]
+    assert results["reported_on"] == "holdout of train" and list(results["rows"]) == ["majority class", "pretrained"]
     assert results["fit_images"] + results["holdout_images"] + results["reported_images"] == 120
     assert "hold-out of train" in capsys.readouterr().out and not (tmp_path / "test_reads.jsonl").exists()
 
@@ -277,3 +291,77 @@ def test_the_script_takes_a_file_words_and_local_rank(tmp_path):
     assert "epochs: 7" in done.stdout and "seed: 4" in done.stdout
     failed = run_forked([str(script), "encoder=/nowhere", "train=/nowhere"], cwd=tmp_path, env=os.environ)
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+
+
+def test_repeats_draw_labels_anew_and_report_on_the_same_images(tmp_path, splits, encoder_folder):
+    words = [f"train={splits['train']}", "baselines=false", "repeats=3", "few_shot.shots=[1]"]
+    results = run(tmp_path / "a", encoder_folder, *words, "train_samples=60")
+    row = results["rows"]["pretrained"]
+    assert (row["knn"]["draws"], row["few_shot"]["1"]["draws"], row["knn"]["labels"]) == (3, 9, 54) and results["reported_images"] == 6
+    assert len(set(row["linear"]["by_run"][0])) > 1 or len({str(one) for one in row["linear"]["chosen_in_each"][0]}) > 1
+    assert "draws of the labels" in row["linear"]["ci95_covers"]
+    once = run(tmp_path / "b", encoder_folder, *words[:2], "few_shot.shots=[1]", f"test={splits['test']}", "train_samples=60")
+    (found,) = [each for each in once["verdict"] if each["over"] == "majority class"]
+    assert found["outcome"] in ("better", "not shown") and once["rows"]["pretrained"]["knn"]["draws"] == 1
+
+
+def test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels():
+    labels = np.arange(300) % 3
+    config = ProbeConfig.model_validate({"train_samples": 90, "repeats": 4, "holdout_fraction": 0.2})
+    found = probing.divide(labels, "abc", False, config)
+    drawn = [found.samples[split.both] for split in found.splits]
+    reported = set(found.samples[found.reported])
+    assert len(found.splits) == 4 and len({len(ids) for ids in drawn}) == 1 and len(reported) == 18
+    assert not any(reported & set(ids) for ids in drawn) and len({tuple(ids) for ids in drawn}) == 4
+    alone = probing.divide(labels, "abc", False, config.model_copy(update={"repeats": 1}))
+    assert np.array_equal(alone.samples[alone.splits[0].fit], found.samples[found.splits[0].fit])
+
+
+class Constant(Leaks):
+    """An encoder that says the same of every image."""
+
+    def forward_features(self, images):
+        tokens = torch.ones(len(images), 4, 3)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+class Tells(Leaks):
+    """Every layer shows the image's colours, and with them the class, as well as pixels do."""
+
+    def forward_features(self, images):
+        tokens = 40 * images.mean((2, 3))[:, None].expand(-1, 4, -1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+class Noise(Leaks):
+    """Random features of the image: another seed, other features."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.register_buffer("mixing", torch.randn(12, 12, generator=torch.Generator().manual_seed(seed)))
+
+    def forward_features(self, images):
+        tokens = ((images.flatten(1)[:, :12] @ self.mixing) * 37).sin().view(-1, 4, 3)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+@pytest.mark.parametrize(
+    ("net", "over_random", "over_nothing"),
+    [(Tells(), "better", "better"), (Noise(99), "not shown", "not shown"), (Constant(), "not shown", "not shown")],
+)
+def test_the_verdict_on_encoders_with_known_answers(tmp_path, splits, monkeypatch, net, over_random, over_nothing, capsys):
+    known = LoadedEncoder(
+        net.eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "known", "known", lambda seed: Noise(seed % 1000).eval(), ("known", {})
+    )
+    monkeypatch.setattr(probing, "read_encoder", lambda source: known)
+    words = ["random_inits=3", "linear.last_layers=[]", "features.pixel_side=2", f"train={splits['train']}", f"test={splits['test']}"]
+    found = {each["over"]: each for each in run(tmp_path, "known", *words)["verdict"]}
+    assert found["random init"]["outcome"] == over_random and found["majority class"]["outcome"] == over_nothing
+    assert found["random init"]["runs"] == [[1, 1], [3, 1]] and "seeds of the network" in found["random init"]["ci95_covers"]
+    assert f"verdict   {found['random init']['words']}" in capsys.readouterr().out

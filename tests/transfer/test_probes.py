@@ -117,7 +117,7 @@ def test_least_squares_is_ridge_regression_with_a_free_intercept(count, width):
         solution = np.linalg.solve(design.T @ design + penalty, design.T @ y)
         got = values.double() @ fitted.weight[i] + fitted.bias[i]
         assert_close(got, torch.from_numpy(design @ solution), rtol=1e-8, atol=1e-8)
-        assert np.array_equal(fitted.predict(values, chunk=7)[i].numpy(), (design @ solution).argmax(1))
+        assert np.array_equal(fitted.predict(values, chunk=7)[0][i].numpy(), (design @ solution).argmax(1))
 
 
 @pytest.mark.parametrize(("count", "width"), [(60, 10), (12, 40)])

@@ -13,7 +13,7 @@ from mpp.transfer.probes.few_shot import FewShotProbe
 from mpp.transfer.probes.knn import KnnProbe
 from mpp.transfer.probes.linear import LinearProbe, train_heads
 from mpp.transfer.probes.logistic import LogisticProbe
-from mpp.transfer.protocol import choose, report
+from mpp.transfer.protocol import Chosen, answers_to, choose, report
 from mpp.transfer.split import CHOOSE, Split, hold_out
 from tests.transfer.test_probes import CPU, problem
 
@@ -39,6 +39,11 @@ def train_on(values, labels, share=0.2, classes=("a", "b", "c"), own=TWO[1]) -> 
     return Train(table(values), own, labels, classes, Split(*hold_out(labels, share, 0, CHOOSE)), 0, CPU)
 
 
+def read(chosen: Chosen, images: Measured, labels: np.ndarray) -> tuple[dict, dict]:
+    """Of one seed and one repeat."""
+    return report([[answers_to(chosen, images)]], torch.from_numpy(labels), len(chosen.train.classes))
+
+
 def chosen_and_reported(test_labels=None, test_values=None, spec=SPEC):
     values, labels = problem(300, noise=2.5)
     probes = [
@@ -49,7 +54,7 @@ def chosen_and_reported(test_labels=None, test_values=None, spec=SPEC):
     ]
     chosen = choose(probes, train_on(values[:240], labels[:240], own=TWO[0]), "a backbone")
     shown = values[240:] if test_values is None else test_values
-    return report(chosen, Measured(table(shown, spec=spec), np.arange(60)), labels[240:] if test_labels is None else test_labels)
+    return read(chosen, Measured(table(shown, spec=spec), np.arange(60)), labels[240:] if test_labels is None else test_labels)
 
 
 def test_labels_and_images_of_test_do_not_touch_any_choice():
@@ -59,10 +64,10 @@ def test_labels_and_images_of_test_do_not_touch_any_choice():
     for probe in PROBES:
         for changed in (permuted, other):
             assert changed[probe]["chosen"] == honest[probe]["chosen"]
-            assert changed[probe]["holdout_accuracy"] == honest[probe]["holdout_accuracy"]
+            assert changed[probe]["holdout_score"] == honest[probe]["holdout_score"]
         assert permuted[probe]["accuracy"] < honest[probe]["accuracy"]  # the figures do move
     assert permuted["few_shot"]["3"]["chosen"] == honest["few_shot"]["3"]["chosen"]
-    assert permuted["few_shot"]["3"]["holdout_accuracy"] == honest["few_shot"]["3"]["holdout_accuracy"]
+    assert permuted["few_shot"]["3"]["holdout_score"] == honest["few_shot"]["3"]["holdout_score"]
 
 
 def test_a_probe_cannot_be_tested_on_other_features_than_it_was_trained_on():
@@ -75,10 +80,10 @@ def test_the_winner_is_the_best_of_the_hold_out():
     for probe, grid, keys in (
         ("linear", "grid", ("features", "learning_rate")), ("logistic", "path", ("strength",)), ("knn", "grid", ("k", "temperature")),
     ):  # fmt: skip
-        best = max(found[probe][grid], key=lambda tried: tried["holdout_accuracy"])
-        assert all(found[probe]["chosen"][key] == best[key] for key in keys)
-        assert found[probe]["holdout_accuracy"] == best["holdout_accuracy"]
-    assert len(found["linear"]["grid"]) == 4 and len(found["knn"]["grid"]) == 4 and len(found["logistic"]["path"]) == 3
+        best = max(tried["holdout_score"] for tried in found[probe][grid])
+        (chosen,) = [tried for tried in found[probe][grid] if all(found[probe]["chosen"][key] == tried[key] for key in keys)]
+        assert chosen["holdout_score"] == found[probe]["holdout_score"] == best
+    assert len(found["linear"]["grid"]) >= 4 and len(found["knn"]["grid"]) >= 4 and len(found["logistic"]["path"]) >= 3
 
 
 def fitted(probe: Probe, values, labels, share=0.2, **more):
@@ -102,7 +107,7 @@ def test_the_winner_and_the_bank_get_the_hold_out_too():
 def test_what_is_set_to_do_nothing_leaves_no_figure():
     values, labels = problem(120)
     chosen = choose([LogisticProbe(strengths=()), FewShotProbe(shots=())], train_on(values, labels))
-    assert report(chosen, Measured(table(values), np.arange(60)), labels[:60]) == ({"few_shot": {}}, {})
+    assert read(chosen, Measured(table(values), np.arange(60)), labels[:60]) == ({}, {})
     assert chosen.seconds.keys() == {"logistic", "few_shot"} and chosen.summary().startswith(" (seconds: ")
 
 
@@ -111,29 +116,29 @@ def test_a_class_without_images_is_never_drawn_nor_answered():
     probe = FewShotProbe(shots=(2,), trials=3)
     with_empty = fitted(probe, values, labels + 1, classes=("none", "a", "b", "c")).by_shots[2]
     without = fitted(probe, values, labels).by_shots[2]
-    assert (with_empty.l2, with_empty.holdout_accuracy) == (without.l2, without.holdout_accuracy)
+    assert with_empty.about == without.about
     for ours, theirs in zip(with_empty.trials, without.trials, strict=True):
-        assert torch.equal(ours.predict(values), theirs.predict(values) + 1)
+        assert torch.equal(ours.predict(values)[0], theirs.predict(values)[0] + 1)
 
 
 def test_every_accuracy_counts_all_test_images_once():
     found, answers = chosen_and_reported()
     truth = torch.from_numpy(problem(300)[1][240:])
     for probe in PROBES:
-        assert found[probe]["images"] == 60 == len(answers[probe].predicted)
-        assert found[probe]["accuracy"] == float((answers[probe].predicted == truth).double().mean())
+        assert found[probe]["images"] == 60 == answers[probe].predicted.shape[-1]
+        assert found[probe]["accuracy"] == pytest.approx(float((answers[probe].predicted == truth).double().mean()))
         assert ((answers[probe].confidence > 1 / 3 - 1e-6) & (answers[probe].confidence <= 1 + 1e-6)).all()
-    for draw in found["few_shot"]["3"]["draws"]:
+    for draw in found["few_shot"]["3"]["by_run"][0]:
         assert draw * 60 == pytest.approx(round(draw * 60), abs=1e-9)
-    assert found["few_shot"]["3"]["accuracy"] == pytest.approx(np.mean(found["few_shot"]["3"]["draws"]))
+    assert found["few_shot"]["3"]["accuracy"] == pytest.approx(np.mean(found["few_shot"]["3"]["by_run"]))
 
 
 def test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots():
     """With labels that are pure chance only an image that meets itself could be told right."""
     values = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
     labels = np.random.default_rng(1).permutation(np.arange(300) % 3)
-    assert fitted(KnnProbe(k=(1,)), values, labels, 0.3).about["holdout_accuracy"] < 0.5
-    assert fitted(FewShotProbe(shots=(60,), trials=2, l2=(1e-6,)), values, labels, 0.3).by_shots[60].holdout_accuracy < 0.5
+    assert fitted(KnnProbe(k=(1,)), values, labels, 0.3).about["holdout_score"] < 0.5
+    assert fitted(FewShotProbe(shots=(60,), trials=2, l2=(1e-6,)), values, labels, 0.3).by_shots[60].about["holdout_score"] < 0.5
 
 
 def test_shots_that_were_asked_for_are_refused_and_those_of_the_default_left_out():
@@ -172,6 +177,49 @@ class FittedMean(Fitted):
 
 def test_a_probe_of_a_stranger_is_read_on_features_in_memory_like_any_other():
     values, labels = problem(300, noise=0.5)
-    figures, answers = report(choose([Mean()], train_on(values, labels)), Measured(table(values), np.arange(240, 300)), labels[240:])
-    assert figures["mean"]["accuracy"] > 0.9 and figures["mean"]["images"] == 60 == len(answers["mean"].predicted)
+    figures, answers = read(choose([Mean()], train_on(values, labels)), Measured(table(values), np.arange(240, 300)), labels[240:])
+    assert figures["mean"]["accuracy"] > 0.9 and figures["mean"]["images"] == 60 == answers["mean"].predicted.shape[-1]
     assert Mean.columns({"row": figures["mean"]}) == {"class mean": {"row": figures["mean"]}}
+
+
+def test_choices_are_made_by_the_metric_that_was_asked_for():
+    """Three images of ten are of the rare class: k 1 tells it from the others now and then, all neighbours never do."""
+    rng = np.random.default_rng(5)
+    labels = (np.arange(400) % 10 < 2).astype(int)
+    values = torch.from_numpy((0.3 * labels[:, None] + rng.normal(size=(400, 10))).astype(np.float32))
+    pick = lambda **more: choose(
+        [KnnProbe(k=(1, 250), temperatures=(1.0,))], dataclasses.replace(train_on(values, labels, 0.3, classes=("a", "b")), widen=False, **more)
+    ).fitted["knn"].about  # fmt: skip
+    by_accuracy, balanced = pick(), pick(metric="balanced_accuracy")
+    assert by_accuracy["chosen"]["k"] == 250 and by_accuracy["holdout_score"] == pytest.approx(0.8)
+    assert balanced["chosen"]["k"] == 1 and 0.5 < balanced["holdout_score"] < 0.7
+
+
+@pytest.mark.parametrize("probe", [LogisticProbe(strengths=(1.0,)), Linear(learning_rates=(0.05,), epochs=10, batch=64)])
+def test_balanced_weights_answer_the_rare_class_more_often(probe):
+    rng = np.random.default_rng(6)
+    labels = (np.arange(400) % 10 < 1).astype(int)
+    values = torch.from_numpy((0.8 * labels[:, None] + rng.normal(size=(400, 10))).astype(np.float32))
+    figure = lambda **more: read(
+        choose([probe], dataclasses.replace(train_on(values, labels, 0.2, classes=("a", "b"), own=TWO[1]), **more)),
+        Measured(table(values), np.arange(400)), labels,
+    )[0][probe.key]  # fmt: skip
+    alike, weighted = figure(), figure(balanced=True)
+    assert weighted["per_class"]["accuracy"][1] > alike["per_class"]["accuracy"][1] + 0.2
+    assert weighted["balanced_accuracy"] > alike["balanced_accuracy"] and weighted["accuracy"] < alike["accuracy"]
+
+
+def test_runs_of_several_seeds_and_repeats_are_one_figure():
+    values, labels = problem(300, noise=2.5)
+    images, truth = Measured(table(values[240:]), np.arange(60)), torch.from_numpy(labels[240:])
+    probes = [KnnProbe(k=(3,), temperatures=(0.07,)), FewShotProbe(shots=(3,), trials=4, l2=(1.0,))]
+    said = lambda seed: answers_to(
+        choose(probes, dataclasses.replace(train_on(values[:240], labels[:240]), split=Split(*hold_out(labels[:240], 0.3, seed, CHOOSE)), seed=seed)), images
+    )  # fmt: skip
+    runs = [[said(0), said(1)], [said(2), said(3)], [said(4), said(5)]]
+    figures, answers = report(runs, truth, 3)
+    assert answers["knn"].predicted.shape == (3, 2, 60) and answers["few_shot/3"].predicted.shape == (3, 8, 60)
+    assert (figures["knn"]["seeds"], figures["knn"]["draws"]) == (3, 2) and figures["few_shot"]["3"]["draws"] == 8
+    assert torch.equal(answers["few_shot/3"].predicted[1, 4:], runs[1][1]["few_shot/3"][1].predicted)
+    assert figures["knn"]["holdout_score"] == pytest.approx(np.mean([one["knn"][0]["holdout_score"] for seed in runs for one in seed]))
+    assert len(figures["knn"]["chosen_in_each"]) == 3 and "chosen_in_each" not in report([[said(0)]], truth, 3)[0]["knn"]

@@ -1,4 +1,4 @@
-"""One table over runs, and differences on the same images."""
+"""One table over runs: what stands in one column, what apart, and what is said of it."""
 
 import json
 
@@ -13,62 +13,199 @@ from mpp.transfer.probes.contract import Answers
 from mpp.transfer.probes.linear import layer_curve
 from mpp.transfer.results import find_results, write_predictions, write_results
 
+CONFIG = {
+    "metric": "accuracy",
+    "features": {"layers": [-1]},
+    "linear": {"epochs": 30},
+    "knn": {"k": [5]},
+    "few_shot": {"trials": 5},
+    "widen": True,
+}
 
-def measured(folder, right: int, *, identity="t", row="pretrained", samples=200, baseline=True):
-    """A run of which `right` of 200 answers are right, the first ones."""
+
+def answers_of(right: int | list[int], truth: np.ndarray) -> Answers:
+    """Of each run the first so many answers are right."""
+    runs = [np.where(np.arange(len(truth)) < count, truth, (truth + 1) % 4) for count in ([right] if isinstance(right, int) else right)]
+    predicted = torch.from_numpy(np.stack(runs))
+    return Answers(predicted, torch.full(predicted.shape, 0.5))
+
+
+def measured(
+    folder,
+    right,
+    *,
+    identity="t",
+    row="pretrained",
+    samples=200,
+    baseline=True,
+    columns=("linear",),
+    labels=10,
+    about=(),
+    config=(),
+    random=None,
+):
+    """A run of which `right` of 200 answers are right, the first ones; a list: of several draws.  random: likewise, of three initialisations."""
     truth = np.arange(samples) % 4
-    predicted = torch.from_numpy(np.where(np.arange(samples) < right, truth, (truth + 1) % 4))
-    answers = {row: {"linear": Answers(predicted, torch.full((samples,), 0.5))}}
+    answers = {row: {column: answers_of(right, truth) for column in columns}}
     if baseline:
-        answers["raw pixels"] = {"linear": Answers(torch.zeros(samples, dtype=torch.int64), torch.full((samples,), 0.5))}
+        answers["raw pixels"] = {column: Answers(torch.zeros(samples, dtype=torch.int64)) for column in columns}
+    if random:
+        given = answers_of(random, truth)
+        answers["random init"] = {column: Answers(given.predicted[:, None], given.confidence[:, None]) for column in columns}
     rows = {
-        name: {probe: figures(a.predicted, torch.from_numpy(truth), 4, a.confidence) for probe, a in given.items()}
-        | {"about": {"feature_spec": {"encoder": "same"}}}
+        name: {
+            probe: figures(a.predicted, torch.from_numpy(truth), 4, a.confidence) | {"labels": labels, "holdout_score": 0.5}
+            for probe, a in given.items()
+        }
+        | {"about": {"feature_spec": {"encoder": "same", "resolution": 16}, "parameters": 5}}
         for name, given in answers.items()
     }
     out = folder / "transfer" / "data"
     out.mkdir(parents=True)
-    about = {"reported_on": "test", "reported_images": samples, "test_reads": 1, "seed": 0, "train_images": 10}
-    data = {"test": {"path": "shards/test", "identity": identity, "images": samples}, "train": None}
-    write_results(out, {"rows": rows, "data": data, **about})
-    write_predictions(out, answers, truth, np.arange(samples))
+    known = {
+        "reported_on": "test",
+        "reported_images": samples,
+        "test_reads": 1,
+        "seed": 0,
+        "train_images": labels,
+        "kind": "probe",
+        "classes": list("abcd"),
+    }
+    data = {"test": {"path": "shards/test", "identity": identity, "images": samples}, "train": {"path": "shards/train", "identity": "i"}}
+    write_results(out, {"rows": rows, "data": data, "config": CONFIG | dict(config), **known, **dict(about)})
+    write_predictions(out, answers, torch.from_numpy(truth), np.arange(samples))
     return folder
+
+
+def shown(capsys, *folders, words=()) -> str:
+    assert results.main([*map(str, folders), *words]) == 0
+    return capsys.readouterr().out
+
+
+def line_of(table: str, name: object) -> list[str]:
+    (found,) = [line for line in table.split("\n\n")[0].splitlines() if line.startswith(f"{name} ")]
+    return found.removeprefix(str(name)).split()
 
 
 def test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once(tmp_path, capsys):
     folders = [measured(tmp_path / "a", 150), measured(tmp_path / "b", 120), measured(tmp_path / "c", 90, identity="other")]
-    assert results.main([str(folder) for folder in folders]) == 0
-    shown = capsys.readouterr().out
-    first, second = shown.split("\n\n")[:2]
-    assert (
-        first.count("raw pixels") == 1
-        and str(tmp_path / "a") in first
-        and str(tmp_path / "b") in first
-        and str(tmp_path / "c") not in first
-    )
-    assert "75.00" in first and "60.00" in first and "45.00" in second and "read 1 time by" in first
+    first, second = shown(capsys, *folders).split("shards/test, 200 images")[1:]
+    assert first.split("\n\n")[0].count("raw pixels") == 1 and str(tmp_path / "c") not in first
+    assert line_of(first, tmp_path / "a")[0] == "75.00" and line_of(first, tmp_path / "b")[0] == "60.00"
+    assert line_of(second, tmp_path / "c")[0] == "45.00" and "read 2 times" in first
 
 
-def test_the_same_images_under_another_path_share_a_table_wherever_they_lie(tmp_path, capsys):
-    a, b = measured(tmp_path / "a", 150), measured(tmp_path / "b", 120)
+@pytest.mark.parametrize("content", [False, True])
+def test_the_same_images_share_a_table_wherever_and_however_they_lie(tmp_path, capsys, content):
+    a, b = measured(tmp_path / "a", 150, identity="a"), measured(tmp_path / "b", 120, identity="b" if content else "a")
     path = b / "transfer" / "data" / "results.json"
     path.write_text(path.read_text().replace("shards/test", "/elsewhere/test"))
-    assert results.main([str(a), str(b)]) == 0
-    assert capsys.readouterr().out.count("top-1 in %") == 1
+    for one in (a, b) if content else ():  # sharded otherwise, the same images
+        path = one / "transfer" / "data" / "results.json"
+        about = json.loads(path.read_text())
+        about["data"]["test"]["content"] = "these images"
+        path.write_text(json.dumps(about))
+    assert shown(capsys, a, b).count("top-1, %") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"config": {"linear": {"epochs": 7}}}, "linear.epochs=7"),
+        ({"config": {"metric": "balanced_accuracy"}}, 'metric="balanced_accuracy"'),
+        ({"config": {"class_weight": "balanced"}}, 'class_weight="balanced"'),
+        ({"labels": 100}, "labels=100"),
+        ({"right": [120, 130, 140], "baseline": False}, "draws=3"),
+        ({"config": {"features": {"layers": [-2]}}}, "features.layers=[-2]"),
+    ],
+)
+def test_what_was_measured_otherwise_stands_apart_and_is_named(tmp_path, capsys, changed, says):
+    a = measured(tmp_path / "a", 150)
+    b = measured(tmp_path / "b", changed.pop("right", 120), **changed)
+    table = shown(capsys, a, b, words=["--compare", "linear", "--json", str(tmp_path / "table.json")])
+    first, second = json.loads((tmp_path / "table.json").read_text())
+    assert set(first["rows"]) == {"raw pixels", str(a)} and set(second["rows"]) - {"raw pixels"} == {str(b)}
+    assert says in second["apart"][0] and f"{says} and not " in table
+    assert not any({each["a"], each["b"]} == {str(a), str(b)} for made in (first, second) for each in made["differences"])
+
+
+def test_one_probe_measured_otherwise_has_a_column_of_its_own_and_no_row_is_hidden(tmp_path, capsys):
+    a = measured(tmp_path / "a", 150, columns=("linear", "knn"))
+    b = measured(tmp_path / "b", 120, columns=("linear", "knn"), config={"knn": {"k": [20]}})
+    table = shown(capsys, a, b)
+    assert table.count("top-1, %") == 1 and "k-NN [1]: knn.k=[5]" in table and "k-NN [2]: knn.k=[20]" in table
+    assert line_of(table.split("folders\n")[1], a) == ["75.00", "±5.97", "75.00", "±5.97", "-"]
+
+
+def test_a_baseline_has_what_any_of_the_runs_has_measured_of_it(tmp_path, capsys):
+    a, b = measured(tmp_path / "a", 150), measured(tmp_path / "b", 120, columns=("knn",))
+    pixels = line_of(shown(capsys, a, b).split("folders\n")[1], "raw pixels")
+    assert len(pixels) == 4 and "-" not in pixels
+
+
+def test_a_baseline_that_was_measured_twice_with_other_figures_is_shown_twice(tmp_path, capsys):
+    a, b = measured(tmp_path / "a", 150), measured(tmp_path / "b", 120)
+    path = b / "transfer" / "data" / "results.json"
+    about = json.loads(path.read_text())
+    about["rows"]["raw pixels"]["linear"]["accuracy"] = 0.33
+    path.write_text(json.dumps(about))
+    table = shown(capsys, a, b).split("folders\n")[1]
+    assert next(line for line in table.splitlines() if line.startswith("raw pixels  ")).split()[2] == "25.00"
+    assert next(line for line in table.splitlines() if line.startswith(f"raw pixels ({b})")).split()[-2] == "33.00"
+
+
+def test_runs_that_differ_in_their_seed_alone_are_shown_once_more_together(tmp_path, capsys):
+    """Three pretrainings of one recipe: the row of all of them has an interval that covers their seeds."""
+    origin = lambda seed: {"encoder": {"digest": f"net {seed}", "pretraining": {"recipe": "r", "seed": seed}}}
+    runs = [
+        measured(tmp_path / f"seed{seed}", right, about=origin(seed), random=[90, 92, 91]) for seed, right in enumerate((150, 140, 145))
+    ]
+    other = measured(tmp_path / "other", 100, about={"encoder": {"digest": "x", "pretraining": {"recipe": "q", "seed": 0}}})
+    table = shown(capsys, *runs, other, words=["--json", str(tmp_path / "table.json")])
+    (made,) = json.loads((tmp_path / "table.json").read_text())
+    (name,) = [row for row in made["rows"] if row.startswith("mean of")]
+    figure = made["rows"][name]["linear"]
+    assert name == f"mean of 3 seeds ({runs[0]}, ...)" and figure["accuracy"] == pytest.approx(0.725) and figure["seeds"] == 3
+    assert figure["ci95_covers"] == ["test images", "seeds of the network"] and all(str(run) in made["rows"] for run in runs)
+    assert {found["of"] for found in made["verdict"]} == {name, str(other)} and f"verdict   {name}: pretraining helped" in table
+
+
+def test_trainings_of_one_encoder_by_several_seeds_are_draws_of_labels(tmp_path, capsys):
+    """One run each shows nothing against training from scratch, whatever its p; several do, if all agree."""
+
+    def tuned(name, right, seed, **encoder):
+        config = {"seed": seed, "data": {"labels_per_class": 50}, "optim": {"epochs": 5}}
+        about = {"kind": "finetune", "seed": seed, "encoder": {"digest": "net", "init": "pretrained"} | encoder}
+        row = "from scratch" if encoder else "fine-tuned"
+        return measured(tmp_path / name, right, row=row, baseline=False, columns=("finetune",), about=about, config=config)
+
+    alone = tuned("a", 150, 0), tuned("b", 110, 0, init="random")
+    table = shown(capsys, *alone)
+    assert "not shown that pretraining helped" in table and "one training each" in table
+    more = [tuned(f"a{seed}", 150 - seed, seed) for seed in (1, 2)] + [
+        tuned(f"b{seed}", 110 + seed, seed, init="random") for seed in (1, 2)
+    ]
+    table = shown(capsys, *alone, *more, words=["--json", str(tmp_path / "table.json")])
+    (made,) = json.loads((tmp_path / "table.json").read_text())
+    (helped,) = [found for found in made["verdict"] if found["over"] == "from scratch"]
+    assert helped["outcome"] == "better" and helped["runs"] == [[1, 3], [1, 3]] and "draws of the labels" in helped["ci95_covers"]
+    assert "pretraining helped" in table
 
 
 def test_differences_are_paired_and_written(tmp_path, capsys):
     a, b = measured(tmp_path / "a", 150, baseline=False), measured(tmp_path / "b", 120, baseline=False)
-    assert results.main([str(a), str(b), "--compare", "linear", "--json", str(tmp_path / "table.json")]) == 0
-    assert "+15.00" in capsys.readouterr().out
+    table = shown(capsys, a, b, words=["--compare", "linear", "--json", str(tmp_path / "table.json")])
+    assert "+15.00" in table and "1 x 1 and 1 x 1" in table and "test images" in table
     (difference,) = json.loads((tmp_path / "table.json").read_text())[0]["differences"]
-    assert (difference["a_only"], difference["b_only"]) == (30, 0) and 0.05 < difference["ci95"][0] < 0.15
+    assert (difference["a_only"], difference["b_only"]) == (30, 0) and 0.05 < difference["ci95"][0] < 0.15 and difference["labels"] == 10
 
 
-@pytest.mark.parametrize(("words", "says"), [(["--compare", "knn"], "fewer than two of these rows have it; they have linear")])
-def test_what_cannot_be_compared_is_one_line(tmp_path, words, says):
-    with pytest.raises(DataError, match=says):
-        results.main([str(measured(tmp_path / "a", 150)), *words])
+def test_one_lone_row_is_no_error_and_a_probe_that_nobody_has_is(tmp_path, capsys):
+    a = measured(tmp_path / "a", 150, baseline=False)
+    assert f"linear: nothing to compare, since {a} alone has figures" in shown(capsys, a, words=["--compare", "linear"])
+    with pytest.raises(DataError, match="none of these rows has it; they have linear"):
+        results.main([str(a), "--compare", "knn"])
+    assert not capsys.readouterr().out
 
 
 def test_folders_without_results_and_damaged_ones_are_named(tmp_path):
@@ -86,7 +223,7 @@ def test_folders_without_results_and_damaged_ones_are_named(tmp_path):
 
 def test_the_curve_takes_the_best_head_of_each_single_layer():
     heads = [([1], 0.2), ([1], 0.4), ([2], 0.3), ([1, 2], 0.9)]
-    grid = [{"layers": layers, "holdout_accuracy": share} for layers, share in heads]
+    grid = [{"layers": layers, "holdout_score": share} for layers, share in heads]
     curve = layer_curve(grid, 10)
     assert [(layer, share) for layer, share, _ in curve] == [(1, 0.4), (2, 0.3)]
     assert all(low < share < high for _, share, (low, high) in curve)
@@ -100,7 +237,7 @@ def test_every_row_is_shown_where_one_run_was_measured_twice(tmp_path, capsys):
     (other / "transfer" / "data" / "results.json").write_text(json.dumps(tuned))
     (other / "transfer" / "data").rename(run / "transfer" / "again")
     assert results.main([str(run), "--json", str(tmp_path / "table.json")]) == 0
-    assert "75.00" in (shown := capsys.readouterr().out) and "60.00" in shown
+    assert "75.00" in (table := capsys.readouterr().out) and "60.00" in table
     assert len(json.loads((tmp_path / "table.json").read_text())[0]["rows"]) == 2
 
 
@@ -115,6 +252,5 @@ def test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_
         about["seed"], about["data"]["test"]["images"] = seed, 1000
     for file, about in zip(files, [ranked, *drawn], strict=True):
         file.write_text(json.dumps(about))
-    assert results.main([str(run) for run in runs]) == 0
-    shown = capsys.readouterr().out
-    assert "7.5" in shown and len(shown.strip().split("\n\n")) == 3
+    table = shown(capsys, *runs)
+    assert "7.5" in table and table.count("shards/t") == 3
