@@ -97,11 +97,14 @@ ROWS = [
         PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
     ),
     Row(
-        "logistic regression is not fitted again", "mpp/transfer/probes/logistic.py", "train.split.both", "train.split.fit",
+        'logistic regression is not fitted again', 'mpp/transfer/probes/logistic.py',
+        'fitted = path_on(train.split.both,',
+        'fitted = path_on(train.split.fit,',
         PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
     ),
-    Row(
-        "the first of the grid wins", "mpp/transfer/probes/linear.py", "best, rate = divmod(int(accuracy.argmax()), len(rates))", "best, rate = 0, 0",
+    Plant(
+        'the first of the grid wins', 'mpp.transfer.grid:_pick',
+        'lambda scores, axes: (0,) * scores.ndim',
         PROTOCOL + "test_the_winner_is_the_best_of_the_hold_out",
     ),
     Plant(
@@ -127,9 +130,9 @@ ROWS = [
         "probes read CIFAR before its checksums", "mpp/data/array_images.py", "if not all(check_integrity(folder / file, md5) for file, md5 in checksums):",
         "if False:", "tests/data/test_labelled.py::test_a_cifar_file_of_another_checksum_is_not_read_but_fetched_again",
     ),
-    Row(
-        "runs on other images share a table", "mpp/tabulating.py", 'return data["identity"], about["reported_images"], *((about["seed"],) if some else ())',
-        'return about["reported_images"], *((about["seed"],) if some else ())',
+    Plant(
+        'runs on other images share a table', 'mpp.tabulating:measured_on',
+        'lambda result: real(result)[1:]',
         "tests/transfer/test_results.py::test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once",
     ),
 ]  # fmt: skip

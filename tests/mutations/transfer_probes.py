@@ -4,18 +4,15 @@ from tests.mutations import Plant, Row
 
 LOGISTIC, METRICS, NEIGHBOURS = "tests/transfer/test_logistic.py", "tests/transfer/test_metrics.py", "tests/transfer/test_neighbours.py"
 FEW_SHOT, ONLINE, PLOTS = "tests/transfer/test_few_shot.py", "tests/transfer/test_online.py", "tests/transfer/test_plots.py"
+VERDICT, GRID = "tests/transfer/test_verdict.py", "tests/transfer/test_grid.py"
 ROWS_OF_PROBES, RANKS = "tests/transfer/test_probe_rows.py", "tests/train/test_several_ranks.py"
 
 ROWS = [
     # Rows of the table.
     Plant(
-        "gains have the other sign", "mpp.transfer.rows:paired_bootstrap",
-        "lambda ours, theirs, seed: real(theirs, ours, seed)",
-        f"{ROWS_OF_PROBES}::test_a_gain_is_positive_where_the_encoder_is_the_better_one",
-    ),
-    Row(
-        "the bootstrap has the other direction", "mpp/transfer/metrics.py", "margin = 2 * ahead - differing", "margin = differing - 2 * ahead",
-        f"{ROWS_OF_PROBES}::test_a_gain_is_positive_where_the_encoder_is_the_better_one",
+        'gains have the other sign', 'mpp.transfer.metrics:difference',
+        'lambda a, b, *more, **named: real(b, a, *more, **named)',
+        f"{VERDICT}::test_an_encoder_is_better_worse_or_not_shown_to_be",
     ),
     Plant(
         "extraction has colours of its own", "mpp.transfer.rows:spec_of",
@@ -32,9 +29,9 @@ ROWS = [
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
-        "the random row keeps the norms that were trained", "mpp/probing.py", "    baselines[RANDOM].about[\"source\"]",
-        "    kept = {n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}\n    baselines[RANDOM].extractor.backbone.net.load_state_dict(kept, strict=False)  # type: ignore\n"
-        "    baselines[RANDOM].about[\"source\"]",
+        'the random row keeps the norms that were trained', 'mpp/probing.py',
+        '        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)',
+        "        fresh.load_state_dict({n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}, strict=False)\n        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)",
         f"{ROWS_OF_PROBES}::test_the_random_row_has_no_tensor_that_was_trained",
     ),
     Row(
@@ -60,24 +57,47 @@ ROWS = [
     ),
     # Logistic regression.
     Row(
-        "the penalty does not know how many images there are", "mpp/transfer/probes/logistic.py", "decay = 1 / (strength * len(rows))", "decay = 1 / strength",
+        'the penalty does not know how many images there are', 'mpp/transfer/probes/logistic.py',
+        'decay = (2 if count == 2 else 1) / (strength * len(rows))',
+        'decay = (2 if count == 2 else 1) / strength',
         f"{LOGISTIC}::test_probabilities_are_those_of_scikit_learn_at_every_strength",
+    ),
+    Row(
+        'two classes have two vectors', 'mpp/transfer/probes/logistic.py',
+        '(2 if count == 2 else 1)',
+        '1',
+        f"{LOGISTIC}::test_c_is_scikit_learns_whatever_the_classes",
+    ),
+    Row(
+        'a class without images takes part', 'mpp/transfer/probes/logistic.py',
+        'present = np.unique(labels[rows])',
+        'present = np.arange(classes)',
+        f"{LOGISTIC}::test_c_is_scikit_learns_whatever_the_classes",
+    ),
+    Row(
+        'class weights are not used', 'mpp/transfer/probes/logistic.py',
+        '            if self.weights is not None:',
+        '            if False:',
+        f"{LOGISTIC}::test_c_is_scikit_learns_whatever_the_classes",
     ),
     Row(
         "the bias is penalised", "mpp/transfer/probes/logistic.py", "gradient[:, :-1] += decay * point[:, :-1]", "gradient += decay * point",
         f"{LOGISTIC}::test_probabilities_are_those_of_scikit_learn_at_every_strength",
     ),
     Row(
-        "the bias of raw features forgets their mean", "mpp/transfer/probes/logistic.py", " - weight @ data.mean.double()", "",
+        'the bias of raw features forgets their mean', 'mpp/transfer/probes/logistic.py',
+        ' - inside @ data.mean.double()',
+        '',
         f"{LOGISTIC}::test_probabilities_are_those_of_scikit_learn_at_every_strength",
     ),
     Row(
         "every strength counts as converged", "mpp/transfer/probes/logistic.py", "[norm <= tolerance for norm in gradients]", "[True for _ in gradients]",
         f"{LOGISTIC}::test_what_has_not_converged_says_so",
     ),
-    Row(
-        "coordinates are not changed", "mpp/transfer/probes/logistic.py", "turned = ((gradient[:, :-1] @ directions) * root.square()) @ directions.T",
-        "turned = gradient[:, :-1]", f"{LOGISTIC}::test_few_passes_are_enough_for_correlated_features",
+    Plant(
+        'coordinates are not changed', 'mpp.transfer.probes.logistic:Coordinates.scaled',
+        'lambda self, gradient, curvature, decay: gradient',
+        f"{LOGISTIC}::test_few_passes_are_enough_for_correlated_features",
     ),
     Plant(
         "features are standardised in place", "mpp.transfer.probes.logistic:_read",
@@ -98,14 +118,16 @@ ROWS = [
         "lambda predicted, truth, classes: real(truth, predicted, classes)",
         f"{METRICS}::test_confusion_and_balanced_accuracy_are_those_of_scikit_learn",
     ),
-    Row(
-        "classes without images count as wrong", "mpp/transfer/metrics.py", "    return mean, (max(0.0, mean - half), min(1.0, mean + half))",
-        "    mean *= len(present) / len(images)\n    return mean, (max(0.0, mean - half), min(1.0, mean + half))",
+    Plant(
+        'classes without images count as wrong', 'mpp.transfer.metrics:run_means',
+        'lambda values, strata=None: real(values, strata) * (1 if strata is None else len(np.unique(strata)) / (strata.max() + 2))',
         f"{METRICS}::test_a_class_without_images_has_no_figure_and_does_not_count",
     ),
     Row(
-        "balanced accuracy has the interval of one class", "mpp/transfer/metrics.py", "half = NORMAL * math.sqrt(variance) / len(present)",
-        "half = NORMAL * math.sqrt(variance / len(present))", f"{METRICS}::test_the_interval_of_balanced_accuracy_holds_the_truth_as_often_as_it_says",
+        'balanced accuracy has the interval of one class', 'mpp/transfer/metrics.py',
+        '/ count / len(groups) ** 2',
+        '/ count / len(groups)',
+        f"{METRICS}::test_the_interval_of_balanced_accuracy_holds_the_truth_as_often_as_it_says",
     ),
     Row(
         "bins hold their lower edge", "mpp/transfer/metrics.py", "(sure * BINS).ceil().long().sub(1)", "(sure * BINS).long()",
@@ -116,16 +138,105 @@ ROWS = [
         '"ece": float(((hits - sures).abs() / images.clamp_min(1)).mean())', f"{METRICS}::test_calibration_error_is_that_of_a_plain_loop_over_bins",
     ),
     Row(
-        "the bootstrap is not paired", "mpp/transfer/metrics.py", "    a_only, b_only = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())",
-        "    a_only, b_only = int(correct_a.sum()), int(correct_b.sum())", f"{METRICS}::test_the_paired_bootstrap_is_that_of_resampling_images_one_by_one",
+        'answers are not paired by image', 'mpp/transfer/metrics.py',
+        'parts = of_images(ours.mean((0, 1)) - theirs.mean((0, 1)), strata, OF_DIFFERENCES)',
+        'parts = of_images(ours.mean((0, 1)), strata, OF_SHARES) + of_images(theirs.mean((0, 1)), strata, OF_SHARES)',
+        f"{METRICS}::test_the_interval_of_a_difference_is_about_that_of_resampling_images",
+    ),
+    Plant(
+        'draws of the labels are taken for certain', 'mpp.transfer.metrics:of_runs',
+        'lambda means, one_more=False: [part for part in real(means, one_more) if part.source != DRAWS]',
+        f"{METRICS}::test_intervals_over_draws_and_images_hold_the_truth_as_often_as_they_say",
+    ),
+    Plant(
+        'seeds of the network are taken for certain', 'mpp.transfer.metrics:of_runs',
+        'lambda means, one_more=False: [part for part in real(means, one_more) if part.source != SEEDS]',
+        f"{METRICS}::test_intervals_over_draws_and_images_hold_the_truth_as_often_as_they_say",
+    ),
+    Plant(
+        'a further seed is expected as near as the mean of several', 'mpp.transfer.metrics:of_runs',
+        'lambda means, one_more=False: real(means)',
+        f"{METRICS}::test_one_more_seed_is_expected_farther_off_than_their_mean",
     ),
     Row(
-        "the number of images that differ is taken for certain", "mpp/transfer/metrics.py", "differing = np.maximum(binom.ppf(bits.uniform(RESAMPLES), images, differ / images), 0)",
-        "differing = np.full(RESAMPLES, differ)", f"{METRICS}::test_the_paired_bootstrap_is_that_of_resampling_images_one_by_one",
+        'paired draws are compared unpaired', 'mpp/transfer/metrics.py',
+        'if same_draws and means[0]',
+        'if False and means[0]',
+        f"{METRICS}::test_paired_draws_are_compared_draw_by_draw",
+    ),
+    Plant(
+        'equal scores count as in order', 'mpp.transfer.metrics:placements',
+        'lambda score, truth: real(score + 1e-9 * truth, truth)',
+        f"{METRICS}::test_areas_and_average_precisions_are_those_of_scikit_learn",
+    ),
+    Plant(
+        'equal scores come one by one', 'mpp.transfer.metrics:average_precision',
+        'lambda score, wanted: real(score - 1e-9 * np.arange(len(score)), wanted)',
+        f"{METRICS}::test_areas_and_average_precisions_are_those_of_scikit_learn",
     ),
     Row(
-        "McNemar's test is one-sided", "mpp/transfer/metrics.py", "binomtest(a_only, differ)", "binomtest(min(a_only, b_only), differ, alternative='less')",
+        "McNemar's test is one-sided", 'mpp/transfer/metrics.py',
+        'binomtest(a_only, a_only + b_only)',
+        "binomtest(min(a_only, b_only), a_only + b_only, alternative='less')",
         f"{METRICS}::test_mcnemars_test_counts_the_tails_of_coin_tosses",
+    ),
+    # Grids and verdicts.
+    Plant(
+        'grids end where they were set', 'mpp.transfer.grid:Axis.beyond',
+        'lambda self, values, upwards: None',
+        f"{GRID}::test_a_grid_grows_at_the_end_where_its_best_value_lies_until_it_is_inside",
+    ),
+    Row(
+        'a choice at the end of its grid is not marked', 'mpp/transfer/grid.py',
+        'if axis.grows and best[i] in (0, len(values[i]) - 1)]',
+        'if False]',
+        f"{GRID}::test_what_lies_at_the_limit_is_marked",
+    ),
+    Row(
+        'a level stretch widens a grid', 'mpp/transfer/grid.py',
+        'return max(tied, key=inside)',
+        'return tied[0]',
+        f"{GRID}::test_a_level_stretch_is_no_reason_to_grow_and_ties_go_inside",
+    ),
+    Row(
+        'baselines are taken at the probe that suits the encoder', 'mpp/transfer/verdict.py',
+        'else theirs.best()',
+        'else mine',
+        f"{VERDICT}::test_each_row_is_taken_at_the_best_of_its_own_probes_by_the_hold_out",
+    ),
+    Row(
+        'one random initialisation will do', 'mpp/transfer/verdict.py',
+        'if theirs.name == RANDOM and found["runs"][1][0] == 1:',
+        'if False:',
+        f"{VERDICT}::test_one_random_initialisation_is_no_evidence",
+    ),
+    Row(
+        'pretraining is held against the mean of the initialisations', 'mpp/transfer/verdict.py',
+        'new_seed=theirs.name == RANDOM',
+        'new_seed=False',
+        f"{VERDICT}::test_a_further_initialisation_that_does_best_of_all_is_no_pretraining",
+    ),
+    Row(
+        'one draw of few labels is evidence', 'mpp/transfer/verdict.py',
+        'if one_draw and draws == 1 and',
+        'if False and',
+        f"{VERDICT}::test_one_draw_of_few_labels_shows_nothing_and_several_do",
+    ),
+    Row(
+        'the other metric is not asked', 'mpp/transfer/verdict.py',
+        'and contrary["p"] < COVERED and',
+        'and False and',
+        f"{VERDICT}::test_where_the_other_metric_shows_the_contrary_nothing_is_shown",
+    ),
+    Plant(
+        'choices go by accuracy whatever was asked for', 'mpp.transfer.probes.contract:share_right',
+        "lambda predicted, truth, metric: real(predicted, truth, 'accuracy')",
+        "tests/transfer/test_protocol.py::test_choices_are_made_by_the_metric_that_was_asked_for",
+    ),
+    Plant(
+        'balanced weights are forgotten', 'mpp.transfer.probes.contract:Train.class_weights',
+        'lambda self, rows: None',
+        "tests/transfer/test_protocol.py::test_balanced_weights_answer_the_rare_class_more_often",
     ),
     # Neighbours and few-shot.
     Row(
@@ -154,10 +265,11 @@ ROWS = [
         "neighbours vote twice in a grid", "mpp/transfer/probes/knn.py", "labels[:, counted : grid[i]], weight[:, counted : grid[i]]", "labels[:, : grid[i]], weight[:, : grid[i]]",
         f"{NEIGHBOURS}::test_votes_of_every_k_and_temperature_are_those_of_a_plain_loop",
     ),
-    Plant(
-        "the spread shrinks with the number of draws", "mpp.transfer.probes.few_shot:over_draws",
-        "lambda draws: (lambda found: found | {'spread': (found['spread'] or 0) / len(draws) ** 0.5})(real(draws))",
-        f"{FEW_SHOT}::test_mean_and_spread_are_over_draws",
+    Row(
+        'the spread shrinks with the number of draws', 'mpp/transfer/metrics.py',
+        'float(np.std(by_draw, ddof=1))',
+        'float(np.std(by_draw, ddof=1) / draws**0.5)',
+        f"{METRICS}::test_mean_and_spread_are_over_draws",
     ),
     Row(
         "few-shot targets are 0 and 1", "mpp/transfer/probes/few_shot.py", "torch.full((len(x), classes), -1.0,", "torch.full((len(x), classes), 0.0,",

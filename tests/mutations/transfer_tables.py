@@ -7,9 +7,9 @@ RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/tes
 ROWS = [
     Row(
         "rows of one name hide each other",
-        "mpp/tabulating.py",
-        "if names[line.name] == 1 else",
-        "if True else",
+        "mpp/transfer/joined.py",
+        "if seen[line.name] > 1 and line.cells:",
+        "if False:",
         f"{RESULTS}::test_every_row_is_shown_where_one_run_was_measured_twice",
     ),
     Row(
@@ -52,5 +52,38 @@ ROWS = [
         "smallest = int(present[counts[present].argmin()])",
         "smallest = int(counts.argmin())",
         f"{PROBE}::test_classes_without_images_are_said_and_hide_no_figure",
+    ),
+    Plant(
+        "what was measured otherwise stands in one column",
+        "mpp.transfer.joined:_key",
+        "lambda value: real({k: v for k, v in value.items() if k != 'labels'} if isinstance(value, dict) and 'draws' in value else value)",
+        f"{RESULTS}::test_what_was_measured_otherwise_stands_apart_and_is_named",
+    ),
+    Plant(
+        "baselines that differ hide each other",
+        "mpp.transfer.joined:_agree",
+        "lambda *_: True",
+        f"{RESULTS}::test_a_baseline_that_was_measured_twice_with_other_figures_is_shown_twice",
+    ),
+    Row(
+        "a baseline shows the first run alone",
+        "mpp/transfer/joined.py",
+        "known.cells = own | known.cells",
+        "known.cells = known.cells",
+        f"{RESULTS}::test_a_baseline_has_what_any_of_the_runs_has_measured_of_it",
+    ),
+    Row(
+        "repeats report on images that others learned from",
+        "mpp/probing.py",
+        "free = np.setdiff1d(np.arange(len(labels)), first[reported])",
+        "free = np.arange(len(labels))",
+        f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
+    ),
+    Row(
+        "every repeat draws the same labels",
+        "mpp/probing.py",
+        "subset(len(free), len(kept), seed)]",
+        "subset(len(free), len(kept), config.seed)]",
+        f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
     ),
 ]

@@ -134,7 +134,7 @@ def test_one_probe_measured_otherwise_has_a_column_of_its_own_and_no_row_is_hidd
     b = measured(tmp_path / "b", 120, columns=("linear", "knn"), config={"knn": {"k": [20]}})
     table = shown(capsys, a, b)
     assert table.count("top-1, %") == 1 and "k-NN [1]: knn.k=[5]" in table and "k-NN [2]: knn.k=[20]" in table
-    assert line_of(table.split("folders\n")[1], a) == ["75.00", "±5.97", "75.00", "±5.97", "-"]
+    assert line_of(table.split("folders\n")[1], a) == ["75.00", "±5.96", "75.00", "±5.96", "-"]
 
 
 def test_a_baseline_has_what_any_of_the_runs_has_measured_of_it(tmp_path, capsys):
