@@ -201,7 +201,7 @@ ROWS = [
     Row(
         'baselines are taken at the probe that suits the encoder', 'mpp/transfer/verdict.py',
         'else theirs.best()',
-        'else mine',
+        'else ours.best()',
         f"{VERDICT}::test_each_row_is_taken_at_the_best_of_its_own_probes_by_the_hold_out",
     ),
     Row(
