@@ -39,6 +39,11 @@ class Images(Protocol):
         """What to do about an image that cannot be read, for messages."""
         ...
 
+    @property
+    def prints(self) -> np.ndarray:
+        """uint64 [n]: what each image is, byte for byte (fingerprints.py).  Raises as `read`, where nothing else tells."""
+        ...
+
     def size_of(self, sample: int) -> tuple[int, int]:
         """(width, height) in pixels, upright.  Raises as `read` where only the image tells."""
         ...

@@ -1,0 +1,62 @@
+"""What images are, byte for byte: which of them are also in another set, and whether two sets hold the same, however they are stored and named.
+
+An image's print is the CRC-32 and the size of its encoded bytes, as data_prep stores them (`Images.read`); of shards both stand in the index, and no image
+is read.  That two different images have one print happens by chance with one in 4 billion pairs of equal size; that an image and its copy have two, never.
+Labels, names and order do not count.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from mpp.data.images import Images, unreadable
+from mpp.errors import BadSample
+from mpp.machine import usable_cores
+from mpp.watch import watch
+
+READERS = 8  # threads at most, which mostly wait for a disk
+STRETCH = 256  # images a thread reads before it asks for more
+
+
+def packed(crc32: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """uint64 [n]: a print in one number, the CRC-32 in its upper half.  crc32, size: unsigned [n]."""
+    return (crc32.astype(np.uint64) << np.uint64(32)) | (size.astype(np.uint64) & np.uint64(0xFFFFFFFF))
+
+
+def print_of(data: bytes) -> int:
+    """Of one image's encoded bytes."""
+    return zlib.crc32(data) << 32 | len(data) & 0xFFFFFFFF
+
+
+def read_prints(images: Images) -> np.ndarray:
+    """uint64 [n]: every image is read once, and none decoded.  Raises DataError for one that cannot be read."""
+
+    def some(first: int) -> np.ndarray:
+        found = []
+        for sample in range(first, min(first + STRETCH, len(images))):
+            try:
+                found.append(print_of(images.read(sample)))
+            except BadSample as error:
+                raise unreadable(images, sample, error) from error
+        watch.moved()
+        return np.array(found, dtype=np.uint64)
+
+    with watch.slowly(f"reading {images.path}"), ThreadPoolExecutor(min(READERS, 2 * usable_cores())) as pool:
+        try:
+            return np.concatenate([np.empty(0, np.uint64), *pool.map(some, range(0, len(images), STRETCH))])
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error nobody waits for the rest
+
+
+def content_id(prints: np.ndarray) -> str:
+    """sha256, hexadecimal, over all prints in ascending order: what a set holds, the same however it is sharded, ordered or named."""
+    return hashlib.sha256(np.sort(prints).astype("<u8").tobytes()).hexdigest()
+
+
+def overlap(prints: np.ndarray, others: Iterable[np.ndarray] | np.ndarray) -> np.ndarray:
+    """bool [m]: which of the m images are, byte for byte, also in another set, or in any of several."""
+    sets = [others] if isinstance(others, np.ndarray) else list(others)
+    return np.isin(prints, np.concatenate([np.empty(0, np.uint64), *sets]))
