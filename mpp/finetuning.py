@@ -21,6 +21,7 @@ from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.finetune_set import FinetuneSet, open_finetune_set
+from mpp.data.fingerprints import content_id
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.errors import ConfigError
@@ -40,11 +41,12 @@ from mpp.train.engine import Engine
 from mpp.train.optim import build_finetune_optimiser
 from mpp.train.run import Meters, Run
 from mpp.train.run_folder import environment
+from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.metrics import figures
 from mpp.transfer.protocol import Answers
 from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
-from mpp.transfer.table import FINETUNED, log_test_read
+from mpp.transfer.table import FINETUNED
 from mpp.watch import watch
 from mpp.world import find_place, from_first, leave
 
@@ -168,10 +170,10 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
         on_holdout = measured(tuned, sets.holdout)
         note_holdout(run.board, commit.samples_seen, commit.step, on_holdout)
     chosen = max(on_holdout, key=lambda name: on_holdout[name].right) if on_holdout else AVERAGE if tuned.average else WEIGHTS
-    reads = 0
+    reads: Reads | None = None
     if sets.test:
-        note = functools.partial(log_test_read, run.run_dir, command=tuned.command, encoder=tuned.loaded.source, test=str(config.test))
-        reads = from_first(run.world, lambda: note(test_identity=sets.identities["test"]))
+        note = functools.partial(log_test_read, run.run_dir, sets.test.images.source, len(sets.test.ids), ledger=config.ledger)
+        reads = from_first(run.world, lambda: note(command=tuned.command, encoder=tuned.loaded.source, named=str(config.test)))
         final, where = measured(tuned, sets.test, names=[chosen])[chosen], "test"
     else:
         final, where = on_holdout[chosen], "holdout of train"
@@ -207,8 +209,12 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
             "resolution": list(tuned.size),
             "classes": sets.classes,
             "seed": config.seed,
-            "test_reads": reads,
-            "data": {split: {"path": getattr(config, split), "identity": identity} for split, identity in sets.identities.items()},
+            "test_reads": reads.times if reads else 0,
+            "test_reads_folders": reads.folders if reads else 0,
+            "data": {
+                split: {"path": getattr(config, split), "identity": identity, "content": content_id(sets.source(split).prints)}
+                for split, identity in sets.identities.items()
+            },
             "holdout_fraction": config.data.holdout_fraction,
             "config": config.model_dump(mode="json"),
             "environment": environment(),
@@ -217,9 +223,11 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     )
     run.board.scalars(commit.samples_seen, commit.step, {f"{'test' if sets.test else 'holdout'}/accuracy": final.accuracy})
     run.board.close()
-    times = f", read {reads} time{'s' if reads > 1 else ''} by this folder" if sets.test else ", on which the weights were chosen"
+    times = f"; {reads.words()}" if reads else ", on which the weights were chosen"
     low, high = top1["ci95"]
     seconds = commit.record["seconds"]
+    if reads and reads.note:
+        say(f"note: {reads.note}")
     say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{times})")
     say(f"top-1 {100 * final.accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {commit.samples_seen:,} samples, {seconds:.0f} s")
     say(f"done | {run.run_dir}/results.json | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 import mpp
 from mpp import text
 from mpp.config.probe import ProbeConfig
+from mpp.data.fingerprints import content_id
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
 from mpp.files import make_folder
@@ -30,12 +32,13 @@ from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
+from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.protocol import choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.rows import Row, encoder_row, gains
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
-from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, TEST_READS, format_table, log_test_read
+from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, format_table
 from mpp.watch import watch
 from mpp.world import World, from_first, join_processes, together
 
@@ -55,6 +58,7 @@ class Probing:
     samples: np.ndarray  # int64 [n], ids of train: the images used
     rows: dict[str, Row]  # by name, in order
     about: dict[str, Any] = field(default_factory=dict)  # for results.json
+    reads: Reads | None = None  # of the test split
 
     @property
     def labels(self) -> np.ndarray:
@@ -227,17 +231,20 @@ def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Re
     """Collective: the test split, whose read is logged before it happens, or the rows `reported` of train."""
     config, test = job.config, job.test
     if test is None:
-        job.about |= {"reported_on": "holdout of train", "test_reads": 0, "reported_images": len(reported)}
+        job.about |= {"reported_on": "holdout of train", "test_reads": 0, "test_reads_folders": 0, "reported_images": len(reported)}
         return Reported(job.train, job.samples, reported, tables)
-    command = ["mpp/linear_probe.py", *job.words]
-    reads = from_first(
-        job.world,
-        lambda: log_test_read(job.out, command=command, encoder=job.loaded.source, test=str(config.test), test_identity=test.identity),
-    )
     ids = subset(len(test), config.test_samples, config.seed, 1)
+    command = ["mpp/linear_probe.py", *job.words]
+    note = partial(log_test_read, job.out, test, len(ids), ledger=config.ledger, command=command, encoder=job.loaded.source)
+    job.reads = from_first(job.world, lambda: note(named=str(config.test)))
     seen = job.extract(test, ids)
     job.say(f"test      {config.test}: {seen[PRETRAINED]}")
-    job.about |= {"reported_on": "test", "test_reads": reads, "reported_images": len(ids)}
+    job.about |= {
+        "reported_on": "test",
+        "test_reads": job.reads.times,
+        "test_reads_folders": job.reads.folders,
+        "reported_images": len(ids),
+    }
     return Reported(test, ids, np.arange(len(ids)), seen)
 
 
@@ -250,9 +257,10 @@ def report_rows(job: Probing, shown: Reported) -> None:
             row.figures |= found
             row.answers |= answers
     where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
-    if job.test is not None:
-        reads = text.counted(job.about["test_reads"], "time")
-        where = f"{job.config.test} ({len(shown.rows)} of {len(job.test)} images; this folder has read the split {reads}, see {job.out}/{TEST_READS})"
+    if job.reads is not None:
+        where = f"{job.config.test}; {job.reads.words()}"
+        if job.reads.note:
+            job.say(f"note      {job.reads.note}")
     job.say(f"figures   top-1 in %, 95 % intervals, on {where}")
 
 
@@ -268,7 +276,9 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         "rows": {name: row.figures | {"about": row.about} for name, row in job.rows.items()},
         **job.about,
         "data": {
-            name: None if images is None else {"path": str(images.path), "identity": images.identity, "images": len(images)}
+            name: None
+            if images is None
+            else {"path": str(images.path), "identity": images.identity, "content": content_id(images.prints), "images": len(images)}
             for name, images in (("train", job.train), ("test", job.test))
         },
         "config": config.model_dump(mode="json"),

@@ -87,6 +87,9 @@ class FinetuneConfig(Section):
     init: Literal["pretrained", "random"] = "pretrained"  # random: the same architecture from scratch, the baseline beside every figure
     train: str = ""  # labelled images: shards, a folder of class folders, cifar10 ... (data/labelled.py)
     test: str | None = None  # read once, at the end; null: every figure is on the hold-out of train
+    ledger: str | None = (
+        None  # file in which each read of a test split is noted too; null: ~/.local/state/mpp/test_reads.jsonl (XDG_STATE_HOME)
+    )
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: Literal["auto", "must"] | Count = "auto"  # as in pretraining

@@ -23,6 +23,9 @@ class Measurement(Section):
     beside: Annotated[tuple[str, ...], Field(strict=False)] = ()  # further encoders, each a row of the table, compared on the same images
     train: str = ""  # labelled images: a folder of shards, a folder of class folders, or cifar10 and the like (cifar10:ROOT)
     test: str | None = None  # likewise, read once; null: every figure is on a further hold-out of train
+    ledger: str | None = (
+        None  # file in which each read of a test split is noted too; null: ~/.local/state/mpp/test_reads.jsonl (XDG_STATE_HOME)
+    )
     out: str | None = None  # folder of results.json; null: <run>/transfer/<name of the data>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     train_samples: Positive | None = None  # null: all

@@ -2,6 +2,7 @@
 
 from tests.mutations import Plant, Row
 
+PRINTS, LEDGER = "tests/data/test_fingerprints.py", "tests/transfer/test_ledger.py"
 RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/test_linear_probe.py", "tests/data/test_labelled.py"
 
 ROWS = [
@@ -52,5 +53,66 @@ ROWS = [
         "smallest = int(present[counts[present].argmin()])",
         "smallest = int(counts.argmin())",
         f"{PROBE}::test_classes_without_images_are_said_and_hide_no_figure",
+    ),
+    # What images are, and how often they have been read.
+    Plant(
+        "images of one CRC-32 and of other sizes are the same",
+        "mpp.data.fingerprints:packed",
+        "lambda crc32, size: crc32.astype(np.uint64)",
+        f"{PRINTS}::test_overlap_is_that_of_sets_of_crc_and_size",
+    ),
+    Plant(
+        "an image that a set holds twice is like one",
+        "mpp.data.fingerprints:content_id",
+        "lambda prints: real(np.unique(prints))",
+        f"{PRINTS}::test_the_content_is_the_same_for_the_same_images_in_any_order_and_for_no_others",
+    ),
+    Row(
+        "the order of images is their content",
+        "mpp/data/fingerprints.py",
+        "np.sort(prints).astype",
+        "prints.astype",
+        f"{PRINTS}::test_images_are_the_same_in_arrays_shards_and_folders",
+    ),
+    Plant(
+        "every image of shards is read to know what it is",
+        "mpp.data.shards:ShardSet.prints",
+        "property(lambda self: np.array([self.read(sample)[0] for sample in range(len(self))]))",
+        f"{PRINTS}::test_no_image_of_shards_is_read",
+    ),
+    Row(
+        "only the folder's own reads are counted",
+        "mpp/transfer/ledger.py",
+        "[own] if note else [own, shared]",
+        "[own]",
+        f"{LEDGER}::test_reads_are_counted_by_content_over_all_folders",
+    ),
+    Row(
+        "the same read in two files counts twice",
+        "mpp/transfer/ledger.py",
+        'entry.get("id") or f"{path',
+        'f"{path',
+        f"{LEDGER}::test_one_read_found_in_several_files_counts_once",
+    ),
+    Row(
+        "splits that were made again are others",
+        "mpp/transfer/ledger.py",
+        "if content and noted else",
+        "if False else",
+        f"{LEDGER}::test_reads_are_counted_by_content_over_all_folders",
+    ),
+    Row(
+        "a full disk leaves half a line",
+        "mpp/transfer/ledger.py",
+        "            os.ftruncate(file.fileno(), size)\n",
+        "",
+        f"{LEDGER}::test_a_full_disk_leaves_no_half_line_in_the_ledger",
+    ),
+    Row(
+        "a ledger that cannot be written stops the probe",
+        "mpp/transfer/ledger.py",
+        "except (OSError, UserError) as error:\n            reason",
+        "except UserError as error:\n            reason",
+        f"{LEDGER}::test_a_ledger_that_cannot_be_written_is_noted_and_the_folder_counts_alone",
     ),
 ]

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.numpy import load_file
 
+from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
 from mpp.transfer.split import CHOOSE, hold_out
 from tests.pipeline.conftest import Finished, finish, metrics, start, succeed, tensors
@@ -95,7 +96,8 @@ def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupte
     top1 = found["rows"]["fine-tuned"]["finetune"]
     assert top1["accuracy"] == (predictions["fine-tuned/finetune/predicted"] == predictions["truth"]).mean()
     assert (found["reported_on"], found["test_reads"], found["train_images"], found["samples_seen"]) == ("holdout of train", 0, 36, 108)
-    assert found["data"] == {"train": {"path": str(shards), "identity": ShardSet.open(shards).identity}}
+    images = ShardSet.open(shards)
+    assert found["data"] == {"train": {"path": str(shards), "identity": images.identity, "content": content_id(images.prints)}}
     best = max(found["holdout"].values(), key=lambda each: each["accuracy"])
     assert found["holdout"][top1["weights"]]["accuracy"] == best["accuracy"] == top1["accuracy"]
 

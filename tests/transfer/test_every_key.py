@@ -35,6 +35,7 @@ CHANGES = {
     "beside": [Change("beside=[{second}]", "rows gains", same=FIGURES)],
     "train": [Change("train={again}", FIGURES)],
     "test": [Change("test={test}", "linear_sure reported printed")],
+    "ledger": [Change("ledger=mine/reads", "ledger", "test={test}", same=FIGURES + " reported")],
     "out": [Change("out=elsewhere", "folder", same=FIGURES)],
     "seed": [Change("seed=1", "linear few_shot split")],
     "train_samples": [Change("train_samples=40", FIGURES + " train_images")],
@@ -112,6 +113,7 @@ def figures(place: Path, out: Path, cache: Path, printed: str) -> dict:
         "pixels": results["rows"].get("raw pixels", {}).get("about"),
         "cache": sorted(path.name for path in place.glob("kept/*/features.json"))
         + [path.parent.name for path in cache.glob("*/features.json")],
+        "ledger": [path.name for path in place.glob("mine/*")],
         "printed": words,
         "folder": out.name,
     }

@@ -1,10 +1,7 @@
-import json
-
 import pytest
 
-from mpp.errors import DataError
 from mpp.transfer.metrics import student, wilson
-from mpp.transfer.table import format_table, log_test_read
+from mpp.transfer.table import format_table
 
 
 @pytest.mark.parametrize(
@@ -46,15 +43,3 @@ def test_the_table_is_aligned_and_shows_what_is_there():
     assert lines[1].split() == ["raw", "pixels", *["40.00", "±1.00"] * 3, "50.00", "9.9"]
     assert lines[2].endswith("-")
     assert format_table({"pretrained": {"feature_rank": 3.0}}).split() == ["features", "rank", "pretrained", "3.0"]
-
-
-def test_every_read_of_a_test_split_is_counted_by_its_identity(tmp_path):
-    def read(h):
-        return log_test_read(tmp_path, command=["probe"], encoder="e", test="t", test_identity=h)
-
-    assert [read("a"), read("b"), read("a"), read("a")] == [1, 1, 2, 3]
-    lines = [json.loads(line) for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
-    assert len(lines) == 4 and set(lines[0]) == {"time", "command", "encoder", "test", "test_identity"}
-    (tmp_path / "test_reads.jsonl").write_text("nonsense\n")
-    with pytest.raises(DataError, match="damaged"):
-        read("a")
