@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpp.config.finetune import FinetuneConfig
@@ -43,12 +44,13 @@ from mpp.train.run import Meters, Run
 from mpp.train.run_folder import environment
 from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.metrics import figures
+from mpp.transfer.overlap import Overlap, find_overlap
 from mpp.transfer.protocol import Answers
 from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.transfer.table import FINETUNED
 from mpp.watch import watch
-from mpp.world import find_place, from_first, leave
+from mpp.world import find_place, from_first, leave, together
 
 PROGRAM = "mpp/finetune.py"  # as command lines are noted
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
@@ -177,8 +179,9 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
         final, where = measured(tuned, sets.test, names=[chosen])[chosen], "test"
     else:
         final, where = on_holdout[chosen], "holdout of train"
+    seen = together(run.world, lambda: seen_before(tuned) if run.world.first else None)
     weights = final_weights(run.engine, tuned.average if chosen == AVERAGE else None)
-    if not run.board:
+    if not run.board or seen is None:
         return
     write_model(tuned, commit, weights, chosen)
     row, ids = "from scratch" if tuned.random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
@@ -187,6 +190,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     given, truth = answers[row][FINETUNED], torch.from_numpy(final.truth)
     top1 = figures(given.predicted, truth, len(sets.classes), given.confidence)
     rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}
+    overlap, overlap_lines = seen.report(answers, final.truth, len(sets.classes))
     draw_answers(run.run_dir, row, FINETUNED, rows, answers, final.truth, sets.classes, where)
     write_results(
         run.run_dir,
@@ -211,6 +215,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
             "seed": config.seed,
             "test_reads": reads.times if reads else 0,
             "test_reads_folders": reads.folders if reads else 0,
+            "overlap": overlap,
             "data": {
                 split: {"path": getattr(config, split), "identity": identity, "content": content_id(sets.source(split).prints)}
                 for split, identity in sets.identities.items()
@@ -229,8 +234,23 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     if reads and reads.note:
         say(f"note: {reads.note}")
     say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{times})")
+    for line in overlap_lines:
+        say(" ".join(line.split()))
     say(f"top-1 {100 * final.accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {commit.samples_seen:,} samples, {seconds:.0f} s")
     say(f"done | {run.run_dir}/results.json | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")
+
+
+def seen_before(tuned: Tuned) -> Overlap:
+    """Of the images that figures are on."""
+    config, sets = tuned.config, tuned.sets
+    train, trained = sets.source("train"), sets.training.ids
+    encoders = [] if tuned.random else [config.encoder]
+    if sets.holdout is None:
+        return find_overlap(sets.source("test"), sets.test.ids, train, trained, encoders)  # type: ignore[union-attr]
+    held = sets.holdout.ids
+    if sets.test is None:
+        return find_overlap(train, held, train, trained, encoders)
+    return find_overlap(sets.source("test"), sets.test.ids, train, np.union1d(trained, held), encoders, (trained, held))
 
 
 def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], chosen: str) -> None:

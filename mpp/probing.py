@@ -33,6 +33,7 @@ from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import Reads, log_test_read
+from mpp.transfer.overlap import Overlap, find_overlap
 from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.protocol import choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
@@ -59,6 +60,7 @@ class Probing:
     rows: dict[str, Row]  # by name, in order
     about: dict[str, Any] = field(default_factory=dict)  # for results.json
     reads: Reads | None = None  # of the test split
+    overlap: Overlap | None = None  # in rank 0: which of the images that figures are on have been seen before
 
     @property
     def labels(self) -> np.ndarray:
@@ -232,11 +234,13 @@ def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Re
     config, test = job.config, job.test
     if test is None:
         job.about |= {"reported_on": "holdout of train", "test_reads": 0, "test_reads_folders": 0, "reported_images": len(reported)}
+        job.overlap = together(job.world, lambda: seen_before(job, job.train, job.samples[reported]) if job.world.first else None)
         return Reported(job.train, job.samples, reported, tables)
     ids = subset(len(test), config.test_samples, config.seed, 1)
     command = ["mpp/linear_probe.py", *job.words]
     note = partial(log_test_read, job.out, test, len(ids), ledger=config.ledger, command=command, encoder=job.loaded.source)
     job.reads = from_first(job.world, lambda: note(named=str(config.test)))
+    job.overlap = together(job.world, lambda: seen_before(job, test, ids) if job.world.first else None)
     seen = job.extract(test, ids)
     job.say(f"test      {config.test}: {seen[PRETRAINED]}")
     job.about |= {
@@ -246,6 +250,13 @@ def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Re
         "reported_images": len(ids),
     }
     return Reported(test, ids, np.arange(len(ids)), seen)
+
+
+def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overlap:
+    """Of these images (int64 [m], ids), on which figures will be."""
+    split = next(chosen.train.split for row in job.rows.values() for chosen in row.chosen)
+    chosen_on = job.samples[split.fit], job.samples[split.choose]
+    return find_overlap(images, ids, job.train, job.samples[split.both], [job.config.encoder, *job.config.beside], chosen_on)
 
 
 def report_rows(job: Probing, shown: Reported) -> None:
@@ -262,6 +273,11 @@ def report_rows(job: Probing, shown: Reported) -> None:
         if job.reads.note:
             job.say(f"note      {job.reads.note}")
     job.say(f"figures   top-1 in %, 95 % intervals, on {where}")
+    if job.overlap is not None:
+        given = {name: row.answers for name, row in job.rows.items()}
+        job.about["overlap"], lines = job.overlap.report(given, shown.truth, len(job.train.classes))
+        for line in lines:
+            job.say(line)
 
 
 def write(job: Probing, shown: Reported | None, started: float) -> None:

@@ -60,3 +60,9 @@ def overlap(prints: np.ndarray, others: Iterable[np.ndarray] | np.ndarray) -> np
     """bool [m]: which of the m images are, byte for byte, also in another set, or in any of several."""
     sets = [others] if isinstance(others, np.ndarray) else list(others)
     return np.isin(prints, np.concatenate([np.empty(0, np.uint64), *sets]))
+
+
+def how_stored(images: Images) -> tuple:
+    """What of data_prep's options gives images other bytes: the same image stored in two ways has two prints.  Of what data_prep has not made, its own bytes."""
+    source = getattr(images, "manifest", {}).get("source", {})
+    return source.get("resize"), source.get("encode") or "keep", source.get("quality")

@@ -3,6 +3,7 @@
 from tests.mutations import Plant, Row
 
 PRINTS, LEDGER = "tests/data/test_fingerprints.py", "tests/transfer/test_ledger.py"
+OVERLAP = "tests/transfer/test_overlap.py"
 RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/test_linear_probe.py", "tests/data/test_labelled.py"
 
 ROWS = [
@@ -114,5 +115,59 @@ ROWS = [
         "except (OSError, UserError) as error:\n            reason",
         "except UserError as error:\n            reason",
         f"{LEDGER}::test_a_ledger_that_cannot_be_written_is_noted_and_the_folder_counts_alone",
+    ),
+    # Images that were seen before.
+    Row(
+        "a hold-out is compared with itself",
+        "mpp/transfer/overlap.py",
+        "overlap(prints, train.prints[fitted])",
+        "overlap(prints, train.prints)",
+        f"{OVERLAP}::test_a_hold_out_of_train_is_compared_with_the_rest",
+    ),
+    Plant(
+        "accuracies without the shared images are those of the shared ones",
+        "mpp.transfer.overlap:Overlap.without",
+        "lambda self, *given: real(Overlap(self.name, ~self.train), *given)",
+        f"{OVERLAP}::test_accuracies_without_the_images_of_train_are_of_the_others_alone",
+    ),
+    Row(
+        "shards that have changed are counted",
+        "mpp/transfer/overlap.py",
+        "if images.identity == identity:",
+        "if True:",
+        f"{OVERLAP}::test_what_has_moved_or_changed_is_said_and_not_counted",
+    ),
+    Row(
+        "what is not known counts as none",
+        "mpp/transfer/overlap.py",
+        "return None if self.mask is None else int(self.mask.sum())",
+        "return 0 if self.mask is None else int(self.mask.sum())",
+        f"{OVERLAP}::test_what_has_moved_or_changed_is_said_and_not_counted {OVERLAP}::test_the_program_counts_shared_images_and_says_what_is_left_without_them",
+    ),
+    Plant(
+        "what an encoder began from is forgotten",
+        "mpp.transfer.overlap:_began_from",
+        "lambda *_: []",
+        f"{OVERLAP}::test_a_run_that_began_from_another_was_trained_on_what_that_one_was",
+    ),
+    Plant(
+        "a pretraining set is looked for where the program stands alone",
+        "mpp.transfer.overlap:_places",
+        "lambda path, commit: iter([Path(path)])",
+        f"{OVERLAP}::test_a_run_tells_what_it_was_pretrained_on_from_wherever_it_is_looked_at",
+    ),
+    Row(
+        "any checkpoint beside an encoder folder is its own",
+        "mpp/transfer/overlap.py",
+        "if commit.seal == seal",
+        "if True",
+        f"{OVERLAP}::test_what_others_were_trained_on_is_not_known",
+    ),
+    Row(
+        "fine-tuning compares with all of train, also what it left out",
+        "mpp/finetuning.py",
+        "np.union1d(trained, held), encoders",
+        "np.arange(len(train)), encoders",
+        "tests/pipeline/test_finetune.py::test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once",
     ),
 ]
