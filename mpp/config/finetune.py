@@ -66,7 +66,9 @@ class FinetuneDataConfig(Section):
     global_batch: Positive = 1024  # samples a step over all processes
     streams: Positive | None = None  # V of data/order.py; null: the largest divisor up to 1024
     block: Positive | None = None  # permute inside blocks of this many positions of a stream; null: the whole stream
-    test_crop: Annotated[float, Field(gt=0, le=1)] = 0.875  # share of the short side that the centre crop keeps (224 / 256)
+    test_crop: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # share of the short side that the centre crop keeps, as features.crop (MAE: 224 / 256)
+    )
     max_pixels: Positive = 100_000_000  # larger images are bad samples
     max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it, and beyond one, the run stops (0: the first one stops it)
 
