@@ -9,7 +9,7 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mpp.config.probe import ProbeConfig
 from mpp.data.fingerprints import content_id
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
-from mpp.files import make_folder
+from mpp.files import make_folder, write_atomically
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
@@ -33,6 +33,7 @@ from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import Reads, log_test_read
+from mpp.transfer.near_duplicates import PICTURE, find_near, sheet
 from mpp.transfer.overlap import Overlap, find_overlap
 from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.protocol import choose, report
@@ -256,7 +257,13 @@ def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overla
     """Of these images (int64 [m], ids), on which figures will be."""
     split = next(chosen.train.split for row in job.rows.values() for chosen in row.chosen)
     chosen_on = job.samples[split.fit], job.samples[split.choose]
-    return find_overlap(images, ids, job.train, job.samples[split.both], [job.config.encoder, *job.config.beside], chosen_on)
+    fitted, limit = job.samples[split.both], job.config.near_duplicates
+    found = find_overlap(images, ids, job.train, fitted, [job.config.encoder, *job.config.beside], chosen_on)
+    if limit is None:
+        return found
+    near = find_near(images, ids, job.train, fitted, limit, found.train, job.world.device)
+    write_atomically(job.out / PICTURE, sheet(near, images, job.train))
+    return replace(found, near=near)
 
 
 def report_rows(job: Probing, shown: Reported) -> None:
@@ -314,6 +321,7 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
         pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth, job.train.classes, place)
+        pictures += [PICTURE] if job.overlap and job.overlap.near else []
         results["pictures"] = pictures
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out, results)

@@ -37,6 +37,9 @@ class Measurement(Section):
     patience_slow_seconds: Annotated[float, Field(gt=0)] = 1800.0  # the same while it starts, loads, chooses or reports, or all stand still
     augmented: Annotated[tuple[InTheLoop, ...], Field(strict=False)] = ()  # probes with the encoder in the loop, too
     baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # count images that look like one of train: at least this correlation (photographs .95, digits .99); null: not looked for
+    )
     features: FeatureConfig = FeatureConfig()
 
     def cached(self) -> list[Probe]:

@@ -8,17 +8,10 @@ Labels, names and order do not count.
 import hashlib
 import zlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mpp.data.images import Images, unreadable
-from mpp.errors import BadSample
-from mpp.machine import usable_cores
-from mpp.watch import watch
-
-READERS = 8  # threads at most, which mostly wait for a disk
-STRETCH = 256  # images a thread reads before it asks for more
+from mpp.data.images import Images, read_each
 
 
 def packed(crc32: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -33,22 +26,7 @@ def print_of(data: bytes) -> int:
 
 def read_prints(images: Images) -> np.ndarray:
     """uint64 [n]: every image is read once, and none decoded.  Raises DataError for one that cannot be read."""
-
-    def some(first: int) -> np.ndarray:
-        found = []
-        for sample in range(first, min(first + STRETCH, len(images))):
-            try:
-                found.append(print_of(images.read(sample)))
-            except BadSample as error:
-                raise unreadable(images, sample, error) from error
-        watch.moved()
-        return np.array(found, dtype=np.uint64)
-
-    with watch.slowly(f"reading {images.path}"), ThreadPoolExecutor(min(READERS, 2 * usable_cores())) as pool:
-        try:
-            return np.concatenate([np.empty(0, np.uint64), *pool.map(some, range(0, len(images), STRETCH))])
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error nobody waits for the rest
+    return np.array(read_each(images, range(len(images)), print_of), dtype=np.uint64)
 
 
 def content_id(prints: np.ndarray) -> str:

@@ -25,6 +25,7 @@ from mpp.interop.foreign_encoder import TIMM
 from mpp.interop.read_encoder import read_encoder
 from mpp.train.commit import Commit, commits, read_commit
 from mpp.transfer.metrics import figures
+from mpp.transfer.near_duplicates import Near
 from mpp.transfer.probes.contract import Answers
 
 PRETRAINING, FINETUNING = "the pretraining set", "the set it was fine-tuned on"
@@ -76,6 +77,7 @@ class Overlap:
     main: str = ""  # the first encoder
     choices: tuple[int, int] = (0, 0)  # of the hold-out that choices are made on: images also among those fitted on, and all
     other_bytes: bool = False  # as Seen's, of train
+    near: Near | None = None  # what looks like an image of train, where that was asked for
 
     def words(self) -> str:
         m = len(self.train)
@@ -104,7 +106,7 @@ class Overlap:
     def report(self, answers: Mapping[str, Mapping[str, Answers]], truth: np.ndarray, classes: int) -> tuple[dict[str, Any], list[str]]:
         """For results.json, and the lines to print."""
         without, left = self.without(answers, truth, classes), int((~self.train).sum())
-        lines = [self.words()]
+        lines = [self.words(), *([self.near.words(self.name)] if self.near else [])]
         if self.train.all():
             lines.append("without   no image is left that is not in train: no figure here is of unseen images")
         for row, probes in without.items():
@@ -129,6 +131,7 @@ class Overlap:
             "other_bytes": self.other_bytes,
             "words": self.words(),
             "without": without,
+            "near_duplicates": self.near.about() if self.near else None,
         }
         return about, lines
 

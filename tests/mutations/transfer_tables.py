@@ -3,6 +3,7 @@
 from tests.mutations import Plant, Row
 
 PRINTS, LEDGER = "tests/data/test_fingerprints.py", "tests/transfer/test_ledger.py"
+NEAR = "tests/transfer/test_near_duplicates.py"
 OVERLAP = "tests/transfer/test_overlap.py"
 RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/test_linear_probe.py", "tests/data/test_labelled.py"
 
@@ -169,5 +170,26 @@ ROWS = [
         "np.union1d(trained, held), encoders",
         "np.arange(len(train)), encoders",
         "tests/pipeline/test_finetune.py::test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once",
+    ),
+    Row(
+        "the same bytes count as looking alike too",
+        "mpp/transfer/near_duplicates.py",
+        "(self.correlation >= self.threshold) & ~self.same",
+        "self.correlation >= self.threshold",
+        f"{NEAR}::test_copies_that_were_altered_a_little_are_found_and_nothing_else",
+    ),
+    Row(
+        "bright images look like each other",
+        "mpp/transfer/near_duplicates.py",
+        "grey -= grey.mean()",
+        "grey = grey.copy()",
+        f"{NEAR}::test_the_correlation_is_numpys_of_the_grey_versions",
+    ),
+    Row(
+        "the place in train's subset is taken for an id",
+        "mpp/transfer/near_duplicates.py",
+        "fitted[place[:, 0].numpy()]",
+        "place[:, 0].numpy()",
+        f"{NEAR}::test_copies_that_were_altered_a_little_are_found_and_nothing_else",
     ),
 ]

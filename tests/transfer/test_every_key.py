@@ -45,6 +45,7 @@ CHANGES = {
     "rank_samples": [Change("rank_samples=12", "feature_rank", same="linear logistic knn few_shot")],
     "augmented": [Change("augmented=[mae]  mae={epochs: 1, warmup_epochs: 0, batch: 16}", "mae printed", same=FIGURES)],
     "baselines": [Change("baselines=true", "rows gains", same=FIGURES)],
+    "near_duplicates": [Change("near_duplicates=0.05", "near printed", same=FIGURES), Change("near_duplicates=1", "near", "near_duplicates=0.05")],
     "features.layers": [Change("features.layers=[1, 2]", FIGURES + " spec")],
     "features.pooling": [Change("features.pooling=cls", FIGURES + " spec"), Change("features.pooling=both", FIGURES + " spec")],
     "features.resolution": [Change("features.resolution=24", FIGURES + " spec printed")],
@@ -116,6 +117,7 @@ def figures(place: Path, out: Path, cache: Path, printed: str) -> dict:
         "cache": sorted(path.name for path in place.glob("kept/*/features.json"))
         + [path.parent.name for path in cache.glob("*/features.json")],
         "ledger": [path.name for path in place.glob("mine/*")],
+        "near": (results.get("overlap") or {}).get("near_duplicates"),
         "printed": words,
         "folder": out.name,
     }
