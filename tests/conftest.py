@@ -37,11 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
-    """Folders that are not there yet, for what programs note for their user (mpp/transfer/ledger.py): no test writes to a real home."""
+    """Folders that are not there yet, for what programs note for their user (mpp/transfer/ledger.py, mpp/data/fingerprints.py): no test writes to a real home."""
     base = tmp_path_factory.getbasetemp() / "states"
     folders = (base / str(number) for number in itertools.count())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(next(folders)))
+        patch.setenv("XDG_CACHE_HOME", str(next(folders)))
         yield folders
 
 

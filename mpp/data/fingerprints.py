@@ -6,12 +6,17 @@ Labels, names and order do not count.
 """
 
 import hashlib
+import time
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 
 from mpp.data.images import Images, read_each
+from mpp.files import user_folder, write_atomically
+
+KEPT_FROM = 10.0  # seconds of reading
 
 
 def packed(crc32: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -25,8 +30,22 @@ def print_of(data: bytes) -> int:
 
 
 def read_prints(images: Images) -> np.ndarray:
-    """uint64 [n]: every image is read once, and none decoded.  Raises DataError for one that cannot be read."""
-    return np.array(read_each(images, range(len(images)), print_of), dtype=np.uint64)
+    """uint64 [n]: every image is read once, and none decoded.  Raises DataError for one that cannot be read.
+
+    What took long is kept in the user's cache (XDG_CACHE_HOME, or ~/.cache) for as long as no file changes its size or time.
+    """
+    key = hashlib.sha256(f"{images.path.resolve()}\n{images.stamp}".encode(errors="surrogateescape")).hexdigest()
+    place = user_folder("XDG_CACHE_HOME", "~/.cache") / "mpp" / "prints" / f"{key}.bin"
+    with suppress(OSError):
+        if len(kept := np.fromfile(place, dtype="<u8")) == len(images) + 1 and kept[-1] == print_of(kept[:-1].tobytes()):
+            return kept[:-1].astype(np.uint64)
+    began = time.monotonic()
+    found = np.array(read_each(images, range(len(images)), print_of), dtype="<u8")
+    if time.monotonic() - began > KEPT_FROM and place.is_absolute():
+        with suppress(OSError):  # it is read again next time
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, found.tobytes() + np.array([print_of(found.tobytes())], dtype="<u8").tobytes())
+    return found.astype(np.uint64)
 
 
 def content_id(prints: np.ndarray) -> str:

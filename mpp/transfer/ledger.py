@@ -13,7 +13,6 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from mpp.data.fingerprints import content_id
 from mpp.data.images import Images
 from mpp.errors import DataError, UserError
-from mpp.files import lock_folder, sync_path, writing
+from mpp.files import lock_folder, sync_path, user_folder, writing
 from mpp.text import counted
 
 TEST_READS = "test_reads.jsonl"
@@ -50,12 +49,7 @@ def ledger_path(asked: str | None) -> Path:
     """asked: the key `ledger`."""
     if asked:
         return Path(asked).expanduser()
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # counts as none (XDG)
-        state = Path("~/.local/state")
-        with suppress(RuntimeError):  # no home
-            state = state.expanduser()
-    return state / "mpp" / TEST_READS
+    return user_folder("XDG_STATE_HOME", "~/.local/state") / "mpp" / TEST_READS
 
 
 def log_test_read(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.data import folder_images
 from mpp.data.array_images import ArrayImages
 from mpp.data.fingerprints import content_id, overlap, packed, print_of
 from mpp.data.folder_images import FolderImages
@@ -98,6 +99,30 @@ def test_files_that_data_prep_would_convert_count_as_it_stores_them(tmp_path):
     stored = io.BytesIO()
     Image.fromarray(pixels).save(stored, "PNG", compress_level=0)
     assert first == second == print_of(stored.getvalue())
+
+
+def test_what_took_long_to_read_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number, name in enumerate("ab"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (3 + number, 3)).save(tmp_path / "set" / name / "0.png")
+    kept = lambda: list((tmp_path / "cache").rglob("*.bin"))
+    first = FolderImages.open(tmp_path / "set").prints
+    assert not kept()  # that was quick
+    monkeypatch.setattr("mpp.data.fingerprints.KEPT_FROM", -1.0)
+    assert FolderImages.open(tmp_path / "set").prints.tolist() == first.tolist() and len(kept()) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderImages, "read", lambda *_: pytest.fail("read"))
+        again = FolderImages.open(tmp_path / "set").prints
+    assert again.tolist() == first.tolist() and again.dtype == np.uint64
+    kept()[0].write_bytes(bytes(24))  # damaged: three numbers, of which the last is not the print of the others
+    assert FolderImages.open(tmp_path / "set").prints.tolist() == first.tolist()
+    Image.new("RGB", (3, 3), "red").save(tmp_path / "set" / "a" / "0.png")
+    folder_images._file_bytes.cache_clear()  # the last few files, which do not change under a program
+    assert FolderImages.open(tmp_path / "set").prints[0] != first[0]
+    (tmp_path / "blocked").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "blocked"))
+    assert FolderImages.open(tmp_path / "set").prints[1] == first[1]
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):

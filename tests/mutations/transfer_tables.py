@@ -83,6 +83,13 @@ ROWS = [
         f"{PRINTS}::test_no_image_of_shards_is_read",
     ),
     Row(
+        "prints are kept whatever becomes of the files",
+        "mpp/data/fingerprints.py",
+        "\\n{images.stamp}",
+        "\\n{images.identity[:0]}",
+        f"{PRINTS}::test_what_took_long_to_read_is_kept_until_a_file_changes",
+    ),
+    Row(
         "only the folder's own reads are counted",
         "mpp/transfer/ledger.py",
         "[own] if note else [own, shared]",
