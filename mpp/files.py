@@ -89,6 +89,16 @@ def make_folder(path: Path, key: str) -> None:
         raise UserError(f"{key}={path} {problem}; give a folder on a disk that you may write to")
 
 
+def user_folder(variable: str, otherwise: str) -> Path:
+    """What programs keep for their user (XDG): the folder that an environment variable names, or this one in the home; "~/..." for who has no home."""
+    named = Path(os.environ.get(variable, ""))
+    if named.is_absolute():  # a relative one counts as none
+        return named
+    with suppress(RuntimeError):
+        return Path(otherwise).expanduser()
+    return Path(otherwise)
+
+
 def hold_folder(path: Path, busy: str, *, shared: bool = False, seconds: float = LOCK_SECONDS) -> Any:
     """The open file `path`, made with its folder, held as `lock_folder` holds it; for folders whose last user removes them, lock and all.
 

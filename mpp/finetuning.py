@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.finetune_set import FinetuneSet, open_finetune_set
+from mpp.data.fingerprints import content_id
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.errors import ConfigError
@@ -40,13 +42,15 @@ from mpp.train.engine import Engine
 from mpp.train.optim import build_finetune_optimiser
 from mpp.train.run import Meters, Run
 from mpp.train.run_folder import environment
+from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.metrics import figures
+from mpp.transfer.overlap import Overlap, find_overlap
 from mpp.transfer.protocol import Answers
 from mpp.transfer.results import RESULTS, draw_answers, write_predictions, write_results
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
-from mpp.transfer.table import FINETUNED, log_test_read
+from mpp.transfer.table import FINETUNED
 from mpp.watch import watch
-from mpp.world import find_place, from_first, leave
+from mpp.world import find_place, from_first, leave, together
 
 PROGRAM = "mpp/finetune.py"  # as command lines are noted
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
@@ -168,15 +172,16 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
         on_holdout = measured(tuned, sets.holdout)
         note_holdout(run.board, commit.samples_seen, commit.step, on_holdout)
     chosen = max(on_holdout, key=lambda name: on_holdout[name].right) if on_holdout else AVERAGE if tuned.average else WEIGHTS
-    reads = 0
+    reads: Reads | None = None
     if sets.test:
-        note = functools.partial(log_test_read, run.run_dir, command=tuned.command, encoder=tuned.loaded.source, test=str(config.test))
-        reads = from_first(run.world, lambda: note(test_identity=sets.identities["test"]))
+        note = functools.partial(log_test_read, run.run_dir, sets.test.images.source, len(sets.test.ids), ledger=config.ledger)
+        reads = from_first(run.world, lambda: note(command=tuned.command, encoder=tuned.loaded.source, named=str(config.test)))
         final, where = measured(tuned, sets.test, names=[chosen])[chosen], "test"
     else:
         final, where = on_holdout[chosen], "holdout of train"
+    seen = together(run.world, lambda: seen_before(tuned) if run.world.first else None)
     weights = final_weights(run.engine, tuned.average if chosen == AVERAGE else None)
-    if not run.board:
+    if not run.board or seen is None:
         return
     write_model(tuned, commit, weights, chosen)
     row, ids = "from scratch" if tuned.random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
@@ -185,6 +190,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     given, truth = answers[row][FINETUNED], torch.from_numpy(final.truth)
     top1 = figures(given.predicted, truth, len(sets.classes), given.confidence)
     rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}
+    overlap, overlap_lines = seen.report(answers, truth, len(sets.classes))
     draw_answers(run.run_dir, row, FINETUNED, rows, answers, final.truth, sets.classes, where)
     write_results(
         run.run_dir,
@@ -207,8 +213,13 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
             "resolution": list(tuned.size),
             "classes": sets.classes,
             "seed": config.seed,
-            "test_reads": reads,
-            "data": {split: {"path": getattr(config, split), "identity": identity} for split, identity in sets.identities.items()},
+            "test_reads": reads.times if reads else 0,
+            "test_reads_folders": reads.folders if reads else 0,
+            "overlap": overlap,
+            "data": {
+                split: {"path": getattr(config, split), "identity": identity, "content": content_id(sets.source(split).prints)}
+                for split, identity in sets.identities.items()
+            },
             "holdout_fraction": config.data.holdout_fraction,
             "config": config.model_dump(mode="json"),
             "environment": environment(),
@@ -217,12 +228,29 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     )
     run.board.scalars(commit.samples_seen, commit.step, {f"{'test' if sets.test else 'holdout'}/accuracy": final.accuracy})
     run.board.close()
-    times = f", read {reads} time{'s' if reads > 1 else ''} by this folder" if sets.test else ", on which the weights were chosen"
+    times = f"; {reads.words()}" if reads else ", on which the weights were chosen"
     low, high = top1["ci95"]
     seconds = commit.record["seconds"]
+    if reads and reads.note:
+        say(f"note: {reads.note}")
     say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{times})")
+    for line in overlap_lines:
+        say(" ".join(line.split()))
     say(f"top-1 {100 * final.accuracy:.2f} % ({100 * low:.2f} to {100 * high:.2f}) | {commit.samples_seen:,} samples, {seconds:.0f} s")
     say(f"done | {run.run_dir}/results.json | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")
+
+
+def seen_before(tuned: Tuned) -> Overlap:
+    """Of the images that figures are on."""
+    config, sets = tuned.config, tuned.sets
+    train, trained = sets.source("train"), sets.training.ids
+    encoders = [] if tuned.random else [config.encoder]
+    if sets.holdout is None:
+        return find_overlap(sets.source("test"), sets.test.ids, train, trained, encoders)  # type: ignore[union-attr]
+    held = sets.holdout.ids
+    if sets.test is None:
+        return find_overlap(train, held, train, trained, encoders)
+    return find_overlap(sets.source("test"), sets.test.ids, train, np.union1d(trained, held), encoders, (trained, held))
 
 
 def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], chosen: str) -> None:

@@ -9,7 +9,8 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import torch
 import mpp
 from mpp import text
 from mpp.config.probe import ProbeConfig
+from mpp.data.fingerprints import content_id
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled, remarks_on
 from mpp.errors import ConfigError
-from mpp.files import make_folder
+from mpp.files import make_folder, write_atomically
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
@@ -30,13 +32,16 @@ from mpp.monitor.rank import effective_rank
 from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
+from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.metrics import difference
+from mpp.transfer.near_duplicates import PICTURE, find_near, sheet
+from mpp.transfer.overlap import Overlap, find_overlap
 from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.protocol import AllAnswers, answers_to, choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.rows import Line, Row, encoder_row, majority
 from mpp.transfer.split import CHOOSE, RANK, REPORT, Split, hold_out, subset
-from mpp.transfer.table import MAJORITY, PIXELS, PRETRAINED, RANDOM, TEST_READS, by_column, format_table, log_test_read, remarks_on_table
+from mpp.transfer.table import MAJORITY, PIXELS, PRETRAINED, RANDOM, by_column, format_table, remarks_on_table
 from mpp.transfer.verdict import Judged, judge, verdict
 from mpp.watch import watch
 from mpp.world import World, from_first, join_processes, together
@@ -71,6 +76,8 @@ class Probing:
     rows: dict[str, Row]  # by name, in order
     lines: dict[str, Line] = field(default_factory=dict)  # of the table, in order, once figures are known
     about: dict[str, Any] = field(default_factory=dict)  # for results.json
+    reads: Reads | None = None  # of the test split
+    overlap: Overlap | None = None  # in rank 0: which of the images that figures are on have been seen before
 
     @property
     def samples(self) -> np.ndarray:
@@ -261,18 +268,36 @@ def show(job: Probing, tables: dict[str, Extracted]) -> Reported:
     """Collective: the test split, whose read is logged before it happens, or rows of train that are held out."""
     config, test, reported = job.config, job.test, job.division.reported
     if test is None:
-        job.about |= {"reported_on": "holdout of train", "test_reads": 0, "reported_images": len(reported)}
+        job.about |= {"reported_on": "holdout of train", "test_reads": 0, "test_reads_folders": 0, "reported_images": len(reported)}
+        job.overlap = together(job.world, lambda: seen_before(job, job.train, job.samples[reported]) if job.world.first else None)
         return Reported(job.train, job.samples, reported, tables)
-    command = ["mpp/linear_probe.py", *job.words]
-    reads = from_first(
-        job.world,
-        lambda: log_test_read(job.out, command=command, encoder=job.loaded.source, test=str(config.test), test_identity=test.identity),
-    )
     ids = subset(len(test), config.test_samples, config.seed, 1)
+    command = ["mpp/linear_probe.py", *job.words]
+    note = partial(log_test_read, job.out, test, len(ids), ledger=config.ledger, command=command, encoder=job.loaded.source)
+    job.reads = from_first(job.world, lambda: note(named=str(config.test)))
+    job.overlap = together(job.world, lambda: seen_before(job, test, ids) if job.world.first else None)
     seen = job.extract(test, ids)
     job.say(f"test      {config.test}: {seen[PRETRAINED]}")
-    job.about |= {"reported_on": "test", "test_reads": reads, "reported_images": len(ids)}
+    job.about |= {
+        "reported_on": "test",
+        "test_reads": job.reads.times,
+        "test_reads_folders": job.reads.folders,
+        "reported_images": len(ids),
+    }
     return Reported(test, ids, np.arange(len(ids)), seen)
+
+
+def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overlap:
+    """Of these images (int64 [m], ids), on which figures will be."""
+    split, limit = job.division.splits[0], job.config.near_duplicates
+    chosen_on = job.samples[split.fit], job.samples[split.choose]
+    fitted = job.samples[job.division.pool]
+    found = find_overlap(images, ids, job.train, fitted, [job.config.encoder, *job.config.beside], chosen_on)
+    if limit is None:
+        return found
+    near = find_near(images, ids, job.train, fitted, limit, found.train, job.world.device)
+    write_atomically(job.out / PICTURE, sheet(near, images, job.train))
+    return replace(found, near=near)
 
 
 def report_rows(job: Probing, shown: Reported) -> None:
@@ -294,19 +319,35 @@ def report_rows(job: Probing, shown: Reported) -> None:
         line.figures["seconds"] = {key: round(sum(each.get(key, 0.0) for each in seconds), 3) for each in seconds for key in each}
     job.lines = {MAJORITY: majority(job.labels[job.division.pool], truth, classes)} | job.lines
     where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
-    if job.test is not None:
-        reads = text.counted(job.about["test_reads"], "time")
-        where = f"{job.config.test} ({len(shown.rows)} of {len(job.test)} images; this folder has read the split {reads}, see {job.out}/{TEST_READS})"
+    if job.reads is not None:
+        where = f"{job.config.test}; {job.reads.words()}"
+        if job.reads.note:
+            job.say(f"note      {job.reads.note}")
     job.say(f"figures   in %, ± half of a 95 % interval, on {where}")
     job.say(f"          choices by {job.config.metric.replace('_', ' ')} on {job.about['holdout_images']} held out of {job.division}")
+    if job.overlap is not None:
+        given = {name: line.answers for name, line in job.lines.items()}
+        job.about["overlap"], said_of_it = job.overlap.report(given, truth, len(classes))
+        for told in said_of_it:
+            job.say(told)
 
 
 def compared(job: Probing, truth: torch.Tensor) -> dict[str, Any]:
-    """What the encoder's line shows beside each other one: a verdict in words, and the paired difference in every column."""
-    judged = {name: Judged(name, by_column(line.figures), line.answers) for name, line in job.lines.items()}
+    """What the encoder's line shows beside each other one: a verdict in words, and the paired difference in every column.
+
+    Images that train holds, too, are left out: there the better memory wins.
+    """
+    fresh = torch.ones(len(truth), dtype=torch.bool) if job.overlap is None else torch.from_numpy(~job.overlap.train)
+    if not fresh.any():
+        return {"verdict": [], "gains": []}
+    truth = truth[fresh]
+    judged = {
+        name: Judged(name, by_column(line.figures), {column: given.of(fresh) for column, given in line.answers.items()})
+        for name, line in job.lines.items()
+    }
     labels, config = len(job.train), job.config
     some = config.train_samples is not None and config.train_samples < labels and config.repeats == 1
-    one_draw = f"one draw of {config.train_samples:,} of {labels:,} labels; another may say the contrary (repeats=5)" if some else ""
+    one_draw = f"one draw of {config.train_samples:,} of {labels:,} labels: another may say the contrary (repeats=5)" if some else ""
     ours = judged[PRETRAINED]
     found = verdict(judged, truth, config.metric, one_draw)
     found += [each for name in config.beside if (each := judge(ours, judged[name], truth, config.metric, one_draw))]
@@ -333,7 +374,9 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         "rows": {name: line.figures | {"about": line.about} for name, line in job.lines.items()},
         **job.about,
         "data": {
-            name: None if images is None else {"path": str(images.path), "identity": images.identity, "images": len(images)}
+            name: None
+            if images is None
+            else {"path": str(images.path), "identity": images.identity, "content": content_id(images.prints), "images": len(images)}
             for name, images in (("train", job.train), ("test", job.test))
         },
         "config": config.model_dump(mode="json"),
@@ -356,6 +399,7 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
         pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth.numpy(), job.train.classes, place)
+        pictures += [PICTURE] if job.overlap and job.overlap.near else []
         results["pictures"] = pictures
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out, results)

@@ -16,6 +16,7 @@ from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.transfer.joined import BASELINES, Line, put_together
+from mpp.transfer.ledger import ledger_path, reads_of
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
 from mpp.transfer.table import ALWAYS, MAJORITY, PRETRAINED, RANDOM, TUNED, aligned, by_column, format_table, remarks_on_table
@@ -95,10 +96,13 @@ def in_words(result: Result) -> str:
 
 
 def reads_in_words(results: Sequence[Result]) -> str:
-    if results[0].about.get("reported_on") != "test":
+    """Over all folders given and the ledger: each of them knows of the others alone."""
+    about = results[0].about
+    if about.get("reported_on") != "test":
         return ""
-    reads = sum(result.about.get("test_reads", 0) for result in results)
-    return f"; the test split was read {text.counted(reads, 'time')} for these folders"
+    data, ledgers = about["data"]["test"], {str(ledger_path((result.about.get("config") or {}).get("ledger"))) for result in results}
+    times, folders = reads_of([*(result.folder for result in results), *map(Path, ledgers)], data.get("content") or "", data["identity"])
+    return f"; these test images have been read {text.counted(times, 'time')}, for {text.counted(folders, 'folder')}"
 
 
 def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What every test shares: one torch thread, hypothesis without clocks or chance, and small shard sets."""
 
 import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name != "test_mutations.py":
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
+    """Folders that are not there yet, for what programs note for their user (mpp/transfer/ledger.py, mpp/data/fingerprints.py): no test writes to a real home."""
+    base = tmp_path_factory.getbasetemp() / "states"
+    folders = (base / str(number) for number in itertools.count())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(next(folders)))
+        patch.setenv("XDG_CACHE_HOME", str(next(folders)))
+        yield folders
+
+
+@pytest.fixture(scope="module", autouse=True)
+def state_of_the_module(states: Iterator[Path]) -> Iterator[None]:
+    """For the programs that its fixtures run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(next(states)))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def state(states: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This test's own."""
+    folder = next(states)
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return folder
 
 
 def picture(key: int, smallest: int, side: int | None) -> bytes:

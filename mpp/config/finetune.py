@@ -66,7 +66,9 @@ class FinetuneDataConfig(Section):
     global_batch: Positive = 1024  # samples a step over all processes
     streams: Positive | None = None  # V of data/order.py; null: the largest divisor up to 1024
     block: Positive | None = None  # permute inside blocks of this many positions of a stream; null: the whole stream
-    test_crop: Annotated[float, Field(gt=0, le=1)] = 0.875  # share of the short side that the centre crop keeps (224 / 256)
+    test_crop: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # share of the short side that the centre crop keeps, as features.crop (MAE: 224 / 256)
+    )
     max_pixels: Positive = 100_000_000  # larger images are bad samples
     max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it, and beyond one, the run stops (0: the first one stops it)
 
@@ -87,6 +89,9 @@ class FinetuneConfig(Section):
     init: Literal["pretrained", "random"] = "pretrained"  # random: the same architecture from scratch, the baseline beside every figure
     train: str = ""  # labelled images: shards, a folder of class folders, cifar10 ... (data/labelled.py)
     test: str | None = None  # read once, at the end; null: every figure is on the hold-out of train
+    ledger: str | None = (
+        None  # file in which each read of a test split is noted too; null: ~/.local/state/mpp/test_reads.jsonl (XDG_STATE_HOME)
+    )
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     resume: Literal["auto", "must"] | Count = "auto"  # as in pretraining

@@ -24,6 +24,9 @@ class Measurement(Section):
     beside: Annotated[tuple[str, ...], Field(strict=False)] = ()  # further encoders, each a row of the table, compared on the same images
     train: str = ""  # labelled images: a folder of shards, a folder of class folders, or cifar10 and the like (cifar10:ROOT)
     test: str | None = None  # likewise, read once; null: every figure is on a further hold-out of train
+    ledger: str | None = (
+        None  # file in which each read of a test split is noted too; null: ~/.local/state/mpp/test_reads.jsonl (XDG_STATE_HOME)
+    )
     out: str | None = None  # folder of results.json; null: <run>/transfer/<name of the data>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     train_samples: Positive | None = None  # null: all
@@ -42,6 +45,9 @@ class Measurement(Section):
     augmented: Annotated[tuple[InTheLoop, ...], Field(strict=False)] = ()  # probes with the encoder in the loop, too
     baselines: StrictBool = True  # the same probes on the encoder at random initialisation, and on raw pixels
     random_inits: Positive = 3  # random initialisations, seed, seed + 1, ...: how far they lie apart tells what one more could be
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # count images that look like one of train: at least this correlation (photographs .95, digits .99); null: not looked for
+    )
     features: FeatureConfig = FeatureConfig()
 
     def cached(self) -> list[Probe]:

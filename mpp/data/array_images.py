@@ -12,6 +12,7 @@ from PIL import Image
 
 from mpp.data.cifar import CLASSES, LAYOUTS, Cifar
 from mpp.data.decode import png
+from mpp.data.fingerprints import read_prints
 from mpp.errors import DataError
 from mpp.files import lock_folder
 
@@ -104,6 +105,10 @@ class ArrayImages:
     @property
     def stamp(self) -> str:
         return self.identity
+
+    @functools.cached_property
+    def prints(self) -> np.ndarray:
+        return read_prints(self)
 
     def where(self, sample: int) -> str:
         return f"{self.path.name} image {sample}"

@@ -82,46 +82,31 @@ class RandomView:
 
 @dataclass(frozen=True)
 class Centre:
-    """The largest centred box of the shape (height, width), drawn in by `share` on both sides; never flipped: what is measured on."""
+    """The largest centred box of the shape (height, width), drawn in by `share`; never flipped: what probes and fine-tuning are measured on.
 
-    size: tuple[int, int]
-    share: float  # of 1: 224 / 256 is the usual resizing of the short side to 256 before 224 are cut
-
-    def draw(self, draws: Draws) -> "CentreView":
-        return CentreView(self)
-
-    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Rounded to whole pixels."""
-        rows, columns = self.size
-        scale = self.share * min(width / columns, height / rows)
-        w, h = (max(1, min(side, round(scale * wanted))) for side, wanted in ((width, columns), (height, rows)))
-        x, y = (width - w) // 2, (height - h) // 2
-        return x, y, x + w, y + h
-
-
-@dataclass(frozen=True)
-class CentreSquare:
-    """The centre square of share x the short side, never flipped: what probes look at.
-
-    Rounded as torchvision's Resize and CenterCrop round, so up to a pixel beside `Centre`, whose shapes torchvision does not have; each keeps to
-    the pixels that its published figures were measured on.
+    Rounded as torchvision's Resize and CenterCrop round: sides to the nearest pixel, and so the rims, halves to the even number.
     """
 
-    size: int
-    share: float
+    size: int | tuple[int, int]
+    share: float = 1.0  # of 1: 224 / 256 is the usual resizing of the short side to 256 before 224 are cut
 
     def draw(self, draws: Draws) -> "CentreView":
         return CentreView(self)
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        side = max(1, round(self.share * min(width, height)))
-        left, top = round((width - side) / 2), round((height - side) / 2)
-        return left, top, left + side, top + side
+        rows, columns = (self.size, self.size) if isinstance(self.size, int) else self.size
+        limit = min(
+            width * rows, height * columns
+        )  # whole numbers, and of a square the short side times a side of it: nothing is rounded twice
+        w = max(1, min(width, round(self.share * (limit / rows))))
+        h = max(1, min(height, round(self.share * (limit / columns))))
+        left, top = round((width - w) / 2), round((height - h) / 2)
+        return left, top, left + w, top + h
 
 
 @dataclass(frozen=True)
 class CentreView:
-    centre: Centre | CentreSquare
+    centre: Centre
     flip: bool = False
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:

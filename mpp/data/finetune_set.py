@@ -11,6 +11,7 @@ from mpp.config.finetune import FinetuneConfig
 from mpp.data.augment import Augment, Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
+from mpp.data.images import Images
 from mpp.data.labelled import check_splits, open_labelled, remarks_on
 from mpp.data.mixing import Mixing
 from mpp.data.order import BatchPlan, Order
@@ -37,6 +38,10 @@ class FinetuneSet:
     classes: list[str]
     identities: dict[str, str]  # split -> what it is
     remarks: list[str]  # what is unusual about the labels
+
+    def source(self, split: str) -> Images:
+        """All images of "train" or of "test"."""
+        return (self.test if split == "test" and self.test else self.training).images.source
 
     def order(self, config: FinetuneConfig, plan: BatchPlan) -> Order:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""

@@ -22,6 +22,7 @@ from mpp.data.class_folders import (
     walk,
 )
 from mpp.data.decode import FORMATS, check_header, format_of, open_image, png
+from mpp.data.fingerprints import read_prints
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError, of_this_rank
 
@@ -94,6 +95,10 @@ class FolderImages:
         for file, (size, changed) in zip(self.files, self.states.tolist(), strict=True):
             found.update(f"{os.path.relpath(file, self.path)}\t{size}\t{changed if with_times else ''}\n".encode(errors="surrogateescape"))
         return found.hexdigest()
+
+    @functools.cached_property
+    def prints(self) -> np.ndarray:
+        return read_prints(self)
 
     def where(self, sample: int) -> str:
         return self.files[sample]

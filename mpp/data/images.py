@@ -3,13 +3,20 @@
 Shards (shards.py), folders of classes and arrays (labelled.py) have this one face; what gives their pixels is pixels.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from mpp.errors import DataError, UserError, of_this_rank
+from mpp.errors import BadSample, DataError, UserError, of_this_rank
+from mpp.machine import usable_cores
+from mpp.watch import watch
+
+Found = TypeVar("Found")
+READERS = 8  # threads at most, which mostly wait for a disk
+STRETCH = 256  # images a thread reads before it asks for more
 
 
 class Images(Protocol):
@@ -37,6 +44,11 @@ class Images(Protocol):
     @property
     def remedy(self) -> str:
         """What to do about an image that cannot be read, for messages."""
+        ...
+
+    @property
+    def prints(self) -> np.ndarray:
+        """uint64 [n]: what each image is, byte for byte (fingerprints.py).  Raises as `read`, where nothing else tells."""
         ...
 
     def size_of(self, sample: int) -> tuple[int, int]:
@@ -67,3 +79,23 @@ class LabelledImages(Images, Protocol):
 def unreadable(images: Images, sample: int, reason: object) -> UserError:
     """What a measurement, a probe among them, raises for an image that cannot be read."""
     return of_this_rank(DataError(f"{images.where(sample)}: {reason}; a measurement leaves no image out, so {images.remedy}"))
+
+
+def read_each(images: Images, ids: Sequence[int] | np.ndarray, work: Callable[[bytes], Found]) -> list[Found]:
+    """What `work` makes of each image's bytes, in the order of the ids, by several threads.  Raises DataError for one that cannot be read."""
+
+    def some(first: int) -> list[Found]:
+        found = []
+        for sample in ids[first : first + STRETCH]:
+            try:
+                found.append(work(images.read(int(sample))))
+            except BadSample as error:
+                raise unreadable(images, int(sample), error) from error
+        watch.moved()
+        return found
+
+    with watch.slowly(f"reading {images.path}"), ThreadPoolExecutor(min(READERS, 2 * usable_cores())) as pool:
+        try:
+            return [each for part in pool.map(some, range(0, len(ids), STRETCH)) for each in part]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error nobody waits for the rest

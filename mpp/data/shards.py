@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpp.data.fingerprints import packed
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, REMAKE, read_manifest
 from mpp.errors import BadSample, DataError, of_this_rank
@@ -102,6 +103,10 @@ class ShardSet:
     @property
     def labelled(self) -> bool:
         return bool((self.labels >= 0).all())
+
+    @functools.cached_property
+    def prints(self) -> np.ndarray:
+        return packed(self.index["crc32"], self.index["size"])
 
     def size_of(self, sample: int) -> tuple[int, int]:
         """(width, height) in pixels, upright."""

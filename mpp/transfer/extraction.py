@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.data.augment import CentreSquare
+from mpp.data.augment import Centre
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.images import LabelledImages
 from mpp.data.loader import batches, default_workers
@@ -132,8 +132,8 @@ def compare(name: str, stored: Tensor, fresh: Tensor, tolerance: float, where: s
 
 def centre_crops(images: LabelledImages, samples: np.ndarray, spec: FeatureSpec, config: FeatureConfig) -> CropDataset:
     """What features of these samples (int64 [n], ids) are made of; nothing of it is drawn, so no seed matters."""
-    square = CentreSquare(spec.resolution, spec.crop)
-    return CropDataset(StoredPixels(images, config.max_pixels), square, 0, samples, leaves_none_out=True)
+    centre = Centre(spec.resolution, spec.crop)
+    return CropDataset(StoredPixels(images, config.max_pixels), centre, 0, samples, leaves_none_out=True)
 
 
 def own_rows(count: int, batch: int, world: World) -> list[range]:

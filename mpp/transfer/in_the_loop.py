@@ -59,10 +59,11 @@ class ImageViews:
         for batch in read(crops, parts, self.config, self.world, "training a probe", epoch):
             yield self.extractor.tokens(images_on_device(batch, self.world.device), layers), batch["position"].numpy()
 
-    def answers(self, predict: Predict, layers: Sequence[int], rows: np.ndarray) -> list[Answers]:
+    def answers(self, predict: Predict, layers: Sequence[int], rows: np.ndarray, crop: float | None = None) -> list[Answers]:
         """Each image by one process, and counted.  Raises ConfigError where one is missing or came twice."""
         samples, world = self.samples[rows], self.world
-        crops = centre_crops(self.images, samples, self.extractor.spec, self.config)
+        spec = self.extractor.spec if crop is None else replace(self.extractor.spec, crop=crop)
+        crops = centre_crops(self.images, samples, spec, self.config)
         parts: list[tuple[np.ndarray, Tensor, Tensor]] = []
         for batch in read(crops, own_rows(len(samples), self.config.batch, world), self.config, world):
             with torch.no_grad():

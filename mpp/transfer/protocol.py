@@ -75,8 +75,8 @@ def report(runs: Sequence[Sequence[AllAnswers]], truth: Tensor, classes: int) ->
         figure = abouts[0][0] | figures(given.predicted, truth, classes, given.confidence, given.score)
         if len(runs) * len(runs[0]) > 1:
             figure["chosen_in_each"] = [[about["chosen"] for about in seed] for seed in abouts]
-            held = [about.get("holdout_score") for seed in abouts for about in seed]
-            figure["holdout_score"] = None if None in held else sum(held) / len(held)
+            held = [about["holdout_score"] for seed in abouts for about in seed if about.get("holdout_score") is not None]
+            figure["holdout_score"] = sum(held) / len(held) if held else None
             figure["edge"] = sorted({edge for seed in abouts for about in seed for edge in about.get("edge", [])})
         key, _, part = column.partition("/")
         if part:

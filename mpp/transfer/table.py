@@ -1,45 +1,15 @@
-"""The printed table, and the log of every read of a test split."""
+"""The printed table."""
 
-import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from mpp.errors import DataError
 from mpp.text import printable
 from mpp.transfer.probes import PROBES
 
-TEST_READS = "test_reads.jsonl"
 PRETRAINED, RANDOM, PIXELS, MAJORITY = "pretrained", "random init", "raw pixels", "majority class"  # rows
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 FINETUNED, ALWAYS = "finetune", "always"  # keys of figures that no probe gave
-
-
-def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: str, test_identity: str) -> int:
-    """Append one line, flushed to the disk, before the test split is read; returns how often this folder has read that split, now included.
-
-    Raises DataError for a log that is not the one this function writes.
-    """
-    path = folder / TEST_READS
-    entry = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": list(command),
-        "encoder": encoder,
-        "test": test,
-        "test_identity": test_identity,
-    }
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        identities = [json.loads(line)["test_identity"] for line in path.read_text().splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); put it right by hand: it is the record of every read of the test split") from error
-    return identities.count(test_identity)
 
 
 def by_column(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

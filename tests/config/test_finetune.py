@@ -9,6 +9,7 @@ from mpp.config.schema import load
 from mpp.errors import ConfigError
 from mpp.finetuning import clock_of
 from mpp.train.schedule import learning_rate
+from mpp.transfer.features import FeatureConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -26,6 +27,12 @@ def test_maes_numbers_are_the_papers():
     assert (optim.epochs, optim.warmup_epochs, config.data.global_batch, config.data.test_crop) == (100, 5, 1024, 0.875)
     schedule = clock_of(config, steps_per_epoch=1239)  # 99 % of ImageNet
     assert (schedule.warmup_samples * 20, schedule.total_samples) == (schedule.total_samples, 123_900 * 1024)
+
+
+def test_both_programs_take_the_whole_short_side_unless_a_recipe_says_otherwise():
+    assert FinetuneConfig().data.test_crop == FeatureConfig().crop == 1.0
+    words = {name: (CONFIGS / f"finetune_{name}.yaml").read_text() for name in ("b16", "vit_b16", "cifar")}
+    assert all("  test_crop: " in text for text in words.values())
 
 
 def test_the_vit_papers_numbers_are_the_papers():

@@ -9,7 +9,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from mpp.data.augment import CentreSquare
+from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import FORMATS, check_header, decode
 from mpp.data.labelled import check_splits, open_labelled
@@ -172,7 +172,7 @@ def test_the_content_decides_what_an_image_is_and_not_its_suffix(folder):
 def test_an_image_that_cannot_be_read_is_named(folder):
     write_atomically(folder / "n01" / "0.png", b"\x89PNG nonsense")
     stored = StoredPixels(open_labelled(str(folder), "train"), 1000)
-    measured = CropDataset(stored, CentreSquare(8, 1.0), 0, range(6), leaves_none_out=True)
+    measured = CropDataset(stored, Centre(8, 1.0), 0, range(6), leaves_none_out=True)
     with pytest.raises(DataError, match=r"n01/0\.png: .*leaves no image out, so mend that file, or take it away"):
         measured.batch([(0, 0, 0)])
     (folder / "n02" / "2.png").unlink()

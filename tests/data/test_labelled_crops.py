@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
-from torchvision.transforms.functional import center_crop
+from torchvision.transforms.functional import center_crop, resize
 
-from mpp.data.augment import Augment, Centre, CentreSquare
+from mpp.data.augment import Augment, Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
 from mpp.data.mixing import Mixing, beta, erased_box
@@ -140,21 +141,42 @@ def test_the_centre_is_cut_in_the_shape_that_is_asked_for(tiny_shards):
     assert data.batch([(0, 3, 0)])["image"].shape == (1, 3, *SIZE)
 
 
-@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.1, 1.0))
-def test_the_centre_square_is_rounded_as_torchvisions_and_never_far_from_the_other_centre(width, height, share):
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([1.0, 0.875, 0.9, 0.5]) | st.floats(0.1, 1.0), st.integers(1, 384))
+def test_the_centre_square_is_torchvisions_centre_crop(width, height, share, resolution):
     side = max(1, round(share * min(width, height)))
     pixels = torch.arange(width * height).view(1, height, width)
-    left, top, right, bottom = CentreSquare(8, share).draw(Draws(0, MIX)).box(width, height)
-    assert torch.equal(pixels[:, top:bottom, left:right], center_crop(pixels, [side, side]))
-    other = Centre((8, 8), share).draw(Draws(0, MIX)).box(width, height)
-    assert max(abs(one - two) for one, two in zip((left, top, right, bottom), other, strict=True)) <= 1
+    for size in (resolution, (resolution, resolution)):
+        left, top, right, bottom = Centre(size, share).draw(Draws(0, MIX)).box(width, height)
+        assert torch.equal(pixels[:, top:bottom, left:right], center_crop(pixels, [side, side]))
+
+
+@given(st.integers(16, 3000), st.integers(16, 3000))
+def test_the_centre_square_is_what_resize_256_and_centre_crop_224_leave_to_a_pixel(width, height):
+    """A pixel of the image or of the resized one, whichever is larger: torchvision rounds in the latter."""
+    per_pixel = min(width, height) / 256
+    sides = torch.empty(1, height, width, device="meta")
+    rows, columns = resize(sides, 256).shape[1:]
+    left, top = round((columns - 224) / 2) * per_pixel, round((rows - 224) / 2) * per_pixel
+    wanted = left, top, left + 224 * per_pixel, top + 224 * per_pixel
+    found = Centre(224, 224 / 256).box(width, height)
+    assert max(abs(one - two) for one, two in zip(found, wanted, strict=True)) <= 1.01 * max(1, per_pixel)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.tuples(st.integers(1, 400), st.integers(1, 400)), st.floats(0.05, 1.0))
+def test_the_centre_of_any_shape_is_the_largest_box_of_it_and_lies_in_the_middle(width, height, size, share):
+    left, top, right, bottom = Centre(size, share).box(width, height)
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
+    unit = min(Fraction(width, size[1]), Fraction(height, size[0]))  # one of the two sides is full at a share of 1
+    for side, whole in ((right - left, unit * size[1]), (bottom - top, unit * size[0])):
+        assert side == 1 or abs(side - Fraction(share) * whole) <= Fraction(1, 2) + Fraction(1, 10**9)
+    left, top, right, bottom = Centre(size).box(width, height)
+    assert right - left == width or bottom - top == height
 
 
 def test_parts_that_were_dealt_out_come_with_their_rows(tiny_shards):
     ids = np.array([9, 2, 30, 7, 5])
-    data = replace(
-        dataset(tiny_shards, recolour=None, erasing=0.0, mixing=None), augment=CentreSquare(8, 1.0), pool=ids, leaves_none_out=True
-    )
+    data = replace(dataset(tiny_shards, recolour=None, erasing=0.0, mixing=None), augment=Centre(8, 1.0), pool=ids, leaves_none_out=True)
     whole = data.batch([(FIXED, int(sample), row) for row, sample in enumerate(ids)])
     for workers in (0, 2):
         found = list(batches(data, Parts(ids, [range(2, 5), np.array([1, 0])]), workers, False))

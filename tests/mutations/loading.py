@@ -307,11 +307,26 @@ ROWS = [
         "lambda self, sample: self.source.size_of(sample)",
         IMAGES + "a_file_that_cannot_be_read_is_a_bad_sample_in_memory_too",
     ),
-    Plant(
-        "the probes' square is rounded as fine-tuning's centre",
-        "mpp.data.augment:CentreSquare.box",
-        "lambda self, width, height: Centre((self.size, self.size), self.share).box(width, height)",
-        "tests/data/test_labelled_crops.py::test_the_centre_square_is_rounded_as_torchvisions_and_never_far_from_the_other_centre",
+    Row(
+        "a centre's rims are rounded down",
+        "mpp/data/augment.py",
+        "left, top = round((width - w) / 2), round((height - h) / 2)",
+        "left, top = (width - w) // 2, (height - h) // 2",
+        "tests/data/test_labelled_crops.py::test_the_centre_square_is_torchvisions_centre_crop",
+    ),
+    Row(
+        "a centre's sides are rounded down",
+        "mpp/data/augment.py",
+        "round(self.share * (limit / rows))",
+        "int(self.share * (limit / rows))",
+        "tests/data/test_labelled_crops.py::test_the_centre_of_any_shape_is_the_largest_box_of_it_and_lies_in_the_middle",
+    ),
+    Row(
+        "height and width of a centre are exchanged",
+        "mpp/data/augment.py",
+        "rows, columns = (self.size, self.size) if isinstance(self.size, int) else self.size\n        limit",
+        "columns, rows = (self.size, self.size) if isinstance(self.size, int) else self.size\n        limit",
+        "tests/data/test_labelled_crops.py::test_the_centre_of_any_shape_is_the_largest_box_of_it_and_lies_in_the_middle",
     ),
     Plant(
         "rows that were dealt out are numbered anew",

@@ -113,9 +113,8 @@ ROWS = [
         "tests/transfer/test_probes.py::test_splits_hold_a_share_of_every_class_and_do_not_overlap",
     ),
     Plant(
-        "reads of a test split are not counted", "mpp.transfer.table:log_test_read",
-        "lambda folder, **more: min(1, real(folder, **more))",
-        "tests/transfer/test_table.py::test_every_read_of_a_test_split_is_counted_by_its_identity",
+        "reads of a test split are not counted", "mpp.transfer.ledger:reads_of", "lambda *given: tuple(min(1, count) for count in real(*given))",
+        "tests/transfer/test_ledger.py::test_reads_are_counted_by_content_over_all_folders",
     ),
     # Labelled images.
     Plant(

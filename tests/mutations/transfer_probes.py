@@ -355,4 +355,18 @@ ROWS = [
         "single confusions are averaged away", "mpp/transfer/plots.py", "step).max(axis=(1, 3))", "step).mean(axis=(1, 3))",
         f"{PLOTS}::test_one_confusion_among_a_thousand_classes_is_seen",
     ),
+    Row(
+        "the hold-out of a probe beside the encoder is cropped as features are",
+        "mpp/transfer/probes/online.py",
+        "train.split.choose, self.crop)",
+        "train.split.choose)",
+        "tests/transfer/test_online.py::test_answers_are_to_the_crops_of_the_source_on_the_hold_out_and_at_the_end",
+    ),
+    Row(
+        "a probe beside the encoder answers to the features' crop",
+        "mpp/transfer/in_the_loop.py",
+        "replace(self.extractor.spec, crop=crop)",
+        "self.extractor.spec",
+        "tests/train/test_several_ranks.py::test_a_probe_beside_the_encoder_answers_to_the_crop_it_asks_for",
+    ),
 ]  # fmt: skip

@@ -9,8 +9,9 @@ import timm
 import torch
 from safetensors.numpy import load_file
 
+from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
-from mpp.transfer.split import CHOOSE, hold_out
+from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from tests.pipeline.conftest import Finished, finish, metrics, start, succeed, tensors
 
 TINY = [
@@ -95,7 +96,11 @@ def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupte
     top1 = found["rows"]["fine-tuned"]["finetune"]
     assert top1["accuracy"] == (predictions["fine-tuned/finetune/predicted"] == predictions["truth"]).mean()
     assert (found["reported_on"], found["test_reads"], found["train_images"], found["samples_seen"]) == ("holdout of train", 0, 36, 108)
-    assert found["data"] == {"train": {"path": str(shards), "identity": ShardSet.open(shards).identity}}
+    images = ShardSet.open(shards)
+    assert found["data"] == {"train": {"path": str(shards), "identity": images.identity, "content": content_id(images.prints)}}
+    (seen,) = found["overlap"]["encoders"]
+    assert (found["overlap"]["train"], found["overlap"]["holdout_in_fit"]["images"]) == (0, 0)
+    assert (seen["encoder"], seen["set"], seen["images"]) == (found["encoder"]["path"], "the pretraining set", 12)
     best = max(found["holdout"].values(), key=lambda each: each["accuracy"])
     assert found["holdout"][top1["weights"]]["accuracy"] == best["accuracy"] == top1["accuracy"]
 
@@ -136,6 +141,15 @@ def test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once(
     assert first["train/loss"] == pytest.approx(np.log(2), abs=1e-6)  # a zero head
     found = json.loads((run / "results.json").read_text())
     assert (found["reported_on"], found["test_reads"], list(found["rows"])) == ("test", 1, ["from scratch"])
+    # Images have their key's pixels, so those of the test split are the first of train; 12 of these and the hold-out were used.
+    kept, held = hold_out(ShardSet.open(train).labels, 0.25, 0, CHOOSE)
+    used = {*kept[few_labels(ShardSet.open(train).labels[kept], 0, per_class=6)].tolist(), *held.tolist()}
+    shared = [sample in used for sample in range(17)]
+    assert (found["overlap"]["train"], found["overlap"]["images"], found["overlap"]["encoders"]) == (sum(shared), 17, [])
+    answers = load_file(run / "predictions.safetensors")
+    right = (answers["from scratch/finetune/predicted"] == answers["truth"])[~np.array(shared)]
+    assert found["overlap"]["without"]["from scratch"]["finetune"]["accuracy"] == pytest.approx(right.mean())
+    assert f"overlap {sum(shared)} of 17 test images are also in train, byte for byte" in finished.out
     assert len((run / "test_reads.jsonl").read_text().splitlines()) == 1
     again = tmp_path / "again"
     shutil.copytree(run, again)

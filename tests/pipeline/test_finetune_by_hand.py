@@ -367,7 +367,7 @@ def measured(job: Job, w: dict, images: Images, rows: list[int]) -> tuple[float,
         height, width = images.pixels[row].shape[:2]
         unit = TEST_CROP * min(width / SIZE[1], height / SIZE[0])
         w_, h_ = round(unit * SIZE[1]), round(unit * SIZE[0])
-        left, top = (width - w_) // 2, (height - h_) // 2
+        left, top = round((width - w_) / 2), round((height - h_) / 2)
         crops.append(normalised(resized(images.pixels[row], (left, top, left + w_, top + h_))))
     with torch.no_grad():
         chances = logits_of(w, torch.stack(crops), job.pooling).softmax(1)

@@ -57,6 +57,7 @@ TABLE = {
     "init": Row("random", FROM_THE_START | {"row"}, says="random initialisation", becomes={"row": "from scratch"}),
     "train": Row("given/train2", AFTER_GRADIENT),
     "test": Row("given/test2", {"test"}),
+    "ledger": Row("mine/reads", says=r"have been read 1 time, for 1 folder \(ledger mine/reads\)"),
     "run_dir": Row("elsewhere"),
     "seed": Row(5, FROM_THE_START),
     "resume": Row("must", says="refused: .*holds no commit"),

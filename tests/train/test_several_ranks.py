@@ -22,7 +22,7 @@ from mpp.pretraining import loss_and_skill, on_holdout
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.classify import measure
-from mpp.transfer.features import FeatureConfig
+from mpp.transfer.features import FeatureConfig, FeatureSpec
 from mpp.transfer.in_the_loop import ImageViews
 from mpp.world import World
 
@@ -106,6 +106,19 @@ def test_answers_of_probes_beside_the_encoder_stand_by_image_whichever_part_come
         for ours, theirs in zip(found, alone, strict=True):
             assert torch.equal(ours.predicted, theirs.predicted)
             torch.testing.assert_close(ours.confidence, theirs.confidence)
+
+
+def test_a_probe_beside_the_encoder_answers_to_the_crop_it_asks_for(tiny_shards):
+    images, samples, asked = open_labelled(str(tiny_shards), "train"), np.arange(6), FeatureConfig(batch=4, workers=0)
+    spec = FeatureSpec("digest", (0,), ("mean",), 8, 1.0, HALF, HALF, "fp32")
+    seen: list[torch.Tensor] = []
+    extractor = SimpleNamespace(spec=spec, tokens=lambda crops, layers: seen.append(crops) or {0: crops})
+    heads = lambda tokens: (torch.zeros(1, len(tokens[0]), dtype=torch.int64), torch.zeros(1, len(tokens[0])))
+    for crop, share in ((None, 1.0), (0.5, 0.5)):
+        seen.clear()
+        ImageViews(extractor, images, samples, asked, 0, World(0, 1, 1, CPU)).answers(heads, [0], samples, crop)
+        data = CropDataset(StoredPixels(images, 10**6), Centre(8, share), 0, samples, leaves_none_out=True)
+        assert torch.equal(torch.cat(seen), data.batch([(FIXED, sample, sample) for sample in range(6)])["image"])
 
 
 def test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once(tiny_shards, monkeypatch):

@@ -57,7 +57,11 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
         )
     spec = results["rows"]["pretrained"]["about"]["feature_spec"]
     assert spec["layers"] == [0, 1, 2, 3] and spec["masking"] == "off" and spec["encoder"] == results["encoder"]["digest"]
-    assert results["reported_on"] == "test" and results["test_reads"] == 1 and "read the split 1 time," in shown
+    assert (
+        results["reported_on"] == "test"
+        and results["test_reads"] == 1
+        and "these 60 test images have been read 1 time, for 1 folder (ledger " in shown
+    )
     assert results["fit_images"] + results["holdout_images"] == 120
     assert shown.count("120 of 120 images, 0 repeated") == 4 and "60 of 60 images, 0 repeated" in shown
     assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 24 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2

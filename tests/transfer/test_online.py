@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from mpp.errors import ConfigError, DataError
-from mpp.transfer.probes.attentive import AttentiveHeads
-from mpp.transfer.probes.mae import MaeHeads
+from mpp.transfer.features import Variant
+from mpp.transfer.probes.attentive import AttentiveHeads, AttentiveProbe
+from mpp.transfer.probes.contract import Answers, Measured
+from mpp.transfer.probes.mae import MaeHeads, MaeProbe
 from mpp.transfer.probes.online import Steps, cosine, train_online
+from mpp.transfer.split import Split
 from tests.forks import Forked
 
 CPU = torch.device("cpu")
@@ -212,6 +216,38 @@ def test_an_attentive_probe_finds_the_one_patch_that_tells():
     train_online(probe, encoded(telling, numbered), Steps(np.arange(IMAGES), 22, 22, 7), epochs=60, warmup_epochs=5)
     classes, confidence = predict(probe, telling, [numbered(0, [np.arange(IMAGES)])[0][0]])
     assert torch.equal(classes[0], LABELS) and confidence.min() > 0.6
+
+
+@pytest.mark.parametrize("probe", [MaeProbe, AttentiveProbe])
+def test_answers_are_to_the_crops_of_the_source_on_the_hold_out_and_at_the_end(probe):
+    """Resize(256) and CenterCrop(224), in MAE's main_linprobe.py as in CAPI's eval_classification.py."""
+    crops = []
+
+    class Views:
+        prefix, rank, processes = 1, 0, 1
+        width_of = staticmethod(lambda layer: 8)
+
+        def augmented(self, epoch, parts, layers, crop_scale):
+            return [({0: torch.ones(len(rows), 3, 8)}, rows) for rows in parts]
+
+        def answers(self, predict, layers, rows, crop=None):
+            crops.append(crop)
+            classes, sure = predict({0: torch.ones(len(rows), 3, 8)})
+            return [Answers(*pair) for pair in zip(classes, sure, strict=True)]
+
+    def seen(**knobs):
+        crops.clear()
+        train = SimpleNamespace(
+            views=Views(), own=Variant((0,), "mean"), labels=np.arange(9) % 2, classes="ab", seed=0, device=torch.device("cpu"),
+            split=Split(np.arange(6), np.arange(6, 9)), truth=lambda rows: torch.zeros(len(rows), dtype=torch.int64), on_holdout=lambda _: torch.zeros(()),
+        )  # fmt: skip
+        fitted = probe(epochs=1, warmup_epochs=0, learning_rates=(0.1, 0.2), **knobs).fit(train)
+        fitted.answer(Measured(None, np.arange(4), Views()))
+        return crops, fitted.about["crop"]
+
+    assert seen() == ([0.875, 0.875], 0.875)
+    assert seen(crop=0.6) == ([0.6, 0.6], 0.6)
+    assert seen(crop=None) == ([None, None], None)
 
 
 def test_the_global_generator_is_left_alone():

@@ -6,7 +6,7 @@ import timm
 import torch
 
 from mpp.config.probe import ProbeConfig
-from mpp.data.augment import CentreSquare
+from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.labelled import open_labelled
 from mpp.data.pixels import StoredPixels
@@ -57,7 +57,7 @@ def test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folde
     found, tables, images = rows
     net = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()
     assert (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])) == (MEAN, STD)
-    crops = CropDataset(StoredPixels(images, 10**6), CentreSquare(16, 1.0), 0, range(6)).batch([(0, row, row) for row in range(6)])
+    crops = CropDataset(StoredPixels(images, 10**6), Centre(16, 1.0), 0, range(6)).batch([(0, row, row) for row in range(6)])
     crops = crops["image"].float() / 255
     with torch.no_grad():
         tokens = net.forward_features((crops - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])

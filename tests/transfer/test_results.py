@@ -73,6 +73,8 @@ def measured(
     }
     data = {"test": {"path": "shards/test", "identity": identity, "images": samples}, "train": {"path": "shards/train", "identity": "i"}}
     write_results(out, {"rows": rows, "data": data, "config": CONFIG | dict(config), **known, **dict(about)})
+    reads = [{"id": f"{out} {i}", "test_identity": identity, "folder": str(out)} for i in range(1 + ("a" == folder.name))]
+    (out / "test_reads.jsonl").write_text("".join(json.dumps(read) + "\n" for read in reads))
     write_predictions(out, answers, torch.from_numpy(truth), np.arange(samples))
     return folder
 
@@ -92,7 +94,7 @@ def test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once(tmp_
     first, second = shown(capsys, *folders).split("shards/test, 200 images")[1:]
     assert first.split("\n\n")[0].count("raw pixels") == 1 and str(tmp_path / "c") not in first
     assert line_of(first, tmp_path / "a")[0] == "75.00" and line_of(first, tmp_path / "b")[0] == "60.00"
-    assert line_of(second, tmp_path / "c")[0] == "45.00" and "read 2 times" in first
+    assert line_of(second, tmp_path / "c")[0] == "45.00" and "read 3 times, for 2 folders" in first
 
 
 @pytest.mark.parametrize("content", [False, True])

@@ -1,10 +1,7 @@
-import json
-
 import pytest
 
-from mpp.errors import DataError
 from mpp.transfer.metrics import wilson
-from mpp.transfer.table import format_table, log_test_read, remarks_on_table
+from mpp.transfer.table import format_table, remarks_on_table
 
 
 @pytest.mark.parametrize(
@@ -84,15 +81,3 @@ def test_a_choice_at_the_end_of_its_grid_is_marked_and_what_intervals_cover_is_s
     edge, covered = remarks_on_table(rows)
     assert edge.startswith("* raw pixels, logistic: C at the end of the grid (strength 1e-09")
     assert "the draws of the labels in 5-shot" in covered and "of random init its 3 seeds" in covered
-
-
-def test_every_read_of_a_test_split_is_counted_by_its_identity(tmp_path):
-    def read(h):
-        return log_test_read(tmp_path, command=["probe"], encoder="e", test="t", test_identity=h)
-
-    assert [read("a"), read("b"), read("a"), read("a")] == [1, 1, 2, 3]
-    lines = [json.loads(line) for line in (tmp_path / "test_reads.jsonl").read_text().splitlines()]
-    assert len(lines) == 4 and set(lines[0]) == {"time", "command", "encoder", "test", "test_identity"}
-    (tmp_path / "test_reads.jsonl").write_text("nonsense\n")
-    with pytest.raises(DataError, match="damaged"):
-        read("a")

@@ -40,6 +40,9 @@ class AttentiveProbe(OnlineProbe):
     warmup_epochs: Count = 1
     batch: Positive = 1024
     learning_rates: Rates = (1e-4, 3e-4, 1e-3, 3e-3)
+    crop: Annotated[float, Field(gt=0, le=1)] | None = (
+        224 / 256
+    )  # Resize(256), CenterCrop(224) of CAPI's eval_classification.py; null: features.crop
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's, not of biases (CAPI chooses from 5e-4, 1e-3, 5e-2)
 
     def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "AttentiveHeads":

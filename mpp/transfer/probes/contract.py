@@ -95,8 +95,9 @@ class Views(Protocol):
     ) -> Iterable[tuple[dict[int, Tensor], np.ndarray]]:
         """(tokens [B, P + N, D] by layer, their rows) of each part of the rows, in that order: random resized crops and flips by (seed, epoch, row)."""
 
-    def answers(self, predict: Predict, layers: Sequence[int], rows: np.ndarray) -> list[Answers]:
-        """Each of H heads' answers to those rows as centre crops, the same in every process; each image counts once."""
+    def answers(self, predict: Predict, layers: Sequence[int], rows: np.ndarray, crop: float | None = None) -> list[Answers]:
+        """Each of H heads' answers to those rows as centre crops of `crop` of the short side (None: as the features'), the same in every process; each
+        image counts once."""
 
 
 @dataclass(frozen=True)

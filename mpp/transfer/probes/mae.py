@@ -8,8 +8,10 @@ Letters: B batch, P prefix tokens, N patches, D columns of a variant, W of all v
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mpp.config.schema import Count, Positive
@@ -33,6 +35,7 @@ class MaeProbe(OnlineProbe):
     warmup_epochs: Count = 10
     batch: Positive = 16384
     learning_rates: Rates = (0.1,)
+    crop: Annotated[float, Field(gt=0, le=1)] | None = 224 / 256  # Resize(256), CenterCrop(224) of main_linprobe.py; null: features.crop
 
     def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "MaeHeads":
         return MaeHeads(

@@ -56,6 +56,9 @@ class OnlineProbe(Probe, ABC):
     micro_batch_max: Positive = 512  # images a process takes at once
     learning_rates: Rates  # x batch / 256
     crop_scale: Pair = (0.08, 1.0)  # share of the area (torchvision's RandomResizedCrop, as MAE)
+    crop: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # share of the short side that the centre crop keeps when it answers; null: features.crop
+    )
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
@@ -86,7 +89,9 @@ class OnlineProbe(Probe, ABC):
         train_online(heads, batches, steps, epochs=self.epochs, warmup_epochs=self.warmup_epochs)
         accuracy: list[float] = []
         if several:
-            accuracy = [float(train.on_holdout(given.predicted)) for given in views.answers(heads.predict, layers, train.split.choose)]
+            accuracy = [
+                float(train.on_holdout(given.predicted)) for given in views.answers(heads.predict, layers, train.split.choose, self.crop)
+            ]
         head = accuracy.index(max(accuracy)) if accuracy else 0
         about = {
             "chosen": {"head": heads.heads[head]},
@@ -95,10 +100,11 @@ class OnlineProbe(Probe, ABC):
             "trained_on": len(rows),
             "cached_features": False,
             "augmentation": f"random resized crops, area {self.crop_scale[0]:g} to {self.crop_scale[1]:g}, flips",
+            "crop": self.crop,
             "images_per_step": steps.images_per_step,
             "seconds": round(time.perf_counter() - began, 1),
         }
-        return FittedOnline(about, self.key, heads, head, layers)
+        return FittedOnline(about, self.key, heads, head, layers, self.crop)
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,14 @@ class FittedOnline(Fitted):
     heads: Heads
     head: int  # which was chosen
     layers: tuple[int, ...]
+    crop: float | None
 
     def summary(self) -> str:
         return f"{self.key}, {self.about['augmentation']}: no cached features, {self.about['seconds']:.0f} s"
 
     def answer(self, images: Measured) -> Answers:
         assert images.views is not None
-        return images.views.answers(self.heads.predict, self.layers, images.rows)[self.head]
+        return images.views.answers(self.heads.predict, self.layers, images.rows, self.crop)[self.head]
 
 
 @dataclass(frozen=True)
