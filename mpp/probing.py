@@ -26,7 +26,7 @@ from mpp.files import make_folder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
-from mpp.monitor.rank import effective_rank
+from mpp.monitor import rank
 from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
@@ -220,7 +220,7 @@ def rank_rows(job: Probing, tables: Mapping[str, Extracted], pool: np.ndarray) -
     job.about["rank_images"] = len(ranked)
     for name, row in job.rows.items():
         if job.world.first:
-            row.figures["feature_rank"] = effective_rank(tables[name].features.of(row.own)[torch.from_numpy(ranked)].to(job.world.device))
+            row.figures["feature_rank"] = rank.spread(tables[name].features.of(row.own)[torch.from_numpy(ranked)].to(job.world.device))
 
 
 def show(job: Probing, tables: dict[str, Extracted], reported: np.ndarray) -> Reported:
@@ -261,6 +261,8 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
     config, out = job.config, job.out
     text.say()
     text.say_lines(format_table({name: row.figures for name, row in job.rows.items()}))
+    for line in rank.notes({name: row.figures for name, row in job.rows.items()}):
+        text.say(line)
     results: dict[str, Any] = {
         "command": shlex.join(["mpp/linear_probe.py", *job.words]),
         "kind": "probe",

@@ -10,6 +10,7 @@ from typing import Any
 from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
+from mpp.monitor import rank
 from mpp.transfer.metrics import paired_bootstrap
 from mpp.transfer.results import Result, find_results
 from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM, aligned, format_table
@@ -43,6 +44,8 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
             "these folders"
         )
         text.say_lines(format_table({line.name: line.figures for line in lines}, "top-1 in %, 95 % intervals"))
+        for note in rank.notes({line.name: line.figures for line in lines}):
+            text.say(note)
         made: dict[str, Any] = {
             "on": title,
             "rows": {line.name: line.figures for line in lines},

@@ -14,6 +14,8 @@ from mpp.transfer.probes import PROBES
 TEST_READS = "test_reads.jsonl"
 PRETRAINED, RANDOM, PIXELS = "pretrained", "random init", "raw pixels"  # rows
 FINETUNED = "finetune"  # the key of figures that no probe gave
+# Column -> (its key in "feature_rank", decimals).
+RANKS = {"rank": ("rank", 1), "uncentred": ("rank_uncentred", 1), "cosine": ("mean_cosine", 3), "spread": ("deviation", 3)}
 
 
 def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: str, test_identity: str) -> int:
@@ -43,7 +45,8 @@ def log_test_read(folder: Path, *, command: Sequence[str], encoder: str, test: s
 def format_table(rows: Mapping[str, Mapping[str, Any]], heading: str = "features") -> str:
     """One line a row, aligned: accuracies in percent with their 95 % half-widths, feature rank; no column that no row has.
 
-    rows: name -> {key of a probe: its figures, as `report` gives them, FINETUNED: likewise, "feature_rank": number}; absent ones show as "-".
+    rows: name -> {key of a probe: its figures, as `report` gives them, FINETUNED: likewise, "feature_rank": what
+    monitor/rank.py gives}; absent ones show as "-".
     """
     columns: dict[str, Mapping[str, Mapping[str, Any]]] = {}
     if tuned := figures_of(FINETUNED, rows):
@@ -52,11 +55,17 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], heading: str = "features
         if found := figures_of(probe.key, rows):
             columns |= probe.columns(found)
     ranked = any("feature_rank" in row for row in rows.values())
-    lines = [[heading, *columns, *(["rank"] if ranked else [])]]
+    lines = [[heading, *columns, *(RANKS if ranked else ())]]
     for name, row in rows.items():
-        rank = [f"{row['feature_rank']:.1f}" if "feature_rank" in row else "-"] if ranked else []
-        lines.append([name, *(percent(column.get(name)) for column in columns.values()), *rank])
+        ranks = rank_cells(row.get("feature_rank")) if ranked else []
+        lines.append([name, *(percent(column.get(name)) for column in columns.values()), *ranks])
     return aligned(lines)
+
+
+def rank_cells(found: Mapping[str, float] | float | None) -> list[str]:
+    """Of RANKS; found: what monitor/rank.py gives, or a bare number, as older results have it: the uncentred rank alone."""
+    known = found if isinstance(found, Mapping) else {} if found is None else {"rank_uncentred": found}
+    return [f"{known[key]:.{digits}f}" if key in known else "-" for key, digits in RANKS.values()]
 
 
 def figures_of(key: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

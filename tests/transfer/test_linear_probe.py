@@ -200,7 +200,7 @@ def test_without_test_the_figures_are_on_images_nothing_was_chosen_on(tmp_path, 
 
 def test_rank_alone_needs_no_labels(tmp_path, splits, encoder_folder):
     results = run(tmp_path, encoder_folder, f"train={splits['unlabelled']}", "rank_only=true")
-    assert all(set(row) == {"feature_rank", "about"} and row["feature_rank"] > 1 for row in results["rows"].values())
+    assert all(set(row) == {"feature_rank", "about"} and row["feature_rank"]["rank"] > 1 for row in results["rows"].values())
 
 
 def test_the_pretrained_row_is_the_folders_encoder_and_the_random_one_is_not(tmp_path, splits, encoder_folder):

@@ -36,16 +36,21 @@ def test_the_table_is_aligned_and_shows_what_is_there():
             "linear": figure,
             "knn": figure,
             "few_shot": {"5": figure, "10": {"accuracy": 0.5, "ci95": None}},
-            "feature_rank": 9.87,
+            "feature_rank": {"rank": 9.87, "rank_uncentred": 2.5, "mean_cosine": 0.9934, "deviation": 0.12},
         },
         "pretrained": {"linear": figure, "knn": figure, "few_shot": {"5": figure, "10": figure}},
     }
     lines = format_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["features", "linear", "k-NN", "5-shot", "10-shot", "rank"]
-    assert lines[1].split() == ["raw", "pixels", *["40.00", "±1.00"] * 3, "50.00", "9.9"]
-    assert lines[2].endswith("-")
-    assert format_table({"pretrained": {"feature_rank": 3.0}}).split() == ["features", "rank", "pretrained", "3.0"]
+    assert lines[0].split() == ["features", "linear", "k-NN", "5-shot", "10-shot", "rank", "uncentred", "cosine", "spread"]
+    assert lines[1].split() == ["raw", "pixels", *["40.00", "±1.00"] * 3, "50.00", "9.9", "2.5", "0.993", "0.120"]
+    assert lines[2].split()[-4:] == ["-"] * 4
+
+
+def test_a_bare_feature_rank_of_older_results_is_shown_as_what_it_is_the_uncentred_one():
+    heading, line = format_table({"pretrained": {"feature_rank": 3.0}}).splitlines()
+    assert heading.split() == ["features", "rank", "uncentred", "cosine", "spread"]
+    assert line.split() == ["pretrained", "-", "3.0", "-", "-"]
 
 
 def test_every_read_of_a_test_split_is_counted_by_its_identity(tmp_path):
