@@ -28,7 +28,7 @@ from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
 from mpp.monitor import rank
 from mpp.rng import INIT, seed_of
-from mpp.transfer.extraction import Extracted, extract
+from mpp.transfer.extraction import Extracted, centre_crops, extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.protocol import choose, report
@@ -289,7 +289,12 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         write_predictions(out, answers, shown.truth, shown.ids)
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
-        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth, job.train.classes, place)
+        crops = {
+            name: centre_crops(shown.images, shown.ids, row.encoder.spec, config.features)
+            for name, row in job.rows.items()
+            if row.encoder is not None and name != RANDOM
+        }
+        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth, job.train.classes, place, crops)
         results["pictures"] = pictures
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out, results)

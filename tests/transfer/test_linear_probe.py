@@ -56,7 +56,7 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 24 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2
     for picture in results["pictures"]:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    assert {"layers.png", "confusion.png", "reliability.png", "regularisation.png"} == set(results["pictures"])
+    assert {"layers.png", "confusion.png", "reliability.png", "regularisation.png", "mistakes.png"} == set(results["pictures"])
 
     again = run(tmp_path, encoder_folder, *words)
     assert again["test_reads"] == 2 and figures_of(again) == figures_of(results)  # the same seed, the same figures
