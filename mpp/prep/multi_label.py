@@ -12,6 +12,7 @@ from typing import Any
 
 SHOWN = 8  # values of a list, for messages
 LETTERS = 60
+MORE = ", ...]"
 NUMBER = r"[-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?"
 _NUMBERS = re.compile(rf"{NUMBER}(?:(?:\s*[,;|]\s*|\s+){NUMBER})+")
 READERS: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
@@ -19,8 +20,9 @@ _SEPARATORS = re.compile(r"[,;|]")
 
 
 def list_text(values: Sequence[Any]) -> str:
-    """Of a label that is a list, as `several_in` knows it again."""
-    return json.dumps(values[:SHOWN], default=str)[:-1] + (", ...]" if len(values) > SHOWN else "]")
+    """Of a label that is a list, as `several_in` knows it again; its beginning, as a listing may hold one for every image."""
+    text = json.dumps(values[:SHOWN], default=str)[:-1]
+    return text + "]" if len(values) <= SHOWN and len(text) < LETTERS else text[:LETTERS] + MORE
 
 
 def several_in(labels: Collection[str], *, digits_are_names: bool = False) -> str:
@@ -49,8 +51,14 @@ def _is_list(label: str) -> bool:
     """Whether JSON, Python or numpy would write a list like that."""
     if not (label.startswith("[") and label.endswith("]")):
         return False
-    inside = label[1:-1].removesuffix(", ...").strip()
-    return not inside or bool(re.fullmatch(NUMBER, inside)) or _is_numbers(inside) or any(_reads(read, f"[{inside}]") for read in READERS)
+    inside = label[1:-1].strip()
+    return (
+        not inside
+        or label.endswith(MORE)
+        or bool(re.fullmatch(NUMBER, inside))
+        or _is_numbers(inside)
+        or any(_reads(read, f"[{inside}]") for read in READERS)
+    )
 
 
 def _reads(read: Callable[[str], Any], text: str) -> bool:

@@ -180,7 +180,30 @@ def test_a_long_list_is_shown_from_its_beginning(tmp_path):
     (item, *_) = open_source(
         tars(tmp_path / "a", "json", json.dumps({"y": [0] * 9999}).encode()), tmp_path, SourceOptions(label_field="y")
     ).items(Counter())
-    assert item.label == "[0, 0, 0, 0, 0, 0, 0, 0, ...]" and len(item.label) < LETTERS
+    assert item.label == "[0, 0, 0, 0, 0, 0, 0, 0, ...]"
+    assert len(list_text([["x" * 10**6]])) < 2 * LETTERS
+
+
+def npy(head: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+
+
+DAMAGED = {
+    "short": array([3, 5])[:-1],
+    "no data": array([3, 5])[:20],
+    "no head": b"\x93NUMPY",
+    "huge": npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}"),
+    "objects": npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + b"cos\nsystem\n",
+    "brackets": npy(b"(" * 9000),
+    "quotes": npy(b'"' * 3),
+    "nul": npy(b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_array_is_no_label_and_nothing_worse(tmp_path, name):
+    source = open_source(tars(tmp_path / "a", "npy", DAMAGED[name], array(4)), tmp_path, SourceOptions(label_field="npy"))
+    assert [item.label for item in source.items(Counter())] == ["", "4"]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -129,9 +131,9 @@ class WebDataset(Source):
         data = os.pread(file.fileno(), fields[source].size, fields[source].offset)
         try:
             if data.startswith(NUMPY_MAGIC):
-                return label_text(np.load(io.BytesIO(data), allow_pickle=False).tolist()), source
+                return label_text(_array(data).tolist()), source
             return label_text(data.decode() if source == wanted else json.loads(data).get(wanted)), source
-        except (ValueError, AttributeError):  # no text, no JSON, or no JSON object
+        except (ValueError, AttributeError, RecursionError):  # no text, no JSON, or no JSON object
             return "", source
 
     def reader(self) -> FilesReader:
@@ -198,6 +200,21 @@ def _fields(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Field]:
         *_, base = parts
         stem, _, field = base.partition(".")
         yield Field("/".join([*parts[:-1], stem]), field.lower(), member.name, member.place[0], member.size, not reason, bool(member.link))
+
+
+def _array(data: bytes) -> np.ndarray:
+    """Of an .npy whose bytes are those that its head tells of: np.load would make room for whatever that says.  Raises ValueError."""
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("it is of another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        raise ValueError("its head is damaged") from error
+    values = np.frombuffer(data, dtype, offset=stream.tell())  # refuses objects
+    if values.size != math.prod(shape):
+        raise ValueError("it is cut short")
+    return values.reshape(shape)
 
 
 def label_text(value: Any) -> str:
