@@ -89,7 +89,7 @@ def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -
 def markdown(recipes: Sequence[str], seeds: Sequence[int], table: dict[str, dict]) -> str:
     """One row a recipe, the mean over seeds with each seed's figure in brackets; the baselines first."""
     lines = [
-        "| recipe | samples seen | seconds | hold-out skill | linear | k-NN | 5-shot | 10-shot | feature rank |",
+        "| recipe | samples seen | seconds | hold-out skill | linear | k-NN | 5-shot | 10-shot | rank, uncentred |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ("raw pixels", "random init"):
@@ -112,10 +112,11 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def figures(row: dict) -> dict[str, float]:
-    """results.json's row -> one number a column, accuracies in percent."""
+    """results.json's row -> one number a column, accuracies in percent; the rank is RankMe's, as in results of all ages."""
+    ranks = row["feature_rank"]
     accuracy = {"linear": row["linear"], "knn": row["knn"], "few_shot_5": row["few_shot"]["5"], "few_shot_10": row["few_shot"]["10"]}
     return {name: 100 * figure["accuracy"] for name, figure in accuracy.items()} | {
-        "feature_rank": row["feature_rank"],
+        "feature_rank": ranks["rank_uncentred"] if isinstance(ranks, dict) else ranks,
     }
 
 

@@ -184,14 +184,15 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     if not run.board or seen is None:
         return
     write_model(tuned, commit, weights, chosen)
-    row, ids = "from scratch" if tuned.random else "fine-tuned", (sets.test or sets.holdout).ids  # type: ignore[union-attr]
+    row, shown = "from scratch" if tuned.random else "fine-tuned", sets.test or sets.holdout
+    assert shown is not None  # one of them was measured
     answers = {row: {FINETUNED: Answers(torch.from_numpy(final.predicted), torch.from_numpy(final.confidence))}}
-    write_predictions(run.run_dir, answers, torch.from_numpy(final.truth), ids)
+    write_predictions(run.run_dir, answers, torch.from_numpy(final.truth), shown.ids)
     given, truth = answers[row][FINETUNED], torch.from_numpy(final.truth)
     top1 = figures(given.predicted, truth, len(sets.classes), given.confidence)
     rows = {row: {FINETUNED: top1 | {"loss": final.loss, "weights": chosen}}}
     overlap, overlap_lines = seen.report(answers, truth, len(sets.classes))
-    draw_answers(run.run_dir, row, FINETUNED, rows, answers, final.truth, sets.classes, where)
+    pictures = draw_answers(run.run_dir, row, FINETUNED, rows, answers, final.truth, sets.classes, where, {row: shown})
     write_results(
         run.run_dir,
         {
@@ -224,6 +225,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
             "config": config.model_dump(mode="json"),
             "environment": environment(),
             "seconds": commit.record["seconds"],
+            "pictures": pictures,
         },
     )
     run.board.scalars(commit.samples_seen, commit.step, {f"{'test' if sets.test else 'holdout'}/accuracy": final.accuracy})

@@ -24,8 +24,9 @@ from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIX, is_written, write_encoder
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
+from mpp.monitor.board import logged
 from mpp.monitor.pictures import reconstruction
-from mpp.monitor.skill import NONE, Baseline, fit_baseline
+from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.targets.base import Target, every_patch
@@ -71,6 +72,8 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         if run.world.first:
             say(f"run {run_dir} | {run.course.finished_words('optim.total_samples')}")
             export_encoder(run_dir, run.commit, config)
+            if known := run.commit.record.get("baseline"):
+                conclude(run_dir, Baseline(**known), len(sets.holdout.pool))
         return leave()
     world = run.world
     masking = sets.masking
@@ -109,9 +112,12 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             words = f"samples {step.samples_seen:,}  loss {train_loss:.4f}  skill {signed(skill)}"
             run.log(step, {"train/loss": train_loss, "train/skill": skill}, words)
         if step.number % config.log.holdout_every_steps == 0 or step.last:
-            loss_, skill = loss_and_skill(on_holdout(engine, holdout, world), baseline)
+            sums, by_image = on_holdout(engine, holdout, world)
+            loss_, skill = loss_and_skill(sums, baseline)
             if run.board:
-                run.board.scalars(step.samples_seen, step.number, {"holdout/loss": loss_, "holdout/skill": skill})
+                error = baseline.skill_error(by_image)
+                values = {"holdout/loss": loss_, "holdout/skill": skill, "holdout/skill_error": error}
+                run.board.scalars(step.samples_seen, step.number, values)
                 say(f"  hold-out loss {loss_:.4f}  skill {signed(skill)}")
         if step.number % config.log.pictures_every_steps == 0 or step.last:
             picture(run, model, holdout[0][0], config, step)
@@ -124,6 +130,8 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         commit = run.commit
         assert commit is not None  # the last step is committed
         export_encoder(run_dir, commit, config)
+        if commit.step == run.total_steps:
+            conclude(run_dir, baseline, len(sets.holdout.pool))
         say("done" if commit.step == run.total_steps else f"stopped as asked at step {commit.step}; the same command goes on from there")
         say(f"encoder {run_dir}/encoder | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}")
     return leave()
@@ -146,6 +154,16 @@ def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> Non
         write_encoder(folder, read_tensors(commit, "weight/" + PREFIX), config.model, config.data.mean, config.data.std, words, commit.seal)
 
 
+def conclude(run_dir: Path, baseline: Baseline, images: int) -> None:
+    """Say, and write to RUN/verdict.json unless it stands there, whether the run has learned anything; images: of the hold-out."""
+    found, file = verdict(baseline, logged(run_dir, "holdout/loss"), images), run_dir / "verdict.json"
+    if found:
+        data = (json.dumps(found.as_dict(), indent=2) + "\n").encode()
+        if not file.exists() or file.read_bytes() != data:
+            write_atomically(file, data)
+        say(f"verdict  {found.words}")
+
+
 def loss_and_skill(sums: Sequence[float], baseline: Baseline) -> tuple[float, float | None]:
     """sums: of loss, patches, loss of masked ones, masked patches."""
     loss, count, masked_loss, masked = sums
@@ -154,16 +172,18 @@ def loss_and_skill(sums: Sequence[float], baseline: Baseline) -> tuple[float, fl
 
 @watch.slowly("measuring on the hold-out")
 @torch.no_grad()
-def on_holdout(engine: Engine, holdout: Holdout, world: World) -> list[float]:
-    """Collective: the sums of `loss_and_skill`, over the same images with the same crops and masks every time."""
+def on_holdout(engine: Engine, holdout: Holdout, world: World) -> tuple[list[float], ImageSums]:
+    """Collective: the sums of `loss_and_skill`, and those by image, over the same images with the same crops and masks every time."""
     engine.train(False)
-    meters = Meters(4, world.device)
+    meters, by_image = Meters(4, world.device), Meters(6, world.device, torch.float64)  # whose squares nearly cancel
     for batch, weight in holdout:
         _, loss, masked = engine.forward(*masked_images(batch, world.device))
         counted = weight.to(world.device)[:, None].expand_as(loss)
         meters.add(loss * counted, counted, loss * counted * masked, counted * masked)
+        lost, patches = (loss * counted * masked).double().sum(1), (counted * masked).double().sum(1)  # [B]
+        by_image.add(counted[:, 0].double(), lost, patches, lost * lost, lost * patches, patches * patches)
     engine.train(True)
-    return meters.look(clear=True)
+    return meters.look(clear=True), ImageSums(*by_image.look(clear=True))
 
 
 @watch.slowly("drawing")

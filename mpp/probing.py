@@ -28,9 +28,9 @@ from mpp.files import make_folder, write_atomically
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
-from mpp.monitor.rank import effective_rank
+from mpp.monitor import rank
 from mpp.rng import INIT, seed_of
-from mpp.transfer.extraction import Extracted, extract
+from mpp.transfer.extraction import Extracted, centre_crops, extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.metrics import difference
@@ -260,8 +260,8 @@ def spread_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
     job.about["rank_images"] = len(ranked)
     for name, row in job.rows.items():
         if job.world.first and row.line not in job.lines:
-            rank = effective_rank(tables[name].features.of(row.own)[ranked].to(job.world.device))
-            job.lines[row.line] = Line(row.about, {"feature_rank": rank})
+            found = rank.spread(tables[name].features.of(row.own)[ranked].to(job.world.device))
+            job.lines[row.line] = Line(row.about, {"feature_rank": found})
 
 
 def show(job: Probing, tables: dict[str, Extracted]) -> Reported:
@@ -387,10 +387,10 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         "processes": job.world.size,
     }
     pictures: list[str] = []
+    text.say()
+    for remark in [*remarks_on_table(figures), *rank.notes(figures)]:
+        text.say(remark)
     if shown is not None:
-        text.say()
-        for remark in remarks_on_table(figures):
-            text.say(remark)
         results |= compared(job, shown.truth)
         for found in results["verdict"]:
             text.say(f"verdict   {found['words']}")
@@ -398,7 +398,12 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         write_predictions(out, answers, shown.truth, shown.ids)
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
-        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth.numpy(), job.train.classes, place)
+        crops = {
+            name: centre_crops(shown.images, shown.ids, row.encoder.spec, config.features)
+            for name, row in job.rows.items()
+            if row.encoder is not None and row.line != RANDOM
+        }
+        pictures += draw_answers(out, PRETRAINED, "linear", results["rows"], answers, shown.truth.numpy(), job.train.classes, place, crops)
         pictures += [PICTURE] if job.overlap and job.overlap.near else []
         results["pictures"] = pictures
     results["seconds"] = round(time.perf_counter() - started, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
+from mpp.monitor import rank
 from mpp.transfer.joined import BASELINES, Line, put_together
 from mpp.transfer.ledger import ledger_path, reads_of
 from mpp.transfer.metrics import difference
@@ -38,7 +39,7 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
         rows = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in lines}
         text.say_lines(format_table(rows, columns, table.results[0].about.get("classes") or []))
         text.say()
-        for remark in [*table.apart, *remarks_on_table(rows, columns)]:
+        for remark in [*table.apart, *remarks_on_table(rows, columns), *rank.notes(rows)]:
             text.say(remark)
         made: dict[str, Any] = {
             "on": title,

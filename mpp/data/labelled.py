@@ -6,6 +6,7 @@ cifar10, cifar10:ROOT    torchvision's own data sets that are arrays, downloaded
 """
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ from mpp.data.images import LabelledImages
 from mpp.data.shard_format import MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+
+# torchvision's sets whose images have attributes, captions, boxes or maps of classes.
+SEVERAL = re.compile(
+    r"(celeba|voc|pascalvoc|mscoco|coco|widerface|kitti|cityscapes|sbd|sbdataset|flickr(8|30)k)($|detection|segmentation|captions|[0-9])"
+)
 
 
 def open_labelled(source: str, split: SplitName) -> LabelledImages:
@@ -32,6 +38,11 @@ def open_labelled(source: str, split: SplitName) -> LabelledImages:
             first = "train" if "train" in named else named[0]
             raise DataError(f"{source} holds the splits {', '.join(named)}; give one of them, such as {folder / first}")
         return FolderImages.open(folder)
+    if SEVERAL.match(name.lower().replace("_", "")):
+        raise DataError(
+            f"{source}: torchvision's sets of that name have several labels or boxes an image (multi-label, detection), and none of it is one class an "
+            "image, which classification needs; choose one label, and make shards of a list of path and label (data_prep/make_shards.py LIST OUT --labels)"
+        )
     raise DataError(
         f"{source}: no such folder of shards (data_prep/make_shards.py makes them), of class folders, nor one of torchvision's {', '.join(ARRAYS)}"
     )

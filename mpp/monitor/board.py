@@ -61,6 +61,14 @@ class Board:
                 picture.unlink()
 
 
+def logged(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that have this figure, in order; none where there is no such file."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+    rows = [json.loads(line) for line in lines if math.isfinite(_samples(line))]
+    return [row for row in rows if name in row]
+
+
 class Events:
     """An event file of TensorBoard, written at once and by this thread: what was seen before an error or a kill is there, and a full disk is an
     OSError here (torch's SummaryWriter writes in a thread, which would print a traceback)."""

@@ -5,15 +5,17 @@ Three trivial predictors that see no more than the model does, each shrunk towar
     visible    the histogram, or mean value, of the visible patches of the same image
     nearest    the nearest cell of the nearest visible patch
 The best of them on that sample is the baseline, once for the run; skill divides by its loss on the hold-out with fixed masks.  Skills of
-different targets are not comparable.  Where the baseline leaves nothing to predict, as on a hold-out whose images are of one colour each,
+different targets are not comparable.  Its standard error is over the images of the hold-out; the baseline's loss counts as a given number, though
+it is of the same images: what makes an image hard for both cancels, so the true error is rather smaller.  Where the baseline leaves nothing to predict, as on a hold-out whose images are of one colour each,
 no skill is defined: the ratio would be of rounding errors.  Nor is there one for a target without trivial predictors, such as a teacher's
 features, which move.
 Letters: B batch, N patches, g cells a side, V values a cell.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +44,11 @@ class Baseline:
         """None where the baseline leaves nothing to predict, or there is none."""
         return 1 - loss / self.loss if self.loss is not None and self.defines_skill else None
 
+    def skill_error(self, sums: "ImageSums") -> float | None:
+        """The standard error of that skill; None without a skill, and for a single image."""
+        error = sums.loss_error()
+        return error / self.loss if error is not None and self.loss is not None and self.defines_skill else None
+
     def said(self, images: int) -> str:
         """What it is, in words, and whether there is a skill; images: of the hold-out."""
         if self.loss is None:
@@ -56,6 +63,87 @@ class Baseline:
 
 
 NONE = Baseline("none", 0.0, None, {})
+
+
+@dataclass(frozen=True)
+class ImageSums:
+    """Over the images of a hold-out, each with l, the sum of its masked patches' losses, and m, their number."""
+
+    images: float
+    loss: float  # of l
+    patches: float  # of m
+    loss_loss: float  # of l * l
+    loss_patches: float
+    patches_patches: float
+
+    def loss_error(self) -> float | None:
+        """The standard error of the loss a patch, sum(l) / sum(m), as that of a ratio (Cochran, Sampling Techniques, 1977, 2.11)."""
+        if not (self.images > 1 and self.patches > 0):
+            return None
+        mean = self.loss / self.patches
+        squares = self.loss_loss - 2 * mean * self.loss_patches + mean**2 * self.patches_patches
+        return math.sqrt(max(0.0, squares) * self.images / (self.images - 1)) / self.patches
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the hold-out says of a run in the end."""
+
+    learned: Literal["yes", "not shown", "no"] | None  # more than the best trivial predictor knows; None: the hold-out cannot tell
+    words: str
+    figures: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"learned": self.learned, "words": self.words} | self.figures
+
+
+def verdict(baseline: Baseline, course: Sequence[Mapping[str, Any]], images: int) -> Verdict | None:
+    """Conservative: a skill counts as other than 0, or than the first one, beyond Student's 95 % interval from its standard error.
+
+    course: in order, a row for each look at the hold-out, {"samples", "holdout/loss", and where defined "holdout/skill", "holdout/skill_error"}, None
+    for what is not finite; images: of the hold-out.  None where nobody has looked.
+    """
+    if not course:
+        return None
+    from scipy.special import stdtrit  # here, because it takes a quarter of a second
+
+    first, last = course[0], course[-1]
+    figures = {
+        name: {key.removeprefix("holdout/"): value for key, value in row.items()} for name, row in (("first", first), ("last", last))
+    }
+    made = lambda learned, words: Verdict(learned, words, figures | {"baseline": baseline.name, "images": images})
+    look = "look at optim.base_lr and at the run's pictures"
+    skill = last.get("holdout/skill")
+    if last["holdout/loss"] is None or ("holdout/skill" in last and skill is None):
+        return made("no", f"the hold-out loss is not finite: this run has diverged; lower optim.base_lr, {look}")
+    if skill is None:
+        why = "this target moves with its teacher" if baseline.loss is None else "the hold-out leaves nothing to predict"
+        probe = "mpp/linear_probe.py encoder=RUN train=SHARDS (without labels with rank_only=true, for its rank and spread)"
+        return made(None, f"no skill is defined ({why}), and a low loss alone may be a collapse: judge by a probe, {probe}")
+    error, rule = last.get("holdout/skill_error"), f"the trivial predictor '{baseline.name}'"
+    if error is None:
+        why = "an earlier version noted no standard error with it" if images > 1 else "of one image: raise data.holdout_samples"
+        return made(None, f"hold-out skill {skill:+.3f} (0: {rule}; 1: no error), from which nothing is concluded: {why}")
+    margin = float(stdtrit(images - 1, 0.975)) * error
+    said = f"hold-out skill {skill:+.3f} ± {margin:.3f}"
+    figures["last"]["skill_margin"] = margin
+    if skill > margin:
+        best = max((row for row in course if row.get("holdout/skill") is not None), key=lambda row: row["holdout/skill"])
+        fell = best["holdout/skill"] - skill > margin
+        past = f"; it was {best['holdout/skill']:+.3f} at {best['samples']:,} samples: the end has lost some of it" if fell else ""
+        return made("yes", f"{said} (0: {rule}; 1: no error): this run predicts better than any trivial rule{past}")
+    if skill >= -margin:
+        return made("not shown", f"{said}: no better than {rule}, and nothing is shown to be learned beyond it; train longer, or {look}")
+    began, before = first.get("holdout/skill"), first.get("holdout/skill_error")
+    since = f"at {first['samples']:,} samples"
+    if first is last or began is None:
+        return made("no", f"{said}: worse than {rule}; train longer, or {look}")
+    if skill - began > math.hypot(margin, float(stdtrit(images - 1, 0.975)) * (before or 0.0)):
+        return made("not shown", f"{said}: still worse than {rule}, but better than {since} ({began:+.3f}): it is learning; train longer")
+    return made(
+        "no",
+        f"{said}, worse than {rule} and no better than {since} ({began:+.3f}): this run has learned nothing that it does not know; train longer, or {look}",
+    )
 
 
 def fit_baseline(baselines: Baselines, grid: tuple[int, int], sample: Callable[[], Cells], holdout: Callable[[], Cells]) -> Baseline:

@@ -26,6 +26,7 @@ from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError
 from mpp.files import hold_folder
 from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
+from mpp.prep.multi_label import said_of, several_in
 from mpp.prep.options import disk_errors, progress
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, Prepared, prepare, say_small_range
@@ -187,6 +188,8 @@ def read_in_place(image: TarImage, read: Callable[[], bytes], options: Options, 
 def class_number(tar: Path, member: str, label: str) -> int:
     if label.isdecimal() and int(label) < MAX_CLASSES:
         return int(label)
+    if several_in([label]):
+        raise DataError(f"{tar}: {member} has {said_of(label)}")
     raise DataError(
         f"{tar}: {member} has {f'the label {label!r}' if label else 'no label'}, and only class numbers from 0 to {MAX_CLASSES - 1} can be "
         "indexed in place; leave out --labels, or make new shards: python data_prep/make_shards.py FOLDER OUT --labels"

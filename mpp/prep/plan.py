@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from mpp.files import hold_folder, lock_folder, write_atomically
 from mpp.prep.destination import LOCK, PLAN, Destination
 from mpp.prep.holdout import asked, divide
 from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels
+from mpp.prep.multi_label import said_of, several_in
 from mpp.prep.options import progress
 from mpp.prep.shard_job import Job
 from mpp.prep.shuffle import Listed, shuffle
 from mpp.prep.source import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
+from mpp.prep.sources import EITHER
+from mpp.prep.sources.lists import ROWS
 from mpp.text import say
 
 
@@ -198,6 +202,9 @@ def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> lis
 
     Numbered before anything is rejected.  Val is the end of the order (holdout.py has brought it there, where labels or groups matter).
     """
+    if args.labels and (several := several_in(listed.labels, digits_are_names=args.label_names)) and source.kind in (*EITHER, *ROWS):
+        name = next(item.name for item in source.items(Counter()) if item.label == several)
+        raise DataError(f"{args.source}: {name!r} has {said_of(several, names=source.digits_are_numbers)}")
     if args.labels and listed.unlabelled:
         raise DataError(f"{args.source}: {listed.unlabelled!r} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
     if args.labels and len(listed.labels) > MAX_CLASSES:

@@ -281,8 +281,8 @@ class Step:
 class Meters:
     """Sums on the device since they were last cleared; over all ranks when they are looked at."""
 
-    def __init__(self, count: int, device: torch.device):
-        self.sums = torch.zeros(count, device=device)
+    def __init__(self, count: int, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.sums = torch.zeros(count, device=device, dtype=dtype)
 
     def add(self, *parts: Tensor) -> None:
         self.sums += torch.stack([part.sum() for part in parts])

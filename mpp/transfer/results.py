@@ -3,7 +3,7 @@
 OUT/results.json              figures, choices, FeatureSpec, counts, seeds, seconds, encoder and data identities
 OUT/predictions.safetensors   <row>/<column>/predicted int32 [S, T, m], S seeds of the network, T draws of the labels; confidence, and of two classes
                               score, float32, where the probe has them; truth, samples int64 [m]
-OUT/*.png                     accuracy by layer, confusion, reliability, regularisation path
+OUT/*.png                     accuracy by layer, confusions, surest mistakes, reliability, regularisation path
 """
 
 import json
@@ -18,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mpp.data.crop_dataset import CropDataset
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.transfer import metrics, plots
+from mpp.transfer.mistakes import draw_mistakes
 from mpp.transfer.probes import PROBES
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.table import figures_of
@@ -105,23 +107,30 @@ def draw_answers(
     truth: np.ndarray,
     classes: Sequence[str],
     where: str,
+    crops: Mapping[str, CropDataset],
 ) -> list[str]:
-    """Pictures of one probe's answers to the images reported on: the confusions of row `main`, the reliability of all; returns their names.
+    """Pictures of one probe's answers to the m images reported on: confusions and reliability of every row, the surest mistakes of those in `crops`.
 
-    truth: integers [m]; where: in words.
+    truth: integers [m]; where: in words; crops: by row, the m images as it saw them, `main` among them.  Returns the pictures' names.
     """
-    matrix = metrics.confusion_matrix(
-        answers[main][probe].predicted.reshape(-1, len(truth))[0], torch.from_numpy(truth.astype(np.int64)), len(classes)
-    ).numpy()
+    given = {row: first_run(probes[probe]) for row, probes in answers.items() if probe in probes}
+    true = torch.from_numpy(truth.astype(np.int64))
+    matrices = {row: metrics.confusion_matrix(each.predicted, true, len(classes)).numpy() for row, each in given.items()}
     sure = {name: row[probe]["calibration"] for name, row in rows.items() if probe in row}
-    words = next((known.title for known in PROBES if known.key == probe), "fine-tuning")
-    return _written(
-        out,
-        {
-            "confusion.png": plots.confusion(matrix, classes, f"{main}, {words}, {where}"),
-            "reliability.png": plots.reliability(sure, f"{words}, {where}"),
-        },
-    )
+    title = next((known.title for known in PROBES if known.key == probe), "fine-tuning")
+    words = f"{title}, {where}, {len(truth):,} images"
+    made = plots.confusions(matrices, classes, words) | {"reliability.png": plots.reliability(sure, f"{title}, {where}")}
+    seen = [row for row in crops if row in given]
+    files = plots.file_names("mistakes", [row for row in seen if row != main]) | {main: "mistakes.png"}
+    for row in seen:
+        if (confidence := given[row].confidence) is not None:
+            made[files[row]] = draw_mistakes(crops[row], given[row].predicted, confidence, truth, classes, f"{row}, {words}")
+    return _written(out, made)
+
+
+def first_run(given: Answers) -> Answers:
+    """Of answers of several seeds and draws, [S, T, m]: a picture shows one."""
+    return Answers(**{name: part.reshape(-1, part.shape[-1])[0] for name, part in given.parts().items()})
 
 
 def _written(out: Path, made: Mapping[str, bytes]) -> list[str]:

@@ -10,6 +10,8 @@ from mpp.transfer.probes import PROBES
 PRETRAINED, RANDOM, PIXELS, MAJORITY = "pretrained", "random init", "raw pixels", "majority class"  # rows
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 FINETUNED, ALWAYS = "finetune", "always"  # keys of figures that no probe gave
+# Column -> (its key in "feature_rank", decimals).
+RANKS = {"rank": ("rank", 1), "uncentred": ("rank_uncentred", 1), "cosine": ("mean_cosine", 3), "spread": ("deviation", 3)}
 
 
 def by_column(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -74,7 +76,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column
             always = {row: picked(figure) for row, figure in always.items()}
             blocks.append(_block(f"average precision of {name}, %", rows, columns, always, "average_precision", None))
     if ranks := {name: row["feature_rank"] for name, row in rows.items() if "feature_rank" in row}:
-        blocks.append(_features(ranks))
+        blocks.append(aligned([["features", *RANKS], *([name, *rank_cells(found)] for name, found in ranks.items())]))
     return "\n\n".join(blocks)
 
 
@@ -102,12 +104,10 @@ def _block(
     return aligned(lines)
 
 
-def _features(ranks: Mapping[str, Any]) -> str:
-    spread = {name: rank if isinstance(rank, Mapping) else {"rank_uncentred": rank} for name, rank in ranks.items()}
-    keys = {"rank": "rank", "rank_uncentred": "uncentred", "mean_cosine": "mean cosine", "deviation": "spread"}
-    shown = lambda value, key: "-" if value is None else f"{value:.1f}" if key.startswith("rank") else f"{value:.3f}"
-    lines = [["features", *keys.values()]]
-    return aligned([*lines, *([name, *(shown(found.get(key), key) for key in keys)] for name, found in spread.items())])
+def rank_cells(found: Mapping[str, float] | float | None) -> list[str]:
+    """Of RANKS; found: what monitor/rank.py gives, or a bare number, as older results have it: the uncentred rank alone."""
+    known = found if isinstance(found, Mapping) else {} if found is None else {"rank_uncentred": found}
+    return [f"{known[key]:.{digits}f}" if key in known else "-" for key, digits in RANKS.values()]
 
 
 def remarks_on_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column] | None = None) -> list[str]:

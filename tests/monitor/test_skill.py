@@ -1,9 +1,10 @@
+import json
 import math
 
 import pytest
 import torch
 
-from mpp.monitor.skill import Baseline, fit_baseline
+from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE
 from mpp.recipe.patches import patchify
 from mpp.recipe.targets.colors import ColorClasses
@@ -235,3 +236,78 @@ def test_a_skill_is_defined_as_soon_as_there_is_something_to_predict(name):
 @pytest.mark.parametrize("loss", [0.0, 1e-12, 9e-5, math.nan, math.inf])
 def test_a_baseline_of_rounding_errors_or_of_no_number_defines_no_skill(loss):
     assert Baseline("constant", 0.0, loss, {"constant": loss}).skill(1.0) is None
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ verdicts
+
+BASELINE = Baseline("nearest", 0.5, 0.8, {"nearest": 0.8})
+
+
+def course(*skills: float | None, error: float | None = 0.02) -> list[dict]:
+    """Looks at the hold-out, at 100, 200, ... samples."""
+    rows = []
+    for i, skill in enumerate(skills):
+        row = {"samples": 100 * (i + 1), "step": i, "holdout/loss": None if skill is None else 0.8 * (1 - skill), "holdout/skill": skill}
+        rows.append(row if error is None else row | {"holdout/skill_error": error})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("skills", "learned", "says"),
+    [
+        ((-0.2, 0.412), "yes", "hold-out skill +0.412 ± 0.039 (0: the trivial predictor 'nearest'; 1: no error): this run predicts better"),
+        ((-0.2, -0.2), "no", "no better than at 100 samples (-0.200): this run has learned nothing that it does not know"),
+        ((-0.2, -0.3, -0.21), "no", "no better than at 100 samples"),
+        (
+            (-0.2, -0.1),
+            "not shown",
+            "still worse than the trivial predictor 'nearest', but better than at 100 samples (-0.200): it is learning",
+        ),
+        ((-0.2, -0.15), "no", "no better than at 100 samples"),  # .05 apart, of which either is known to .039
+        ((-0.2, 0.03), "not shown", "no better than the trivial predictor 'nearest'"),
+        ((-0.2, -0.03), "not shown", "no better than the trivial predictor 'nearest'"),
+        ((0.1, 0.5, 0.3), "yes", "; it was +0.500 at 200 samples: the end has lost some of it"),
+        ((0.1, 0.5, 0.48), "yes", "better than any trivial rule"),
+        ((-0.2,), "no", "worse than the trivial predictor 'nearest'; train longer"),
+        ((0.1, None), "no", "not finite: this run has diverged"),
+        ((None, -0.2), "no", "worse than the trivial predictor 'nearest'; train longer"),
+    ],
+)
+def test_the_verdict_is_on_the_last_skill_beyond_what_the_images_leave_open(skills, learned, says):
+    found = verdict(BASELINE, course(*skills), 2000)
+    assert found.learned == learned and says in found.words, found.words
+    assert ("lost some" in found.words) == (skills == (0.1, 0.5, 0.3))
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["words"] == found.words
+
+
+def test_few_images_leave_more_open_by_students_distribution():
+    assert verdict(BASELINE, course(-0.2, 0.08), 100).learned == "yes"
+    assert verdict(BASELINE, course(-0.2, 0.08), 3).learned == "not shown"  # 4.3 standard errors
+    assert verdict(BASELINE, course(0.9, error=None), 1).learned is None
+
+
+def test_where_no_skill_is_defined_the_verdict_says_why_and_by_what_else_to_judge():
+    rows = [{"samples": 9, "holdout/loss": 0.1}]
+    moving, empty = verdict(NONE, rows, 50), verdict(Baseline("constant", 0.0, 0.0, {}), rows, 50)
+    assert moving.learned is None and "this target moves with its teacher" in moving.words and "linear_probe.py encoder=RUN" in moving.words
+    assert empty.learned is None and "leaves nothing to predict" in empty.words
+    assert verdict(NONE, [{"samples": 9, "holdout/loss": None}], 50).learned == "no"
+    assert verdict(BASELINE, [], 50) is None
+
+
+def test_a_run_whose_looks_have_no_standard_error_is_not_judged():
+    found = verdict(BASELINE, course(-0.2, 0.4, error=None), 200)
+    assert found.learned is None and "an earlier version" in found.words
+
+
+def test_the_standard_error_is_the_spread_of_the_skill_over_drawn_holdouts():
+    generator = torch.Generator().manual_seed(0)
+    errors, skills = [], []
+    for _ in range(2000):
+        patches = torch.randint(3, 9, (60,), generator=generator).double()
+        lost = patches * (0.5 + 0.3 * torch.rand(60, generator=generator).double())
+        sums = ImageSums(60, *(float(x.sum()) for x in (lost, patches, lost * lost, lost * patches, patches * patches)))
+        errors.append(BASELINE.skill_error(sums))
+        skills.append(BASELINE.skill(float(lost.sum() / patches.sum())))
+    assert torch.tensor(errors).mean() == pytest.approx(float(torch.tensor(skills).std()), rel=0.05)
+    assert BASELINE.skill_error(ImageSums(1, 1, 2, 1, 2, 4)) is None and NONE.skill_error(sums) is None

@@ -528,4 +528,33 @@ ROWS = [
         'long names run into the next cell', 'mpp.prep.inspecting:fit', 'lambda text, face, width: text',
         'tests/prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
     ),
+    # Several labels of one image.
+    Plant(
+        "a list of numbers is a class", "mpp.prep.multi_label:_is_numbers", "lambda label: False",
+        "tests/prep/test_multi_label.py::test_several_labels_are_refused_by_name_with_the_sample_and_the_remedy_which_works",
+    ),
+    Plant(
+        "a list in parquet, JSON or numpy is a class of its text", "mpp.prep.multi_label:_is_list", "lambda label: False",
+        "tests/prep/test_multi_label.py::test_several_labels_are_refused_by_name_with_the_sample_and_the_remedy_which_works",
+    ),
+    Plant(
+        "whatever has a separator is several labels", "mpp.prep.multi_label:_joins", "lambda label, known: bool(_SEPARATORS.search(label))",
+        "tests/prep/test_multi_label.py::test_what_is_one_classes_name",
+    ),
+    Plant(
+        "names of several words are several labels", "mpp.prep.multi_label:_joins", "lambda label, known: real(label.replace(' ', '|'), known)",
+        "tests/prep/test_multi_label.py::test_a_name_of_several_words_stays_one_class",
+    ),
+    Row(
+        "several labels are refused of images that need none", "mpp/prep/plan.py", "if args.labels and (several :=", "if (several :=",
+        "tests/prep/test_multi_label.py::test_several_labels_are_refused_by_name_with_the_sample_and_the_remedy_which_works",
+    ),
+    Row(
+        "tars in place lose what is wrong with their labels", "mpp/prep/indexing.py", "    if several_in([label]):", "    if False:",
+        "tests/prep/test_multi_label.py::test_tars_that_are_indexed_in_place_are_refused_likewise",
+    ),
+    Row(
+        "attributes are looked for in a folder", "mpp/data/labelled.py", "    if SEVERAL.match(", "    if False and (",
+        "tests/prep/test_multi_label.py::test_torchvisions_sets_of_several_labels_are_no_classification",
+    ),
 ]  # fmt: skip

@@ -457,4 +457,26 @@ ROWS = [
     Row(
         "a repeated key silently wins", "mpp/config/schema.py", "            seen.add(key.value)\n", "", "tests/config/test_pretrain.py::test_a_repeated_key_is_an_error_that_names_its_line",
     ),
+    # What a run says of itself.
+    Plant(
+        "every run that ends has learned", "mpp.monitor.skill:verdict",
+        "lambda baseline, course, images: (lambda found: found and type(found)('yes', found.words, found.figures))(real(baseline, course, images))",
+        "tests/pipeline/test_verdict.py::test_a_run_that_learned_nothing_does_not_end_with_done_alone",
+    ),
+    Row(
+        "a skill within its error counts", "mpp/monitor/skill.py", "if skill > margin:", "if skill > 0:",
+        "tests/monitor/test_skill.py::test_the_verdict_is_on_the_last_skill_beyond_what_the_images_leave_open",
+    ),
+    Row(
+        "any rise of the skill counts as learning", "mpp/monitor/skill.py", "if skill - began > math.hypot(", "if skill > began or 0 * math.hypot(",
+        "tests/monitor/test_skill.py::test_the_verdict_is_on_the_last_skill_beyond_what_the_images_leave_open",
+    ),
+    Row(
+        "the skill's error is of the total instead of the mean", "mpp/monitor/skill.py", "- 2 * mean * self.loss_patches + mean**2 * self.patches_patches", "",
+        "tests/monitor/test_skill.py::test_the_standard_error_is_the_spread_of_the_skill_over_drawn_holdouts",
+    ),
+    Row(
+        "a finished run keeps its verdict to itself", "mpp/pretraining.py", 'if known := run.commit.record.get("baseline"):', "if known := None:",
+        "tests/pipeline/test_verdict.py::test_a_run_that_learned_says_so_and_says_it_again_when_it_is_asked_for_once_more",
+    ),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from tests.mutations import Plant, Row
 LOGISTIC, METRICS, NEIGHBOURS = "tests/transfer/test_logistic.py", "tests/transfer/test_metrics.py", "tests/transfer/test_neighbours.py"
 FEW_SHOT, ONLINE, PLOTS = "tests/transfer/test_few_shot.py", "tests/transfer/test_online.py", "tests/transfer/test_plots.py"
 VERDICT, GRID = "tests/transfer/test_verdict.py", "tests/transfer/test_grid.py"
+MISTAKES = "tests/transfer/test_worst_mistakes.py"
 ROWS_OF_PROBES, RANKS = "tests/transfer/test_probe_rows.py", "tests/train/test_several_ranks.py"
 
 ROWS = [
@@ -368,5 +369,48 @@ ROWS = [
         "replace(self.extractor.spec, crop=crop)",
         "self.extractor.spec",
         "tests/train/test_several_ranks.py::test_a_probe_beside_the_encoder_answers_to_the_crop_it_asks_for",
+    ),
+    Plant(
+        "all rows' matrices but the first are left out", "mpp.transfer.plots:confusions",
+        "lambda matrices, names, title: real(dict(list(matrices.items())[:1]), names, title)",
+        f"{PLOTS}::test_every_row_has_its_matrix_as_a_panel_while_classes_are_few_and_as_a_file_of_its_own_beyond",
+    ),
+    Plant(
+        "rows whose names are alike overwrite each other's picture", "mpp.transfer.plots:file_names",
+        "lambda stem, rows: {row: f\"{stem}-{re.sub('[^A-Za-z0-9]+', '-', row)}.png\" for row in rows}",
+        f"{PLOTS}::test_every_row_has_its_matrix_as_a_panel_while_classes_are_few_and_as_a_file_of_its_own_beyond",
+    ),
+    Plant(
+        "shares are of the class given", "mpp.transfer.plots:_numbered",
+        "lambda axes, matrix, names, title: real(axes, matrix.T, names, title)",
+        f"{PLOTS}::test_a_matrix_with_numbers_says_counts_and_shares_and_how_many_images_each_class_has",
+    ),
+    Plant(
+        "long names lose their ends", "mpp.transfer.plots:clipped",
+        "lambda name, fits: real(name, fits) if fits(name) else next(name[:n] + '…' for n in range(len(name), -1, -1) if n < 2 or fits(name[:n] + '…'))",
+        f"{PLOTS}::test_names_too_long_keep_both_ends_and_letters_the_font_lacks_are_told_apart",
+    ),
+    # The surest mistakes.
+    Plant(
+        "right answers stand among the mistakes", "mpp.transfer.mistakes:worst",
+        "lambda predicted, confidence, truth, most=MOST: np.argsort(-confidence.numpy(), kind='stable')[:most]",
+        f"{MISTAKES}::test_the_surest_errors_come_first_and_of_equally_sure_ones_the_first",
+    ),
+    Plant(
+        "the least sure mistakes are shown", "mpp.transfer.mistakes:worst",
+        "lambda predicted, confidence, truth, most=MOST: real(predicted, -confidence, truth, most)",
+        f"{MISTAKES}::test_each_error_stands_beside_its_own_image_as_the_probe_saw_it",
+    ),
+    Row(
+        "a mistake stands beside the image of its rank", "mpp/transfer/mistakes.py", "Parts(crops.ids, [rows] if len(rows) else [])",
+        "Parts(crops.ids, [range(len(rows))] if len(rows) else [])", f"{MISTAKES}::test_each_error_stands_beside_its_own_image_as_the_probe_saw_it",
+    ),
+    Row(
+        "small images are blurred", "mpp/transfer/mistakes.py", "Image.Resampling.NEAREST", "Image.Resampling.BILINEAR",
+        f"{MISTAKES}::test_images_of_any_size_keep_their_shape_small_ones_by_whole_pixels",
+    ),
+    Plant(
+        "pictures are of the last draw", "mpp.transfer.results:first_run", "lambda given: Answers(given.predicted[-1], given.confidence[-1]) if given.predicted.ndim > 1 else given",
+        f"{MISTAKES}::test_pictures_are_of_every_row_that_answered_and_of_the_first_of_several_draws",
     ),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ PRINTS, LEDGER = "tests/data/test_fingerprints.py", "tests/transfer/test_ledger.
 NEAR = "tests/transfer/test_near_duplicates.py"
 OVERLAP = "tests/transfer/test_overlap.py"
 RESULTS, PROBE, LABELLED = "tests/transfer/test_results.py", "tests/transfer/test_linear_probe.py", "tests/data/test_labelled.py"
+RANK, TABLE = "tests/monitor/test_rank.py", "tests/transfer/test_table.py"
 
 ROWS = [
     Row(
@@ -231,5 +232,48 @@ ROWS = [
         "fitted[place[:, 0].numpy()]",
         "place[:, 0].numpy()",
         f"{NEAR}::test_copies_that_were_altered_a_little_are_found_and_nothing_else",
+    ),
+    Plant(
+        "the mean is taken in the numbers' own precision",
+        "mpp.monitor.rank:_centred",
+        "lambda matrix: (matrix.float() - matrix.float().mean(0)).double()",
+        f"{RANK}::test_a_huge_common_offset_in_float32_takes_nothing_from_the_centred_rank",
+    ),
+    Plant(
+        "the rank about the mean is of the features as they are",
+        "mpp.monitor.rank:_centred",
+        "lambda matrix: matrix",
+        f"{RANK}::test_a_huge_common_offset_in_float32_takes_nothing_from_the_centred_rank",
+    ),
+    Plant(
+        "the rounding of the mean is a direction of its own",
+        "mpp.monitor.rank:_centred",
+        "lambda matrix: matrix - matrix.mean(0)",
+        f"{RANK}::test_constant_features_have_no_rank_but_the_one_direction_all_images_share",
+    ),
+    Plant(
+        "a constant encoder's rounding has a high rank",
+        "mpp.monitor.rank:_effective_rank",
+        "lambda matrix, least: real(matrix, 0.0)",
+        f"{RANK}::test_a_constant_encoders_rounding_has_no_rank_either",
+    ),
+    Row(
+        "an image's cosine with itself counts as a pair",
+        "mpp/monitor/rank.py",
+        "directions.sum(0).square().sum() - count",
+        "directions.sum(0).square().sum() - 0 * count",
+        f"{RANK}::test_every_figure_is_that_of_numpy_and_scikit_learn",
+    ),
+    Plant(
+        "ranks that disagree are left to the reader",
+        "mpp.monitor.rank:words",
+        "lambda row: ''",
+        f"{RANK}::test_notes_explain_the_columns_once_and_name_the_rows_that_need_words",
+    ),
+    Plant(
+        "an older rank is taken for the centred one",
+        "mpp.transfer.table:rank_cells",
+        "lambda found: real(found if found is None or isinstance(found, dict) else {'rank': found})",
+        f"{TABLE}::test_a_bare_feature_rank_of_older_results_is_shown_as_what_it_is_the_uncentred_one",
     ),
 ]

@@ -86,6 +86,10 @@ def test_loss_and_skill_of_the_holdout(run, dataset, step):
     baseline = json.loads((run / "baseline.json").read_text())["loss"]
     assert metrics(run)[step]["holdout/loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
     assert metrics(run)[step]["holdout/skill"] == pytest.approx(1 - float(loss[masked].mean()) / baseline, abs=1e-5)
+    patches = masked.sum(1)
+    apart = (loss * masked).sum(1) - loss[masked].mean() * patches  # of each image, from what its patches would lose on average
+    error = float(apart.double().std()) * math.sqrt(HELD_OUT) / float(patches.sum()) / baseline
+    assert metrics(run)[step]["holdout/skill_error"] == pytest.approx(error, rel=1e-3)
 
 
 def test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout(run, dataset):

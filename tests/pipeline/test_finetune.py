@@ -85,6 +85,8 @@ def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupte
     predictions = load_file(run / "predictions.safetensors")
     _, held = hold_out(ShardSet.open(shards).labels, 0.25, 0, CHOOSE)
     assert "measured 12 of 12 images, 0 repeated" in finished.out
+    assert found["pictures"] == ["confusion.png", "reliability.png", "mistakes.png"]
+    assert all((run / picture).read_bytes().startswith(b"\x89PNG") for picture in found["pictures"])
     assert np.array_equal(predictions["truth"], ShardSet.open(shards).labels[held])
     assert {name: (value.dtype, value.shape) for name, value in predictions.items()} == {
         "fine-tuned/finetune/predicted": (np.int64, (12,)),

@@ -97,7 +97,6 @@ def test_a_header_of_unknown_words_is_no_image_and_the_advice_reads_the_list_rig
         ),
         ("a.csv", "cat,missing/0.jpg\ndog,missing/1.jpg\n", "'cat' is no path of an image"),
         ("a.txt", "3 img/0.jpg\n4 img/1.jpg\n", "'3 img/0.jpg' leads to no file, but 'img/0.jpg' does, so '3' is perhaps its label"),
-        ("a.txt", "img/0.jpg 3 4\n", "has several labels, '3 4', after the path 'img/0.jpg'"),
         ("a.txt", "img/0.jpg\rimg/1.jpg\r", "holds a carriage return"),
         ("a.csv", "path,label,split\nimg/0.jpg,3,left\n", "the split 'left' is none of train"),
         ("a.json", '[{"path": "img/0.jpg"}]', "perhaps a JSON array: give one object a line"),

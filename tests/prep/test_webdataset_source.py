@@ -88,7 +88,7 @@ def test_a_key_of_the_record_is_the_label_where_asked(tmp_path):
         (None, ""),
         (True, ""),
         (1.5, ""),
-        ([1], ""),
+        ([1], "[1]"),
         ("٣", "٣"),
     ],
 )

@@ -134,10 +134,11 @@ def test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once(ti
     def work(world):
         size = {1: 11, 2: 3, 3: 2}[world.size]  # of the 11 images; on 2 and on 3 ranks a twelfth fills up the last batch
         batches = list(fixed_batches(data, np.arange(29, 40), size, world.rank, world.size))
-        return loss_and_skill(on_holdout(engine, batches, world), baseline)
+        sums, by_image = on_holdout(engine, batches, world)
+        return (*loss_and_skill(sums, baseline), by_image.images, baseline.skill_error(by_image))
 
     (alone,) = Ranks(1).run(monkeypatch, work)
-    assert modes == [False, True]
+    assert modes == [False, True] and alone[2] == 11
     for size in (2, 3):
         for found in Ranks(size).run(monkeypatch, work):
             assert found == pytest.approx(alone, rel=1e-5)

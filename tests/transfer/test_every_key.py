@@ -195,4 +195,4 @@ def test_every_key_changes_what_it_says(observed):
     assert refused.keys() == {("", "features.max_pixels=300")}, refused
     assert not (found := faults(CHANGES, observed)), "\n".join(found)
     assert set(observed["", "features.workers=3"]["workers"]) == {3}
-    assert np.isfinite(observed["", ""]["feature_rank"][0])
+    assert np.isfinite(list(observed["", ""]["feature_rank"][0].values())).all()

@@ -67,7 +67,7 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 24 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2
     for picture in results["pictures"]:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    assert {"layers.png", "confusion.png", "reliability.png", "regularisation.png"} == set(results["pictures"])
+    assert {"layers.png", "confusion.png", "reliability.png", "regularisation.png", "mistakes.png"} == set(results["pictures"])
 
     again = run(tmp_path, encoder_folder, *words)
     assert again["test_reads"] == 2 and figures_of(again) == figures_of(results)  # the same seed, the same figures
@@ -218,7 +218,7 @@ def test_without_test_the_figures_are_on_images_nothing_was_chosen_on(tmp_path, 
 
 def test_rank_alone_needs_no_labels(tmp_path, splits, encoder_folder):
     results = run(tmp_path, encoder_folder, f"train={splits['unlabelled']}", "rank_only=true")
-    assert all(set(row) == {"feature_rank", "about"} and row["feature_rank"] > 1 for row in results["rows"].values())
+    assert all(set(row) == {"feature_rank", "about"} and row["feature_rank"]["rank"] > 1 for row in results["rows"].values())
 
 
 def test_the_pretrained_row_is_the_folders_encoder_and_the_random_one_is_not(tmp_path, splits, encoder_folder):

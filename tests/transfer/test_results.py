@@ -73,7 +73,7 @@ def measured(
     }
     data = {"test": {"path": "shards/test", "identity": identity, "images": samples}, "train": {"path": "shards/train", "identity": "i"}}
     write_results(out, {"rows": rows, "data": data, "config": CONFIG | dict(config), **known, **dict(about)})
-    reads = [{"id": f"{out} {i}", "test_identity": identity, "folder": str(out)} for i in range(1 + ("a" == folder.name))]
+    reads = [{"id": f"{out} {i}", "test_identity": identity, "folder": str(out)} for i in range(1 + (folder.name == "a"))]
     (out / "test_reads.jsonl").write_text("".join(json.dumps(read) + "\n" for read in reads))
     write_predictions(out, answers, torch.from_numpy(truth), np.arange(samples))
     return folder
@@ -255,4 +255,4 @@ def test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_
     for file, about in zip(files, [ranked, *drawn], strict=True):
         file.write_text(json.dumps(about))
     table = shown(capsys, *runs)
-    assert "7.5" in table and table.count("shards/t") == 3
+    assert "7.5" in table and "uncentred only" in table and table.count("shards/t") == 3

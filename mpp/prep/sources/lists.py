@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
 from mpp.errors import BadSample, DataError
+from mpp.prep.multi_label import list_text
 from mpp.prep.source import MAX_FILE_BYTES, Item, Reader, Source, SourceOptions, state_of, wrong_size
 
 # Where several are there, the first of these.
@@ -319,10 +320,6 @@ def _text_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
                 cells = list(parted.groups())
             elif len(words := line.split()) > 1 and set(map(str.lower, words)) <= set(KNOWN):
                 cells = words  # a header: path label
-        if len(cells) == 2 and re.fullmatch(r"[-+.\d]+(\s+[-+.\d]+)+", cells[1]):
-            raise DataError(
-                f"{path}: line {number} has several labels, {cells[1]!r}, after the path {cells[0]!r}; give path<TAB>label with one"
-            )
         yield number, cells
 
 
@@ -413,6 +410,7 @@ def _json_rows(path: Path, options: SourceOptions) -> Iterator[Row]:
         if not isinstance(name, str):
             there = _which(row, "image") if row else "it has no keys"
             raise DataError(f"{path}: line {number}: has no path; give a string as {' or '.join(paths)} ({there})")
+        label = list_text(label) if isinstance(label, list) else label
         group = cells.get(options.group_field.lower()) if options.group_field else None
         for what, value in (("label", label), (options.group_field, group)):
             if isinstance(value, bool) or not isinstance(value, str | int | None):

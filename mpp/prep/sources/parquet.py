@@ -26,6 +26,7 @@ from mpp.prep.sources.rows import RowsReader, packed, read_rows
 from mpp.prep.sources.webdataset import label_text
 
 PARQUET_MAGIC = b"PAR1"
+LABEL_LISTS = ("label", "labels")  # columns that hold labels, where they hold lists
 BATCH_ROWS = 16  # held in memory at once
 BUFFER_BYTES = 1 << 20  # of a column that are read ahead
 UNNAMED = ("part", "data", "shard", "file", "image", "images")  # what writers call files that belong to no split
@@ -41,7 +42,7 @@ class Columns:
     in_struct: bool  # struct {bytes, path} rather than plain bytes
     has_path: bool
     label: str | None
-    label_kind: str = ""  # "class" (a number in `classes`), "number" or "text"
+    label_kind: str = ""  # "class" (a number in `classes`), "number", "text", or "list", of which no classes can be made
     classes: tuple[str, ...] = ()
     group: str | None = dataclass_field(default=None, repr=False)  # of the stamp only where there is one
 
@@ -250,12 +251,15 @@ def _find_columns(path: Path, schema: Any, options: SourceOptions) -> tuple[Colu
     images: dict[str, Columns] = {}
     plain: dict[str, Columns] = {}
     labels: dict[str, tuple[str, tuple[str, ...]]] = {}
+    lists: list[str] = []
     for field in schema:
         marked = features.get(field.name, {})
         if image := _image_column(field):
             (images if image.in_struct or marked.get("_type") == "Image" else plain)[field.name] = image
         elif label := _label_kind(field, marked):
             labels[field.name] = label
+        elif _is_list(field):
+            lists.append(field.name)
     found = [options.image_field] if options.image_field in images | plain else [] if options.image_field else list(images or plain)
     if len(found) != 1:
         asked = f"no column {options.image_field} of images" if options.image_field else f"{len(found) or 'no'} columns of images"
@@ -266,6 +270,9 @@ def _find_columns(path: Path, schema: Any, options: SourceOptions) -> tuple[Colu
     column = (images | plain)[found[0]]
     classes = [name for name, (kind, _) in labels.items() if kind == "class"]
     chosen = [options.label_field] if options.label_field else classes if len(classes) == 1 else [] if classes else ["label"]
+    several = options.label_field or next((name for name in LABEL_LISTS if name in lists), "")
+    if several in lists and (options.label_field or not chosen or chosen[0] not in labels):
+        return replace(column, label=several, label_kind="list"), ()
     if options.label_field and options.label_field not in labels:
         raise DataError(
             f"{path}: has no column {options.label_field} of labels (class numbers or texts); those it has: {', '.join(labels) or 'none'}"
@@ -295,6 +302,12 @@ def _image_column(field: Any) -> Columns | None:
         inner = {part.name: part.type for part in field.type}
         return Columns(field.name, True, "path" in inner, None) if "bytes" in inner and is_binary(inner["bytes"]) else None
     return Columns(field.name, False, False, None) if is_binary(field.type) else None
+
+
+def _is_list(field: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(field.type) or types.is_large_list(field.type) or types.is_fixed_size_list(field.type)
 
 
 def _label_kind(field: Any, marked: dict) -> tuple[str, tuple[str, ...]] | None:

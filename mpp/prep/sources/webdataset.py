@@ -5,19 +5,25 @@ The key of a file is its path up to the first dot of its base name and the rest 
 """
 
 import hashlib
+import io
 import itertools
 import json
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from mpp.data.shard_format import FORMAT, MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.prep.multi_label import list_text
 from mpp.prep.source import Item, Source, SourceOptions, reason_to_ignore
 from mpp.prep.sources.archives import FilesReader, regular_files
 from mpp.prep.sources.links import NOWHERE
@@ -25,6 +31,7 @@ from mpp.prep.sources.links import NOWHERE
 # What may lie beside the tars: img2dataset's tables and counts, indexes, manifests and notes.
 SIDE_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".idx", ".bin", ".yaml", ".yml")
 CLASS_FIELD = "cls"  # the field of the label, as the package webdataset names it
+NUMPY_MAGIC = b"\x93NUMPY"
 LABEL_BYTES = 1 << 20  # a longer field holds no label
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset keeps for itself
 
@@ -123,8 +130,10 @@ class WebDataset(Source):
             return "", source
         data = os.pread(file.fileno(), fields[source].size, fields[source].offset)
         try:
+            if data.startswith(NUMPY_MAGIC):
+                return label_text(_array(data).tolist()), source
             return label_text(data.decode() if source == wanted else json.loads(data).get(wanted)), source
-        except (ValueError, AttributeError):  # no text, no JSON, or no JSON object
+        except (ValueError, AttributeError, RecursionError):  # no text, no JSON, or no JSON object
             return "", source
 
     def reader(self) -> FilesReader:
@@ -193,8 +202,25 @@ def _fields(file: BinaryIO, name: str, ignored: Counter) -> Iterator[Field]:
         yield Field("/".join([*parts[:-1], stem]), field.lower(), member.name, member.place[0], member.size, not reason, bool(member.link))
 
 
+def _array(data: bytes) -> np.ndarray:
+    """Of an .npy whose bytes are those that its head tells of: np.load would make room for whatever that says.  Raises ValueError."""
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("it is of another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        raise ValueError("its head is damaged") from error
+    values = np.frombuffer(data, dtype, offset=stream.tell())  # refuses objects
+    if values.size != math.prod(shape):
+        raise ValueError("it is cut short")
+    return values.reshape(shape)
+
+
 def label_text(value: Any) -> str:
-    """A label as the listing has it: text, or a class number in digits; empty for nothing usable (null, negative, a list)."""
+    """A label as the listing has it: text, or a class number in digits; empty for nothing usable (null, negative), of a list a text that is refused."""
+    if isinstance(value, list):
+        return list_text(value)
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         return str(int(text)) if int(text) >= 0 else ""
