@@ -264,7 +264,12 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
     results: dict[str, Any] = {
         "command": shlex.join(["mpp/linear_probe.py", *job.words]),
         "kind": "probe",
-        "encoder": {"path": config.encoder, "source": job.loaded.source, "digest": job.loaded.digest},
+        "encoder": {
+            "path": config.encoder,
+            "source": job.loaded.source,
+            "digest": job.loaded.digest,
+            "pretraining": job.loaded.pretraining,
+        },
         "rows": {name: row.figures | {"about": row.about} for name, row in job.rows.items()},
         **job.about,
         "data": {
