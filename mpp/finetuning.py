@@ -175,11 +175,6 @@ class Job:
     def command(self) -> list[str]:
         return [PROGRAM, *(sys.argv[1:] if self.argv is None else self.argv)]
 
-    def few_labels(self, seed: int) -> Choose:
-        return functools.partial(
-            few_labels, seed=seed, fraction=self.config.data.label_fraction, per_class=self.config.data.labels_per_class
-        )
-
     def note_start(self, world: World) -> None:
         """Once a command: the folder above the repeats says what was asked for, as each of theirs does."""
         if self.config.repeats > 1 and world.first and not self.noted:
@@ -247,11 +242,17 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             use=CHOOSE,
             remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
         ),
-        functools.partial(few_labels, seed=config.seed, fraction=data.label_fraction, per_class=data.labels_per_class),
+        chooser(config),
     )
     world_size, together = int(os.environ.get("WORLD_SIZE", "1")), 2 if config.augment.mixes else 1
     plan = plan_batch(data.global_batch, data.streams, world_size, config.system.micro_batch_max, together=together)
     return Job(config, run_dir, argv, loaded, size, sets, plan)
+
+
+def chooser(config: FinetuneConfig) -> Choose:
+    """Of the labels that are trained on."""
+    data = config.data
+    return functools.partial(few_labels, seed=config.seed, fraction=data.label_fraction, per_class=data.labels_per_class)
 
 
 def repeat_of(job: Job, number: int) -> Repeat:
@@ -260,7 +261,7 @@ def repeat_of(job: Job, number: int) -> Repeat:
     if config.repeats > 1:
         run_dir = repeat_folder(run_dir, number)
         config = config_of_repeat(config, number, run_dir)
-        sets = sets.redrawn(config.seed, job.few_labels(config.seed))
+        sets = sets.redrawn(config.seed, chooser(config))
     order = sets.order(config, job.plan)
     schedule = clock_of(config, order.steps_per_epoch)
     depends_on = {"encoder": job.loaded.digest, "train": sets.identities["train"]}
@@ -372,8 +373,9 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     values = {f"{kind}/accuracy": final.accuracy, f"{kind}/balanced_accuracy": final.balanced_accuracy}
     run.board.scalars(commit.samples_seen, commit.step, values)
     run.board.close()
+    by = " by balanced accuracy" if on_holdout and config.metric == "balanced_accuracy" else ""
     times = f", read {reads} time{'s' if reads > 1 else ''} by this folder" if sets.test else ", on which the weights were chosen"
-    say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{times})")
+    say(f"measured {final.counted} of {config.test if sets.test else 'a hold-out of train'} ({chosen}{by}{times})")
     say(f"{accuracies_in_words(top1)} | {commit.samples_seen:,} samples, {commit.record['seconds']:.0f} s")
     say(f"done | {repeat.results} | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mpp.errors import ConfigError
 from mpp.train.commit import Commit, commits, read_config
 from mpp.train.run_folder import LIMITS, PATHS
 
@@ -22,7 +23,7 @@ def pretraining_of(commit: Commit) -> dict[str, Any]:
     for key in (*PATHS, *LIMITS):
         section, _, name = key.partition(".")
         known.get(section, {}).pop(name, None)
-    known |= {"images": commit.record["manifests"], "changes": commit.record.get("changes", [])}
+    known |= {"images": commit.record.get("manifests"), "changes": commit.record.get("changes", [])}
     recipe = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     return {"recipe": recipe, "seed": config.seed, "samples_seen": commit.samples_seen}
 
@@ -32,4 +33,7 @@ def pretraining_beside(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]
     if "pretraining" in about:
         return about["pretraining"]
     found = next((commit for commit in commits(folder.resolve().parent) if commit.seal == about.get("commit")), None)
-    return pretraining_of(found) if found else None
+    try:
+        return pretraining_of(found) if found else None
+    except ConfigError:  # an older mpp's, whose keys are no longer known
+        return None
