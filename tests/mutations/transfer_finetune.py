@@ -307,7 +307,7 @@ ROWS = [
     ),
     Plant(
         "each repeat holds out other images", "mpp.finetuning:repeat_of",
-        "lambda job, number: real(dataclasses.replace(job, sets=open_job(config_of_repeat(job.config, number, job.run_dir).model_copy("
+        "lambda job, number: real(__import__('dataclasses').replace(job, sets=open_job(config_of_repeat(job.config, number, job.run_dir).model_copy("
         "update={'data': job.config.data}), job.run_dir, job.argv).sets), number) if number else real(job, number)",
         REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
