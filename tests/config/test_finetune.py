@@ -7,7 +7,7 @@ import pytest
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError
-from mpp.finetuning import clock_of, config_of_repeat
+from mpp.finetune_job import clock_of, config_of_repeat
 from mpp.train.schedule import learning_rate
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -210,14 +210,14 @@ ROWS = [
         HAND + "every_look_at_the_holdout_from_scratch",
     ),
     Row(
-        "the hold-out has one size whatever is asked for", "mpp/finetuning.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "the hold-out has one size whatever is asked for", "mpp/finetune_job.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
-        "a share of the labels is all of them", "mpp/finetuning.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
+        "a share of the labels is all of them", "mpp/finetune_job.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
         HAND + "the_results_count_what_was_seen[adamw-job0-pretrained]",
     ),
     Row(
-        "few labels of a class are all of them", "mpp/finetuning.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "few labels of a class are all of them", "mpp/finetune_job.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
         'samples seen are the images there are', 'mpp/finetuning.py',
@@ -226,9 +226,9 @@ ROWS = [
         HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     # What was asked for arrives.
-    Row("the cosine ends at nothing", "mpp/finetuning.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
-    Row("the rate is not scaled with the batch", "mpp/finetuning.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
-    Row("the warm-up is always in epochs", "mpp/finetuning.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the cosine ends at nothing", "mpp/finetune_job.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the rate is not scaled with the batch", "mpp/finetune_job.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the warm-up is always in epochs", "mpp/finetune_job.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
     Row(
         "fine-tuning has AdamW's usual betas", "mpp/train/optim.py", "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, ",
         "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, ", DECAY + "each_optimiser_has_the_numbers_that_were_asked_for",
@@ -306,13 +306,13 @@ ROWS = [
         SET + "another_draw_takes_other_labels_and_holds_out_the_same " + REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
     Plant(
-        "each repeat holds out other images", "mpp.finetuning:repeat_of",
+        "each repeat holds out other images", "mpp.finetune_job:repeat_of",
         "lambda job, number: real(__import__('dataclasses').replace(job, sets=open_job(config_of_repeat(job.config, number, job.run_dir).model_copy("
         "update={'data': job.config.data}), job.run_dir, job.argv).sets), number) if number else real(job, number)",
         REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
     Plant(
-        "a repeat alone would hold out other images", "mpp.finetuning:config_of_repeat",
+        "a repeat alone would hold out other images", "mpp.finetune_job:config_of_repeat",
         "lambda config, number, run_dir: real(config, number, run_dir).model_copy(update={'data': config.data})",
         CONFIG + "a_repeat_is_asked_for_as_a_run_alone_with_a_seed_of_its_own_and_the_holdout_of_all",
     ),
@@ -321,15 +321,15 @@ ROWS = [
         REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
     Plant(
-        "a repeat that has finished is done again", "mpp.finetuning:is_measured", "lambda repeat, seal: False",
+        "a repeat that has finished is done again", "mpp.finetune_job:is_measured", "lambda repeat, seal: False",
         REPEATS + "more_repeats_are_added_to_those_that_have_finished_which_are_left_alone",
     ),
     Plant(
-        "results chosen by another metric count as measured", "mpp.finetuning:_measures_alike", "lambda found, job: True",
+        "results chosen by another metric count as measured", "mpp.finetune_job:_measures_alike", "lambda found, job: True",
         REPEATS + "another_metric_chooses_anew_from_what_was_trained",
     ),
     Plant(
-        "each repeat reads the test split anew", "mpp.finetuning:Job.read_test", "lambda self, world: (setattr(self, 'reads', 0), real(self, world))[1]",
+        "each repeat reads the test split anew", "mpp.finetune_job:Job.read_test", "lambda self, world: (setattr(self, 'reads', 0), real(self, world))[1]",
         REPEATS + "the_test_split_is_read_once_for_all_repeats",
     ),
     Plant(
@@ -345,10 +345,10 @@ ROWS = [
         FIGURES + "the_best_repeat_is_the_first_of_the_best_on_the_holdout_by_the_metric",
     ),
     Plant(
-        "a series is extended in part", "mpp.finetuning:refuse_unlike", "lambda repeats: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
+        "a series is extended in part", "mpp.finetune_job:refuse_unlike", "lambda repeats: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
     ),
     Plant(
-        "a repeat that was measured is left out", "mpp.finetuning:refuse_other_layout", "lambda config, run_dir: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
+        "a repeat that was measured is left out", "mpp.finetune_job:refuse_other_layout", "lambda config, run_dir: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
     ),
     Row(
         "repeats of other rates are a way out", "mpp/train/resume.py", "    if repeats > 1:\n", "    if repeats > 9:\n",
