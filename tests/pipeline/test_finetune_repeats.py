@@ -227,12 +227,15 @@ def test_under_every_engine_two_processes_give_each_repeat_the_bits_it_has_alone
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_stopped_in_the_second_repeat_go_on_there(folder, number):
-    run = folder / f"signal{number}"
+@pytest.mark.parametrize(
+    ("number", "commit"), [(signal.SIGKILL, "repeat-1/3"), (signal.SIGTERM, "repeat-1/3"), (signal.SIGTERM, "repeat-0/40")]
+)
+def test_two_processes_stopped_in_the_second_repeat_or_before_it_go_on_there(folder, number, commit):
+    name, _, step = commit.partition("/")
+    run = folder / f"signal{number}-{step}"
     words = ["repeats=3", "optim.steps=40"]
     processes = launched(folder, run.name, *words)
-    while not (run / "repeat-1/checkpoints/000000003/COMMIT.json").exists():
+    while not (run / name / f"checkpoints/{int(step):09d}/COMMIT.json").exists():
         time.sleep(0.02)
     for process in processes:
         os.kill(process.pid, number)
