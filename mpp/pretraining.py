@@ -22,6 +22,7 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIX, is_written, write_encoder
+from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
 from mpp.monitor.board import logged
@@ -151,7 +152,8 @@ def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> Non
     """RUN/encoder of this commit, unless it is there and whole."""
     folder, words = run_dir / "encoder", f"{run_dir.name} at {commit.samples_seen} samples"
     if not is_written(folder, commit.seal):
-        write_encoder(folder, read_tensors(commit, "weight/" + PREFIX), config.model, config.data.mean, config.data.std, words, commit.seal)
+        weights, data = read_tensors(commit, "weight/" + PREFIX), config.data
+        write_encoder(folder, weights, config.model, data.mean, data.std, words, commit.seal, pretraining_of(commit))
 
 
 def conclude(run_dir: Path, baseline: Baseline, images: int) -> None:

@@ -317,7 +317,7 @@ def report_rows(job: Probing, shown: Reported) -> None:
         line.figures |= found
         seconds = [chosen.seconds for row in job.rows.values() if row.line == name for parts in row.chosen for chosen in parts]
         line.figures["seconds"] = {key: round(sum(each.get(key, 0.0) for each in seconds), 3) for each in seconds for key in each}
-    job.lines = {MAJORITY: majority(job.labels[job.division.pool], truth, classes)} | job.lines
+    job.lines = {MAJORITY: majority(truth, classes)} | job.lines
     where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
     if job.reads is not None:
         where = f"{job.config.test}; {job.reads.words()}"
@@ -370,7 +370,12 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
     results: dict[str, Any] = {
         "command": shlex.join(["mpp/linear_probe.py", *job.words]),
         "kind": "probe",
-        "encoder": {"path": config.encoder, "source": job.loaded.source, "digest": job.loaded.digest},
+        "encoder": {
+            "path": config.encoder,
+            "source": job.loaded.source,
+            "digest": job.loaded.digest,
+            "pretraining": job.loaded.pretraining,
+        },
         "rows": {name: line.figures | {"about": line.about} for name, line in job.lines.items()},
         **job.about,
         "data": {

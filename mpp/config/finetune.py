@@ -56,11 +56,15 @@ class FinetuneOptimConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 5
     steps: Positive | None = None  # instead of epochs (ViT counts steps)
     warmup_steps: Count | None = None  # instead of warmup_epochs
+    class_weight: Literal["balanced"] | None = (
+        None  # of the loss: n / (K n_k) of the n labels trained on, n_k of them of class k (scikit-learn's)
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay a step of a float32 average of the weights, beside them; null: none
 
 
 class FinetuneDataConfig(Section):
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02  # of every class of train, never trained on: what choices are made on
+    holdout_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # draws the hold-out; null: seed
     label_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of every class of what is left, the rest is not used; null: all
     labels_per_class: Positive | None = None  # instead of label_fraction
     global_batch: Positive = 1024  # samples a step over all processes
@@ -94,6 +98,8 @@ class FinetuneConfig(Section):
     )
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    repeats: Positive = 1  # of the whole, with seed, seed + 1, ...: other labels, head, order and crops, the same hold-out and test images
+    metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # by which the hold-out chooses
     resume: Literal["auto", "must"] | Count = "auto"  # as in pretraining
     resume_changes: Changes = ()  # as in pretraining
     model: ClassifierConfig = ClassifierConfig()
@@ -121,6 +127,15 @@ class FinetuneConfig(Section):
             )
         if self.test is None and not self.data.holdout_fraction:
             raise ValueError("data.holdout_fraction=0 without test= leaves no image to measure on; give one of the two")
+        if self.seed + self.repeats > 2**63:
+            raise ValueError(
+                f"seed={self.seed}: repeats={self.repeats} take the seeds from it on, which must stay below 2^63; give a smaller one"
+            )
+        if self.repeats > 1 and (self.resume_changes or isinstance(self.resume, int)):
+            key = f"resume_changes={','.join(self.resume_changes)}" if self.resume_changes else f"resume={self.resume}"
+            raise ValueError(
+                f"{key} would make the repeats={self.repeats} differ in more than their seeds; leave it out, or give another run_dir"
+            )
         return self
 
     def that_changes_results(self) -> dict[str, Any]:

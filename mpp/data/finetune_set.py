@@ -1,7 +1,7 @@
 """Which labelled images a fine-tuning run trains on, holds out and is tested on, opened and checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +42,20 @@ class FinetuneSet:
     def source(self, split: str) -> Images:
         """All images of "train" or of "test"."""
         return (self.test if split == "test" and self.test else self.training).images.source
+
+    @property
+    def labels(self) -> np.ndarray:
+        """integers [n]: of the images that are trained on."""
+        assert self.training.labels is not None
+        return self.training.labels[self.training.ids]
+
+    def redrawn(self, seed: int, few_labels: Choose) -> "FinetuneSet":
+        """The same hold-out and test images; of what is left another draw of labels, and crops, colours and pairs by another seed."""
+        labels = self.training.labels
+        assert labels is not None
+        kept = np.setdiff1d(np.arange(len(labels)), self.holdout.ids if self.holdout else [])
+        chosen = kept[few_labels(labels[kept], classes=self.classes)]
+        return replace(self, training=replace(self.training, seed=seed, pool=chosen))
 
     def order(self, config: FinetuneConfig, plan: BatchPlan) -> Order:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""

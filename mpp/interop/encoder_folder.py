@@ -22,10 +22,19 @@ PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining mo
 
 
 def write_encoder(
-    folder: Path, weights: dict[str, Tensor], model: ModelConfig, mean: tuple, std: tuple, source: str, commit: str | None = None
+    folder: Path,
+    weights: dict[str, Tensor],
+    model: ModelConfig,
+    mean: tuple,
+    std: tuple,
+    source: str,
+    commit: str | None = None,
+    pretraining: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write float32 `weights` (names as timm's) with their config.  source: what they are, in words; commit: the seal of the one they are of."""
+    """Write float32 `weights` (names as timm's) with their config.  source: what they are, in words; commit: the seal of the one they are of;
+    pretraining: as `pretraining_of` gives it."""
     about = {"model": model.model_dump(mode="json"), "source": source, "commit": commit}
+    about |= {"pretraining": dict(pretraining)} if pretraining else {}
     write_folder(folder, weights, timm_config(model.arch, timm_arguments(model), (model.image_size,) * 2, mean, std, about))
 
 

@@ -32,6 +32,9 @@ class LoadedEncoder:
     decoder_heads: int | None = None  # attention heads of its blocks; None: nothing says
     norm_eps: float | None = None  # of its norms, where that is not what timm builds
     notes: tuple[str, ...] = ()  # what was assumed or left out in reading it
+    pretraining: dict[str, Any] | None = (
+        None  # recipe, seed and samples seen of the run of ours it is from (interop/pretraining.py); None: not known
+    )
 
 
 def digest_of(net: nn.Module) -> str:

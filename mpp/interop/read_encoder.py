@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mpp.errors import CheckpointError
 from mpp.interop.encoder_folder import PREFIX, fault_of
 from mpp.interop.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm
 from mpp.interop.loaded_encoder import LoadedEncoder, load_plain
+from mpp.interop.pretraining import pretraining_beside, pretraining_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
@@ -56,6 +58,8 @@ def _open(source: str, commit: Commit | None = None) -> LoadedEncoder:
             )
         return _open_own(path, about) if "model" in (about.get("mpp") or {}) else open_folder(path)
     commit = commit or whole_commit(path)
+    if commit is None and (path / "encoder" / "config.json").exists():
+        return _open(str(path / "encoder"))  # of repeats, which have their checkpoints in folders of their own
     if commit is None:
         raise CheckpointError(
             f"{source} holds neither checkpoints/*/COMMIT.json nor {', '.join(WEIGHTS)}; give a run folder with a checkpoint, an encoder/ "
@@ -70,7 +74,8 @@ def _open(source: str, commit: Commit | None = None) -> LoadedEncoder:
     config = read_config(commit)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(commit, "weight/" + PREFIX).items()}
     words = f"{commit.folder.parent.parent.name} at {commit.samples_seen} samples"
-    return _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
+    found = _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
+    return replace(found, pretraining=pretraining_of(commit))
 
 
 def _open_own(folder: Path, about: dict[str, Any]) -> LoadedEncoder:
@@ -83,7 +88,7 @@ def _open_own(folder: Path, about: dict[str, Any]) -> LoadedEncoder:
         raise CheckpointError(
             f"{folder} is not an encoder folder that mpp wrote ({error}); give a run folder or its encoder/ folder"
         ) from error
-    return _fitting(folder, model, weights, mean, std, source)
+    return replace(_fitting(folder, model, weights, mean, std, source), pretraining=pretraining_beside(folder, about["mpp"]))
 
 
 def _fitting(path: Path, model: ModelConfig, weights: Mapping[str, Tensor], mean: Any, std: Any, source: str) -> LoadedEncoder:

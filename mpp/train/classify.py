@@ -52,9 +52,20 @@ def mixed(images: Tensor, share: Tensor, paste: Tensor) -> Tensor:
     return images * own + others * (1 - own)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """float32 [B] from [B, K] and soft targets [B, K]."""
-    return -(targets * torch.log_softmax(logits.float(), dim=1)).sum(dim=1)
+def cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """float32 [B] from [B, K] and soft targets [B, K]; weight [K]: of each class's part.
+
+    Its mean is torch.nn.functional.cross_entropy(logits, targets, weight): over B, whatever the weights (torch divides by the sum of the weights
+    for class numbers only, which would make a step depend on how it is shared among processes).
+    """
+    parts = targets * torch.log_softmax(logits.float(), dim=1)
+    return -(parts if weight is None else parts * weight).sum(dim=1)
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """float32 [K]: n / (K' n_k), scikit-learn's "balanced", of K' classes that have labels; 0 of a class without any.  labels: integers [n]."""
+    counts = np.bincount(labels, minlength=classes)
+    return torch.from_numpy(np.where(counts, len(labels) / (np.maximum(counts, 1) * (counts > 0).sum()), 0.0)).float()
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,17 @@ class Predictions:
     @property
     def accuracy(self) -> float:
         return self.right / len(self.truth)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the accuracies of the classes that have images."""
+        images = np.bincount(self.truth)
+        right = np.bincount(self.truth[self.predicted == self.truth], minlength=len(images))
+        return float((right[images > 0] / images[images > 0]).mean())
+
+    def figure(self, metric: str) -> float:
+        """metric: "accuracy" or "balanced_accuracy"."""
+        return self.accuracy if metric == "accuracy" else self.balanced_accuracy
 
 
 @torch.no_grad()

@@ -85,6 +85,7 @@ class Engine:
 
         self.stage, self.clip_norm = system.zero_stage, clip_norm
         self._state_linked = False
+        self._compiled = system.compile
         ours: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": plan.micro_batch,
             "gradient_accumulation_steps": plan.accumulation,
@@ -160,6 +161,13 @@ class Engine:
 
     def train(self, mode: bool) -> None:
         self.deepspeed.train(mode)
+
+    def close(self) -> None:
+        """After the last use, where another engine follows in this process: hooks and buffers are given back, and what was compiled is forgotten,
+        as torch.compile counts the models that share a code and beyond a few no longer compiles."""
+        self.deepspeed.destroy()
+        if self._compiled:
+            torch.compiler.reset()
 
     # The state by parameter, whole, which ZeRO keeps in flat pieces on all ranks.  The getters and setters are collective at the stages named.
 

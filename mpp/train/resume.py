@@ -137,13 +137,16 @@ def _check_same_view(run_dir: Path, commit: Commit | None, world: World) -> None
         )
 
 
-def way_out(run_dir: Path, asked: Mapping[str, Any], step: int) -> str:
+def way_out(run_dir: Path, asked: Mapping[str, Any], step: int, repeats: int = 1) -> str:
     """What to do where numbers ceased to be finite: words that work as they stand.
 
     asked: the run's config, as a commit has it.  step: how many optimiser steps a commit may have that still gives finite numbers at a lower learning rate.
+    repeats: of which the run is one.
     """
     lower = f"optim.base_lr={asked['optim']['base_lr'] / 10:.2g}"
     changes = ",".join(dict.fromkeys(["optim.base_lr", *asked["resume_changes"]]))
+    if repeats > 1:
+        return f"repeats must not differ in their learning rate: begin all again with {lower}, or optim.clip_norm or a longer warm-up, and another run_dir"
     known = commits(run_dir)
     usable = next((commit for commit in known if commit.step <= step), None)
     if usable:

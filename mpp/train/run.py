@@ -1,7 +1,7 @@
 """A training run: what every training program does in the same order, once.
 
     run = Run(...)              the newest commit, and whether this start may go on from it; every refusal that needs no other process
-    run.join()                  the run folder is this run's alone; the processes meet, and agree on one whole commit
+    run.join()                  the run folder is this run's alone; the processes meet, unless they have, and agree on one whole commit
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
     for step in run.steps(stream):
@@ -10,16 +10,18 @@
         step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next
         if step.shown: run.log(step, ...)
         if step.commits: run.save(step, ...)
+    run.close()                 where another run follows in the same process
 
 A step's samples, its learning rate and its noise belong to its number, so a resumed run does what an uninterrupted one does.
 """
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TextIO, cast
 
 import torch
 import torch.distributed as dist
@@ -47,7 +49,7 @@ from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, peak_rate
 from mpp.train.signals import StopRequest
 from mpp.watch import watch
-from mpp.world import World, from_first
+from mpp.world import World, from_first, together
 
 
 class _Data(Protocol):
@@ -85,6 +87,16 @@ class TrainingConfig(RunConfig, Protocol):
     def model_dump(self, *, mode: str = ...) -> dict[str, Any]: ...
 
 
+def meet(run_dir: Path, system: SystemConfig, hold: Callable[[], TextIO]) -> tuple[World, TextIO | None]:
+    """Collective: the folder is made, and held by rank 0 for as long as the file that is returned stays open; then the processes meet.
+
+    Raises UserError where another run holds it, and where the processes cannot meet.
+    """
+    make_folder(run_dir, "run_dir")
+    lock = hold() if os.environ.get("RANK", "0") == "0" else None
+    return start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir), lock
+
+
 class Run:
     """Before `join` there are `commit` and `course`; after it `world`; after `begin` `engine`, `bad` (samples) and `first_step`."""
 
@@ -99,27 +111,35 @@ class Run:
         steps_of: Callable[[Mapping[str, Any]], int],
         depends_on: dict[str, str],
         what: str,
+        repeats: int = 1,
     ):
         """program, argv: as the command line is noted.  schedule: the learning rate's, in samples.  steps_of: a commit's optim section -> its total steps.
-        depends_on: sha256 of each thing that must not change under a run, and what messages call it.  Raises UserError for what cannot go on."""
+        depends_on: sha256 of each thing that must not change under a run, and what messages call it.  repeats: of which this run is one.
+        Raises UserError for what cannot go on."""
         self.program, self.argv, self.config, self.run_dir, self.plan, self.schedule = program, argv, config, run_dir, plan, schedule
         self.global_batch = plan.samples * plan.views
         self.total_steps = schedule.total_samples // self.global_batch
         self._course_from = lambda commit: course_of(commit, config, self.total_steps, steps_of, depends_on, what)
-        self._depends_on = depends_on
+        self._depends_on, self.repeats = depends_on, repeats
         self.commit: Commit | None = find_commit(run_dir, config.resume)
         self.course: Course = self._course_from(self.commit)
         self.board: Board | None = None
         self.average: WeightAverage | None = None
         self.bad_samples = 0
+        self.stop: StopRequest | None = None  # from the first step on
 
-    def join(self) -> None:
-        """Collective.  Raises UserError where another run holds the folder, and where the processes cannot agree."""
-        make_folder(self.run_dir, "run_dir")
-        if os.environ.get("RANK", "0") == "0":
-            self._lock = hold_run_folder(self.run_dir, self.config.resume, self.commit)  # held until this process ends
-        system = self.config.system
-        self.world: World = start_distributed(system.patience_seconds, system.patience_slow_seconds, self.run_dir)
+    def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
+        """Collective.  world, stop: of a run before this one in the same processes.  Raises UserError where another run holds the folder, and where
+        the processes cannot agree."""
+        hold = lambda: hold_run_folder(self.run_dir, self.config.resume, self.commit)  # until `close`, or this process ends
+        self.world: World
+        if world is None:
+            self.world, self._lock = meet(self.run_dir, self.config.system, hold)
+        else:
+            self.world, self.stop = world, stop
+            watch.moved("starting", step=0, slow=True)
+            together(world, lambda: make_folder(self.run_dir, "run_dir"))
+            self._lock = together(world, lambda: hold() if world.first else None)
         self.commit = settle(self.run_dir, self.config.resume, self.commit, self.world)
         self.course = self._course_from(self.commit)
 
@@ -183,7 +203,7 @@ class Run:
 
     def steps(self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None) -> Iterator["Step"]:
         """One after the other, from the commit's to the last, or to the one in which somebody asked to stop.  views: of each sample in a batch."""
-        self._stop = StopRequest()
+        self.stop = self.stop or StopRequest()
         self._stream, self._views, self._sample_log = stream, views, sample_log
         self._began = self._last_save = time.perf_counter()
         self._busy, self._waited, self._logged_step = 0.0, 0.0, self.first_step
@@ -222,6 +242,19 @@ class Run:
             prune(self.run_dir, self.config.checkpoint.keep)
         return self.commit
 
+    def close(self) -> None:
+        """The folder is let go, and what the run held in memory is given back; `commit` and `course` stay."""
+        if self._lock:
+            self._lock.close()
+        if hasattr(self, "engine"):
+            self.engine.close()
+            del self.engine
+        self.average = self.board = self._lock = None
+        self._stream = iter(())
+        gc.collect()  # models and optimisers refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
 
 class Step:
     """number: steps done when this one is.  After `update`: norm, stopping, and what is due (logs, shown, commits)."""
@@ -249,7 +282,8 @@ class Step:
 
     def update(self) -> None:
         """Collective.  Raises UserError, on all ranks, where the gradient is not finite and where too many samples were bad."""
-        run, checkpoint = self.run, self.run.config.checkpoint
+        run, checkpoint, stop = self.run, self.run.config.checkpoint, self.run.stop
+        assert stop is not None  # since `steps`
         self.norm = run.engine.update(self.rate)
         if run.average:
             run.average.update(run.engine, self.number)
@@ -257,12 +291,12 @@ class Step:
         # The one wait for the device in a step: what every rank must decide alike.
         minutes = (time.perf_counter() - run._last_save) / 60
         save_due = run.world.first and checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes
-        broken, stopping, save_now, bad = shared_sum([~torch.isfinite(self.norm), run._stop.requested, save_due, self._bad], run.world)
+        broken, stopping, save_now, bad = shared_sum([~torch.isfinite(self.norm), stop.requested, save_due, self._bad], run.world)
         run._busy += time.perf_counter() - self._began
         if broken:
             raise UserError(
                 f"the gradient norm of step {self.number} is not finite (learning rate {self.rate:.3g}); "
-                f"{way_out(run.run_dir, run.config.model_dump(), self.number - 2)}"
+                f"{way_out(run.run_dir, run.config.model_dump(), self.number - 2, run.repeats)}"
             )
         run.bad_samples += bad
         run.bad.stop_beyond(run.bad_samples, self.samples_seen // run._views, run.config.data.max_bad_fraction)

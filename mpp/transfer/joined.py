@@ -70,7 +70,7 @@ class Cell:
             known |= {f"optim.{key}": (config.get("optim") or {}).get(key) for key in ("epochs", "steps")}
             return known | _flat({key: value for key, value in config.items() if key not in OWN})
         if self.column == ALWAYS:
-            return {"train": known["train"]}
+            return {}
         spec = ((about["rows"][self.row].get("about") or {}).get("feature_spec")) or {}
         known |= {key: config.get(key) for key in ("holdout_fraction", "widen")}
         known |= {f"features.{key}": spec.get(key) for key in ("resolution", "crop", "precision")}

@@ -77,16 +77,15 @@ class Line:
     answers: dict[str, Answers] = field(default_factory=dict)  # by column, [S, T, m]
 
 
-def majority(labels: np.ndarray, truth: Tensor, classes: Sequence[str]) -> Line:
-    """Always naming the class that most of the labels to learn from have (the first of several): what every figure is to be read beside.
+def majority(truth: Tensor, classes: Sequence[str]) -> Line:
+    """Always naming the largest class of the images that figures are on (the first of several): no constant answer is more often right, so every
+    figure is to be read beside it.
 
-    labels: integers [n]; truth: int64 [m].
+    truth: int64 [m].
     """
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = torch.bincount(truth, minlength=len(classes))
     named = int(counts.argmax())
-    share = float(counts[named] / len(labels))
-    given = Answers(torch.full_like(truth, named), torch.full(truth.shape, share))
-    about = {"class": classes[named], "share_of_labels": share, "share_of_images": float((truth == named).double().mean())}
-    found = figures(given.predicted, truth, len(classes), given.confidence) | {"labels": len(labels)}
+    given = Answers(torch.full_like(truth, named), torch.full(truth.shape, int(counts[named]) / len(truth)))
+    found = figures(given.predicted, truth, len(classes), given.confidence)
     found |= {key: None for key in ("balanced_ci95", "auroc_ci95")}  # which are 1 / C and 1 / 2 on any images
-    return Line(about, {ALWAYS: found}, {ALWAYS: given})
+    return Line({"class": classes[named]}, {ALWAYS: found}, {ALWAYS: given})

@@ -7,7 +7,7 @@ import pytest
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError
-from mpp.finetuning import clock_of
+from mpp.finetune_job import clock_of, config_of_repeat
 from mpp.train.schedule import learning_rate
 from mpp.transfer.features import FeatureConfig
 
@@ -68,6 +68,9 @@ def test_what_cannot_be_is_refused_with_a_remedy():
     assert "augment.rand_augment=null" in refused("system.images=device")
     assert "give one of the two" in refused("data.holdout_fraction=0")
     assert "give one" in refused("data.label_fraction=0.1", "data.labels_per_class=5")
+    assert "resume=8 would make the repeats=2 differ" in refused("resume=8", "repeats=2")
+    assert "resume_changes=optim.base_lr would make" in refused("resume_changes=optim.base_lr", "repeats=2")
+    assert "must stay below 2^63" in refused(f"seed={2**63 - 2}", "repeats=3")
     assert "pooling=mean" in refused("model={norm: pooled, pooling: cls}")
     assert "'augment.mixup'" in refused("augment.mixpu=1")
     assert load(FinetuneConfig, None, ["model.resolution=[64, 96]"]).model.resolution == (64, 96)
@@ -78,3 +81,14 @@ def test_what_cannot_be_is_refused_with_a_remedy():
 def test_a_resumed_run_may_change_what_only_changes_speed_or_where_it_is_measured():
     names = FinetuneConfig().that_changes_results().keys()
     assert names == {"seed", "init", "encoder", "train", "model", "augment", "optim", "data"}
+
+
+def test_a_repeat_is_asked_for_as_a_run_alone_with_a_seed_of_its_own_and_the_holdout_of_all():
+    words = ["seed=7", "repeats=3", "resume=must", "optim.epochs=2", "data.labels_per_class=5"]
+    config = load(FinetuneConfig, None, words)
+    alone = load(
+        FinetuneConfig, None, ["seed=9", "data.holdout_seed=7", "run_dir=RUN/repeat-2", "optim.epochs=2", "data.labels_per_class=5"]
+    )
+    assert config_of_repeat(config, 2, Path("RUN/repeat-2")) == alone
+    held = load(FinetuneConfig, None, [*words, "data.holdout_seed=1"])
+    assert config_of_repeat(held, 2, Path("RUN/repeat-2")).data.holdout_seed == 1

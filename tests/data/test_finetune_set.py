@@ -53,3 +53,17 @@ def test_without_mixing_or_colours_there_are_none(tiny_shards, make_shards, tmp_
     ).training
     assert (plain.mixing, plain.recolour, plain.erasing) == (None, None, 0.0)
     assert opened(tiny_shards, tmp_path / "test").training.recolour is not None
+
+
+def test_another_draw_takes_other_labels_and_holds_out_the_same(tiny_shards, make_shards, tmp_path):
+    words = ["data.holdout_fraction=0.3", "data.labels_per_class=3"]
+    sets = opened(tiny_shards, make_shards(tmp_path / "test", [8]), *words)
+    few = functools.partial(few_labels, per_class=3)
+    again, other = sets.redrawn(4, functools.partial(few, seed=4)), sets.redrawn(5, functools.partial(few, seed=5))
+    assert np.array_equal(again.training.ids, sets.training.ids) and again.training.seed == 4
+    assert not np.array_equal(other.training.ids, sets.training.ids) and other.training.seed == 5
+    assert np.bincount(other.labels).tolist() == [3, 3, 3, 3]
+    assert not set(other.training.ids) & set(sets.holdout.ids)
+    assert other.holdout is sets.holdout and other.test is sets.test
+    alone = opened(tiny_shards, tmp_path / "test", *words, "data.holdout_fraction=0")
+    assert len(alone.redrawn(4, functools.partial(few, seed=4)).training.ids) == 12

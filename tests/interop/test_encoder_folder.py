@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import timm
@@ -10,8 +11,9 @@ from mpp.errors import CheckpointError
 from mpp.interop.encoder_folder import PREFIX, fault_of, write_encoder
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.encoder import Encoder, build_encoder
+from mpp.pretraining import export_encoder
 from mpp.recipe.model import build_model
-from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
+from mpp.train.commit import checkpoint_folder, find_commit, read_config, sha256_of, write_commit
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -108,17 +110,23 @@ def test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it(tmp_path):
             read_encoder(source)
 
 
-def commit_of(run_dir, step: int, seed: int) -> PretrainConfig:
+def commit_of(run, step: int, seed: int, **other) -> PretrainConfig:
     from safetensors.torch import save_file
 
-    config = PretrainConfig.model_validate({"seed": seed, "model": TINY, "data": {"mean": MEAN, "std": STD}})
+    config = PretrainConfig.model_validate({"seed": seed, "model": TINY, "data": {"mean": MEAN, "std": STD}, **other})
     model = build_model(config)
-    folder = checkpoint_folder(run_dir, step)
+    folder = checkpoint_folder(run, step)
     folder.mkdir(parents=True)
     path = folder / "rank00000.safetensors"
     save_file({f"weight/{name}": value.detach().contiguous() for name, value in model.named_parameters()}, str(path))
     facts = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
-    record = {"step": step, "samples_seen": step * 4096, "files": facts, "config": config.model_dump(mode="json")}
+    record = {
+        "step": step,
+        "samples_seen": step * 4096,
+        "files": facts,
+        "config": config.model_dump(mode="json"),
+        "manifests": {"data": "1"},
+    }
     write_commit(folder, record)
     return config
 
@@ -171,3 +179,28 @@ def test_weights_of_another_size_are_refused(tmp_path):
     without_seal(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="do not fit"):
         read_encoder(tmp_path / "encoder")
+
+
+def test_seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies(tmp_path):
+    said = {}
+    others = {"longer": {"optim": {"total_samples": 8 * 4096, "warmup_samples": 0}}, "bigger": {"mask": {"name": "random", "ratio": 0.6}}}
+    places = {"run_dir": "elsewhere", "system": {"workers": 3}, "log": {"every_steps": 7}, "checkpoint": {"keep": 5}}
+    for name, seed, more in [("a", 1, {}), ("b", 2, {}), ("moved", 1, places), *((name, 1, more) for name, more in others.items())]:
+        commit_of(tmp_path / name, 1, seed=seed, **more)
+        said[name] = read_encoder(tmp_path / name).pretraining
+    recipes = {name: each["recipe"] for name, each in said.items()}
+    assert recipes["a"] == recipes["b"] == recipes["moved"] and len(set(recipes.values())) == 1 + len(others)
+    assert [(said[name]["seed"], said[name]["samples_seen"]) for name in "ab"] == [(1, 4096), (2, 4096)]
+
+    commit = find_commit(tmp_path / "a", "auto")
+    export_encoder(tmp_path / "a", commit, read_config(commit))
+    assert read_encoder(tmp_path / "a/encoder").pretraining == said["a"]
+    shutil.copytree(tmp_path / "a/encoder", tmp_path / "alone")
+    assert read_encoder(tmp_path / "alone").pretraining == said["a"]
+    config, encoder = read_config(commit), build_encoder(read_config(commit).model, seed=5)
+    write_encoder(
+        tmp_path / "b/encoder", encoder.vit.state_dict(), config.model, MEAN, STD, "older", find_commit(tmp_path / "b", "auto").seal
+    )
+    assert read_encoder(tmp_path / "b/encoder").pretraining == said["b"]  # of the run it lies in, by its commit
+    assert exported(tmp_path / "c/encoder") and read_encoder(tmp_path / "c/encoder").pretraining is None
+    assert read_encoder("timm:vit_tiny_patch16_224@random", quiet=True).pretraining is None

@@ -11,6 +11,9 @@ HAND = "tests/pipeline/test_finetune_by_hand.py::test_"
 SET = "tests/data/test_finetune_set.py::test_"
 CONFIG = "tests/config/test_finetune.py::test_"
 FIELDS = "tests/pipeline/test_finetune_fields.py::test_"
+REPEATS = "tests/pipeline/test_finetune_repeats.py::test_"
+FIGURES = "tests/pipeline/test_finetune_figures.py::test_"
+FOLDER = "tests/interop/test_encoder_folder.py::test_"
 
 ROWS = [
     # What a step sees.
@@ -130,7 +133,7 @@ ROWS = [
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        "from scratch keeps the encoder", "mpp/finetuning.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else loaded.net", "loaded.net",
+        "from scratch keeps the encoder", "mpp/finetuning.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
         HAND + "from_scratch_nothing_of_the_encoder_is_left",
     ),
     Row(
@@ -207,14 +210,14 @@ ROWS = [
         HAND + "every_look_at_the_holdout_from_scratch",
     ),
     Row(
-        "the hold-out has one size whatever is asked for", "mpp/finetuning.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "the hold-out has one size whatever is asked for", "mpp/finetune_job.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
-        "a share of the labels is all of them", "mpp/finetuning.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
+        "a share of the labels is all of them", "mpp/finetune_job.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
         HAND + "the_results_count_what_was_seen[adamw-job0-pretrained]",
     ),
     Row(
-        "few labels of a class are all of them", "mpp/finetuning.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "few labels of a class are all of them", "mpp/finetune_job.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
         'samples seen are the images there are', 'mpp/finetuning.py',
@@ -223,9 +226,9 @@ ROWS = [
         HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     # What was asked for arrives.
-    Row("the cosine ends at nothing", "mpp/finetuning.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
-    Row("the rate is not scaled with the batch", "mpp/finetuning.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
-    Row("the warm-up is always in epochs", "mpp/finetuning.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the cosine ends at nothing", "mpp/finetune_job.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the rate is not scaled with the batch", "mpp/finetune_job.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the warm-up is always in epochs", "mpp/finetune_job.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
     Row(
         "fine-tuning has AdamW's usual betas", "mpp/train/optim.py", "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, ",
         "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, ", DECAY + "each_optimiser_has_the_numbers_that_were_asked_for",
@@ -295,5 +298,90 @@ ROWS = [
         'measured(tuned, sets.test, names=[chosen])',
         'measured(tuned, sets.test)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
+    ),
+    # Repeats.
+    Plant(
+        "all repeats draw the same labels", "mpp.data.finetune_set:FinetuneSet.redrawn",
+        "lambda self, seed, few_labels: replace(self, training=replace(self.training, seed=seed))",
+        SET + "another_draw_takes_other_labels_and_holds_out_the_same " + REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
+    ),
+    Plant(
+        "each repeat holds out other images", "mpp.finetune_job:repeat_of",
+        "lambda job, number: real(__import__('dataclasses').replace(job, sets=open_job(config_of_repeat(job.config, number, job.run_dir).model_copy("
+        "update={'data': job.config.data}), job.run_dir, job.argv).sets), number) if number else real(job, number)",
+        REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
+    ),
+    Plant(
+        "a repeat alone would hold out other images", "mpp.finetune_job:config_of_repeat",
+        "lambda config, number, run_dir: real(config, number, run_dir).model_copy(update={'data': config.data})",
+        CONFIG + "a_repeat_is_asked_for_as_a_run_alone_with_a_seed_of_its_own_and_the_holdout_of_all",
+    ),
+    Row(
+        "all repeats begin with the same head", "mpp/finetuning.py", "build = lambda repeat: classifier_of(repeat.config,", "build = lambda repeat: classifier_of(job.config,",
+        REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
+    ),
+    Plant(
+        "a repeat that has finished is done again", "mpp.finetune_job:is_measured", "lambda repeat, seal: False",
+        REPEATS + "more_repeats_are_added_to_those_that_have_finished_which_are_left_alone",
+    ),
+    Plant(
+        "results chosen by another metric count as measured", "mpp.finetune_job:_measures_alike", "lambda found, job: True",
+        REPEATS + "another_metric_chooses_anew_from_what_was_trained",
+    ),
+    Plant(
+        "each repeat reads the test split anew", "mpp.finetune_job:Job.read_test", "lambda self, world: (setattr(self, 'reads', 0), real(self, world))[1]",
+        REPEATS + "the_test_split_is_read_once_for_all_repeats",
+    ),
+    Plant(
+        "the joint result holds the first repeat alone", "mpp.finetune_report:side_by_side", "lambda folders, row, probe: real([folders[0]] * len(folders), row, probe)",
+        REPEATS + "the_one_result_joins_the_repeats_draws_by_images",
+    ),
+    Row(
+        "repeats are listed beside the joint result", "mpp/transfer/repeats.py", 'MEASURED = "measured.json"', 'MEASURED = "results.json"',
+        REPEATS + "the_one_result_joins_the_repeats_draws_by_images",
+    ),
+    Plant(
+        "the encoder of a series is the first repeat's", "mpp.finetune_report:best_repeat", "lambda found, metric: 0",
+        FIGURES + "the_best_repeat_is_the_first_of_the_best_on_the_holdout_by_the_metric",
+    ),
+    Plant(
+        "a series is extended in part", "mpp.finetune_job:refuse_unlike", "lambda repeats: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
+    ),
+    Plant(
+        "a repeat that was measured is left out", "mpp.finetune_job:refuse_other_layout", "lambda config, run_dir: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
+    ),
+    Row(
+        "repeats of other rates are a way out", "mpp/train/resume.py", "    if repeats > 1:\n", "    if repeats > 9:\n",
+        "tests/train/test_course.py::test_the_way_out_leads_to_the_newest_commit_that_can_be_gone_on_from",
+    ),
+    # Unequal classes.
+    Plant(
+        "every choice is by top-1", "mpp.train.classify:Predictions.figure", "lambda self, metric: self.accuracy",
+        STEP + "balanced_accuracy_is_scikit_learns_over_the_classes_that_have_images",
+    ),
+    Row(
+        "class weights are those of a micro-batch", "mpp/train/classify.py", "parts if weight is None else parts * weight)", "parts if weight is None else parts * weight / weight.mean())",
+        STEP + "the_loss_is_torchs_weighted_or_not_on_soft_and_on_mixed_targets",
+    ),
+    Row(
+        "a class without labels counts in the weights", "mpp/train/classify.py", "(counts > 0).sum())", "classes)",
+        STEP + "balanced_weights_are_scikit_learns_and_those_of_a_class_without_labels_are_0",
+    ),
+    Row(
+        "class weights are of labels that are not trained on", "mpp/finetuning.py", "balanced_weights(sets.labels,", "balanced_weights(sets.training.labels,",
+        FIELDS + "a_field_changes_what_it_is_said_to_change_and_nothing_else[optim.class_weight]",
+    ),
+    Row(
+        "a top-1 below the largest class passes unnoticed", "mpp/transfer/rows.py", "named = int(counts.argmax())", "named = int(counts.argmin())",
+        FIGURES + "a_top_1_below_the_largest_class_cannot_pass_unnoticed",
+    ),
+    # What an encoder's own pretraining was.
+    Row(
+        "each seed is a recipe of its own", "mpp/interop/pretraining.py", '    del known["seed"]\n', "",
+        FOLDER + "seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies",
+    ),
+    Row(
+        "an encoder that was moved forgets its pretraining", "mpp/pretraining.py", "commit.seal, pretraining_of(commit))", "commit.seal)",
+        FOLDER + "seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies",
     ),
 ]  # fmt: skip

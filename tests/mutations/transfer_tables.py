@@ -207,7 +207,7 @@ ROWS = [
     ),
     Row(
         "fine-tuning compares with all of train, also what it left out",
-        "mpp/finetuning.py",
+        "mpp/finetune_report.py",
         "np.union1d(trained, held), encoders",
         "np.arange(len(train)), encoders",
         "tests/pipeline/test_finetune.py::test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once",

@@ -89,8 +89,10 @@ def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupte
     assert all((run / picture).read_bytes().startswith(b"\x89PNG") for picture in found["pictures"])
     assert np.array_equal(predictions["truth"], ShardSet.open(shards).labels[held])
     assert {name: (value.dtype, value.shape) for name, value in predictions.items()} == {
-        "fine-tuned/finetune/predicted": (np.int64, (12,)),
-        "fine-tuned/finetune/confidence": (np.float32, (12,)),
+        "fine-tuned/finetune/predicted": (np.int32, (1, 1, 12)),
+        "fine-tuned/finetune/confidence": (np.float32, (1, 1, 12)),
+        "majority class/always/predicted": (np.int32, (1, 1, 12)),
+        "majority class/always/confidence": (np.float32, (1, 1, 12)),
         "truth": (np.int64, (12,)),
         "samples": (np.int64, (12,)),
     }
@@ -142,14 +144,14 @@ def test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once(
     first = next(iter(metrics(run).values()))
     assert first["train/loss"] == pytest.approx(np.log(2), abs=1e-6)  # a zero head
     found = json.loads((run / "results.json").read_text())
-    assert (found["reported_on"], found["test_reads"], list(found["rows"])) == ("test", 1, ["from scratch"])
+    assert (found["reported_on"], found["test_reads"], list(found["rows"])) == ("test", 1, ["majority class", "from scratch"])
     # Images have their key's pixels, so those of the test split are the first of train; 12 of these and the hold-out were used.
     kept, held = hold_out(ShardSet.open(train).labels, 0.25, 0, CHOOSE)
     used = {*kept[few_labels(ShardSet.open(train).labels[kept], 0, per_class=6)].tolist(), *held.tolist()}
     shared = [sample in used for sample in range(17)]
     assert (found["overlap"]["train"], found["overlap"]["images"], found["overlap"]["encoders"]) == (sum(shared), 17, [])
     answers = load_file(run / "predictions.safetensors")
-    right = (answers["from scratch/finetune/predicted"] == answers["truth"])[~np.array(shared)]
+    right = (answers["from scratch/finetune/predicted"][0, 0] == answers["truth"])[~np.array(shared)]
     assert found["overlap"]["without"]["from scratch"]["finetune"]["accuracy"] == pytest.approx(right.mean())
     assert f"overlap {sum(shared)} of 17 test images are also in train, byte for byte" in finished.out
     assert len((run / "test_reads.jsonl").read_text().splitlines()) == 1

@@ -60,6 +60,7 @@ TABLE = {
     "ledger": Row("mine/reads", says=r"have been read 1 time, for 1 folder \(ledger mine/reads\)"),
     "run_dir": Row("elsewhere"),
     "seed": Row(5, FROM_THE_START),
+    "metric": Row("balanced_accuracy", maybe={"test", "weights"}, says="by balanced accuracy"),
     "resume": Row("must", says="refused: .*holds no commit"),
     "resume_changes": Row("optim.name", says="refused: .*only keys of optim can"),
     "system.gradient_precision": Row("bf16", {"norm"}, maybe=AFTER_GRADIENT - {"norm"}),
@@ -93,8 +94,10 @@ TABLE = {
     "optim.warmup_epochs": Row(0.6, {"weights", "average", "holdout", "test", "rate"}, IN_EPOCHS),
     "optim.steps": Row(7, AFTER_STEPS | {"rate", "counts", "checkpoints"}, becomes={"counts": (41, 13, 12, 56)}),
     "optim.warmup_steps": Row(2, AFTER_STEPS | {"rate"}),
+    "optim.class_weight": Row("balanced", AFTER_GRADIENT, says="the loss weighs classes: ant 0.7.., bee 1.05, cat 1.3."),
     "optim.ema": Row("null", {"average", "look", "holdout"}, maybe={"test"}),
     "data.holdout_fraction": Row(0.4, AFTER_GRADIENT | {"counts"}, becomes={"counts": (32, 22, 12, 48)}),
+    "data.holdout_seed": Row(3, AFTER_GRADIENT),
     "data.label_fraction": Row(0.5, AFTER_GRADIENT | {"counts"}, becomes={"counts": (20, 13, 12, 48)}),
     "data.labels_per_class": Row(6, AFTER_GRADIENT | {"counts"}, becomes={"counts": (18, 13, 12, 48)}),
     "data.global_batch": Row(10, AFTER_GRADIENT | {"rate", "peak", "counts"}, becomes={"peak": 0.03125, "counts": (41, 13, 12, 60)}),
@@ -120,6 +123,7 @@ TABLE = {
 }
 
 ELSEWHERE = {
+    "repeats": "tests/pipeline/test_finetune_repeats.py",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
 }
@@ -163,7 +167,7 @@ def seen(run: Path) -> dict:
     written, found = metrics(run), results(run)
     kept = checkpoints(run)
     of = lambda step, kind: {name: tensor for name, tensor in tensors(run, step).items() if name.startswith(kind)}
-    (row,) = found["rows"].items()
+    _, row = found["rows"].items()
     return {
         "start": of(1, "weight/") if 1 in kept else None,
         "loss": written[1].get("train/loss") if 1 in written else None,

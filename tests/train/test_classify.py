@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from mpp.data.augment import Centre
@@ -13,9 +15,10 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.model.classifier import soft_targets
 from mpp.train import classify
 from mpp.train.average import WeightAverage, short_at_first
-from mpp.train.classify import inputs_and_targets, measure
+from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure
 from mpp.world import World
 
 HALF = (0.5, 0.5, 0.5)
@@ -129,3 +132,34 @@ def test_the_average_follows_its_formula_and_starts_with_a_short_memory():
     assert torch.allclose(average.net.weight, wanted)
     assert average.tensors().keys() == {"ema/weight"}
     assert average.net.weight.dtype == torch.float32 and not average.net.weight.requires_grad
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 3.0, 1.25])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_torchs_weighted_or_not_on_soft_and_on_mixed_targets(weight, smoothing):
+    draws = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(6, 3, generator=draws), torch.tensor([0, 1, 2, 2, 1, 0])
+    for share in (None, torch.tensor([0.3, 0.3, 1.0, 1.0, 0.6, 0.6])):
+        targets = soft_targets(labels, 3, smoothing, share)
+        theirs = nn.functional.cross_entropy(logits, targets, weight, reduction="none")
+        torch.testing.assert_close(cross_entropy(logits, targets, weight), theirs, rtol=1e-6, atol=1e-6)
+        mean = nn.functional.cross_entropy(logits, targets, weight)
+        torch.testing.assert_close(cross_entropy(logits, targets, weight).mean(), mean, rtol=1e-6, atol=1e-6)
+    hard = nn.functional.cross_entropy(logits, labels, weight, reduction="none")  # class numbers: before torch divides by their weights
+    torch.testing.assert_close(cross_entropy(logits, soft_targets(labels, 3, 0.0), weight), hard, rtol=1e-6, atol=1e-6)
+
+
+def test_balanced_weights_are_scikit_learns_and_those_of_a_class_without_labels_are_0():
+    labels = np.array([0] * 66 + [1] * 33 + [2], np.int32)
+    theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert balanced_weights(labels, 3).tolist() == pytest.approx(theirs.tolist(), rel=1e-6)
+    assert balanced_weights(labels, 4).tolist() == pytest.approx([*theirs.tolist(), 0.0], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains")
+def test_balanced_accuracy_is_scikit_learns_over_the_classes_that_have_images():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.choice([0, 1, 3], 90, p=[0.7, 0.25, 0.05]), rng.choice(5, 90)
+    found = Predictions(predicted, np.ones(90, np.float32), truth, 0.0, "")
+    assert found.figure("balanced_accuracy") == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert found.figure("accuracy") == (truth == predicted).mean() != found.figure("balanced_accuracy")
