@@ -109,7 +109,7 @@ def shots_of(p: Problem) -> np.ndarray:
 
 def ours_shots(p: Problem) -> np.ndarray:
     rows = shots_of(p)
-    return few_shot.fit(p.x[rows], p.y[rows], p.classes, [L2], CPU).predict(p.asked).numpy()
+    return few_shot.fit(p.x[rows], p.y[rows], p.classes, [L2], CPU).predict(p.asked)[0].numpy()
 
 
 def big_vision_shots(p: Problem) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from tqdm import tqdm
 
 import mpp
 from mpp import text
@@ -36,7 +37,7 @@ from mpp.transfer.ledger import Reads, log_test_read
 from mpp.transfer.metrics import difference
 from mpp.transfer.near_duplicates import PICTURE, find_near, sheet
 from mpp.transfer.overlap import Overlap, find_overlap
-from mpp.transfer.probes.contract import Measured, Train
+from mpp.transfer.probes.contract import Measured, Probe, Train
 from mpp.transfer.protocol import AllAnswers, answers_to, choose, report
 from mpp.transfer.results import RESULTS, draw_answers, draw_choices, find_results, write_predictions, write_results
 from mpp.transfer.rows import Line, Row, encoder_row, majority
@@ -235,22 +236,35 @@ def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
     """Collective.  Probes on features are fitted in rank 0, those with the encoder in the loop by all."""
     config, world, splits = job.config, job.world, job.division.splits
     job.about |= {"fit_images": len(splits[0].fit), "holdout_images": len(splits[0].choose), "classes": job.train.classes}
-    for number, split in enumerate(splits):
-        seed = config.seed + number
-        again = f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
-        for name, row in job.rows.items():
-            watch.moved(f"choosing for {name}{again}", slow=True)
-            views = row.views(job.train, job.samples, config.features, seed, world)
-            train = Train(
-                tables[name].features, row.own, job.labels, job.train.classes, split, seed, world.device,
-                config.metric, config.class_weight == "balanced", config.widen, views=views,
-            )  # fmt: skip
-            row.chosen.append([choose(config.cached(), train, row.backbone)] if world.first else [])
-            if world.first:
-                job.say(f"chosen    {name}{again}: {row.chosen[-1][0].summary()}")
-            for probe in config.online() if row.encoder is not None else []:
-                row.chosen[-1].append(choose([probe], train, row.backbone))
-                job.say(f"trained   {name}{again}: {row.chosen[-1][-1].fitted[probe.key].summary()}")
+    shown = config.cached() + config.online()
+    with tqdm(total=len(splits) * len(job.rows) * len(shown), leave=False, disable=None if world.first else True) as bar:
+
+        def say(line: str) -> None:
+            bar.clear()
+            job.say(line)
+
+        for number, split in enumerate(splits):
+            seed = config.seed + number
+            again = f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
+            for name, row in job.rows.items():
+                watch.moved(f"choosing for {name}{again}", slow=True)
+                views = row.views(job.train, job.samples, config.features, seed, world)
+                train = Train(
+                    tables[name].features, row.own, job.labels, job.train.classes, split, seed, world.device,
+                    config.metric, config.class_weight == "balanced", config.widen, views=views,
+                )  # fmt: skip
+                told = partial(_tell, bar, f"{name}{again}")
+                row.chosen.append([choose(config.cached(), train, row.backbone, told)] if world.first else [])
+                if world.first:
+                    say(f"chosen    {name}{again}: {row.chosen[-1][0].summary()}")
+                for probe in config.online() if row.encoder is not None else []:
+                    row.chosen[-1].append(choose([probe], train, row.backbone, told))
+                    say(f"trained   {name}{again}: {row.chosen[-1][-1].fitted[probe.key].summary()}")
+
+
+def _tell(bar: tqdm, name: str, probe: Probe) -> None:
+    bar.set_description(f"{name}: {probe.title}")
+    bar.update()
 
 
 def spread_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:

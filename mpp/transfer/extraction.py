@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import Batch, CropDataset
@@ -220,16 +221,21 @@ def _write_rows(
     files = {name: (places[name] / "features.npy").open("r+b") for name in extractors}
     starts = {name: os.fstat(file.fileno()).st_size - 4 * count * extractors[name].layout.width for name, file in files.items()}
     try:
-        for batch in read(crops, own_rows(count, config.batch, world), config, world):
-            rows, images = batch["position"].numpy(), batch["image"].to(world.device, non_blocking=True)
-            for name, extractor in extractors.items():
-                values = extractor(images)
-                if not bool(torch.isfinite(values).all()):
-                    raise CheckpointError(
-                        f"{name}: the encoder gives features that are not finite; its training diverged, take an earlier checkpoint"
-                    )
-                _write_at(files[name].fileno(), values.float().cpu().contiguous().numpy(), starts[name], rows)
-            written[rows] += 1
+        mine = own_rows(count, config.batch, world)
+        with tqdm(
+            desc="features", total=sum(map(len, mine)), unit="img", leave=False, disable=None if world.first else True, delay=1
+        ) as bar:
+            for batch in read(crops, mine, config, world):
+                rows, images = batch["position"].numpy(), batch["image"].to(world.device, non_blocking=True)
+                for name, extractor in extractors.items():
+                    values = extractor(images)
+                    if not bool(torch.isfinite(values).all()):
+                        raise CheckpointError(
+                            f"{name}: the encoder gives features that are not finite; its training diverged, take an earlier checkpoint"
+                        )
+                    _write_at(files[name].fileno(), values.float().cpu().contiguous().numpy(), starts[name], rows)
+                written[rows] += 1
+                bar.update(len(rows))
         for file in files.values():
             os.fsync(file.fileno())
     except OSError as error:

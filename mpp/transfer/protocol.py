@@ -5,7 +5,7 @@ A column of the table is named by its probe, or by probe/part where it has sever
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,13 +36,17 @@ def variants_of(probes: Sequence[Probe], own: Variant, backbone: Backbone) -> li
     return list(dict.fromkeys([own, *(variant for probe in probes for variant in probe.variants(own, backbone))]))
 
 
-def choose(probes: Sequence[Probe], train: Train, backbone: Backbone | None = None) -> Chosen:
+def choose(
+    probes: Sequence[Probe], train: Train, backbone: Backbone | None = None, begins: Callable[[Probe], None] = lambda probe: None
+) -> Chosen:
     """Fit every probe on `split.fit`, choose on `split.choose`; what was chosen then gets both.
 
     backbone: what the features are of, for what a probe may choose from; None (raw pixels): from `train.own` alone.
+    begins: is told of each probe before it is fitted.
     """
     fitted, seconds = {}, {}
     for probe in probes:
+        begins(probe)
         began = time.perf_counter()
         variants = [train.own] if backbone is None else probe.variants(train.own, backbone)
         found = probe.fit(replace(train, variants=variants))

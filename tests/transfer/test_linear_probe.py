@@ -183,7 +183,7 @@ def test_protocols_that_augment_stand_in_the_same_table_and_say_that_they_use_no
     results = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}", *quick)
     row, shown = results["rows"]["pretrained"][name], capsys.readouterr().out
     assert row["images"] == 60 and row["cached_features"] is False and "no cached features" in shown
-    assert row["trained_on"] == (120 if name == "mae" else results["fit_images"])  # one learning rate needs no hold-out
+    assert row["labels"] == (120 if name == "mae" else results["fit_images"])  # one learning rate needs no hold-out
     assert {"mae": "MAE linear", "attentive": "attentive"}[name] in shown
 
 

@@ -93,11 +93,13 @@ class OnlineProbe(Probe, ABC):
                 float(train.on_holdout(given.predicted)) for given in views.answers(heads.predict, layers, train.split.choose, self.crop)
             ]
         head = accuracy.index(max(accuracy)) if accuracy else 0
+        rate = sorted(range(len(self.learning_rates)), key=lambda i: self.learning_rates[i]).index(head % len(self.learning_rates))
         about = {
             "chosen": {"head": heads.heads[head]},
             "grid": [{"head": words, "holdout_score": share} for words, share in zip(heads.heads, accuracy, strict=False)],
             "holdout_score": accuracy[head] if accuracy else None,
-            "trained_on": len(rows),
+            "edge": ["learning rate"] if several and len(self.learning_rates) > 1 and rate in (0, len(self.learning_rates) - 1) else [],
+            "labels": len(rows),
             "cached_features": False,
             "augmentation": f"random resized crops, area {self.crop_scale[0]:g} to {self.crop_scale[1]:g}, flips",
             "crop": self.crop,
