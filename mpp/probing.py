@@ -413,6 +413,9 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         results |= compared(job, shown.truth)
         for found in results["verdict"]:
             text.say(f"verdict   {found['words']}")
+        if not config.baselines:
+            text.say("verdict   without raw pixels and random initialisations (baselines=true) nothing is said of pretraining")
+        text.say("          training from scratch is measured by mpp/finetune.py init=random, and laid beside by mpp/results.py")
         answers = {name: line.answers for name, line in job.lines.items()}
         write_predictions(out, answers, shown.truth, shown.ids)
         place = "test" if job.test is not None else "hold-out of train"
