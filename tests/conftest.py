@@ -42,7 +42,6 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]
     folders = (base / str(number) for number in itertools.count())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(next(folders)))
-        patch.setenv("XDG_CACHE_HOME", str(next(folders)))
         yield folders
 
 
