@@ -97,9 +97,10 @@ def join_repeats(job: Job, repeats: Sequence[Repeat]) -> None:
     given, truth, samples = side_by_side(folders, row, FINETUNED)
     loss = math.fsum(each["rows"][row][FINETUNED]["loss"] for each in found) / len(found)
     rows, answers = rows_of(row, given, truth, sets, {"loss": loss})
-    overlap, said = seen_before(config, sets).report(answers, truth, len(sets.classes))
+    seen = seen_before(config, sets)
+    overlap, said = seen.report(answers, truth, len(sets.classes))
     copy_encoder(folders[best] / "encoder", run_dir / "encoder")
-    write_predictions(run_dir, answers, truth, samples.numpy())
+    write_predictions(run_dir, answers, truth, samples.numpy(), seen.train)
     where = f"{found[0]['reported_on']}, the first of {len(repeats)} repeats"
     shown = sets.test or sets.holdout
     assert shown is not None  # one of them was measured

@@ -208,7 +208,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
     assert shown is not None  # one of them was measured
     given, truth = Answers(torch.from_numpy(final.predicted), torch.from_numpy(final.confidence)), torch.from_numpy(final.truth)
     rows, answers = rows_of(tuned.row, given, truth, sets, {"loss": final.loss, "weights": chosen})
-    write_predictions(run.run_dir, answers, truth, shown.ids)
+    write_predictions(run.run_dir, answers, truth, shown.ids, seen.train)
     overlap, overlap_lines = seen.report(answers, truth, len(sets.classes))
     verdict = verdict_of(tuned.row, rows, answers, truth)
     found = {

@@ -417,7 +417,8 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
             text.say("verdict   without raw pixels and random initialisations (baselines=true) nothing is said of pretraining")
         text.say("          training from scratch is measured by mpp/finetune.py init=random, and laid beside by mpp/results.py")
         answers = {name: line.answers for name, line in job.lines.items()}
-        write_predictions(out, answers, shown.truth, shown.ids)
+        assert job.overlap is not None
+        write_predictions(out, answers, shown.truth, shown.ids, job.overlap.train)
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])
         crops = {

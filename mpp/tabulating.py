@@ -16,7 +16,7 @@ from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.monitor import rank
-from mpp.transfer.joined import BASELINES, Line, put_together
+from mpp.transfer.joined import BASELINES, Line, put_together, run_name
 from mpp.transfer.ledger import ledger_path, reads_of
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
@@ -39,7 +39,7 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
         rows = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in lines}
         text.say_lines(format_table(rows, columns, table.results[0].about.get("classes") or []))
         text.say()
-        for remark in [*table.apart, *remarks_on_table(rows, columns), *rank.notes(rows)]:
+        for remark in [*table.apart, *overlaps(table.results, folders), *remarks_on_table(rows, columns), *rank.notes(rows)]:
             text.say(remark)
         made: dict[str, Any] = {
             "on": title,
@@ -106,6 +106,16 @@ def reads_in_words(results: Sequence[Result]) -> str:
     return f"; these test images have been read {text.counted(times, 'time')}, for {text.counted(folders, 'folder')}"
 
 
+def overlaps(results: Sequence[Result], folders: Sequence[str]) -> list[str]:
+    """Of each run, how many images train or the encoder had seen before, and what is not known."""
+    known = {run_name(result.folder, folders): (result.about.get("overlap") or {}).get("words") for result in results}
+    said: dict[str, list[str]] = defaultdict(list)
+    for run, words in known.items():
+        if words:
+            said[words.removeprefix("overlap").strip()].append(run)
+    return [f"overlap   {', '.join(runs)}: {words}" for words, runs in said.items()]
+
+
 def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Of each encoder, or of several seeds of it together, beside each baseline that was measured alike: random initialisation of its own
     architecture, training from scratch, raw pixels, the largest class."""
@@ -128,7 +138,10 @@ def judged(line: Line, other: Line) -> dict[str, Any] | None:
     elif config.get("train_samples") and about.get("repeats", 1) == 1:
         one_draw = f"one draw of {cell.figure.get('labels')} labels: another may say the contrary (repeats=5)"
     only = None if other.kind == MAJORITY else shared
-    return judge(line.judged(shared), other.judged(only), cell.truth, line.metric, one_draw, same_draws(line, other))
+    fresh = cell.fresh & next(iter(other.cells.values())).fresh
+    if not fresh.any():
+        return None
+    return judge(line.judged(fresh, shared), other.judged(fresh, only), cell.truth[fresh], line.metric, one_draw, same_draws(line, other))
 
 
 def same_draws(line: Line, other: Line) -> bool:
@@ -153,7 +166,10 @@ def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
             a, b = ours.said(), theirs.said()
             if a is None or b is None or not torch.equal(*samples):
                 continue  # other images of the same split
-            paired = difference(a.predicted, b.predicted, ours.truth, first.metric, same_draws(first, line))
+            fresh = ours.fresh & theirs.fresh
+            if not fresh.any():
+                continue  # train holds them all
+            paired = difference(a.of(fresh).predicted, b.of(fresh).predicted, ours.truth[fresh], first.metric, same_draws(first, line))
             found.append({"a": first.name, "b": line.name, "probe": column, "labels": ours.figure.get("labels")} | paired)
     return found
 

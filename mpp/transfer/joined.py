@@ -18,7 +18,7 @@ from torch import Tensor
 from mpp.transfer.metrics import Metric, figures
 from mpp.transfer.probes import PROBES
 from mpp.transfer.probes.contract import Answers, stacked
-from mpp.transfer.results import Result
+from mpp.transfer.results import IN_TRAIN, Result
 from mpp.transfer.table import ALWAYS, FINETUNED, MAJORITY, PIXELS, PRETRAINED, RANDOM, SCRATCH, TUNED, Column, by_column
 from mpp.transfer.verdict import Judged, title_of
 
@@ -82,6 +82,12 @@ class Cell:
         """int64 [m]."""
         return self.result.predictions()["truth"]
 
+    @property
+    def fresh(self) -> Tensor:
+        """bool [m]: the images that are not in train, too; of older results all."""
+        found = self.result.predictions()
+        return ~found[IN_TRAIN].bool() if IN_TRAIN in found else torch.ones_like(found["truth"], dtype=torch.bool)
+
     def said(self) -> Answers | None:
         """Its answers to every image; None where they were not kept."""
         return self.answers or self.result.answers(self.row).get(self.column)
@@ -130,10 +136,10 @@ class Line:
         cell = next(iter(self.cells.values()))
         return (cell.result.about["rows"][cell.row].get("about") or {}).get("parameters")
 
-    def judged(self, columns: Sequence[str] | None = None) -> Judged:
-        """columns: those that count; None: all."""
+    def judged(self, fresh: Tensor, columns: Sequence[str] | None = None) -> Judged:
+        """fresh: bool [m], the images that count; columns: likewise, None: all."""
         cells = self.cells if columns is None else {column: self.cells[column] for column in columns}
-        answers = {column: said for column, cell in cells.items() if (said := cell.said()) is not None}
+        answers = {column: said.of(fresh) for column, cell in cells.items() if (said := cell.said()) is not None}
         name = self.kind if self.kind in (*BASELINES, SCRATCH) else self.name
         return Judged(name, {column: cell.figure for column, cell in cells.items()}, answers)
 

@@ -2,7 +2,7 @@
 
 OUT/results.json              figures, choices, FeatureSpec, counts, seeds, seconds, encoder and data identities
 OUT/predictions.safetensors   <row>/<column>/predicted int32 [S, T, m], S seeds of the network, T draws of the labels; confidence, and of two classes
-                              score, float32, where the probe has them; truth, samples int64 [m]
+                              score, float32, where the probe has them; truth, samples int64 [m]; in_train bool [m]
 OUT/*.png                     accuracy by layer, confusions, surest mistakes, reliability, regularisation path
 """
 
@@ -28,15 +28,18 @@ from mpp.transfer.probes.contract import Answers
 from mpp.transfer.table import figures_of
 
 RESULTS, PREDICTIONS = "results.json", "predictions.safetensors"
+IN_TRAIN = "in_train"
 
 
 def write_results(out: Path, results: Mapping[str, Any]) -> None:
     write_atomically(out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
 
 
-def write_predictions(out: Path, answers: Mapping[str, Mapping[str, Answers]], truth: Tensor, samples: np.ndarray) -> None:
-    """answers: row -> column -> answers to the same m images; truth, samples: integers [m]."""
-    tensors = {"truth": truth.long(), "samples": torch.from_numpy(samples.astype(np.int64))}
+def write_predictions(
+    out: Path, answers: Mapping[str, Mapping[str, Answers]], truth: Tensor, samples: np.ndarray, in_train: np.ndarray
+) -> None:
+    """answers: row -> column -> answers to the same m images; truth, samples: integers [m]; in_train: bool [m], the images that train holds, too."""
+    tensors = {"truth": truth.long(), "samples": torch.from_numpy(samples.astype(np.int64)), IN_TRAIN: torch.from_numpy(in_train)}
     for row, columns in answers.items():
         for column, given in columns.items():
             for name, part in given.parts().items():

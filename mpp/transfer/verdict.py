@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mpp.transfer.metrics import IMAGES, Metric, difference
+from mpp.transfer.metrics import IMAGES, Metric, difference, share_right
 from mpp.transfer.probes import PROBES
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.table import ALWAYS, FINETUNED, MAJORITY, PIXELS, PRETRAINED, RANDOM, SCRATCH, TUNED
@@ -58,15 +58,16 @@ def judge(
     compared = lambda by: difference(a, b, truth, by, same_draws=same_draws, new_seed=theirs.name == RANDOM)
     found, contrary = compared(metric), compared(OTHER[metric])
     outcome, why = _outcome(ours, theirs, found, contrary, one_draw)
+    share = lambda judged, column: float(share_right(judged.answers[column].predicted, truth, metric).mean())
     shared = [column for column in ours.answers if column in theirs.answers or alone]
-    ahead = sum(ours.figures[c][metric] > theirs.figures[ALWAYS if alone else c][metric] for c in shared)
+    ahead = sum(share(ours, column) > share(theirs, ALWAYS if alone else column) for column in shared)
     said = found | {
         "over": theirs.name,
         "of": ours.name,
         "outcome": outcome,
         "why": why,
         "columns": [mine, other],
-        "figures": [ours.figures[mine][metric], theirs.figures[other][metric]],
+        "figures": [share(ours, mine), share(theirs, other)],  # of the images that count
         f"{OTHER[metric]}_difference": contrary["difference"],
         f"{OTHER[metric]}_p": contrary["p"],
         "ahead_in": [ahead, len(shared)],

@@ -90,6 +90,19 @@ ROWS = [
         "subset(len(free), len(kept), config.seed)]",
         f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
     ),
+    Plant(
+        "images that train holds count in tables of several results",
+        "mpp.transfer.joined:Cell.fresh",
+        "property(lambda self: torch.ones_like(self.truth, dtype=torch.bool))",
+        f"{RESULTS}::test_images_that_train_holds_too_count_for_no_verdict_and_no_difference",
+    ),
+    Row(
+        "images that train holds count in a probe's verdict",
+        "mpp/probing.py",
+        "torch.from_numpy(~job.overlap.train)",
+        "torch.ones(len(truth), dtype=torch.bool)",
+        f"{OVERLAP}::test_the_program_counts_shared_images_and_says_what_is_left_without_them",
+    ),
     # What images are, and how often they have been read.
     Plant(
         "images of one CRC-32 and of other sizes are the same",

@@ -94,6 +94,7 @@ def test_the_results_say_what_was_measured_and_can_be_counted_again(uninterrupte
         "majority class/always/predicted": (np.int32, (1, 1, 12)),
         "majority class/always/confidence": (np.float32, (1, 1, 12)),
         "truth": (np.int64, (12,)),
+        "in_train": (np.bool_, (12,)),
         "samples": (np.int64, (12,)),
     }
     assert np.array_equal(predictions["samples"], held)

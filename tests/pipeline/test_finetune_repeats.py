@@ -93,6 +93,7 @@ def test_the_one_result_joins_the_repeats_draws_by_images(folder):
         "majority class/always/predicted": (np.int32, (1, 1, 16)),
         "majority class/always/confidence": (np.float32, (1, 1, 16)),
         "truth": (np.int64, (16,)),
+        "in_train": (np.bool_, (16,)),
         "samples": (np.int64, (16,)),
     }
     for name in ("predicted", "confidence"):

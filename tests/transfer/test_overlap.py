@@ -192,10 +192,13 @@ def test_the_program_counts_shared_images_and_says_what_is_left_without_them(tmp
     test, shared = make_mixed(tmp_path / "mixed", ["test", "train"], [30, 12])
     words = [f"encoder={encoder_folder}", f"train={splits['train']}", f"test={test}", f"out={tmp_path / 'out'}", *QUICK, "baselines=false"]
     assert linear_probe.main(words) == 0
-    shown, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "results.json").read_text())["overlap"]
+    shown, about = capsys.readouterr().out, json.loads((tmp_path / "out" / "results.json").read_text())
+    found = about["overlap"]
     assert (found["train"], found["images"], found["encoders"][0]["images"]) == (12, 42, None)
+    assert {each["images"] for each in about["verdict"]} == {30}  # where train is known by heart, nothing is shown
     assert "overlap   12 of 42 test images are also in train, byte for byte; the pretraining set is not known (" in shown
     answers = load_file(tmp_path / "out" / "predictions.safetensors")
+    assert np.array_equal(answers["in_train"].numpy(), shared)
     for probe in ("linear", "logistic", "knn"):
         right = (answers[f"pretrained/{probe}/predicted"][0, 0] == answers["truth"]).numpy()
         assert found["without"]["pretrained"][probe]["accuracy"] == pytest.approx(right[~shared].mean())

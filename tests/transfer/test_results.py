@@ -43,8 +43,10 @@ def measured(
     about=(),
     config=(),
     random=None,
+    shared=0,
 ):
-    """A run of which `right` of 200 answers are right, the first ones; a list: of several draws.  random: likewise, of three initialisations."""
+    """A run of which `right` of 200 answers are right, the first ones; a list: of several draws.  random: likewise, of three initialisations.
+    shared: so many images, the first ones, are in train, too."""
     truth = np.arange(samples) % 4
     answers = {row: {column: answers_of(right, truth) for column in columns}}
     if baseline:
@@ -75,7 +77,7 @@ def measured(
     write_results(out, {"rows": rows, "data": data, "config": CONFIG | dict(config), **known, **dict(about)})
     reads = [{"id": f"{out} {i}", "test_identity": identity, "folder": str(out)} for i in range(1 + (folder.name == "a"))]
     (out / "test_reads.jsonl").write_text("".join(json.dumps(read) + "\n" for read in reads))
-    write_predictions(out, answers, torch.from_numpy(truth), np.arange(samples))
+    write_predictions(out, answers, torch.from_numpy(truth), np.arange(samples), np.arange(samples) < shared)
     return folder
 
 
@@ -256,3 +258,17 @@ def test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_
         file.write_text(json.dumps(about))
     table = shown(capsys, *runs)
     assert "7.5" in table and "uncentred only" in table and table.count("shards/t") == 3
+
+
+def test_images_that_train_holds_too_count_for_no_verdict_and_no_difference(tmp_path, capsys):
+    """The run knows the first 60 images by heart, and no other: without them it is no better than pixels."""
+    about = {"overlap": {"words": "overlap   60 of 200 test images are also in train, byte for byte"}}
+    a = measured(tmp_path / "a", 95, shared=60, about=about)
+    b = measured(tmp_path / "b", 60, shared=60, about=about, baseline=False)
+    table = shown(capsys, a, b, words=["--compare", "linear", "--json", str(tmp_path / "table.json")])
+    (made,) = json.loads((tmp_path / "table.json").read_text())
+    (pixels,) = [found for found in made["verdict"] if found["of"] == str(a)]
+    assert pixels["images"] == 140 and pixels["outcome"] == "not shown" and pixels["difference"] == pytest.approx(35 / 140 - 35 / 140)
+    (other,) = [found for found in made["differences"] if found["b"] == str(b)]
+    assert other["images"] == 140 and other["difference"] == pytest.approx(0.25)
+    assert f"overlap   {a}, {b}: 60 of 200 test images are also in train, byte for byte" in table
