@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def state_of_the_module(states: Iterator[Path]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(next(states)))
         yield
+
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_place_in_a_job() -> None:
+    """What a program that ran in this process has set there is not for those that the next test starts."""
+    for name in LAUNCHERS:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
