@@ -128,6 +128,10 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     tables = job.extract(job.train, job.samples)
     for name, table in tables.items():
         job.say(f"train     {config.train}: {table}: {name}")
+    for name, row in job.rows.items():
+        if isinstance(row.extractor, PixelExtractor):
+            row.own = row.extractor.told_apart(tables[name].features.values)
+            row.about["features"] = str(row.own)
 
     # Everything is chosen on train.
     if job.division.splits:
@@ -339,11 +343,6 @@ def report_rows(job: Probing, shown: Reported) -> None:
             job.say(f"note      {job.reads.note}")
     job.say(f"figures   in %, ± half of a 95 % interval, on {where}")
     job.say(f"          choices by {job.config.metric.replace('_', ' ')} on {job.about['holdout_images']} held out of {job.division}")
-    if job.overlap is not None:
-        given = {name: line.answers for name, line in job.lines.items()}
-        job.about["overlap"], said_of_it = job.overlap.report(given, truth, len(classes))
-        for told in said_of_it:
-            job.say(told)
 
 
 def compared(job: Probing, truth: torch.Tensor) -> dict[str, Any]:
@@ -407,17 +406,22 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
     }
     pictures: list[str] = []
     text.say()
-    for remark in [*remarks_on_table(figures), *rank.notes(figures)]:
+    for remark in remarks_on_table(figures):
         text.say(remark)
+    seen: list[str] = []
     if shown is not None:
+        assert job.overlap is not None
+        answers = {name: line.answers for name, line in job.lines.items()}
+        results["overlap"], seen = job.overlap.report(answers, shown.truth, len(job.train.classes))
         results |= compared(job, shown.truth)
         for found in results["verdict"]:
             text.say(f"verdict   {found['words']}")
         if not config.baselines:
             text.say("verdict   without raw pixels and random initialisations (baselines=true) nothing is said of pretraining")
         text.say("          training from scratch is measured by mpp/finetune.py init=random, and laid beside by mpp/results.py")
-        answers = {name: line.answers for name, line in job.lines.items()}
-        assert job.overlap is not None
+    for line in [*seen, *rank.notes(figures)]:
+        text.say(line)
+    if shown is not None and job.overlap is not None:
         write_predictions(out, answers, shown.truth, shown.ids, job.overlap.train)
         place = "test" if job.test is not None else "hold-out of train"
         pictures = draw_choices(out, results["rows"], job.about["holdout_images"])

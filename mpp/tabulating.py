@@ -39,7 +39,7 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
         rows = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in lines}
         text.say_lines(format_table(rows, columns, table.results[0].about.get("classes") or []))
         text.say()
-        for remark in [*table.apart, *overlaps(table.results, folders), *remarks_on_table(rows, columns), *rank.notes(rows)]:
+        for remark in [*table.apart, *remarks_on_table(rows, columns)]:
             text.say(remark)
         made: dict[str, Any] = {
             "on": title,
@@ -50,6 +50,8 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
         }
         for found in made["verdict"]:
             text.say(f"verdict   {found['of']}: {found['words']}")
+        for line in [*overlaps(table.results, folders), *rank.notes(rows)]:
+            text.say(line)
         if compare:
             made["differences"] = differences(lines, compare)
             text.say()

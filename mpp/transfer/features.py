@@ -85,6 +85,7 @@ class Layout:
     starts: Mapping[Place, int]
     widths: Mapping[Place, int]
     whole: Mapping[Variant, tuple[int, int]] = field(default_factory=dict)  # variants that are no layers: (first column, width)
+    parts: Mapping[Variant, tuple[int, int]] = field(default_factory=dict)  # likewise, of columns that the above have counted
 
     @property
     def width(self) -> int:
@@ -92,8 +93,8 @@ class Layout:
 
     def columns(self, variant: Variant) -> Tensor:
         """int64 [D], of all layers' class tokens, then of all their means."""
-        if variant in self.whole:
-            first, width = self.whole[variant]
+        if found := self.whole.get(variant) or self.parts.get(variant):
+            first, width = found
             return torch.arange(first, first + width)
         places = [(part, layer) for part in parts_of(variant.pooling) for layer in variant.layers]
         return torch.cat([torch.arange(self.starts[place], self.starts[place] + self.widths[place]) for place in places])

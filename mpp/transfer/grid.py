@@ -1,6 +1,6 @@
 """A search over a grid that widens itself: a choice at the end of a grid says more about the grid than about the features.
 
-While the best value of an axis is its first or last, the grid grows by one value at that end, and what is new is tried, up to the axis's limits.  So
+While the best value of an axis is its first or last, the grid grows at that end, and what is new is tried, up to the axis's limits.  So
 rows of a comparison whose grids differ in the end had the same means.  A choice that still lies at an end is marked.
 """
 
@@ -20,13 +20,20 @@ class Axis:
     factor: float = 0.0  # between new values; 0: nothing can be added (no order, or no more of them)
     lowest: float = 0.0
     highest: float = 0.0
+    stride: int = 1  # values that are added at once, where trying one takes about as long as trying several
 
     @property
     def grows(self) -> bool:
         return self.factor > 0 and len(self.values) > 1
 
-    def beyond(self, values: Sequence[Any], upwards: bool) -> Any | None:
-        """The next value at that end; None where the limit is reached."""
+    def beyond(self, values: Sequence[Any], upwards: bool) -> list[Any]:
+        """The next values at that end, ascending; none where the limit is reached."""
+        new: list[Any] = []
+        while len(new) < self.stride and (one := self._next([*new, *values] if not upwards else [*values, *new], upwards)) is not None:
+            new = [*new, one] if upwards else [one, *new]
+        return new
+
+    def _next(self, values: Sequence[Any], upwards: bool) -> Any | None:
         end = values[-1] if upwards else values[0]
         kind = type(end)
         nearest = kind(float(f"{end * self.factor if upwards else end / self.factor:.3g}"))
@@ -62,10 +69,10 @@ def search(axes: Sequence[Axis], evaluate: Callable[[list[list[Any]]], np.ndarra
                 if not (widen and axis.grows and best[i] == (len(values[i]) - 1 if upwards else 0)):
                     continue
                 new = axis.beyond(values[i], upwards)
-                if new is None or grown:
+                if not new or grown:
                     continue
-                more = np.asarray(evaluate([[new] if j == i else values[j] for j in range(len(axes))]), dtype=np.float64)
-                values[i] = [*values[i], new] if upwards else [new, *values[i]]
+                more = np.asarray(evaluate([new if j == i else values[j] for j in range(len(axes))]), dtype=np.float64)
+                values[i] = [*values[i], *new] if upwards else [*new, *values[i]]
                 scores = np.concatenate([scores, more] if upwards else [more, scores], axis=i)
                 grown = True
         if not grown:

@@ -25,10 +25,12 @@ from mpp.errors import CheckpointError, UserError
 from mpp.interop.foreign_encoder import TIMM
 from mpp.interop.read_encoder import read_encoder
 from mpp.train.commit import Commit, commits, read_commit
-from mpp.transfer.metrics import figures
+from mpp.transfer.metrics import figures, share_right
 from mpp.transfer.near_duplicates import Near
 from mpp.transfer.probes.contract import Answers
+from mpp.transfer.verdict import title_of
 
+MATTERS = 0.002  # a change of an accuracy that is told row by row
 PRETRAINING, FINETUNING = "the pretraining set", "the set it was fine-tuned on"
 
 
@@ -109,9 +111,8 @@ class Overlap:
         lines = [self.words(), *([self.near.words(self.name)] if self.near else [])]
         if self.train.all():
             lines.append("without   no image is left that is not in train: no figure here is of unseen images")
-        for row, probes in without.items():
-            figures_of = ", ".join(f"{probe} {100 * each['accuracy']:.2f}" for probe, each in probes.items())
-            lines.append(f"without   {row}: {figures_of}, on the {left:,} {self.name}s that are not in train")
+        if without:
+            lines += self._changes(without, answers, truth, left)
         about = {
             "images": len(self.train),
             "train": int(self.train.sum()),
@@ -134,6 +135,21 @@ class Overlap:
             "near_duplicates": self.near.about() if self.near else None,
         }
         return about, lines
+
+    def _changes(
+        self, without: Mapping[str, Mapping[str, Any]], answers: Mapping[str, Mapping[str, Answers]], truth: Tensor, left: int
+    ) -> list[str]:
+        """How accuracies change where those images are left out: of each row where it matters."""
+        where = f"on the {left:,} {self.name}s that are not in train"
+        lines, most = [], 0.0
+        for row, columns in without.items():
+            all_of = {column: float(share_right(given.predicted, truth, "accuracy").mean()) for column, given in answers[row].items()}
+            change = max(abs(each["accuracy"] - all_of[column]) for column, each in columns.items())
+            most = max(most, change)
+            if change >= MATTERS:
+                figures_of = ", ".join(f"{title_of(column)} {100 * each['accuracy']:.2f}" for column, each in columns.items())
+                lines.append(f"without   {row}: {figures_of}, {where}")
+        return lines or [f"without   no figure is more than {100 * most:.2f} points another {where}"]
 
 
 def find_overlap(

@@ -126,11 +126,12 @@ def remarks_on_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Co
     drawn = [column.title for column in columns if any(figure.get("draws", 1) > 1 for figure in column.figures.values())]
     seeds = {name: figure["seeds"] for column in columns for name, figure in column.figures.items() if figure.get("seeds", 1) > 1}
     if columns:
-        where = "" if len(drawn) == len(columns) else f" in {', '.join(drawn)}"
-        more = [f"the draws of the labels{where}"] if drawn else []
-        more += [f"of {name} its {count} seeds" for name, count in seeds.items()]
-        also = f", and {' and '.join(more)}" if more else ""
-        remarks.append(f"± covers the test images{also}; nothing else, such as another pretraining; images count as independent")
+        where = "" if len(drawn) == len(columns) else f"in {', '.join(drawn)} "
+        more = [f"{where}also the draws of the labels"] if drawn else []
+        more += [f"of {name} also its {count} seeds" for name, count in seeds.items()]
+        remarks.append(
+            f"± covers {'; '.join(['the test images', *more])}. Nothing else, such as another pretraining; images count as independent"
+        )
     return remarks
 
 

@@ -50,3 +50,15 @@ def test_whole_numbers_stay_whole_and_two_axes_grow_each_on_its_own():
     assert all(isinstance(count, int) for count in found.values[1]) and found.scores.shape == (3, 5)
     upwards = search([Axis("k", [5, 10, 20], 2, 1, 70)], lambda values: np.array(values[0], dtype=float))
     assert upwards.values == [[5, 10, 20, 40, 70]] and upwards.edges == ["k"]
+
+
+def test_several_values_are_tried_at_once_where_that_costs_no_more():
+    calls: list[int] = []
+
+    def evaluate(values):
+        calls.append(len(values[0]))
+        return peak_at(64)(values)
+
+    found = search([Axis("rate", [1, 2, 4], 2, 0.1, 100.0, stride=2)], evaluate)
+    assert found.values == [[1, 2, 4, 8, 16, 32, 64, 100]] and found.chosen(0) == 64 and calls == [3, 2, 2, 1]
+    assert search([Axis("rate", [4, 8], 2, 1, 100.0, stride=3)], peak_at(0.1)).values == [[1, 2, 4, 8]]

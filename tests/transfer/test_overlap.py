@@ -66,7 +66,7 @@ def test_accuracies_without_the_images_of_train_are_of_the_others_alone():
         found = about["without"][row]["knn"]
         assert (found["accuracy"], found["images"]) == (pytest.approx(right.mean()), (~mask).sum())
         assert (
-            lines[1 + place] == f"without   {row}: knn {100 * right.mean():.2f}, on the {(~mask).sum()} test images that are not in train"
+            lines[1 + place] == f"without   {row}: k-NN {100 * right.mean():.2f}, on the {(~mask).sum()} test images that are not in train"
         )
     assert json.dumps(about)
     nobody = Overlap("test image", np.zeros(50, bool)).report(given, torch.from_numpy(truth), 3)

@@ -15,6 +15,7 @@ from mpp.interop.read_encoder import read_encoder
 from mpp.model.encoder import build_encoder
 from mpp.probing import table_rows
 from mpp.transfer.extraction import extract
+from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM
 from mpp.world import World
 from tests.transfer.conftest import TINY
@@ -79,3 +80,13 @@ def test_the_random_row_has_no_tensor_that_was_trained(tmp_path):
         assert not torch.allclose(tensor, trained[name], atol=1), name
         if "norm" in name:
             assert torch.equal(tensor, torch.full_like(tensor, float(name.endswith("weight")))), name
+
+
+def test_pixels_of_grey_images_are_one_channel_and_of_coloured_ones_three():
+    pixels = PixelExtractor(8, 1.0, (0.5,) * 3, (0.5,) * 3, 8)
+    grey = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1).clone()
+    coloured = grey.clone()
+    coloured[5, 1, 7, 7] ^= 1  # one value of one image
+    own = pixels.told_apart(pixels(grey), chunk=4)
+    assert own == pixels.grey and torch.equal(pixels.layout.columns(own), torch.arange(64))
+    assert pixels.told_apart(pixels(coloured), chunk=4) == pixels.variant and pixels.layout.width == 192

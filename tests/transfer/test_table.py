@@ -85,4 +85,4 @@ def test_a_choice_at_the_end_of_its_grid_is_marked_and_what_intervals_cover_is_s
     assert "40.00 ±1.00*" in format_table(rows)
     edge, covered = remarks_on_table(rows)
     assert edge.startswith("* raw pixels, logistic: C at the end of the grid (strength 1e-09")
-    assert "the draws of the labels in 5-shot" in covered and "of random init its 3 seeds" in covered
+    assert "in 5-shot also the draws of the labels" in covered and "of random init also its 3 seeds" in covered

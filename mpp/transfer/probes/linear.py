@@ -77,7 +77,7 @@ class LinearProbe(Probe):
             answers = heads(train.split.fit, variants, rates).predict(features.values, train.split.choose)
             return torch.stack([train.on_holdout(predicted) for predicted, _, _ in answers]).numpy()  # [variants, R]
 
-        rates = Axis("learning rate", sorted(self.learning_rates), 2, *LIMITS)
+        rates = Axis("learning rate", sorted(self.learning_rates), 2, *LIMITS, stride=2)
         found = search([Axis("features", list(train.variants)), rates], evaluate, train.widen)
         variant, rate = found.chosen(0), found.chosen(1)
         about = {
