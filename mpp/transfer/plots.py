@@ -36,12 +36,18 @@ DOTS_PER_INCH = 120
 LISTED = 20  # most frequent confusions listed beside a matrix without numbers
 
 
-def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]]]], title: str, names: Sequence[str] = ()) -> bytes:
+def by_layer(
+    curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]]]],
+    title: str,
+    names: Sequence[str] = (),
+    score: str = "top-1 accuracy",
+) -> bytes:
     """Accuracy after each block: for each name (layer, accuracy, interval) as shares of 1; intervals as bands.
 
-    names: of all rows of which these are some, so that a row has the same colour in every picture.
+    names: of all rows of which these are some, so that a row has the same colour in every picture.  score: what it is, for people.
     """
     figure, axes = _figure(7.5, 4.5)
+    band = any(low < high for points in curves.values() for _, _, (low, high) in points)
     for i, (name, points) in enumerate(curves.items()):
         i = list(names).index(name) if names else i
         layers, accuracies, intervals = (list(part) for part in zip(*sorted(points), strict=True))
@@ -49,13 +55,19 @@ def by_layer(curves: Mapping[str, Sequence[tuple[int, float, tuple[float, float]
         colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
         axes.fill_between(layers, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(layers, 100 * np.array(accuracies), color=colour, marker=mark, markersize=4.5, label=_short(name, 60))
-    axes.set(xlabel="blocks passed (0: patch embeddings)", ylabel="top-1 accuracy, % (band: 95 % interval)", title=_wrapped(title, 7.5))
+    axes.set(
+        xlabel="blocks passed (0: patch embeddings)",
+        ylabel=f"{score}, %{' (band: 95 % interval)' if band else ''}",
+        title=_wrapped(title, 7.5),
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
     return _png(figure)
 
 
-def along_path(curves: Mapping[str, Sequence[tuple[float, float]]], chosen: Mapping[str, float], title: str, label: str) -> bytes:
+def along_path(
+    curves: Mapping[str, Sequence[tuple[float, float]]], chosen: Mapping[str, float], title: str, label: str, score: str = "top-1 accuracy"
+) -> bytes:
     """Hold-out accuracy by a hyper-parameter, on a logarithmic axis: name -> (value, share of 1); a ring marks each name's chosen value."""
     figure, axes = _figure(7.5, 4.5)
     for i, (name, points) in enumerate(curves.items()):
@@ -68,7 +80,7 @@ def along_path(curves: Mapping[str, Sequence[tuple[float, float]]], chosen: Mapp
                 [chosen[name]], [best], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5
             )
     axes.set_xscale("log")
-    axes.set(xlabel=label, ylabel="top-1 accuracy on the hold-out, %", title=_wrapped(title, 7.5))
+    axes.set(xlabel=label, ylabel=f"{score} on the hold-out, %", title=_wrapped(title, 7.5))
     _finish(axes)
     return _png(figure)
 

@@ -117,8 +117,10 @@ def draw_answers(
     truth: integers [m]; where: in words; crops: by row, the m images as it saw them, `main` among them.  Returns the pictures' names.
     """
     given = {row: first_run(probes[probe]) for row, probes in answers.items() if probe in probes}
+    runs = {row: answers[row][probe].predicted.numel() // len(truth) for row in given}
+    named = {row: row if count == 1 else f"{row}, first of {count} runs" for row, count in runs.items()}
     true = torch.from_numpy(truth.astype(np.int64))
-    matrices = {row: metrics.confusion_matrix(each.predicted, true, len(classes)).numpy() for row, each in given.items()}
+    matrices = {named[row]: metrics.confusion_matrix(each.predicted, true, len(classes)).numpy() for row, each in given.items()}
     sure = {name: row[probe]["calibration"] for name, row in rows.items() if probe in row}
     title = next((known.title for known in PROBES if known.key == probe), "fine-tuning")
     words = f"{title}, {where}, {len(truth):,} images"
@@ -127,7 +129,7 @@ def draw_answers(
     files = plots.file_names("mistakes", [row for row in seen if row != main]) | {main: "mistakes.png"}
     for row in seen:
         if (confidence := given[row].confidence) is not None:
-            made[files[row]] = draw_mistakes(crops[row], given[row].predicted, confidence, truth, classes, f"{row}, {words}")
+            made[files[row]] = draw_mistakes(crops[row], given[row].predicted, confidence, truth, classes, f"{named[row]}, {words}")
     return _written(out, made)
 
 

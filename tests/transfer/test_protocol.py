@@ -8,10 +8,10 @@ import torch
 
 from mpp.errors import ConfigError, DataError
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, score_of
 from mpp.transfer.probes.few_shot import FewShotProbe
 from mpp.transfer.probes.knn import KnnProbe
-from mpp.transfer.probes.linear import LinearProbe, train_heads
+from mpp.transfer.probes.linear import LinearProbe, layer_curve, train_heads
 from mpp.transfer.probes.logistic import LogisticProbe
 from mpp.transfer.protocol import Chosen, answers_to, choose, report
 from mpp.transfer.split import CHOOSE, Split, hold_out
@@ -223,3 +223,10 @@ def test_runs_of_several_seeds_and_repeats_are_one_figure():
     assert torch.equal(answers["few_shot/3"].predicted[1, 4:], runs[1][1]["few_shot/3"][1].predicted)
     assert figures["knn"]["holdout_score"] == pytest.approx(np.mean([one["knn"][0]["holdout_score"] for seed in runs for one in seed]))
     assert len(figures["knn"]["chosen_in_each"]) == 3 and "chosen_in_each" not in report([[said(0)]], truth, 3)[0]["knn"]
+
+
+def test_pictures_of_choices_say_which_metric_they_show():
+    assert score_of({"a": {"metric": "balanced_accuracy"}, "b": {"metric": "balanced_accuracy"}}) == "balanced accuracy"
+    assert score_of({"a": {"metric": "accuracy"}, "older": {}}) == "top-1 accuracy"
+    grid = [{"layers": [layer], "holdout_score": 0.5} for layer in (1, 2)]
+    assert [interval for _, _, interval in layer_curve(grid, 0)] == [(0.5, 0.5)] * 2  # of what is no share of images

@@ -160,6 +160,15 @@ class Fitted:
         return {"": (self.about, self.answer(images))}
 
 
+TOP_1 = "top-1 accuracy"
+
+
+def score_of(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the scores on the hold-out are, for people; rows: as `Probe.pictures` has them."""
+    metrics = {figures.get("metric", "accuracy") for figures in rows.values()}
+    return TOP_1 if metrics <= {"accuracy"} else " or ".join(sorted(metrics)).replace("_", " ")
+
+
 class Probe(Section):
     """The knobs of one probe, and what it does with them."""
 

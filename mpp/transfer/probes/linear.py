@@ -19,7 +19,7 @@ from mpp.rng import PROBE, Draws
 from mpp.transfer.features import EPSILON, Part, Variant, place
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.metrics import wilson
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, side_by_side
+from mpp.transfer.probes.contract import TOP_1, Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side
 from mpp.transfer.split import BATCHES
 
 LIMITS = 1e-6, 100.0  # of a learning rate
@@ -84,6 +84,7 @@ class LinearProbe(Probe):
             "holdout_score": found.score,
             "chosen": {"features": str(variant), "learning_rate": rate},
             "edge": found.edges,
+            "metric": train.metric,
             "labels": len(train.split.both),
             "grid": [
                 {
@@ -103,10 +104,11 @@ class LinearProbe(Probe):
     def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
         from mpp.transfer import plots
 
-        curves = {name: layer_curve(figures["grid"], images) for name, figures in rows.items()}
+        score = score_of(rows)
+        curves = {name: layer_curve(figures["grid"], images if score == TOP_1 else 0) for name, figures in rows.items()}
         if curves := {name: points for name, points in curves.items() if len(points) > 1}:
             title = f"Linear probe by layer, the best of its grid, on the hold-out of train ({images} images)"
-            yield "layers.png", plots.by_layer(curves, title, names)
+            yield "layers.png", plots.by_layer(curves, title, names, score)
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,14 @@ class FittedLinear(Fitted):
 
 
 def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
-    """(layer, the best hold-out score of its heads, Wilson's interval) of each single layer in the linear probe's grid."""
+    """(layer, the best hold-out score of its heads, Wilson's interval) of each single layer in the linear probe's grid; images: 0 for a
+    score that is no share of them, and has no interval here."""
     best: dict[int, float] = {}
     for head in grid:
         if len(head["layers"]) == 1:
             layer = head["layers"][0]
             best[layer] = max(best.get(layer, 0.0), head["holdout_score"])
-    return [(layer, share, wilson(round(share * images), images)) for layer, share in sorted(best.items())]
+    return [(layer, share, wilson(round(share * images), images) if images else (share, share)) for layer, share in sorted(best.items())]
 
 
 @dataclass(frozen=True)

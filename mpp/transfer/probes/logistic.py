@@ -20,7 +20,7 @@ from torch import Tensor
 from mpp.config.schema import Positive
 from mpp.transfer.features import EPSILON, place
 from mpp.transfer.grid import Axis, search
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, side_by_side
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side
 
 CHUNK = 4096  # images a product: what a core's cache holds
 LIMITS = 1e-9, 1e6  # of C
@@ -84,6 +84,7 @@ class LogisticProbe(Probe):
             "holdout_score": found.score,
             "chosen": {"strength": found.chosen(0), "passes": fitted.passes[-1], "converged": fitted.converged[-1]},
             "edge": found.edges,
+            "metric": train.metric,
             "labels": len(train.split.both),
             "path": [steps[strength] for strength in found.values[0]],
         }
@@ -96,7 +97,7 @@ class LogisticProbe(Probe):
         steps = {name: [(step["strength"], step["holdout_score"]) for step in figures["path"]] for name, figures in rows.items()}
         best = {name: figures["chosen"]["strength"] for name, figures in rows.items()}
         title = f"Logistic regression, on the hold-out of train ({images} images)"
-        yield "regularisation.png", plots.along_path(steps, best, title, "C (weaker penalty to the right); ring: chosen")
+        yield "regularisation.png", plots.along_path(steps, best, title, "C (weaker penalty to the right); ring: chosen", score_of(rows))
 
 
 @dataclass(frozen=True)
