@@ -414,6 +414,13 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
         answers = {name: line.answers for name, line in job.lines.items()}
         results["overlap"], seen = job.overlap.report(answers, shown.truth, len(job.train.classes))
         results |= compared(job, shown.truth)
+        if shared := int(job.overlap.train.sum()):
+            of = f"{len(shown.truth):,} images"
+            text.say(
+                f"verdict   on the {len(shown.truth) - shared:,} of {of} that train does not hold:"
+                if shared < len(shown.truth)
+                else "verdict   none: train holds all these images"
+            )
         for found in results["verdict"]:
             text.say(f"verdict   {found['words']}")
         if not config.baselines:
