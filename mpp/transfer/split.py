@@ -9,7 +9,7 @@ from mpp.errors import DataError
 from mpp.rng import PROBE, Draws
 
 # What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
-SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, RESAMPLE, HEAD, LABELS = range(9)
+SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, _, HEAD, LABELS = range(9)  # 6 was for resampling: the others keep their draws
 
 NAMED = 3  # classes that a message names
 
