@@ -25,7 +25,7 @@ ROWS = [
     ),
     Row(
         "figures of other data are overwritten",
-        "mpp/probing.py",
+        "mpp/probe_job.py",
         'before["identity"] != images.identity',
         'before["identity"] is None',
         f"{PROBE}::test_figures_of_other_data_are_not_overwritten_unasked",
@@ -46,7 +46,7 @@ ROWS = [
     ),
     Plant(
         "too few images are told when all were extracted",
-        "mpp.probing:divide",
+        "mpp.probe_job:divide",
         "lambda *given: extract() or real(*given)",
         f"{PROBE}::test_too_few_images_of_a_class_are_told_by_name_before_anything_is_extracted",
     ),
@@ -78,14 +78,14 @@ ROWS = [
     ),
     Row(
         "repeats report on images that others learned from",
-        "mpp/probing.py",
+        "mpp/probe_job.py",
         "free = np.setdiff1d(np.arange(len(labels)), first[reported])",
         "free = np.arange(len(labels))",
         f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
     ),
     Row(
         "every repeat draws the same labels",
-        "mpp/probing.py",
+        "mpp/probe_job.py",
         "subset(len(free), len(kept), seed)]",
         "subset(len(free), len(kept), config.seed)]",
         f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
@@ -98,7 +98,7 @@ ROWS = [
     ),
     Row(
         "images that train holds count in a probe's verdict",
-        "mpp/probing.py",
+        "mpp/probe_report.py",
         "torch.from_numpy(~job.overlap.train)",
         "torch.ones(len(truth), dtype=torch.bool)",
         f"{OVERLAP}::test_the_program_counts_shared_images_and_says_what_is_left_without_them",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpp import probing
+from mpp import probe_report, probing
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
 from mpp.errors import UserError
@@ -156,7 +156,7 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
             return loader(*given, **named | {"num_workers": 0, "multiprocessing_context": None, "prefetch_factor": None})
 
         for drawing in ("draw_choices", "draw_answers"):  # which take most of the time, and no key
-            patch.setattr(probing, drawing, lambda *_: [])
+            patch.setattr(probe_report, drawing, lambda *_: [])
         patch.setattr("mpp.data.loader.DataLoader", counting)
         patch.setattr(EncoderExtractor, "tokens", lambda self, images, layers: passes.append(len(images)) or tokens(self, images, layers))
         for number, (beside, words) in enumerate(dict.fromkeys(names)):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpp import linear_probe, probing
+from mpp import linear_probe, probe_job
 from mpp.config.probe import ProbeConfig
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.interop.loaded_encoder import LoadedEncoder
@@ -104,7 +104,7 @@ def test_classes_without_images_are_said_and_hide_no_figure(tmp_path, encoder_fo
 def test_too_few_images_of_a_class_are_told_by_name_before_anything_is_extracted(
     tmp_path, splits, encoder_folder, monkeypatch, words, says
 ):
-    monkeypatch.setattr(probing, "extract", lambda *_, **__: pytest.fail("extracted"))
+    monkeypatch.setattr(probe_job, "extract", lambda *_, **__: pytest.fail("extracted"))
     words = [f"test={splits['test']}" if word == "test" else word for word in words]
     with pytest.raises(DataError, match=says) as caught:
         run(tmp_path, encoder_folder, f"train={splits['train']}", *words)
@@ -165,7 +165,7 @@ class Leaks(torch.nn.Module):
 
 def test_a_layer_that_gives_the_label_away_is_found_and_no_other(tmp_path, splits, monkeypatch):
     leaking = LoadedEncoder(Leaks().eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "leaks", "leaks", lambda seed: Leaks(), ("leaks", {}))
-    monkeypatch.setattr(probing, "read_encoder", lambda source: leaking)
+    monkeypatch.setattr(probe_job, "read_encoder", lambda source: leaking)
     words = ["baselines=false", "linear.epochs=20", "linear.last_layers=[]", f"train={splits['train']}", f"test={splits['test']}"]
     results = run(tmp_path, "leaks", *words)
     row = results["rows"]["pretrained"]
@@ -255,11 +255,11 @@ def test_what_a_user_can_mend_is_one_line(words, kind, says, splits, encoder_fol
 def test_results_stay_whole_and_the_run_folder_is_the_place(splits, encoder_folder):
     run_folder = encoder_folder.parent
     for encoder in (run_folder, encoder_folder):
-        assert probing.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
-    assert probing.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
-    assert probing.default_out(str(encoder_folder), "cifar10:/a") != probing.default_out(str(encoder_folder), "cifar100:/a")
-    assert probing.default_out(str(encoder_folder), ".").name == Path.cwd().name
-    out = probing.default_out(str(encoder_folder), "shards/train")
+        assert probe_job.default_out(str(encoder), "data/shards/train") == run_folder / "transfer" / "shards"
+    assert probe_job.default_out("timm:resnet18", "cifar10:data") == Path("runs/timm-resnet18/transfer/cifar10-data")
+    assert probe_job.default_out(str(encoder_folder), "cifar10:/a") != probe_job.default_out(str(encoder_folder), "cifar100:/a")
+    assert probe_job.default_out(str(encoder_folder), ".").name == Path.cwd().name
+    out = probe_job.default_out(str(encoder_folder), "shards/train")
     before = torch.random.get_rng_state()
     run(out, encoder_folder, f"train={splits['train']}", "baselines=false", "few_shot.shots=[]", "logistic.strengths=[]")
     assert torch.equal(before, torch.random.get_rng_state())
@@ -312,12 +312,12 @@ def test_repeats_draw_labels_anew_and_report_on_the_same_images(tmp_path, splits
 def test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels():
     labels = np.arange(300) % 3
     config = ProbeConfig.model_validate({"train_samples": 90, "repeats": 4, "holdout_fraction": 0.2})
-    found = probing.divide(labels, "abc", False, config)
+    found = probe_job.divide(labels, "abc", False, config)
     drawn = [found.samples[split.both] for split in found.splits]
     reported = set(found.samples[found.reported])
     assert len(found.splits) == 4 and len({len(ids) for ids in drawn}) == 1 and len(reported) == 18
     assert not any(reported & set(ids) for ids in drawn) and len({tuple(ids) for ids in drawn}) == 4
-    alone = probing.divide(labels, "abc", False, config.model_copy(update={"repeats": 1}))
+    alone = probe_job.divide(labels, "abc", False, config.model_copy(update={"repeats": 1}))
     assert np.array_equal(alone.samples[alone.splits[0].fit], found.samples[found.splits[0].fit])
 
 
@@ -363,7 +363,7 @@ def test_the_verdict_on_encoders_with_known_answers(tmp_path, splits, monkeypatc
     known = LoadedEncoder(
         net.eval(), None, 16, (0.5,) * 3, (0.5,) * 3, "known", "known", lambda seed: Noise(seed % 1000).eval(), ("known", {})
     )
-    monkeypatch.setattr(probing, "read_encoder", lambda source: known)
+    monkeypatch.setattr(probe_job, "read_encoder", lambda source: known)
     words = ["random_inits=3", "linear.last_layers=[]", "features.pixel_side=2", f"train={splits['train']}", f"test={splits['test']}"]
     found = {each["over"]: each for each in run(tmp_path, "known", *words)["verdict"]}
     assert found["random init"]["outcome"] == over_random and found["majority class"]["outcome"] == over_nothing

@@ -13,7 +13,7 @@ from mpp.data.pixels import StoredPixels
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.encoder import build_encoder
-from mpp.probing import table_rows
+from mpp.probe_job import table_rows
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM
