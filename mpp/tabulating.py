@@ -5,7 +5,7 @@ Which figures may stand in one column, and which rows are one, mpp/transfer/join
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
     results = find_results(folders)
     tables: dict[tuple, list[Result]] = defaultdict(list)
     for result in results:
-        tables[measured_on(result)].append(result)
+        tables[measured_on(result, contents_of(results))].append(result)
     if compare:
         refuse_unknown(compare, results)
     written = []
@@ -75,12 +75,18 @@ def _is_of(column: str, probe: str) -> bool:
     return probe in (column, column.partition("/")[0])
 
 
-def measured_on(result: Result) -> tuple:
-    """What results agree in that were measured on the same images, wherever those lie now and however they are sharded."""
+def contents_of(results: Sequence[Result]) -> dict[str, str]:
+    """By identity of a set, what its images are: older results do not know that."""
+    sets = [data for result in results for data in result.about["data"].values() if data]
+    return {data["identity"]: data["content"] for data in sets if data.get("content")}
+
+
+def measured_on(result: Result, contents: Mapping[str, str]) -> tuple:
+    """What results agree in that were measured on the same images, wherever those lie now and however they are sharded; contents: by identity."""
     about = result.about
     side = "test" if about.get("reported_on") == "test" else "train"
     data = about["data"][side]
-    images = data.get("content") or data["identity"]
+    images = contents.get(data["identity"], data["identity"])
     if about.get("reported_on") is None:
         return images, "rank", about["train_images"], about["seed"]
     if side == "train":
@@ -180,7 +186,18 @@ def said(found: Sequence[dict[str, Any]], probe: str, lines: Sequence[Line]) -> 
     if not found:
         have = [line.name for line in lines if any(_is_of(column, probe) for column in line.cells)]
         return f"{probe}: nothing to compare, since {f'{have[0]} alone has' if len(have) == 1 else 'no two rows have'} figures measured alike on these images"
-    rows = [[f"{found[0]['a']} less ...", "by", "labels", "points", "95 % interval", "p", "runs (seeds x draws)", "covers"]]
+    rows = [
+        [
+            f"{found[0]['a']} less ...",
+            "by",
+            "labels",
+            f"points of {found[0]['metric'].replace('_', ' ')}",
+            "95 % interval",
+            "p",
+            "runs (seeds x draws)",
+            "covers",
+        ]
+    ]
     for each in found:
         low, high = each["ci95"]
         runs = " and ".join(f"{seeds} x {draws}" for seeds, draws in each["runs"])

@@ -60,8 +60,8 @@ class Cell:
         config, figure = about.get("config") or {}, self.figure
         data = (about.get("data") or {}).get("train") or {}
         known = {
-            "train": data.get("content") or data.get("identity"),
-            "labels": figure.get("labels", about.get("train_images")),
+            "train": str(data.get("content") or data.get("identity"))[:12],
+            "labels": figure.get("labels", None if "/" in self.column else about.get("train_images")),
             "draws": figure.get("draws", 1),
         }
         known |= {key: config.get(key) for key in ("metric", "class_weight")}

@@ -88,8 +88,17 @@ def find_results(paths: Sequence[str]) -> list[Result]:
                     raise ValueError("it has no rows")
             except (OSError, ValueError) as error:
                 raise DataError(f"{file} cannot be read ({error}); measure again, or leave it out") from error
-            found.append(Result(file.parent, about))
+            found.append(Result(file.parent, of_today(about)))
     return found
+
+
+def of_today(about: dict[str, Any]) -> dict[str, Any]:
+    """Older results kept the accuracy of each draw under the name that now counts the draws."""
+    for row in about["rows"].values():
+        for figure in (row.get("few_shot") or {}).values():
+            if isinstance(figure.get("draws"), list):
+                figure |= {"by_run": [figure["draws"]], "draws": len(figure["draws"])}
+    return about
 
 
 def draw_choices(out: Path, rows: Mapping[str, Mapping[str, Any]], holdout_images: int) -> list[str]:

@@ -131,7 +131,7 @@ ROWS = [
     ),
     Plant(
         'runs on other images share a table', 'mpp.tabulating:measured_on',
-        'lambda result: real(result)[1:]',
+        'lambda result, contents: real(result, contents)[1:]',
         "tests/transfer/test_results.py::test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once",
     ),
 ]  # fmt: skip

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mpp import results
 from mpp.errors import DataError
@@ -272,3 +274,28 @@ def test_images_that_train_holds_too_count_for_no_verdict_and_no_difference(tmp_
     (other,) = [found for found in made["differences"] if found["b"] == str(b)]
     assert other["images"] == 140 and other["difference"] == pytest.approx(0.25)
     assert f"overlap   {a}, {b}: 60 of 200 test images are also in train, byte for byte" in table
+
+
+def test_results_of_before_there_were_seeds_and_draws_are_shown_beside_those_of_today(tmp_path, capsys):
+    old, new = measured(tmp_path / "old", 150), measured(tmp_path / "new", 120, columns=("linear",))
+    path = old / "transfer" / "data" / "results.json"
+    about = json.loads(path.read_text())
+    linear = {
+        key: about["rows"]["pretrained"]["linear"][key]
+        for key in ("accuracy", "ci95", "images", "balanced_accuracy", "balanced_ci95", "per_class")
+    }
+    few = {"accuracy": 0.4, "ci95": [0.3, 0.5], "spread": 0.1, "draws": [0.3, 0.5]}
+    about["rows"] = {"pretrained": {"linear": linear | {"holdout_accuracy": 0.7}, "few_shot": {"5": few}, "feature_rank": 4.2}}
+    about["config"] = {"linear": {"epochs": 30}}
+    path.write_text(json.dumps(about))
+    with safe_open(path.parent / "predictions.safetensors", "pt") as file:
+        kept = {name: file.get_tensor(name) for name in ("truth", "samples")}
+        kept["pretrained/linear/predicted"] = file.get_tensor("pretrained/linear/predicted")[0, 0].long()
+    save_file(kept, path.parent / "predictions.safetensors")
+    table = shown(capsys, old, new, words=["--compare", "linear"])
+    assert "75.00" in table and "60.00" in table and "40.00 ±10.00" in table and "uncentred only" in table
+    path = new / "transfer" / "data" / "results.json"
+    about = json.loads(path.read_text())
+    about["data"]["test"]["content"] = "these images"  # which the older one does not know
+    path.write_text(json.dumps(about))
+    assert "apart from the first table, since measured otherwise" in shown(capsys, old, new)
