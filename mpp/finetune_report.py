@@ -99,6 +99,7 @@ def join_repeats(job: Job, repeats: Sequence[Repeat]) -> None:
     rows, answers = rows_of(row, given, truth, sets, {"loss": loss})
     seen = seen_before(config, sets)
     overlap, said = seen.report(answers, truth, len(sets.classes))
+    verdict = verdict_of(row, rows, answers, truth)
     copy_encoder(folders[best] / "encoder", run_dir / "encoder")
     write_predictions(run_dir, answers, truth, samples.numpy(), seen.train)
     where = f"{found[0]['reported_on']}, the first of {len(repeats)} repeats"
@@ -126,7 +127,7 @@ def join_repeats(job: Job, repeats: Sequence[Repeat]) -> None:
             "test_reads": max(each["test_reads"] for each in found),
             "test_reads_folders": max(each["test_reads_folders"] for each in found),
             "overlap": overlap,
-            "verdict": [verdict_of(row, rows, answers, truth)],
+            "verdict": [verdict],
             "pictures": pictures,
             "config": config.model_dump(mode="json"),
             "environment": environment(),
@@ -141,7 +142,7 @@ def join_repeats(job: Job, repeats: Sequence[Repeat]) -> None:
         say(" ".join(line.split()))
     say(f"mean {accuracies_in_words(rows, row)}")
     say(f"over the draws top-1 goes {spread_in_words(rows[row][FINETUNED])}")
-    say(f"verdict {verdict_of(row, rows, answers, truth)['words']}")
+    say(f"verdict {verdict['words']}")
     say(f"{run_dir}/encoder is repeat {best + 1}'s, {'the best on the hold-out' if sets.holdout else 'the first, as there is no hold-out'}")
     say(f"done | {run_dir}/results.json | {run_dir}/encoder | tensorboard --logdir {run_dir}")
 

@@ -58,7 +58,6 @@ from mpp.train.run_folder import environment, hold_run_folder
 from mpp.train.signals import StopRequest
 from mpp.transfer.ledger import Reads
 from mpp.transfer.protocol import Answers
-from mpp.transfer.repeats import write_measured
 from mpp.transfer.results import draw_answers, write_predictions, write_results
 from mpp.transfer.table import FINETUNED
 from mpp.watch import watch
@@ -247,7 +246,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
         "seconds": commit.record["seconds"],
         "pictures": draw_answers(run.run_dir, tuned.row, FINETUNED, rows, answers, final.truth, sets.classes, where, {tuned.row: shown}),
     }
-    write_results(run.run_dir, found) if job.config.repeats == 1 else write_measured(run.run_dir, found)
+    write_results(run.run_dir, found, repeat.results.name)
     kind = "test" if sets.test else "holdout"
     values = {f"{kind}/accuracy": final.accuracy, f"{kind}/balanced_accuracy": final.balanced_accuracy}
     run.board.scalars(commit.samples_seen, commit.step, values)

@@ -4,6 +4,7 @@ Which figures may stand in one column, and which rows are one, mpp/transfer/join
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +29,9 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
     """compare: a probe by which the rows are compared in pairs.  json_file: where the same is written.  Raises DataError."""
     results = find_results(folders)
     tables: dict[tuple, list[Result]] = defaultdict(list)
+    contents = contents_of(results)
     for result in results:
-        tables[measured_on(result, contents_of(results))].append(result)
+        tables[measured_on(result, contents)].append(result)
     if compare:
         refuse_unknown(compare, results)
     written = []
@@ -41,6 +43,8 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
         text.say()
         for remark in [*table.apart, *remarks_on_table(rows, columns)]:
             text.say(remark)
+        for problem in [result.problem for result in table.results if columns and result.problem]:
+            text.say(f"note      no verdict and no difference without its answers: {problem}")
         made: dict[str, Any] = {
             "on": title,
             "rows": {line.name: {column: cell.figure for column, cell in line.cells.items()} | rows[line.name] for line in lines},
@@ -136,14 +140,14 @@ def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
 def judged(line: Line, other: Line) -> dict[str, Any] | None:
     """None where nothing was measured alike."""
     shared = [column for column in line.cells if column in other.cells or other.kind == MAJORITY]
-    if not shared:
+    if not shared or any(cell.result.problem for each in (line, other) for cell in each.cells.values()):
         return None
     cell = line.cells[shared[0]]
     about, config = cell.result.about, cell.result.about.get("config") or {}
-    one_draw = ""
+    one_draw, all_labels = "", (about["data"].get("train") or {}).get("images") or math.inf
     if about.get("kind") == "finetune":
         one_draw = "one training each, of one seed and one draw of the labels: another may say the contrary (repeats=5)"
-    elif config.get("train_samples") and about.get("repeats", 1) == 1:
+    elif (config.get("train_samples") or math.inf) < all_labels and about.get("repeats", 1) == 1:
         one_draw = f"one draw of {cell.figure.get('labels')} labels: another may say the contrary (repeats=5)"
     only = None if other.kind == MAJORITY else shared
     fresh = cell.fresh & next(iter(other.cells.values())).fresh

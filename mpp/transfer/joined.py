@@ -90,7 +90,7 @@ class Cell:
 
     def said(self) -> Answers | None:
         """Its answers to every image; None where they were not kept."""
-        return self.answers or self.result.answers(self.row).get(self.column)
+        return self.answers or (None if self.result.problem else self.result.answers(self.row).get(self.column))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "", without: Sequence[str] = ()) -> dict[str, Any]:

@@ -4,10 +4,8 @@ RUN/repeat-I/measured.json            what a fine-tuning alone writes into resul
 RUN/repeat-I/predictions.safetensors  its answers
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mpp.errors import DataError
-from mpp.files import write_atomically
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.results import PREDICTIONS
 
@@ -30,10 +27,6 @@ def repeats_in(run_dir: Path, holding: str) -> list[int]:
     """The numbers of the repeats in whose folders there is something of this name."""
     names = [path.parent.name.removeprefix("repeat-") for path in run_dir.glob(f"repeat-*/{holding}")]
     return sorted(int(name) for name in names if name.isdecimal())
-
-
-def write_measured(folder: Path, found: Mapping[str, Any]) -> None:
-    write_atomically(folder / MEASURED, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def side_by_side(folders: Sequence[Path], row: str, probe: str) -> tuple[Answers, Tensor, Tensor]:

@@ -6,6 +6,7 @@ OUT/predictions.safetensors   <row>/<column>/predicted int32 [S, T, m], S seeds 
 OUT/*.png                     accuracy by layer, confusions, surest mistakes, reliability, regularisation path
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ RESULTS, PREDICTIONS = "results.json", "predictions.safetensors"
 IN_TRAIN = "in_train"
 
 
-def write_results(out: Path, results: Mapping[str, Any]) -> None:
-    write_atomically(out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+def write_results(out: Path, results: Mapping[str, Any], name: str = RESULTS) -> None:
+    write_atomically(out / name, (json.dumps(results, indent=2) + "\n").encode())
 
 
 def write_predictions(
@@ -55,8 +56,21 @@ class Result:
     folder: Path
     about: dict[str, Any]
 
+    @functools.cached_property
+    def problem(self) -> str:
+        """Why there are no answers here; empty where there are."""
+        try:
+            self.predictions()
+        except DataError as error:
+            return str(error)
+        return ""
+
     def predictions(self) -> dict[str, Tensor]:
-        """Raises DataError."""
+        """Read once.  Raises DataError."""
+        return self._predictions
+
+    @functools.cached_property
+    def _predictions(self) -> dict[str, Tensor]:
         try:
             with safe_open(str(self.folder / PREDICTIONS), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -299,3 +299,23 @@ def test_results_of_before_there_were_seeds_and_draws_are_shown_beside_those_of_
     about["data"]["test"]["content"] = "these images"  # which the older one does not know
     path.write_text(json.dumps(about))
     assert "apart from the first table, since measured otherwise" in shown(capsys, old, new)
+
+
+def test_a_result_whose_answers_are_lost_keeps_its_row_and_ends_no_table(tmp_path, capsys):
+    a, b = measured(tmp_path / "a", 150), measured(tmp_path / "b", 120)
+    (a / "transfer" / "data" / "predictions.safetensors").unlink()
+    table = shown(capsys, a, b, words=["--compare", "linear", "--json", str(tmp_path / "table.json")])
+    (made,) = json.loads((tmp_path / "table.json").read_text())
+    assert "75.00" in table and "60.00" in table and str(a) in made["rows"]
+    assert "no verdict and no difference without its answers" in table and {found["of"] for found in made["verdict"]} <= {str(b)}
+
+
+def test_labels_that_are_all_there_are_count_as_no_draw(tmp_path, capsys):
+    """train_samples= of as many as there are draws nothing; of fewer, one draw is no evidence."""
+    for name, asked in (("all", 50), ("some", 20)):
+        run = measured(tmp_path / name, 190, config={"train_samples": asked}, labels=asked)
+        path = run / "transfer" / "data" / "results.json"
+        about = json.loads(path.read_text())
+        about["data"]["train"]["images"] = 50
+        path.write_text(json.dumps(about))
+        assert ("one draw of" in shown(capsys, run)) == (name == "some")
