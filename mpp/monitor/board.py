@@ -4,10 +4,10 @@ import errno
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,10 @@ class Events:
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(exist_ok=True)
-        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        # TensorBoard reads the files by name: a later one has a later second, whatever the clock of this machine says.
+        stamps = [re.match(r"events\.out\.tfevents\.(\d+)\.", path.name) for path in folder.iterdir()]
+        seconds = max([int(time.time()), *(1 + int(stamp[1]) for stamp in stamps if stamp)])
+        self.path = folder / f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.0"
         with writing(self.path):
             self.file = self.path.open("ab", buffering=0)
         self.records = RecordWriter(self)
@@ -102,9 +105,6 @@ class Events:
     def _put(self, event: Any) -> None:
         with writing(self.path):
             self.records.write(event.SerializeToString())
-
-
-_numbers = count()
 
 
 def _samples(line: str) -> float:

@@ -66,6 +66,17 @@ def test_a_run_that_never_committed_starts_with_an_empty_board(tmp_path):
     assert curve(tmp_path) == [(10, 10.25)]
 
 
+@pytest.mark.parametrize("later", [0, 1, -3600], ids=["in the same second", "a second later", "on a machine whose clock is an hour slow"])
+def test_whatever_the_clock_says_tensorboard_reads_the_newer_file_last(tmp_path, monkeypatch, later):
+    for number, value in enumerate([0.0, 0.25, 0.5]):
+        monkeypatch.setattr("mpp.monitor.board.time.time", lambda number=number: 1_700_000_000.0 + number * later)
+        monkeypatch.setattr("mpp.monitor.board.os.getpid", lambda number=number: 9 - number)  # the other way round by name
+        board = Board(tmp_path, 0)
+        write(board, [10], value)
+        board.close()
+    assert curve(tmp_path) == [(10, 10.5)]
+
+
 @pytest.mark.parametrize("rest", ['{"samples": 20, "ste', '{"samples": 2', "{", '{"samples": 20, "step": 2, "train/loss": 1.0'])
 def test_a_line_that_a_kill_cut_short_is_removed(tmp_path, rest):
     board = Board(tmp_path, 0)

@@ -221,6 +221,14 @@ ROWS = [
         "tests/monitor/test_board.py::test_after_a_resume_nothing_is_left_from_behind_the_resumed_step",
     ),
     Row(
+        "event files of one second are in no order", "mpp/monitor/board.py", "1 + int(stamp[1])", "int(stamp[1])",
+        "tests/monitor/test_board.py::test_whatever_the_clock_says_tensorboard_reads_the_newer_file_last",
+    ),
+    Row(
+        "event files follow the clock", "mpp/monitor/board.py", "*(1 + int(stamp[1]) for stamp in stamps if stamp)", "*()",
+        "tests/monitor/test_board.py::test_whatever_the_clock_says_tensorboard_reads_the_newer_file_last",
+    ),
+    Row(
         "TensorBoard is not cut back", "mpp/monitor/board.py", "Events(run_dir / \"tensorboard\", samples_seen + 1)", "Events(run_dir / \"tensorboard\", 0)",
         "tests/monitor/test_board.py::test_tensorboard_forgets_what_the_resumed_run_has_not_written_again",
     ),
