@@ -6,6 +6,7 @@ programs share one hash seed, and none may use CUDA.  What depends on those star
 """
 
 import atexit
+import faulthandler
 import functools
 import gc
 import importlib
@@ -19,14 +20,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 SERVER = "MPP_TEST_FORK_SERVER"  # the address of a server that a program which itself was forked off is to use
+TELL = signal.SIGRTMIN + 7  # every program answers it with where its threads are
 PRELOADED = (
     "torch", "torch.utils.data", "torch.utils.tensorboard", "torch.utils.cpp_extension", "torchvision.transforms", "torchvision.datasets",
     "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",  # for which ZeRO 1-3 ask, and it for all of torch.compile
@@ -81,14 +84,28 @@ class Forked:
 
 
 def run_forked(arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float = 120) -> subprocess.CompletedProcess:
-    """As subprocess.run, with its output as text; a program that takes longer is killed."""
+    """As subprocess.run, with its output as text; a program that takes longer is killed, and the error says where all that were running were."""
     process = Forked(arguments, cwd, env)
     try:
         out, err = process.communicate(timeout)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        late.add_note(whereabouts())
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return subprocess.CompletedProcess(list(arguments), process.returncode, out, err)
+
+
+def whereabouts() -> str:
+    """Of each running program that the server forked off, and of the processes those forked off: the Python stacks of its threads."""
+    told = []
+    for stacks in sorted(Path(server()).parent.glob("*.stacks"), key=lambda path: int(path.stem)):
+        process = Path("/proc") / stacks.stem
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if server().encode() in (process / "cmdline").read_bytes():  # else its number is another's by now
+                os.kill(int(stacks.stem), TELL)
+                time.sleep(0.2)
+                told.append(f"process {stacks.stem} in {(process / 'cwd').readlink()}:\n{stacks.read_text()}")
+    return "\n".join(told)
 
 
 @functools.cache
@@ -168,6 +185,8 @@ def become(arguments: Sequence[str], cwd: str, env: Mapping[str, str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    answer_where()
+    os.register_at_fork(after_in_child=answer_where)
     sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
     program, *words = arguments
     first = "" if program == "-c" else str(Path(program).resolve().parent)
@@ -181,6 +200,15 @@ def become(arguments: Sequence[str], cwd: str, env: Mapping[str, str]) -> None:
     else:
         sys.argv = [program, *words]
         runpy.run_path(program, run_name="__main__")
+
+
+def answer_where() -> None:
+    """Asked by TELL, this process writes its stacks beside the server's socket."""
+    _stacks[:] = [(Path(sys.orig_argv[-1]).parent / f"{os.getpid()}.stacks").open("w")]
+    faulthandler.register(TELL, _stacks[0])
+
+
+_stacks: list[TextIO] = []
 
 
 def leave(work: Callable[[], None]) -> NoReturn:

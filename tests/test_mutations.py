@@ -9,6 +9,8 @@ import compileall
 import os
 import re
 import shutil
+import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -88,7 +90,11 @@ def run(copy: Path) -> Callable[[list[str]], SimpleNamespace]:
             f"--basetemp={copy.parent / 'tmp'}",
             *tests,
         ]
-        finished = run_forked(["-c", PROGRAM, *arguments], cwd=copy, env=environment, timeout=300)
+        try:
+            finished = run_forked(["-c", PROGRAM, *arguments], cwd=copy, env=environment, timeout=300)
+        except subprocess.TimeoutExpired as late:  # a machine that stalls is no answer; a bug that never ends does so again
+            warnings.warn("\n".join([f"once more: {' '.join(tests)}: {late}", *late.__notes__]), stacklevel=2)
+            finished = run_forked(["-c", PROGRAM, *arguments], cwd=copy, env=environment, timeout=300)
         return SimpleNamespace(code=finished.returncode, output=finished.stdout + finished.stderr)
 
     return request
