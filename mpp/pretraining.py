@@ -30,8 +30,9 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
-from mpp.recipe.targets.base import Target, every_patch
-from mpp.recipe.teacher import TeacherKnobs
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import everywhere
+from mpp.recipe.teacher import Teacher, TeacherKnobs
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
 from mpp.train.commit import Commit, read_tensors
@@ -40,7 +41,7 @@ from mpp.train.optim import build_optimiser
 from mpp.train.progress import shared_sum, signed
 from mpp.train.run import Meters, Run, Step
 from mpp.train.sample_log import SampleLog
-from mpp.train.step import images_on_device, masked_images
+from mpp.train.step import masked_images
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
 
@@ -86,7 +87,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     holdout = list(fixed_batches(sets.holdout, np.array(sets.holdout.pool), plan.micro_batch, world.rank, world.size))
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
-    baseline = baseline_of_run(run, model.target, config, sets)
+    baseline = baseline_of_run(run, model, config, sets)
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
@@ -144,7 +145,7 @@ def teacher_of(model: PretrainingModel, config: PretrainConfig) -> WeightAverage
     if not isinstance(knobs, TeacherKnobs):
         return None
     teacher = WeightAverage(model.encoder, lambda step: knobs.decay_at(step * config.data.global_batch), "encoder.")
-    model.lend(teacher.net)
+    model.lend(Teacher(teacher.net, model.mean, model.std))
     return teacher
 
 
@@ -199,13 +200,13 @@ def picture(run: Run, model: PretrainingModel, batch: Batch, config: PretrainCon
         prediction, _, _ = run.engine.forward(*inputs)
         run.engine.train(True)
         if run.board:
-            images, kind, source, _, predicted = inputs
+            images, *masks = inputs
             title = f"{config.target.name}, {step.samples_seen:,} samples seen"
-            sheet = reconstruction(model, images, kind, source, predicted, prediction, title)
+            sheet = reconstruction(model, images, Masks(*masks), prediction, title)
             run.board.picture(step.samples_seen, "holdout/reconstruction", sheet)
 
 
-def baseline_of_run(run: Run, target: Target, config: PretrainConfig, sets: TrainingSet) -> Baseline:
+def baseline_of_run(run: Run, model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -> Baseline:
     """Collective: fitted once by rank 0, kept in every commit, and written to baseline.json for people; a commit without it has it fitted again."""
     holder: list[Any] = [None]
     if run.commit and "baseline" in run.commit.record:
@@ -213,22 +214,23 @@ def baseline_of_run(run: Run, target: Target, config: PretrainConfig, sets: Trai
     elif run.world.first:
         pool = sets.training.pool
         sample = np.linspace(0, len(pool) - 1, min(BASELINE_SAMPLES, len(pool))).astype(np.int64)
-        cells = lambda data, ids: lambda: clean_cells(target, data, ids, config.model.patch_size)
+        cells = lambda data, ids: lambda: clean_cells(model, data, ids, run.world.device)
         fit = lambda baselines: fit_baseline(
             baselines, config.model.grid, cells(sets.training, sample), cells(sets.holdout, np.array(sets.holdout.pool))
         )
-        holder[0] = fit(target.baselines) if target.baselines else NONE
+        holder[0] = fit(model.target.baselines) if model.target.baselines else NONE
     if run.world.first:
         write_atomically(run.run_dir / "baseline.json", (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
 
-def clean_cells(target: Target, data: CropDataset, ids: np.ndarray, patch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def clean_cells(model: PretrainingModel, data: CropDataset, ids: np.ndarray, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
+    """Goals of every patch, and their kinds, on the CPU, batch by batch."""
     for batch, weight in fixed_batches(data, ids, batch=32):
         real = weight > 0
-        images = images_on_device(batch, torch.device("cpu"))[real]
-        yield target(images, every_patch(images, patch_size), None), batch["kind"][real]
+        images, *masks = (part[real.to(device)] for part in masked_images(batch, device))
+        yield model.target(images, everywhere(Masks(*masks)), model.teacher).cpu(), batch["kind"][real]
 
 
 def blank_pass(engine: Engine, config: PretrainConfig, masking: Masking, world: World) -> Tensor:

@@ -1,11 +1,12 @@
 """Masks of one sample."""
 
-from dataclasses import astuple
+import numpy as np
 
-from mpp.recipe.masking import Masking, Masks
+from mpp.recipe.masking import Masking
+from mpp.recipe.places import Masks
 from mpp.rng import Draws
 
 
-def draw(masking: Masking, draws: Draws) -> Masks:
+def draw(masking: Masking, draws: Draws) -> Masks[np.ndarray]:
     """kind, source [N]; visible [K]; predicted [M]."""
-    return Masks(*(part[0] for part in astuple(masking.draw_all([draws]))))
+    return Masks(*(part[0] for part in masking.draw_all([draws])))

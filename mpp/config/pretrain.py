@@ -12,10 +12,11 @@ from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Changes, Count, Fraction, Pair, Positive, Section, Triple
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
-from mpp.recipe.corruption import CorruptionConfig, ReplaceCorruption
+from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
 from mpp.recipe.masks import MaskConfig, RandomMask
 from mpp.recipe.targets import MeanColorTarget, TargetConfig
+from mpp.recipe.targets.base import Row
 
 
 class DataConfig(Section):
@@ -83,9 +84,10 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _a_row_that_exists(self) -> Self:
-        self.decoder.fits(self.corruption.drops)
         self.mask.fits(self.model.grid, self.corruption)
-        self.target.fits(self.model.patch_size)
+        self.corruption.fits(self.mask.name)
+        self.decoder.fits(self.corruption.drops)
+        self.target.fits(Row(self.model.patch_size, self.model.grid, self.mask.name, self.corruption.name))
         if self.optim.total_samples < self.data.global_batch:
             raise ValueError(
                 f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}"

@@ -23,6 +23,7 @@ from mpp.interop.weight_files import read_json, read_weights, write_json
 from mpp.model.encoder import Encoder
 from mpp.model.normalise import normalise
 from mpp.recipe.decoders import TransformerDecoder
+from mpp.recipe.decoders.base import Given
 from mpp.train.commit import sha256_of
 
 CERTIFICATE = "CERTIFICATE.json"
@@ -200,7 +201,7 @@ def _predictions(encoder: LoadedEncoder, config: Mapping[str, Any], images: Tens
         depth=config["decoder_num_hidden_layers"], width=config["decoder_hidden_size"], heads=config["decoder_num_attention_heads"]
     )
     with torch.random.fork_rng(devices=[]):
-        decoder = section.build(net.width, encoder.decoder["head.bias"].shape[0], net.prefix, net.grid)
+        decoder = section.build(Given(net.width, encoder.decoder["head.bias"].shape[0], net.prefix, net.grid, net.depth))
     decoder.load_state_dict(dict(encoder.decoder))
     patches = net.grid[0] * net.grid[1]
     kept = int(patches * (1 - config["mask_ratio"]))

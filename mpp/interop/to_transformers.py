@@ -96,8 +96,8 @@ def vit_files(encoder: LoadedEncoder) -> tuple[dict[str, Any], dict[str, Tensor]
 
 def vit_mae_files(encoder: LoadedEncoder, run: PretrainConfig, decoder: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and tensors of a ViTMAEForPreTraining.  decoder: under our names."""
-    made, target, grid = run.decoder, run.target, run.model.image_size // run.model.patch_size
-    assert made.name == "transformer" and target.name == "pixels"  # refuse_vit_mae
+    made, target, mask, grid = run.decoder, run.target, run.mask, run.model.image_size // run.model.patch_size
+    assert made.name == "transformer" and target.name == "pixels" and mask.name == "random"  # refuse_vit_mae
     fixed = sincos_positions(made.width, (grid, grid))
     positions = torch.cat([torch.zeros(1, made.width), fixed])[None]
     config = _vit_config(encoder) | {
@@ -107,7 +107,7 @@ def vit_mae_files(encoder: LoadedEncoder, run: PretrainConfig, decoder: Mapping[
         "decoder_num_hidden_layers": made.depth,
         "decoder_num_attention_heads": made.heads,
         "decoder_intermediate_size": 4 * made.width,
-        "mask_ratio": run.mask.ratio,
+        "mask_ratio": mask.ratio,
         "norm_pix_loss": target.normalise,
     }
     return config, vit_to_transformers(encoder.net.state_dict(), "vit.") | decoder_to_transformers(decoder, positions)

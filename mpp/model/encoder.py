@@ -28,16 +28,13 @@ class Encoder(nn.Module):
         """Normalised images [B, 3, S, S] -> patch embeddings without positions [B, N, D]."""
         return self.vit.patch_embed(images)
 
-    def behind_blocks(self, embeddings: Tensor, last: int) -> list[Tensor]:
-        """Patch embeddings [B, N, D] -> tokens [B, P + N, D] behind each of the last so many blocks, the last one's last, without the final norm."""
-        tokens, found = self.vit.norm_pre(self._positioned(embeddings)), []
-        for block in self.vit.blocks:
-            tokens = block(tokens)
-            found.append(tokens)
-        return found[-last:]
+    @property
+    def depth(self) -> int:
+        return len(self.vit.blocks)
 
-    def forward(self, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Patch embeddings [B, N, D] -> normalised tokens [B, P + N, D], or [B, P + K, D] of the `visible` [B, K] patches alone.
+    def blocks(self, embeddings: Tensor, visible: Tensor | None = None, last: int | None = None) -> list[Tensor]:
+        """Patch embeddings [B, N, D] -> what enters the first block, and what leaves each, without the final norm: tokens [B, P + N, D], or
+        [B, P + K, D] of the `visible` [B, K] patches alone.  last: of these the last so many (None: all).
 
         Positions are added here, so whatever became of an embedding before, its place is known.
         """
@@ -45,7 +42,20 @@ class Encoder(nn.Module):
         if visible is not None:
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
             tokens = torch.cat([prefix, gather_tokens(patches, visible)], dim=1)
-        return self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))
+        tokens = self.vit.norm_pre(tokens)
+        found = [tokens]
+        for block in self.vit.blocks:
+            tokens = block(tokens)
+            found = [*found, tokens][-(last or 0) :]
+        return found
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """The final norm."""
+        return self.vit.norm(tokens)
+
+    def forward(self, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Patch embeddings [B, N, D] -> normalised tokens [B, P + N, D], or [B, P + K, D] of the `visible` [B, K] patches alone."""
+        return self.norm(self.blocks(embeddings, visible, last=1)[0])
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
         """Those that are used outside their own module's forward pass (ZeRO-3 has to be told)."""

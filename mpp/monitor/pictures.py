@@ -1,33 +1,28 @@
 """Pictures of what the model saw and predicted, right for every target."""
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mpp.recipe.corruption import MASKED
 from mpp.recipe.model import PretrainingModel
 from mpp.recipe.patches import gather_patches, patchify, unpatchify
+from mpp.recipe.places import Masks
 
-GREY = 128.0
 COLUMNS = ("image", "encoder sees", "prediction", "its target")
 MARGIN = 4
 
 
-def reconstruction(
-    model: PretrainingModel, images: Tensor, kind: Tensor, source: Tensor, predicted: Tensor, prediction: Tensor, title: str
-) -> Image.Image:
-    """One row an image: the image, what the encoder sees (masked patches grey, swapped ones as their source), the prediction in the
-    predicted places, and what would be perfect for this target there.
+def reconstruction(model: PretrainingModel, images: Tensor, masks: Masks[Tensor], prediction: Tensor, title: str) -> Image.Image:
+    """One row an image: the image, what the encoder sees (as its corruption draws it), the prediction in the predicted places, and what would be
+    perfect for this target there.
 
-    images: 0..255 [B, 3, H, W]; kind, source [B, N]; predicted [B, M]; prediction [B, M, O].
+    images: 0..255 [B, 3, H, W]; prediction [B, M, O].
     """
-    target, grid = model.target, model.encoder.grid
-    patches = patchify(images.float(), images.shape[2] // grid[0])
+    target, grid, predicted = model.target, model.encoder.grid, masks.predicted
+    side = images.shape[2] // grid[0]
+    patches = patchify(images.float(), side)
     clean = gather_patches(patches, predicted)
-    seen = gather_patches(patches, source)
-    seen = torch.where((kind == MASKED)[:, :, None, None, None], GREY, seen)
-    panels = [images.float(), unpatchify(seen, grid)]
-    truth = target(images.float(), predicted, model.teacher)
+    panels = [images.float(), model.corruption.picture(images.float(), masks, side, model.mask_token)]
+    truth = target(images.float(), masks, model.teacher)
     for goal in (target.answer(prediction.float()), truth):
         panels.append(unpatchify(_placed(patches, predicted, target.picture(goal, clean, truth)), grid))
     return _sheet(panels, f"{title}: {target.caption}; {model.corruption.caption}")

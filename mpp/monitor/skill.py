@@ -4,6 +4,7 @@ Three trivial predictors that see no more than the model does, each shrunk towar
     constant   the colour histogram (add-one smoothed) of the sample, or its mean value
     visible    the histogram, or mean value, of the visible patches of the same image
     nearest    the nearest cell of the nearest visible patch
+(Where no patch is visible, as of images that lost their colour or were turned, the first alone.)
 The best of them on that sample is the baseline, once for the run; skill divides by its loss on the hold-out with fixed masks.  Skills of
 different targets are not comparable.  Its standard error is over the images of the hold-out; the baseline's loss counts as a given number, though
 it is of the same images: what makes an image hard for both cancels, so the true error is rather smaller.  Where the baseline leaves nothing to predict, as on a hold-out whose images are of one colour each,
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mpp.recipe.baselines import Baselines
-from mpp.recipe.corruption import MASKED, VISIBLE
+from mpp.recipe.places import MASKED, VISIBLE
 
 Cells = Iterable[tuple[Tensor, Tensor]]
 # In pixels of deviation 1 (the squared error of less than one level of 255, where 255 levels are four deviations), or nats a cell.
@@ -161,20 +162,20 @@ def fit_baseline(baselines: Baselines, grid: tuple[int, int], sample: Callable[[
 
 def _losses(baselines: Baselines, grid: tuple[int, int], constant: Tensor, batches: Cells) -> dict[str, Tensor]:
     """For each predictor, its mean loss over the masked patches at each of WEIGHTS [21]."""
-    totals = {name: torch.zeros(len(WEIGHTS), dtype=torch.float64) for name in ("constant", "visible", "nearest")}
+    totals: dict[str, Tensor] = {}
     masked_patches = 0
     for cells, kind in batches:
         masked = kind == MASKED
         masked_patches += int(masked.sum())
         truth = cells[masked]
-        guesses = {
+        guesses: dict[str, Tensor | None] = {
             "constant": None,
-            "visible": baselines.visible(cells, kind == VISIBLE)[masked],
-            "nearest": _nearest(cells, kind, grid)[masked],
         }
+        if (kind == VISIBLE).any():  # else there is nothing to guess from
+            guesses |= {"visible": baselines.visible(cells, kind == VISIBLE)[masked], "nearest": _nearest(cells, kind, grid)[masked]}
         for name, guess in guesses.items():
             for i, weight in enumerate(WEIGHTS if guess is not None else WEIGHTS[:1]):
-                totals[name][i] += baselines.loss(constant, guess, weight, truth)
+                totals.setdefault(name, torch.zeros(len(WEIGHTS), dtype=torch.float64))[i] += baselines.loss(constant, guess, weight, truth)
     return {name: total / max(1, masked_patches) for name, total in totals.items()}
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mpp.recipe.distances import Distance
+
 
 class Baselines(Protocol):
     def constant(self, parts: Iterable[Tensor]) -> Tensor:
@@ -54,9 +56,9 @@ class ClassBaselines:
 
 @dataclass(frozen=True)
 class ValueBaselines:
-    """Cells are values float [..., g, g, V]; the loss is the mean of |difference| ** power."""
+    """Cells are values float [..., g, g, V]; the loss is the mean of their distances."""
 
-    power: int
+    distance: Distance
 
     def constant(self, parts: Iterable[Tensor]) -> Tensor:
         """The mean [V]."""
@@ -74,4 +76,4 @@ class ValueBaselines:
 
     def loss(self, constant: Tensor, guess: Tensor | None, weight: float, truth: Tensor) -> float:
         value = constant.expand_as(truth) if guess is None else (1 - weight) * constant + weight * guess
-        return float((value - truth).abs().pow(self.power).flatten(1).mean(1).sum())
+        return float(self.distance(value - truth).flatten(1).mean(1).sum())

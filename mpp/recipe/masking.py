@@ -12,20 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, CorruptionConfig
+from mpp.recipe.corruptions import CorruptionConfig
 from mpp.recipe.masks import MaskConfig
-from mpp.recipe.masks.base import Grid
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE, Grid, Masks
 from mpp.rng import Draws, below_of
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Of B samples, all int64."""
-
-    kind: np.ndarray  # [B, N]: VISIBLE, MASKED, SWAPPED or KEPT
-    source: np.ndarray  # [B, N]: whose clean embedding a patch shows: another patch's where SWAPPED, else its own
-    visible: np.ndarray  # [B, K]: what a dropping encoder sees, ascending
-    predicted: np.ndarray  # [B, M]: the patches in the loss, ascending
 
 
 class Counts(NamedTuple):
@@ -43,7 +33,7 @@ class Masking:
     mask: MaskConfig
     corruption: CorruptionConfig
 
-    def draw_all(self, draws: Sequence[Draws]) -> Masks:
+    def draw_all(self, draws: Sequence[Draws]) -> Masks[np.ndarray]:
         """Of B samples: the same masks as one by one, in less time."""
         places = self.mask.draw(self.grid, self.corruption, draws)
         hidden, patches, sample = places.hidden, self.patches, np.arange(len(draws))[:, None]
@@ -51,20 +41,16 @@ class Masking:
         kind = np.full((len(draws), patches), VISIBLE, dtype=np.int64)
         kind[sample, hidden] = KEPT
         kind[sample, hidden[:, :masked]] = MASKED
-        source = np.tile(np.arange(patches, dtype=np.int64), (len(draws), 1))
+        source = np.tile(np.arange(patches, dtype=np.int64), (len(draws), 1)) if places.source is None else places.source
         if swaps:
             swapped = hidden[:, masked : masked + swaps]
             kind[sample, swapped] = SWAPPED
             # Uniform over the other positions: N - 1 steps onwards at most, never back to itself.
             steps = below_of(np.stack([each.bits(swaps) for each in draws]), patches - 1)
             source[sample, swapped] = (swapped + 1 + steps) % patches
-        shown = (kind == VISIBLE).nonzero()[1].reshape(len(draws), -1)
-        return Masks(
-            kind,
-            source,
-            visible=shown if places.visible is None else np.sort(places.visible),
-            predicted=np.sort(hidden if places.predicted is None else places.predicted),
-        )
+        visible = (kind == VISIBLE).nonzero()[1].reshape(len(draws), -1)
+        predicted = hidden if places.predicted is None else places.predicted
+        return Masks(kind, source, visible, predicted if self.mask.groups > 1 else np.sort(predicted))
 
     @property
     def patches(self) -> int:

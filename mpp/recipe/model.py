@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from mpp.config.sections import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.normalise import Triple, normalise
-from mpp.recipe.corruption import MASKED, CorruptionConfig
+from mpp.recipe.corruptions import CorruptionConfig
 from mpp.recipe.decoders import DecoderConfig
+from mpp.recipe.decoders import base as decoders
+from mpp.recipe.masks import MaskConfig
+from mpp.recipe.places import MASKED, Masks
 from mpp.recipe.targets import TargetConfig
-from mpp.recipe.targets.base import Given, Target
+from mpp.recipe.targets.base import NOTHING, Given, Lent, Target
+from mpp.recipe.teacher import Teacher
 from mpp.rng import INIT, seed_of
 
 
@@ -21,21 +25,24 @@ class PretrainingModel(nn.Module):
     Letters: B batch, N patches, K visible, M predicted, D encoder dimensions, O outputs a patch.
     """
 
-    def __init__(self, encoder: Encoder, corruption: CorruptionConfig, decoder: nn.Module, target: Target, mean: Triple, std: Triple):
+    def __init__(
+        self, encoder: Encoder, corruption: CorruptionConfig, mask_token: nn.Parameter | None, decoder: nn.Module, reads_blocks: bool, target: Target,
+        mean: Triple, std: Triple,
+    ):  # fmt: skip
+        """mask_token: of a corruption that shows one.  reads_blocks: whether the decoder is given what is between the encoder's blocks."""
         super().__init__()
         self.encoder: Encoder = encoder
         self.corruption, self.target, self.mean, self.std = corruption, target, mean, std
-        self.decoder = decoder
-        # Only a replacing corruption shows a mask token to the encoder.
-        self.mask_token = None if corruption.drops else nn.Parameter(torch.zeros(encoder.width))
-        self._lent: list[Encoder] = []
+        self.decoder, self.reads_blocks = decoder, reads_blocks
+        self.mask_token = mask_token
+        self._lent: list[Teacher] = []
 
-    def lend(self, teacher: Encoder) -> None:
-        """The teacher that the target asks: an encoder, and no part of this module, so neither trained nor saved with it."""
+    def lend(self, teacher: Teacher) -> None:
+        """What the target asks: no part of this module, so neither trained nor saved with it."""
         self._lent = [teacher]
 
     @property
-    def teacher(self) -> Encoder | None:
+    def teacher(self) -> Teacher | None:
         return self._lent[0] if self._lent else None
 
     def forward(self, images: Tensor, kind: Tensor, source: Tensor, visible: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,12 +51,16 @@ class PretrainingModel(nn.Module):
         Returns predictions [B, M, O]; loss float32 [B, M] of every predicted patch, masked, swapped and kept alike (ViT B.1.2); masked float32
         [B, M], 1 where the patch showed [mask] or nothing.
         """
-        embeddings = self.encoder.embed(normalise(images, self.mean, self.std))
-        tokens = self.corruption.encode(self.encoder, embeddings, kind, source, visible, self.mask_token)
-        prediction = self.decoder(tokens, self.corruption.places(visible), predicted)
+        masks = Masks(kind, source, visible, predicted)
+        shown = self.corruption.pixels(images, masks, self.mask_token)
+        embeddings = self.encoder.embed(normalise(shown, self.mean, self.std))
+        embeddings = self.corruption.embeddings(embeddings, masks, self.mask_token)
+        places = self.corruption.places(masks)
+        tokens = self.encoder.blocks(embeddings, places) if self.reads_blocks else self.encoder(embeddings, places)
+        prediction = self.decoder(tokens, places, predicted)
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
-                goal = self.target(images, predicted, self.teacher)
+                goal = self.target(images, masks, self.teacher)
                 masked = (kind.gather(1, predicted) == MASKED).float()
             return prediction, self.target.loss(prediction, goal), masked
 
@@ -69,6 +80,8 @@ class RecipeConfig(Protocol):
     @property
     def model(self) -> ModelConfig: ...
     @property
+    def mask(self) -> MaskConfig: ...
+    @property
     def corruption(self) -> CorruptionConfig: ...
     @property
     def target(self) -> TargetConfig: ...
@@ -78,15 +91,18 @@ class RecipeConfig(Protocol):
     def data(self) -> Normalisation: ...
 
 
-def build_model(config: RecipeConfig, fused_attention: bool | None = None) -> PretrainingModel:
-    """A freshly initialised model, the same for the same config and seed."""
+def build_model(config: RecipeConfig, fused_attention: bool | None = None, lent: Lent = NOTHING) -> PretrainingModel:
+    """A freshly initialised model, the same for the same config and seed.  lent: what the target's section asks for from outside."""
     encoder = build_encoder(config.model, seed_of(config.seed, INIT, 0), fused_attention)
-    mean, std = config.data.mean, config.data.std
-    target = config.target.build(Given(config.model.patch_size, encoder.width, len(encoder.vit.blocks), mean, std))
+    mean, std, depth = config.data.mean, config.data.std, encoder.depth
+    target = config.target.build(Given(config.model.patch_size, encoder.width, depth, mean, std, lent))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, INIT, 1))
-        decoder = config.decoder.build(encoder.width, target.outputs, encoder.prefix, encoder.grid, fused_attention)
-        model = PretrainingModel(encoder, config.corruption, decoder, target, mean, std)
-        if model.mask_token is not None:
-            nn.init.normal_(model.mask_token, std=0.02)
+        given = decoders.Given(encoder.width, target.outputs, encoder.prefix, encoder.grid, depth, config.mask.groups, fused_attention)
+        decoder = config.decoder.build(given)
+        shape = config.corruption.token(encoder.width, config.model.patch_size)
+        mask_token = nn.Parameter(nn.init.normal_(torch.zeros(shape), std=0.02)) if shape else None
+    model = PretrainingModel(encoder, config.corruption, mask_token, decoder, config.decoder.reads_blocks, target, mean, std)
+    if lent.teacher:
+        model.lend(lent.teacher)
     return model

@@ -1,18 +1,52 @@
-"""The teacher: an exponential average of the encoder, in float32 and outside the engine's module, for targets that ask for one.
+"""Teachers: encoders that see the whole clean image and whose tokens a target is made of.  They are no part of the model, and get no gradient.
 
-A target's section that inherits `TeacherKnobs` beside TargetSection has one: mpp/pretraining.py makes it, updates it after every optimiser
-step and saves it with each checkpoint (train/average.py), and the target is given it: an encoder as the model's own, in eval mode, without
-gradients.
+A target's section that inherits `TeacherKnobs` beside TargetSection has an exponential average of its own encoder as teacher, in float32 and
+outside the engine's module: mpp/pretraining.py makes it, updates it after every optimiser step, whatever the accumulation, and saves it with each
+checkpoint (train/average.py).  One that inherits `FrozenKnobs` has an encoder that was trained before, which mpp/pretraining.py reads.
+Letters: B batch, N patches, D the teacher's dimensions, S image side in pixels.
 """
 
-from mpp.config.schema import Beta, Count, Section
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpp.config.schema import Count, Fraction, Section
+from mpp.model.encoder import Encoder
+from mpp.model.normalise import Triple, normalise
 
 
 class TeacherKnobs(Section):
-    ema_start: Beta = 0.999  # decay of the average a step, at first (data2vec)
-    ema_end: Beta = 0.9998  # and after ema_samples (data2vec)
+    ema_start: Fraction = 0.999  # decay of the average a step, at first (data2vec)
+    ema_end: Fraction = 0.9998  # and after ema_samples (data2vec)
     ema_samples: Count = 0  # over which it goes from one to the other, in a straight line; 0: ema_end from the start
 
     def decay_at(self, samples_seen: int) -> float:
         share = min(1.0, samples_seen / self.ema_samples) if self.ema_samples else 1.0
         return self.ema_start + (self.ema_end - self.ema_start) * share
+
+
+class FrozenKnobs(Section):
+    encoder: str  # a run, an encoder/ folder, timm:NAME or another project's checkpoint (as of linear_probe.py), with patches of the same number a side
+
+
+@dataclass(frozen=True)
+class Teacher:
+    net: Encoder  # in eval mode, without gradients
+    mean: Triple  # of its own input normalisation, colours in 0..1
+    std: Triple
+
+    @property
+    def width(self) -> int:
+        return self.net.width
+
+    @property
+    def depth(self) -> int:
+        return self.net.depth
+
+    @torch.no_grad()
+    def patches(self, images: Tensor, last: int = 1, normed: bool = False) -> list[Tensor]:
+        """Clean images float [B, 3, S, S], 0..255 -> of each of the last so many blocks, the last one's last, its output [B, N, D] at the patches;
+        normed: under the encoder's final norm."""
+        tokens = self.net.blocks(self.net.embed(normalise(images, self.mean, self.std)), last=last)
+        return [(self.net.norm(each) if normed else each)[:, self.net.prefix :] for each in tokens]

@@ -9,7 +9,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
-from mpp.recipe.corruption import ReplaceCorruption
+from mpp.recipe.corruptions.replace import ReplaceCorruption
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import RandomMask
 from mpp.rng import CROP, Draws

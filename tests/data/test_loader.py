@@ -10,7 +10,7 @@ from mpp.data.handing_over import packed, unpacked
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import FIXED
 from mpp.data.training_set import without_last
-from mpp.recipe.corruption import DropCorruption
+from mpp.recipe.corruptions.drop import DropCorruption
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import RandomMask
 from mpp.rng import MASK, Draws

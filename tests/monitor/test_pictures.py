@@ -5,9 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mpp.monitor.pictures import COLUMNS, GREY, MARGIN, reconstruction
-from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, DropCorruption, ReplaceCorruption
+from mpp.monitor.pictures import COLUMNS, MARGIN, reconstruction
+from mpp.recipe.corruptions.base import GREY
+from mpp.recipe.corruptions.drop import DropCorruption
+from mpp.recipe.corruptions.replace import ReplaceCorruption
+from mpp.recipe.distances import Distance
 from mpp.recipe.patches import patchify
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE, Masks
 from mpp.recipe.targets.colors import ColorClasses, class_color
 from mpp.recipe.targets.hog import Hog
 from mpp.recipe.targets.pixels import Pixels
@@ -19,6 +23,7 @@ KIND[0, 4:8] = VISIBLE
 SOURCE = torch.arange(16).repeat(2, 1)
 SOURCE[0, 2], SOURCE[1, 14] = 9, 3
 PREDICTED = torch.stack([row.nonzero().flatten()[:7] for row in KIND])
+MASKS = Masks(KIND, SOURCE, torch.empty(2, 0), PREDICTED)
 
 
 def images(size: int = P * SIDE) -> torch.Tensor:
@@ -27,14 +32,14 @@ def images(size: int = P * SIDE) -> torch.Tensor:
 
 def truth_of(target) -> torch.Tensor:
     """A prediction [B, M, O] whose answer is the target."""
-    goal = target(images(), PREDICTED)
+    goal = target(images(), MASKS)
     return F.one_hot(goal, target.classes).float().flatten(2) if isinstance(target, ColorClasses) else goal.flatten(2)
 
 
 def sheet(target, prediction, drops: bool = False):
     corruption = DropCorruption() if drops else ReplaceCorruption()
-    model = SimpleNamespace(target=target, encoder=SimpleNamespace(grid=(SIDE, SIDE)), corruption=corruption, teacher=None)
-    return reconstruction(model, images(), KIND, SOURCE, PREDICTED, prediction, "title")
+    model = SimpleNamespace(target=target, encoder=SimpleNamespace(grid=(SIDE, SIDE)), corruption=corruption, teacher=None, mask_token=None)
+    return reconstruction(model, images(), MASKS, prediction, "title")
 
 
 def panel(picture, row: int, column: int, size: int = P * SIDE, rows: int = 2) -> np.ndarray:
@@ -57,8 +62,8 @@ TARGETS = [
     ColorClasses(4, 1, 3),
     ColorClasses(4, 4, 3),
     ColorClasses(4, 2, 2),
-    Pixels(P, 2, False, MEAN, STD),
-    Pixels(P, 2, True, MEAN, STD),
+    Pixels(P, Distance(), False, MEAN, STD),
+    Pixels(P, Distance(), True, MEAN, STD),
     Hog(P, 9, 2),
 ]
 
@@ -110,7 +115,7 @@ def test_only_predicted_places_show_anything_but_the_image(target):
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_true_pixels_give_the_image_back(normalise):
-    target = Pixels(P, 2, normalise, MEAN, STD)
+    target = Pixels(P, Distance(), normalise, MEAN, STD)
     picture = sheet(target, truth_of(target))
     for row in range(2):
         assert np.abs(panel(picture, row, 2).astype(int) - panel(picture, row, 0)).max() == 0
@@ -130,8 +135,10 @@ def test_small_images_are_enlarged_by_whole_pixels_to_fit_the_sheet(size, factor
     target = ColorClasses(size // 4, 1, 3)
     pictures, places = images(size), torch.tensor([[0], [1]])
     kind = torch.zeros(2, 16, dtype=torch.long).scatter(1, places, MASKED)
-    model = SimpleNamespace(target=target, encoder=SimpleNamespace(grid=(4, 4)), corruption=ReplaceCorruption(), teacher=None)
-    found = reconstruction(model, pictures, kind, torch.arange(16).repeat(2, 1), places, torch.zeros(2, 1, 512), "t")
+    model = SimpleNamespace(
+        target=target, encoder=SimpleNamespace(grid=(4, 4)), corruption=ReplaceCorruption(), teacher=None, mask_token=None
+    )
+    found = reconstruction(model, pictures, Masks(kind, torch.arange(16).repeat(2, 1), places[:, :0], places), torch.zeros(2, 1, 512), "t")
     assert found.width == MARGIN + len(COLUMNS) * (size * factor + MARGIN)
     assert found.height > 2 * (size * factor + MARGIN)
     for row in range(2):

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
-from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE
+from mpp.recipe.distances import Distance
 from mpp.recipe.patches import patchify
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE
 from mpp.recipe.targets.colors import ColorClasses
 from mpp.recipe.targets.pixels import Pixels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-RAW = Pixels(2, 2, False, (0.0,) * 3, (1 / 255,) * 3)  # in colours 0..255, to be reckoned by hand
+RAW = Pixels(2, Distance(), False, (0.0,) * 3, (1 / 255,) * 3)  # in colours 0..255, to be reckoned by hand
 
 
 def fit(target, grid, cells, kind, held_out=None) -> Baseline:
@@ -69,7 +70,7 @@ def test_constant_images_are_predicted_by_their_visible_patches():
     colors = torch.tensor([[10.0, 200.0, 90.0], [250.0, 40.0, 130.0], [90.0, 90.0, 90.0]])
     images = colors[:, :, None, None].expand(3, 3, 8, 8)
     kind = torch.tensor([[MASKED, VISIBLE, VISIBLE, MASKED]] * 3)
-    target = Pixels(4, 2, False, MEAN, STD)
+    target = Pixels(4, Distance(), False, MEAN, STD)
     found = fit(target, (2, 2), target.cells(patchify(images.contiguous(), 4)), kind)
     assert found.name in ("visible", "nearest")
     assert found.loss == pytest.approx(0.0, abs=1e-9)
@@ -97,7 +98,8 @@ def test_the_class_predictors_are_shrunk_to_a_probability_of_the_truth():
 
 
 @pytest.mark.parametrize(
-    "target", [ColorClasses(4, 1, 1), ColorClasses(4, 2, 1), Pixels(4, 2, False, MEAN, STD), Pixels(4, 1, True, MEAN, STD)]
+    "target",
+    [ColorClasses(4, 1, 1), ColorClasses(4, 2, 1), Pixels(4, Distance(), False, MEAN, STD), Pixels(4, Distance("l1"), True, MEAN, STD)],
 )
 def test_all_predictors_agree_with_a_plain_loop(target):
     cells, kind = random_case(target)
@@ -135,7 +137,7 @@ def test_all_predictors_agree_with_a_plain_loop(target):
                     else:
                         guess = shown.reshape(-1, 3).mean(0) if name == "visible" else nearest_cell(b, n, i, j)
                         off = (1 - weight) * constant + weight * guess - truth
-                        terms.append(off.abs().pow(target.power).mean().item())
+                        terms.append((off.abs() if target.distance.kind == "l1" else off**2).mean().item())
             total += sum(terms) / len(terms)
         return total / len(masked)
 
@@ -155,7 +157,7 @@ def test_the_mean_visible_pixel_is_one_number_or_one_a_channel():
     assert found.losses["visible"] == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("target", [ColorClasses(4, 2, 1), Pixels(4, 2, False, MEAN, STD)])
+@pytest.mark.parametrize("target", [ColorClasses(4, 2, 1), Pixels(4, Distance(), False, MEAN, STD)])
 @pytest.mark.parametrize("other", [SWAPPED, KEPT])
 def test_only_masked_patches_count(target, other):
     cells, kind = random_case(target)
@@ -176,7 +178,7 @@ def test_the_best_predictor_is_chosen_on_the_sample_not_on_the_holdout():
 
 
 def test_batches_of_any_size_give_the_same_baseline():
-    target = Pixels(4, 2, False, MEAN, STD)
+    target = Pixels(4, Distance(), False, MEAN, STD)
     cells, kind = random_case(target, batch=6)
     parts = lambda: zip(cells.split(4), kind.split(4), strict=True)
     whole, split = fit(target, (4, 4), cells, kind), fit_baseline(target.baselines, (4, 4), parts, parts)
@@ -201,9 +203,9 @@ def test_a_baseline_survives_its_file():
 ONE_COLOUR = {
     "classes": ColorClasses(4, 3, 1),
     "grid": ColorClasses(4, 3, 4),
-    "l2": Pixels(4, 2, False, MEAN, STD),
-    "l1": Pixels(4, 1, False, MEAN, STD),
-    "normalised": Pixels(4, 2, True, MEAN, STD),
+    "l2": Pixels(4, Distance(), False, MEAN, STD),
+    "l1": Pixels(4, Distance("l1"), False, MEAN, STD),
+    "normalised": Pixels(4, Distance(), True, MEAN, STD),
 }
 
 

@@ -48,8 +48,8 @@ ROWS: list[Plant | Row] = [
     ),
     Plant(
         "gradients stop at the border of a patch", "mpp.recipe.targets.hog:Hog.__call__",
-        "lambda self, images, predicted, teacher=None: real(self, gather_patches(patchify(images, self.patch_size), predicted).flatten(0, 1), "
-        "predicted.new_zeros(predicted.numel(), 1)).unflatten(0, predicted.shape).squeeze(2)",
+        "lambda self, images, masks, teacher=None: real(self, gather_patches(patchify(images, self.patch_size), masks.predicted).flatten(0, 1), "
+        "masks._replace(predicted=masks.predicted.new_zeros(masks.predicted.numel(), 1))).unflatten(0, masks.predicted.shape).squeeze(2)",
         HOG + "test_a_gradient_reaches_one_pixel_into_the_next_patch_and_no_farther",
     ),
     Plant(
@@ -67,21 +67,21 @@ ROWS: list[Plant | Row] = [
     ),
     # Features of a teacher.
     Plant(
-        "features are of the first blocks", "mpp.model.encoder:Encoder.behind_blocks",
-        "lambda self, embeddings, last: real(self, embeddings, len(self.vit.blocks))[:last]",
+        "features are of the first blocks", "mpp.model.encoder:Encoder.blocks",
+        "lambda self, embeddings, visible=None, last=None: real(self, embeddings, visible)[1:][:last]",
         FEATURES + "goals_are_the_normed_mean_of_the_normed_outputs_of_the_teachers_last_blocks",
     ),
     Row(
         "features of blocks are averaged before they are normed", "mpp/recipe/targets/features.py",
-        "torch.stack([self._normed(tokens) for tokens in patches])", "torch.stack(patches)",
+        "self._normed(tokens) if self.norm_blocks else tokens", "tokens",
         FEATURES + "goals_are_the_normed_mean_of_the_normed_outputs_of_the_teachers_last_blocks",
     ),
     Row(
-        "the class token is taken for a patch of the teacher", "mpp/recipe/targets/features.py", "tokens[:, teacher.prefix :]", "tokens",
+        "the class token is taken for a patch of the teacher", "mpp/recipe/teacher.py", "[:, self.net.prefix :]", "",
         FEATURES + "goals_are_the_normed_mean_of_the_normed_outputs_of_the_teachers_last_blocks",
     ),
     Row(
-        "the teacher sees raw colours", "mpp/recipe/targets/features.py", "teacher.embed(normalise(images, self.mean, self.std))", "teacher.embed(images)",
+        "the teacher sees raw colours", "mpp/recipe/teacher.py", "self.net.embed(normalise(images, self.mean, self.std))", "self.net.embed(images)",
         FEATURES + "goals_are_the_normed_mean_of_the_normed_outputs_of_the_teachers_last_blocks",
     ),
     Row(
@@ -97,7 +97,7 @@ ROWS: list[Plant | Row] = [
         FEATURES + "the_teacher_gets_no_gradient_keeps_nothing_for_one_and_is_no_part_of_the_model",
     ),
     Row(
-        "a picture has components of its own for predictions", "mpp/recipe/targets/features.py", "points = truth.flatten(0, 1)", "points = goal.flatten(0, 1)",
+        "a picture has components of its own for predictions", "mpp/recipe/targets/features.py", "points = truth.flatten(0, -2)", "points = goal.flatten(0, -2)",
         FEATURES + "a_picture_shows_three_principal_components_of_the_truth_and_predictions_on_the_same",
     ),
     Plant(

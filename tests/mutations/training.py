@@ -15,26 +15,26 @@ ROWS = [
     # What is hidden, and what becomes of it.
     Row(
         'the loss is on visible patches too', 'mpp/recipe/masking.py',
-        'predicted=np.sort(hidden if places.predicted is None else places.predicted)',
-        'predicted=np.tile(np.arange(patches), (len(draws), 1))',
+        'predicted = hidden if places.predicted is None else places.predicted',
+        'predicted = np.tile(np.arange(patches), (len(draws), 1))',
         "tests/recipe/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
         'kept patches are left out of the loss', 'mpp/recipe/masking.py',
-        'predicted=np.sort(hidden if places.predicted is None else places.predicted)',
-        'predicted=((kind == MASKED) | (kind == SWAPPED)).nonzero()[1].reshape(len(draws), -1)',
+        'predicted = hidden if places.predicted is None else places.predicted',
+        'predicted = ((kind == MASKED) | (kind == SWAPPED)).nonzero()[1].reshape(len(draws), -1)',
         "tests/recipe/test_masking.py::test_every_patch_that_is_not_visible_is_predicted",
     ),
     Row(
         'only masked patches are in the loss', 'mpp/recipe/masking.py',
-        'predicted=np.sort(hidden if places.predicted is None else places.predicted)',
-        'predicted=(kind == MASKED).nonzero()[1].reshape(len(draws), -1)',
+        'predicted = hidden if places.predicted is None else places.predicted',
+        'predicted = (kind == MASKED).nonzero()[1].reshape(len(draws), -1)',
         "tests/recipe/test_model.py::test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill",
     ),
     Row(
         'the mask is inverted', 'mpp/recipe/masking.py',
-        'shown = (kind == VISIBLE).nonzero()[1]',
-        'shown = kind.nonzero()[1]',
+        'visible = (kind == VISIBLE).nonzero()[1]',
+        'visible = kind.nonzero()[1]',
         "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
@@ -49,36 +49,36 @@ ROWS = [
         "tests/recipe/test_masking.py::test_the_source_of_a_swap_is_uniform_over_the_other_positions",
     ),
     Plant(
-        'swaps show the corrupted embedding', 'mpp.recipe.corruption:corrupt',
+        'swaps show the corrupted embedding', 'mpp.recipe.corruptions.replace:corrupt',
         'lambda embeddings, kind, source, mask_token: real(torch.where((kind == MASKED).unsqueeze(-1), mask_token, embeddings), kind, source, mask_token)',
         "tests/recipe/test_masking.py::test_a_swap_shows_the_clean_embedding_even_of_a_masked_or_swapped_source",
     ),
     Plant(
-        'shares are rounded one by one', 'mpp.recipe.corruption:largest_remainder',
+        'shares are rounded one by one', 'mpp.recipe.corruptions.replace:largest_remainder',
         'lambda total, shares: [(counts := [round(total * share) for share in shares])[0] + total - sum(counts), *counts[1:]]',
         "tests/recipe/test_masking.py::test_largest_remainder_agrees_with_exact_fractions",
     ),
     Plant(
-        'a dropping encoder rounds what it keeps', 'mpp.recipe.corruption:DropCorruption.hidden',
+        'a dropping encoder rounds what it keeps', 'mpp.recipe.corruptions.drop:DropCorruption.hidden',
         'lambda self, patches, ratio: patches - max(1, round(patches * (1 - ratio)))',
         "tests/recipe/test_masking.py::test_a_dropping_encoder_keeps_the_floor_of_what_is_left",
     ),
     Row(
         'masks are applied to pixels', 'mpp/recipe/model.py',
-        'kind, source, visible, self.mask_token)',
-        'kind, source, visible, self.encoder.embed(torch.zeros_like(images))[0, 0])',
+        'self.corruption.embeddings(embeddings, masks, self.mask_token)',
+        'self.corruption.embeddings(embeddings, masks, self.encoder.embed(torch.zeros_like(images))[0, 0])',
         "tests/recipe/test_model.py::test_the_encoder_sees_the_papers_corruption_of_embeddings",
     ),
     Plant(
-        'the mask token hides the position', "mpp.recipe.corruption:ReplaceCorruption.encode",
-        "lambda self, encoder, embeddings, kind, source, visible, mask_token: "
-        "encoder(corrupt(embeddings + (place := encoder.vit.pos_embed[:, encoder.prefix :]), kind, source, mask_token) - place)",
+        'the mask token hides the position', "mpp.recipe.model:PretrainingModel.forward",
+        "lambda self, images, *masks: setattr(self.corruption.__class__, 'embeddings', lambda corruption, embeddings, masks, token: corrupt(embeddings + "
+        "(place := self.encoder.vit.pos_embed[:, self.encoder.prefix :]), masks.kind, masks.source, token) - place) or real(self, images, *masks)",
         "tests/recipe/test_model.py::test_masked_patches_know_their_place",
     ),
     Row(
         "a dropping encoder attends to hidden patches", "mpp/model/encoder.py",
-        "            tokens = torch.cat([prefix, gather_tokens(patches, visible)], dim=1)\n        return self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))",
-        "        tokens = self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))\n        return tokens if visible is None else "
+        "return self.norm(self.blocks(embeddings, visible, last=1)[0])",
+        "tokens = self.norm(self.blocks(embeddings, last=1)[0])\n        return tokens if visible is None else "
         "torch.cat([tokens[:, : self.prefix], gather_tokens(tokens[:, self.prefix :], visible)], dim=1)",
         "tests/model/test_encoder.py::test_the_encoder_cannot_see_dropped_patches",
     ),
@@ -213,7 +213,7 @@ ROWS = [
         "tests/monitor/test_skill.py::test_the_best_predictor_is_chosen_on_the_sample_not_on_the_holdout",
     ),
     Row(
-        "pictures show swapped patches as they were", "mpp/monitor/pictures.py", "seen = gather_patches(patches, source)", "seen = patches",
+        "pictures show swapped patches as they were", "mpp/recipe/corruptions/base.py", "gather_patches(patchify(images, patch_size), masks.source)", "patchify(images, patch_size)",
         "tests/monitor/test_pictures.py::test_the_second_panel_is_what_the_encoder_sees",
     ),
     Row(
@@ -371,14 +371,14 @@ ROWS = [
     ),
     Row(
         "the decoder's places are shifted without a class token", 'mpp/recipe/decoders/transformer.py',
-        'torch.cat([torch.zeros(prefix, config.width), fixed])[None]',
-        'torch.cat([torch.zeros(max(prefix, 1), config.width), fixed])[None, : prefix + len(fixed)]',
+        'torch.cat([torch.zeros(given.prefix, config.width), fixed])[None]',
+        'torch.cat([torch.zeros(max(given.prefix, 1), config.width), fixed])[None, : given.prefix + len(fixed)]',
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
         'registers take the first places of the decoder', 'mpp/recipe/decoders/transformer.py',
-        'torch.cat([torch.zeros(prefix, config.width), fixed])[None]',
-        'torch.cat([torch.zeros(min(prefix, 1), config.width), fixed, fixed])[None, : prefix + len(fixed)]',
+        'torch.cat([torch.zeros(given.prefix, config.width), fixed])[None]',
+        'torch.cat([torch.zeros(min(given.prefix, 1), config.width), fixed, fixed])[None, : given.prefix + len(fixed)]',
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(

@@ -15,9 +15,10 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.order import FIXED, Order, OrderSampler, plan_batch
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
-from mpp.recipe.corruption import MASKED, corrupt
+from mpp.recipe.corruptions.replace import corrupt
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
+from mpp.recipe.places import MASKED
 from mpp.rng import DROP_PATH, seed_of
 from tests.pipeline.conftest import TINY, metrics, succeed, tensors
 

@@ -1,5 +1,4 @@
 import math
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,11 @@ from pydantic import ValidationError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError
-from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, DropCorruption, ReplaceCorruption
+from mpp.recipe.corruptions.drop import DropCorruption
+from mpp.recipe.corruptions.replace import ReplaceCorruption
 from mpp.recipe.masking import Masking, Masks
 from mpp.recipe.masks import BlockMask
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE
 from mpp.rng import MASK, Draws
 from tests.masks import draw
 
@@ -134,7 +135,7 @@ def test_a_batch_has_the_masks_of_its_samples_one_by_one(corruption, seed):
     together = masking.draw_all([Draws(seed, MASK, 1, sample) for sample in range(5)])
     for sample in range(5):
         alone = draw(masking, Draws(seed, MASK, 1, sample))
-        for name in (field.name for field in fields(Masks)):
+        for name in Masks._fields:
             assert (getattr(together, name)[sample] == getattr(alone, name)).all()
     assert len({kind.tobytes() for kind in together.kind}) == 5
 
@@ -173,8 +174,8 @@ def test_the_shipped_config_hides_beits_75_of_196_patches_and_is_else_the_papers
         (["model.image_size=64"], ["mask.min_patches=16", "6 of 16", "take mask.min_patches=1,"]),
         (["mask.ratio=0.001"], ["mask.ratio=0.001", "196 patches", "some hidden"]),
         (["mask.ratio=0.999"], ["mask.ratio=0.999", "196 patches", "some visible"]),
-        (["mask.aspect=[2, 1]"], ["aspect=[2.0, 1.0]", "0 < low <= high"]),
-        (["mask.aspect=[0, 1]"], ["aspect=[0.0, 1.0]", "0 < low <= high"]),
+        (["mask.aspect=[2, 1]"], ["mask.aspect: [2.0, 1.0]", "0 < low <= high"]),
+        (["mask.aspect=[0, 1]"], ["mask.aspect: [0.0, 1.0]", "0 < low <= high"]),
         (["mask.min_patches=0"], ["mask.min_patches=0"]),
     ],
 )

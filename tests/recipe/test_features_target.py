@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from mpp.errors import ConfigError
 from mpp.model.normalise import normalise
 from mpp.monitor.pictures import MARGIN, reconstruction
+from mpp.recipe.distances import Distance
 from mpp.recipe.model import build_model
-from mpp.recipe.targets.base import every_patch
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import everywhere
 from mpp.recipe.targets.features import Features, FeaturesTarget
-from mpp.recipe.teacher import TeacherKnobs
+from mpp.recipe.teacher import Teacher, TeacherKnobs
 from mpp.train.average import WeightAverage
 from tests.recipe.test_model import N, masks, pictures, recipe, with_other_pixels
 
@@ -23,8 +25,13 @@ HALF = (0.5, 0.5, 0.5)
 def taught(config, other: int = 1):
     """A model that has another encoder lent."""
     model = build_model(config, fused_attention=False)
-    model.lend(WeightAverage(build_model(config.model_copy(update={"seed": other}), fused_attention=False).encoder, lambda step: 0.0).net)
+    net = WeightAverage(build_model(config.model_copy(update={"seed": other}), fused_attention=False).encoder, lambda step: 0.0).net
+    model.lend(Teacher(net, config.data.mean, config.data.std))
     return model
+
+
+def features(width: int, blocks: int, beta: float) -> Features:
+    return Features(width, blocks, True, False, True, Distance("smooth_l1", beta), moves=True)
 
 
 def with_model(**changes):
@@ -44,23 +51,23 @@ def layer_norm(values: np.ndarray) -> np.ndarray:
 def test_goals_are_the_normed_mean_of_the_normed_outputs_of_the_teachers_last_blocks(changes, blocks):
     config = with_model(depth=3, **changes)
     config = config.model_copy(update={"target": FeaturesTarget(blocks=blocks)})
-    model, places = taught(config), masks(config)["predicted"]
-    found = model.target(pictures().float(), places, model.teacher)
+    model, mask = taught(config), Masks(**masks(config))
+    found = model.target(pictures().float(), mask, model.teacher)
     assert found.shape == (2, 10, 48) and found.dtype == torch.float32 and not found.requires_grad
     with torch.no_grad():
-        outputs = model.teacher.vit.forward_intermediates(  # timm's own way, patches alone
+        outputs = model.teacher.net.vit.forward_intermediates(  # timm's own way, patches alone
             (pictures().float() / 255 - 0.5) / 0.5, indices=blocks, norm=False, output_fmt="NLC", intermediates_only=True
         )
     wanted = layer_norm(np.mean([layer_norm(part.double().numpy()) for part in outputs], axis=0))
     for b in range(2):
-        np.testing.assert_allclose(found[b].numpy(), wanted[b, places[b]], atol=2e-5)
+        np.testing.assert_allclose(found[b].numpy(), wanted[b, mask.predicted[b]], atol=2e-5)
 
 
 @torch.no_grad()
 def test_the_teacher_sees_the_whole_clean_image_whatever_is_hidden_from_the_student():
     config = recipe(**FEATURES)
     model, seen = taught(config), []
-    target = Features(48, 2, 2.0, config.data.mean, config.data.std)
+    target = features(48, 2, 2.0)
 
     class Spy:
         def __call__(self, *given):
@@ -73,9 +80,9 @@ def test_the_teacher_sees_the_whole_clean_image_whatever_is_hidden_from_the_stud
     for seed in (0, 1):
         mask = masks(config, seed=seed)
         model.train()(images, **mask)
-        everywhere = target(images, every_patch(images, 8), model.teacher)
+        of_all = target(images, everywhere(Masks(**mask)), model.teacher)
         for b in range(2):
-            assert torch.equal(seen[-1][b], everywhere[b, mask["predicted"][b]])
+            assert torch.equal(seen[-1][b], of_all[b, mask["predicted"][b]])
     hidden = int(mask["predicted"][0, 0])
     model(with_other_pixels(pictures(), 0, hidden).float(), **mask)
     assert (seen[-1][0] != seen[-2][0]).any(-1).all() and torch.equal(seen[-1][1], seen[-2][1])
@@ -87,18 +94,19 @@ def test_the_teacher_drops_no_path_and_draws_no_random_number():
     model, images = taught(config).train(), pictures().float()
     assert any(module.training and module.drop_prob for module in model.encoder.modules() if hasattr(module, "drop_prob"))
     before = torch.get_rng_state()
-    first = model.target(images, every_patch(images, 8), model.teacher)
+    places = everywhere(Masks(**masks(config)))
+    first = model.target(images, places, model.teacher)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not model.teacher.training
+    assert not model.teacher.net.training
     plain = taught(with_model(depth=4))
-    assert torch.equal(first, plain.target(images, every_patch(images, 8), plain.teacher))
+    assert torch.equal(first, plain.target(images, places, plain.teacher))
 
 
 @torch.no_grad()
 def test_goals_and_loss_are_float32_under_autocast_to_bfloat16():
     config = recipe(**FEATURES)
     model, mask, images = taught(config).eval(), masks(config), pictures().float()
-    goal = model.target(images, mask["predicted"], model.teacher)
+    goal = model.target(images, Masks(**mask), model.teacher)
     with torch.autocast("cpu", torch.bfloat16):
         prediction, loss, _ = model(images, **mask)
     assert prediction.dtype == torch.bfloat16 and loss.dtype == torch.float32
@@ -120,9 +128,9 @@ def test_the_teacher_gets_no_gradient_keeps_nothing_for_one_and_is_no_part_of_th
 
     target = model.target
     with_teacher = kept(target)
-    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.net.parameters())
     assert all(p.grad is not None for p in model.parameters())
-    goal = target(images, mask["predicted"], model.teacher)
+    goal = target(images, Masks(**mask), model.teacher)
 
     class Known:
         loss = staticmethod(target.loss)
@@ -140,14 +148,14 @@ def test_the_teacher_gets_no_gradient_keeps_nothing_for_one_and_is_no_part_of_th
 )
 def test_the_loss_is_the_smooth_l1_by_its_formula(beta, prediction, goal):
     terms = [0.5 * d * d / beta if d < beta else d - 0.5 * beta for d in (abs(p - g) for p, g in zip(prediction, goal, strict=True))]
-    found = Features(4, 1, beta, HALF, HALF).loss(torch.tensor([[prediction]]), torch.tensor([[goal]]))
+    found = features(4, 1, beta).loss(torch.tensor([[prediction]]), torch.tensor([[goal]]))
     assert found.shape == (1, 1) and found.item() == pytest.approx(sum(terms) / 4, rel=1e-5, abs=1e-6)
 
 
 def test_a_zero_prediction_loses_a_quarter_where_no_value_is_beyond_beta():
     """At beta 2 the loss is d^2 / 4, and a goal's squares have mean 1."""
     goal = torch.from_numpy(layer_norm(np.random.default_rng(0).uniform(-1, 1, (2, 3, 96)))).float()
-    loss = Features(96, 6, 2.0, HALF, HALF).loss(torch.zeros(2, 3, 96, dtype=torch.bfloat16), goal)
+    loss = features(96, 6, 2.0).loss(torch.zeros(2, 3, 96, dtype=torch.bfloat16), goal)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, torch.full((2, 3), 0.25), atol=1e-4, rtol=0)
 
@@ -192,7 +200,7 @@ def test_a_picture_shows_three_principal_components_of_the_truth_and_predictions
     _, values, rows = np.linalg.svd(points - middle, full_matrices=False)
     rows = rows[:3] * np.sign(rows[np.arange(3), np.abs(rows[:3]).argmax(1)])[:, None]
     deviations = values[:3] / np.sqrt(30)
-    target, patches = Features(16, 1, 2.0, HALF, HALF), torch.zeros(3, 10, 3, 4, 4)
+    target, patches = features(16, 1, 2.0), torch.zeros(3, 10, 3, 4, 4)
     for goal in (truth, guess):
         shown = target.picture(torch.from_numpy(goal).float(), patches, torch.from_numpy(truth).float())
         assert shown.shape == patches.shape
@@ -202,7 +210,7 @@ def test_a_picture_shows_three_principal_components_of_the_truth_and_predictions
 
 def test_goals_that_are_all_alike_are_drawn_grey():
     truth = torch.ones(2, 5, 16)
-    shown = Features(16, 1, 2.0, HALF, HALF).picture(truth, torch.zeros(2, 5, 3, 4, 4), truth)
+    shown = features(16, 1, 2.0).picture(truth, torch.zeros(2, 5, 3, 4, 4), truth)
     np.testing.assert_allclose(colors_of(shown), 127.5, atol=1e-3)
 
 
@@ -210,10 +218,9 @@ def test_goals_that_are_all_alike_are_drawn_grey():
 def test_the_sheet_draws_prediction_and_target_on_the_components_of_the_target():
     config = recipe(**FEATURES)
     model, mask, images = taught(config).eval(), masks(config), pictures().float()
-    goal = model.target(images, mask["predicted"], model.teacher)
+    goal = model.target(images, Masks(**mask), model.teacher)
     sheets = [
-        np.asarray(reconstruction(model, images, mask["kind"], mask["source"], mask["predicted"], prediction, "title"))
-        for prediction in (goal, goal * 0.5, goal.bfloat16())
+        np.asarray(reconstruction(model, images, Masks(**mask), prediction, "title")) for prediction in (goal, goal * 0.5, goal.bfloat16())
     ]
     side = 96 + MARGIN  # of 32-pixel images, enlarged three times
     third, fourth = (slice(column * side + MARGIN, (column + 1) * side) for column in (2, 3))
@@ -227,5 +234,5 @@ def test_the_sheet_draws_prediction_and_target_on_the_components_of_the_target()
 def test_a_seed_of_its_own_gives_another_teacher():
     config = recipe(**FEATURES)
     images = normalise(pictures().float(), HALF, HALF)
-    first, second = taught(config, 1).teacher, taught(config, 2).teacher
+    first, second = taught(config, 1).teacher.net, taught(config, 2).teacher.net
     assert not torch.equal(first.embed(images), second.embed(images)) and first.embed(images).shape == (2, N, 48)

@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.recipe.targets.base import Given, every_patch
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import Given, Row
 from mpp.recipe.targets.hog import Hog, HogTarget, strokes
 
 ROOT = Path(__file__).parents[2]
 SMALL = Hog(patch_size=8, bins=9, cell=4)
+
+
+def at(predicted: torch.Tensor) -> Masks:
+    return Masks(*[torch.empty(0)] * 3, predicted)
+
+
+def every_patch(images: torch.Tensor, side: int) -> Masks:
+    count = (images.shape[2] // side) * (images.shape[3] // side)
+    return at(torch.arange(count).expand(len(images), -1))
 
 
 def random_images(side: int = 16, batch: int = 1, seed: int = 0) -> torch.Tensor:
@@ -65,7 +75,7 @@ def test_goals_are_those_of_plain_loops(side, patch, bins, cell):
     images = random_images(side, batch=2)
     images[1] = (images[1] / 40).floor()  # plateaus, and gradients that are exactly vertical or horizontal
     predicted = torch.tensor([[3, 0], [1, 2]])
-    found = Hog(patch, bins, cell)(images, predicted)
+    found = Hog(patch, bins, cell)(images, at(predicted))
     assert found.dtype == torch.float32 and found.shape == (2, 2, patch // cell, patch // cell, 3 * bins)
     for b in range(2):
         for m in range(2):
@@ -109,15 +119,15 @@ def test_a_mirrored_image_has_mirrored_cells_and_bins(seed):
 def test_a_gradient_reaches_one_pixel_into_the_next_patch_and_no_farther():
     images = random_images()
     first = torch.tensor([[0]])
-    clean = SMALL(images, first)
+    clean = SMALL(images, at(first))
     for column, changes in ((8, True), (9, False)):
         altered = images.clone()
         altered[:, :, 3, column] = 255 - altered[:, :, 3, column]
-        assert torch.equal(SMALL(altered, first), clean) is not changes
+        assert torch.equal(SMALL(altered, at(first)), clean) is not changes
 
 
 def test_a_flat_image_has_no_histogram_and_costs_nothing_to_predict():
-    goal = SMALL(torch.full((1, 3, 16, 16), 77.0), torch.tensor([[0, 3]]))
+    goal = SMALL(torch.full((1, 3, 16, 16), 77.0), at(torch.tensor([[0, 3]])))
     assert not goal.any()
     assert SMALL.loss(torch.zeros(1, 2, SMALL.outputs), goal).tolist() == [[0.0, 0.0]]
 
@@ -129,7 +139,7 @@ def test_a_patch_of_16_pixels_has_the_papers_108_numbers():
 
 
 def test_the_loss_is_the_mean_square_over_a_patchs_values():
-    goal = SMALL(random_images(), torch.tensor([[0, 1]]))
+    goal = SMALL(random_images(), at(torch.tensor([[0, 1]])))
     prediction = goal.flatten(2).clone()
     assert torch.equal(SMALL.answer(prediction), goal)
     prediction[0, 0, 0] += 0.5
@@ -139,7 +149,7 @@ def test_the_loss_is_the_mean_square_over_a_patchs_values():
 
 
 def test_the_baseline_has_the_loss_of_the_model():
-    cells = SMALL(random_images(), torch.tensor([[0, 1, 2]]))
+    cells = SMALL(random_images(), at(torch.tensor([[0, 1, 2]])))
     mean = SMALL.baselines.constant([cells[0]])
     predicted = mean.repeat(SMALL.grid**2).expand(1, 3, -1)
     assert SMALL.baselines.loss(mean, None, 0.0, cells[0]) == pytest.approx(SMALL.loss(predicted, cells).sum().item(), rel=1e-5)
@@ -149,7 +159,7 @@ def test_the_baseline_has_the_loss_of_the_model():
 def test_a_stroke_is_itself_an_edge_of_its_bin(bins):
     side = 33
     lines = strokes(bins, side)[:, None].expand(-1, 3, -1, -1) * 255
-    found = Hog(side, bins, side)(lines, torch.zeros(bins, 1, dtype=torch.long))
+    found = Hog(side, bins, side)(lines, at(torch.zeros(bins, 1, dtype=torch.long)))
     assert found.view(bins, 3, bins).argmax(-1).tolist() == [[k] * 3 for k in range(bins)]
 
 
@@ -170,7 +180,7 @@ def test_a_picture_shows_each_channels_strokes_in_their_cell_as_bright_as_the_bi
 @pytest.mark.parametrize(("patch", "cell", "sides"), [(16, 3, "1, 2, 4, 8, 16"), (4, 8, "1, 2, 4")])
 def test_cells_that_do_not_fill_a_patch_are_refused_with_those_that_do(patch, cell, sides):
     with pytest.raises(ValueError, match=f"target.cell={cell} must divide model.patch_size={patch}; cells that fit have sides of {sides}$"):
-        HogTarget(cell=cell).fits(patch)
+        HogTarget(cell=cell).fits(Row(patch, (2, 2), "random", "replace"))
 
 
 def test_maskfeats_numbers_are_the_papers():

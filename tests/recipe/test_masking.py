@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, DropCorruption, ReplaceCorruption, corrupt, largest_remainder
+from mpp.recipe.corruptions.drop import DropCorruption
+from mpp.recipe.corruptions.replace import ReplaceCorruption, corrupt, largest_remainder
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import RandomMask
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE
 from mpp.rng import MASK, Draws
 from tests.masks import draw
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from mpp.config.pretrain import PretrainConfig
 from mpp.model.normalise import normalise
 from mpp.model.tokens import sincos_positions
-from mpp.recipe.corruption import KEPT, MASKED, SWAPPED, VISIBLE, corrupt
+from mpp.recipe.corruptions.replace import corrupt
+from mpp.recipe.decoders.base import Given
 from mpp.recipe.decoders.transformer import Transformer, TransformerDecoder
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE, Masks
 from mpp.rng import MASK, Draws
 from mpp.train.step import images_on_device
 from tests.masks import draw
@@ -141,7 +143,7 @@ def test_the_target_is_the_clean_flipped_unnormalised_image(target):
     images = pictures().float()
     images[0] = images[0].flip(-1)
     ours = model.target
-    assert torch.equal(loss, ours.loss(prediction, ours(images, mask["predicted"])))
+    assert torch.equal(loss, ours.loss(prediction, ours(images, Masks(**mask))))
     embeddings = corrupt(model.encoder.embed((images / 255 - 0.5) / 0.5), mask["kind"], mask["source"], model.mask_token)
     torch.testing.assert_close(prediction, model.decoder(model.encoder(embeddings), None, mask["predicted"]), atol=1e-6, rtol=1e-5)
 
@@ -214,7 +216,7 @@ def test_every_trainable_parameter_gets_a_gradient(changes):
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none(prefix):
     """prefix: no class token, one, and one with four registers."""
-    decoder = Transformer(12, 7, prefix, (2, 3), TransformerDecoder(depth=1, width=8, heads=2), False)
+    decoder = Transformer(Given(12, 7, prefix, (2, 3), 1, fused_attention=False), TransformerDecoder(depth=1, width=8, heads=2))
     decoder.blocks = torch.nn.Identity()
     nn_init = torch.Generator().manual_seed(0)
     tokens, visible = torch.randn(2, prefix + 2, 12, generator=nn_init), torch.tensor([[4, 1], [0, 5]])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.recipe.distances import Distance
 from mpp.recipe.patches import gather_patches, patchify, unpatchify
 from mpp.recipe.targets.base import Given
 from mpp.recipe.targets.colors import ColorClasses, ColorGridTarget, MeanColorTarget, class_color, color_class
@@ -28,7 +29,7 @@ def flat_patch(color: tuple[float, float, float], side: int = 4) -> torch.Tensor
 
 
 def pixels(side: int = 4, power: int = 2, normalise: bool = False) -> Pixels:
-    return Pixels(side, power, normalise, MEAN, STD)
+    return Pixels(side, Distance({1: "l1", 2: "l2"}[power]), normalise, MEAN, STD)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ colour classes
@@ -177,7 +178,7 @@ def test_each_patch_is_normalised_by_its_own_mean_and_unbiased_variance():
 def test_the_epsilon_of_the_normalisation_is_1e_6():
     patches = flat_patch((100.0, 100.0, 100.0))
     patches[..., 0, 0, 0] += 0.05  # a variance of the order of epsilon
-    target = Pixels(4, 2, True, (0.0,) * 3, (1.0,) * 3)
+    target = Pixels(4, Distance(), True, (0.0,) * 3, (1.0,) * 3)
     values = patches.double().flatten() / 255
     expected = (values.max() - values.mean()) / math.sqrt(values.var(unbiased=True) + 1e-6)
     assert abs(target.cells(patches).max().item() - expected.item()) < 0.01 * expected.item()

@@ -29,10 +29,10 @@ def test_the_teacher_begins_as_the_encoder_and_follows_it_by_hand_over_three_ste
     config = config_of("target={name: features, blocks: 2, ema_start: 0.5, ema_end: 0.9, ema_samples: 8}")
     model = build_model(config, False).train()
     average = teacher_of(model, config)
-    assert model.teacher is average.net and not model.teacher.training
+    assert model.teacher.net is average.net and not average.net.training
     encoder = dict(model.encoder.named_parameters())
     by_hand = {name: parameter.detach().double().clone() for name, parameter in encoder.items()}
-    ours = dict(model.teacher.named_parameters())
+    ours = dict(average.net.named_parameters())
     assert ours.keys() == encoder.keys()
     assert all(torch.equal(ours[name], parameter) and ours[name] is not parameter for name, parameter in encoder.items())
 

@@ -4,28 +4,30 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mpp.config.schema import Section
 from mpp.model.tokens import gather_tokens, initialise_linear
+from mpp.recipe.decoders.base import DecoderSection, Given
 
 
-class LinearDecoder(Section):
+class LinearDecoder(DecoderSection):
     name: Literal["linear"] = "linear"
 
     def fits(self, drops: bool) -> None:
         if drops:
-            raise ValueError("corruption.name=drop needs decoder.name=transformer: a linear decoder has no token for a dropped patch")
+            raise ValueError(
+                "corruption.name=drop needs decoder.name=transformer or cross_attention: a linear decoder has no token for a dropped patch"
+            )
 
-    def build(self, width: int, outputs: int, prefix: int, grid: tuple[int, int], fused_attention: bool | None = None) -> "Linear":
-        return Linear(width, outputs, prefix)
+    def build(self, given: Given) -> "Linear":
+        return Linear(given)
 
 
 class Linear(nn.Module):
     """Letters: B batch, N patches, M predicted, P prefix tokens, D encoder dimensions, O outputs a patch."""
 
-    def __init__(self, width: int, outputs: int, prefix: int):
+    def __init__(self, given: Given):
         super().__init__()
-        self.prefix = prefix
-        self.head = nn.Linear(width, outputs)
+        self.prefix = given.prefix
+        self.head = nn.Linear(given.width, given.outputs)
         self.apply(initialise_linear)
 
     def forward(self, tokens: Tensor, places: Tensor | None, predicted: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from mpp.config.schema import Positive, Section
+from mpp.config.schema import Positive
 from mpp.model.tokens import choose_attention, gather_tokens, initialise_linear, sincos_positions
+from mpp.recipe.decoders.base import DecoderSection, Given
 
 
-class TransformerDecoder(Section):
+class TransformerDecoder(DecoderSection):
     name: Literal["transformer"] = "transformer"
     depth: Positive = 8  # MAE
     width: Positive = 512  # MAE
@@ -23,35 +24,30 @@ class TransformerDecoder(Section):
             raise ValueError(f"width={self.width} must be a multiple of 4 (sine-cosine positions) and of heads={self.heads}")
         return self
 
-    def fits(self, drops: bool) -> None:
-        """It has a token for every place."""
-
-    def build(self, width: int, outputs: int, prefix: int, grid: tuple[int, int], fused_attention: bool | None = None) -> "Transformer":
-        return Transformer(width, outputs, prefix, grid, self, fused_attention)
+    def build(self, given: Given) -> "Transformer":
+        return Transformer(given, self)
 
 
 class Transformer(nn.Module):
     """Letters: B batch, N patches, K visible, M predicted, P prefix tokens, D encoder dimensions, W decoder width, O outputs a patch."""
 
-    def __init__(
-        self, width: int, outputs: int, prefix: int, grid: tuple[int, int], config: TransformerDecoder, fused_attention: bool | None
-    ):
+    def __init__(self, given: Given, config: TransformerDecoder):
         super().__init__()
         from timm.models.vision_transformer import Block  # here, because it takes seconds
 
-        self.prefix = prefix
-        self.embed = nn.Linear(width, config.width)
+        self.prefix = given.prefix
+        self.embed = nn.Linear(given.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        fixed = sincos_positions(config.width, grid)
+        fixed = sincos_positions(config.width, given.grid)
         self.positions: Tensor
-        self.register_buffer("positions", torch.cat([torch.zeros(prefix, config.width), fixed])[None], persistent=False)
+        self.register_buffer("positions", torch.cat([torch.zeros(given.prefix, config.width), fixed])[None], persistent=False)
         norm = partial(nn.LayerNorm, eps=1e-6)  # as the encoder's
         self.blocks = nn.Sequential(*(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)))  # type: ignore[arg-type]
         self.norm = norm(config.width)
-        self.head = nn.Linear(config.width, outputs)
+        self.head = nn.Linear(config.width, given.outputs)
         self.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
-        choose_attention(self.blocks, fused_attention)
+        choose_attention(self.blocks, given.fused_attention)
 
     def forward(self, tokens: Tensor, places: Tensor | None, predicted: Tensor) -> Tensor:
         """tokens [B, P + K, D] of the patches `places` [B, K] (None: of all), predicted [B, M] -> [B, M, O]."""

@@ -1,16 +1,14 @@
-"""Which patches are hidden.  A mask is one file here, and one name in the line at the end.
-
-Its section has the knobs, and:
-    fits(grid, corruption)         ValueError where it leaves nothing visible, or nothing to predict
-    draw(grid, corruption, draws)  the places of B samples, each a pure function of its own key
-Letters: B samples, N patches of a grid of rows x columns, H hidden, K visible, M predicted.
-"""
+"""Which patches are hidden.  A mask is one file here, and one name in the line at the end: what it answers to stands in base.MaskSection."""
 
 from typing import Annotated
 
 from pydantic import Field
 
+from mpp.recipe.masks.all import AllMask
 from mpp.recipe.masks.block import BlockMask
+from mpp.recipe.masks.inverse_block import InverseBlockMask
+from mpp.recipe.masks.multi_block import MultiBlockMask
 from mpp.recipe.masks.random import RandomMask
+from mpp.recipe.masks.turn import TurnMask
 
-MaskConfig = Annotated[RandomMask | BlockMask, Field(discriminator="name")]
+MaskConfig = Annotated[RandomMask | BlockMask | MultiBlockMask | InverseBlockMask | AllMask | TurnMask, Field(discriminator="name")]

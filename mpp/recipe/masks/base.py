@@ -1,26 +1,112 @@
-"""What a mask says of its samples."""
+"""What every mask answers to, and what several share.  Letters: B samples, N patches of a grid of rows x columns, H hidden, M predicted."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Protocol
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
-Grid = tuple[int, int]  # rows, columns
-
-
-class Places(NamedTuple):
-    """Patch numbers, row by row, int64.  H, K and M follow from the config alone, so every shape is static."""
-
-    hidden: np.ndarray  # [B, H], in random order: the corruption deals its parts out along it
-    visible: np.ndarray | None = None  # [B, K] that a dropping encoder sees; None: all that are not hidden
-    predicted: np.ndarray | None = None  # [B, M] that are in the loss; None: all that are hidden
+from mpp.config.schema import Pair, Section
+from mpp.recipe.places import Grid, Places
+from mpp.rng import Draws, permutation_of
 
 
-def leaves_some(ratio: float, grid: Grid) -> int:
-    """N.  ValueError where a share of them is none or all."""
-    patches = grid[0] * grid[1]
-    if not 0 < math.floor(patches * ratio + 0.5) < patches:
-        raise ValueError(
-            f"mask.ratio={ratio} of {patches} patches must leave some visible and some hidden; take one between {1 / patches:.2g} and {1 - 1 / patches:.2g}"
-        )
-    return patches
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    low, high = pair
+    if not 0 < low <= high:
+        raise ValueError(f"{list(pair)} must be two numbers 0 < low <= high, such as [0.5, 2]")
+    return pair
+
+
+def _shares(pair: tuple[float, float]) -> tuple[float, float]:
+    if _ascending(pair)[1] > 1:
+        raise ValueError(f"{list(pair)} must be two shares 0 < low <= high <= 1, such as [0.85, 1]")
+    return pair
+
+
+Sides = Annotated[Pair, AfterValidator(_ascending)]  # of a block: height / width, from least to most
+Shares = Annotated[Pair, AfterValidator(_shares)]  # from least to most
+
+
+class Corruption(Protocol):
+    """What a mask must know of what becomes of the hidden patches."""
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether something of every hidden patch is still seen, so that all may be hidden."""
+
+    def hidden(self, patches: int, ratio: float) -> int:
+        """How many patches a share of them is."""
+
+
+class MaskSection(Section):
+    """What every mask's section answers to."""
+
+    name: str  # of the choice, and the first of its keys
+
+    @property
+    def groups(self) -> int:
+        """Of how many sets of equal size the predicted patches consist; a decoder whose mask tokens see each other keeps the sets apart."""
+        return 1
+
+    def fits(self, grid: Grid, corruption: Corruption) -> None:
+        """Raises ValueError where such a mask does not exist on this grid, leaves nothing visible, or nothing to predict."""
+        raise NotImplementedError
+
+    def draw(self, grid: Grid, corruption: Corruption, draws: Sequence[Draws]) -> Places:
+        """Of B samples, each a pure function of its own key."""
+        raise NotImplementedError
+
+
+class ThinnedMask(MaskSection):
+    """Of whose hidden patches a part may be predicted."""
+
+    predicted: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # share of all patches in the loss, drawn from the hidden ones (CrossMAE: 0.25); null: all that are hidden
+    )
+
+    def leaves_some(self, ratio: float, of: int, hidden: int, patches: int, what: str = "patches") -> None:
+        """Raises ValueError where a share of so many is none or all of them, or the hidden patches are fewer than are to be predicted."""
+        if not 0 < math.floor(of * ratio + 0.5) < of:
+            raise ValueError(
+                f"mask.ratio={ratio} of {of} {what} must leave some visible and some hidden; take one between {1 / of:.2g} and {1 - 1 / of:.2g}"
+            )
+        if self.predicted is not None and not 0 < self._count(patches) <= hidden:
+            raise ValueError(
+                f"mask.predicted={self.predicted} of {patches} patches must be at least one of the {hidden} hidden ones and no more than those; "
+                f"take one between {1 / patches:.2g} and {hidden / patches:.2g}, or null for all of them"
+            )
+
+    def thinned(self, hidden: np.ndarray, patches: int, draws: Sequence[Draws]) -> np.ndarray | None:
+        """[B, H] -> [B, M] of them; None for all."""
+        if self.predicted is None:
+            return None
+        order = permutations(hidden.shape[1], draws)
+        return np.take_along_axis(hidden, order[:, : self._count(patches)], axis=1)
+
+    def _count(self, patches: int) -> int:
+        return math.floor(patches * (self.predicted or 0.0) + 0.5)
+
+
+def permutations(count: int, draws: Sequence[Draws]) -> np.ndarray:
+    """int64 [B, count]: a permutation of range(count) for each sample."""
+    return permutation_of(np.stack([each.bits(count) for each in draws]))
+
+
+def in_order(order: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """order [B, N], chosen bool [B, N] of equally many in each row -> their numbers [B, H] in this order."""
+    return order[np.take_along_axis(chosen, order, axis=1)].reshape(len(chosen), -1)
+
+
+def rectangle(count: int, aspect: float, grid: Grid) -> tuple[int, int]:
+    """Rows and columns of a block that holds so many patches, the last row perhaps in part; aspect: height / width, as nearly as the grid allows."""
+    rows, columns = grid
+    width = min(columns, max(1, -(-count // rows), round(math.sqrt(count / aspect))))
+    return -(-count // width), width
+
+
+def block_at(count: int, size: tuple[int, int], top: int, start: int, grid: Grid) -> np.ndarray:
+    """int64 [count]: the first so many patches of a block, row by row; rows and columns beyond the grid come in again on the other side."""
+    row, column = np.divmod(np.arange(count), size[1])
+    return (top + row) % grid[0] * grid[1] + (start + column) % grid[1]

@@ -11,49 +11,42 @@ Letters: B samples, N patches of a grid of rows x columns, H hidden.
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mpp.config.schema import Pair, Positive, Section
-from mpp.recipe.corruption import CorruptionConfig
-from mpp.recipe.masks.base import Grid, Places, leaves_some
-from mpp.rng import Draws, permutation_of
+from mpp.config.schema import Positive
+from mpp.recipe.masks.base import Corruption, Sides, ThinnedMask, in_order, permutations
+from mpp.recipe.places import Grid, Places
+from mpp.rng import Draws
 
 TRIES = 10  # for each block (BEiT's code)
 AHEAD = 16  # tries whose bits are taken at a time: most masks need fewer
 
 
-class BlockMask(Section):
+class BlockMask(ThinnedMask):
     name: Literal["block"] = "block"
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.4  # of the patches, exact count (BEiT algorithm 1, MaskFeat; BEiT's code: 75 of 196)
     min_patches: Positive = 16  # of a block, overlaps included (BEiT; MaskFeat: 15); less where less is left to hide
-    aspect: Pair = (0.3, 1 / 0.3)  # height / width of a block, log-uniform (BEiT's code)
+    aspect: Sides = (0.3, 1 / 0.3)  # height / width of a block, log-uniform (BEiT's code)
 
-    @model_validator(mode="after")
-    def _range(self) -> Self:
-        low, high = self.aspect
-        if not 0 < low <= high:
-            raise ValueError(f"aspect={list(self.aspect)} must be two numbers 0 < low <= high, such as [0.3, 3.333]")
-        return self
-
-    def fits(self, grid: Grid, corruption: CorruptionConfig) -> None:
-        patches = leaves_some(self.ratio, grid)
+    def fits(self, grid: Grid, corruption: Corruption) -> None:
+        patches = grid[0] * grid[1]
         hidden = corruption.hidden(patches, self.ratio)
+        self.leaves_some(self.ratio, patches, hidden, patches)
         if self.min_patches > hidden:
             raise ValueError(
                 f"mask.min_patches={self.min_patches} must not exceed the {hidden} of {patches} patches that mask.ratio={self.ratio} hides; "
                 f"take mask.min_patches={max(1, hidden // 4)}, or a larger ratio"
             )
 
-    def draw(self, grid: Grid, corruption: CorruptionConfig, draws: Sequence[Draws]) -> Places:
+    def draw(self, grid: Grid, corruption: Corruption, draws: Sequence[Draws]) -> Places:
         patches = grid[0] * grid[1]
         count = corruption.hidden(patches, self.ratio)
-        order = permutation_of(np.stack([each.bits(patches) for each in draws]))
-        blocks = np.stack([self.blocks(grid, count, each) for each in draws])
-        sample = np.arange(len(draws))[:, None]
-        return Places(hidden=order[blocks[sample, order]].reshape(len(draws), count))
+        order = permutations(patches, draws)
+        hidden = in_order(order, np.stack([self.blocks(grid, count, each) for each in draws]))
+        return Places(hidden, self.thinned(hidden, patches, draws))
 
     def blocks(self, grid: Grid, count: int, draws: Draws) -> np.ndarray:
         """bool [N]: the `count` hidden patches of one sample."""

@@ -1,6 +1,6 @@
 """What a hidden patch must predict.  A target is one file here, and one name in the line at the end.
 
-Its section (base.TargetSection; teacher.TeacherKnobs for one that asks for a teacher) has the knobs and `build(given)`, the target itself as
+Its section (base.TargetSection; beside it teacher.TeacherKnobs or FrozenKnobs for one that asks for a teacher) has the knobs and `build(given)`, the target itself as
 base.Target says: goals, loss, picture and trivial baselines.
 """
 
@@ -8,9 +8,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mpp.recipe.targets.chroma import ChromaTarget
 from mpp.recipe.targets.colors import ColorGridTarget, MeanColorTarget
-from mpp.recipe.targets.features import FeaturesTarget
+from mpp.recipe.targets.features import FeaturesTarget, FrozenTarget
 from mpp.recipe.targets.hog import HogTarget
 from mpp.recipe.targets.pixels import PixelsTarget
+from mpp.recipe.targets.rotation import RotationTarget
 
-TargetConfig = Annotated[MeanColorTarget | ColorGridTarget | PixelsTarget | HogTarget | FeaturesTarget, Field(discriminator="name")]
+TargetConfig = Annotated[
+    MeanColorTarget | ColorGridTarget | PixelsTarget | HogTarget | FeaturesTarget | FrozenTarget | RotationTarget | ChromaTarget,
+    Field(discriminator="name"),
+]

@@ -5,7 +5,7 @@ Goals have the form [B, M, ...], whatever suits the target; every loss is float3
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +13,20 @@ from torch import Tensor
 from mpp.config.schema import Section
 from mpp.recipe.baselines import Baselines
 from mpp.recipe.patches import gather_patches, patchify
-
-if TYPE_CHECKING:
-    from mpp.model.encoder import Encoder
+from mpp.recipe.places import Grid, Masks
+from mpp.recipe.teacher import Teacher
 
 Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What a target's section asks for from outside of the recipe, and mpp/pretraining.py brings."""
+
+    teacher: Teacher | None = None  # of teacher.FrozenKnobs
+
+
+NOTHING = Lent()
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,17 @@ class Given:
     depth: int  # of the encoder, in blocks
     mean: Triple  # of the input normalisation, colours in 0..1
     std: Triple
+    lent: Lent = NOTHING
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of the choices beside it, what a target may refuse."""
+
+    patch_size: int  # pixels a side
+    grid: Grid
+    mask: str
+    corruption: str
 
 
 class TargetSection(Section):
@@ -36,8 +56,8 @@ class TargetSection(Section):
 
     name: str  # of the choice, and the first of its keys whatever else a section inherits
 
-    def fits(self, patch_size: int) -> None:
-        """Raises ValueError where a patch of so many pixels a side has no such target."""
+    def fits(self, row: Row) -> None:
+        """Raises ValueError where there is no such target, or it makes no sense beside these choices."""
 
 
 class Target(Protocol):
@@ -53,8 +73,8 @@ class Target(Protocol):
     def baselines(self) -> Baselines | None:
         """Trivial predictors of its goals, if these are cells [B, M, g, g(, V)]; None: there are none, and so no skill."""
 
-    def __call__(self, images: Tensor, predicted: Tensor, teacher: "Encoder | None") -> Tensor:
-        """Clean images float [B, 3, S, S], 0..255, before normalisation, and predicted int64 [B, M] -> goals [B, M, ...]."""
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> Tensor:
+        """Clean images float [B, 3, S, S], 0..255, before normalisation, and masks -> goals [B, M, ...] of the predicted patches."""
 
     def loss(self, prediction: Tensor, goal: Tensor) -> Tensor:
         """prediction [B, M, O], goals as above -> float32 [B, M]."""
@@ -75,11 +95,11 @@ class PatchTarget:
         """Clean patches float [B, M, 3, P, P], 0..255 -> goals [B, M, ...]."""
         raise NotImplementedError
 
-    def __call__(self, images: Tensor, predicted: Tensor, teacher: "Encoder | None" = None) -> Tensor:
-        return self.cells(gather_patches(patchify(images, self.patch_size), predicted))
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
+        return self.cells(gather_patches(patchify(images, self.patch_size), masks.predicted))
 
 
-def every_patch(images: Tensor, patch_size: int) -> Tensor:
-    """int64 [B, N]: all patches of images [B, 3, H, W]."""
-    count = (images.shape[2] // patch_size) * (images.shape[3] // patch_size)
-    return torch.arange(count, device=images.device).expand(len(images), -1)
+def everywhere(masks: Masks[Tensor]) -> Masks[Tensor]:
+    """The same, with every patch predicted."""
+    places = torch.arange(masks.kind.shape[1], device=masks.kind.device).expand(len(masks.kind), -1)
+    return masks._replace(predicted=places)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.recipe.baselines import ClassBaselines
-from mpp.recipe.targets.base import Given, PatchTarget, TargetSection
+from mpp.recipe.targets.base import Given, PatchTarget, Row, TargetSection
 
 
 class MeanColorTarget(TargetSection):
     name: Literal["mean_color"] = "mean_color"  # ViT B.1.2 (1)
-    bits: Annotated[int, Field(ge=1, le=4)] = 3  # a channel: 2 ** (3 * bits) classes
+    bits: Annotated[int, Field(ge=1, le=8)] = 3  # a channel: 2 ** (3 * bits) classes
 
     def build(self, given: Given) -> "ColorClasses":
         return ColorClasses(given.patch_size, grid=1, bits=self.bits)
@@ -26,12 +26,12 @@ class MeanColorTarget(TargetSection):
 
 class ColorGridTarget(TargetSection):
     name: Literal["color_grid"] = "color_grid"  # ViT B.1.2 (2)
-    bits: Annotated[int, Field(ge=1, le=4)] = 3  # a channel
+    bits: Annotated[int, Field(ge=1, le=8)] = 3  # a channel
     grid: Positive = 4  # cells a side
 
-    def fits(self, patch_size: int) -> None:
-        if self.grid > patch_size:
-            raise ValueError(f"target.grid={self.grid} must not exceed model.patch_size={patch_size}")
+    def fits(self, row: Row) -> None:
+        if self.grid > row.patch_size:
+            raise ValueError(f"target.grid={self.grid} must not exceed model.patch_size={row.patch_size}")
 
     def build(self, given: Given) -> "ColorClasses":
         return ColorClasses(given.patch_size, grid=self.grid, bits=self.bits)

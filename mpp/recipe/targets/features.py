@@ -1,93 +1,118 @@
-"""What a teacher, the running average of the encoder, makes of the whole image at the hidden places (data2vec, arXiv 2202.03555, for images).
+"""What a teacher makes of the whole image at the hidden places: the running average of the encoder (data2vec, I-JEPA), or an encoder that was
+trained before (SALT).
 
-Source: section 3.3 and the authors' command for ViT-B, which says what the paper leaves open: the blocks' outputs behind their residual sums,
-layer-normalised one by one, averaged, and layer-normalised once more; the teacher's decay is constant.
-Letters: B batch, N patches, M predicted, D encoder dimensions, P patch side in pixels.
+Sources: data2vec (arXiv 2202.03555, 3.3) for images and the authors' command for ViT-B, which says what the paper leaves open: the blocks' outputs
+behind their residual sums, layer-normalised one by one, averaged, and layer-normalised once more.  I-JEPA (arXiv 2301.08243 and the authors' code):
+the last block's output under the encoder's final norm, layer-normalised.  SALT (arXiv 2509.24317): the teacher is a frozen network.
+Letters: B batch, N patches, M predicted, D the teacher's dimensions, P patch side in pixels.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, StrictBool
 from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.errors import ConfigError
-from mpp.model.normalise import normalise
 from mpp.model.tokens import gather_tokens
-from mpp.recipe.targets.base import Given, TargetSection, Triple
-from mpp.recipe.teacher import TeacherKnobs
-
-if TYPE_CHECKING:
-    from mpp.model.encoder import Encoder
+from mpp.recipe.baselines import ValueBaselines
+from mpp.recipe.distances import Distance, Kind
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import Given, TargetSection
+from mpp.recipe.teacher import FrozenKnobs, Teacher, TeacherKnobs
 
 SPREAD = 2.0  # deviations of a component between mid-grey and full colour in pictures (ours)
 
 
-class FeaturesTarget(TeacherKnobs, TargetSection):
-    name: Literal["features"] = "features"  # data2vec
-    blocks: Positive = 6  # of the teacher, the last ones: their outputs are averaged (data2vec)
-    beta: Annotated[float, Field(gt=0)] = 2.0  # of the smooth L1 loss: quadratic below it, linear beyond (data2vec)
+class _Features(TargetSection):
+    blocks: Positive = 6  # of the teacher, the last ones: their outputs are averaged (data2vec; I-JEPA: 1)
+    norm_blocks: StrictBool = True  # each block's output is layer-normalised before that (data2vec)
+    final_norm: StrictBool = False  # the teacher's own final norm comes before anything else (I-JEPA)
+    norm: StrictBool = True  # the average is layer-normalised (data2vec, I-JEPA)
+    loss: Kind = "smooth_l1"  # data2vec, I-JEPA
+    beta: Annotated[float, Field(gt=0)] = 2.0  # of the smooth L1: quadratic below it, linear beyond (data2vec; I-JEPA: 1)
+
+    def made(self, depth: int, width: int, moves: bool) -> "Features":
+        """Raises ConfigError where the teacher has fewer blocks: how many an architecture has is known when it is built."""
+        if self.blocks > depth:
+            raise ConfigError(
+                f"target.blocks={self.blocks} must not exceed the {'encoder' if moves else 'teacher'}'s {depth} blocks; "
+                f"set target.blocks={depth} or less{', or a larger model.depth' if moves else ''}"
+            )
+        return Features(width, self.blocks, self.norm_blocks, self.final_norm, self.norm, Distance(self.loss, self.beta), moves)
+
+
+class FeaturesTarget(TeacherKnobs, _Features):
+    name: Literal["features"] = "features"  # data2vec, I-JEPA
 
     def build(self, given: Given) -> "Features":
-        """Raises ConfigError where the encoder has fewer blocks: how many an architecture has is known when it is built."""
-        if self.blocks > given.depth:
-            raise ConfigError(
-                f"target.blocks={self.blocks} must not exceed the encoder's {given.depth} blocks; "
-                f"set target.blocks={given.depth} or less, or a larger model.depth"
-            )
-        return Features(given.width, self.blocks, self.beta, given.mean, given.std)
+        return self.made(given.depth, given.width, moves=True)
+
+
+class FrozenTarget(FrozenKnobs, _Features):
+    name: Literal["frozen"] = "frozen"  # SALT
+    blocks: Positive = 1
+
+    def build(self, given: Given) -> "Features":
+        """Raises ConfigError where no teacher was lent."""
+        teacher = given.lent.teacher
+        if teacher is None:
+            raise ConfigError(f"target.name=frozen learns from target.encoder={self.encoder}, which was not read; build the model with it")
+        return self.made(teacher.depth, teacher.width, moves=False)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Goals are float32 [B, M, D], each of mean 0 and variance 1; the loss is the smooth L1, averaged over D."""
+    """Goals are float32 [B, M, D], each of mean 0 and variance 1 where `norm` says so; of a teacher that stays as it is, cells [B, M, 1, 1, D]."""
 
     width: int
     blocks: int
-    beta: float
-    mean: Triple
-    std: Triple
+    norm_blocks: bool
+    final_norm: bool
+    norm: bool
+    distance: Distance
+    moves: bool
 
     @property
     def outputs(self) -> int:
         return self.width
 
     @property
-    def baselines(self) -> None:
-        """Goals move with the teacher: what is trivial today is not tomorrow."""
-        return None
+    def baselines(self) -> ValueBaselines | None:
+        """Goals that move with the teacher have none: what is trivial today is not tomorrow."""
+        return None if self.moves else ValueBaselines(self.distance)
 
     @property
     def caption(self) -> str:
         return "the teacher's features, drawn as three principal components of those in the fourth column"
 
-    def __call__(self, images: Tensor, predicted: Tensor, teacher: "Encoder | None") -> Tensor:
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> Tensor:
         assert teacher is not None
-        with torch.no_grad():
-            outputs = teacher.behind_blocks(teacher.embed(normalise(images, self.mean, self.std)), self.blocks)
-            patches = [gather_tokens(tokens[:, teacher.prefix :], predicted) for tokens in outputs]
-            return self._normed(torch.stack([self._normed(tokens) for tokens in patches]).mean(0))
+        patches = [gather_tokens(tokens, masks.predicted).float() for tokens in teacher.patches(images, self.blocks, self.final_norm)]
+        mean = torch.stack([self._normed(tokens) if self.norm_blocks else tokens for tokens in patches]).mean(0)
+        goal = self._normed(mean) if self.norm else mean
+        return goal if self.moves else goal[:, :, None, None]
 
     def loss(self, prediction: Tensor, goal: Tensor) -> Tensor:
-        return F.smooth_l1_loss(prediction.float(), goal, beta=self.beta, reduction="none").mean(-1)
+        return self.distance(self.answer(prediction) - goal).flatten(2).mean(-1)
 
     def answer(self, prediction: Tensor) -> Tensor:
-        return prediction.float()
+        return prediction.float() if self.moves else prediction.float()[:, :, None, None]
 
     def picture(self, goal: Tensor, patches: Tensor, truth: Tensor) -> Tensor:
         """Red, green and blue are the first three principal components of the truth over the whole batch; mid-grey is its mean (ours)."""
-        points = truth.flatten(0, 1).double()
+        points = truth.flatten(0, -2).double()
         middle = points.mean(0)
         variances, components = torch.linalg.eigh((points - middle).T @ (points - middle) / len(points))  # ascending
         components, deviations = components[:, -3:].flip(-1), variances[-3:].flip(-1).clamp_min(1e-12).sqrt()
         # An eigenvector has no sign of its own: its largest coefficient is positive (ours).
         signs = components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
-        colors = 127.5 * (1 + (goal.double() - middle) @ (components * signs) / (SPREAD * deviations))
+        colors = 127.5 * (1 + (goal.flatten(2).double() - middle) @ (components * signs) / (SPREAD * deviations))
         return colors.clamp(0, 255).float()[..., None, None].expand(*goal.shape[:2], 3, *patches.shape[-2:])
 
     def _normed(self, tokens: Tensor) -> Tensor:
         """Without parameters, and with torch's epsilon (the authors' code)."""
-        return F.layer_norm(tokens.float(), (self.width,))
+        return F.layer_norm(tokens, (self.width,))

@@ -14,12 +14,15 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.recipe.baselines import ValueBaselines
+from mpp.recipe.distances import Distance
 from mpp.recipe.patches import gather_patches, patchify
-from mpp.recipe.targets.base import Given, TargetSection
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import Given, Row, TargetSection
+from mpp.recipe.teacher import Teacher
 
 
 class HogTarget(TargetSection):
@@ -27,10 +30,10 @@ class HogTarget(TargetSection):
     bins: Annotated[int, Field(ge=2)] = 9  # unsigned orientations, a channel (MaskFeat)
     cell: Positive = 8  # pixels a side (MaskFeat)
 
-    def fits(self, patch_size: int) -> None:
-        if patch_size % self.cell:
-            sides = ", ".join(str(side) for side in range(1, patch_size + 1) if patch_size % side == 0)
-            raise ValueError(f"target.cell={self.cell} must divide model.patch_size={patch_size}; cells that fit have sides of {sides}")
+    def fits(self, row: Row) -> None:
+        if row.patch_size % self.cell:
+            sides = ", ".join(str(side) for side in range(1, row.patch_size + 1) if row.patch_size % side == 0)
+            raise ValueError(f"target.cell={self.cell} must divide model.patch_size={row.patch_size}; cells that fit have sides of {sides}")
 
     def build(self, given: Given) -> "Hog":
         return Hog(given.patch_size, self.bins, self.cell)
@@ -72,14 +75,14 @@ class Hog:
 
     @property
     def baselines(self) -> ValueBaselines:
-        return ValueBaselines(power=2)
+        return ValueBaselines(Distance())
 
     @property
     def caption(self) -> str:
         return f"histograms of {self.bins} orientations in cells of {self.cell}x{self.cell} pixels; strokes run along the edges, in the colour of their channel"
 
-    def __call__(self, images: Tensor, predicted: Tensor, teacher: nn.Module | None = None) -> Tensor:
-        right, down = (gather_patches(patchify(slope, self.patch_size), predicted) for slope in gradients(images))  # [B, M, 3, P, P]
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
+        right, down = (gather_patches(patchify(slope, self.patch_size), masks.predicted) for slope in gradients(images))  # [B, M, 3, P, P]
         length, number = torch.hypot(right, down), orientation(right, down, self.bins)
         # Bin by bin: all at once would take `bins` times the memory, and a scatter adds in another order each time on a GPU.
         votes = torch.stack([self._sums(length.where(number == k, 0)) for k in range(self.bins)], dim=-1)

@@ -1,23 +1,25 @@
 """Every pixel of a patch (ViT B.1.2, option 3), or what is left of it without the patch's own mean and deviation (MAE)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import StrictBool
+from pydantic import Field, StrictBool
 from torch import Tensor
 
 from mpp.model.normalise import constant
 from mpp.recipe.baselines import ValueBaselines
+from mpp.recipe.distances import Distance, Kind
 from mpp.recipe.targets.base import Given, PatchTarget, TargetSection, Triple
 
 
 class PixelsTarget(TargetSection):
     name: Literal["pixels"] = "pixels"  # ViT B.1.2 (3); MAE with normalise
-    loss: Literal["l1", "l2"] = "l2"
+    loss: Kind = "l2"  # ViT B.1.2 (3), MAE; SimMIM: l1
+    beta: Annotated[float, Field(gt=0)] = 1.0  # of loss=smooth_l1: quadratic below it, linear beyond
     normalise: StrictBool = False  # per patch: subtract its mean, divide by its standard deviation (MAE)
 
     def build(self, given: Given) -> "Pixels":
-        return Pixels(given.patch_size, {"l1": 1, "l2": 2}[self.loss], self.normalise, given.mean, given.std)
+        return Pixels(given.patch_size, Distance(self.loss, self.beta), self.normalise, given.mean, given.std)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Pixels(PatchTarget):
     """
 
     patch_size: int
-    power: int  # 1: absolute error, 2: squared error
+    distance: Distance
     normalise: bool
     mean: Triple
     std: Triple
@@ -39,7 +41,7 @@ class Pixels(PatchTarget):
 
     @property
     def baselines(self) -> ValueBaselines:
-        return ValueBaselines(self.power)
+        return ValueBaselines(self.distance)
 
     @property
     def caption(self) -> str:
@@ -53,7 +55,7 @@ class Pixels(PatchTarget):
         return values
 
     def loss(self, prediction: Tensor, goal: Tensor) -> Tensor:
-        return (self.answer(prediction) - goal).abs().pow(self.power).mean(dim=(2, 3, 4))
+        return self.distance(self.answer(prediction) - goal).mean(dim=(2, 3, 4))
 
     def answer(self, prediction: Tensor) -> Tensor:
         return prediction.float().unflatten(-1, (self.patch_size, self.patch_size, 3))  # the order of MAE's patchify

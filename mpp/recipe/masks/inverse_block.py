@@ -1,0 +1,45 @@
+"""One block that stays visible, everything around it hidden (CAPI, arXiv 2502.08769, 3.4 and appendix).
+
+The visible rectangle holds an exact count, its last row cut short; then the mask is rolled with wrap-around, so that the block may lie across
+the border and all places are hidden equally often.
+Letters: B samples, N patches of a grid of rows x columns, K visible.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, StrictBool
+
+from mpp.recipe.masks.base import Corruption, Sides, ThinnedMask, block_at, in_order, permutations, rectangle
+from mpp.recipe.places import Grid, Places
+from mpp.rng import Draws
+
+
+class InverseBlockMask(ThinnedMask):
+    name: Literal["inverse_block"] = "inverse_block"
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.65  # of the patches hidden, exact count (CAPI: 166 of 256)
+    aspect: Sides = (0.5, 2.0)  # height / width of the visible block, log-uniform (CAPI)
+    roll: StrictBool = True  # with wrap-around (CAPI); without it the block lies inside of the grid
+
+    def fits(self, grid: Grid, corruption: Corruption) -> None:
+        patches = grid[0] * grid[1]
+        self.leaves_some(self.ratio, patches, corruption.hidden(patches, self.ratio), patches)
+
+    def draw(self, grid: Grid, corruption: Corruption, draws: Sequence[Draws]) -> Places:
+        patches = grid[0] * grid[1]
+        count = patches - corruption.hidden(patches, self.ratio)
+        order = permutations(patches, draws)
+        chosen = np.ones((len(draws), patches), bool)
+        for sample, each in enumerate(draws):
+            chosen[sample, self._block(grid, count, *each.uniform(3))] = False
+        hidden = in_order(order, chosen)
+        return Places(hidden, self.thinned(hidden, patches, draws))
+
+    def _block(self, grid: Grid, count: int, shape: float, down: float, across: float) -> np.ndarray:
+        """int64 [K]."""
+        (rows, columns), (low, high) = grid, map(math.log, self.aspect)
+        height, width = rectangle(count, math.exp(low + (high - low) * shape), grid)
+        free = (rows, columns) if self.roll else (rows - height + 1, columns - width + 1)
+        return block_at(count, (height, width), int(down * free[0]), int(across * free[1]), grid)

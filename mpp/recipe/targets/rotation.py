@@ -1,0 +1,63 @@
+"""By how many quarters the whole image was turned (RotNet, arXiv 1803.07728): one of the classic pretexts, to compare with.
+
+Letters: B batch, M predicted places, P patch side in pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpp.recipe.baselines import ClassBaselines
+from mpp.recipe.places import TURNS, Masks, turns
+from mpp.recipe.targets.base import Given, Row, TargetSection
+from mpp.recipe.teacher import Teacher
+
+
+class RotationTarget(TargetSection):
+    name: Literal["rotation"] = "rotation"
+
+    def fits(self, row: Row) -> None:
+        if row.mask != "turn":
+            raise ValueError(
+                f"target.name=rotation tells how far an image was turned; it goes with mask.name=turn, not mask.name={row.mask}"
+            )
+
+    def build(self, given: Given) -> "Rotation":
+        return Rotation()
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Goals are class numbers int64 [B, M, 1, 1], quarter turns counter-clockwise; the loss is the cross-entropy."""
+
+    @property
+    def outputs(self) -> int:
+        return TURNS
+
+    @property
+    def baselines(self) -> ClassBaselines:
+        return ClassBaselines(TURNS)
+
+    @property
+    def caption(self) -> str:
+        return "the first patch: a bright edge where the top of the image went"
+
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
+        return turns(masks.source)[:, None, None, None].expand(-1, masks.predicted.shape[1], 1, 1)
+
+    def loss(self, prediction: Tensor, goal: Tensor) -> Tensor:
+        return F.cross_entropy(prediction.float().flatten(0, 1), goal.flatten(), reduction="none").view(goal.shape[:2])
+
+    def answer(self, prediction: Tensor) -> Tensor:
+        return prediction.argmax(-1)[:, :, None, None]
+
+    def picture(self, goal: Tensor, patches: Tensor, truth: Tensor) -> Tensor:
+        """Dark, with a bright quarter at the side where the top of the image lies after the turn."""
+        side = patches.shape[-1]
+        edge = torch.zeros(side, side, device=patches.device)
+        edge[: max(1, side // 4)] = 255.0
+        drawn = torch.stack([torch.rot90(edge, turn) for turn in range(TURNS)])[goal[:, :, 0, 0]]  # [B, M, P, P]
+        return drawn[:, :, None].expand(-1, -1, 3, -1, -1)
