@@ -26,6 +26,7 @@ from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
 from mpp.monitor.board import logged
+from mpp.monitor.collapse import Goals, figures
 from mpp.monitor.pictures import reconstruction
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
@@ -47,6 +48,7 @@ from mpp.world import World, find_place, leave
 
 PROGRAM = "mpp/pretrain.py"  # as command lines are noted
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
+APART_SAMPLES = 512  # held-out ones on which a moving target is looked at
 Holdout = list[tuple[Batch, Tensor]]  # batches, and the weight [B] of each image
 
 
@@ -115,10 +117,11 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             run.log(step, {"train/loss": train_loss, "train/skill": skill}, words)
         if step.number % config.log.holdout_every_steps == 0 or step.last:
             sums, by_image = on_holdout(engine, holdout, world)
+            apart = told_apart(model, holdout, world) if teacher else {}
             loss_, skill = loss_and_skill(sums, baseline)
             if run.board:
                 error = baseline.skill_error(by_image)
-                values = {"holdout/loss": loss_, "holdout/skill": skill, "holdout/skill_error": error}
+                values = {"holdout/loss": loss_, "holdout/skill": skill, "holdout/skill_error": error} | apart
                 run.board.scalars(step.samples_seen, step.number, values)
                 say(f"  hold-out loss {loss_:.4f}  skill {signed(skill)}")
         if step.number % config.log.pictures_every_steps == 0 or step.last:
@@ -187,6 +190,25 @@ def on_holdout(engine: Engine, holdout: Holdout, world: World) -> tuple[list[flo
         by_image.add(counted[:, 0].double(), lost, patches, lost * lost, lost * patches, patches * patches)
     engine.train(True)
     return meters.look(clear=True), ImageSums(*by_image.look(clear=True))
+
+
+@watch.slowly("measuring on the hold-out")
+@torch.no_grad()
+def told_apart(model: PretrainingModel, holdout: Holdout, world: World) -> dict[str, float]:
+    """Collective: what is left of the differences between images in a moving target and its teacher, on some of the hold-out."""
+    assert model.teacher is not None
+    goals, left = None, APART_SAMPLES // world.size
+    for batch, weight in holdout:
+        if left > 0 and (real := weight > 0).any():
+            images, *masks = (part[real.to(world.device)][:left] for part in masked_images(batch, world.device))
+            found = model.target(images, everywhere(Masks(*masks)), model.teacher).flatten(2)
+            goals = goals or Goals(found.shape[1], found.shape[2], world.device)
+            goals.add(found, model.teacher.patches(images, normed=True)[0].mean(1))
+            left -= len(images)
+    shares: list[Any] = [None] * world.size
+    dist.all_gather_object(shares, (goals.sums.cpu(), torch.cat(goals.features)) if goals else None)
+    known = [share for share in shares if share is not None]
+    return figures(sum((sums for sums, _ in known[1:]), known[0][0]), torch.cat([features for _, features in known]), model.encoder.grid)
 
 
 @watch.slowly("drawing")

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mpp.monitor import collapse
 from mpp.recipe.baselines import Baselines
 from mpp.recipe.places import MASKED, VISIBLE
 
@@ -120,7 +121,11 @@ def verdict(baseline: Baseline, course: Sequence[Mapping[str, Any]], images: int
     if skill is None:
         why = "this target moves with its teacher" if baseline.loss is None else "the hold-out leaves nothing to predict"
         probe = "mpp/linear_probe.py encoder=RUN train=SHARDS (without labels with rank_only=true, for its rank and spread)"
-        return made(None, f"no skill is defined ({why}), and a low loss alone may be a collapse: judge by a probe, {probe}")
+        collapsed, known = collapse.words(last, first)
+        if collapsed:
+            return made("no", f"{known}; lower optim.base_lr, raise target.ema_start and target.ema_end, or hide more")
+        seen = f"; {known}" if known else ""
+        return made(None, f"no skill is defined ({why}), and a low loss alone may be a collapse: judge by a probe, {probe}{seen}")
     error, rule = last.get("holdout/skill_error"), f"the trivial predictor '{baseline.name}'"
     if error is None:
         why = "an earlier version noted no standard error with it" if images > 1 else "of one image: raise data.holdout_samples"

@@ -100,6 +100,20 @@ ROWS: list[Plant | Row] = [
         "a picture has components of its own for predictions", "mpp/recipe/targets/features.py", "points = truth.flatten(0, -2)", "points = goal.flatten(0, -2)",
         FEATURES + "a_picture_shows_three_principal_components_of_the_truth_and_predictions_on_the_same",
     ),
+    # Whether a moving target still tells images apart.
+    Row(
+        "the place explains what the mean explains", "mpp/monitor/collapse.py", "(by_place / images - mean).square()", "(by_place / images).square()",
+        "tests/monitor/test_collapse.py::test_the_share_that_the_place_explains_is_that_of_an_analysis_of_variance",
+    ),
+    Row(
+        "a target that codes the place is no collapse", "mpp/monitor/collapse.py", "if share > MOSTLY:", "if share > 1:",
+        "tests/monitor/test_collapse.py::test_a_run_whose_target_collapsed_ends_with_that_verdict",
+    ),
+    Row(
+        "the collapse is looked for in the predicted patches alone", "mpp/pretraining.py",
+        "model.target(images, everywhere(Masks(*masks)), model.teacher).flatten(2)", "model.target(images, Masks(*masks), model.teacher).flatten(2)",
+        TAUGHT + "what_is_left_of_the_differences_between_images_is_measured_on_the_hold_out",
+    ),
     Plant(
         "the ramp of the teacher counts steps and not samples", "mpp.recipe.teacher:TeacherKnobs.decay_at",
         "lambda self, samples_seen: real(self, samples_seen // 4)",

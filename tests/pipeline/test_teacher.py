@@ -12,8 +12,11 @@ from mpp.config.schema import load
 from mpp.data.loader import fixed_batches
 from mpp.data.training_set import open_training_set
 from mpp.model.normalise import normalise
+from mpp.monitor.rank import spread
 from mpp.pretraining import teacher_of
 from mpp.recipe.model import PretrainingModel, build_model
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import everywhere
 from mpp.train.step import masked_images
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 
@@ -130,6 +133,22 @@ def test_the_hold_out_is_measured_against_the_present_teacher(run, shards):
         written = metrics(run)[step]["holdout/loss"]
         assert written == pytest.approx(loss(step), rel=1e-5)
         assert abs(written - loss(step - 1)) > 1e-4 * written  # nor against the one of a step before
+
+
+@torch.no_grad()
+def test_what_is_left_of_the_differences_between_images_is_measured_on_the_hold_out(run, shards):
+    sets = open_training_set(config_of(shards))
+    ((batch, _),) = fixed_batches(sets.holdout, np.array(sets.holdout.pool), 8)
+    model = as_committed(run, shards, LAST, LAST)
+    images, *masks = masked_images(batch, torch.device("cpu"))
+    goals = model.target(images, everywhere(Masks(*masks)), model.teacher).double().numpy()
+    within, total = ((goals - goals.mean(0)) ** 2).sum(), ((goals - goals.mean((0, 1))) ** 2).sum()
+    written = metrics(run)[LAST]
+    assert written["target/position"] == pytest.approx(1 - within / total, rel=1e-5) and 0 < 1 - within / total < 1
+    net = model.teacher.net
+    tokens = net(net.embed(normalise(images, model.mean, model.std)))[:, net.prefix :].mean(1)
+    assert written["teacher/rank"] == pytest.approx(spread(tokens)["rank"], rel=1e-4)
+    assert "the place alone explains" in (run / "said").read_text()
 
 
 @pytest.mark.slow
