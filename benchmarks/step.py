@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch = next(stream)
         if step >= warm_up:
             waited += time.perf_counter() - began
-        _, loss, _ = engine.forward(*masked_images(batch, world.device))
+        _, loss, *_ = engine.forward(*masked_images(batch, world.device))
         engine.backward(loss.mean())
         float(engine.update(1e-4))  # waits for the device
         if step >= warm_up:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop_dataset import Batch, CropDataset
@@ -103,18 +103,20 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         ],
     )
 
-    meters = Meters(4, world.device)  # loss, patches, loss of masked ones, masked patches
+    meters = Meters(6, world.device)  # loss, patches, loss of masked ones, masked patches, the target's own, how often
     for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None):
         for batch in step.batches():
-            _, loss, masked = engine.forward(*masked_images(batch, world.device))
-            engine.backward(loss.mean())
+            _, loss, masked, own = engine.forward(*masked_images(batch, world.device))
+            engine.backward(loss.mean() + own)
             loss = loss.detach()
-            meters.add(loss, torch.ones_like(loss), loss * masked, masked)
+            meters.add(loss, torch.ones_like(loss), loss * masked, masked, own.detach(), torch.ones_like(own))
         step.update()
         if step.shown:
-            train_loss, skill = loss_and_skill(meters.look(clear=step.logs), baseline)
+            *sums, own, times = meters.look(clear=step.logs)
+            train_loss, skill = loss_and_skill(sums, baseline)
             words = f"samples {step.samples_seen:,}  loss {train_loss:.4f}  skill {signed(skill)}"
-            run.log(step, {"train/loss": train_loss, "train/skill": skill}, words)
+            learning = {"target/own_loss": own / times} if isinstance(model.target, nn.Module) else {}
+            run.log(step, {"train/loss": train_loss, "train/skill": skill} | learning, words)
         if step.number % config.log.holdout_every_steps == 0 or step.last:
             sums, by_image = on_holdout(engine, holdout, world)
             apart = told_apart(model, holdout, world) if teacher else {}
@@ -183,7 +185,7 @@ def on_holdout(engine: Engine, holdout: Holdout, world: World) -> tuple[list[flo
     engine.train(False)
     meters, by_image = Meters(4, world.device), Meters(6, world.device, torch.float64)  # whose squares nearly cancel
     for batch, weight in holdout:
-        _, loss, masked = engine.forward(*masked_images(batch, world.device))
+        _, loss, masked, _ = engine.forward(*masked_images(batch, world.device))
         counted = weight.to(world.device)[:, None].expand_as(loss)
         meters.add(loss * counted, counted, loss * counted * masked, counted * masked)
         lost, patches = (loss * counted * masked).double().sum(1), (counted * masked).double().sum(1)  # [B]
@@ -219,7 +221,7 @@ def picture(run: Run, model: PretrainingModel, batch: Batch, config: PretrainCon
         few = {name: value[: config.log.pictures] for name, value in batch.items()}
         run.engine.train(False)
         inputs = masked_images(few, run.world.device)
-        prediction, _, _ = run.engine.forward(*inputs)
+        prediction, *_ = run.engine.forward(*inputs)
         run.engine.train(True)
         if run.board:
             images, *masks = inputs
@@ -259,7 +261,7 @@ def blank_pass(engine: Engine, config: PretrainConfig, masking: Masking, world: 
     side = config.model.image_size
     images = torch.zeros(1, 3, side, side, device=world.device)
     places = torch.arange(masking.patches, device=world.device)[None]
-    prediction, _, _ = engine.forward(
+    prediction, *_ = engine.forward(
         images, torch.zeros_like(places), places, places[:, : masking.counts.visible], places[:, : masking.counts.predicted]
     )
     return prediction

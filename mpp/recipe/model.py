@@ -45,11 +45,13 @@ class PretrainingModel(nn.Module):
     def teacher(self) -> Teacher | None:
         return self._lent[0] if self._lent else None
 
-    def forward(self, images: Tensor, kind: Tensor, source: Tensor, visible: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, kind: Tensor, source: Tensor, visible: Tensor, predicted: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Clean images float [B, 3, S, S], 0..255; kind, source [B, N]; visible [B, K]; predicted [B, M].
 
         Returns predictions [B, M, O]; loss float32 [B, M] of every predicted patch, masked, swapped and kept alike (ViT B.1.2); masked float32
-        [B, M], 1 where the patch showed [mask] or nothing.
+        [B, M], 1 where the patch showed [mask] or nothing; own float32, the loss by which a target with parameters learns itself, else 0.
         """
         masks = Masks(kind, source, visible, predicted)
         shown = self.corruption.pixels(images, masks, self.mask_token)
@@ -59,10 +61,9 @@ class PretrainingModel(nn.Module):
         tokens = self.encoder.blocks(embeddings, places) if self.reads_blocks else self.encoder(embeddings, places)
         prediction = self.decoder(tokens, places, predicted)
         with torch.autocast(images.device.type, enabled=False):
-            with torch.no_grad():
-                goal = self.target(images, masks, self.teacher)
-                masked = (kind.gather(1, predicted) == MASKED).float()
-            return prediction, self.target.loss(prediction, goal), masked
+            goal, own = self.target.goals(images, masks, self.teacher)  # no gradient flows back through a goal
+            masked = (kind.gather(1, predicted) == MASKED).float()
+            return prediction, self.target.loss(prediction, goal), masked, masked.new_zeros(()) if own is None else own
 
 
 class Normalisation(Protocol):

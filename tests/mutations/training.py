@@ -162,7 +162,7 @@ ROWS = [
     ),
     Plant(
         'the target is taken from the wrong places', 'mpp.recipe.targets.base:PatchTarget.__call__',
-        'lambda self, images, predicted, teacher=None: self.cells(patchify(images, self.patch_size)[:, : predicted.shape[1]])',
+        'lambda self, images, masks, teacher=None: self.cells(patchify(images, self.patch_size)[:, : masks.predicted.shape[1]])',
         "tests/recipe/test_model.py::test_the_loss_is_about_all_predicted_patches_and_no_other",
     ),
     Row(

@@ -53,7 +53,7 @@ def main(_):
             total = torch.zeros(())
             for turn in range(plan.accumulation):
                 images, masks, goal = micro_batch(step, world.rank * plan.accumulation + turn)
-                prediction, _, _ = engine.forward(images, *masks)
+                prediction, *_ = engine.forward(images, *masks)
                 loss = loss_of(prediction, goal)
                 if not losses and not turn:
                     first = [str(prediction.dtype), float(loss)]

@@ -12,7 +12,7 @@ from mpp.monitor.pictures import MARGIN, reconstruction
 from mpp.recipe.distances import Distance
 from mpp.recipe.model import build_model
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import everywhere
+from mpp.recipe.targets.base import FixedTarget, everywhere
 from mpp.recipe.targets.features import Features, FeaturesTarget
 from mpp.recipe.teacher import Teacher, TeacherKnobs
 from mpp.train.average import WeightAverage
@@ -69,7 +69,7 @@ def test_the_teacher_sees_the_whole_clean_image_whatever_is_hidden_from_the_stud
     model, seen = taught(config), []
     target = features(48, 2, 2.0)
 
-    class Spy:
+    class Spy(FixedTarget):
         def __call__(self, *given):
             seen.append(target(*given))
             return seen[-1]
@@ -108,7 +108,7 @@ def test_goals_and_loss_are_float32_under_autocast_to_bfloat16():
     model, mask, images = taught(config).eval(), masks(config), pictures().float()
     goal = model.target(images, Masks(**mask), model.teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        prediction, loss, _ = model(images, **mask)
+        prediction, loss, *_ = model(images, **mask)
     assert prediction.dtype == torch.bfloat16 and loss.dtype == torch.float32
     assert torch.equal(loss, model.target.loss(prediction, goal))  # to the bit: the teacher rounded nothing
 
@@ -122,7 +122,7 @@ def test_the_teacher_gets_no_gradient_keeps_nothing_for_one_and_is_no_part_of_th
         """Tensors and bytes that the graph holds."""
         sizes, model.target = [], target
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor):
-            _, loss, _ = model(images, **mask)
+            _, loss, *_ = model(images, **mask)
         loss.mean().backward()
         return len(sizes), sum(sizes)
 
@@ -132,7 +132,7 @@ def test_the_teacher_gets_no_gradient_keeps_nothing_for_one_and_is_no_part_of_th
     assert all(p.grad is not None for p in model.parameters())
     goal = target(images, Masks(**mask), model.teacher)
 
-    class Known:
+    class Known(FixedTarget):
         loss = staticmethod(target.loss)
 
         def __call__(self, *_):

@@ -83,7 +83,7 @@ def test_hidden_pixels_cannot_influence_the_predictions_and_visible_ones_do(chan
     config = recipe(**changes)
     model, mask = model_of(config), masks(config)
     images = pictures()
-    predictions, _, _ = step(model, images, mask)
+    predictions, *_ = step(model, images, mask)
     altered = images
     for b in range(2):
         for patch in mask["predicted"][b].tolist():
@@ -98,7 +98,7 @@ def test_hidden_pixels_cannot_influence_the_predictions_and_visible_ones_do(chan
 def test_masked_patches_know_their_place():
     config = recipe(**ONLY_MASKED)
     model, mask = model_of(config), masks(config)
-    predictions, _, _ = step(model, pictures(), mask)
+    predictions, *_ = step(model, pictures(), mask)
     first = predictions[0]
     assert all((first[i] - first[j]).abs().max() > 1e-4 for i in range(len(first)) for j in range(i))
 
@@ -111,12 +111,12 @@ def test_the_loss_is_about_all_predicted_patches_and_no_other(changes, target):
     model, mask = model_of(config), masks(config, batch=1)
     model.decoder.head.weight.zero_()  # a constant prediction: only the targets are left in the loss
     images = pictures(1)
-    _, loss, _ = step(model, images, mask)
+    _, loss, *_ = step(model, images, mask)
     assert loss.shape == (1, 10)
     model.decoder.head.bias.normal_(generator=torch.Generator().manual_seed(0))
-    _, loss, _ = step(model, images, mask)
+    _, loss, *_ = step(model, images, mask)
     for patch in range(N):
-        _, altered, _ = step(model, with_other_pixels(images, 0, patch), mask)
+        _, altered, *_ = step(model, with_other_pixels(images, 0, patch), mask)
         changed = (altered != loss)[0].tolist()
         assert changed == [patch == place for place in mask["predicted"][0].tolist()]
 
@@ -125,7 +125,7 @@ def test_the_loss_is_about_all_predicted_patches_and_no_other(changes, target):
 def test_kept_and_swapped_patches_are_in_the_loss_but_not_in_the_skill():
     config = recipe()
     mask = masks(config)
-    _, loss, masked = step(model_of(config), pictures(), mask)
+    _, loss, masked, _ = step(model_of(config), pictures(), mask)
     kinds = mask["kind"].gather(1, mask["predicted"])
     assert loss.shape == (2, 10)
     assert sorted(kinds[0].tolist()) == [MASKED] * 8 + [SWAPPED, KEPT]
@@ -139,7 +139,7 @@ def test_the_target_is_the_clean_flipped_unnormalised_image(target):
     config = recipe(target=target)
     mask = masks(config)
     model = model_of(config)
-    prediction, loss, _ = step(model, pictures(), mask, flip=[True, False])
+    prediction, loss, *_ = step(model, pictures(), mask, flip=[True, False])
     images = pictures().float()
     images[0] = images[0].flip(-1)
     ours = model.target
@@ -171,7 +171,7 @@ def test_each_prediction_is_its_own_patchs(order, seed):
         model, mask = model_of(config), masks(config, seed=seed)
         images = pictures().float()
         other = mask | {"predicted": mask["predicted"][:, list(order)]}
-        for reordered, whole in zip(model(images, **other), model(images, **mask), strict=True):
+        for reordered, whole in zip(model(images, **other)[:3], model(images, **mask)[:3], strict=True):
             assert torch.equal(reordered, whole[:, list(order)])
 
 
@@ -207,7 +207,7 @@ def test_only_a_replacing_recipe_has_a_mask_token_at_the_encoder():
 def test_every_trainable_parameter_gets_a_gradient(changes):
     config = recipe(**changes)
     model, mask = model_of(config), masks(config)
-    _, loss, _ = step(model, pictures(), mask)
+    _, loss, *_ = step(model, pictures(), mask)
     loss.mean().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
 

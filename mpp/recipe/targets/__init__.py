@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mpp.recipe.targets.chroma import ChromaTarget
+from mpp.recipe.targets.clusters import ClustersTarget
 from mpp.recipe.targets.colors import ColorGridTarget, MeanColorTarget
 from mpp.recipe.targets.features import FeaturesTarget, FrozenTarget
 from mpp.recipe.targets.hog import HogTarget
@@ -16,6 +17,14 @@ from mpp.recipe.targets.pixels import PixelsTarget
 from mpp.recipe.targets.rotation import RotationTarget
 
 TargetConfig = Annotated[
-    MeanColorTarget | ColorGridTarget | PixelsTarget | HogTarget | FeaturesTarget | FrozenTarget | RotationTarget | ChromaTarget,
+    MeanColorTarget
+    | ColorGridTarget
+    | PixelsTarget
+    | HogTarget
+    | FeaturesTarget
+    | FrozenTarget
+    | RotationTarget
+    | ChromaTarget
+    | ClustersTarget,
     Field(discriminator="name"),
 ]

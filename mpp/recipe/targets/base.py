@@ -4,6 +4,7 @@ Letters: B batch, N patches, M predicted, S image side and P patch side in pixel
 Goals have the form [B, M, ...], whatever suits the target; every loss is float32 and comes as one number a patch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,10 +21,19 @@ Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
+class Across:
+    """Sums and maxima over all processes, of tensors of the same shape in each; here of one process alone."""
+
+    total: Callable[[Tensor], Tensor] = lambda part: part
+    most: Callable[[Tensor], Tensor] = lambda part: part
+
+
+@dataclass(frozen=True)
 class Lent:
     """What a target's section asks for from outside of the recipe, and mpp/pretraining.py brings."""
 
     teacher: Teacher | None = None  # of teacher.FrozenKnobs
+    across: Across = Across()
 
 
 NOTHING = Lent()
@@ -73,6 +83,9 @@ class Target(Protocol):
     def baselines(self) -> Baselines | None:
         """Trivial predictors of its goals, if these are cells [B, M, g, g(, V)]; None: there are none, and so no skill."""
 
+    def goals(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> tuple[Tensor, Tensor | None]:
+        """As a call, and beside it the loss, a number, by which a target that has parameters learns itself."""
+
     def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> Tensor:
         """Clean images float [B, 3, S, S], 0..255, before normalisation, and masks -> goals [B, M, ...] of the predicted patches."""
 
@@ -86,7 +99,18 @@ class Target(Protocol):
         """Goals, the clean patches [B, M, 3, P, P] they belong to, and the true goals there -> colours 0..255, like patches."""
 
 
-class PatchTarget:
+class FixedTarget:
+    """A target without parameters: no gradient flows into what it asks for."""
+
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def goals(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> tuple[Tensor, None]:
+        with torch.no_grad():
+            return self(images, masks, teacher), None
+
+
+class PatchTarget(FixedTarget):
     """A target that looks at the predicted patches alone."""
 
     patch_size: int

@@ -21,7 +21,7 @@ from mpp.model.tokens import gather_tokens
 from mpp.recipe.baselines import ValueBaselines
 from mpp.recipe.distances import Distance, Kind
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import Given, TargetSection
+from mpp.recipe.targets.base import FixedTarget, Given, TargetSection
 from mpp.recipe.teacher import FrozenKnobs, Teacher, TeacherKnobs
 
 SPREAD = 2.0  # deviations of a component between mid-grey and full colour in pictures (ours)
@@ -65,7 +65,7 @@ class FrozenTarget(FrozenKnobs, _Features):
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(FixedTarget):
     """Goals are float32 [B, M, D], each of mean 0 and variance 1 where `norm` says so; of a teacher that stays as it is, cells [B, M, 1, 1, D]."""
 
     width: int
@@ -89,7 +89,7 @@ class Features:
     def caption(self) -> str:
         return "the teacher's features, drawn as three principal components of those in the fourth column"
 
-    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> Tensor:
+    def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
         assert teacher is not None
         patches = [gather_tokens(tokens, masks.predicted).float() for tokens in teacher.patches(images, self.blocks, self.final_norm)]
         mean = torch.stack([self._normed(tokens) if self.norm_blocks else tokens for tokens in patches]).mean(0)

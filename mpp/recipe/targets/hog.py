@@ -21,7 +21,7 @@ from mpp.recipe.baselines import ValueBaselines
 from mpp.recipe.distances import Distance
 from mpp.recipe.patches import gather_patches, patchify
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import Given, Row, TargetSection
+from mpp.recipe.targets.base import FixedTarget, Given, Row, TargetSection
 from mpp.recipe.teacher import Teacher
 
 
@@ -58,7 +58,7 @@ def orientation(right: Tensor, down: Tensor, bins: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Hog:
+class Hog(FixedTarget):
     """Goals are float32 [B, M, g, g, V], V channel by channel; the loss is the squared error."""
 
     patch_size: int

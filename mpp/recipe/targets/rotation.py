@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpp.recipe.baselines import ClassBaselines
 from mpp.recipe.places import TURNS, Masks, turns
-from mpp.recipe.targets.base import Given, Row, TargetSection
+from mpp.recipe.targets.base import FixedTarget, Given, Row, TargetSection
 from mpp.recipe.teacher import Teacher
 
 
@@ -30,7 +30,7 @@ class RotationTarget(TargetSection):
 
 
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(FixedTarget):
     """Goals are class numbers int64 [B, M, 1, 1], quarter turns counter-clockwise; the loss is the cross-entropy."""
 
     @property
