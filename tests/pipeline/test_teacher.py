@@ -17,7 +17,7 @@ from mpp.recipe.model import PretrainingModel, build_model
 from mpp.train.step import masked_images
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 
-DECAYS = [0.56, 0.62, 0.68, 0.74, 0.8, 0.8, 0.8, 0.8]  # after each of 8 steps of 12 samples
+DECAYS = [0.5, 0.56, 0.62, 0.68, 0.74, 0.8, 0.8, 0.8]  # of each of 8 steps of 12 samples
 FEATURES = [
     "target={name: features, blocks: 2, ema_start: 0.5, ema_end: 0.8, ema_samples: 60}",
     "corruption={name: replace, mask: 1.0, swap: 0.0, keep: 0.0}",
