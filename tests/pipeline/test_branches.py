@@ -102,6 +102,7 @@ def test_commits_and_encoders_of_a_branch_say_where_it_began(place):
     assert handed_on("branch", "encoder")["recipe"] == handed_on("straight", "encoder")["recipe"] != handed_on("trunk", "encoder")["recipe"]
     assert handed_on("branch", "teacher")["recipe"] != handed_on("branch", "encoder")["recipe"]
     assert f"run {place / 'branch'} | branches from {began['checkpoint']} at step 4" in (place / "said").read_text()
+    assert "peak learning rate 0.001 (base_lr, at any batch) | ZeRO 0" in (place / "said").read_text()
 
 
 def test_a_killed_branch_resumes_by_the_same_command_to_the_same_bits(place, shards, tmp_path):
@@ -114,6 +115,19 @@ def test_a_killed_branch_resumes_by_the_same_command_to_the_same_bits(place, sha
     assert "resumes at step 6" in succeed(run, shards, *words).out
     assert_same_bits(place / "straight", run, 8)
     assert commit(run, 8)["branched_from"] == commit(place / "branch", 8)["branched_from"]
+
+
+def test_a_trunk_may_be_given_its_end_in_place_and_that_is_the_same_run_to_the_bit(place, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "trunk", run)
+    said = succeed(run, shards, *TRUNK, *COOLED, "resume=4").out
+    assert "resumes at step 4" in said and "from step 4 on optim.schedule=wsd (before: constant)" in said
+    assert (run / "checkpoints" / "000000006.aside1").is_dir()
+    assert_same_bits(place / "straight", run, 8)
+    cooled = finish(start([*TINY, *TRUNK, *COOLED, f"data.shards={shards}", f"run_dir={run}", "optim.total_samples=144"]))
+    assert (
+        cooled.status == [2] and "has cooled down since 48 samples" in cooled.err and "or here with resume=4, which renames" in cooled.err
+    )
 
 
 def test_a_damaged_commit_of_a_trunk_is_refused_and_nothing_is_written(place, shards, tmp_path):

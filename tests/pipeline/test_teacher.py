@@ -19,6 +19,7 @@ from mpp.model.normalise import normalise
 from mpp.pretraining import teacher_of
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.train.step import masked_images
+from mpp.transfer.overlap import trained_on
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 
 DECAYS = [0.5, 0.56, 0.62, 0.68, 0.74, 0.8, 0.8, 0.8]  # of each of 8 steps of 12 samples
@@ -126,6 +127,7 @@ def test_the_teacher_is_handed_on_beside_it_and_exported_on_request(run, tmp_pat
         assert all(torch.equal(tensor, kinds(run, 4)["ema"][f"vit.{name}"]) for name, tensor in exported.items())
     with pytest.raises(CheckpointError, match=r"encoder has no teacher: .*; leave --teacher out"):
         export(str(run / "encoder"), str(tmp_path / "none"), ["timm"], teacher=True)
+    assert [found.problem for found in trained_on(str(run / "teacher"))] == [""]  # images seen before are found through it, too
     about = json.loads((run / "teacher" / "config.json").read_text())["mpp"]
     assert about["source"] == "teacher of run at 96 samples" and about["pretraining"]["samples_seen"] == 96
 
