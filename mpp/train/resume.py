@@ -222,4 +222,5 @@ def way_out(run_dir: Path, asked: Mapping[str, Any], step: int, repeats: int = 1
             f"every checkpoint that is left in {run_dir} leads there at any rate, the oldest is of step {known[-1].step}: begin again with {lower}, or "
             "optim.clip_norm or a longer warm-up, and another run_dir"
         )
-    return f"no checkpoint was written yet: give the same command with {lower}, or with optim.clip_norm or a longer warm-up"
+    named = f" resume_changes={changes}" if asked.get("branch_from") else ""  # of its trunk's settings
+    return f"no checkpoint was written yet: give the same command with {lower}{named}, or with optim.clip_norm or a longer warm-up"

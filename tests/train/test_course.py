@@ -204,5 +204,8 @@ def test_the_way_out_leads_to_the_newest_commit_that_can_be_gone_on_from(tmp_pat
         (folder / "a").write_text("b")
         write_commit(folder, {"step": made, "samples_seen": 0, "files": {"a": {"bytes": 1, "sha256": ""}}, "config": {}})
     assert words in way_out(tmp_path, {"optim": {"base_lr": 0.01}, "resume_changes": ()}, step)
+    if math.isnan(step):
+        branch = {"optim": {"base_lr": 0.01}, "resume_changes": (), "branch_from": "a"}
+        assert "with optim.base_lr=0.001 resume_changes=optim.base_lr, or" in way_out(tmp_path, branch, step)
     of_repeats = way_out(tmp_path, {"optim": {"base_lr": 0.01}, "resume_changes": ()}, step, repeats=3)
     assert "begin all again with optim.base_lr=0.001" in of_repeats and "resume_changes" not in of_repeats
