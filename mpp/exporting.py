@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mpp import text
 from mpp.config.pretrain import PretrainConfig
+from mpp.errors import CheckpointError
 from mpp.files import make_folder
 from mpp.interop.certificate import CERTIFICATE, certify, check, import_transformers, write_certificate
 from mpp.interop.encoder_folder import timm_config
@@ -18,6 +19,7 @@ from mpp.interop.preprocessing import transformers_preprocessing
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.to_transformers import refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 from mpp.interop.weight_files import write_json, write_weights
+from mpp.recipe.teacher import TeacherKnobs
 from mpp.train.commit import read_config, read_tensors, whole_commit
 
 USE = {
@@ -41,9 +43,9 @@ def check_all(folders: Sequence[Path]) -> int:
     return 0
 
 
-def export(path: str, out: str, targets: Sequence[str]) -> int:
-    """path: of anything that mpp reads as an encoder.  Raises UserError."""
-    source = open_source(path)
+def export(path: str, out: str, targets: Sequence[str], teacher: bool = False) -> int:
+    """path: of anything that mpp reads as an encoder.  teacher: of a run, the average that it learned from.  Raises UserError."""
+    source = open_teacher(path) if teacher else open_source(path)
     refuse(source, targets)  # before anything is written
     text.say(f"encoder   {source.encoder.source} ({path}), sha256 {source.encoder.digest}")
     for kind in targets:
@@ -68,6 +70,17 @@ def open_source(path: str) -> Source:
     config = read_config(commit)
     decoder = read_tensors(commit, "weight/decoder.") if config.decoder.name == "transformer" else {}
     return Source(replace(encoder, decoder=decoder), config)
+
+
+def open_teacher(path: str) -> Source:
+    """Without the decoder, which is the student's.  Raises CheckpointError where there is none."""
+    commit = whole_commit(Path(path))
+    if commit is None or commit.record.get("program") == "finetune" or not isinstance(read_config(commit).target, TeacherKnobs):
+        raise CheckpointError(
+            f"{path} has no teacher: that is what a pretraining run, or its checkpoint, has whose target learns from an average of its encoder "
+            "(such as target.name=features); leave --teacher out for the encoder"
+        )
+    return Source(read_encoder(path, commit=commit, network="teacher"), None)
 
 
 def refuse(source: Source, targets: Sequence[str]) -> None:

@@ -215,6 +215,7 @@ def clock_of(config: FinetuneConfig, steps_per_epoch: int) -> OptimConfig:
         base_lr=optim.base_lr,
         lr_batch=optim.lr_batch,
         final_lr=optim.final_lr,
+        weight_decay=optim.weight_decay,
         warmup_samples=warmup * batch,
         total_samples=steps * batch,
     )

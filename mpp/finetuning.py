@@ -128,7 +128,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
             f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {arch} at {size[0]}x{size[1]} | {parameters:,} parameters",
             f"{order.samples:,} labelled images of {len(sets.classes)} classes{held} | {order.steps_per_epoch} steps an epoch",
             *(f"note: {remark}" for remark in sets.remarks),
-            f"{run.total_steps} steps of {config.data.global_batch} | peak learning rate {run.peak_rate:.3g}, "
+            f"{run.total_steps} steps of {config.data.global_batch} | {run.rate_words}, "
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}",
             *([f"the loss weighs classes: {weights_in_words(weight, sets.classes)}"] if weight is not None else []),
             f"{placed.images.decoder} | {counted(run.workers, 'loader process', 'loader processes')} a rank",

@@ -21,7 +21,7 @@ from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.files import write_atomically
-from mpp.interop.encoder_folder import PREFIX, is_written, write_encoder
+from mpp.interop.encoder_folder import PREFIXES, is_written, write_encoder
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
@@ -42,6 +42,7 @@ from mpp.train.optim import build_optimiser
 from mpp.train.progress import shared_sum, signed
 from mpp.train.run import Meters, Run, Step
 from mpp.train.sample_log import SampleLog
+from mpp.train.schedule import learning_rate, small_rate_note
 from mpp.train.step import masked_images
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
@@ -64,7 +65,18 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     plan = plan_batch(data.global_batch, data.streams, world_size, system.micro_batch_max, data.views)
     order = sets.order(config, plan)
     steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
-    run = Run(PROGRAM, argv, config, run_dir, plan, config.optim, steps_of, sets.manifests, "the manifest of data.{}")
+    run = Run(
+        PROGRAM,
+        argv,
+        config,
+        run_dir,
+        plan,
+        config.optim,
+        steps_of,
+        sets.manifests,
+        "the manifest of data.{}",
+        branch_from=config.branch_from,
+    )
     fused_attention = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
     model = build_model(config, fused_attention)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -81,7 +93,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         return leave()
     world = run.world
     masking = sets.masking
-    teacher = teacher_of(model.to(world.device), config)
+    teacher = teacher_of(model.to(world.device), config, run.course.began)
     engine = run.begin(model, build_optimiser(model, config.optim), lambda engine: blank_pass(engine, config, masking, world), teacher)
     sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
     placed = sets.placed(config, world.device, world.local_size)
@@ -96,7 +108,8 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
             f"{masking.counts.predicted} predicted | {parameters:,} parameters with the decoder | target {config.target.name}",
             f"{run.total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
-            f"peak learning rate {run.peak_rate:.3g} | ZeRO {system.zero_stage}, {system.precision}",
+            f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",
+            *filter(None, [small_rate_note(config.optim, data.global_batch)]),
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),
@@ -115,8 +128,9 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             *sums, own, times = meters.look(clear=step.logs)
             train_loss, skill = loss_and_skill(sums, baseline)
             words = f"samples {step.samples_seen:,}  loss {train_loss:.4f}  skill {signed(skill)}"
-            learning = {"target/own_loss": own / times} if isinstance(model.target, nn.Module) else {}
-            run.log(step, {"train/loss": train_loss, "train/skill": skill} | learning, words)
+            more = {"target/own_loss": own / times} if isinstance(model.target, nn.Module) else {}
+            more |= {"teacher/decay": teacher.decay_at(step.number)} if teacher else {}
+            run.log(step, {"train/loss": train_loss, "train/skill": skill} | more, words)
         if step.number % config.log.holdout_every_steps == 0 or step.last:
             sums, by_image = on_holdout(engine, holdout, world)
             apart = told_apart(model, holdout, world) if teacher else {}
@@ -140,26 +154,35 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         if commit.step == run.total_steps:
             conclude(run_dir, baseline, len(sets.holdout.pool))
         say("done" if commit.step == run.total_steps else f"stopped as asked at step {commit.step}; the same command goes on from there")
-        say(f"encoder {run_dir}/encoder | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}")
+        say(
+            f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}"
+        )
     return leave()
 
 
-def teacher_of(model: PretrainingModel, config: PretrainConfig) -> WeightAverage | None:
-    """The average of the encoder that the target learns from, if it asks for one; the model has it lent."""
-    knobs = config.target
+def teacher_of(model: PretrainingModel, config: PretrainConfig, began: int = 0) -> WeightAverage | None:
+    """The average of the encoder that the target learns from, if it asks for one; the model has it lent.  began: of the learning rate's cycle."""
+    knobs, optim, batch = config.target, config.optim, config.data.global_batch
     if not isinstance(knobs, TeacherKnobs):
         return None
-    teacher = WeightAverage(model.encoder, lambda step: knobs.decay_at(step * config.data.global_batch), "encoder.")
+
+    def decay_at(step: int) -> float:
+        seen = (step - 1) * batch  # before it, as the learning rate counts
+        return knobs.decay_at(seen, learning_rate(seen, optim, batch, began), optim.total_samples, began)
+
+    teacher = WeightAverage(model.encoder, decay_at, "encoder.")
     model.lend(Teacher(teacher.net, model.mean, model.std))
     return teacher
 
 
 def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> None:
-    """RUN/encoder of this commit, unless it is there and whole."""
-    folder, words = run_dir / "encoder", f"{run_dir.name} at {commit.samples_seen} samples"
-    if not is_written(folder, commit.seal):
-        weights, data = read_tensors(commit, "weight/" + PREFIX), config.data
-        write_encoder(folder, weights, config.model, data.mean, data.std, words, commit.seal, pretraining_of(commit))
+    """RUN/encoder of this commit, and RUN/teacher where the target has one, unless they are there and whole."""
+    networks = ["encoder", "teacher"] if isinstance(config.target, TeacherKnobs) else ["encoder"]
+    for network in networks:
+        folder, words = run_dir / network, f"{'' if network == 'encoder' else 'teacher of '}{run_dir.name} at {commit.samples_seen} samples"
+        if not is_written(folder, commit.seal):
+            weights, data = read_tensors(commit, PREFIXES[network]), config.data
+            write_encoder(folder, weights, config.model, data.mean, data.std, words, commit.seal, pretraining_of(commit, network))
 
 
 def conclude(run_dir: Path, baseline: Baseline, images: int) -> None:

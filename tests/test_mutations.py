@@ -6,7 +6,9 @@ process forked off (tests/forks.py), so a row costs a second and not five.
 """
 
 import compileall
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -18,38 +20,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import tests.mutations
 from tests.forks import SERVER, run_forked, server
-from tests.mutations import (
-    jobs,
-    loading,
-    recipe,
-    recipe_clusters,
-    shards,
-    training,
-    transfer_export,
-    transfer_features,
-    transfer_finetune,
-    transfer_imagenet,
-    transfer_probes,
-    transfer_tables,
-)
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-MODULES = (
-    jobs,
-    training,
-    loading,
-    recipe,
-    recipe_clusters,
-    shards,
-    transfer_export,
-    transfer_features,
-    transfer_finetune,
-    transfer_imagenet,
-    transfer_probes,
-    transfer_tables,
-)
+MODULES = [importlib.import_module(f"tests.mutations.{found.name}") for found in pkgutil.iter_modules(tests.mutations.__path__)]
 ROWS = [row for module in MODULES for row in module.ROWS]
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")

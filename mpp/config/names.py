@@ -12,6 +12,17 @@ _DERIVED = "of one process at once; accumulation is the smallest that makes up d
 # Our key, in the order of preference where programs differ -> what others call it (last part of a key), and what to know about ours.
 OTHERS: dict[tuple[str, ...], tuple[str, str]] = {
     ("optim.base_lr", "linear.learning_rates"): ("lr learning_rate base_learning_rate blr max_lr peak_lr init_lr alpha", ""),
+    ("optim.start_lr",): ("warmup_lr warmup_init_lr warmup_start_lr lr_start initial_lr", ""),
+    ("optim.schedule",): ("sched lr_scheduler lr_schedule lr_scheduler_type lr_policy lr_decay_style decay_style", "cosine, wsd or constant"),
+    ("optim.cosine_share",): ("truncate_cos ipe_scale", "a share of the half cosine"),
+    ("optim.cooldown_samples",): ("cooldown cooldown_epochs cooldown_steps num_decay_steps decay_epochs annealing_steps", "of optim.schedule=wsd, in samples"),
+    ("optim.cooldown_shape",): ("decay_type cooldown_type", ""),
+    ("optim.final_weight_decay",): ("weight_decay_end final_wd wd_end", ""),
+    ("optim.norm_decay_scale",): ("layernorm_wd_mult norm_weight_decay norm_weight_decay_scale", ""),
+    ("optim.patch_embed_lr_scale",): ("patch_embed_lr_mult patch_embed_lr", ""),
+    ("target.ema_start",): ("momentum_teacher ema teacher_momentum moco_m", "of targets with a teacher"),
+    ("branch_from",): ("branch fork_from fork trunk", ""),
+    ("checkpoint.keep_at_samples",): ("keep_every keep_at milestones", ""),
     ("optim.final_lr",): ("min_lr end_lr lr_min eta_min lr_final warmdown_lr", ""),
     ("optim.lr_batch",): ("lr_base_size lr_scale scale_lr lr_scaling base_batch_size", ""),
     ("optim.epochs", "linear.epochs"): ("epochs epoch num_epochs max_epochs num_train_epochs n_epochs", ""),

@@ -17,6 +17,7 @@ from mpp.recipe.decoders import DecoderConfig, LinearDecoder
 from mpp.recipe.masks import MaskConfig, RandomMask
 from mpp.recipe.targets import MeanColorTarget, TargetConfig
 from mpp.recipe.targets.base import Row
+from mpp.recipe.teacher import TeacherKnobs
 
 
 class DataConfig(Section):
@@ -71,6 +72,9 @@ class PretrainConfig(Section):
     init_from: str | None = (
         None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; fresh optimiser and clock
     )
+    branch_from: str | None = (
+        None  # a trunk (optim.schedule=wsd or constant; its newest commit), or one of its checkpoints: a new run goes on from there with all its state
+    )
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = RandomMask()
     corruption: CorruptionConfig = ReplaceCorruption()
@@ -94,6 +98,30 @@ class PretrainConfig(Section):
             )
         if self.optim.warmup_samples > self.optim.total_samples:
             raise ValueError(f"optim.warmup_samples={self.optim.warmup_samples} exceeds optim.total_samples={self.optim.total_samples}")
+        if self.init_from is not None and self.branch_from is not None:
+            raise ValueError(
+                f"init_from={self.init_from} takes weights alone and branch_from={self.branch_from} all of a run's state; give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_that_fit(self) -> Self:
+        optim, target, peak = self.optim, self.target, self.optim.peak_rate(self.data.global_batch)
+        if optim.start_lr > peak:
+            raise ValueError(
+                f"optim.start_lr={optim.start_lr:g}, where warm-up begins, exceeds the peak of {peak:.3g}, to which it goes up; lower it"
+                + (", or raise optim.base_lr (which is scaled by the batch)" if optim.lr_batch else ", or raise optim.base_lr")
+            )
+        if isinstance(target, TeacherKnobs):
+            if target.ema_schedule == "lr" and peak > 1:
+                raise ValueError(
+                    f"target.ema_schedule=lr makes the decay 1 - learning rate, below 0 at the peak of {peak:.3g}; lower optim.base_lr"
+                )
+            if target.ema_schedule != "lr" and target.ema_samples is None and optim.schedule != "cosine":
+                raise ValueError(
+                    f"target.ema_samples=null is the whole run, and one with optim.schedule={optim.schedule} may go on beyond its end; give it in "
+                    f"samples, such as target.ema_samples={optim.total_samples}"
+                )
         return self
 
     def that_changes_results(self) -> dict[str, Any]:

@@ -62,17 +62,58 @@ class ClassifierConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW; linear warm-up, then half a cosine; the clock is samples seen."""
+    """AdamW; linear warm-up, then one of three schedules; the clock is samples seen (train/schedule.py)."""
 
+    schedule: Literal["cosine", "wsd", "constant"] = (
+        "cosine"  # after warm-up: half a cosine; warm-up, stable, decay (arXiv 2404.06395); the peak
+    )
     base_lr: Annotated[float, Field(gt=0)] = 2e-4  # ViT B.1.2
     lr_batch: Positive | None = None  # learning rate = base_lr * global_batch / lr_batch; null: not scaled (ViT B.1.2); MAE: 256
-    final_lr: Annotated[float, Field(ge=0)] = 0.0  # at the end of the cosine
+    start_lr: Annotated[float, Field(ge=0)] = 0.0  # where warm-up begins; not scaled (I-JEPA: 2e-4)
+    final_lr: Annotated[float, Field(ge=0)] = 0.0  # at the end of the cosine or of the cool-down; not scaled
+    cosine_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the half cosine that the run goes through before it ends (CAPI: 0.8)
+    cooldown_samples: Count = 0  # of wsd: the last ones, over which the rate goes down; 0: a trunk, for branch_from to leave from
+    cooldown_shape: Literal["1-sqrt", "linear"] = "1-sqrt"  # of wsd: 1 - sqrt(share done), the better one in arXiv 2405.18392
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)  # ViT 4.1
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # decoupled; matrices only (ours)
+    final_weight_decay: Annotated[float, Field(ge=0)] | None = (
+        None  # half a cosine from weight_decay to this (I-JEPA: 0.04 -> 0.4); null: constant
+    )
+    weight_decay_samples: Positive | None = None  # over which it gets there; null: the whole run (I-JEPA)
+    norm_decay_scale: Fraction = 0.0  # weight decay of the norms' scales = weight_decay * this (CAPI: 0.1)
+    patch_embed_lr_scale: Annotated[float, Field(gt=0)] = 1.0  # learning rate of the patch embedding = that of the rest * this (CAPI: 0.2)
     clip_norm: Annotated[float, Field(ge=0)] = 1.0  # global gradient norm; 0: off (ViT table 3; ours for B.1.2)
     warmup_samples: Count = 40_960_000  # 10k steps of 4096 (ViT B.1.2)
     total_samples: Positive = 4_096_000_000  # 1M steps of 4096 (ViT B.1.2)
+
+    @model_validator(mode="after")
+    def _of_this_schedule(self) -> Self:
+        wsd = self.schedule == "wsd"
+        if self.schedule != "cosine" and self.cosine_share != 1:
+            raise ValueError(f"cosine_share={self.cosine_share:g} is of schedule=cosine, not of schedule={self.schedule}; leave it at 1")
+        if self.cooldown_samples and not wsd:
+            raise ValueError(
+                f"cooldown_samples={self.cooldown_samples} is of schedule=wsd, not of schedule={self.schedule}; set one of them"
+            )
+        if wsd and self.warmup_samples + self.cooldown_samples > self.total_samples:
+            raise ValueError(
+                f"warmup_samples={self.warmup_samples} and cooldown_samples={self.cooldown_samples} together exceed "
+                f"total_samples={self.total_samples}; lower one of them"
+            )
+        if self.weight_decay_samples is not None and self.final_weight_decay is None:
+            raise ValueError(
+                f"weight_decay_samples={self.weight_decay_samples} needs final_weight_decay, to which the weight decay goes; set it"
+            )
+        if self.schedule != "cosine" and self.final_weight_decay is not None and self.weight_decay_samples is None:
+            raise ValueError(
+                f"weight_decay_samples=null is the whole run, and one with schedule={self.schedule} may go on beyond its end; give it in samples, "
+                f"such as weight_decay_samples={self.total_samples}"
+            )
+        return self
+
+    def peak_rate(self, global_batch: int) -> float:
+        return self.base_lr * (global_batch / self.lr_batch if self.lr_batch else 1.0)
 
 
 # --------------------------------------------------------------------------------------------- how fast, and what is written down
@@ -101,3 +142,6 @@ class CheckpointConfig(Section):
     every_minutes: Annotated[float, Field(gt=0)] | None = 15.0
     every_samples: Positive | None = None
     keep: Annotated[int, Field(ge=2)] = 2  # newest commits kept
+    keep_at_samples: Annotated[
+        tuple[Positive, ...], Field(strict=False)
+    ] = ()  # the steps that reach these commit, too, and are kept for good

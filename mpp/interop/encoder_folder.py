@@ -19,6 +19,7 @@ from mpp.train.commit import sha256_of
 
 WEIGHTS_FILE = "model.safetensors"
 PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining model
+PREFIXES = {"encoder": "weight/" + PREFIX, "teacher": "ema/vit."}  # of each network's tensors in a checkpoint of pretraining
 
 
 def write_encoder(

@@ -11,8 +11,9 @@ from mpp.train.commit import Commit, commits, read_config
 from mpp.train.run_folder import LIMITS, PATHS
 
 
-def pretraining_of(commit: Commit) -> dict[str, Any]:
-    """{"recipe": sha256, "seed", "samples_seen"} of the pretraining run that wrote it.
+def pretraining_of(commit: Commit, network: str = "encoder") -> dict[str, Any]:
+    """{"recipe": sha256, "seed", "samples_seen"} of the pretraining run that wrote it; of a branch also {"branched_from": {"checkpoint",
+    "samples_seen", "commit"}}.  network: "teacher" for the average, which is another recipe's result.
 
     The recipe is what changes results: the run's config without its seed, its folder, and how it is computed, logged and kept (system, log, checkpoint).
     Images count by their identity, not by where they lie.
@@ -23,9 +24,15 @@ def pretraining_of(commit: Commit) -> dict[str, Any]:
     for key in (*PATHS, *LIMITS):
         section, _, name = key.partition(".")
         known.get(section, {}).pop(name, None)
-    known |= {"images": commit.record.get("manifests"), "changes": commit.record.get("changes", [])}
+    known |= {
+        "images": commit.record.get("manifests"),
+        "changes": [change for change in commit.record.get("changes", []) if not change.get("trunk")],
+    }
+    known |= {"network": network} if network != "encoder" else {}
     recipe = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    return {"recipe": recipe, "seed": config.seed, "samples_seen": commit.samples_seen}
+    trunk = commit.record.get("branched_from")
+    branched = {"branched_from": {key: trunk[key] for key in ("checkpoint", "samples_seen", "commit")}} if trunk else {}
+    return {"recipe": recipe, "seed": config.seed, "samples_seen": commit.samples_seen, **branched}
 
 
 def pretraining_beside(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:

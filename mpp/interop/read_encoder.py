@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError
-from mpp.interop.encoder_folder import PREFIX, fault_of
+from mpp.interop.encoder_folder import PREFIXES, fault_of
 from mpp.interop.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm
 from mpp.interop.loaded_encoder import LoadedEncoder, load_plain
 from mpp.interop.pretraining import pretraining_beside, pretraining_of
@@ -20,13 +20,13 @@ from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
 
 
-def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | None = None) -> LoadedEncoder:
+def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | None = None, network: str = "encoder") -> LoadedEncoder:
     """The encoder of a run (its newest whole commit), of one checkpoint folder, an exported folder or file, `timm:NAME`, or another project's checkpoint.
 
-    commit: of the run, where the caller has read it.  What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError,
+    commit: of the run, where the caller has read it.  network: "teacher" for the average that a run of pretraining has learned from.  What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError,
     ConfigError; also for weights that are not finite.
     """
-    loaded = _open(str(source), commit)
+    loaded = _open(str(source), commit, network)
     tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}}
     if broken := [name for name, tensor in tensors.items() if not_finite(tensor)]:
         raise CheckpointError(
@@ -38,7 +38,7 @@ def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | No
     return loaded
 
 
-def _open(source: str, commit: Commit | None = None) -> LoadedEncoder:
+def _open(source: str, commit: Commit | None = None, network: str = "encoder") -> LoadedEncoder:
     path = Path(source)
     if source.startswith(TIMM):
         return open_timm(source)
@@ -72,10 +72,10 @@ def _open(source: str, commit: Commit | None = None) -> LoadedEncoder:
             )
         return _open(str(path / "encoder"))  # its weights, or their average, as the run chose
     config = read_config(commit)
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(commit, "weight/" + PREFIX).items()}
-    words = f"{commit.folder.parent.parent.name} at {commit.samples_seen} samples"
+    weights = read_tensors(commit, PREFIXES[network])
+    words = f"{'' if network == 'encoder' else 'teacher of '}{commit.folder.parent.parent.name} at {commit.samples_seen} samples"
     found = _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
-    return replace(found, pretraining=pretraining_of(commit))
+    return replace(found, pretraining=pretraining_of(commit, network))
 
 
 def _open_own(folder: Path, about: dict[str, Any]) -> LoadedEncoder:

@@ -6,7 +6,9 @@ checkpoint (train/average.py).  One that inherits `FrozenKnobs` has an encoder t
 Letters: B batch, N patches, D the teacher's dimensions, S image side in pixels.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +19,23 @@ from mpp.model.normalise import Triple, normalise
 
 
 class TeacherKnobs(Section):
-    ema_start: Fraction = 0.999  # decay of the average a step, at first (data2vec)
-    ema_end: Fraction = 0.9998  # and after ema_samples (data2vec)
-    ema_samples: Count = 0  # over which it goes from one to the other, in a straight line; 0: ema_end from the start
+    ema_schedule: Literal["linear", "cosine", "lr"] = (
+        "linear"  # ema_start to ema_end in a straight line (data2vec, I-JEPA) or half a cosine (BYOL, DINO); lr: 1 - learning rate (CAPI)
+    )
+    ema_start: Fraction = 0.999  # decay of the average a step, at first (data2vec; I-JEPA: 0.996); of linear and cosine
+    ema_end: Fraction = 0.9998  # and after ema_samples (data2vec; I-JEPA: 1)
+    ema_samples: Count | None = 0  # over which it goes from one to the other; 0: ema_end from the start; null: the whole run (I-JEPA)
 
-    def decay_at(self, samples_seen: int) -> float:
-        share = min(1.0, samples_seen / self.ema_samples) if self.ema_samples else 1.0
-        return self.ema_start + (self.ema_end - self.ema_start) * share
+    def decay_at(self, samples_seen: int, learning_rate: float, total_samples: int, began: int = 0) -> float:
+        """Of the step that begins after `samples_seen` samples, as the authors of I-JEPA, DINO and CAPI count.  learning_rate: of that step;
+        total_samples, began: where the present cycle of the learning rate ends and began."""
+        if self.ema_schedule == "lr":
+            return 1 - learning_rate
+        first, last = (began, total_samples) if self.ema_samples is None else (0, self.ema_samples)
+        share = min(1.0, (samples_seen - first) / (last - first)) if last > first else 1.0
+        if self.ema_schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return self.ema_end if share == 1 else self.ema_start + (self.ema_end - self.ema_start) * share
 
 
 class FrozenKnobs(Section):

@@ -24,7 +24,7 @@ class WeightAverage(Generic[Net]):
     """`net` is a model of its own in eval mode, the same on all ranks: measure with it, or learn from it, as with any other."""
 
     def __init__(self, net: Net, decay_at: Callable[[int], float], within: str = ""):
-        """net: at its first weights, before the engine has it.  decay_at: optimiser steps done -> decay.  within: where in the engine's module
+        """net: at its first weights, before the engine has it.  decay_at: number of the optimiser step, from 1 on -> decay.  within: where in the engine's module
         it lies, such as "encoder."."""
         self.net: Net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay_at, self.within = decay_at, within

@@ -258,9 +258,11 @@ def set_aside_damaged(error: DamagedError, further: str = "") -> None:
 
 @watch.slowly("deleting older checkpoints")
 def prune(run_dir: Path, keep: int) -> None:
-    """Delete all but the `keep` newest commits, and older leftovers of writes that never committed.  What is damaged is set aside instead."""
+    """Delete all but the `keep` newest commits and those that are kept for good (record["kept"]), and older leftovers of writes that never
+    committed.  What is damaged is set aside instead."""
     found = list(survey(run_dir))
-    kept = {commit.folder for commit in [each for each in found if isinstance(each, Commit)][:keep]}
+    there = [each for each in found if isinstance(each, Commit)]
+    kept = {commit.folder for number, commit in enumerate(there) if number < keep or commit.record.get("kept")}
     if not kept:
         return
     for error in found:

@@ -137,13 +137,15 @@ class Engine:
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
 
-    def update(self, learning_rate: float) -> Tensor:
+    def update(self, learning_rate: float, weight_decay: float | None = None) -> Tensor:
         """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.
 
-        learning_rate: of a group whose lr_scale is 1, or that has none.
+        learning_rate, weight_decay: of a group whose lr_scale and decay_scale are 1, or that has none; null: the decay that each group has.
         """
         for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+            if weight_decay is not None:
+                group["weight_decay"] = weight_decay * group.get("decay_scale", 1.0)
         norm: Any = None
         if self.stage == 0:
             parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

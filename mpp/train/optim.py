@@ -10,18 +10,34 @@ from mpp.config.finetune import FinetuneOptimConfig
 from mpp.config.sections import OptimConfig
 from mpp.model.backbone import Backbone
 
+PATCH_EMBEDDING = "patch_embed"  # timm's name
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
 BEHIND = re.compile(r"(norm|fc_norm|head|head_dist)\b")  # timm's names of what follows the last block
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours; MAE's code lets tokens decay)."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+def parameter_groups(model: nn.Module, weight_decay: float, norms: float = 0.0, patch_embedding: float = 1.0) -> list[dict]:
+    """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours; MAE's code lets tokens decay).
+
+    norms: the scales of norms decay by this share of weight_decay.  patch_embedding: its learning rate by that of the rest.  In each group stand
+    lr_scale and decay_scale, by which the engine multiplies the rate and the decay of a step.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, 1.0): [], (1.0, 0.0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (spared if spares(name, parameter) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+            lr_scale = patch_embedding if PATCH_EMBEDDING in name.split(".") else 1.0
+            decay_scale = norms if is_scale_of_norm(name) else 0.0 if spares(name, parameter) else 1.0
+            groups.setdefault((lr_scale, decay_scale), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay * decay_scale, "lr_scale": lr_scale, "decay_scale": decay_scale}
+        for (lr_scale, decay_scale), params in groups.items()
+        if params
+    ]
+
+
+def is_scale_of_norm(name: str) -> bool:
+    """CAPI's rule: a weight, and "norm" in its name (norm1, q_norm, fc_norm ...)."""
+    *modules, last = name.split(".")
+    return last == "weight" and bool(modules) and "norm" in modules[-1]
 
 
 def spares(name: str, parameter: nn.Parameter) -> bool:
@@ -31,7 +47,7 @@ def spares(name: str, parameter: nn.Parameter) -> bool:
 
 def build_optimiser(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW at learning rate 0: each step sets its own."""
-    groups = parameter_groups(model, optim.weight_decay)
+    groups = parameter_groups(model, optim.weight_decay, optim.norm_decay_scale, optim.patch_embed_lr_scale)
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 
@@ -59,6 +75,7 @@ def layer_decay_groups(net: nn.Module, weight_decay: float, layer_decay: float) 
         if parameter.requires_grad:
             key = numbers[name], spares(name, parameter)
             fresh = {"params": [], "weight_decay": 0.0 if key[1] else weight_decay, "lr_scale": layer_decay ** (last - key[0])}
+            fresh["decay_scale"] = 0.0 if key[1] else 1.0
             groups.setdefault(key, fresh)["params"].append(parameter)
     return list(groups.values())
 

@@ -5,6 +5,11 @@ is a cycle of its own: from final_lr, where the one before has ended, up to the 
 less, then half a cosine to final_lr at the new end (train/schedule.py); the optimiser's moments are kept.  Re-warming and re-decaying is what
 continued pretraining does (arXiv 2403.08763); the old cosine stretched to the new length would jump, from final_lr to far up the curve, in one step.
 When each cycle began is part of every commit, so a kill inside an extension resumes as anywhere else, and further extensions follow the same rule.
+
+A trunk.  Before its cool-down nothing in a run of optim.schedule=wsd or constant depends on where the run ends.  So as long as its commit is of that
+part, and the cool-down that is asked for has not begun there, what says how it ends may change (run_folder.ENDS), without a cycle: a trunk that is
+asked for more samples just goes on, bit for bit as if it had been asked for them at first.  A run that has cooled down is trained on from before its
+cool-down: in place by resume=STEP, or in a new run folder by branch_from (train/branch.py).
 """
 
 import functools
@@ -17,7 +22,8 @@ import torch.distributed as dist
 
 from mpp.errors import CheckpointError
 from mpp.train.commit import Commit, DamagedError, commits, none_whole, set_aside_damaged, survey
-from mpp.train.run_folder import RunConfig, check_same_run
+from mpp.train.run_folder import ENDS, RunConfig, check_same_run
+from mpp.train.schedule import stable_until
 from mpp.world import World, from_first, together
 
 
@@ -28,7 +34,12 @@ class Course:
     first_step: int
     total_steps: int
     extended_at: tuple[int, ...] = ()  # samples seen when each extension began
-    changes: tuple[dict[str, Any], ...] = ()  # settings that were changed on purpose (resume_changes), and lengths: step, key, from, to
+    changes: tuple[
+        dict[str, Any], ...
+    ] = ()  # settings that were changed on purpose (resume_changes), and lengths: step, key, from, to; trunk: how one ends
+    branched_from: dict[str, Any] | None = (
+        None  # the commit of another run that this one began at: checkpoint, step, samples_seen, commit (its seal) ...
+    )
 
     @property
     def finished(self) -> bool:
@@ -41,16 +52,19 @@ class Course:
 
     def record(self) -> dict[str, Any]:
         """For the commit."""
-        return {"extended_at": list(self.extended_at), "changes": list(self.changes)}
+        known = {"extended_at": list(self.extended_at), "changes": list(self.changes)}
+        return known | ({"branched_from": self.branched_from} if self.branched_from else {})
 
     def start_words(self, resumed: bool) -> str:
         if self.finished:
             return f"all {self.total_steps} steps are done, only measuring is left"
+        if self.branched_from and self.branched_from["step"] == self.first_step:
+            return f"branches from {self.branched_from['checkpoint']} at step {self.first_step}"
         return f"resumes at step {self.first_step}" if resumed else "starts"
 
     def finished_words(self, key: str) -> str:
         """key: of the setting that makes the run longer."""
-        return f"already finished at step {self.first_step}: nothing to do; a larger {key} trains it on, in a further cycle of the learning rate"
+        return f"already finished at step {self.first_step}: nothing to do; a larger {key} trains it on"
 
     def words(self) -> list[str]:
         """What to say at the start beyond the usual."""
@@ -75,11 +89,50 @@ def course_of(
     if commit is None:
         return Course(0, total_steps)
     theirs = steps_of(commit.record["config"].get("optim", {}))
-    extends = commit.step == theirs < total_steps
-    changed = check_same_run(commit, config, manifests, what, length=(commit.step, theirs, total_steps))
-    changes = [{"step": commit.step, "key": key, "from": before, "to": now} for key, (before, now) in changed.items()]
-    extended_at = (*commit.record.get("extended_at", ()), *([commit.samples_seen] if extends else []))
-    return Course(commit.step, total_steps, extended_at, (*commit.record.get("changes", ()), *changes))
+    longer = commit.step == theirs < total_steps
+    trunk = of_trunk(commit, config)
+    if theirs < total_steps and not trunk:
+        refuse_cooled(commit)
+    changed = check_same_run(commit, config, manifests, what, length=(commit.step, theirs, total_steps), trunk=trunk)
+    extended_at = (*commit.record.get("extended_at", ()), *([commit.samples_seen] if longer and not trunk else []))
+    changes = (*commit.record.get("changes", ()), *changes_of(commit, changed, trunk))
+    return Course(commit.step, total_steps, extended_at, changes, commit.record.get("branched_from"))
+
+
+def changes_of(commit: Commit, changed: Mapping[str, tuple[Any, Any]], trunk: bool) -> list[dict[str, Any]]:
+    """For `Course.changes`.  changed: as check_same_run gives it."""
+    marks = lambda key: {"trunk": True} if trunk and key in ENDS else {}
+    return [{"step": commit.step, "key": key, "from": before, "to": now, **marks(key)} for key, (before, now) in changed.items()]
+
+
+def of_trunk(commit: Commit, config: RunConfig) -> bool:
+    """Whether nothing up to this commit depended on where its run ends, and nothing does on where this one ends.  Raises CheckpointError where the
+    cool-down that is asked for would have begun before it."""
+    asked = config.that_changes_results().get("optim", {})
+    if commit.samples_seen > stable_until(commit.record["config"].get("optim", {})):
+        return False
+    if asked.get("schedule") == "wsd" and commit.samples_seen > stable_until(asked) and asked["total_samples"] > commit.samples_seen:
+        raise CheckpointError(
+            f"optim.cooldown_samples={asked['cooldown_samples']} of optim.total_samples={asked['total_samples']} begins at {stable_until(asked)} "
+            f"samples, before {commit.folder} ({commit.samples_seen} samples seen), which was trained at the full rate; take "
+            f"{asked['total_samples'] - commit.samples_seen} or fewer, or an earlier checkpoint"
+        )
+    return commit.samples_seen <= stable_until(asked)
+
+
+def refuse_cooled(commit: Commit) -> None:
+    """Raises CheckpointError for a commit whose rate has gone down by a cool-down: from there it would have to jump."""
+    end = stable_until(commit.record["config"].get("optim", {}))
+    if not 0 < end < commit.samples_seen:
+        return
+    run_dir = commit.folder.parent.parent
+    before = next((each for each in commits(run_dir) if each.samples_seen <= end), None)
+    remedy = (
+        f"go on from {before.folder}: with branch_from={before.folder} in another run_dir, or here with resume={before.step}, which renames the newer ones"
+        if before
+        else f"none of {run_dir} from before that is left: begin from its weights, with init_from={run_dir} in another run_dir"
+    )
+    raise CheckpointError(f"{commit.folder} has cooled down since {end} samples, and is not trained on; {remedy}")
 
 
 def settle(run_dir: Path, resume: str | int, commit: Commit | None, world: World) -> Commit | None:
@@ -105,6 +158,15 @@ def settle(run_dir: Path, resume: str | int, commit: Commit | None, world: World
         raise none_whole(run_dir, [*damaged, *(e for e in survey(run_dir) if isinstance(e, DamagedError) and e.folder not in known)])
     if commit is not None:
         from_first(world, functools.partial(_set_aside_beyond, run_dir, commit, damaged))
+    return commit
+
+
+def settle_trunk(asked: str, commit: Commit, world: World) -> Commit:
+    """Collective: the same for the commit that a branch begins at (branch_from=asked), of which each rank reads its share.  Raises CheckpointError, on
+    all ranks, where they see different commits, and where it is not whole."""
+    _check_same_view(commit.folder.parent.parent, commit, world)
+    if fault := _fault(commit, world):
+        raise CheckpointError(f"branch_from={asked}: {DamagedError(commit.folder, fault)}; nothing was changed: give another checkpoint")
     return commit
 
 
@@ -160,4 +222,5 @@ def way_out(run_dir: Path, asked: Mapping[str, Any], step: int, repeats: int = 1
             f"every checkpoint that is left in {run_dir} leads there at any rate, the oldest is of step {known[-1].step}: begin again with {lower}, or "
             "optim.clip_norm or a longer warm-up, and another run_dir"
         )
-    return f"no checkpoint was written yet: give the same command with {lower}, or with optim.clip_norm or a longer warm-up"
+    named = f" resume_changes={changes}" if asked.get("branch_from") else ""  # of its trunk's settings
+    return f"no checkpoint was written yet: give the same command with {lower}{named}, or with optim.clip_norm or a longer warm-up"

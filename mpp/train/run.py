@@ -39,14 +39,15 @@ from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
 from mpp.train.bad_samples import BadSamples
+from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import restore, save
 from mpp.train.commit import Commit, find_commit, prune, set_aside_after
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.progress import progress_line, shared_sum
-from mpp.train.resume import Course, course_of, settle, way_out
+from mpp.train.resume import Course, course_of, settle, settle_trunk, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, write_run_folder
 from mpp.train.sample_log import SampleLog
-from mpp.train.schedule import learning_rate, peak_rate
+from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
 from mpp.train.signals import StopRequest
 from mpp.watch import watch
 from mpp.world import World, from_first, together
@@ -112,17 +113,29 @@ class Run:
         depends_on: dict[str, str],
         what: str,
         repeats: int = 1,
+        branch_from: str | None = None,
     ):
         """program, argv: as the command line is noted.  schedule: the learning rate's, in samples.  steps_of: a commit's optim section -> its total steps.
         depends_on: sha256 of each thing that must not change under a run, and what messages call it.  repeats: of which this run is one.
-        Raises UserError for what cannot go on."""
+        branch_from: the run, or one of its checkpoints, from which this one begins (train/branch.py).  Raises UserError for what cannot go on."""
         self.program, self.argv, self.config, self.run_dir, self.plan, self.schedule = program, argv, config, run_dir, plan, schedule
         self.global_batch = plan.samples * plan.views
         self.total_steps = schedule.total_samples // self.global_batch
-        self._course_from = lambda commit: course_of(commit, config, self.total_steps, steps_of, depends_on, what)
-        self._depends_on, self.repeats = depends_on, repeats
+        self._course_from = lambda commit: (
+            branch_course(self.trunk, branch_from or "", config, self.total_steps, depends_on, what)
+            if commit is None and self.trunk
+            else course_of(commit, config, self.total_steps, steps_of, depends_on, what)
+        )
+        self._depends_on, self.repeats, self._branch_from = depends_on, repeats, branch_from or ""
         self.commit: Commit | None = find_commit(run_dir, config.resume)
+        if branch_from and self.commit:
+            check_branch(run_dir, self.commit, branch_from)
+        self.trunk: Commit | None = find_trunk(branch_from) if branch_from and not self.commit else None
         self.course: Course = self._course_from(self.commit)
+        begins = stable_until(schedule.model_dump()) // self.global_batch * self.global_batch if schedule.cooldown_samples else 0
+        self.keep_at = {*config.checkpoint.keep_at_samples, begins} - {
+            0
+        }  # samples; the last step before a cool-down is where a run may be trained on
         self.board: Board | None = None
         self.average: WeightAverage | None = None
         self.bad_samples = 0
@@ -142,6 +155,8 @@ class Run:
             self._lock = together(world, lambda: hold() if world.first else None)
         self.commit = settle(self.run_dir, self.config.resume, self.commit, self.world)
         self.course = self._course_from(self.commit)
+        if self.commit is None and self.trunk:
+            self.commit = settle_trunk(self._branch_from, self.trunk, self.world)
 
     def begin(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Callable[[Engine], Tensor], average: WeightAverage | None = None
@@ -194,7 +209,11 @@ class Run:
 
     @property
     def peak_rate(self) -> float:
-        return peak_rate(self.schedule, self.global_batch)
+        return self.schedule.peak_rate(self.global_batch)
+
+    @property
+    def rate_words(self) -> str:
+        return rate_words(self.schedule, self.global_batch)
 
     @property
     def seconds(self) -> float:
@@ -218,6 +237,7 @@ class Run:
         known: dict[str, Any] = {
             **values,
             "optim/learning_rate": step.rate,
+            **({"optim/weight_decay": step.weight_decay} if self.schedule.final_weight_decay is not None else {}),
             "optim/gradient_norm": float(step.norm),
             "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
             "speed/wait_share": self._waited / self._busy,
@@ -236,6 +256,7 @@ class Run:
         record: dict[str, Any] = {"step": step.number, "samples_seen": step.samples_seen, "bad_samples": self.bad_samples}
         record |= {"config": self.config.model_dump(mode="json"), "manifests": self._depends_on, "world_size": self.world.size}
         record |= {"zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
+        record |= {"kept": True} if step.kept else {}
         self.commit = save(self.run_dir, self.engine, self.world, record, self.average.tensors() if self.average else None)
         self._last_save = time.perf_counter()
         if self.world.first:
@@ -257,13 +278,15 @@ class Run:
 
 
 class Step:
-    """number: steps done when this one is.  After `update`: norm, stopping, and what is due (logs, shown, commits)."""
+    """number: steps done when this one is.  After `update`: norm, stopping, and what is due (logs, shown, commits, and
+    whether its commit is kept for good)."""
 
     def __init__(self, run: Run, done: int):
         self.run, self.number = run, done + 1
         self.samples_seen = self.number * run.global_batch
         self.last = self.number == run.total_steps
         self.rate = learning_rate(done * run.global_batch, run.schedule, run.global_batch, run.course.began)
+        self.weight_decay = weight_decay(done * run.global_batch, run.schedule, run.course.began)
         self.stopping = False
         self._began, self._bad = time.perf_counter(), 0
         watch.moved(step=done)
@@ -284,7 +307,7 @@ class Step:
         """Collective.  Raises UserError, on all ranks, where the gradient is not finite and where too many samples were bad."""
         run, checkpoint, stop = self.run, self.run.config.checkpoint, self.run.stop
         assert stop is not None  # since `steps`
-        self.norm = run.engine.update(self.rate)
+        self.norm = run.engine.update(self.rate, self.weight_decay)
         if run.average:
             run.average.update(run.engine, self.number)
 
@@ -303,7 +326,8 @@ class Step:
         self.stopping = bool(stopping)
         self.logs = self.number % run.config.log.every_steps == 0 or self.last or self.stopping
         self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone
-        self.commits = bool(save_now or self.crosses(checkpoint.every_samples) or self.last or self.stopping)
+        self.kept = any(self.samples_seen - run.global_batch < at <= self.samples_seen for at in run.keep_at)
+        self.commits = bool(save_now or self.crosses(checkpoint.every_samples) or self.kept or self.last or self.stopping)
 
     def crosses(self, every_samples: int | None) -> bool:
         """Whether a multiple of so many samples was reached in this step: when what is done every so many samples is due."""

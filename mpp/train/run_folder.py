@@ -25,6 +25,13 @@ PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", 
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train")  # may move; what lies there may not change
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
+ENDS = (
+    "optim.schedule",
+    "optim.total_samples",
+    "optim.cooldown_samples",
+    "optim.cooldown_shape",
+    "optim.final_lr",
+)  # how a trunk ends: may change as long as no step of it depended on that (train/resume.py)
 
 
 class RunConfig(Protocol):
@@ -98,11 +105,14 @@ def check_same_run(
     manifests: dict[str, str],
     what: str = "the manifest of data.{}",
     length: tuple[int, int, int] = (0, 0, 0),
+    trunk: bool = False,
+    who: str = "a resumed run keeps what changes results",
 ) -> dict[str, tuple[Any, Any]]:
     """A run that goes on must be the same run.  Raises CheckpointError naming the first difference that is not allowed.
 
     manifests: sha256 of each manifest (or whatever identifies what a run depends on) in use; what: how messages call it.  length: steps done, total
-    steps then and now.  Returns what differs and may: key -> (then, now).
+    steps then and now.  trunk: whether the commit is of one, whose end may change.  who: must not differ, in words.  Returns what differs and may:
+    key -> (then, now).
     """
     ours = _flat(config.that_changes_results())
     theirs = _flat({section: commit.record["config"].get(section) for section in config.that_changes_results()})
@@ -113,7 +123,7 @@ def check_same_run(
         if ours.get(key) == theirs.get(key) or key in PATHS or key in LIMITS:
             continue
         differs = f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; "
-        if key in config.resume_changes or (key in LENGTHS and done == then < now):
+        if key in config.resume_changes or (key in LENGTHS and done == then < now) or (trunk and key in ENDS):
             changed[key] = theirs.get(key), ours.get(key)
         elif key in LENGTHS and done < then < now:
             raise CheckpointError(
@@ -126,9 +136,7 @@ def check_same_run(
                 if may_change(key)
                 else ""
             )
-            raise CheckpointError(
-                f"{differs}a resumed run keeps what changes results: set it back{purpose}, or give another run_dir{afresh}"
-            )
+            raise CheckpointError(f"{differs}{who}: set it back{purpose}, or give another run_dir{afresh}")
     for name, digest in manifests.items():
         if commit.record["manifests"].get(name) != digest:
             raise CheckpointError(

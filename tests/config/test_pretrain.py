@@ -110,6 +110,8 @@ def test_a_section_written_as_nothing_means_its_defaults(tmp_path):
         ("encoder.depth", "model.depth"), ("embed_dim", "model.width"), ("depth", "model.depth"), ("num_workers", "system.workers"),
         ("data_path", "data.shards"), ("output_dir", "run_dir"), ("min_lr", "optim.final_lr"), ("precision", "system.precision"),
         ("image_size", "model.image_size"), ("keep", "checkpoint.keep"), ("optim_base_lr", "optim.base_lr"),
+        ("warmup_lr", "optim.start_lr"), ("cooldown_steps", "optim.cooldown_samples"), ("sched", "optim.schedule"), ("final_wd", "optim.final_weight_decay"),
+        ("layernorm_wd_mult", "optim.norm_decay_scale"), ("momentum_teacher", "target.ema_start"), ("branch", "branch_from"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant(key, meant):

@@ -116,7 +116,7 @@ ROWS: list[Plant | Row] = [
     ),
     Plant(
         "the ramp of the teacher counts steps and not samples", "mpp.recipe.teacher:TeacherKnobs.decay_at",
-        "lambda self, samples_seen: real(self, samples_seen // 4)",
+        "lambda self, samples_seen, *words: real(self, samples_seen // 4, *words)",
         TEACHER + "the_teacher_begins_as_the_encoder_and_follows_it_by_hand_over_three_steps",
     ),
     Row(
@@ -133,7 +133,7 @@ ROWS: list[Plant | Row] = [
         TAUGHT + "the_teacher_in_each_commit_is_the_average_by_hand_from_the_first_weights_on",
     ),
     Row(
-        "the encoder that is handed on is the teacher", "mpp/pretraining.py", 'read_tensors(commit, "weight/" + PREFIX)', 'read_tensors(commit, "ema/")',
+        "the encoder that is handed on is the teacher", "mpp/interop/encoder_folder.py", '{"encoder": "weight/" + PREFIX, ', '{"encoder": "ema/vit.", ',
         TAUGHT + "the_encoder_that_is_handed_on_is_the_students",
     ),
 ]  # fmt: skip

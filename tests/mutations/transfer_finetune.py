@@ -142,8 +142,8 @@ ROWS = [
     ),
     Row(
         'the average takes the weights before the step', 'mpp/train/run.py',
-        '        self.norm = run.engine.update(self.rate)\n        if run.average:\n            run.average.update(run.engine, self.number)\n',
-        '        if run.average:\n            run.average.update(run.engine, self.number)\n        self.norm = run.engine.update(self.rate)\n',
+        '        self.norm = run.engine.update(self.rate, self.weight_decay)\n        if run.average:\n            run.average.update(run.engine, self.number)\n',
+        '        if run.average:\n            run.average.update(run.engine, self.number)\n        self.norm = run.engine.update(self.rate, self.weight_decay)\n',
         HAND + "the_average_after_every_step",
     ),
     Plant(
@@ -381,7 +381,7 @@ ROWS = [
         FOLDER + "seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies",
     ),
     Row(
-        "an encoder that was moved forgets its pretraining", "mpp/pretraining.py", "commit.seal, pretraining_of(commit))", "commit.seal)",
+        "an encoder that was moved forgets its pretraining", "mpp/pretraining.py", "commit.seal, pretraining_of(commit, network))", "commit.seal)",
         FOLDER + "seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies",
     ),
 ]  # fmt: skip

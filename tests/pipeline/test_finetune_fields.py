@@ -120,6 +120,7 @@ TABLE = {
     "checkpoint.every_minutes": Row(1e-9, EVERY_STEP, ("checkpoint.every_samples=null",), becomes={"checkpoints": [1, 2, 3, 4, 5, 6]}),
     "checkpoint.every_samples": Row(24, EVERY_STEP, becomes={"checkpoints": [3, 6]}),
     "checkpoint.keep": Row(2, EVERY_STEP, becomes={"checkpoints": [5, 6]}),
+    "checkpoint.keep_at_samples": Row([16], {"checkpoints"}, ("checkpoint.keep=2",), becomes={"checkpoints": [2, 5, 6]}),
 }
 
 ELSEWHERE = {

@@ -1,6 +1,7 @@
 """Runs that learn from a teacher, the average of their own encoder: committed, resumed, dealt out by ZeRO, measured."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -11,6 +12,9 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.loader import fixed_batches
 from mpp.data.training_set import open_training_set
+from mpp.errors import CheckpointError
+from mpp.exporting import export
+from mpp.interop.read_encoder import read_encoder
 from mpp.model.normalise import normalise
 from mpp.monitor.rank import spread
 from mpp.pretraining import teacher_of
@@ -18,13 +22,17 @@ from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import everywhere
 from mpp.train.step import masked_images
+from mpp.transfer.overlap import trained_on
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 
-DECAYS = [0.56, 0.62, 0.68, 0.74, 0.8, 0.8, 0.8, 0.8]  # after each of 8 steps of 12 samples
+DECAYS = [0.5, 0.56, 0.62, 0.68, 0.74, 0.8, 0.8, 0.8]  # of each of 8 steps of 12 samples
 FEATURES = [
     "target={name: features, blocks: 2, ema_start: 0.5, ema_end: 0.8, ema_samples: 60}",
     "corruption={name: replace, mask: 1.0, swap: 0.0, keep: 0.0}",
     "checkpoint={every_samples: 12, keep: 9}",
+]
+DECAYING = [
+    "optim={weight_decay: 20, final_weight_decay: 40, norm_decay_scale: 0.1, patch_embed_lr_scale: 0.2, base_lr: 1e-3, warmup_samples: 24}"
 ]
 LAST = 8
 MANY = """
@@ -39,8 +47,8 @@ def every_stage(_):
     world, part = engine.start_distributed(), dist.destroy_process_group
     run.start_distributed = lambda *_, **__: world  # one process group for all runs
     dist.destroy_process_group = lambda *_: None
-    for stage in range(4):  # what DeepSpeed lays over torch at stage 3, stays for the life of a process
-        main([*sys.argv[2:], f"system.zero_stage={stage}", f"run_dir={sys.argv[1]}{stage}"])
+    for stage, micro in ((0, 12), (0, 3), (1, 3), (2, 3), (3, 3)):  # what DeepSpeed lays over torch at stage 3, stays for the life of a process
+        main([*sys.argv[2:], f"system.zero_stage={stage}", f"system.micro_batch_max={micro}", f"run_dir={sys.argv[1]}{stage}micro{micro}"])
     part()
     return 0
 
@@ -112,6 +120,21 @@ def test_the_encoder_that_is_handed_on_is_the_students(run, shards):
     assert not all(torch.equal(tensor, found["ema"][f"vit.{name}"]) for name, tensor in handed.items())
 
 
+def test_the_teacher_is_handed_on_beside_it_and_exported_on_request(run, tmp_path):
+    handed, found = read_encoder(run / "teacher").net.state_dict(), kinds(run, LAST)
+    assert {f"vit.{name}" for name in handed} == found["ema"].keys()
+    assert all(torch.equal(tensor, found["ema"][f"vit.{name}"]) for name, tensor in handed.items())
+    export(str(run / "checkpoints" / "000000004"), str(tmp_path / "out"), ["timm", "safetensors"], teacher=True)
+    for folder in ("timm", "safetensors"):
+        exported = read_encoder(tmp_path / "out" / folder).net.state_dict()
+        assert all(torch.equal(tensor, kinds(run, 4)["ema"][f"vit.{name}"]) for name, tensor in exported.items())
+    with pytest.raises(CheckpointError, match=r"encoder has no teacher: .*; leave --teacher out"):
+        export(str(run / "encoder"), str(tmp_path / "none"), ["timm"], teacher=True)
+    assert [found.problem for found in trained_on(str(run / "teacher"))] == [""]  # images seen before are found through it, too
+    about = json.loads((run / "teacher" / "config.json").read_text())["mpp"]
+    assert about["source"] == "teacher of run at 96 samples" and about["pretraining"]["samples_seen"] == 96
+
+
 def as_committed(run, shards, step: int, teacher_step: int) -> PretrainingModel:
     config = config_of(shards)
     model = build_model(config, False).eval()
@@ -151,23 +174,49 @@ def test_what_is_left_of_the_differences_between_images_is_measured_on_the_hold_
     assert "the place alone explains" in (run / "said").read_text()
 
 
-@pytest.mark.slow
-def test_every_zero_stage_on_one_and_two_processes_has_the_same_losses_and_the_same_teacher(shards, tmp_path):
-    words = [*TINY, *FEATURES, "model.drop_path=0", "log.pictures=0", "optim.total_samples=36", "checkpoint.every_samples=null"]
-    words.append(f"data.shards={shards}")
+@pytest.fixture(scope="module")
+def every_stage(shards, tmp_path_factory):
+    """worldWstageSmicroM: 3 steps of 12 samples on W processes at ZeRO stage S, in 12, 4, 2 or 1 micro-batches a step and process; a commit each."""
+    place = tmp_path_factory.mktemp("stages")
+    words = [*TINY, *FEATURES, *DECAYING, "model.drop_path=0", "log.pictures=0", "optim.total_samples=36", f"data.shards={shards}"]
     for world in (1, 2):
-        done = finish(start([str(tmp_path / f"world{world}stage"), *words], world, ["-c", MANY]))
+        done = finish(start([str(place / f"world{world}stage"), *words], world, ["-c", MANY]))
         assert done.status == [0] * world, done.err
-    whole = tmp_path / "world1stage0"
-    for other in tmp_path.glob("world*"):
+    return place
+
+
+@pytest.mark.slow
+def test_every_stage_world_and_accumulation_has_the_same_losses_and_moves_the_teacher_once_a_step(every_stage):
+    whole = every_stage / "world1stage0micro12"
+    for other in every_stage.glob("world*"):
         for step, values in metrics(whole).items():
             for name in ("train/loss", "holdout/loss", "optim/gradient_norm"):
                 if name in values:
                     assert metrics(other)[step][name] == pytest.approx(values[name], rel=1e-5), (other.name, step, name)
-        ours, theirs = kinds(whole, 3)["ema"], kinds(other, 3)["ema"]
-        for name in ours:
-            torch.testing.assert_close(theirs[name], ours[name], atol=1e-5, rtol=1e-4)
-    assert len(list(tmp_path.glob("world*"))) == 8
+        for step in (1, 2, 3):
+            ours, theirs = kinds(whole, step)["ema"], kinds(other, step)["ema"]
+            for name in ours:
+                torch.testing.assert_close(theirs[name], ours[name], atol=1e-5, rtol=1e-4)
+    assert len(list(every_stage.glob("world*"))) == 10
+
+
+@pytest.mark.slow
+def test_at_every_stage_each_weight_decays_and_moves_by_its_own_factors_of_the_steps_decay_and_rate(every_stage):
+    """AdamW by hand (arXiv 1711.05101), from one commit to the next, with the moments of the latter."""
+    for run in every_stage.glob("world*"):
+        for step in (2, 3):
+            before, after, known = tensors(run, step - 1), tensors(run, step), metrics(run)[step]
+            rate, decay = 1e-3 * (step - 1) / 2, 40 - 20 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 3))
+            assert (known["optim/learning_rate"], known["optim/weight_decay"]) == (pytest.approx(rate), pytest.approx(decay))
+            for name, moved in ((name.removeprefix("weight/"), after[name].double()) for name in after if name.startswith("weight/")):
+                slow, norm = 0.2 if "patch_embed" in name else 1.0, "norm" in name
+                shrinks = (0.1 if norm else 0.0 if "token" in name or "pos_embed" in name else 1.0) if name.endswith("weight") else 0.0
+                mean, square = (after[f"{kind}/{name}"].double() for kind in ("exp_avg", "exp_avg_sq"))
+                update = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+                by_hand = before[f"weight/{name}"].double() * (1 - slow * rate * decay * shrinks) - slow * rate * update
+                torch.testing.assert_close(
+                    moved, by_hand, atol=1e-6, rtol=1e-6, msg=lambda words, at=(run.name, step, name): f"{at}: {words}"
+                )
 
 
 def test_a_student_of_another_run_begins_with_its_own_encoder_as_teacher(run, shards):

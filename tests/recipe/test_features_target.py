@@ -170,16 +170,17 @@ def test_more_blocks_than_the_encoder_has_are_refused_with_the_remedy():
 @given(st.floats(0, 0.99), st.floats(0, 0.99), st.integers(1, 1000), st.integers(0, 2000))
 def test_the_decay_goes_from_start_to_end_in_a_straight_line_and_stays(start, end, samples, seen):
     knobs = TeacherKnobs(ema_start=start, ema_end=end, ema_samples=samples)
-    assert knobs.decay_at(0) == start and knobs.decay_at(samples + seen) == pytest.approx(end, abs=1e-12)
+    decay_at = lambda seen: knobs.decay_at(seen, 0.1, 77)
+    assert decay_at(0) == start and decay_at(samples + seen) == pytest.approx(end, abs=1e-12)
     if seen <= samples:
-        assert knobs.decay_at(seen) == pytest.approx((start * (samples - seen) + end * seen) / samples, abs=1e-12)
-    assert TeacherKnobs(ema_start=start, ema_end=end).decay_at(0) == pytest.approx(end, abs=1e-12)  # no ramp
+        assert decay_at(seen) == pytest.approx((start * (samples - seen) + end * seen) / samples, abs=1e-12)
+    assert TeacherKnobs(ema_start=start, ema_end=end).decay_at(0, 0.1, 77) == pytest.approx(end, abs=1e-12)  # no ramp
 
 
 def test_the_defaults_are_data2vecs():
     target = FeaturesTarget()
     assert (target.blocks, target.beta, target.ema_start, target.ema_end, target.ema_samples) == (6, 2.0, 0.999, 0.9998, 0)
-    assert target.decay_at(0) == 0.9998
+    assert target.decay_at(0, 0.1, 77) == 0.9998
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- pictures

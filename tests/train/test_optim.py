@@ -13,6 +13,7 @@ RECIPES = {
     "mae": {"model": MODEL | {"position": "sincos2d"}, "corruption": {"name": "drop"}, "decoder": TRANSFORMER},
     "replace, deep decoder": {"model": MODEL, "decoder": TRANSFORMER},
     "no class token": {"model": MODEL | {"class_token": False}},
+    "capi": {"model": MODEL, "decoder": TRANSFORMER, "optim": {"patch_embed_lr_scale": 0.2, "norm_decay_scale": 0.1}},
     "registers": {"model": MODEL | {"arch": "vit_betwixt_patch16_reg4_gap_256"}, "decoder": TRANSFORMER},
 }
 
@@ -104,3 +105,23 @@ def test_a_first_adam_step_moves_each_weight_by_the_rate():
     model.bias.grad = torch.zeros(2)
     optimiser.step()
     torch.testing.assert_close(model.weight.detach(), before - 0.01 * model.weight.grad.sign(), atol=1e-6, rtol=1e-5)
+
+
+def test_norms_may_decay_a_little_and_the_patch_embedding_may_learn_more_slowly():
+    """CAPI: weight decay x 0.1 on the scales of norms, none on biases; learning rate x 0.2 of the patch embedding."""
+    config = PretrainConfig.model_validate(RECIPES["capi"])
+    model = model_of("capi")
+    optimiser = build_optimiser(model, config.optim)
+    scales = {name: (g["lr_scale"], g["decay_scale"]) for g in optimiser.param_groups for name in names(model, g)}
+    assert scales.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 6
+    for name, found in scales.items():
+        if name.rpartition(".")[0] in norms:
+            assert found == ((1.0, 0.1) if name.endswith("weight") else (1.0, 0.0)), name
+        elif "patch_embed" in name:
+            assert found == ((0.2, 1.0) if name.endswith("weight") else (0.2, 0.0)), name
+        else:
+            assert found[0] == 1.0 and found[1] in (0.0, 1.0), name
+    for group in optimiser.param_groups:
+        assert group["weight_decay"] == pytest.approx(0.05 * group["decay_scale"])
