@@ -22,14 +22,8 @@ from mpp.machine import usable_cores
 from mpp.train.commit import Commit, find_commit
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
-PATHS = (
-    "data.shards",
-    "data.holdout_shards",
-    "encoder",
-    "train",
-    "target.encoder",
-    "target.path",
-)  # may move; what lies there may not change
+# May move; what lies there may not change.
+PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 
