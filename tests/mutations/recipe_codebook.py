@@ -47,9 +47,9 @@ ROWS: list[Plant | Row] = [
         "distances = distances.minimum((among", "distances = torch.as_tensor((among",
         FIT + "k_means_plus_plus_finds_groups_that_lie_apart_where_random_points_often_do_not",
     ),
-    Plant(
-        "patches that pass in parts are counted for the codes of the first part", "mpp.codebook_fitting:rows_at_once",
-        "lambda centres: real(centres) if real(centres) > 100 else real(centres) + 1",
+    Row(
+        "patches that pass in parts are counted for the codes of the first part", "mpp/codebook_fitting.py",
+        "next(rows)[None]", "codes[: len(part)].to(device)[None]",
         FIT + "points_that_pass_in_parts_give_the_same_centres",
     ),
     Row(
