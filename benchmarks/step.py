@@ -26,6 +26,7 @@ from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import run_program
+from mpp.interop.lent import bring
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.rng import MASK, Draws
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max, config.data.views)
     masking = Masking(config.model.grid, config.mask, config.corruption)
     fused = config.system.fused_attention if config.system.fused_attention is not None else world.device.type == "cuda"
-    model = build_model(config, fused).to(world.device)
+    brought = bring(config, None, fused)
+    model = build_model(config, fused, brought.lent).to(world.device)
+    brought.lent.to(world.device)
     engine = Engine(model, build_optimiser(model, config.optim), plan, world, config.system, config.optim.clip_norm)
     workers = config.system.workers if config.system.workers is not None else default_workers(world.local_size)
     if real:

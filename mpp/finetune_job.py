@@ -125,7 +125,7 @@ def repeat_of(job: Job, number: int) -> Repeat:
     schedule = clock_of(config, order.steps_per_epoch)
     depends_on = {"encoder": job.loaded.digest, "train": sets.identities["train"]}
     steps_of = lambda optim: length_of(optim, order.steps_per_epoch)
-    run = Run(PROGRAM, job.argv, config, run_dir, job.plan, schedule, steps_of, depends_on, "{}", job.config.repeats)
+    run = Run(PROGRAM, job.argv, config, run_dir, job.plan, schedule, steps_of, depends_on, str, job.config.repeats)
     return Repeat(job, number, config, sets, order, run)
 
 

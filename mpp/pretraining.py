@@ -22,6 +22,7 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIXES, is_written, write_encoder
+from mpp.interop.lent import bring
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
@@ -65,20 +66,12 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     plan = plan_batch(data.global_batch, data.streams, world_size, system.micro_batch_max, data.views)
     order = sets.order(config, plan)
     steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
-    run = Run(
-        PROGRAM,
-        argv,
-        config,
-        run_dir,
-        plan,
-        config.optim,
-        steps_of,
-        sets.manifests,
-        "the manifest of data.{}",
-        branch_from=config.branch_from,
-    )
     fused_attention = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
-    model = build_model(config, fused_attention)
+    brought = bring(config, sets.manifests["shards"], fused_attention)
+    called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
+    depends_on = {**sets.manifests, **brought.digests}
+    run = Run(PROGRAM, argv, config, run_dir, plan, config.optim, steps_of, depends_on, called, branch_from=config.branch_from)
+    model = build_model(config, fused_attention, brought.lent)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not run.commit:
         initialise_from(model, config)
@@ -93,6 +86,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         return leave()
     world = run.world
     masking = sets.masking
+    brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
     engine = run.begin(model, build_optimiser(model, config.optim), lambda engine: blank_pass(engine, config, masking, world), teacher)
     sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
@@ -110,6 +104,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"{run.total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
             f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",
             *filter(None, [small_rate_note(config.optim, data.global_batch)]),
+            *brought.words,
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),

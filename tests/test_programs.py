@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import explain
 from mpp.config.pretrain import PretrainConfig
@@ -20,7 +21,12 @@ PROGRAMS = sorted(
     if "run_program(main)" in path.read_text() and path.name != "errors.py"
 )
 SLOW = ("torch", "deepspeed", "timm", "transformers", "scipy", "pyarrow", "matplotlib")
-WITH_TORCH = ("mpp/pretrain.py", "mpp/loader_speed.py", "mpp/linear_probe.py")  # whose knobs stand with the code that they turn
+WITH_TORCH = (
+    "mpp/pretrain.py",
+    "mpp/loader_speed.py",
+    "mpp/linear_probe.py",
+    "mpp/fit_codebook.py",
+)  # whose knobs stand with the code that they turn
 ALONE = """
 import json, runpy, sys
 class Watch:
@@ -34,11 +40,13 @@ sys.argv = {words}
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-WITH_A_CONFIG = [program for program in PROGRAMS if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py")]
+WITH_A_CONFIG = [
+    program for program in PROGRAMS if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py")
+]
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 11
+    assert len(PROGRAMS) == 12
 
 
 @pytest.mark.parametrize(
@@ -51,7 +59,7 @@ def test_help_and_config_are_shown_without_importing_what_is_slow(words):
     assert ("usage" if "--help" in words else "seed: 0") in shown.stdout
 
 
-@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig])
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig])
 def test_help_lists_every_key_with_its_default(schema):
     lines = [line.split()[0] for line in explain(schema).splitlines()[1:]]
     assert {line.partition("=")[0] for line in lines} == {

@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 import mpp
-from mpp import export, finetune, linear_probe, loader_speed, pretrain, results
+from mpp import export, finetune, fit_codebook, linear_probe, loader_speed, pretrain, results
+from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 README, HOUSE, TROUBLE = ROOT / "README.md", ROOT / "docs" / "house.md", ROOT / "docs" / "troubleshooting.md"
 PAGES = {path: path.read_text() for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
 TEXT = "\n".join(PAGES.values())
-CONFIGS = (PretrainConfig, FinetuneConfig, ProbeConfig)
+CONFIGS = (PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig)
 COMMENTS = [
     line.lstrip("# ").strip()
     for path in [*ROOT.glob("jobs/**/*"), *ROOT.glob("configs/*.yaml")]
@@ -95,6 +96,13 @@ def test_every_loader_speed_command_parses(command, monkeypatch):
     assert load(PretrainConfig, arguments.config, arguments.words).data.shards == "shards/train"
 
 
+@pytest.mark.parametrize("command", commands("mpp/fit_codebook.py"))
+def test_every_fitting_command_has_a_config_that_loads_and_a_place(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = fit_codebook.config_of(fit_codebook.parse(words_of(command, "mpp/fit_codebook.py")))
+    assert config.out != "codebook.safetensors" and config.data.shards == "SHARDS/train"
+
+
 @pytest.mark.parametrize("command", commands("mpp/export.py"))
 def test_every_export_command_parses(command):
     arguments = export.parse(words_of(command, "mpp/export.py"))
@@ -107,7 +115,7 @@ def test_every_results_command_parses(command):
 
 
 def test_there_are_commands_to_check():
-    least = {"pretrain": 5, "linear_probe": 3, "finetune": 5, "loader_speed": 1, "export": 2, "results": 1}
+    least = {"pretrain": 5, "linear_probe": 3, "finetune": 5, "loader_speed": 1, "export": 2, "results": 1, "fit_codebook": 2}
     assert all(len(commands(f"mpp/{program}.py")) >= count for program, count in least.items())
     batches = [
         line for program in ("pretrain", "linear_probe", "finetune") for line in commands(f"mpp/{program}.py") if "run.sbatch" in line

@@ -44,7 +44,7 @@ def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[st
     for name, field in schema.model_fields.items():
         kinds = _sections_of(field.annotation)
         if not kinds:
-            default = field.get_default()
+            default = None if field.is_required() else field.get_default()
             shown = (
                 yaml.dump(default, Dumper=Dumper, default_flow_style=True, width=1 << 16)
                 if default is None or isinstance(default, str)

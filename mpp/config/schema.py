@@ -125,9 +125,11 @@ Dumper.yaml_implicit_resolvers = {
 Schema = TypeVar("Schema", bound=Section)
 
 
-def load(schema: type[Schema], path: str | Path | None, words: typing.Sequence[str] = ()) -> Schema:
-    """The schema's defaults, overridden by a YAML file, overridden by `a.b=value` words.  Raises ConfigError."""
-    tree: dict[str, Any] = {}
+def load(
+    schema: type[Schema], path: str | Path | None, words: typing.Sequence[str] = (), below: typing.Mapping[str, Any] | None = None
+) -> Schema:
+    """The schema's defaults, overridden by `below` or a YAML file, overridden by `a.b=value` words.  Raises ConfigError."""
+    tree: dict[str, Any] = dict(below or {})
     if path is not None:
         try:
             text = Path(path).read_text()

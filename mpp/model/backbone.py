@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        norm = self._final_norm()
+        norm = self.final_norm()
         return [norm(caught[layer]) for layer in layers]
 
     def at_size(self, height: int, width: int) -> "Backbone":
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
             net.set_input_size(img_size=(height, width))
         return Backbone(net).eval().requires_grad_(False)
 
-    def _final_norm(self) -> nn.Module:
+    def final_norm(self) -> nn.Module:
         """timm keeps it behind the pooling (`fc_norm`) in models that average their patches."""
         norm, behind = self.net.norm, getattr(self.net, "fc_norm", None)
         return behind if isinstance(norm, nn.Identity) and behind is not None else norm

@@ -8,14 +8,16 @@ Letters: B batch, N patches, D the teacher's dimensions, S image side in pixels.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from mpp.config.schema import Count, Fraction, Section
-from mpp.model.encoder import Encoder
 from mpp.model.normalise import Triple, normalise
+
+if TYPE_CHECKING:
+    from mpp.model.encoder import Encoder  # timm takes seconds, and sections are read before anything is built
 
 
 class TeacherKnobs(Section):
@@ -44,7 +46,7 @@ class FrozenKnobs(Section):
 
 @dataclass(frozen=True)
 class Teacher:
-    net: Encoder  # in eval mode, without gradients
+    net: "Encoder"  # in eval mode, without gradients
     mean: Triple  # of its own input normalisation, colours in 0..1
     std: Triple
 

@@ -9,6 +9,7 @@ of bad samples and clock are the trunk's; the branch sees the samples that the t
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def check_branch(run_dir: Path, commit: Commit, asked: str) -> None:
         )
 
 
-def branch_course(commit: Commit, asked: str, config: RunConfig, total_steps: int, manifests: dict[str, str], what: str) -> Course:
+def branch_course(
+    commit: Commit, asked: str, config: RunConfig, total_steps: int, manifests: dict[str, str], what: Callable[[str], str]
+) -> Course:
     """Of a run that begins at this commit of another.  Raises CheckpointError where it cannot."""
     optim: dict[str, Any] = commit.record["config"].get("optim", {})
     if commit.record.get("program") == "finetune":

@@ -83,7 +83,7 @@ def course_of(
     total_steps: int,
     steps_of: Callable[[Mapping[str, Any]], int],
     manifests: dict[str, str],
-    what: str = "the manifest of data.{}",
+    what: Callable[[str], str] = str,
 ) -> Course:
     """What this start asks for, on top of a commit.  steps_of: a commit's optim section -> its total steps.  Raises CheckpointError (check_same_run)."""
     if commit is None:

@@ -111,12 +111,12 @@ class Run:
         schedule: OptimConfig,
         steps_of: Callable[[Mapping[str, Any]], int],
         depends_on: dict[str, str],
-        what: str,
+        what: Callable[[str], str],
         repeats: int = 1,
         branch_from: str | None = None,
     ):
         """program, argv: as the command line is noted.  schedule: the learning rate's, in samples.  steps_of: a commit's optim section -> its total steps.
-        depends_on: sha256 of each thing that must not change under a run, and what messages call it.  repeats: of which this run is one.
+        depends_on: sha256 of each thing that must not change under a run; what: its name -> what messages call it.  repeats: of which this run is one.
         branch_from: the run, or one of its checkpoints, from which this one begins (train/branch.py).  Raises UserError for what cannot go on."""
         self.program, self.argv, self.config, self.run_dir, self.plan, self.schedule = program, argv, config, run_dir, plan, schedule
         self.global_batch = plan.samples * plan.views

@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -22,7 +22,8 @@ from mpp.machine import usable_cores
 from mpp.train.commit import Commit, find_commit
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
-PATHS = ("data.shards", "data.holdout_shards", "encoder", "train")  # may move; what lies there may not change
+# May move; what lies there may not change.
+PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 ENDS = (
@@ -103,16 +104,16 @@ def check_same_run(
     commit: Commit,
     config: RunConfig,
     manifests: dict[str, str],
-    what: str = "the manifest of data.{}",
+    what: Callable[[str], str] = str,
     length: tuple[int, int, int] = (0, 0, 0),
     trunk: bool = False,
     who: str = "a resumed run keeps what changes results",
 ) -> dict[str, tuple[Any, Any]]:
     """A run that goes on must be the same run.  Raises CheckpointError naming the first difference that is not allowed.
 
-    manifests: sha256 of each manifest (or whatever identifies what a run depends on) in use; what: how messages call it.  length: steps done, total
-    steps then and now.  trunk: whether the commit is of one, whose end may change.  who: must not differ, in words.  Returns what differs and may:
-    key -> (then, now).
+    manifests: sha256 of each manifest (or whatever identifies what a run depends on) in use; what: its name -> how messages call it.  length: steps
+    done, total steps then and now.  trunk: whether the commit is of one, whose end may change.  who: must not differ, in words.  Returns what
+    differs and may: key -> (then, now).
     """
     ours = _flat(config.that_changes_results())
     theirs = _flat({section: commit.record["config"].get(section) for section in config.that_changes_results()})
@@ -140,7 +141,7 @@ def check_same_run(
     for name, digest in manifests.items():
         if commit.record["manifests"].get(name) != digest:
             raise CheckpointError(
-                f"{what.format(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
+                f"{what(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
                 f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
             )
     return changed

@@ -115,7 +115,7 @@ ROWS = [
         f"{BACKBONE}::test_stages_of_others_are_feature_maps_as_tokens",
     ),
     Plant(
-        "a norm behind the pooling is forgotten", "mpp.model.backbone:Backbone._final_norm", "lambda self: self.net.norm",
+        "a norm behind the pooling is forgotten", "mpp.model.backbone:Backbone.final_norm", "lambda self: self.net.norm",
         f"{BACKBONE}::test_any_timm_model_gives_every_layer",
     ),
 ]  # fmt: skip

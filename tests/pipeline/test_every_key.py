@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 
+from mpp import fit_codebook
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.config.sections import ModelConfig
 from mpp.data.training_set import open_training_set
+from mpp.interop.encoder_folder import write_encoder
+from mpp.model.encoder import build_encoder
 from tests.keys import Change, faults, keys, split
 from tests.pipeline.conftest import finish, start
 
@@ -24,6 +28,7 @@ BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
 HOG = "target={name: hog, cell: 2}"
 FEATURES = "target={name: features, blocks: 1, ema_start: 0.1, ema_end: 0.5, ema_samples: 20}"
+FROZEN, CODEBOOK = "target={name: frozen, encoder: {encoder}}", "target={name: codebook, path: {codebook}}"
 LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
 RESULTS = "first loss holdout weights"
 SPEED = "loss holdout weights rate"  # what a key that only changes speed or what is written down leaves alone
@@ -59,6 +64,8 @@ CHANGES = {
     "target.blocks": [Change("target.blocks=2", RESULTS, FEATURES + "  " + DEEP, same="parameters")],
     "target.beta": [Change("target.beta=0.5", RESULTS, FEATURES, same="parameters")],
     "target.ema_schedule": [Change("target.ema_schedule=cosine", "loss holdout weights", FEATURES, same="first parameters"), Change("target.ema_schedule=lr", "loss holdout weights", FEATURES, same="first parameters")],
+    "target.encoder": [Change("target.encoder={encoder2}", RESULTS + " printed", FROZEN, same="parameters")],
+    "target.path": [Change("target.path={codebook2}", RESULTS + " printed", CODEBOOK, same="parameters")],
     "target.ema_start": [Change("target.ema_start=0.9", "loss holdout weights", FEATURES, same="first parameters")],
     "target.ema_end": [Change("target.ema_end=0.9", "loss holdout weights", FEATURES, same="first parameters")],
     "target.ema_samples": [Change("target.ema_samples=0", "loss holdout weights", FEATURES, same="first parameters"), Change("target.ema_samples=null", "loss holdout weights", FEATURES, same="first parameters")],
@@ -194,6 +201,13 @@ def observed(make_shards, tmp_path_factory) -> dict[tuple[str, str], dict]:
     one, other = make_shards(place / "one" / "train", [7, 7]), make_shards(place / "other" / "train", [9])
     square = make_shards(place / "square" / "train", [12], side=32)
     known = {"{reference}": str(place / "run0"), "{other}": str(other), "{square}": str(square)}
+    for number, end in enumerate(("", "2")):
+        encoder, codebook = place / f"encoder{end}", place / f"codebook{end}.safetensors"
+        known |= {f"{{encoder{end}}}": str(encoder), f"{{codebook{end}}}": str(codebook)}
+        model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=16, depth=2, heads=2)
+        write_encoder(encoder, build_encoder(model, number).vit.state_dict(), model, (0.5,) * 3, (0.5,) * 3, f"tiny{end}")
+        sizes = ["model={image_size: 16, patch_size: 4}", "data={holdout_samples: 4, crop_scale: [0.5, 1]}", "workers=0", "clusters=5"]
+        fit_codebook.main([*sizes, f"data.shards={one}", f"out={codebook}", f"seed={number}"])
     rows = [row for changes in CHANGES.values() for row in changes]
     names = [("", ""), ("again", ""), *((row.beside, "") for row in rows), *((row.beside, row.words) for row in rows)]
     cases = []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpp.config.schema import Section
 from mpp.recipe.baselines import Baselines
+from mpp.recipe.codes import Codebook
 from mpp.recipe.patches import gather_patches, patchify
 from mpp.recipe.places import Grid, Masks
 from mpp.recipe.teacher import Teacher
@@ -32,8 +33,16 @@ class Across:
 class Lent:
     """What a target's section asks for from outside of the recipe, and mpp/pretraining.py brings."""
 
-    teacher: Teacher | None = None  # of teacher.FrozenKnobs
+    teacher: Teacher | None = None  # of teacher.FrozenKnobs, and of a codebook of such a target's goals
+    codebook: Codebook | None = None  # of codes.CodebookKnobs
     across: Across = Across()
+
+    def to(self, device: torch.device) -> None:
+        """In place: the model that has it lent finds it there."""
+        if self.teacher:
+            self.teacher.net.to(device)
+        if self.codebook:
+            self.codebook.to(device)
 
 
 NOTHING = Lent()
