@@ -16,7 +16,11 @@ from mpp.recipe.distances import Distance, Kind
 from mpp.recipe.targets.base import Given, PatchTarget, TargetSection
 
 SCALE = 100.0  # goals are a and b in hundredths: of colours of a screen, within -0.87..0.99 and -1.08..0.95
-TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # of linear sRGB (IEC 61966-2-1)
+TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)  # of linear sRGB (ITU-R BT.709's primaries)
 WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
 LINEAR = (6 / 29) ** 3  # below it L*a*b*'s cube root is a line (CIE 15)
 

@@ -22,7 +22,7 @@ class RotationTarget(TargetSection):
     def fits(self, row: Row) -> None:
         if row.mask != "turn":
             raise ValueError(
-                f"target.name=rotation tells how far an image was turned; it goes with mask.name=turn, not mask.name={row.mask}"
+                f"target.name=rotation tells how far an image was turned, and mask.name={row.mask} turns none; take mask.name=turn"
             )
 
     def build(self, given: Given) -> "Rotation":
