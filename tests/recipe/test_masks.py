@@ -361,8 +361,7 @@ def test_a_turn_moves_every_patch_as_the_image_turns_and_all_four_are_equally_li
     turned = [by_turn.index(source) for source in masks.source.tolist()]
     assert is_uniform(np.bincount(turned, minlength=4), samples, 0.25)
     assert not masks.predicted.any() and tuple(masking.counts) == (9, 9, 0, 1)
-    key = Draws(0, MASK, 0, 5)
-    assert turned[5] == below_of(key.bits(1), 4)[0]
+    assert turned == [below_of(Draws(0, MASK, 0, sample).bits(1), 4)[0] for sample in range(samples)]
 
 
 def test_a_turn_agrees_with_an_image_library():
