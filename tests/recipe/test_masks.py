@@ -1,6 +1,8 @@
 """Masks: what holds for all of them, and each against its source written down again in plain loops."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tests.masks import draw
 seeds = st.integers(0, 2**63 - 1)
 shares = st.integers(5, 95).map(lambda percent: percent / 100)
 DROP = DropCorruption()
+ROOT = Path(__file__).parents[2]
 GOLDEN = {
     "inverse_block": ["########.#", "##########", "...#####..", "...#####..", "...#####..", "...#####.."],
     "multi_block": [".o...o222.", "o11ooo222.", ".11ooo222.", "o11ooo000o", "o11.......", ".1..o.oo.."],
@@ -423,3 +426,38 @@ def test_the_shares_that_a_refusal_names_are_taken(mask):
             low, high = (float(word) for word in str(refusal).split("between ")[1].split(",")[0].split(" and "))
             for share in (low, high):
                 mask.model_copy(update={key: share}).fits(grid, ReplaceCorruption())
+
+
+# -------------------------------------------------------------------------------------------------------------------------- their picture
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    spec = importlib.util.spec_from_file_location("draw_masks", ROOT / "benchmarks" / "draw_masks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_page_is_that_of_the_program_and_has_every_mask_that_hides(drawing, tmp_path):
+    assert drawing.main([str(tmp_path / "masks.png")]) == 0
+    found, shown = (np.asarray(Image.open(path).convert("RGB")) for path in (tmp_path / "masks.png", ROOT / "docs" / "masks.png"))
+    assert np.array_equal(found, shown), "run: python benchmarks/draw_masks.py docs/masks.png"
+    drawn = {type(masking.mask) for _, _, masking in drawing.ROWS}
+    assert drawn == {RandomMask, BlockMask, MultiBlockMask, InverseBlockMask}
+
+
+def test_a_tile_colours_each_patch_by_what_becomes_of_it(drawing):
+    colours = list(drawing.STATES.values())
+    for _, _, masking in drawing.ROWS:
+        masks = drawn(masking, 2)
+        for sample in range(2):
+            picture = drawing.tile(drawing.states_of(masks)[sample], masking.grid)
+            step = (picture.width - 1) // masking.grid[1]
+            for place in range(masking.patches):
+                kind, times = masks.kind[sample, place], (masks.predicted[sample] == place).sum()
+                name = {0: "seen", 1: "hidden, predicted", 2: "swapped, predicted", 3: "kept, predicted"}[int(kind)]
+                name = name if kind == VISIBLE or times == 1 else "in several target blocks" if times else "hidden, not predicted"
+                centre = (place % masking.grid[1] * step + step // 2, place // masking.grid[1] * step + step // 2)
+                assert picture.getpixel(centre) == drawing.STATES[name]
+    assert len({*colours}) == len(colours)

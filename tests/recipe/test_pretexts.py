@@ -1,6 +1,7 @@
 """Targets of the classic pretexts and their distances against other implementations: scikit-image for L*a*b* and HOG, torch for losses and turns."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ skimage = pytest.importorskip("skimage")
 from skimage.color import lab2rgb, rgb2lab  # noqa: E402
 from skimage.feature import _hoghistogram, hog  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 GIVEN = Given(4, width=16, depth=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -276,3 +278,29 @@ def test_where_sobel_and_central_differences_agree_the_target_is_skimages_hog(bi
         )
         np.testing.assert_allclose(found[1:3, 1:3].numpy(), expected[1:3, 1:3], atol=1e-5)
         assert (found[1:3, 1:3].norm(dim=-1) > 0.99).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- small rows
+
+ROWS = (
+    "cifar_simmim",
+    "cifar_maskfeat",
+    "cifar_data2vec",
+    "cifar_colour",
+    "cifar_ab",
+    "cifar_rotation",
+    "cifar_mae",
+    "cifar_grid",
+    "cifar_l2",
+)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_small_rows_differ_from_cifar_mpp_in_their_choices_alone(name):
+    configs = [load(PretrainConfig, ROOT / "configs" / f"{file}.yaml") for file in ("cifar_mpp", name)]
+    trees = [config.that_changes_results() for config in configs]
+    for tree in trees:
+        for section in ("mask", "corruption", "target", "decoder"):
+            tree.pop(section)
+    assert trees[0] == trees[1]
+    assert configs[0] != configs[1]

@@ -1,12 +1,14 @@
 """SimMIM against an independent implementation: transformers.ViTForMaskedImageModeling with our weights and our mask."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.patches import patchify, unpatchify
@@ -16,6 +18,7 @@ from tests.transformers_names import of_block
 
 transformers = pytest.importorskip("transformers")
 
+ROOT = Path(__file__).parents[2]
 IMAGE, WIDTH, HEADS, BATCH = 32, 48, 3, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOKENS = {
@@ -133,3 +136,17 @@ def test_the_mask_of_units_is_one_that_the_authors_generator_could_have_made():
         units = kind[::2, ::2]
         assert np.array_equal(units.repeat(2, axis=0).repeat(2, axis=1), kind)
         assert units.sum() == 10  # round(.6 x 16)
+
+
+def test_simmims_numbers_are_the_papers_and_its_authors():
+    config = load(PretrainConfig, ROOT / "configs" / "simmim_b16.yaml")
+    assert tuple(Masking(config.model.grid, config.mask, config.corruption).counts) == (120, 120, 76, 120)  # ceil(.6 x 49) units of 4
+    assert (config.mask.unit * config.model.patch_size, config.corruption.mask, config.target.loss, config.decoder.name) == (
+        32,
+        1,
+        "l1",
+        "linear",
+    )
+    assert (config.optim.base_lr, config.optim.lr_batch, config.optim.betas) == (1e-4, 512, (0.9, 0.999))
+    assert (config.optim.weight_decay, config.optim.clip_norm, config.data.crop_scale) == (0.05, 5, (0.67, 1.0))
+    assert config.optim.warmup_samples * 80 == config.optim.total_samples == 800 * 1_281_167
