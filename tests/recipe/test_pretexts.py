@@ -280,7 +280,7 @@ def test_where_sobel_and_central_differences_agree_the_target_is_skimages_hog(bi
         assert (found[1:3, 1:3].norm(dim=-1) > 0.99).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- small rows
+# ---------------------------------------------------------------------------------------------------------------------------- rows of configs
 
 ROWS = (
     "cifar_simmim",
@@ -304,3 +304,20 @@ def test_small_rows_differ_from_cifar_mpp_in_their_choices_alone(name):
             tree.pop(section)
     assert trees[0] == trees[1]
     assert configs[0] != configs[1]
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "arch", "patches"),
+    [
+        ("mae_b16", "mae_l16", "vit_large_patch16_224", 196),
+        ("mae_b16", "mae_h14", "vit_huge_patch14_224", 256),
+        ("maskfeat_b16", "maskfeat_l16", "vit_large_patch16_224", 196),
+    ],
+)
+def test_larger_ones_differ_from_their_base_in_the_encoder_alone(base, name, arch, patches):
+    configs = [load(PretrainConfig, ROOT / "configs" / f"{file}.yaml") for file in (base, name)]
+    assert configs[1].model.arch == arch and configs[1].model.grid[0] ** 2 == patches
+    trees = [config.that_changes_results() for config in configs]
+    models = [tree.pop("model") for tree in trees]
+    assert trees[0] == trees[1]
+    assert {key for key in models[0] if models[0][key] != models[1][key]} <= {"arch", "patch_size"}
