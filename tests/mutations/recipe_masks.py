@@ -175,7 +175,7 @@ ROWS: list[Plant | Row] = [
         "[0, patches - side, patches - 1, side - 1]", PRETEXTS + "the_goal_is_how_far_torch_would_turn_the_image",
     ),
     Row(
-        "the picture lights the other side", "mpp/recipe/targets/rotation.py", "torch.rot90(edge, turn)", "torch.rot90(edge, -turn)",
+        "the picture lights the other side", "mpp/recipe/targets/rotation.py", "torch.rot90(upright, turn, (1, 2))", "torch.rot90(upright, -turn, (1, 2))",
         PRETEXTS + "the_picture_of_rotation_lights_the_side_where_the_top_went",
     ),
     Row(

@@ -118,6 +118,10 @@ def test_one_step_of_training_in_pixel_space_is_that_of_hand_made_images():
 def test_its_picture_is_what_the_encoder_is_given_and_that_of_embeddings_is_grey_where_masked():
     masks, images, token = masks_of(Masking((4, 4), RandomMask(), PIXELS)), random_images(), torch.randn(3, 4, 4) * 2
     assert torch.equal(PIXELS.picture(images, masks, 4, token), PIXELS.pixels(images, masks, token).clamp(0, 255))
+    assert (PIXELS.caption, ReplaceCorruption(mask=1, swap=0, keep=0).caption) == (
+        "[mask] as it is learned; swapped patches show their source",
+        "grey: [mask]",
+    )
     shown = patchify(ReplaceCorruption().picture(images, masks, 4, torch.zeros(8)), 4)
     patches = patchify(images, 4)
     for image in range(2):

@@ -183,10 +183,13 @@ def test_the_loss_of_rotation_is_the_cross_entropy_and_four_are_as_likely_before
 def test_the_picture_of_rotation_lights_the_side_where_the_top_went():
     goal = torch.arange(4).view(1, 4, 1, 1)
     shown = Rotation().picture(goal, torch.zeros(1, 4, 3, 8, 8), goal)[0]
-    assert shown.shape == (4, 3, 8, 8) and all(torch.equal(part[0], part[2]) for part in shown)
-    sides = [shown[:, 0, 0, 4], shown[:, 0, 4, 0], shown[:, 0, 7, 4], shown[:, 0, 4, 7]]  # top, left, bottom, right of each
+    assert shown.shape == (4, 3, 8, 8) and {*map(tuple, shown.permute(0, 2, 3, 1).flatten(0, 2).tolist())} == {
+        (0.0, 0.0, 0.0),
+        (255.0, 110.0, 0.0),
+    }
+    parts = [shown[:, 0, :4], shown[:, 0, :, :4], shown[:, 0, 4:], shown[:, 0, :, 4:]]  # the upper, left, lower, right half of each
     for turn in range(4):  # counter-clockwise: the top goes left, down, right
-        assert [bool(side[turn]) for side in sides] == [number == turn for number in range(4)]
+        assert [bool((part[turn] == 255).all()) for part in parts] == [number == turn for number in range(4)]
 
 
 def test_a_pooled_decoder_says_the_same_of_every_place_from_the_mean_of_the_patches_alone():
