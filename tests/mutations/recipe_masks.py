@@ -162,8 +162,8 @@ ROWS: list[Plant | Row] = [
         PRETEXTS + "a_perfect_picture_of_colour_is_the_image_and_one_without_colour_is_as_bright",
     ),
     Row(
-        "colours beyond the screen come round again", "mpp/recipe/targets/chroma.py", "return share.clamp(0, 1) * 255", "return (share * 255) % 255.5",
-        PRETEXTS + "colours_that_no_screen_shows_are_cut " + PRETEXTS + "lab_is_skimages_there_and_back",
+        "colours below the screen's come up again", "mpp/recipe/targets/chroma.py", ".T).clamp(0, 1)", ".T).abs()",
+        PRETEXTS + "colours_that_no_screen_shows_are_cut_channel_by_channel_as_skimage_does",
     ),
     Plant(
         "the goal is how far the image must be turned back", "mpp.recipe.targets.rotation:Rotation.__call__",

@@ -88,7 +88,7 @@ def test_the_mask_patch_is_learned_from_the_masked_patches_and_spared_by_weight_
     model, masking = model_of("target.name=pixels", "corruption.at=pixels")
     masks = masks_of(masking)
     model(random_images(), *masks)[1].mean().backward()
-    assert model.mask_token.shape == (3, 4, 4) and (model.mask_token.grad != 0).all()
+    assert model.mask_token.shape == (3, 4, 4) and model.mask_token.grad is not None and (model.mask_token.grad != 0).all()
     assert spares("mask_token", model.mask_token)
     model.zero_grad()
     nothing = masks._replace(kind=torch.full_like(masks.kind, KEPT))
@@ -138,7 +138,7 @@ def test_hidden_patches_are_as_grey_as_pillow_makes_them_and_visible_ones_untouc
     corruption = GreyCorruption()
     images, masks = random_images(2, 12, 20), masks_of(Masking((3, 5), RandomMask(), corruption))
     found = corruption.pixels(images, masks, None)
-    assert torch.equal(corruption.picture(images, masks, 4, None), found)
+    assert found.shape == images.shape and torch.equal(corruption.picture(images, masks, 4, None), found)
     for image in range(2):
         pillow = np.asarray(Image.fromarray(images[image].byte().permute(1, 2, 0).numpy()).convert("L"), dtype=np.float32)
         grey = patchify(torch.from_numpy(pillow).expand(1, 3, -1, -1).contiguous(), 4)[0]
