@@ -25,6 +25,10 @@ BASE = [
 ]
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
 BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
+BLOCKS = "mask={name: multi_block, blocks: 2, block: 0.25, visible: 0.25}"
+INVERSE = "mask={name: inverse_block}"
+COLOUR = "mask={name: all}  corruption={name: grey}  target={name: chroma}"
+TURNED = "mask={name: turn}  corruption={name: rotate}  target={name: rotation}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
 HOG = "target={name: hog, cell: 2}"
 FEATURES = "target={name: features, blocks: 1, ema_start: 0.1, ema_end: 0.5, ema_samples: 20}"
@@ -46,11 +50,19 @@ CHANGES = {
     "model.class_token": [Change("model.class_token=false", RESULTS + " parameters encoder"), Change("model.class_token=false", RESULTS, MAE)],
     "model.position": [Change("model.position=sincos2d", RESULTS)],
     "model.drop_path": [Change("model.drop_path=0.9", "loss weights", DEEP, same="parameters")],
-    "mask.name": [Change("mask={name: block, ratio: 0.5, min_patches: 4}", RESULTS + " printed", same="parameters")],
+    "mask.name": [Change(BLOCK, RESULTS + " printed", same="parameters"), Change(BLOCKS, RESULTS + " printed", same="parameters"), Change(INVERSE, RESULTS + " printed", same="parameters"), Change(COLOUR, RESULTS + " printed parameters"), Change(TURNED, RESULTS + " printed")],
     "mask.ratio": [Change("mask.ratio=0.75", RESULTS + " printed"), Change("mask.ratio=0.75", RESULTS, BLOCK)],
+    "mask.unit": [Change("mask.unit=2", RESULTS, same="parameters")],
+    "mask.predicted": [Change("mask.predicted=0.25", RESULTS + " printed", same="parameters")],
     "mask.min_patches": [Change("mask.min_patches=8", RESULTS, BLOCK, same="parameters")],
     "mask.aspect": [Change("mask.aspect=[3, 4]", RESULTS, BLOCK, same="parameters")],
+    "mask.blocks": [Change("mask.blocks=1", RESULTS + " printed", BLOCKS, same="parameters")],
+    "mask.block": [Change("mask.block=0.125", RESULTS + " printed", BLOCKS, same="parameters")],
+    "mask.context": [Change("mask.context=[0.3, 0.4]", RESULTS, BLOCKS, same="parameters")],
+    "mask.visible": [Change("mask.visible=0.4", RESULTS, BLOCKS, same="parameters")],
+    "mask.roll": [Change("mask.roll=false", RESULTS, INVERSE, same="parameters")],
     "corruption.name": [Change("corruption.name=drop", RESULTS + " parameters", "decoder={name: transformer, depth: 1, width: 16, heads: 2}")],
+    "corruption.at": [Change("corruption.at=pixels", RESULTS + " parameters")],
     "corruption.mask": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, same="parameters")],
     "corruption.swap": [Change("corruption={mask: 0.5, swap: 0.4, keep: 0.1}", RESULTS, same="parameters")],
     "corruption.keep": [Change("corruption={mask: 0.5, swap: 0.1, keep: 0.4}", RESULTS, "corruption={mask: 0.5, swap: 0.4, keep: 0.1}")],
@@ -59,17 +71,20 @@ CHANGES = {
     "target.grid": [Change("target.grid=1", RESULTS + " parameters", GRID)],
     "target.bins": [Change("target.bins=6", RESULTS + " parameters", HOG)],
     "target.cell": [Change("target.cell=4", RESULTS + " parameters", HOG)],
-    "target.loss": [Change("target.loss=l1", RESULTS, PIXELS, same="parameters")],
+    "target.loss": [Change("target.loss=l1", RESULTS, PIXELS, same="parameters"), Change("target.loss=smooth_l1", RESULTS, PIXELS), Change("target.loss=l2", RESULTS, FEATURES)],
     "target.normalise": [Change("target.normalise=true", RESULTS, PIXELS, same="parameters")],
     "target.blocks": [Change("target.blocks=2", RESULTS, FEATURES + "  " + DEEP, same="parameters")],
-    "target.beta": [Change("target.beta=0.5", RESULTS, FEATURES, same="parameters")],
+    "target.beta": [Change("target.beta=0.5", RESULTS, FEATURES, same="parameters"), Change("target.beta=0.5", RESULTS, "target={name: pixels, loss: smooth_l1}")],
     "target.ema_schedule": [Change("target.ema_schedule=cosine", "loss holdout weights", FEATURES, same="first parameters"), Change("target.ema_schedule=lr", "loss holdout weights", FEATURES, same="first parameters")],
     "target.encoder": [Change("target.encoder={encoder2}", RESULTS + " printed", FROZEN, same="parameters")],
     "target.path": [Change("target.path={codebook2}", RESULTS + " printed", CODEBOOK, same="parameters")],
     "target.ema_start": [Change("target.ema_start=0.9", "loss holdout weights", FEATURES, same="first parameters")],
     "target.ema_end": [Change("target.ema_end=0.9", "loss holdout weights", FEATURES, same="first parameters")],
     "target.ema_samples": [Change("target.ema_samples=0", "loss holdout weights", FEATURES, same="first parameters"), Change("target.ema_samples=null", "loss holdout weights", FEATURES, same="first parameters")],
-    "decoder.name": [Change("decoder={name: transformer, depth: 1, width: 16, heads: 2}", RESULTS + " parameters")],
+    "decoder.name": [Change("decoder={name: transformer, depth: 1, width: 16, heads: 2}", RESULTS + " parameters"), Change("decoder={name: pooled}", RESULTS, TURNED, same="parameters")],
+    "target.norm_blocks": [Change("target.norm_blocks=false", RESULTS, FEATURES + "  target.blocks=2  " + DEEP, same="parameters")],
+    "target.final_norm": [Change("target.final_norm=true", RESULTS, FEATURES + "  target.norm=false  target.norm_blocks=false", same="parameters")],
+    "target.norm": [Change("target.norm=false", RESULTS, FEATURES + "  target.norm_blocks=false", same="parameters")],
     "decoder.depth": [Change("decoder.depth=2", RESULTS + " parameters", MAE)],
     "decoder.width": [Change("decoder.width=32", RESULTS + " parameters", MAE)],
     "decoder.heads": [Change("decoder.heads=4", RESULTS, MAE, same="parameters")],

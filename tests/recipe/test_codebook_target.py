@@ -103,7 +103,7 @@ def test_a_model_learns_the_codes_that_it_has_lent_and_keeps_none_of_them():
     book = codebook("pixels")
     made = build_model(config, False, Lent(codebook=book))
     mask = masks()
-    prediction, loss, _ = made(images(), *mask)
+    prediction, loss, *_ = made(images(), *mask)
     assert prediction.shape == (3, 5, C) and not any("centres" in name for name in made.state_dict())
     assert torch.equal(loss, made.target.loss(prediction, Codes(book)(images(), mask)))
     with pytest.raises(ConfigError, match=r"target\.path=nowhere, which was not read"):

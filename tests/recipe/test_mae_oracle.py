@@ -13,6 +13,7 @@ from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.patches import patchify
 from mpp.rng import MASK, Draws
 from tests.masks import draw
+from tests.transformers_names import of_block
 
 transformers = pytest.importorskip("transformers")
 from transformers.models.vit_mae import modeling_vit_mae  # noqa: E402
@@ -87,20 +88,7 @@ def translated(name: str, weights: dict[str, torch.Tensor]) -> torch.Tensor:
             }[name]
         ]
     half, number, layer, kind = part.groups()
-    block = f"{'encoder.vit' if half == 'vit' else 'decoder'}.blocks.{number}"
-    for i, projection in enumerate([("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")]):
-        if layer.endswith(projection):
-            return weights[f"{block}.attn.qkv.{kind}"].chunk(3)[i]
-    for endings, own in [
-        (("o_proj", "attention.output.dense"), "attn.proj"),
-        (("layernorm_before",), "norm1"),
-        (("layernorm_after",), "norm2"),
-        (("fc1", "intermediate.dense"), "mlp.fc1"),
-        (("fc2", "output.dense"), "mlp.fc2"),
-    ]:
-        if layer.endswith(endings):
-            return weights[f"{block}.{own}.{kind}"]
-    raise KeyError(name)
+    return of_block(weights, f"{'encoder.vit' if half == 'vit' else 'decoder'}.blocks.{number}", layer, kind)
 
 
 def inputs(config: PretrainConfig, batch: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:

@@ -35,7 +35,7 @@ class CorruptionSection(Section):
     def fits(self, mask: str) -> None:
         """Raises ValueError where it does not go with a mask of this name."""
         if mask == "turn":
-            raise ValueError(f"mask.name=turn goes with corruption.name=rotate, not {self.name}")
+            raise ValueError(f"mask.name=turn turns whole images, and corruption.name={self.name} does not; take corruption.name=rotate")
 
     def hidden(self, patches: int, ratio: float) -> int:
         """How many patches a share of them is: the nearest whole number, and neither none nor all."""

@@ -1,4 +1,7 @@
-"""Hidden patches lose their colour and keep their brightness: what is to be found out is the colour (arXiv 1603.08511)."""
+"""Hidden patches lose their colour and keep their brightness: what is to be found out is the colour (arXiv 1603.08511).
+
+The source gives the lightness of L*a*b* to its network; ours is the brightness of a black-and-white picture, in three equal channels.
+"""
 
 from typing import Literal
 

@@ -32,7 +32,8 @@ class ReplaceCorruption(CorruptionSection):
 
     @property
     def caption(self) -> str:
-        return "grey: [mask]" + ("; swapped patches show their source" if self.swap else "")
+        shown = "grey: [mask]" if self.at == "embeddings" else "[mask] as it is learned"
+        return shown + ("; swapped patches show their source" if self.swap else "")
 
     def parts(self, hidden: int) -> tuple[int, int, int]:
         masked, swapped, kept = largest_remainder(hidden, [self.mask, self.swap, self.keep])

@@ -22,7 +22,7 @@ class RotateCorruption(CorruptionSection):
 
     def fits(self, mask: str) -> None:
         if mask != "turn":
-            raise ValueError(f"corruption.name=rotate turns images as mask.name=turn draws it, not mask.name={mask}")
+            raise ValueError(f"corruption.name=rotate turns images as mask.name=turn draws it, not mask.name={mask}; take mask.name=turn")
 
     def pixels(self, images: Tensor, masks: Masks[Tensor], mask_token: Tensor | None) -> Tensor:
         turned = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(TURNS)])  # counter-clockwise

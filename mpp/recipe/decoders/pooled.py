@@ -1,4 +1,4 @@
-"""One linear map of the whole image's representation, for what is told of an image and not of a patch (RotNet's head, for a Vision Transformer)."""
+"""One linear map of the mean of all patches' tokens, for what is told of an image and not of a patch: the rotation (ours; RotNet has a pooled head too)."""
 
 from typing import Literal
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from mpp.recipe.masks.base import Corruption, ThinnedMask, permutations
+from mpp.recipe.masks.base import Corruption, ThinnedMask, between, permutations
 from mpp.recipe.places import Grid, Places
 from mpp.rng import Draws
 
@@ -14,11 +14,13 @@ class AllMask(ThinnedMask):
     def fits(self, grid: Grid, corruption: Corruption) -> None:
         if not corruption.shows_all:
             raise ValueError(
-                "mask.name=all hides every patch; it goes with a corruption that shows something of each: corruption.name=grey"
+                f"mask.name=all hides every patch, and corruption.name={corruption.name} shows nothing of some; take corruption.name=grey, "
+                "which shows how bright they are, or mask.name=random"
             )
-        if self.predicted is not None and not self._count(grid[0] * grid[1]):
+        patches = grid[0] * grid[1]
+        if self.predicted is not None and not self._count(patches):
             raise ValueError(
-                f"mask.predicted={self.predicted} of {grid[0] * grid[1]} patches is none; raise it, or set it to null for all of them"
+                f"mask.predicted={self.predicted} of {patches} patches is none; {between(1, patches, patches)}, or null for all of them"
             )
 
     def draw(self, grid: Grid, corruption: Corruption, draws: Sequence[Draws]) -> Places:

@@ -25,12 +25,16 @@ def _shares(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Sides = Annotated[Pair, AfterValidator(_ascending)]  # of a block: height / width, from least to most
+Sides = Annotated[Pair, AfterValidator(_ascending)]  # height / width, from least to most
 Shares = Annotated[Pair, AfterValidator(_shares)]  # from least to most
 
 
 class Corruption(Protocol):
     """What a mask must know of what becomes of the hidden patches."""
+
+    @property
+    def name(self) -> str:
+        """Of the choice."""
 
     @property
     def shows_all(self) -> bool:
@@ -68,14 +72,17 @@ class ThinnedMask(MaskSection):
 
     def leaves_some(self, ratio: float, of: int, hidden: int, patches: int, what: str = "patches") -> None:
         """Raises ValueError where a share of so many is none or all of them, or the hidden patches are fewer than are to be predicted."""
-        if not 0 < math.floor(of * ratio + 0.5) < of:
+        if of < 2:
             raise ValueError(
-                f"mask.ratio={ratio} of {of} {what} must leave some visible and some hidden; take one between {1 / of:.2g} and {1 - 1 / of:.2g}"
+                f"mask.name={self.name} must leave one of the {what} visible and hide another, and there is only one; "
+                "take a smaller model.patch_size, a larger model.image_size or, of a mask in units, a smaller mask.unit"
             )
+        if not 0 < math.floor(of * ratio + 0.5) < of:
+            raise ValueError(f"mask.ratio={ratio} of {of} {what} must leave some visible and some hidden; {between(1, of - 1, of)}")
         if self.predicted is not None and not 0 < self._count(patches) <= hidden:
             raise ValueError(
                 f"mask.predicted={self.predicted} of {patches} patches must be at least one of the {hidden} hidden ones and no more than those; "
-                f"take one between {1 / patches:.2g} and {hidden / patches:.2g}, or null for all of them"
+                f"{between(1, hidden, patches)}, or null for all of them"
             )
 
     def thinned(self, hidden: np.ndarray, patches: int, draws: Sequence[Draws]) -> np.ndarray | None:
@@ -99,10 +106,16 @@ def in_order(order: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return order[np.take_along_axis(chosen, order, axis=1)].reshape(len(chosen), -1)
 
 
-def rectangle(count: int, aspect: float, grid: Grid) -> tuple[int, int]:
-    """Rows and columns of a block that holds so many patches, the last row perhaps in part; aspect: height / width, as nearly as the grid allows."""
+def between(least: int, most: int, of: int) -> str:
+    """Which shares of so many make these counts: the rest of a refusal."""
+    low, high = math.ceil(1e4 * least / of) / 1e4, math.floor(1e4 * most / of) / 1e4
+    return f"take {low:g}" if low >= high else f"take one between {low:g} and {high:g}"
+
+
+def rectangle(count: int, width: int, grid: Grid) -> tuple[int, int]:
+    """Rows and columns of a block that holds so many patches, the last row perhaps in part, as wide as wanted, or as nearly as the grid allows."""
     rows, columns = grid
-    width = min(columns, max(1, -(-count // rows), round(math.sqrt(count / aspect))))
+    width = min(columns, max(1, -(-count // rows), width))
     return -(-count // width), width
 
 

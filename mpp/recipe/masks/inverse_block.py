@@ -1,7 +1,7 @@
-"""One block that stays visible, everything around it hidden (CAPI, arXiv 2502.08769, 3.4 and appendix).
+"""One block that stays visible, everything around it hidden (CAPI, arXiv 2502.08769, and the authors' code).
 
-The visible rectangle holds an exact count, its last row cut short; then the mask is rolled with wrap-around, so that the block may lie across
-the border and all places are hidden equally often.
+The visible rectangle holds an exact count, its last row cut short, and has a shape that fits into the grid; then the mask is rolled with
+wrap-around, so that the block may lie across the border and all places are hidden equally often.
 Letters: B samples, N patches of a grid of rows x columns, K visible.
 """
 
@@ -19,8 +19,8 @@ from mpp.rng import Draws
 
 class InverseBlockMask(ThinnedMask):
     name: Literal["inverse_block"] = "inverse_block"
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.65  # of the patches hidden, exact count (CAPI: 166 of 256)
-    aspect: Sides = (0.5, 2.0)  # height / width of the visible block, log-uniform (CAPI)
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 166 / 256  # of the patches hidden, exact count (CAPI: 65 %, rounded down)
+    aspect: Sides = (0.5, 2.0)  # height / width of the visible block, log-uniform (CAPI); of these, what fits into the grid
     roll: StrictBool = True  # with wrap-around (CAPI); without it the block lies inside of the grid
 
     def fits(self, grid: Grid, corruption: Corruption) -> None:
@@ -39,7 +39,8 @@ class InverseBlockMask(ThinnedMask):
 
     def _block(self, grid: Grid, count: int, shape: float, down: float, across: float) -> np.ndarray:
         """int64 [K]."""
-        (rows, columns), (low, high) = grid, map(math.log, self.aspect)
-        height, width = rectangle(count, math.exp(low + (high - low) * shape), grid)
+        rows, columns = grid
+        low, high = (math.log(min(max(aspect, count / columns**2), rows**2 / count)) for aspect in self.aspect)  # such as fit
+        height, width = rectangle(count, math.ceil(math.sqrt(count / math.exp(low + (high - low) * shape)) - 1e-9), grid)
         free = (rows, columns) if self.roll else (rows - height + 1, columns - width + 1)
         return block_at(count, (height, width), int(down * free[0]), int(across * free[1]), grid)

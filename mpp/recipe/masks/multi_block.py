@@ -1,9 +1,9 @@
 """Several blocks to predict, and a context without them (I-JEPA, arXiv 2301.08243, 3 and appendix A.1).
 
 Each target block is a rectangle at a random place, blocks may overlap; the context is one large rectangle less all of them; what is neither in
-the context nor in a target is seen by nobody.  The authors draw the blocks' size for a batch and then cut all contexts to the smallest in it.
-Ours, so that counts follow from the config alone: the size is the middle of the authors' range and the last row of a block is cut to it; of the
-context a random part is kept, and where too little of it is left, patches from outside of it are added.
+the context nor in a target is seen by nobody.  The authors draw one size and shape of target blocks for a batch, and then cut all contexts to the
+smallest in it.  Ours, so that counts follow from the config alone: the size is the middle of the authors' range, each block has a shape of its
+own, and its last row is cut short; of the context a random part is kept, and where too little of it is left, patches from outside of it are added.
 Letters: B samples, N patches of a grid of rows x columns.
 """
 
@@ -24,7 +24,7 @@ class MultiBlockMask(MaskSection):
     name: Literal["multi_block"] = "multi_block"
     blocks: Positive = 4  # to predict (I-JEPA)
     block: Annotated[float, Field(gt=0, lt=1)] = 0.175  # share of the patches in each (I-JEPA: 0.15 to 0.2)
-    aspect: Sides = (0.75, 1.5)  # height / width of a block, log-uniform (I-JEPA's range)
+    aspect: Sides = (0.75, 1.5)  # height / width of a block, uniform (I-JEPA, the authors' code)
     context: Shares = (0.85, 1.0)  # share of the patches in the rectangle that the context is cut from, of the grid's own shape (I-JEPA)
     visible: Annotated[float, Field(gt=0, lt=1)] = (
         0.3  # share of the patches that the encoder sees (ours: what four blocks that do not overlap leave)
@@ -39,7 +39,7 @@ class MultiBlockMask(MaskSection):
         if not count or not seen:
             raise ValueError(
                 f"mask.block={self.block} and mask.visible={self.visible} of {patches} patches must be at least one each; "
-                f"take no less than {1 / patches:.2g}"
+                f"take {math.ceil(1e4 / patches) / 1e4:g} or more"
             )
         if seen + self.blocks * count > patches:
             raise ValueError(
@@ -72,8 +72,8 @@ class MultiBlockMask(MaskSection):
         return patches, math.floor(patches * self.block + 0.5), math.floor(patches * self.visible + 0.5)
 
     def _block(self, grid: Grid, count: int, shape: float, down: float, across: float) -> np.ndarray:
-        low, high = map(math.log, self.aspect)
-        height, width = rectangle(count, math.exp(low + (high - low) * shape), grid)
+        low, high = self.aspect
+        height, width = rectangle(count, round(math.sqrt(count / (low + (high - low) * shape))), grid)
         top, start = int(down * (grid[0] - height + 1)), int(across * (grid[1] - width + 1))
         return block_at(count, (height, width), top, start, grid)
 

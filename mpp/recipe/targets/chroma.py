@@ -15,8 +15,12 @@ from mpp.recipe.baselines import ValueBaselines
 from mpp.recipe.distances import Distance, Kind
 from mpp.recipe.targets.base import Given, PatchTarget, TargetSection
 
-SCALE = 100.0  # goals are a and b in hundredths: of colours of a screen, within -0.87..0.99 and -1.08..0.95
-TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # of linear sRGB (IEC 61966-2-1)
+SCALE = 10.0  # goals are a and b in tens, so that those of photographs deviate by about one; of a screen, a is -8.6..9.8 and b -10.8..9.4
+TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)  # of linear sRGB (ITU-R BT.709's primaries)
 WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
 LINEAR = (6 / 29) ** 3  # below it L*a*b*'s cube root is a line (CIE 15)
 
@@ -24,7 +28,7 @@ LINEAR = (6 / 29) ** 3  # below it L*a*b*'s cube root is a line (CIE 15)
 class ChromaTarget(TargetSection):
     name: Literal["chroma"] = "chroma"
     loss: Kind = "l2"
-    beta: Annotated[float, Field(gt=0)] = 0.1  # of loss=smooth_l1: quadratic below it, linear beyond
+    beta: Annotated[float, Field(gt=0)] = 1.0  # of loss=smooth_l1: quadratic below it, linear beyond; in tens of a* and b*
 
     def build(self, given: Given) -> "Chroma":
         return Chroma(given.patch_size, Distance(self.loss, self.beta))

@@ -15,6 +15,8 @@ from mpp.recipe.places import TURNS, Masks, turns
 from mpp.recipe.targets.base import FixedTarget, Given, Row, TargetSection
 from mpp.recipe.teacher import Teacher
 
+ORANGE = (255.0, 110.0, 0.0)  # in pictures
+
 
 class RotationTarget(TargetSection):
     name: Literal["rotation"] = "rotation"
@@ -22,7 +24,7 @@ class RotationTarget(TargetSection):
     def fits(self, row: Row) -> None:
         if row.mask != "turn":
             raise ValueError(
-                f"target.name=rotation tells how far an image was turned; it goes with mask.name=turn, not mask.name={row.mask}"
+                f"target.name=rotation tells how far an image was turned, and mask.name={row.mask} turns none; take mask.name=turn"
             )
 
     def build(self, given: Given) -> "Rotation":
@@ -43,7 +45,7 @@ class Rotation(FixedTarget):
 
     @property
     def caption(self) -> str:
-        return "the first patch: a bright edge where the top of the image went"
+        return "the first patch is orange on the side where the top of the image went"
 
     def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
         return turns(masks.source)[:, None, None, None].expand(-1, masks.predicted.shape[1], 1, 1)
@@ -55,9 +57,8 @@ class Rotation(FixedTarget):
         return prediction.argmax(-1)[:, :, None, None]
 
     def picture(self, goal: Tensor, patches: Tensor, truth: Tensor) -> Tensor:
-        """Dark, with a bright quarter at the side where the top of the image lies after the turn."""
+        """Black, and orange on the side where the top of the image lies after the turn."""
         side = patches.shape[-1]
-        edge = torch.zeros(side, side, device=patches.device)
-        edge[: max(1, side // 4)] = 255.0
-        drawn = torch.stack([torch.rot90(edge, turn) for turn in range(TURNS)])[goal[:, :, 0, 0]]  # [B, M, P, P]
-        return drawn[:, :, None].expand(-1, -1, 3, -1, -1)
+        upright = torch.zeros(3, side, side, device=patches.device)
+        upright[:, : max(1, side // 2)] = upright.new_tensor(ORANGE)[:, None, None]
+        return torch.stack([torch.rot90(upright, turn, (1, 2)) for turn in range(TURNS)])[goal[:, :, 0, 0]]
