@@ -108,7 +108,7 @@ def test_one_step_of_training_in_pixel_space_is_that_of_hand_made_images():
     """Replacing before the model, and giving it the corrupted images with nothing hidden, is the same computation."""
     model, masking = model_of("target.name=pixels", "corruption.at=pixels")
     images, masks = random_images(), masks_of(masking)
-    found, _, masked = model(images, *masks)
+    found, _, masked, _ = model(images, *masks)
     by_hand = PIXELS.pixels(images, masks, model.mask_token.detach())
     nothing = masks._replace(kind=torch.zeros_like(masks.kind), source=torch.arange(16).expand(2, -1))
     torch.testing.assert_close(model(by_hand, *nothing)[0], found, rtol=0, atol=0)

@@ -92,7 +92,7 @@ def test_predictions_loss_and_gradients_equal_the_oracles(patch, unit):
     images, masks = inputs(config)
     assert masks.predicted.shape[1] % unit**2 == 0
 
-    found, loss, masked = model(images, *masks)
+    found, loss, masked, _ = model(images, *masks)
     loss = loss.mean()
     expected = oracle(normalised(images), bool_masked_pos=masks.kind > 0)
 
