@@ -259,7 +259,7 @@ def test_a_folder_without_or_with_a_damaged_certificate_is_refused(copy):
 @pytest.mark.parametrize(
     ("changes", "target", "words"),
     [
-        ({"model": MAE["model"] | {"class_token": False}}, "transformers", "no class token"),
+        ({"model": MAE["model"] | {"class_tokens": 0}}, "transformers", "no class token"),
         (None, "transformers", "registers, layer scale"),
         ({"corruption": {"name": "replace"}}, "transformers-mae", r"corruption\.name=replace"),
         ({"target": {"name": "mean_color"}}, "transformers-mae", r"target\.name=mean_color"),

@@ -17,7 +17,7 @@ from mpp.train.commit import checkpoint_folder, find_commit, read_config, sha256
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-VARIANTS = [{}, {"class_token": False}, {"position": "sincos2d"}, {"drop_path": 0.2}, {"width": None, "heads": None, "depth": 1}]
+VARIANTS = [{}, {"class_tokens": 0}, {"position": "sincos2d"}, {"drop_path": 0.2}, {"width": None, "heads": None, "depth": 1}]
 
 
 def images() -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_timm_loads_the_folder_by_itself_with_equal_features(tmp_path, changes):
     assert model.num_classes == 0
     pooled = model(images())
     tokens = encoder(encoder.embed(images()))
-    expected = tokens[:, 0] if config.class_token else tokens.mean(1)
+    expected = tokens[:, 0] if config.class_tokens else tokens.mean(1)
     torch.testing.assert_close(pooled, expected, atol=1e-6, rtol=1e-6)
 
 

@@ -22,6 +22,9 @@ BASE = [
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
 BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
+DROPPED = "model.depth=2  model.drop_path=0.5"
+ROTARY = "model.arch=vit_small_patch16_rope_224  model.position=rotary"
+REGISTERS = "model.arch=vit_betwixt_patch16_reg4_gap_256"
 HOG = "target={name: hog, cell: 2}"
 FEATURES = "target={name: features, blocks: 1, ema_start: 0.1, ema_end: 0.5, ema_samples: 20}"
 LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
@@ -38,9 +41,14 @@ CHANGES = {
     "model.width": [Change("model.width=32", RESULTS + " parameters encoder")],
     "model.depth": [Change("model.depth=2", RESULTS + " parameters encoder")],
     "model.heads": [Change("model.heads=4", RESULTS + " encoder", same="parameters")],
-    "model.class_token": [Change("model.class_token=false", RESULTS + " parameters encoder"), Change("model.class_token=false", RESULTS, MAE)],
-    "model.position": [Change("model.position=sincos2d", RESULTS)],
+    "model.class_tokens": [Change("model.class_tokens=0", RESULTS + " parameters encoder"), Change("model.class_tokens=8", RESULTS + " parameters encoder", MAE)],
+    "model.registers": [Change("model.registers=2", RESULTS + " parameters encoder"), Change("model.registers=0", RESULTS + " parameters encoder", REGISTERS)],
+    "model.position": [Change("model.position=sincos2d", RESULTS), Change("model.position=none", RESULTS + " parameters", ROTARY)],
+    "model.rotary_frequencies": [Change("model.rotary_frequencies=[7, 7e-4]", RESULTS + " encoder", ROTARY, same="parameters")],
+    "model.layer_scale": [Change("model.layer_scale=0.1", RESULTS + " parameters encoder"), Change("model.layer_scale=0", RESULTS + " encoder", ROTARY)],
+    "model.qk_norm": [Change("model.qk_norm=true", RESULTS + " parameters encoder")],
     "model.drop_path": [Change("model.drop_path=0.9", "loss weights", DEEP, same="parameters")],
+    "model.drop_path_rule": [Change("model.drop_path_rule=constant", "loss weights", DROPPED, same="parameters holdout_first")],
     "mask.name": [Change("mask={name: block, ratio: 0.5, min_patches: 4}", RESULTS + " printed", same="parameters")],
     "mask.ratio": [Change("mask.ratio=0.75", RESULTS + " printed"), Change("mask.ratio=0.75", RESULTS, BLOCK)],
     "mask.min_patches": [Change("mask.min_patches=8", RESULTS, BLOCK, same="parameters")],
