@@ -50,7 +50,7 @@ def refuse_vit(encoder: LoadedEncoder) -> None:
         reasons.append("no class token" if "cls_token" not in weights else "no final norm")
     elif "pos_embed" not in weights:
         reasons.append("no positions")
-    elif weights["pos_embed"].shape[1] != net.patch_embed.num_patches + 1:
+    elif weights["pos_embed"].shape[1] == net.patch_embed.num_patches:
         reasons.append("a class token without a position")
     elif len({net.patch_embed.img_size[0], net.patch_embed.img_size[1]}) != 1:
         reasons.append("images that are not square")
