@@ -43,7 +43,7 @@ CHANGES = {
     "model.heads": [Change("model.heads=4", RESULTS + " encoder", same="parameters")],
     "model.class_tokens": [Change("model.class_tokens=0", RESULTS + " parameters encoder"), Change("model.class_tokens=8", RESULTS + " parameters encoder", MAE)],
     "model.registers": [Change("model.registers=2", RESULTS + " parameters encoder"), Change("model.registers=0", RESULTS + " parameters encoder", REGISTERS)],
-    "model.position": [Change("model.position=sincos2d", RESULTS), Change("model.position=none", RESULTS + " parameters", ROTARY)],
+    "model.position": [Change("model.position=sincos2d", RESULTS), Change("model.position=none", RESULTS + " encoder", ROTARY, same="parameters")],
     "model.rotary_frequencies": [Change("model.rotary_frequencies=[7, 7e-4]", RESULTS + " encoder", ROTARY, same="parameters")],
     "model.layer_scale": [Change("model.layer_scale=0.1", RESULTS + " parameters encoder"), Change("model.layer_scale=0", RESULTS + " encoder", ROTARY)],
     "model.qk_norm": [Change("model.qk_norm=true", RESULTS + " parameters encoder")],
