@@ -19,6 +19,7 @@ from mpp.interop.preprocessing import transformers_preprocessing
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.to_transformers import refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 from mpp.interop.weight_files import write_json, write_weights
+from mpp.model.tokens import class_tokens_of
 from mpp.recipe.teacher import TeacherKnobs
 from mpp.train.commit import read_config, read_tensors, whole_commit
 
@@ -149,7 +150,7 @@ def write_transformers_folder(
 def timm_folder_config(encoder: LoadedEncoder) -> dict[str, Any]:
     net: Any = encoder.net
     name, arguments = encoder.architecture
-    about: dict[str, Any] = {"source": encoder.source}
+    about: dict[str, Any] = {"source": encoder.source, "class_tokens": class_tokens_of(net)}  # the first of its prefix tokens
     if encoder.model is not None:
         about["model"] = encoder.model.model_dump(mode="json")
     elif encoder.norm_eps is not None:

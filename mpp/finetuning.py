@@ -43,7 +43,7 @@ from mpp.interop.encoder_folder import write_classifier
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, classifier_arguments
-from mpp.model.tokens import choose_attention, set_norm_eps
+from mpp.model.tokens import choose_attention, class_tokens_of, set_norm_eps
 from mpp.monitor.board import Board
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
@@ -281,6 +281,8 @@ def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], 
         "init": config.init,
         "weights": chosen,
         "norm_eps": loaded.norm_eps,
+        "class_tokens": class_tokens_of(loaded.net),
+        "pooling": config.model.pooling,  # timm has none for the mean of several class tokens: its logits are each token's own then
     }
     write_classifier(
         run.run_dir / "encoder",

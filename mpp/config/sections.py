@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config.schema import Beta, Count, Fraction, Positive, Section
+from mpp.config.schema import Beta, Count, Fraction, Pair, Positive, Section
 
 Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
 
@@ -15,15 +15,41 @@ Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
 class ModelConfig(Section):
     """The encoder: a timm Vision Transformer, and what of it differs from the architecture's own numbers."""
 
-    arch: str = "vit_base_patch16_224"  # any Vision Transformer of timm.list_models("vit_*")
+    arch: str = "vit_base_patch16_224"  # any plain or rotary Vision Transformer of timm.list_models("vit_*")
     image_size: Positive = 224  # pixels a side
     patch_size: Positive = 16  # pixels a side
     width: Positive | None = None  # embedding dimensions; null: the architecture's
     depth: Positive | None = None  # blocks; null: the architecture's
     heads: Positive | None = None  # attention heads; null: the architecture's
-    class_token: StrictBool = True
-    position: Literal["learned", "sincos2d"] = "learned"  # learned 1-D (ViT 3.1) or fixed 2-D sine-cosine (MAE A.1)
+    class_tokens: Count = 1  # before the patches, each with a position of its own where positions are learned (ViT: 1; Pixio: 8; CAPI: 0)
+    registers: Count | None = None  # further tokens behind them, of which no feature is made (CAPI: 16); null: the architecture's
+    position: Literal["learned", "sincos2d", "rotary", "none"] = (
+        "learned"  # learned 1-D (ViT 3.1), fixed 2-D sine-cosine (MAE A.1), rotary in every block (RoPE-ViT, CAPI; of vit_*_rope_* architectures)
+    )
+    rotary_frequencies: Pair | None = (
+        None  # highest and lowest, in turns from one edge to the other (CAPI: 7, 7e-4); null: the architecture's
+    )
+    layer_scale: Annotated[float, Field(ge=0)] | None = (
+        None  # at the start (BEiT: .1, data2vec: 1e-4); 0: no layer scale; null: the architecture's
+    )
+    qk_norm: StrictBool | None = None  # a norm on the queries and keys of each head; null: the architecture's
     drop_path: Fraction = 0.0  # stochastic depth, rate of the last block
+    drop_path_rule: Literal["linear", "constant"] = (
+        "linear"  # from 0 in the first block to drop_path in the last, or the same in all (CAPI)
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _class_token(cls, tree: Any) -> Any:
+        """Runs, checkpoints and encoders from before there could be several say whether there is one."""
+        if not isinstance(tree, dict) or "class_token" not in tree:
+            return tree
+        has = tree["class_token"]
+        if "class_tokens" in tree or not isinstance(has, bool):
+            raise ValueError(
+                f"class_token={has} is the older name of class_tokens, a number; leave it out, and set class_tokens=0, 1 or more"
+            )
+        return {key: value for key, value in tree.items() if key != "class_token"} | {"class_tokens": int(has)}
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:
@@ -35,6 +61,14 @@ class ModelConfig(Section):
             )
         if self.width and self.heads and self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if self.rotary_frequencies:
+            highest, lowest = self.rotary_frequencies
+            if self.position != "rotary":
+                raise ValueError(
+                    f"rotary_frequencies={list(self.rotary_frequencies)} are of position=rotary, not of position={self.position}"
+                )
+            if not highest >= lowest > 0:
+                raise ValueError(f"rotary_frequencies={list(self.rotary_frequencies)} must be the highest, then the lowest, above 0")
         return self
 
     @property
@@ -49,7 +83,7 @@ class ClassifierConfig(Section):
 
     resolution: Positive | Sides | None = None  # pixels a side, or [height, width]; null: as pretrained; positions are interpolated
     patch_size: Positive | None = None  # pixels a side; null: as pretrained; another one resamples the patch embedding
-    pooling: Literal["mean", "cls"] = "mean"  # mean of the patch tokens, or the class token (MAE: mean)
+    pooling: Literal["mean", "cls"] = "mean"  # mean of the patch tokens, or of the class tokens (MAE: mean)
     norm: Literal["tokens", "pooled"] = "tokens"  # the final norm as pretrained; or instead of it a new one behind the mean (MAE's code)
     head_std: Annotated[float, Field(ge=0)] = 2e-5  # of the new head's weights, normal (MAE's code; BEiT .02 / .01); 0: zeros (ViT)
     drop_path: Fraction = 0.1  # stochastic depth, rate of the last block

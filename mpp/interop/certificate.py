@@ -22,6 +22,7 @@ from mpp.interop.read_encoder import read_encoder
 from mpp.interop.weight_files import read_json, read_weights, write_json
 from mpp.model.encoder import Encoder
 from mpp.model.normalise import normalise
+from mpp.model.tokens import class_feature, class_tokens_of
 from mpp.recipe.decoders import TransformerDecoder
 from mpp.recipe.decoders.base import Given
 from mpp.train.commit import sha256_of
@@ -70,8 +71,8 @@ def deltas(encoder: LoadedEncoder, kind: str, folder: Path) -> tuple[dict[str, f
         )
     prefix = getattr(net, "num_prefix_tokens", 0) or 0
     pooled = {"tokens": lambda tokens: tokens, "mean": lambda tokens: tokens[:, prefix:].mean(1)}
-    if getattr(net, "cls_token", None) is not None:
-        pooled["cls"] = lambda tokens: tokens[:, 0]
+    if class_tokens := class_tokens_of(net):
+        pooled["cls"] = lambda tokens: class_feature(tokens, class_tokens)
     off = {name: float((pool(found["mpp"]) - pool(found["export"])).abs().max()) for name, pool in pooled.items()}
     if predicted is not None:
         ours = _predictions(encoder, read_json(folder / "config.json"), images)
@@ -89,7 +90,7 @@ def certify(encoder: LoadedEncoder, kind: str, folder: Path) -> dict[str, Any]:
         "encoder": {"source": encoder.source, "digest": encoder.digest, "decoder_digest": weights_digest(encoder.decoder), "architecture": encoder.architecture[0], "model_args": encoder.architecture[1]},
         "inputs": {"rule": RULE, "shape": [IMAGES, 3, encoder.image_size, encoder.image_size]},
         "tokens": TOKENS[kind],
-        "pooling": {"mean": f"mean of the tokens from {prefix} on", "cls": "token 0"},
+        "pooling": {"mean": f"mean of the tokens from {prefix} on", "cls": "token 0" if class_tokens_of(encoder.net) < 2 else f"mean of the first {class_tokens_of(encoder.net)} tokens"},
         "token_norm": "on: the final norm on every token, before pooling",
         "preprocessing": worded_preprocessing(encoder.image_size, encoder.mean, encoder.std),
         "max_delta": off,

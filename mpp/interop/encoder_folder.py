@@ -34,7 +34,7 @@ def write_encoder(
 ) -> None:
     """Write float32 `weights` (names as timm's) with their config.  source: what they are, in words; commit: the seal of the one they are of;
     pretraining: as `pretraining_of` gives it."""
-    about = {"model": model.model_dump(mode="json"), "source": source, "commit": commit}
+    about = {"model": model.model_dump(mode="json"), "class_tokens": model.class_tokens, "source": source, "commit": commit}
     about |= {"pretraining": dict(pretraining)} if pretraining else {}
     write_folder(folder, weights, timm_config(model.arch, timm_arguments(model), (model.image_size,) * 2, mean, std, about))
 

@@ -20,7 +20,7 @@ from mpp.interop.foreign_names import architecture_from_shapes, translate
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import build_encoder
-from mpp.model.tokens import set_norm_eps, sincos_positions
+from mpp.model.tokens import class_tokens_of, note_class_tokens, set_norm_eps, sincos_positions
 from mpp.rng import INIT, seed_of
 
 TIMM = "timm:"
@@ -67,7 +67,9 @@ def open_folder(folder: Path) -> LoadedEncoder:
         name, arguments, notes = about["architecture"], dict(about.get("model_args") or {}), list[str]()
         net = _build(name, arguments, 0)
         _fill(net, weights, str(folder), notes)
-        eps = (about.get("mpp") or {}).get("norm_eps", None)
+        ours = about.get("mpp") or {}
+        eps = ours.get("norm_eps", None)
+        note_class_tokens(net, ours.get("class_tokens"))
         return _loaded(net, name, arguments, about.get("pretrained_cfg") or {}, _words(folder, "timm", about), notes, eps=eps)
     kind = about.get("model_type")
     if kind not in TRANSFORMERS_KINDS:
@@ -92,6 +94,7 @@ def open_file(file: Path) -> LoadedEncoder:
     about, notes = json.loads(metadata["mpp"]), list[str]()
     net = _build(about["architecture"], about["model_args"], 0)
     _fill(net, weights, str(file), notes)
+    note_class_tokens(net, about.get("class_tokens"))
     model = ModelConfig.model_validate_json(json.dumps(about["model"])) if about.get("model") else None
     config = about["pretrained_cfg"]
     return _loaded(net, about["architecture"], about["model_args"], config, about["source"], notes, model=model, eps=about.get("norm_eps"))
@@ -119,7 +122,7 @@ def _inferred(weights: dict[str, Tensor], path: Path, config: dict[str, Any], wo
     if plain and not {"reg_tokens", "no_embed_class", "init_values", "pre_norm"} & arguments.keys() and eps == NORM_EPS:
         model = ModelConfig(
             image_size=arguments["img_size"], patch_size=arguments["patch_size"], width=arguments["embed_dim"], depth=arguments["depth"],
-            heads=arguments["num_heads"], class_token=arguments["class_token"],
+            heads=arguments["num_heads"], class_tokens=int(arguments["class_token"]),
         )  # fmt: skip
     net = _build(name, arguments, 0)
     _fill(net, found.encoder, str(path), notes)
@@ -153,7 +156,7 @@ def _loaded(
     def fresh(seed: int) -> nn.Module:
         if model is not None:
             return build_encoder(model, seed).vit
-        return set_norm_eps(_build(name, arguments, seed), eps)
+        return note_class_tokens(set_norm_eps(_build(name, arguments, seed), eps), class_tokens_of(net))
 
     return LoadedEncoder(
         net.eval(), model, int(size[0]), tuple(mean), tuple(std), words, digest_of(net), fresh, (name, {**arguments, "num_classes": 0}),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mpp.config.sections import ModelConfig
 from mpp.model.encoder import build_encoder, timm_arguments
+from mpp.model.tokens import class_tokens_of
 
 # What a module computes beyond its weights; drop-out, drop-path and the kind of attention kernel change nothing in eval mode.
 FUNCTION = ("eps", "num_heads", "head_dim", "scale", "kernel_size", "stride", "padding", "dilation", "groups", "ceil_mode", "approximate")
@@ -47,7 +48,8 @@ def digest_of(net: nn.Module) -> str:
         for name, module in net.named_modules()
         if type(module).__name__ not in NO_FUNCTION
     ]
-    return hashlib.sha256((json.dumps(layers, sort_keys=True) + weights_digest(net.state_dict())).encode()).hexdigest()
+    several = f"{count} class tokens" if (count := class_tokens_of(net)) > 1 else ""  # which weights alone do not tell from registers
+    return hashlib.sha256((json.dumps(layers, sort_keys=True) + several + weights_digest(net.state_dict())).encode()).hexdigest()
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 from mpp.interop.encoder_folder import PREFIX
 from mpp.interop.read_encoder import read_encoder
@@ -20,10 +21,11 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
     """The newest weights of another run, or those of any plain ViT that mpp reads (config.init_from): the encoder, which must fit, and of the
     rest what has the same name and shape."""
     source, notes = config.init_from or "", list[str]()
+    theirs_was: ModelConfig | None
     commit = whole_commit(Path(source))
     if commit is not None and commit.record.get("program") != "finetune":
         weights, where, data = read_tensors(commit, "weight/"), str(commit.folder), read_config(commit).data
-        trained_with = data.mean, data.std
+        trained_with, theirs_was = (data.mean, data.std), read_config(commit).model
     else:
         loaded = read_encoder(source)
         theirs, ours = ([m.num_heads for m in net.modules() if hasattr(m, "num_heads")] for net in (loaded.net, model.encoder.vit))
@@ -39,14 +41,20 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
             notes.append(f"its norms have eps={loaded.norm_eps:g}, here they have 1e-6")
         weights = {PREFIX + name: tensor for name, tensor in loaded.net.state_dict().items()}
         weights |= {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}
-        where, trained_with = source, (loaded.mean, loaded.std)
+        where, trained_with, theirs_was = source, (loaded.mean, loaded.std), loaded.model
+    if theirs_was and theirs_was.position == "rotary" and theirs_was.rotary_frequencies != config.model.rotary_frequencies:
+        notes.append(
+            f"it was trained with model.rotary_frequencies={_word(theirs_was.rotary_frequencies)}, here they are "
+            f"{_word(config.model.rotary_frequencies)}"
+        )
     own = model.state_dict()
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # fixed positions are the new model's own
+        if not parameter.requires_grad:  # fixed positions, and scales that stay at 1, are the new model's own
             if name in weights and not (
                 weights[name].shape == own[name].shape and torch.allclose(weights[name].float(), own[name], atol=1e-3)
             ):
-                notes.append(f"its {name} is another and is left out; model.position=learned would take it")
+                key = "model.layer_scale=1" if ".gamma_" in name else "model.position=learned"
+                notes.append(f"its {name} is another and is left out; {key} would take it")
             weights[name] = own[name]
     check_fit(
         {n: w for n, w in weights.items() if n.startswith(PREFIX)}, {n: w.shape for n, w in own.items() if n.startswith(PREFIX)}, where
@@ -64,3 +72,7 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
             )
         for note in notes:
             say(f"note: {note}")
+
+
+def _word(frequencies: tuple[float, float] | None) -> str:
+    return "null" if frequencies is None else str(list(frequencies))

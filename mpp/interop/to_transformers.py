@@ -15,7 +15,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
 from mpp.interop.foreign_names import decoder_to_transformers, vit_to_transformers
 from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.model.tokens import sincos_positions
+from mpp.model.tokens import class_tokens_of, sincos_positions
 
 BLOCK = r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
 EXPRESSIBLE = re.compile(rf"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)|{BLOCK}")
@@ -40,11 +40,17 @@ def refuse_vit(encoder: LoadedEncoder) -> None:
     reasons = [words for part, words in BEYOND.items() if any(part in name for name in odd)]
     if odd and not reasons:
         reasons.append(f"the tensor {odd[0]}")
+    if (count := class_tokens_of(net)) > 1:
+        reasons = [f"{count} class tokens", *(words for words in reasons if words != "registers" or count < net.num_prefix_tokens)]
+    if getattr(net, "rope", None) is not None:
+        reasons.append("rotary positions")
     if type(net) is not VisionTransformer:
         reasons.insert(0, f"the architecture of timm's {type(net).__name__}")
     elif "cls_token" not in weights or "norm.weight" not in weights:
         reasons.append("no class token" if "cls_token" not in weights else "no final norm")
-    elif weights["pos_embed"].shape[1] != net.patch_embed.num_patches + 1:
+    elif "pos_embed" not in weights:
+        reasons.append("no positions")
+    elif weights["pos_embed"].shape[1] == net.patch_embed.num_patches:
         reasons.append("a class token without a position")
     elif len({net.patch_embed.img_size[0], net.patch_embed.img_size[1]}) != 1:
         reasons.append("images that are not square")

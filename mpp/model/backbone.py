@@ -1,6 +1,6 @@
 """Any timm model as a stack of layers of tokens: what probes and fine-tuning see of an encoder.
 
-Letters: B batch, N patches (or cells of a feature map), P prefix tokens (class token, registers), D width of a layer.
+Letters: B batch, N patches (or cells of a feature map), P prefix tokens (class tokens, then registers), D width of a layer.
 """
 
 import copy
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from mpp.model.tokens import class_tokens_of
 
 
 class Backbone(nn.Module):
@@ -32,7 +34,7 @@ class Backbone(nn.Module):
         self.depth: int = len(blocks) if self.is_transformer else len(self.net.feature_info)  # type: ignore[arg-type]
         self.first = 0 if self.is_transformer else 1  # the lowest layer there is
         self.prefix: int = (getattr(net, "num_prefix_tokens", 0) or 0) if self.is_transformer else 0
-        self.class_token = self.is_transformer and getattr(net, "cls_token", None) is not None
+        self.class_tokens = class_tokens_of(net) if self.is_transformer else 0  # the first of the prefix
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mpp.config.sections import ClassifierConfig
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
+from mpp.model.tokens import class_feature, class_tokens_of, note_class_tokens
 
 NORMS = ("norm.", "fc_norm.")  # timm's names of the final norm, before and behind pooling
 
@@ -38,10 +39,11 @@ def classifier_arguments(net: nn.Module, arguments: dict[str, Any], config: Clas
         raise ConfigError(f"model.patch_size={config.patch_size}: a {type(net).__name__} has no patch embedding to resample; leave it out")
     if config.drop_path:
         wanted["drop_path_rate"] = config.drop_path
-    if config.pooling == "cls" and not backbone.class_token:
+    if config.pooling == "cls" and not backbone.class_tokens:
         raise ConfigError("model.pooling=cls: the encoder has no class token; use model.pooling=mean")
     if backbone.is_transformer:
-        wanted["global_pool"] = "token" if config.pooling == "cls" else "avg"
+        # timm pools one class token or none: with several it leaves the tokens as they are, and `build_classifier` averages.
+        wanted["global_pool"] = "avg" if config.pooling == "mean" else "token" if backbone.class_tokens == 1 else ""
     known = inspect.signature(type(net).__init__).parameters
     behind = next((word for word in ("fc_norm", "use_fc_norm") if word in known), None)  # timm's words for a norm behind the pooling
     if config.norm == "pooled" and behind is None:
@@ -89,7 +91,19 @@ def build_classifier(
             if head.bias is not None:
                 head.bias.zero_()
     keep_batch_statistics(classifier)
-    return classifier
+    if config.pooling == "cls" and class_tokens_of(net) > 1:
+        classifier.fc_norm.register_forward_pre_hook(_AverageOfFirst(class_tokens_of(net)))  # type: ignore[union-attr]
+    return note_class_tokens(classifier, class_tokens_of(net))
+
+
+class _AverageOfFirst:
+    """What comes between timm's pooling, which here leaves the tokens as they are, and its head: [B, P + N, D] -> the mean of the class tokens."""
+
+    def __init__(self, class_tokens: int):
+        self.class_tokens = class_tokens
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return class_feature(inputs[0], self.class_tokens)
 
 
 def resize_positions(net: Any, size: tuple[int, int], patch_size: int | None = None, fresh: bool = False) -> None:

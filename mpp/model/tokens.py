@@ -20,6 +20,32 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def gather_rotations(rotations: Tensor, index: Tensor) -> Tensor:
+    """Rotary sines and cosines of all N places, [N, R] or by block and head [L, H, N, R], and index [B, K] -> those at these places, [B, 1, K, R] or
+    [L, B, H, K, R]."""
+    taken = rotations[..., index, :]
+    return taken.unsqueeze(1) if rotations.ndim == 2 else taken.transpose(1, 2)
+
+
+def class_tokens_of(net: nn.Module) -> int:
+    """How many of its first tokens stand for the whole image.  timm knows one at most and calls all others registers: of an encoder with more,
+    mpp has noted it."""
+    noted = getattr(net, "class_tokens", None)
+    return int(noted) if isinstance(noted, int) else int(getattr(net, "cls_token", None) is not None)
+
+
+def note_class_tokens(net: nn.Module, count: int | None) -> nn.Module:
+    """For `class_tokens_of`; None: nothing is known beyond what timm knows."""
+    if count is not None:
+        net.class_tokens = count  # type: ignore[assignment]
+    return net
+
+
+def class_feature(tokens: Tensor, class_tokens: int) -> Tensor:
+    """tokens [B, P + N, D] -> the mean of the class tokens [B, D] (Pixio); of a single one, itself."""
+    return tokens[:, 0] if class_tokens == 1 else tokens[:, :class_tokens].mean(dim=1)
+
+
 def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     """Fixed 2-D sine-cosine positions [rows * columns, width]: half for the column, half for the row (MAE; width a multiple of 4)."""
     if width % 4:

@@ -11,7 +11,7 @@ from mpp.config.sections import OptimConfig
 from mpp.model.backbone import Backbone
 
 PATCH_EMBEDDING = "patch_embed"  # timm's name
-TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table")
+TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "freqs", "relative_position_bias_table")
 BEHIND = re.compile(r"(norm|fc_norm|head|head_dist)\b")  # timm's names of what follows the last block
 
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TextIO
 import torch
 
 import mpp
-from mpp.config.schema import Section, dump, may_change
+from mpp.config.schema import Section, dump, load, may_change
 from mpp.data.crop import jpeg_decoder
-from mpp.errors import CheckpointError
+from mpp.errors import CheckpointError, ConfigError
 from mpp.files import keep_lines, lock_folder, write_atomically
 from mpp.machine import usable_cores
 from mpp.train.commit import Commit, find_commit
@@ -100,6 +100,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
+    """What changes results of a config that an older mpp may have written: by the names that keys have today, with the defaults of those that came later."""
+    try:
+        known: Any = load(type(config), None, [f"{key}={json.dumps(value)}" for key, value in then.items()])  # type: ignore[type-var]
+        return known.that_changes_results()
+    except ConfigError:  # what it says cannot be said any more: it is shown as it is
+        return {section: then.get(section) for section in config.that_changes_results()}
+
+
 def check_same_run(
     commit: Commit,
     config: RunConfig,
@@ -116,7 +125,7 @@ def check_same_run(
     differs and may: key -> (then, now).
     """
     ours = _flat(config.that_changes_results())
-    theirs = _flat({section: commit.record["config"].get(section) for section in config.that_changes_results()})
+    theirs = _flat(_as_of_today(config, commit.record["config"]))
     afresh = f" (with init_from={commit.folder.parent.parent} to begin from its weights)" if hasattr(config, "init_from") else ""
     done, then, now = length
     changed = {}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mpp.model.backbone import Backbone
 from mpp.model.normalise import normalise
-from mpp.transfer.features import FeatureSpec, Layout, Variant, layout_of
+from mpp.model.tokens import class_feature
+from mpp.transfer.features import FeatureSpec, Layout, Part, Variant, layout_of
 
 
 class Extractor(Protocol):
@@ -42,9 +43,11 @@ class EncoderExtractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         tokens = self.tokens(images, self.spec.layers)
-        prefix = self.backbone.prefix
-        pooled = {"cls": lambda found: found[:, 0], "mean": lambda found: found[:, prefix:].mean(dim=1)}
-        return torch.cat([pooled[part](tokens[layer]) for part, layer in self.layout.starts], dim=1)
+        return torch.cat([self.pool(tokens[layer], part) for part, layer in self.layout.starts], dim=1)
+
+    def pool(self, tokens: Tensor, part: Part) -> Tensor:
+        """[B, P + N, D] -> [B, D]: the class token (Pixio: the mean of all), or the mean of the patches; registers are in neither."""
+        return class_feature(tokens, self.backbone.class_tokens) if part == "cls" else tokens[:, self.backbone.prefix :].mean(dim=1)
 
 
 class PixelExtractor:

@@ -29,7 +29,7 @@ class FeatureConfig(Section):
         -1,
     )  # blocks passed: 0 enters the first, -1 leaves the last; concatenated.  What k-NN, few-shot, logistic regression and rank use
     pooling: Literal["mean", "cls", "both"] = (
-        "mean"  # mean of the patch tokens (without class token), the class token, or both side by side
+        "mean"  # mean of the patch tokens (without class tokens and registers), the class token (the mean of several, Pixio), or both side by side
     )
     resolution: Positive | None = None  # pixels a side; null: as pretrained
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # the centre square of this share of the short side is resized to `resolution`
@@ -50,7 +50,9 @@ class FeatureSpec:
 
     encoder: str  # sha256 of architecture and weights; "raw pixels, SxS" for the baseline
     layers: tuple[int, ...]  # blocks passed: 0 is what enters the first block
-    poolings: tuple[Part, ...]  # of each layer: the class token, the mean of the patch tokens without class token and registers
+    poolings: tuple[
+        Part, ...
+    ]  # of each layer: the class token (the mean of several), the mean of the patch tokens without class tokens and registers
     resolution: int  # pixels a side
     crop: float  # share of the short side that the centre square keeps
     mean: tuple[float, float, float]  # of the input normalisation, colours in 0..1
@@ -161,7 +163,7 @@ def own_variant(backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> 
             f"features.layers={list(layers)}: the encoder has layers {lowest}..{depth} ({depth} is the last block's output), or -1 and below "
             f"from the end; {outside[0]} is none of them"
         )
-    if pooling != "mean" and not backbone.class_token:
+    if pooling != "mean" and not backbone.class_tokens:
         raise ConfigError(f"features.pooling={pooling}: the encoder has no class token; use features.pooling=mean")
     return Variant(tuple(layer if layer >= 0 else depth + 1 + layer for layer in layers), pooling)
 

@@ -41,6 +41,10 @@ class ImageViews:
         return self.extractor.backbone.prefix
 
     @property
+    def class_tokens(self) -> int:
+        return self.extractor.backbone.class_tokens
+
+    @property
     def rank(self) -> int:
         return self.world.rank
 

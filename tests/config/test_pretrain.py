@@ -163,7 +163,7 @@ def test_a_key_of_another_row_is_named_as_such():
     "word",
     [
         "optim.base_lr=fast", "optim.base_lr='1e-3'", "optim.base_lr=true", "data.global_batch=4.5", "data.global_batch='8'", "data.flip=no",
-        "data.flip=1", "data.flip=yes", "model.class_token='true'", "seed=-1", "seed=9223372036854775808", "seed=true", "mask.ratio=0",
+        "data.flip=1", "data.flip=yes", "model.class_tokens=true", "seed=-1", "seed=9223372036854775808", "seed=true", "mask.ratio=0",
         "mask.ratio=1", "mask.name=blocks", "target.name=colour", "target.bits=9", "target.bits=0", "data.crop_scale=[0.1]",
         "data.crop_scale=0.1", "system.precision=fp16", "system.zero_stage=4", "checkpoint.keep=1", "resume=maybe", "resume=-1",
         "optim.weight_decay=-0.1", "model.drop_path=1.5", "model=3", "log.pictures=65", "model.depth=0",

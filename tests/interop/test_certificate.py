@@ -19,6 +19,7 @@ from mpp.interop import certificate
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.weight_files import read_weights
 from mpp.model.encoder import Encoder
+from mpp.model.tokens import class_tokens_of
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
 
@@ -33,6 +34,8 @@ MAE = {
     "decoder": {"name": "transformer", "depth": 1, "width": 32, "heads": 4},
     "data": {"mean": MEAN, "std": STD},
 }  # fmt: skip
+
+ROTARY = {"arch": "vit_small_patch16_rope_224", "position": "rotary", "layer_scale": 0.0}
 
 
 def scattered(model: torch.nn.Module) -> torch.nn.Module:
@@ -259,8 +262,13 @@ def test_a_folder_without_or_with_a_damaged_certificate_is_refused(copy):
 @pytest.mark.parametrize(
     ("changes", "target", "words"),
     [
-        ({"model": MAE["model"] | {"class_token": False}}, "transformers", "no class token"),
+        ({"model": MAE["model"] | {"class_tokens": 0}}, "transformers", "no class token"),
         (None, "transformers", "registers, layer scale"),
+        ({"model": MAE["model"] | {"class_tokens": 8}}, "transformers", "has 8 class tokens, which"),
+        ({"model": MAE["model"] | {"class_tokens": 2, "registers": 1}}, "transformers-mae", "has 2 class tokens, registers, which"),
+        ({"model": MAE["model"] | {"position": "none"}}, "transformers", "has no positions, which"),
+        ({"model": MAE["model"] | {"qk_norm": True}}, "transformers", "has norms of queries and keys, which"),
+        ({"model": MAE["model"] | ROTARY}, "transformers", "has the architecture of timm's Eva, layer scale, rotary positions, which"),
         ({"corruption": {"name": "replace"}}, "transformers-mae", r"corruption\.name=replace"),
         ({"target": {"name": "mean_color"}}, "transformers-mae", r"target\.name=mean_color"),
     ],
@@ -285,6 +293,18 @@ def test_what_a_target_cannot_express_is_refused_before_anything_is_written(tmp_
 def test_another_kind_of_network_is_no_vit_of_transformers(tmp_path, source, words):
     with pytest.raises(ConfigError, match=words):
         export.main([source, str(tmp_path), "--to", "transformers"])
+
+
+@pytest.mark.parametrize("changes", [{"class_tokens": 8}, ROTARY | {"class_tokens": 3, "rotary_frequencies": (7.0, 7e-4)}])
+def test_several_class_tokens_and_rotary_positions_go_out_with_what_pools_them(tmp_path, changes, capsys):
+    make_run(tmp_path / "run", model=MAE["model"] | changes)
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--to", "timm", "safetensors"]) == 0
+    source, count = read_encoder(tmp_path / "run"), changes["class_tokens"]
+    for kind in ("timm", "safetensors"):
+        found = read_encoder(tmp_path / "out" / kind)
+        assert (found.digest, found.model, class_tokens_of(found.net)) == (source.digest, source.model, count)
+        assert certificate.check(tmp_path / "out" / kind)["pooling"]["cls"] == f"mean of the first {count} tokens"
+        assert class_tokens_of(found.fresh(0)) == count
 
 
 def test_a_fine_tuned_run_is_read_by_its_encoder_folder(exported, tmp_path):

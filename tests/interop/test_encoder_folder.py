@@ -6,18 +6,28 @@ import timm
 import torch
 
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.sections import ModelConfig
+from mpp.config.sections import ClassifierConfig, ModelConfig
 from mpp.errors import CheckpointError
-from mpp.interop.encoder_folder import PREFIX, fault_of, write_encoder
+from mpp.interop.encoder_folder import PREFIX, fault_of, write_classifier, write_encoder
 from mpp.interop.read_encoder import read_encoder
-from mpp.model.encoder import Encoder, build_encoder
+from mpp.model.backbone import Backbone
+from mpp.model.classifier import build_classifier, classifier_arguments
+from mpp.model.encoder import Encoder, build_encoder, timm_arguments
+from mpp.model.tokens import class_tokens_of
 from mpp.pretraining import export_encoder
 from mpp.recipe.model import build_model
 from mpp.train.commit import checkpoint_folder, find_commit, read_config, sha256_of, write_commit
+from mpp.train.run_folder import check_same_run
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-VARIANTS = [{}, {"class_token": False}, {"position": "sincos2d"}, {"drop_path": 0.2}, {"width": None, "heads": None, "depth": 1}]
+ROTARY = {"arch": "vit_small_patch16_rope_224", "position": "rotary", "layer_scale": 0.0}
+VARIANTS = [
+    {}, {"class_tokens": 0}, {"position": "sincos2d"}, {"drop_path": 0.2}, {"width": None, "heads": None, "depth": 1},
+    {"class_tokens": 8}, {"class_tokens": 3, "registers": 2, "position": "sincos2d"}, {"position": "none", "qk_norm": True, "layer_scale": 0.1}, ROTARY,
+    ROTARY | {"class_tokens": 8, "drop_path": 0.2, "drop_path_rule": "constant"}, {"arch": "vit_small_patch16_dinov3", "position": "rotary"},
+    ROTARY | {"class_tokens": 0, "registers": 16, "rotary_frequencies": (7.0, 7e-4)},
+]  # fmt: skip
 
 
 def images() -> torch.Tensor:
@@ -58,7 +68,9 @@ def test_timm_loads_the_folder_by_itself_with_equal_features(tmp_path, changes):
     assert model.num_classes == 0
     pooled = model(images())
     tokens = encoder(encoder.embed(images()))
-    expected = tokens[:, 0] if config.class_token else tokens.mean(1)
+    expected = tokens[:, 0] if config.class_tokens else tokens[:, encoder.prefix :].mean(1)  # timm knows one class token
+    about = json.loads((tmp_path / "encoder" / "config.json").read_text())["mpp"]
+    assert about["class_tokens"] == config.class_tokens == Backbone(read_encoder(tmp_path / "encoder").net).class_tokens
     torch.testing.assert_close(pooled, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -139,6 +151,55 @@ def test_a_runs_encoder_is_that_of_its_newest_commit(tmp_path):
     expected = build_model(config).state_dict()
     for name, value in found.net.state_dict().items():
         assert torch.equal(value, expected[PREFIX + name])
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_folders_and_commits_from_when_there_was_one_class_token_or_none_are_read_as_they_were(tmp_path, has):
+    newer = ("class_tokens", "registers", "rotary_frequencies", "layer_scale", "qk_norm", "drop_path_rule")
+    older = lambda tree: {key: value for key, value in tree.items() if key not in newer} | {"class_token": has}
+    config, encoder = exported(tmp_path / "encoder", class_tokens=int(has))
+    path = tmp_path / "encoder" / "config.json"
+    about = json.loads(path.read_text())
+    about["mpp"]["model"] = older(about["mpp"]["model"])
+    del about["mpp"]["class_tokens"]
+    path.write_text(json.dumps(about))
+    without_seal(tmp_path / "encoder")
+    found = read_encoder(tmp_path / "encoder")
+    assert found.model == config and Backbone(found.net).class_tokens == has
+    assert all(torch.equal(value, encoder.vit.state_dict()[name]) for name, value in found.net.state_dict().items())
+
+    now = commit_of(tmp_path / "run", 1, seed=1, model=TINY | {"class_tokens": int(has)})
+    record = find_commit(tmp_path / "run", "auto").record
+    write_commit(
+        checkpoint_folder(tmp_path / "run", 1), record | {"config": record["config"] | {"model": older(record["config"]["model"])}}
+    )
+    commit = find_commit(tmp_path / "run", "auto")
+    assert read_config(commit) == now and read_encoder(tmp_path / "run").model == now.model
+    assert check_same_run(commit, now, record["manifests"]) == {}  # and goes on
+    other = now.model_copy(update={"model": now.model.model_copy(update={"class_tokens": 8})})
+    with pytest.raises(CheckpointError, match=f"model.class_tokens={int(has)}, this run asks for 8"):
+        check_same_run(commit, other, record["manifests"])
+
+
+def test_a_fine_tuned_encoder_keeps_its_class_tokens(tmp_path):
+    config, encoder = exported(tmp_path / "encoder", class_tokens=8)
+    wanted = ClassifierConfig(pooling="cls")
+    arguments = classifier_arguments(encoder.vit, timm_arguments(config), wanted, (32, 32))
+    classifier = build_classifier(encoder.vit, config.arch, arguments, 3, wanted, (32, 32), seed=0)
+    about = {"source": "a test", "class_tokens": 8, "norm_eps": None}
+    write_classifier(tmp_path / "tuned", classifier.state_dict(), config.arch, arguments, "abc", (32, 32), MEAN, STD, 1.0, about)
+    found = read_encoder(tmp_path / "tuned", quiet=True)
+    assert class_tokens_of(found.net) == class_tokens_of(found.fresh(0)) == 8
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["model_args"]["global_pool"] == ""
+
+
+def test_class_tokens_are_told_from_registers_of_the_same_weights(tmp_path):
+    several, encoder = exported(tmp_path / "several", class_tokens=8)
+    one = several.model_copy(update={"class_tokens": 1, "registers": 7})
+    write_encoder(tmp_path / "one", encoder.vit.state_dict(), one, MEAN, STD, "a test")
+    found = [read_encoder(tmp_path / name) for name in ("several", "one")]
+    assert found[0].digest != found[1].digest
+    assert [(Backbone(each.net).class_tokens, Backbone(each.net).prefix) for each in found] == [(8, 8), (1, 8)]
 
 
 def test_a_flipped_bit_in_the_newest_commit_is_found(tmp_path):

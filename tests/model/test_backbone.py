@@ -49,7 +49,7 @@ def images(count: int = 2, side: int = 16) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("class_token", [True, False])
 def test_layers_are_timms_own_intermediates_under_the_final_norm(class_token):
-    backbone, pictures = tiny(class_token=class_token), images()
+    backbone, pictures = tiny(class_tokens=int(class_token)), images()
     _, theirs = backbone.net.forward_intermediates(
         pictures, indices=[0, 1, 2, 3], norm=True, output_fmt="NLC", return_prefix_tokens=class_token
     )
@@ -73,7 +73,7 @@ def test_layer_0_is_what_enters_the_first_block():
 @torch.no_grad()
 @pytest.mark.parametrize("class_token", [True, False])
 def test_every_token_leaves_under_the_final_norm(class_token):
-    for tokens in tiny(class_token=class_token).layers(images(), [1, 2, 4]):
+    for tokens in tiny(class_tokens=int(class_token)).layers(images(), [1, 2, 4]):
         assert tokens.mean(-1).abs().max() < 1e-5
         assert (tokens.var(-1, unbiased=False) - 1).abs().max() < 1e-3
 
@@ -102,7 +102,7 @@ def test_stages_of_others_are_feature_maps_as_tokens(name):
         torch.manual_seed(0)
         net = timm.create_model(name, num_classes=0, **PYRAMIDS[name]).eval()
     backbone, pictures = Backbone(net), images(side=32)
-    assert (backbone.first, backbone.prefix, backbone.class_token) == (1, 0, False)
+    assert (backbone.first, backbone.prefix, backbone.class_tokens) == (1, 0, 0)
     theirs = net.forward_intermediates(pictures, norm=False, intermediates_only=True)
     assert backbone.depth == len(theirs)
     for layer, (tokens, stage) in enumerate(zip(backbone.layers(pictures, range(1, backbone.depth + 1)), theirs, strict=True), start=1):

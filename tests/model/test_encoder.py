@@ -34,7 +34,7 @@ def overwritten(pictures: torch.Tensor, patches: list[int], value: float) -> tor
 @torch.no_grad()
 @pytest.mark.parametrize("class_token", [True, False])
 def test_the_encoder_cannot_see_dropped_patches(class_token):
-    model, pictures = encoder(class_token=class_token), images()
+    model, pictures = encoder(class_tokens=int(class_token)), images()
     visible = torch.tensor([[1, 4, 6, 15]] * 2)
     dropped = [patch for patch in range(N) if patch not in (1, 4, 6, 15)]
     tokens = model(model.embed(pictures), visible)
@@ -60,7 +60,7 @@ def test_dropping_nothing_is_the_whole_encoder():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "changes", [{}, {"class_token": False}, {"position": "sincos2d"}, {"drop_path": 0.1}, {"width": None, "heads": None, "depth": 1}]
+    "changes", [{}, {"class_tokens": 0}, {"position": "sincos2d"}, {"drop_path": 0.1}, {"width": None, "heads": None, "depth": 1}]
 )
 def test_the_state_dict_loads_into_timm_and_gives_equal_features(changes):
     config = ModelConfig(**(TINY | changes))
@@ -75,7 +75,7 @@ def test_the_state_dict_loads_into_timm_and_gives_equal_features(changes):
 @torch.no_grad()
 @pytest.mark.parametrize("class_token", [True, False])
 def test_every_token_leaves_under_the_final_norm(class_token):
-    model = encoder(class_token=class_token)
+    model = encoder(class_tokens=int(class_token))
     tokens = model(model.embed(images()))
     assert tokens.mean(-1).abs().max() < 1e-5
     assert (tokens.var(-1, unbiased=False) - 1).abs().max() < 1e-3
@@ -125,7 +125,7 @@ def test_fixed_positions_stand_behind_the_class_token_and_do_not_train():
     assert not vit.pos_embed.requires_grad
     assert not vit.pos_embed[0, 0].any()
     assert torch.equal(vit.pos_embed[0, 1:], sincos_positions(48, (4, 4)))
-    assert torch.equal(encoder(position="sincos2d", class_token=False).vit.pos_embed[0], sincos_positions(48, (4, 4)))
+    assert torch.equal(encoder(position="sincos2d", class_tokens=0).vit.pos_embed[0], sincos_positions(48, (4, 4)))
     assert encoder().vit.pos_embed.requires_grad
 
 

@@ -317,7 +317,7 @@ ROWS = [
         "tests/interop/test_encoder_folder.py::test_timm_loads_the_folder_by_itself_with_equal_features",
     ),
     Row(
-        "timm moves the final norm behind its pooling", "mpp/model/encoder.py", ", \"fc_norm\": False}", "}",
+        "timm moves the final norm behind its pooling", "mpp/model/encoder.py", "        known.pooled_norm: False,\n", "",
         "tests/model/test_encoder.py::test_every_token_leaves_under_the_final_norm",
     ),
     Row(
@@ -382,13 +382,13 @@ ROWS = [
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(
-        "registers are taken for patches", "mpp/model/encoder.py", "self.prefix: int = vit.num_prefix_tokens", "self.prefix: int = int(vit.has_class_token)",
+        "registers are taken for patches", "mpp/model/encoder.py", "self.prefix: int = vit.num_prefix_tokens", "self.prefix: int = int(vit.cls_token is not None)",
         "tests/recipe/test_model.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
     ),
     Row(
-        "visible patches have the first places", "mpp/model/encoder.py", "        tokens = self._positioned(embeddings)\n        if visible is not None:\n",
+        "visible patches have the first places", "mpp/model/encoder.py", "        tokens, rotations = self._positioned(embeddings)\n        if visible is not None:\n",
         "        if visible is not None:\n            embeddings = torch.cat([gather_tokens(embeddings, visible), embeddings[:, visible.shape[1] :]], dim=1)\n"
-        "            visible = torch.arange(visible.shape[1]).expand_as(visible)\n        tokens = self._positioned(embeddings)\n        if visible is not None:\n",
+        "            visible = torch.arange(visible.shape[1]).expand_as(visible)\n        tokens, rotations = self._positioned(embeddings)\n        if visible is not None:\n",
         "tests/recipe/test_model.py::test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers",
     ),
     # In which precision.

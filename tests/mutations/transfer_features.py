@@ -6,7 +6,7 @@ EXTRACTION, PROTOCOL = "tests/transfer/test_extraction.py::", "tests/transfer/te
 ROWS = [
     # One contract for both sides.
     Row(
-        "mean pooling takes the class token in", "mpp/transfer/extractors.py", "found[:, prefix:].mean(dim=1)", "found.mean(dim=1)",
+        "mean pooling takes the class token in", "mpp/transfer/extractors.py", "tokens[:, self.backbone.prefix :].mean(dim=1)", "tokens.mean(dim=1)",
         "tests/transfer/test_features.py::test_mean_pooling_leaves_the_class_token_out_and_norms_come_before_pooling",
     ),
     Row(

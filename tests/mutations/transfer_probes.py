@@ -53,7 +53,7 @@ ROWS = [
         "tests/transfer/test_every_key.py::test_every_key_changes_what_it_says",
     ),
     Row(
-        "registers are pooled as patches", "mpp/transfer/extractors.py", "        prefix = self.backbone.prefix\n", "        prefix = 1\n",
+        "registers are pooled as patches", "mpp/transfer/extractors.py", "tokens[:, self.backbone.prefix :].mean(dim=1)", "tokens[:, 1:].mean(dim=1)",
         f"{ROWS_OF_PROBES}::test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers",
     ),
     # Logistic regression.

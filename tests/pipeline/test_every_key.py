@@ -30,6 +30,9 @@ INVERSE = "mask={name: inverse_block}"
 COLOUR = "mask={name: all}  corruption={name: grey}  target={name: chroma}"
 TURNED = "mask={name: turn}  corruption={name: rotate}  target={name: rotation}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
+DROPPED = "model.depth=2  model.drop_path=0.5"
+ROTARY = "model.arch=vit_small_patch16_rope_224  model.position=rotary"
+REGISTERS = "model.arch=vit_betwixt_patch16_reg4_gap_256"
 HOG = "target={name: hog, cell: 2}"
 FEATURES = "target={name: features, blocks: 1, ema_start: 0.1, ema_end: 0.5, ema_samples: 20}"
 FROZEN, CODEBOOK = "target={name: frozen, encoder: {encoder}}", "target={name: codebook, path: {codebook}}"
@@ -47,9 +50,14 @@ CHANGES = {
     "model.width": [Change("model.width=32", RESULTS + " parameters encoder")],
     "model.depth": [Change("model.depth=2", RESULTS + " parameters encoder")],
     "model.heads": [Change("model.heads=4", RESULTS + " encoder", same="parameters")],
-    "model.class_token": [Change("model.class_token=false", RESULTS + " parameters encoder"), Change("model.class_token=false", RESULTS, MAE)],
-    "model.position": [Change("model.position=sincos2d", RESULTS)],
+    "model.class_tokens": [Change("model.class_tokens=0", RESULTS + " parameters encoder"), Change("model.class_tokens=8", RESULTS + " parameters encoder", MAE)],
+    "model.registers": [Change("model.registers=2", RESULTS + " parameters encoder"), Change("model.registers=0", RESULTS + " parameters encoder", REGISTERS)],
+    "model.position": [Change("model.position=sincos2d", RESULTS), Change("model.position=none", RESULTS + " encoder", ROTARY, same="parameters")],
+    "model.rotary_frequencies": [Change("model.rotary_frequencies=[7, 7e-4]", RESULTS + " encoder", ROTARY, same="parameters")],
+    "model.layer_scale": [Change("model.layer_scale=0.1", RESULTS + " parameters encoder"), Change("model.layer_scale=0", RESULTS + " encoder", ROTARY)],
+    "model.qk_norm": [Change("model.qk_norm=true", RESULTS + " parameters encoder")],
     "model.drop_path": [Change("model.drop_path=0.9", "loss weights", DEEP, same="parameters")],
+    "model.drop_path_rule": [Change("model.drop_path_rule=constant", "loss weights", DROPPED, same="parameters holdout_first")],
     "mask.name": [Change(BLOCK, RESULTS + " printed", same="parameters"), Change(BLOCKS, RESULTS + " printed", same="parameters"), Change(INVERSE, RESULTS + " printed", same="parameters"), Change(COLOUR, RESULTS + " printed parameters"), Change(TURNED, RESULTS + " printed")],
     "mask.ratio": [Change("mask.ratio=0.75", RESULTS + " printed"), Change("mask.ratio=0.75", RESULTS, BLOCK)],
     "mask.unit": [Change("mask.unit=2", RESULTS, same="parameters")],

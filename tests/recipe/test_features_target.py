@@ -45,7 +45,7 @@ def layer_norm(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"class_token": False}, {"arch": "vit_betwixt_patch16_reg4_gap_256", "class_token": False}, {"position": "sincos2d"}],
+    [{}, {"class_tokens": 0}, {"arch": "vit_betwixt_patch16_reg4_gap_256", "class_tokens": 0}, {"position": "sincos2d"}],
 )
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_goals_are_the_normed_mean_of_the_normed_outputs_of_the_teachers_last_blocks(changes, blocks):

@@ -234,7 +234,7 @@ def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patch
 @pytest.mark.parametrize("class_token", [True, False])
 @pytest.mark.parametrize(("arch", "registers"), [("vit_tiny_patch16_224", 0), ("vit_betwixt_patch16_reg4_gap_256", 4)])
 def test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_and_registers(class_token, arch, registers):
-    model = {"arch": arch, "image_size": 32, "patch_size": P, "width": 48, "depth": 1, "heads": 3, "class_token": class_token}
+    model = {"arch": arch, "image_size": 32, "patch_size": P, "width": 48, "depth": 1, "heads": 3, "class_tokens": int(class_token)}
     encoder = model_of(recipe(model=model, **DROP)).encoder
     encoder.vit.blocks, encoder.vit.norm, before = torch.nn.Sequential(), torch.nn.Identity(), class_token + registers
     assert encoder.prefix == before

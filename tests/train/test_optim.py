@@ -12,7 +12,7 @@ RECIPES = {
     "linear": {"model": MODEL},
     "mae": {"model": MODEL | {"position": "sincos2d"}, "corruption": {"name": "drop"}, "decoder": TRANSFORMER},
     "replace, deep decoder": {"model": MODEL, "decoder": TRANSFORMER},
-    "no class token": {"model": MODEL | {"class_token": False}},
+    "no class token": {"model": MODEL | {"class_tokens": 0}},
     "capi": {"model": MODEL, "decoder": TRANSFORMER, "optim": {"patch_embed_lr_scale": 0.2, "norm_decay_scale": 0.1}},
     "registers": {"model": MODEL | {"arch": "vit_betwixt_patch16_reg4_gap_256"}, "decoder": TRANSFORMER},
 }

@@ -59,7 +59,7 @@ def test_the_grid_holds_the_own_features_first_every_layer_and_no_cls_without_a_
         "mean of layers 2, 3", "cls of layers 2, 3", "both of layers 2, 3",
     ]  # fmt: skip
     assert [str(v) for v in LinearProbe(curve=False, last_layers=()).variants(own, backbone())] == ["mean of layer 2"]
-    assert {v.pooling for v in LinearProbe().variants(own, backbone(class_token=False))} == {"mean"}
+    assert {v.pooling for v in LinearProbe().variants(own, backbone(class_tokens=0))} == {"mean"}
     assert needed_by([Variant((1, 3), "mean"), Variant((2,), "both")]) == ((1, 2, 3), ("cls", "mean"))
 
 
@@ -110,4 +110,4 @@ def test_a_size_of_no_whole_patches_and_a_missing_class_token_are_refused():
     with pytest.raises(ConfigError, match="16 and 20"):
         check_resolution(backbone(), 18)
     with pytest.raises(ConfigError, match="no class token"):
-        own_variant(backbone(class_token=False), (-1,), "both")
+        own_variant(backbone(class_tokens=0), (-1,), "both")

@@ -224,7 +224,7 @@ def test_answers_are_to_the_crops_of_the_source_on_the_hold_out_and_at_the_end(p
     crops = []
 
     class Views:
-        prefix, rank, processes = 1, 0, 1
+        prefix, class_tokens, rank, processes = 1, 1, 0, 1
         width_of = staticmethod(lambda layer: 8)
 
         def augmented(self, epoch, parts, layers, crop_scale):

@@ -82,6 +82,10 @@ class Views(Protocol):
         """P."""
 
     @property
+    def class_tokens(self) -> int:
+        """How many of the P are class tokens: the first ones."""
+
+    @property
     def rank(self) -> int: ...
 
     @property

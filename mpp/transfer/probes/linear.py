@@ -45,8 +45,8 @@ class LinearProbe(Probe):
         ours, as masked encoders probe best so, from middle layers on, and may have no class token.
         """
         depth = backbone.depth
-        single: tuple[Part, ...] = ("mean", "cls") if backbone.class_token else ("mean",)
-        poolings = (*single, "both") if backbone.class_token else single
+        single: tuple[Part, ...] = ("mean", "cls") if backbone.class_tokens else ("mean",)
+        poolings = (*single, "both") if backbone.class_tokens else single
         every = [Variant((layer,), pooling) for pooling in single for layer in range(backbone.first, depth + 1)] if self.curve else []
         last = [
             Variant(tuple(range(max(backbone.first, depth + 1 - k), depth + 1)), pooling) for k in self.last_layers for pooling in poolings

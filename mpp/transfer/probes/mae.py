@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mpp.config.schema import Count, Positive
+from mpp.model.tokens import class_feature
 from mpp.rng import PROBE, seed_of
 from mpp.transfer.features import EPSILON, parts_of
 from mpp.transfer.probes.contract import Train
@@ -38,6 +39,7 @@ class MaeProbe(OnlineProbe):
     crop: Annotated[float, Field(gt=0, le=1)] | None = 224 / 256  # Resize(256), CenterCrop(224) of main_linprobe.py; null: features.crop
 
     def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "MaeHeads":
+        assert train.views is not None
         return MaeHeads(
             [(layer, train.own.pooling) for layer in train.own.layers],
             widths,
@@ -47,6 +49,7 @@ class MaeProbe(OnlineProbe):
             images_per_step=images_per_step,
             seed=train.seed,
             device=train.device,
+            class_tokens=train.views.class_tokens,
         )
 
 
@@ -64,10 +67,11 @@ class MaeHeads:
         images_per_step: float,
         seed: int,
         device: torch.device,
+        class_tokens: int = 1,
     ):
         """variants: (layer, "cls", "mean" or "both").  widths: D of each layer.  prefix: P.  learning_rates: for 256 images a step, scaled by
         `images_per_step`."""
-        self.prefix = prefix
+        self.prefix, self.class_tokens = prefix, class_tokens
         self.pooled = sorted({(layer, part) for layer, pooling in variants for part in parts_of(pooling)})
         self.heads = [f"{pooling} of layer {layer}, rate {rate:g}" for layer, pooling in variants for rate in learning_rates]
         start, first = {}, 0
@@ -99,7 +103,10 @@ class MaeHeads:
     def _pool(self, tokens: dict[int, Tensor]) -> Tensor:
         """float32 [B, W]."""
         parts = [
-            tokens[layer][:, 0] if part == "cls" else tokens[layer][:, self.prefix :].float().mean(dim=1) for layer, part in self.pooled
+            class_feature(tokens[layer].float(), self.class_tokens)
+            if part == "cls"
+            else tokens[layer][:, self.prefix :].float().mean(dim=1)
+            for layer, part in self.pooled
         ]
         return torch.cat([part.float() for part in parts], dim=1)
 
