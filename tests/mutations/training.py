@@ -94,7 +94,7 @@ ROWS = [
     ),
     Row(
         'the decoder has no positions', 'mpp/recipe/decoders/transformer.py',
-        'self.blocks(tokens + self.positions)',
+        'self.blocks(tokens + self.pos_embed)',
         'self.blocks(tokens)',
         "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
