@@ -20,6 +20,7 @@ BASE = [
     "system={precision: fp32, micro_batch_max: 4, workers: 0}",
 ]
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
+CROSS = "corruption={name: drop}  decoder={name: cross_attention, depth: 1, width: 16, heads: 2}"
 BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 GRID, PIXELS, DEEP = "target={name: color_grid, grid: 2, bits: 1}", "target={name: pixels}", "model.depth=2"
 HOG = "target={name: hog, cell: 2}"
@@ -62,6 +63,11 @@ CHANGES = {
     "target.ema_end": [Change("target.ema_end=0.9", "loss holdout weights", FEATURES, same="first parameters")],
     "target.ema_samples": [Change("target.ema_samples=0", "loss holdout weights", FEATURES, same="first parameters")],
     "decoder.name": [Change("decoder={name: transformer, depth: 1, width: 16, heads: 2}", RESULTS + " parameters")],
+    "decoder.position": [Change("decoder.position=learned", RESULTS + " parameters", MAE), Change("decoder.position=rotary", RESULTS, CROSS, same="parameters")],
+    "decoder.tokens": [Change("decoder.tokens=predicted", RESULTS, MAE + "  mask={name: random, ratio: 0.5, predicted: 0.25}", same="parameters")],
+    "decoder.memory": [Change("decoder.memory=blocks", RESULTS + " parameters", CROSS)],
+    "decoder.mlp_ratio": [Change("decoder.mlp_ratio=2", RESULTS + " parameters", CROSS)],
+    "decoder.drop_path": [Change("decoder.drop_path=0.9", "loss weights", CROSS, same="parameters")],
     "decoder.depth": [Change("decoder.depth=2", RESULTS + " parameters", MAE)],
     "decoder.width": [Change("decoder.width=32", RESULTS + " parameters", MAE)],
     "decoder.heads": [Change("decoder.heads=4", RESULTS, MAE, same="parameters")],
