@@ -28,15 +28,14 @@ ROWS: list[Plant | Row] = [
     Row(
         "the context's own tokens are the answers", TRANSFORMER, "together[:, seen.shape[1] :]", "together[:, : asked // groups]", BLOCK_MASK,
     ),
-    Row(
-        "class tokens share one learned position", "mpp/recipe/decoders/base.py",
-        "decoder.pos_embed = nn.Parameter(nn.init.trunc_normal_(fixed, std=0.02))",
-        "decoder.pos_embed = nn.Parameter(nn.init.trunc_normal_(fixed, std=0.02).index_copy_(1, torch.arange(prefix), torch.zeros(1, prefix, width)))",
+    Plant(
+        "class tokens share one learned position", "mpp.recipe.decoders.transformer:add_positions",
+        "lambda decoder, *words: (real(decoder, *words), decoder.pos_embed.data[:, : decoder.prefix].zero_())",
         SELF + "learned_positions_are_of_class_tokens_too_and_learn_without_decay",
     ),
-    Row(
-        "learned positions do not learn", "mpp/recipe/decoders/base.py",
-        "nn.Parameter(nn.init.trunc_normal_(fixed, std=0.02))", "nn.Parameter(nn.init.trunc_normal_(fixed, std=0.02), requires_grad=False)",
+    Plant(
+        "learned positions do not learn", "mpp.recipe.decoders.transformer:add_positions",
+        "lambda decoder, *words: (real(decoder, *words), decoder.pos_embed.requires_grad_(False))",
         SELF + "gradients_reach_every_parameter_of_a_transformer",
     ),
     Plant(

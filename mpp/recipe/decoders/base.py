@@ -62,10 +62,8 @@ def refuse_width(width: int, heads: int, position: str) -> None:
 
 def add_positions(decoder: nn.Module, learned: bool, width: int, prefix: int, grid: Grid) -> None:
     """decoder.pos_embed [1, P + N, W]: learned, from N(0, .02), of every token (Pixio), or fixed sine-cosines, and none before the patches (MAE)."""
-    fixed = torch.cat([torch.zeros(prefix, width), torch.zeros(grid[0] * grid[1], width) if learned else sincos_positions(width, grid)])[
-        None
-    ]
     if learned:
-        decoder.pos_embed = nn.Parameter(nn.init.trunc_normal_(fixed, std=0.02))
+        decoder.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, prefix + grid[0] * grid[1], width), std=0.02))
     else:
+        fixed = torch.cat([torch.zeros(prefix, width), sincos_positions(width, grid)])[None]
         decoder.register_buffer("pos_embed", fixed, persistent=False)
