@@ -18,12 +18,12 @@ ROWS: list[Plant | Row] = [
         BLOCK_MASK,
     ),
     Row(
-        "the context has the positions of the first places", TRANSFORMER, "patches if places is None else gather_tokens(patches, places)",
-        "patches if places is None else patches[:, : places.shape[1]]", BLOCK_MASK,
+        "the context has the positions of the first places", TRANSFORMER, "where[self.prefix + places]]",
+        "at[:, self.prefix : self.prefix + places.shape[1]]]", BLOCK_MASK,
     ),
     Row(
-        "mask tokens do not know their place", TRANSFORMER, "(self.mask_token + gather_tokens(patches, predicted))",
-        "(self.mask_token + 0 * gather_tokens(patches, predicted))", BLOCK_MASK,
+        "mask tokens do not know their place", TRANSFORMER, "self.mask_token + where[self.prefix + predicted]",
+        "self.mask_token + where[self.prefix + 0 * predicted]", BLOCK_MASK,
     ),
     Row(
         "the context's own tokens are the answers", TRANSFORMER, "together[:, seen.shape[1] :]", "together[:, : asked // groups]", BLOCK_MASK,

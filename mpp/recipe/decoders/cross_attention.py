@@ -70,10 +70,13 @@ class CrossAttention(nn.Module):
     def forward(self, tokens: Tensor | list[Tensor], places: Tensor | None, predicted: Tensor) -> Tensor:
         """tokens [B, P + K, D] of the patches `places` [B, K] (None: of all, in order), or, of memory=blocks, what enters the encoder's first block
         and what leaves each; predicted [B, M] -> [B, M, O]."""
-        return self.head(self.norm(self._through(self.blocks, tokens, places, predicted)))
+        return self.head(self._through(self.blocks, tokens, places, predicted))
 
     def first_block(self, tokens: Tensor | list[Tensor], places: Tensor | None, queries: Tensor) -> Tensor:
-        """What leaves the first block at the places `queries` [B, Q], hidden or not: [B, Q, W].  CAPI's global feature is its mean over all places."""
+        """What leaves the first block at the places `queries` [B, Q], hidden or not, under the predictor's final norm: [B, Q, W].
+
+        CAPI's global feature is its mean over all places, where the encoder has seen all of them (the authors' code).
+        """
         return self._through(self.blocks[:1], tokens, places, queries)
 
     def _through(self, blocks: nn.ModuleList, tokens: Tensor | list[Tensor], places: Tensor | None, queries: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ class CrossAttention(nn.Module):
             asked = asked + self.pos_embed[0, queries]
         for block, memory in zip(blocks, memories, strict=False):
             asked = block(asked, memory, turn)
-        return asked
+        return self.norm(asked)
 
 
 class Mixture(nn.Module):

@@ -75,9 +75,12 @@ class Transformer(nn.Module):
         batch, asked = predicted.shape
         if asked % groups:
             raise ValueError(f"{asked} predicted patches do not consist of {groups} groups of equal size")
-        where = self.pos_embed.expand(batch, -1, -1)
-        prefix, patches = where[:, : self.prefix], where[:, self.prefix :]
-        seen = tokens + torch.cat([prefix, patches if places is None else gather_tokens(patches, places)], dim=1)
-        masked = (self.mask_token + gather_tokens(patches, predicted)).to(seen.dtype).reshape(batch * groups, asked // groups, -1)
+        where = self.pos_embed[0]
+        at = where.expand(batch, -1, -1)
+        if places is not None:
+            at = torch.cat([at[:, : self.prefix], where[self.prefix + places]], dim=1)
+        seen = tokens + at
+        # By indexing, as a place may be predicted several times: what a gather's gradient adds there comes in another order each time on a GPU.
+        masked = (self.mask_token + where[self.prefix + predicted]).to(seen.dtype).reshape(batch * groups, asked // groups, -1)
         together = self.blocks(torch.cat([seen.repeat_interleave(groups, dim=0), masked], dim=1))
         return together[:, seen.shape[1] :].reshape(batch, asked, -1)
