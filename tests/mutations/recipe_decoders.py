@@ -14,6 +14,10 @@ ROWS: list[Plant | Row] = [
         SELF + "a_group_sees_nothing_of_another_and_its_own_order_does_not_matter",
     ),
     Row(
+        "a decoder is not told of the mask's target blocks", "mpp/recipe/model.py", "config.mask.groups, fused_attention", "1, fused_attention",
+        SELF + "target_blocks_of_a_mask_are_kept_apart_in_the_whole_model",
+    ),
+    Row(
         "contexts are repeated in another order than the groups of a sample", TRANSFORMER, "seen.repeat_interleave(groups, dim=0)", "seen.repeat(groups, 1, 1)",
         BLOCK_MASK,
     ),

@@ -10,6 +10,10 @@ from mpp.model.tokens import sincos_positions
 from mpp.recipe.decoders.base import Given
 from mpp.recipe.decoders.cross_attention import CrossAttentionDecoder
 from mpp.recipe.decoders.transformer import Transformer, TransformerDecoder
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
+from mpp.recipe.places import Masks
+from mpp.rng import MASK, Draws
 from mpp.train.optim import spares
 from tests.recipe.plain import linear, normed, self_attention_block, unsettle, weights_of
 
@@ -106,6 +110,22 @@ def test_a_group_sees_nothing_of_another_and_its_own_order_does_not_matter():
     torch.testing.assert_close(shared[:, 3:], before[:, 3:])
     with pytest.raises(ValueError, match="5 predicted patches do not consist of 2 groups"):
         decoder(tokens, places, predicted[:, :5])
+
+
+@torch.no_grad()
+def test_target_blocks_of_a_mask_are_kept_apart_in_the_whole_model():
+    model = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 24, "depth": 1, "heads": 2}
+    sections = {"mask": {"name": "multi_block", "blocks": 2}, "corruption": {"name": "drop"}, "target": {"name": "pixels"}}
+    config = PretrainConfig.model_validate(
+        {"model": model, **sections, "decoder": {"name": "transformer", "depth": 1, "width": 16, "heads": 2, "tokens": "predicted"}}
+    )
+    whole, masking = build_model(config).eval(), Masking(config.model.grid, config.mask, config.corruption)
+    masks = Masks(*map(torch.from_numpy, masking.draw_all([Draws(0, MASK, 0, sample) for sample in range(B)])))
+    images = torch.randint(0, 256, (B, 3, 32, 32), generator=torch.Generator().manual_seed(1)).float()
+    before, size = whole(images, *masks)[0], masks.predicted.shape[1] // 2
+    other = torch.cat([masks.predicted[:, :size], (masks.predicted[:, size:] + 1) % 16], dim=1)
+    after = whole(images, *masks._replace(predicted=other))[0]
+    assert torch.equal(after[:, :size], before[:, :size]) and not torch.isclose(after[:, size:], before[:, size:]).all()
 
 
 def test_learned_positions_are_of_class_tokens_too_and_learn_without_decay():
