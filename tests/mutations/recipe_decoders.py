@@ -76,7 +76,7 @@ ROWS: list[Plant | Row] = [
         CROSS + "a_decoder_that_reads_blocks_is_given_what_enters_the_first_and_what_leaves_each",
     ),
     Row(
-        "stochastic depth is never on", PREDICTOR, "partial(DropPath, config.drop_path) if config.drop_path else nn.Identity", "nn.Identity",
+        "stochastic depth is never on", PREDICTOR, "partial(DropPath, config.drop_path)", "partial(DropPath, 0.0)",
         CROSS + "weights_of_the_mixture_begin_as_the_papers_and_stochastic_depth_is_the_same_in_every_block",
     ),
     Row(
