@@ -75,6 +75,8 @@ def refuse_vit_mae(encoder: LoadedEncoder, config: PretrainConfig | None) -> Non
             ("mask.name", config.mask.name, "random"),
             ("corruption.name", config.corruption.name, "drop"),
             ("decoder.name", config.decoder.name, "transformer"),
+            ("decoder.position", getattr(config.decoder, "position", "sincos2d"), "sincos2d"),
+            ("decoder.tokens", getattr(config.decoder, "tokens", "hidden"), "hidden"),
             ("target.name", config.target.name, "pixels"),
             ("target.loss", getattr(config.target, "loss", "l2"), "l2"),
         ]

@@ -271,6 +271,8 @@ def test_a_folder_without_or_with_a_damaged_certificate_is_refused(copy):
         ({"model": MAE["model"] | ROTARY}, "transformers", "has the architecture of timm's Eva, layer scale, rotary positions, which"),
         ({"corruption": {"name": "replace"}}, "transformers-mae", r"corruption\.name=replace"),
         ({"target": {"name": "mean_color"}}, "transformers-mae", r"target\.name=mean_color"),
+        ({"decoder": MAE["decoder"] | {"position": "learned"}}, "transformers-mae", r"decoder\.position=learned"),
+        ({"decoder": MAE["decoder"] | {"tokens": "predicted"}}, "transformers-mae", r"decoder\.tokens=predicted"),
     ],
 )  # fmt: skip
 def test_what_a_target_cannot_express_is_refused_before_anything_is_written(tmp_path, changes, target, words):

@@ -94,7 +94,7 @@ ROWS = [
     ),
     Row(
         'the decoder has no positions', 'mpp/recipe/decoders/transformer.py',
-        'self.blocks(tokens + self.positions)',
+        'self.blocks(tokens + self.pos_embed)',
         'self.blocks(tokens)',
         "tests/recipe/test_mae_oracle.py::test_predictions_loss_and_gradients_equal_the_oracles",
     ),
@@ -369,16 +369,16 @@ ROWS = [
     Row(
         "tables of relative positions decay", "mpp/train/optim.py", ", \"relative_position_bias_table\")", ")", "tests/train/test_optim.py::test_tables_of_relative_positions_do_not_decay",
     ),
-    Row(
-        "the decoder's places are shifted without a class token", 'mpp/recipe/decoders/transformer.py',
-        'torch.cat([torch.zeros(given.prefix, config.width), fixed])[None]',
-        'torch.cat([torch.zeros(max(given.prefix, 1), config.width), fixed])[None, : given.prefix + len(fixed)]',
+    Plant(
+        "the decoder's places are shifted without a class token", "mpp.recipe.decoders.transformer:add_positions",
+        "lambda decoder, learned, width, prefix, grid: (real(decoder, learned, width, max(prefix, 1), grid), "
+        "setattr(decoder, 'pos_embed', decoder.pos_embed[:, : prefix + grid[0] * grid[1]]))",
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
-    Row(
-        'registers take the first places of the decoder', 'mpp/recipe/decoders/transformer.py',
-        'torch.cat([torch.zeros(given.prefix, config.width), fixed])[None]',
-        'torch.cat([torch.zeros(min(given.prefix, 1), config.width), fixed, fixed])[None, : given.prefix + len(fixed)]',
+    Plant(
+        "registers take the first places of the decoder", "mpp.recipe.decoders.transformer:add_positions",
+        "lambda decoder, learned, width, prefix, grid: (real(decoder, learned, width, min(prefix, 1), grid), "
+        "setattr(decoder, 'pos_embed', torch.cat([decoder.pos_embed, decoder.pos_embed[:, min(prefix, 1) :]], 1)[:, : prefix + grid[0] * grid[1]]))",
         "tests/recipe/test_model.py::test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patches_have_none",
     ),
     Row(

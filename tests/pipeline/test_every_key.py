@@ -24,6 +24,7 @@ BASE = [
     "system={precision: fp32, micro_batch_max: 4, workers: 0}",
 ]
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
+CROSS = "corruption={name: drop}  decoder={name: cross_attention, depth: 1, width: 16, heads: 2}"
 BLOCK = "mask={name: block, ratio: 0.5, min_patches: 4}"
 BLOCKS = "mask={name: multi_block, blocks: 2, block: 0.25, visible: 0.25}"
 INVERSE = "mask={name: inverse_block}"
@@ -93,6 +94,11 @@ CHANGES = {
     "target.norm_blocks": [Change("target.norm_blocks=false", RESULTS, FEATURES + "  target.blocks=2  " + DEEP, same="parameters")],
     "target.final_norm": [Change("target.final_norm=true", RESULTS, FEATURES + "  target.norm=false  target.norm_blocks=false", same="parameters")],
     "target.norm": [Change("target.norm=false", RESULTS, FEATURES + "  target.norm_blocks=false", same="parameters")],
+    "decoder.position": [Change("decoder.position=learned", RESULTS + " parameters", MAE), Change("decoder.position=rotary", RESULTS, CROSS, same="parameters")],
+    "decoder.tokens": [Change("decoder.tokens=predicted", RESULTS, MAE + "  mask={name: random, ratio: 0.5, predicted: 0.25}", same="parameters")],
+    "decoder.memory": [Change("decoder.memory=blocks", RESULTS + " parameters", CROSS)],
+    "decoder.mlp_ratio": [Change("decoder.mlp_ratio=2", RESULTS + " parameters", CROSS)],
+    "decoder.drop_path": [Change("decoder.drop_path=0.9", "loss weights", CROSS, same="parameters")],
     "decoder.depth": [Change("decoder.depth=2", RESULTS + " parameters", MAE)],
     "decoder.width": [Change("decoder.width=32", RESULTS + " parameters", MAE)],
     "decoder.heads": [Change("decoder.heads=4", RESULTS, MAE, same="parameters")],

@@ -222,7 +222,7 @@ def test_each_patch_has_its_own_place_in_the_decoder_and_tokens_before_the_patch
     tokens, visible = torch.randn(2, prefix + 2, 12, generator=nn_init), torch.tensor([[4, 1], [0, 5]])
     found = decoder(tokens, visible, torch.arange(6).expand(2, -1))
     places = sincos_positions(8, (2, 3))
-    assert torch.equal(decoder.positions, torch.cat([torch.zeros(prefix, 8), places])[None])
+    assert torch.equal(decoder.pos_embed, torch.cat([torch.zeros(prefix, 8), places])[None])
     for b in range(2):
         for n in range(6):
             shown = [i for i, place in enumerate(visible[b].tolist()) if place == n]

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mpp.recipe.decoders.cross_attention import CrossAttentionDecoder
 from mpp.recipe.decoders.linear import LinearDecoder
 from mpp.recipe.decoders.pooled import PooledDecoder
 from mpp.recipe.decoders.transformer import TransformerDecoder
 
-DecoderConfig = Annotated[LinearDecoder | TransformerDecoder | PooledDecoder, Field(discriminator="name")]
+DecoderConfig = Annotated[LinearDecoder | TransformerDecoder | CrossAttentionDecoder | PooledDecoder, Field(discriminator="name")]

@@ -1,11 +1,14 @@
 """What every decoder answers to.  Letters: B samples, K visible, M predicted, P prefix tokens, D encoder dimensions, O outputs a patch."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mpp.config.schema import Section
+from mpp.model.tokens import sincos_positions
 from mpp.recipe.places import Grid
 
 
@@ -42,4 +45,25 @@ class DecoderSection(Section):
 
 class Decoder(Protocol):
     def __call__(self, tokens: Tensor, places: Tensor | None, predicted: Tensor) -> Tensor:
-        """tokens [B, P + K, D] of the patches `places` [B, K] (None: of all, in order), predicted [B, M] -> [B, M, O]."""
+        """tokens [B, P + K, D] of the patches `places` [B, K] (None: of all, in order), predicted [B, M] -> [B, M, O].  Of one that reads blocks,
+        `tokens` is the list of those tensors."""
+
+
+def refuse_width(width: int, heads: int, position: str) -> None:
+    """Raises ValueError where the width cannot be divided among so many heads, or does not take such positions."""
+    fits, why = {
+        "rotary": (4 * heads, f"4 x heads={heads}, as rotary positions turn the pairs of a head along two axes"),
+        "sincos2d": (math.lcm(4, heads), f"4 (sine-cosine positions) and of heads={heads}"),
+        "learned": (heads, f"heads={heads}"),
+    }[position]
+    if width % fits:
+        raise ValueError(f"width={width} must be a multiple of {why}; the nearest that fits is {max(1, round(width / fits)) * fits}")
+
+
+def add_positions(decoder: nn.Module, learned: bool, width: int, prefix: int, grid: Grid) -> None:
+    """decoder.pos_embed [1, P + N, W]: learned, from N(0, .02), of every token (Pixio), or fixed sine-cosines, and none before the patches (MAE)."""
+    if learned:
+        decoder.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, prefix + grid[0] * grid[1], width), std=0.02))
+    else:
+        fixed = torch.cat([torch.zeros(prefix, width), sincos_positions(width, grid)])[None]
+        decoder.register_buffer("pos_embed", fixed, persistent=False)
