@@ -265,7 +265,7 @@ def test_a_decoder_that_reads_blocks_is_given_what_enters_the_first_and_what_lea
 def test_predictions_do_not_see_hidden_pixels(memory):
     config = row(decoder={"memory": memory, "position": "rotary"})
     model, masks, images = build_model(config).eval(), masks_of(config), pictures()
-    before, _, _ = model(images, *masks)
+    before, *_ = model(images, *masks)
     hidden = (masks.kind > 0).view(B, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     assert torch.equal(model(torch.where(hidden, 255 - images, images), *masks)[0], before)
     assert not torch.equal(model(torch.where(hidden, images, 255 - images), *masks)[0], before)
