@@ -5,6 +5,7 @@ fault of the program and keeps its traceback.
 """
 
 import argparse
+import atexit
 import errno
 import io
 import multiprocessing
@@ -22,7 +23,7 @@ from mpp.text import Cleaned, printable
 
 at_leaving: list[
     Callable[[int, str, bool], None]
-] = []  # told of a program's end: its exit status, its last words, whether it has printed them
+] = []  # of a process of a job: told of a program's end: its exit status, its last words, whether it has printed them
 lost_connection: list[Callable[[], object]] = []  # called where another process has ended, before this one says so
 
 
@@ -93,11 +94,15 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
         status = 2
     _leave(status or 0, words, said)
     sys.stdout.flush()
-    if status and _joined():
-        # Leave at once: taking down a process group whose other members are leaving too can abort this process (SIGABRT was seen).
+    if at_leaving:
+        # Leave at once: what the libraries of a process group take down at exit can abort a process that has done everything (SIGABRT was seen).
         for worker in multiprocessing.active_children():
             worker.kill()  # they take no other signal, and hold nothing
-        os._exit(status)
+        if not status:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status or 0)
     raise SystemExit(status or 0)
 
 

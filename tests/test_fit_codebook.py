@@ -132,11 +132,13 @@ def test_what_is_written_is_what_was_fitted_and_the_figures_are_those_of_numpy(t
 
 
 def test_the_same_words_write_the_same_bytes_and_another_seed_others(tiny_shards, tmp_path):
-    one, again, other = (
-        fit(tiny_shards, tmp_path / f"{name}.safetensors", "of={name: hog, cell: 2}", f"seed={seed}", f"batch={batch}").read_bytes()
-        for name, seed, batch in (("one", 0, 256), ("again", 0, 7), ("other", 1, 256))
+    one, again, other, batched = (
+        fit(tiny_shards, tmp_path / f"{name}.safetensors", "of={name: hog, cell: 2}", f"seed={seed}", f"batch={batch}")
+        for name, seed, batch in (("one", 0, 256), ("again", 0, 256), ("other", 1, 256), ("batched", 0, 7))
     )
-    assert one == again != other
+    assert one.read_bytes() == again.read_bytes() != other.read_bytes()
+    # What a processor works out several numbers at a time, such as an angle, may differ in its last bit with their place in memory.
+    torch.testing.assert_close(read_codebook(batched).centres, read_codebook(one).centres, atol=1e-4, rtol=1e-3)
 
 
 def test_held_out_images_are_not_fitted_to(make_shards, tmp_path):
@@ -167,7 +169,7 @@ def test_a_yaml_of_pretraining_gives_seed_sizes_data_and_the_place(tmp_path):
         ("of={name: mean_color}", r"of mean_color: centres are of values that stay as they are; take pixels, hog"),
         ("of={name: features}", r"of features: centres are of values that stay as they are"),
         ("of={name: codebook, path: x}", r"of codebook: centres are of values that stay as they are"),
-        ("of={name: rotation}", r"of rotation: .* goes with mask\.name=turn"),
+        ("of={name: rotation}", r"of rotation: .* take mask\.name=turn"),
         ("of={name: hog}", r"of hog: target\.cell=8 must divide model\.patch_size=4"),
     ],
 )  # fmt: skip
