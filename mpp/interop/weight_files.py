@@ -47,9 +47,19 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A whole safetensors file; floating-point tensors as float32."""
+    """A whole safetensors file, the same bytes for the same content; floating-point tensors as float32."""
     tensors = {name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in weights.items()}
-    write_atomically(path, save(tensors, metadata={"format": "pt", **metadata}))
+    write_atomically(path, _in_order(save(tensors, metadata={"format": "pt", **metadata})))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, which the library writes in another order each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    words = json.dumps(header, separators=(",", ":")).encode()
+    words += b" " * (-len(words) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(words).to_bytes(8, "little") + words + data[8 + size :]
 
 
 def read_json(path: Path) -> dict[str, Any]:
