@@ -1,0 +1,150 @@
+"""Measured on what training asks at each step: rates, decay, the optimiser's groups, the teacher's average, crops."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from mpp.claims.subject import Subject
+from mpp.data.augment import Augment
+from mpp.rng import CROP, Draws
+from mpp.train.optim import build_optimiser, parameter_groups
+from mpp.train.schedule import learning_rate, weight_decay
+
+IMAGENET = 1_281_167  # images to train on
+CROPS, SQUARE = 3000, 1000  # crops that are drawn, of an image of so many pixels a side
+Measure = Callable[[Subject], Any]
+
+
+def images(epochs: float) -> int:
+    return round(epochs * IMAGENET)
+
+
+def batch(subject: Subject) -> int:
+    """As set: how it is divided among processes does not change it."""
+    return subject.config.data.global_batch
+
+
+def epochs(subject: Subject) -> float:
+    """Of ImageNet, until the last step."""
+    return subject.config.optim.total_samples / IMAGENET
+
+
+def steps(subject: Subject) -> int:
+    return subject.config.optim.total_samples // batch(subject)
+
+
+def rate_at(samples: int) -> Measure:
+    """Of the step that begins there."""
+    return lambda subject: learning_rate(samples, subject.config.optim, batch(subject))
+
+
+def rate_at_end(subject: Subject) -> float:
+    return learning_rate(subject.config.optim.total_samples, subject.config.optim, batch(subject))
+
+
+def peak(subject: Subject) -> float:
+    """The highest rate of a thousand steps of the run, and of the one after warm-up."""
+    optim = subject.config.optim
+    seen = [optim.warmup_samples, *(optim.total_samples * share // 1000 for share in range(1001))]
+    return max(learning_rate(samples, optim, batch(subject)) for samples in seen)
+
+
+def decay_at(samples: int) -> Measure:
+    return lambda subject: weight_decay(samples, subject.config.optim)
+
+
+def decay_at_end(subject: Subject) -> float:
+    return weight_decay(subject.config.optim.total_samples, subject.config.optim)
+
+
+def optimiser(subject: Subject) -> str:
+    return type(_optimiser(subject)).__name__
+
+
+def betas(subject: Subject) -> list[float]:
+    return list(_optimiser(subject).defaults["betas"])
+
+
+def clip(subject: Subject) -> float:
+    """As set; 0: no clipping."""
+    return subject.config.optim.clip_norm
+
+
+def decays(subject: Subject) -> list[float]:
+    """The weight decay of matrices, of biases, of the norms' scales, and of tokens and learned positions, as the optimiser begins."""
+    names = {id(parameter): name for name, parameter in subject.small.named_parameters()}
+    found: dict[str, set[float]] = defaultdict(set)
+    for group in _optimiser(subject).param_groups:
+        for parameter in group["params"]:
+            if not names[id(parameter)].startswith("target."):
+                found[_sort(names[id(parameter)])].add(group["weight_decay"])
+    return [decay for sort in ("matrices", "biases", "norms", "tokens") for decay in sorted(found[sort])]
+
+
+def decaying(subject: Subject) -> int:
+    """How many of the encoder's parameters decay in full."""
+    optim = subject.config.optim
+    groups = parameter_groups(subject.whole.encoder, optim.weight_decay, optim.norm_decay_scale, optim.patch_embed_lr_scale)
+    return sum(parameter.numel() for group in groups for parameter in group["params"] if group["decay_scale"] == 1)
+
+
+def patch_embedding_rate(subject: Subject) -> float:
+    """The learning rate of the patch embedding, in that of the rest."""
+    kernel = subject.small.encoder.vit.patch_embed.proj.weight
+    return next(group["lr_scale"] for group in _optimiser(subject).param_groups if any(each is kernel for each in group["params"]))
+
+
+def teacher_decay(step: int) -> Measure:
+    """How much of the teacher's weights is left after this step, told by an update of zeros with a model of ones."""
+
+    def measured(subject: Subject) -> float:
+        average = subject.average
+        assert average is not None
+        ones = torch.nn.Module()
+        ones.encoder = subject.small.encoder  # of the same names, and then of the same shapes
+        model = {name: torch.ones_like(parameter) for name, parameter in ones.named_parameters()}
+        for parameter in average.net.parameters():
+            parameter.data.zero_()
+        average.update(SimpleNamespace(module=SimpleNamespace(named_parameters=model.items), stage=0), step)  # type: ignore[arg-type]
+        return 1 - float(next(average.net.parameters()).double().mean())
+
+    return measured
+
+
+def last_step_decay(subject: Subject) -> float:
+    return teacher_decay(steps(subject))(subject)
+
+
+def crop_areas(subject: Subject) -> list[float]:
+    """Of many crops of a square image, the smallest and the largest, in its area."""
+    areas = [(right - left) * (bottom - top) / SQUARE**2 for left, top, right, bottom in _crops(subject)[0]]
+    return [min(areas), max(areas)]
+
+
+def flipped(subject: Subject) -> float:
+    """The share of many views that are."""
+    return sum(_crops(subject)[1]) / CROPS
+
+
+def _crops(subject: Subject) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
+    data = subject.config.data
+    augment = Augment(subject.config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    views = [augment.draw(Draws(subject.config.seed, CROP, 0, sample, 0)) for sample in range(CROPS)]
+    return [view.box(SQUARE, SQUARE) for view in views], [view.flip for view in views]
+
+
+def _optimiser(subject: Subject) -> torch.optim.Optimizer:
+    return build_optimiser(subject.small, subject.config.optim)
+
+
+def _sort(name: str) -> str:
+    module, _, last = name.rpartition(".")
+    if last in ("mask_token", "cls_token", "reg_token", "pos_embed", "gamma", "gamma_1", "gamma_2"):
+        return "tokens"
+    if last == "bias" or last.endswith("_bias"):
+        return "biases"
+    return "norms" if re.search(r"norm\w*$", module.rpartition(".")[2]) or ".norms." in name else "matrices"
