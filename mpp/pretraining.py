@@ -6,7 +6,8 @@ what happened.  What every training loop does in the same order stands in train/
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import everywhere
+from mpp.recipe.targets.base import Across, everywhere
 from mpp.recipe.teacher import Teacher, TeacherKnobs
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
@@ -51,6 +52,30 @@ from mpp.world import World, find_place, leave
 PROGRAM = "mpp/pretrain.py"  # as command lines are noted
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
 APART_SAMPLES = 512  # held-out ones on which a moving target is looked at
+
+
+def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
+    def joined(part: Tensor) -> Tensor:
+        whole = part.clone()
+        dist.all_reduce(whole, operation)
+        return whole
+
+    return joined
+
+
+ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp.MAX))  # collective
+
+
+def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
+    def joined(part: Tensor) -> Tensor:
+        whole = part.clone()
+        dist.all_reduce(whole, operation)
+        return whole
+
+    return joined
+
+
+ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp.MAX))  # collective
 Holdout = list[tuple[Batch, Tensor]]  # batches, and the weight [B] of each image
 
 
@@ -71,7 +96,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
     depends_on = {**sets.manifests, **brought.digests}
     run = Run(PROGRAM, argv, config, run_dir, plan, config.optim, steps_of, depends_on, called, branch_from=config.branch_from)
-    model = build_model(config, fused_attention, brought.lent)
+    model = build_model(config, fused_attention, replace(brought.lent, across=ACROSS))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not run.commit:
         initialise_from(model, config)
@@ -88,7 +113,12 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     masking = sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
-    engine = run.begin(model, build_optimiser(model, config.optim), lambda engine: blank_pass(engine, config, masking, world), teacher)
+    engine = run.begin(
+        model,
+        build_optimiser(model, config.optim, model.target.own_scales),
+        lambda engine: blank_pass(engine, config, masking, world),
+        teacher,
+    )
     sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
     placed = sets.placed(config, world.device, world.local_size)
     stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)

@@ -62,9 +62,10 @@ class Encoder(nn.Module):
         """The final norm."""
         return self.vit.norm(tokens)
 
-    def forward(self, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Patch embeddings [B, N, D] -> normalised tokens [B, P + N, D], or [B, P + K, D] of the `visible` [B, K] patches alone."""
-        return self.norm(self.blocks(embeddings, visible, last=1)[0])
+    def forward(self, embeddings: Tensor, visible: Tensor | None = None, every: bool = False) -> Any:
+        """Patch embeddings [B, N, D] -> normalised tokens [B, P + N, D], or [B, P + K, D] of the `visible` [B, K] patches alone; every: instead what
+        `blocks` gives (asked for here, as ZeRO-3 gathers borrowed parameters around this call)."""
+        return self.blocks(embeddings, visible) if every else self.norm(self.blocks(embeddings, visible, last=1)[0])
 
     def borrowed_parameters(self) -> list[nn.Parameter]:
         """Those that are used outside their own module's forward pass (ZeRO-3 has to be told)."""

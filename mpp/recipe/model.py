@@ -58,7 +58,7 @@ class PretrainingModel(nn.Module):
         embeddings = self.encoder.embed(normalise(shown, self.mean, self.std))
         embeddings = self.corruption.embeddings(embeddings, masks, self.mask_token)
         places = self.corruption.places(masks)
-        tokens = self.encoder.blocks(embeddings, places) if self.reads_blocks else self.encoder(embeddings, places)
+        tokens = self.encoder(embeddings, places, every=self.reads_blocks)
         prediction = self.decoder(tokens, places, predicted)
         with torch.autocast(images.device.type, enabled=False):
             goal, own = self.target.goals(images, masks, self.teacher)  # no gradient flows back through a goal
@@ -96,10 +96,12 @@ def build_model(config: RecipeConfig, fused_attention: bool | None = None, lent:
     """A freshly initialised model, the same for the same config and seed.  lent: what the target's section asks for from outside."""
     encoder = build_encoder(config.model, seed_of(config.seed, INIT, 0), fused_attention)
     mean, std, depth = config.data.mean, config.data.std, encoder.depth
-    target = config.target.build(Given(config.model.patch_size, encoder.width, depth, mean, std, lent))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, INIT, 1))
-        given = decoders.Given(encoder.width, target.outputs, encoder.prefix, encoder.grid, depth, config.mask.groups, fused_attention)
+        target = config.target.build(Given(config.model.patch_size, encoder.width, depth, mean, std, lent))
+        given = decoders.Given(
+            encoder.width, target.outputs, encoder.prefix, encoder.grid, depth, config.mask.groups, fused_attention, target.head
+        )
         decoder = config.decoder.build(given)
         shape = config.corruption.token(encoder.width, config.model.patch_size)
         mask_token = nn.Parameter(nn.init.normal_(torch.zeros(shape), std=0.02)) if shape else None

@@ -15,10 +15,16 @@ TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "freqs", "relativ
 BEHIND = re.compile(r"(norm|fc_norm|head|head_dist)\b")  # timm's names of what follows the last block
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, norms: float = 0.0, patch_embedding: float = 1.0) -> list[dict]:
+TARGET = "target."  # in a pretraining model: the parameters of a target that learns itself
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, norms: float = 0.0, patch_embedding: float = 1.0, target: tuple[float, float] | None = None
+) -> list[dict]:
     """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours; MAE's code lets tokens decay).
 
-    norms: the scales of norms decay by this share of weight_decay.  patch_embedding: its learning rate by that of the rest.  In each group stand
+    norms: the scales of norms decay by this share of weight_decay.  patch_embedding: its learning rate by that of the rest.  target: rate and decay
+    of a target's own parameters, by those of the rest.  In each group stand
     lr_scale and decay_scale, by which the engine multiplies the rate and the decay of a step.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, 1.0): [], (1.0, 0.0): []}
@@ -26,6 +32,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, norms: float = 0.0, 
         if parameter.requires_grad:
             lr_scale = patch_embedding if PATCH_EMBEDDING in name.split(".") else 1.0
             decay_scale = norms if is_scale_of_norm(name) else 0.0 if spares(name, parameter) else 1.0
+            if target and name.startswith(TARGET):
+                lr_scale, decay_scale = target
             groups.setdefault((lr_scale, decay_scale), []).append(parameter)
     return [
         {"params": params, "weight_decay": weight_decay * decay_scale, "lr_scale": lr_scale, "decay_scale": decay_scale}
@@ -45,9 +53,9 @@ def spares(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim < 2 or name.rsplit(".", 1)[-1] in TOKENS
 
 
-def build_optimiser(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW at learning rate 0: each step sets its own."""
-    groups = parameter_groups(model, optim.weight_decay, optim.norm_decay_scale, optim.patch_embed_lr_scale)
+def build_optimiser(model: nn.Module, optim: OptimConfig, target: tuple[float, float] | None = None) -> torch.optim.AdamW:
+    """AdamW at learning rate 0: each step sets its own.  target: of one that learns itself, its `own_scales`."""
+    groups = parameter_groups(model, optim.weight_decay, optim.norm_decay_scale, optim.patch_embed_lr_scale, target)
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 

@@ -33,6 +33,20 @@ ROWS: list[Plant | Row] = [
         CLUSTERS + "the_students_head_is_torchs_weight_norm_on_vectors_of_unit_length",
     ),
     Row(
+        "clusters begin at random, whatever the seed", "mpp/recipe/model.py",
+        "        torch.manual_seed(seed_of(config.seed, INIT, 1))\n        target = config.target.build(",
+        "        target = config.target.build(",
+        CLUSTERS + "the_same_seed_draws_the_same_clusters",
+    ),
+    Row(
+        "the clusters learn at the student's rate", "mpp/train/optim.py", "lr_scale, decay_scale = target", "decay_scale = target[1]",
+        "tests/pipeline/test_clusters_run.py::test_the_targets_own_parameters_step_by_adamw_at_their_own_rate_and_decay",
+    ),
+    Row(
+        "a target's own loss is not learned from", "mpp/pretraining.py", "engine.backward(loss.mean() + own)", "engine.backward(loss.mean())",
+        "tests/pipeline/test_clusters_run.py::test_the_targets_own_parameters_step_by_adamw_at_their_own_rate_and_decay",
+    ),
+    Row(
         "features are clustered at their own length", FILE, "F.normalize(teacher.patches(images, normed=True)[0].float(), dim=-1)", "teacher.patches(images, normed=True)[0].float()",
         CLUSTERS + "goals_and_both_losses_are_those_of_the_papers_formulas",
     ),

@@ -73,7 +73,7 @@ def test_goals_and_both_losses_are_those_of_the_papers_formulas(by_place):
     prediction, loss, _, own = model(images, *mask)
     net = model.teacher.net
     tokens = net.vit.forward_features((images / 255 - 0.5) / 0.5)[:, net.prefix :].double().numpy()  # timm's own way, under its norm
-    head = model.target.head
+    head = model.target.clusters
     logits = normed(tokens) @ head.weight.double().numpy().T + head.bias.double().numpy()
     scores = logits / 0.06
     shares = by_hand(scores, 3) if by_place else by_hand(scores.reshape(-1, 1, 24), 3).reshape(scores.shape)
@@ -90,10 +90,10 @@ def test_the_head_learns_from_its_own_loss_alone_and_the_student_from_the_predic
     model, mask, images = taught(config), masks(config), pictures().float()
     _, loss, _, own = model(images, **mask)
     loss.mean().backward(retain_graph=True)
-    assert model.target.head.weight.grad is None and model.encoder.vit.blocks[0].attn.qkv.weight.grad.any()
+    assert model.target.clusters.weight.grad is None and model.encoder.vit.blocks[0].attn.qkv.weight.grad.any()
     before = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
     own.backward()
-    assert model.target.head.weight.grad.any() and model.target.head.bias.grad.any()
+    assert model.target.clusters.weight.grad.any() and model.target.clusters.bias.grad.any()
     assert all(torch.equal(parameter.grad, before[name]) for name, parameter in model.named_parameters() if name in before)
     assert all(parameter.grad is None for parameter in model.teacher.net.parameters())
 
@@ -120,6 +120,15 @@ def test_the_students_head_is_torchs_weight_norm_on_vectors_of_unit_length():
     plain.parametrizations.weight.original1.copy_(head.direction)
     tokens = torch.randn(3, 6)
     torch.testing.assert_close(head(tokens), plain(tokens / tokens.norm(dim=-1, keepdim=True)))
+
+
+def test_the_same_seed_draws_the_same_clusters():
+    config = recipe(**CLUSTERS)
+    torch.manual_seed(0)
+    first = build_model(config).target.clusters.weight
+    torch.manual_seed(1)
+    assert torch.equal(first, build_model(config).target.clusters.weight)
+    assert not torch.equal(first, build_model(config.model_copy(update={"seed": 1})).target.clusters.weight)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What every decoder answers to.  Letters: B samples, K visible, M predicted, P prefix tokens, D encoder dimensions, O outputs a patch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,11 @@ class Given:
     depth: int  # of the encoder, in blocks
     groups: int = 1  # sets of equal size that the predicted patches consist of
     fused_attention: bool | None = None
+    target_head: Callable[[int], nn.Module] | None = None  # the target's own way from a vector of so many numbers to O; None: linear
+
+    def head(self, width: int) -> nn.Module:
+        """From what the decoder makes of a patch, a vector of so many numbers, to O."""
+        return self.target_head(width) if self.target_head else nn.Linear(width, self.outputs)
 
 
 class DecoderSection(Section):

@@ -55,7 +55,7 @@ class CrossAttention(nn.Module):
         self.turned = Turned(given.grid, given.prefix, config.width // config.heads) if config.position == "rotary" else None
         self.blocks = nn.ModuleList(Block(config, given.width, norm) for _ in range(config.depth))
         self.norm = norm(config.width)
-        self.head = nn.Linear(config.width, given.outputs)
+        self.head = given.head(config.width)
         self.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
         if self.mixture:

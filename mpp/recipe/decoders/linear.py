@@ -31,7 +31,7 @@ class Linear(nn.Module):
     def __init__(self, given: Given, head_std: float):
         super().__init__()
         self.prefix = given.prefix
-        self.head = nn.Linear(given.width, given.outputs)
+        self.head = given.head(given.width)
         self.apply(initialise_linear)
         if isinstance(self.head, nn.Linear):  # not one of the target's own
             nn.init.normal_(self.head.weight, std=head_std)

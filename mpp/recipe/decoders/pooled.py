@@ -21,7 +21,7 @@ class Pooled(nn.Module):
     def __init__(self, given: Given):
         super().__init__()
         self.prefix = given.prefix
-        self.head = nn.Linear(given.width, given.outputs)
+        self.head = given.head(given.width)
         self.apply(initialise_linear)
 
     def forward(self, tokens: Tensor, places: Tensor | None, predicted: Tensor) -> Tensor:

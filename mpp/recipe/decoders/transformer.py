@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         norm = partial(nn.LayerNorm, eps=1e-6)  # as the encoder's
         self.blocks = nn.Sequential(*(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)))  # type: ignore[arg-type]
         self.norm = norm(config.width)
-        self.head = nn.Linear(config.width, given.outputs)
+        self.head = given.head(config.width)
         self.apply(initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
         self.pos_embed: Tensor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpp.config.schema import Section
 from mpp.recipe.baselines import Baselines
@@ -92,6 +92,14 @@ class Target(Protocol):
     def baselines(self) -> Baselines | None:
         """Trivial predictors of its goals, if these are cells [B, M, g, g(, V)]; None: there are none, and so no skill."""
 
+    @property
+    def head(self) -> Callable[[int], nn.Module] | None:
+        """Its own last layer of a decoder, by the width of what comes in; None: linear."""
+
+    @property
+    def own_scales(self) -> tuple[float, float] | None:
+        """Of a target with parameters: their learning rate and their weight decay, in the model's."""
+
     def goals(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> tuple[Tensor, Tensor | None]:
         """As a call, and beside it the loss, a number, by which a target that has parameters learns itself."""
 
@@ -110,6 +118,9 @@ class Target(Protocol):
 
 class FixedTarget:
     """A target without parameters: no gradient flows into what it asks for."""
+
+    own_scales = None
+    head = None
 
     def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
         raise NotImplementedError

@@ -33,7 +33,7 @@ class ClustersTarget(TeacherKnobs, TargetSection):
     iterations: Positive = 3  # of Sinkhorn-Knopp (CAPI)
     by_place: StrictBool = True  # each place's assignments on their own (CAPI)
     head_lr_scale: Above0 = 0.5  # the head's learning rate, in the student's (CAPI: 5e-4 and 1e-3)
-    head_weight_decay: Annotated[float, Field(ge=0)] = 0.01  # CAPI's code: torch's default
+    head_decay_scale: Annotated[float, Field(ge=0)] = 0.1  # its weight decay, in the student's (CAPI's code: torch's default .01, and .1)
 
     def build(self, given: Given) -> "Clusters":
         return Clusters(self, given.width, given.lent.across)
@@ -45,9 +45,9 @@ class Clusters(nn.Module):
     def __init__(self, knobs: ClustersTarget, width: int, across: Across):
         super().__init__()
         self.knobs, self.across = knobs, across
-        self.head = nn.Linear(width, knobs.clusters)
-        nn.init.normal_(self.head.weight, std=1.0)  # CAPI's code
-        nn.init.zeros_(self.head.bias)
+        self.clusters = nn.Linear(width, knobs.clusters)
+        nn.init.normal_(self.clusters.weight, std=1.0)  # CAPI's code
+        nn.init.zeros_(self.clusters.bias)
 
     @property
     def outputs(self) -> int:
@@ -62,17 +62,19 @@ class Clusters(nn.Module):
     def caption(self) -> str:
         return "the likeliest cluster of each patch, in a colour of its own"
 
-    def student_head(self, width: int) -> nn.Module:
+    def head(self, width: int) -> nn.Module:
+        """The student's."""
         return UnitLinear(width, self.knobs.clusters)
 
-    def own_groups(self) -> dict[str, float]:
-        return {"lr_scale": self.knobs.head_lr_scale, "weight_decay": self.knobs.head_weight_decay}
+    @property
+    def own_scales(self) -> tuple[float, float]:
+        return self.knobs.head_lr_scale, self.knobs.head_decay_scale
 
     def goals(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None) -> tuple[Tensor, Tensor]:
         """[B, M, C], and the head's own loss over all patches, a number."""
         assert teacher is not None
         features = F.normalize(teacher.patches(images, normed=True)[0].float(), dim=-1)
-        logits = self.head(features)  # [B, N, C]
+        logits = self.clusters(features)  # [B, N, C]
         with torch.no_grad():
             assigned = self._assigned(logits)
         own = -(assigned * F.log_softmax(logits / self.knobs.temperature, dim=-1)).sum(-1).mean()

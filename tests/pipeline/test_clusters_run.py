@@ -1,0 +1,95 @@
+"""Runs whose target learns itself: its parameters have a rate and a decay of their own, are committed, resumed, and dealt out by ZeRO."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
+
+MANY = """
+import sys
+import torch.distributed as dist
+import mpp.train.engine as engine
+import mpp.train.run as run
+from mpp.errors import run_program
+from mpp.pretrain import main
+
+def every_stage(_):
+    world, part = engine.start_distributed(), dist.destroy_process_group
+    run.start_distributed = lambda *_, **__: world  # one process group for all runs
+    dist.destroy_process_group = lambda *_: None
+    for stage in range(4):
+        main([*sys.argv[2:], f"system.zero_stage={stage}", f"run_dir={sys.argv[1]}{stage}"])
+    part()
+    return 0
+
+run_program(every_stage)
+"""
+
+CLUSTERS = [
+    "target={name: clusters, clusters: 10, ema_start: 0.5, ema_end: 0.8, ema_samples: 60, head_lr_scale: 0.5, head_decay_scale: 3}",
+    "mask={name: inverse_block, predicted: 0.25}",
+    "corruption={name: drop}",
+    "decoder={name: cross_attention, depth: 1, width: 16, heads: 2, position: rotary}",
+    "model.drop_path=0",
+    "optim.weight_decay=0.1",
+    "optim.clip_norm=0",
+    "checkpoint={every_samples: 12, keep: 9}",
+]
+HEAD, LAST = "target.clusters.weight", 8
+
+
+@pytest.fixture(scope="module")
+def run(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clustered") / "run"
+    (folder.parent / "said").write_text(succeed(folder, shards, *CLUSTERS).out)
+    return folder
+
+
+def test_the_targets_own_parameters_step_by_adamw_at_their_own_rate_and_decay(run):
+    for step in range(2, LAST + 1):
+        before, after = tensors(run, step - 1), tensors(run, step)
+        rate = metrics(run)[step]["optim/learning_rate"]
+        for name, lr_scale, decay in ((HEAD, 0.5, 3 * 0.1), ("target.clusters.bias", 0.5, 3 * 0.1), ("decoder.head.direction", 1.0, 0.1)):
+            weight = before[f"weight/{name}"].double() * (1 - rate * lr_scale * decay)
+            first, second = after[f"exp_avg/{name}"].double(), after[f"exp_avg_sq/{name}"].double()
+            moved = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            torch.testing.assert_close(after[f"weight/{name}"].double(), weight - rate * lr_scale * moved, atol=1e-6, rtol=1e-5)
+            assert (moved != 0).any()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit_its_clusters_too(run, shards, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    for folder in (again / "checkpoints").iterdir():
+        if int(folder.name) > 3:
+            shutil.rmtree(folder)
+    assert "resumes at step 3" in succeed(again, shards, *CLUSTERS).out
+    ours, theirs = tensors(run, LAST), tensors(again, LAST)
+    assert ours.keys() == theirs.keys() and f"exp_avg/{HEAD}" in ours
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert metrics(run) == metrics(again)
+
+
+def test_the_board_shows_its_own_loss_and_whether_it_codes_the_place(run):
+    rows = [values for values in metrics(run).values() if "target/own_loss" in values]
+    assert len(rows) == LAST and all(0 < row["target/own_loss"] < 10 for row in rows)
+    assert 0 < metrics(run)[LAST]["target/position"] < 1
+    assert "the place alone explains" in (run.parent / "said").read_text()
+
+
+@pytest.mark.slow
+def test_on_every_stage_and_world_clusters_are_those_of_the_whole_batch(shards, tmp_path):
+    words = [*TINY, *CLUSTERS, "log.pictures=0", "optim.total_samples=36", "checkpoint.every_samples=36", f"data.shards={shards}"]
+    for world in (1, 2):
+        done = finish(start([str(tmp_path / f"world{world}stage"), *words], world, ["-c", MANY]))
+        assert done.status == [0] * world, done.err
+    whole, *others = sorted(tmp_path.glob("world*"))
+    assert len(others) == 7
+    for other in others:
+        for step, values in metrics(whole).items():
+            for name in ("train/loss", "target/own_loss", "holdout/loss", "optim/gradient_norm"):
+                if name in values:
+                    assert metrics(other)[step][name] == pytest.approx(values[name], rel=2e-4), (other.name, step, name)
+        torch.testing.assert_close(tensors(other, 3)[f"weight/{HEAD}"], tensors(whole, 3)[f"weight/{HEAD}"], atol=1e-4, rtol=1e-3)
