@@ -77,9 +77,7 @@ class Subject:
     @cached_property
     def whole(self) -> PretrainingModel:
         with torch.device("meta"):
-            model = build_model(self.config, False, _lent(self.config))
-            self._teach(model, self.config)
-        return model
+            return _taught(self.config)
 
     @cached_property
     def small_config(self) -> PretrainConfig:
@@ -93,14 +91,13 @@ class Subject:
 
     @cached_property
     def small(self) -> PretrainingModel:
-        model = build_model(self.small_config, False, _lent(self.small_config))
-        self._teach(model, self.small_config)
-        return model.eval()
+        return _taught(self.small_config).eval()
 
     @cached_property
-    def average(self) -> WeightAverage | None:
-        """The teacher of a model, whose first step has not come yet; None: the recipe has none."""
-        return teacher_of(build_model(self.small_config, False, _lent(self.small_config)), self.config)
+    def average(self) -> WeightAverage[nn.Linear] | None:
+        """Of one number, as the teacher of the recipe is an average of its encoder; None: it has none."""
+        taught = teacher_of(self.small, self.config)
+        return WeightAverage(nn.Linear(1, 1, bias=False), taught.decay_at, "encoder.") if taught else None
 
     @cached_property
     def passed(self) -> Passed:
@@ -141,9 +138,12 @@ class Subject:
             (loss.mean() + own).backward()
         return counter.get_total_flops()
 
-    def _teach(self, model: PretrainingModel, config: PretrainConfig) -> None:
-        """As mpp/pretraining.py does before the first step."""
-        teacher_of(model, config)
+
+def _taught(config: PretrainConfig) -> PretrainingModel:
+    """As it is before the first step of a run."""
+    model = build_model(config, False, _lent(config))
+    teacher_of(model, config)
+    return model
 
 
 def _lent(config: PretrainConfig) -> Lent:

@@ -122,6 +122,12 @@ def teacher_sees(subject: Subject) -> str:
     return "all patches" if counts == {subject.masks.kind.shape[1]} else f"{sorted(counts)} patches"
 
 
+def shares(subject: Subject) -> list[float]:
+    """The sum of a patch's goals over the classes, the least and the largest."""
+    sums = _goals(subject, subject.images[0]).sum(-1)
+    return [float(sums.min()), float(sums.max())]
+
+
 def no_gradient(subject: Subject) -> str:
     """Whether a goal carries gradients."""
     goal = subject.small.target(subject.images, subject.few_masks(), subject.small.teacher)

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,8 +95,15 @@ def decaying(subject: Subject) -> int:
 
 def patch_embedding_rate(subject: Subject) -> float:
     """The learning rate of the patch embedding, in that of the rest."""
-    kernel = subject.small.encoder.vit.patch_embed.proj.weight
-    return next(group["lr_scale"] for group in _optimiser(subject).param_groups if any(each is kernel for each in group["params"]))
+    vit: Any = subject.small.encoder.vit
+    return _group_of(subject, vit.patch_embed.proj.weight)["lr_scale"]
+
+
+def clusters_rate_and_decay(subject: Subject) -> list[float]:
+    """Of a target that learns itself: its learning rate, in that of the rest, and its weight decay."""
+    target: Any = subject.small.target
+    group = _group_of(subject, target.clusters.weight)
+    return [group["lr_scale"], group["weight_decay"]]
 
 
 def teacher_decay(step: int) -> Measure:
@@ -104,13 +112,12 @@ def teacher_decay(step: int) -> Measure:
     def measured(subject: Subject) -> float:
         average = subject.average
         assert average is not None
-        ones = torch.nn.Module()
-        ones.encoder = subject.small.encoder  # of the same names, and then of the same shapes
-        model = {name: torch.ones_like(parameter) for name, parameter in ones.named_parameters()}
-        for parameter in average.net.parameters():
-            parameter.data.zero_()
-        average.update(SimpleNamespace(module=SimpleNamespace(named_parameters=model.items), stage=0), step)  # type: ignore[arg-type]
-        return 1 - float(next(average.net.parameters()).double().mean())
+        student = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(average.net.weight)
+        torch.nn.init.ones_(student.weight)
+        engine: Any = SimpleNamespace(module=torch.nn.ModuleDict({"encoder": student}), stage=0)
+        average.update(engine, step)
+        return 1 - float(average.net.weight)
 
     return measured
 
@@ -132,19 +139,27 @@ def flipped(subject: Subject) -> float:
 
 def _crops(subject: Subject) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
     data = subject.config.data
-    augment = Augment(subject.config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
-    views = [augment.draw(Draws(subject.config.seed, CROP, 0, sample, 0)) for sample in range(CROPS)]
+    return _views(Augment(subject.config.model.image_size, data.crop_scale, data.crop_ratio, data.flip), subject.config.seed)
+
+
+@lru_cache(maxsize=1)
+def _views(augment: Augment, seed: int) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
+    views = [augment.draw(Draws(seed, CROP, 0, sample, 0)) for sample in range(CROPS)]
     return [view.box(SQUARE, SQUARE) for view in views], [view.flip for view in views]
 
 
 def _optimiser(subject: Subject) -> torch.optim.Optimizer:
-    return build_optimiser(subject.small, subject.config.optim)
+    return build_optimiser(subject.small, subject.config.optim, subject.small.target.own_scales)
+
+
+def _group_of(subject: Subject, parameter: torch.nn.Parameter) -> dict[str, Any]:
+    return next(group for group in _optimiser(subject).param_groups if any(each is parameter for each in group["params"]))
 
 
 def _sort(name: str) -> str:
     module, _, last = name.rpartition(".")
     if last in ("mask_token", "cls_token", "reg_token", "pos_embed", "gamma", "gamma_1", "gamma_2"):
         return "tokens"
-    if last == "bias" or last.endswith("_bias"):
+    if last in ("bias", "length") or last.endswith("_bias"):  # a unit-length head has a length for each row
         return "biases"
     return "norms" if re.search(r"norm\w*$", module.rpartition(".")[2]) or ".norms." in name else "matrices"

@@ -22,7 +22,7 @@ BASE = [
     "log={every_steps: 1, holdout_every_steps: 1, pictures_every_steps: 1, pictures: 2}",
     "checkpoint={every_samples: 4, every_minutes: null, keep: 9}",
     "system={precision: fp32, micro_batch_max: 4, workers: 0}",
-    "decoder={name: linear, head_std: 0.02}",  # with zeros the first loss would be ln 512 whatever the rest is
+    "decoder={name: linear, head_std: 0.2}",  # with zeros the first loss would be ln 512 whatever the rest is
 ]
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
 CROSS = "corruption={name: drop}  decoder={name: cross_attention, depth: 1, width: 16, heads: 2}"

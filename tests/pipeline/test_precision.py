@@ -45,7 +45,7 @@ def main(_):
         model, system = build_model(config, False), SystemConfig(**system)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=system.precision == "bf16"):  # before DeepSpeed has seen it
             images, masks, goal = micro_batch(0, 0)
-            alone, _, _ = model(images, *masks)
+            alone, *_ = model(images, *masks)
             alone = [str(alone.dtype), float(loss_of(alone, goal))]
         engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, 0.0)
         losses, norms = [], []

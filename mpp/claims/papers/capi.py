@@ -1,4 +1,6 @@
-"""CAPI (arXiv 2502.08769, and the authors' config): its mask and predictor, on plain features."""
+"""CAPI (arXiv 2502.08769, and the authors' config): its mask and predictor, on plain features and on clusters."""
+
+import math
 
 from mpp.claims import masks, model, targets, training
 from mpp.claims.claim import Claim
@@ -23,7 +25,8 @@ CONFIG, BATCH = "CAPI's config", 16384
 NORMS, BIASES = "root-mean-square norms", "layers without bias"
 
 
-def frame() -> list[Claim]:
+def frame(outputs: int, clustering: float = 0.0) -> list[Claim]:
+    """outputs: of the student's head; clustering: multiply-adds of the teacher's."""
     return [
         Claim("patches", 256, masks.patches, "CAPI: 224 px, patch 14"),
         *dropped(256, 90, f"{CONFIG}: 65 %", predicted=8),
@@ -41,8 +44,8 @@ def frame() -> list[Claim]:
         Claim("the teacher sees", "all patches", targets.teacher_sees, "CAPI 3.1"),
         *encoder("L"),
         gigaflop(
-            256 * 588 * 1024 * 2 / 3 + blocks_cost(24, 1024, 106) + cross_cost(12, 1024, 8, 106, 1024) + 8 * 1024 * 1024,
-            once=256 * 588 * 1024 + blocks_cost(24, 1024, 272), near=0.02,
+            256 * 588 * 1024 * 2 / 3 + blocks_cost(24, 1024, 106) + cross_cost(12, 1024, 8, 106, 1024) + 8 * 1024 * outputs,
+            once=256 * 588 * 1024 + blocks_cost(24, 1024, 272) + 2 * clustering,  # its input has no gradient near=0.02,
         ),
         *schedule(
             CONFIG, batch=BATCH, total=500_000 * BATCH, warmup=50_000 * BATCH, peak=1e-3, cut=0.8, end_source=f"{CONFIG}: a cosine cut at 80 %"
@@ -57,9 +60,17 @@ def frame() -> list[Claim]:
 
 CLAIMS = {
     "capi_l14": [
-        *frame(),
+        *frame(1024),
         Claim("goal", "last block's output under its final norm, layer-normed", targets.features, "ours, as I-JEPA"),
         Claim("loss where every value is off by 3", 2.5, targets.loss_of(3.0), "ours, as I-JEPA", near=1e-4),
         first_loss(smooth_l1(1 + xavier_start(1024, 1024), 1.0), "smooth l1 of normal errors", near=0.1),
-    ]
+    ],
+    "capi_clusters_l14": [
+        *frame(16384, clustering=256 * 1024 * 16384),
+        Claim("numbers predicted for a patch", 16384, targets.outputs, f"{CONFIG}: 16384 clusters"),
+        Claim("shares of a goal sum to", (1.0, 1.0), targets.shares, "CAPI 3.3: Sinkhorn", near=1e-4),
+        Claim("gradients of the goal", "none", targets.no_gradient, "CAPI 3.3"),
+        Claim("clusters: rate in the rest's, decay", (0.5, 0.01), training.clusters_rate_and_decay, "CAPI's code: 5e-4; torch's decay"),
+        first_loss(math.log(16384) + 1 / (2 * 1024 * 0.12**2), "uniform: ln 16384, and what the head adds", near=0.005),
+    ],
 }
