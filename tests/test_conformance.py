@@ -202,7 +202,7 @@ def held(says, found, header="", **knobs):
 def test_a_claim_agrees_with_what_is_as_near_as_it_says():
     for says, found, verdict in [
         (1, 1, OK), (1, 1.1, DIFFERS), ("a", "a", OK), ("a", "b", DIFFERS), ("a", 1, DIFFERS), ((1, 2), [1, 2], OK), ((1, 2), [2, 1], DIFFERS),
-        ((1, 2), [1], DIFFERS), ((1,), 1, DIFFERS), (98, "97 to 98", DIFFERS), (0.0, 1e-9, DIFFERS),
+        ((1, 2), [1], DIFFERS), ((1, 2), [1, 3], DIFFERS), ((1,), 1, DIFFERS), (98, "97 to 98", DIFFERS), (0.0, 1e-9, DIFFERS),
     ]:  # fmt: skip
         assert held(says, found).verdict == verdict, (says, found)
     assert held(100, 101, near=0.02).verdict == OK and held(100, 103, near=0.02).verdict == DIFFERS
