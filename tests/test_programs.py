@@ -46,7 +46,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 12
+    assert len(PROGRAMS) == 13
 
 
 @pytest.mark.parametrize(

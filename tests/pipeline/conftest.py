@@ -21,6 +21,7 @@ TINY = [
     "log={every_steps: 1, holdout_every_steps: 4, pictures_every_steps: 4, pictures: 2}",
     "checkpoint={every_samples: 24, keep: 9}",
     "system={precision: fp32, micro_batch_max: 12, workers: 0}",
+    "decoder={name: linear, head_std: 0.02}",  # with zeros the encoder would get no gradient in the first step
 ]
 
 

@@ -22,6 +22,7 @@ BASE = [
     "log={every_steps: 1, holdout_every_steps: 1, pictures_every_steps: 1, pictures: 2}",
     "checkpoint={every_samples: 4, every_minutes: null, keep: 9}",
     "system={precision: fp32, micro_batch_max: 4, workers: 0}",
+    "decoder={name: linear, head_std: 0.2}",  # with zeros the first loss would be ln 512 whatever the rest is
 ]
 MAE = "corruption={name: drop}  decoder={name: transformer, depth: 1, width: 16, heads: 2}"
 CROSS = "corruption={name: drop}  decoder={name: cross_attention, depth: 1, width: 16, heads: 2}"
@@ -107,6 +108,7 @@ CHANGES = {
     "decoder.memory": [Change("decoder.memory=blocks", RESULTS + " parameters", CROSS)],
     "decoder.mlp_ratio": [Change("decoder.mlp_ratio=2", RESULTS + " parameters", CROSS)],
     "decoder.drop_path": [Change("decoder.drop_path=0.9", "loss weights", CROSS, same="parameters")],
+    "decoder.head_std": [Change("decoder.head_std=0", RESULTS, same="parameters")],
     "decoder.depth": [Change("decoder.depth=2", RESULTS + " parameters", MAE)],
     "decoder.width": [Change("decoder.width=32", RESULTS + " parameters", MAE)],
     "decoder.heads": [Change("decoder.heads=4", RESULTS, MAE, same="parameters")],

@@ -28,7 +28,7 @@ from mpp.world import leave
 
 world = start_distributed()
 model = {"arch": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
-config = PretrainConfig.model_validate({"model": model})
+config = PretrainConfig.model_validate({"model": model, "decoder": {"name": "linear", "head_std": 0.1}})
 masking, plan = Masking((4, 4), config.mask, config.corruption), plan_batch(8, None, world.size, 4)
 
 def micro_batch(step, number):  # the same whichever rank takes it

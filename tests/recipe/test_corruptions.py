@@ -31,7 +31,7 @@ def masks_of(masking: Masking, batch: int = 2, seed: int = 0) -> Masks[torch.Ten
 
 
 def model_of(*words: str) -> tuple[PretrainingModel, Masking]:
-    config = load(PretrainConfig, None, [*TINY, *words])
+    config = load(PretrainConfig, None, [*TINY, "decoder={name: linear, head_std: 0.02}", *words])
     return build_model(config, fused_attention=False), Masking(config.model.grid, config.mask, config.corruption)
 
 

@@ -27,7 +27,8 @@ DROP = {"corruption": {"name": "drop"}, "decoder": {"name": "transformer", "dept
 
 def recipe(**changes) -> PretrainConfig:
     model = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": P, "width": 48, "depth": 2, "heads": 3}
-    return PretrainConfig.model_validate({"model": model, "mask": {"name": "random", "ratio": 0.625}} | changes)
+    decoder = {"name": "linear", "head_std": 0.02}  # predictions that are all zero would show nothing
+    return PretrainConfig.model_validate({"model": model, "mask": {"name": "random", "ratio": 0.625}, "decoder": decoder} | changes)
 
 
 def model_of(config: PretrainConfig):

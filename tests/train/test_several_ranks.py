@@ -27,7 +27,11 @@ from mpp.transfer.in_the_loop import ImageViews
 from mpp.world import World
 
 CPU, HALF = torch.device("cpu"), (0.5, 0.5, 0.5)
-TINY = ["model={arch: vit_tiny_patch16_224, image_size: 16, patch_size: 8, width: 12, depth: 1, heads: 3}", "data.global_batch=4"]
+TINY = [
+    "model={arch: vit_tiny_patch16_224, image_size: 16, patch_size: 8, width: 12, depth: 1, heads: 3}",
+    "data.global_batch=4",
+    "decoder={name: linear, head_std: 0.02}",
+]
 
 
 @dataclass

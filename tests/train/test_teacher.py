@@ -14,6 +14,7 @@ from mpp.recipe.model import build_model
 WORDS = [
     "model={arch: vit_tiny_patch16_224, image_size: 16, patch_size: 8, width: 12, depth: 2, heads: 3, position: sincos2d, drop_path: 0.5}",
     "data.global_batch=4",
+    "decoder={name: linear, head_std: 0.02}",
 ]
 
 
