@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.transfer.joined import Line, put_together
+from mpp.transfer.ledger import TEST_READS
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
 from mpp.transfer.table import FINETUNED, PIXELS, PRETRAINED, RANDOM, SCRATCH, TUNED
@@ -89,11 +90,11 @@ def lines_of(out: Path, mode: str) -> dict[str, Any]:
             raise DataError(f"{out}: {program} has measured runs in different ways: {' | '.join(tables[-1].apart)}; give another --out")
         lines = [line for line in (*pixels, *tables[0].lines) if line.kind in kinds]
         about = results[0].about
-        reads = {result.folder.relative_to(out).parts[0]: result.about["test_reads"] for result in results}
+        logs = [result.folder / TEST_READS for result in results]
         found[program] = {
             "images": about["reported_images"] if program == "probe" else figure_of(lines[0])["images"],
             "classes": len(about["classes"]),
-            "test_reads": max(reads.values()),
+            "test_reads": max(len(log.read_text().splitlines()) if log.exists() else 0 for log in logs),  # by one of them
             "lines": [line_of(line, lines, out) for line in lines],
         }
     return found

@@ -10,13 +10,14 @@ Figures on the test split are shown as soon as there are any; until then those o
 import argparse
 import difflib
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpp.errors import DataError, Parser, run_program
 from mpp.files import write_atomically
-from mpp.text import say, say_lines
+from mpp.text import counted, say, say_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS, PAGE = ROOT / "benchmarks" / "results" / "cpu2-recipes.json", ROOT / "docs" / "results.md"
@@ -42,9 +43,10 @@ RECIPES = {
     "rotation": ("rotation", "turned image", "by how much"),
 }
 BASELINES = {"raw pixels": "raw pixels", "random init": "random initialisation", "from scratch": "from scratch"}
+WIDTH = 120  # of a line of prose
 ABLATED, RATIOS = ("mpp", "grid", "l2"), (15, 50)
 MODES = {  # in the order of preference
-    "test": "All {images:,} test images, read {reads} by each program.",
+    "test": "All {images:,} test images, which each probing and each fine-tuning has read {reads}.",
     "hold-out": "**Development**: {images:,} images of train were held out of the labels that probes learn from, {tuned:,} of those that are "
     "fine-tuned on. No test image has been looked at.",
 }
@@ -101,14 +103,17 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
     samples = sorted({run["samples"] for run in runs.values()})
     commits = sorted({str(run["environment"]["commit"]) for run in runs.values()})
     machines = sorted({f"{run['environment']['cpus']} CPU cores, torch {run['environment']['torch']}" for run in runs.values()})
-    reads = {1: "once", 2: "twice"}.get(probed.get("test_reads", 0), f"{probed.get('test_reads', 0)} times")
+    times = max(program.get("test_reads", 0) for program in (probed, tuned))
+    reads = "once" if times == 1 else f"up to {times} times"
     labels = sorted({figure["labels"] for line in tuned["lines"] for figure in line["figures"].values()})
-    lines = [
-        f"{len(runs)} runs of {' or '.join(f'{count:,}' for count in samples)} samples, {', '.join(machines)}, commit {', '.join(commits)}.",
+    said = [
+        f"{counted(len(runs), 'run')} of {' or '.join(f'{count:,}' for count in samples)} samples, {', '.join(machines)}, "
+        f"commit {', '.join(commits)}.",
         MODES[mode].format(images=probed.get("images", 0), tuned=tuned.get("images", 0), reads=reads),
-        f"Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and each in brackets. Fine-tuned on {' or '.join(f'{n:,}' for n in labels) or 'no'} labels.",
+        "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and each in brackets. "
+        f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels) or 'no'} labels.",
     ]
-    return "\n".join(lines)
+    return textwrap.fill(" ".join(said), WIDTH)
 
 
 Lines = Sequence[Mapping[str, Any]]
