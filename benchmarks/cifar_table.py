@@ -113,7 +113,7 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
         "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and each in brackets. "
         f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels) or 'no'} labels.",
     ]
-    return textwrap.fill(" ".join(said), WIDTH)
+    return textwrap.fill(" ".join(said), WIDTH, break_on_hyphens=False)
 
 
 Lines = Sequence[Mapping[str, Any]]
