@@ -5,8 +5,8 @@
 
 What is finished is not repeated: a series that was stopped or killed goes on when the command is given again.  The most telling runs come first,
 so that an interrupted series says something.  The second command trains nothing; it refuses to read the test split while a run lacks its hold-out
-figures.  `--jobs` runs go on at once, each on its share of the cores.  After each run OUT/records.json, or --record FILE, is written
-(cifar_records.py); the page is made of it by cifar_table.py.
+figures.  `--jobs` runs go on at once, each on its share of the cores.  After each run OUT/records.json is written (cifar_records.py); the page is
+made by cifar_table.py of a copy that is committed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ ROWS = (
 TEACHERS = ("data2vec", "ijepa", "capi", "capi_clusters", "salt")  # whose target is another encoder's features
 NEW = ("crossmae", "pixio", "capi", "capi_clusters", "salt")  # of 2024 and later
 SEEDS = (1, 2)  # further ones of mpp, mae, the best teacher row and the best other new row
-ABLATED, RATIOS = ("mpp", "grid", "l2"), (0.15, 0.5)  # ViT B.1.2: three targets x two shares of corrupted patches; 0.5 is the rows' own
+ABLATED, RATIO = ("mpp", "grid", "l2"), 0.15  # ViT B.1.2: three targets x 15 % and 50 % corrupted, which is the rows' own
 CODES = 512  # of the codebook, as many as colours (mean_color, 3 bits)
 SPEED = ("system.images=ram", "system.workers=0", "checkpoint.every_minutes=2")  # change no result
 PROBE = ("train_samples=10000", "features.precision=bf16", "features.workers=0")
@@ -97,10 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     lock = hold_folder(
         series.out / "lock", f"--out {series.out}: another series is running there; wait for it, or give another --out", seconds=5
     )
-    record = options.record or series.out / "records.json"
-    failed = Runner(series, record, options.jobs).all_of(options.rows)
+    runner = Runner(series, options.jobs)
+    failed = runner.all_of(options.rows)
     lock.close()
-    say(f"{record} | the page: python benchmarks/cifar_table.py --records {record}")
+    say(f"{runner.record} | to look at: python benchmarks/cifar_table.py --print --records {runner.record}")
     for name, why in failed.items():
         say(f"FAILED  {name}: {why}")
     return 1 if failed else 0
@@ -111,7 +111,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", required=True, help="labelled shards; pretraining does not look at the labels")
     parser.add_argument("--test", help="labelled shards; left out: a hold-out of train")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--record", type=Path, help="where the records are written; left out: OUT/records.json")
     parser.add_argument("--rows", nargs="+", choices=rows(), help="these alone, with one seed; left out: all, more seeds, and the ablation")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     for program in ("pretrain", "probe", "finetune"):
@@ -144,8 +143,7 @@ def more_seeds(chosen: Sequence[str]) -> list[Planned]:
 
 
 def ablation() -> list[Planned]:
-    own = {0.5}  # of all three rows
-    return [Planned(row, 0, ratio) for ratio in RATIOS if ratio not in own for row in ABLATED]
+    return [Planned(row, 0, RATIO) for row in ABLATED]
 
 
 def best_rows(scores: dict[str, float]) -> list[str]:
@@ -161,8 +159,8 @@ def best_rows(scores: dict[str, float]) -> list[str]:
 class Runner:
     """Runs what is not finished, several at a time, and writes the records after each."""
 
-    def __init__(self, series: Series, record: Path, jobs: int):
-        self.series, self.record, self.jobs = series, record, jobs
+    def __init__(self, series: Series, jobs: int):
+        self.series, self.record, self.jobs = series, series.out / "records.json", jobs
         self.failed: dict[str, str] = {}
         self.writing = Lock()
 
@@ -191,8 +189,14 @@ class Runner:
     def run(self, runs: Sequence[Planned]) -> None:
         done: dict[str, Future[bool]] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
-            for run in runs:
-                done[run.name] = pool.submit(self.one, run, done.get(run.needs or ""))
+            try:
+                for run in runs:
+                    done[run.name] = pool.submit(self.one, run, done.get(run.needs or ""))
+                for each in done.values():
+                    each.result()  # raises what is no failure of a run alone
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # an interrupt ends the series, not only the programs
+                raise
 
     def one(self, run: Planned, needed: "Future[bool] | None") -> bool:
         """Returns whether all of it is there."""

@@ -384,3 +384,12 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_fault_that_is_no_failure_of_a_run_ends_the_series(series, monkeypatch):
+    def broken(out, record):
+        raise DataError("no table")
+
+    monkeypatch.setattr(cifar_runs, "collect", broken)
+    with pytest.raises(DataError, match="no table"):
+        series("--rows", "mae")
