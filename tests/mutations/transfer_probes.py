@@ -31,8 +31,8 @@ ROWS = [
     ),
     Row(
         'the random row keeps the norms that were trained', "mpp/probe_job.py",
-        '        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)',
-        "        fresh.load_state_dict({n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}, strict=False)\n        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)",
+        '        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)',
+        "        fresh.load_state_dict({n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}, strict=False)\n        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)",
         f"{ROWS_OF_PROBES}::test_the_random_row_has_no_tensor_that_was_trained",
     ),
     Row(
