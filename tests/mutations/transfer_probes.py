@@ -21,12 +21,12 @@ ROWS = [
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
-        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)",
-        "found = self.backbone.layers(normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), layers)",
+        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "pixels, further = normalise(images, self.spec.mean, self.spec.std), []",
+        "pixels, further = normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), []",
         f"{ROWS_OF_PROBES}::test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers",
     ),
     Row(
-        "raw pixels are not normalised as the encoder's", "mpp/transfer/extractors.py", "pixels = normalise(images, self.spec.mean, self.spec.std)", "pixels = images.float() / 255",
+        "raw pixels are not normalised as the encoder's", "mpp/transfer/extractors.py", "        pixels = normalise(images, self.spec.mean, self.spec.std)\n", "        pixels = images.float() / 255\n",
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
