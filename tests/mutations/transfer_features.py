@@ -93,7 +93,7 @@ ROWS = [
         PROTOCOL + "test_k_and_ridge_are_chosen_on_images_that_are_neither_neighbours_nor_shots",
     ),
     Row(
-        "the winner is not trained again", "mpp/transfer/probes/linear.py", "head = heads(train.split.both, ", "head = heads(train.split.fit, ",
+        "the winner is not trained again", "mpp/transfer/probes/linear.py", "heads(train.split.both, ", "heads(train.split.fit, ",
         PROTOCOL + "test_the_winner_and_the_bank_get_the_hold_out_too",
     ),
     Row(

@@ -47,9 +47,7 @@ class AttentiveProbe(OnlineProbe):
     )  # Resize(256), CenterCrop(224) of CAPI's eval_classification.py; null: features.crop
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's, not of biases (CAPI chooses from 5e-4, 1e-3, 5e-2)
 
-    curve: StrictBool = (
-        True  # every layer has heads of its own, between which the hold-out chooses (ours); false: those of features.layers alone
-    )
+    curve: StrictBool = True  # every layer has heads of its own, between which the hold-out chooses (ours), which takes their tokens into memory; false: features.layers alone
 
     @property
     def pools_tokens(self) -> bool:

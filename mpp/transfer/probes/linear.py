@@ -5,7 +5,7 @@ Letters: n images, B batch, D columns of a variant, W of a table, R learning rat
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -108,21 +108,21 @@ class LinearProbe(Probe):
             about |= {"metric": train.metric, "labels": len(train.split.both)}
             return variant, rate, about | ({} if train.last is None else {"place": str(variant)})
 
-        best, rate, about = chosen(train.variants)
-        head = heads(train.split.both, [best], [rate])
+        # The rates are widened for the last block as they were for all, so that it is tuned as hard.
         ends = [variant for variant in train.variants if variant.layers == (train.last,)]
-        last = None
-        if ends:  # the rates are widened for it as they were for all, so that it is tuned as hard
-            variant, its_rate, its_about = chosen(ends)
-            same = (variant, its_rate) == (best, rate)
-            last = FittedLinear(its_about, head if same else heads(train.split.both, [variant], [its_rate]))
+        picked = [chosen(variants) for variants in (train.variants, ends) if variants]
+        variants = list(dict.fromkeys(variant for variant, _, _ in picked))
+        rates = list(dict.fromkeys(rate for _, rate, _ in picked))
+        trained = heads(train.split.both, variants, rates)  # in one pass
+        made = [FittedLinear(about, trained.only(variants.index(variant), rates.index(rate))) for variant, rate, about in picked]
+        about = picked[0][2]
         about["grid"] = [
             {"features": str(v), "layers": list(v.layers), "pooling": v.pooling, "learning_rate": r, "holdout_score": score}
             for (v, r), score in tried.items()
         ]
         if train.last is not None:
             about["by_layer"] = scores_by_place((*place, score) for (v, _), score in tried.items() if (place := place_of(v)))
-        return FittedLinear(about, head, last)
+        return replace(made[0], last=made[1]) if ends else made[0]
 
     @classmethod
     def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
@@ -179,6 +179,11 @@ class Grid:
     mean: Tensor  # float32 [W]
     scale: Tensor  # float32 [W]: 1 / standard deviation
     heads: list[Heads]
+
+    def only(self, variant: int, rate: int) -> "Grid":
+        """One head alone."""
+        found = self.heads[variant]
+        return replace(self, heads=[Heads(found.columns, found.weight[rate : rate + 1], found.bias[rate : rate + 1])])
 
     def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Said]:
         """For each variant what its heads say of those rows of float32 [n, W]."""
