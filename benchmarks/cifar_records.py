@@ -124,7 +124,11 @@ def line_of(line: Line, lines: Sequence[Line], out: Path) -> dict[str, Any]:
 
 
 def shown(figure: Any) -> dict[str, Any]:
-    return {key: figure[key] for key in ("accuracy", "ci95", "ci95_covers", "by_run", "labels", "holdout_score", "chosen") if key in figure}
+    return {
+        key: figure[key]
+        for key in ("accuracy", "ci95", "ci95_covers", "by_run", "labels", "holdout_score", "chosen", "place")
+        if key in figure
+    }
 
 
 def beside(line: Line, other: Line, column: str) -> dict[str, Any] | None:

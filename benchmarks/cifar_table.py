@@ -121,8 +121,8 @@ Lines = Sequence[Mapping[str, Any]]
 
 def rows_table(runs: Mapping[str, Any], probed: Lines, tuned: Lines) -> str:
     table = [
-        "| recipe | sees | predicts | core seconds | hold-out skill | linear, best place | place | logistic, last block | k-NN | 10-shot | fine-tuned |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | sees | predicts | core seconds | hold-out skill | linear, best place | place | linear, last block | k-NN, best place | k-NN, last block | 10-shot | fine-tuned |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, name in BASELINES.items():
         for line in [line for line in (*probed, *tuned) if line["kind"] == kind]:
@@ -154,13 +154,13 @@ def together(lines: Lines, row: str) -> Mapping[str, Any] | None:
 
 
 def figures(line: Mapping[str, Any], tuned: Mapping[str, Any] | None) -> list[str]:
-    """linear and its place, logistic, k-NN, 10-shot, fine-tuned."""
+    """linear at its best place, that place, linear at the last block, k-NN likewise, 10-shot, fine-tuned."""
     found = line["figures"]
-    place = found.get("linear", {}).get("chosen", {}).get("features", "-").replace("pixels ", "")
+    place = found.get("linear", {}).get("place", "-")
     return [
         shown(found.get("linear")),
         place,
-        *(shown(found.get(column)) for column in ("logistic", "knn", "few_shot/10")),
+        *(shown(found.get(column)) for column in ("linear/last", "knn", "knn/last", "few_shot/10")),
         shown(tuned["figures"].get("finetune")) if tuned else "-",
     ]
 
