@@ -5,6 +5,7 @@ measured   by mode (hold-out, test): lines of figures with their intervals; of r
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ def run_of(folder: Path) -> dict[str, Any]:
         "baseline": json.loads((folder / "baseline.json").read_text())["name"],
         "apart": {key: value for key, value in last.items() if key not in ("samples", "step") and not key.startswith("holdout/")},
         "environment": json.loads((folder / "environment.json").read_text()),
-        "commands": {stage: mark["command"] for stage, mark in marks.items()},
+        "words": {stage: knobs_of(mark["command"]) for stage, mark in marks.items()},
         "wall_seconds": {stage: mark["wall_seconds"] for stage, mark in marks.items()},
         "cpu_seconds": {stage: mark["cpu_seconds"] for stage, mark in marks.items()},
         "starts": len(
@@ -71,6 +72,11 @@ def run_of(folder: Path) -> dict[str, Any]:
         ),  # of pretraining: cpu_seconds know nothing of those that were killed
         "ended": max(mark["ended"] for mark in marks.values()),
     }
+
+
+def knobs_of(command: str) -> list[str]:
+    """Its key=value words, but for those that say where something lies."""
+    return [word for word in shlex.split(command) if "=" in word and "/" not in word]
 
 
 def lines_of(out: Path, mode: str) -> dict[str, Any]:

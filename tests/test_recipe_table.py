@@ -185,7 +185,7 @@ def leave(out, run, rows, precision="bf16"):
     folder = out / run
     (folder / "stages").mkdir(parents=True)
     for stage in ("pretrain", "hold-out-probe"):
-        took = {"command": stage, "wall_seconds": 9.0, "cpu_seconds": 8.0, "ended": "2026-01-01T00:00:00Z"}
+        took = {"command": f"{stage} run_dir=/there seed=0", "wall_seconds": 9.0, "cpu_seconds": 8.0, "ended": "2026-01-01T00:00:00Z"}
         (folder / "stages" / f"{stage}.json").write_text(json.dumps(took))
     metrics = [
         {"samples": 500, "speed/samples_per_second": 100.0},
@@ -225,6 +225,7 @@ def test_records_hold_each_run_all_seeds_together_and_how_far_they_lie_from_rand
     cifar_records.collect(tmp_path, tmp_path / "records.json")
     found = json.loads((tmp_path / "records.json").read_text())
     assert found["runs"]["l2_s0"]["samples"] == 1000 and found["runs"]["l2_s0"]["seconds"] == 15.0
+    assert found["runs"]["l2_s0"]["words"] == {"pretrain": ["seed=0"], "hold-out-probe": ["seed=0"]}
     lines = {(each["run"], each["kind"], each["seeds"]): each for each in found["measured"]["hold-out"]["probe"]["lines"]}
     accuracy = {key: round(100 * each["figures"]["linear"]["accuracy"]) for key, each in lines.items()}
     assert accuracy == {
