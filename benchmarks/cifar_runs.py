@@ -41,7 +41,7 @@ TEACHERS = ("data2vec", "ijepa", "capi", "capi_clusters", "salt")  # whose targe
 NEW = ("crossmae", "pixio", "capi", "capi_clusters", "salt")  # of 2024 and later
 SEEDS = (1, 2)  # further ones of mpp, mae, the best teacher row and the best other new row
 ABLATED, RATIO = ("mpp", "grid", "l2"), 0.15  # ViT B.1.2: three targets x 15 % and 50 % corrupted, which is the rows' own
-CODES = 512  # of the codebook, as many as colours (mean_color, 3 bits)
+CODEBOOK = ("clusters=512", "patches=200000", "workers=0")  # as many codes as colours (mean_color, 3 bits), 400 patches a code
 SPEED = ("system.images=ram", "system.workers=0", "checkpoint.every_minutes=2")  # change no result
 PROBE = ("train_samples=10000", "features.precision=bf16", "features.workers=0")
 FINETUNE = ("data.labels_per_class=1000", "optim.epochs=5", "log.holdout_every_epochs=5")
@@ -232,15 +232,10 @@ def codebook(series: Series, run: Planned) -> bool:
         "--config",
         f"configs/cifar_{run.row}.yaml",
         f"data.shards={series.train}",
-        f"clusters={CODES}",
         f"out={series.out / run.name}/codebook.safetensors",
     ]
-    return once(
-        series,
-        run,
-        "codebook",
-        ["mpp/fit_codebook.py", *words, "workers=0", *[word for word in series.pretrain if word.startswith(("data.", "model."))]],
-    )
+    of_data = [word for word in series.pretrain if word.startswith(("data.", "model."))]
+    return once(series, run, "codebook", ["mpp/fit_codebook.py", *words, *CODEBOOK, *of_data])
 
 
 def pretrain(series: Series, run: Planned) -> bool:
