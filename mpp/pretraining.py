@@ -76,6 +76,42 @@ def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
 
 
 ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp.MAX))  # collective
+
+
+def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
+    def joined(part: Tensor) -> Tensor:
+        whole = part.clone()
+        dist.all_reduce(whole, operation)
+        return whole
+
+    return joined
+
+
+ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp.MAX))  # collective
+
+
+def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
+    def joined(part: Tensor) -> Tensor:
+        whole = part.clone()
+        dist.all_reduce(whole, operation)
+        return whole
+
+    return joined
+
+
+ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp.MAX))  # collective
+
+
+def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
+    def joined(part: Tensor) -> Tensor:
+        whole = part.clone()
+        dist.all_reduce(whole, operation)
+        return whole
+
+    return joined
+
+
+ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp.MAX))  # collective
 Holdout = list[tuple[Batch, Tensor]]  # batches, and the weight [B] of each image
 
 

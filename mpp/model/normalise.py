@@ -7,9 +7,11 @@ Triple = tuple[float, float, float]
 _made: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
-@torch.compiler.assume_constant_result
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32 on the device, made once: a copy from the host in every step would make the step wait for it."""
+    """float32 on the device, made once: a copy from the host in every step would make the step wait for it.  torch.compile writes so few numbers into
+    its kernels."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=torch.float32, device=device)
     if (values, device) not in _made:
         _made[values, device] = torch.tensor(values, dtype=torch.float32, device=device)
     return _made[values, device]

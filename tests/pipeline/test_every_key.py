@@ -36,6 +36,7 @@ ROTARY = "model.arch=vit_small_patch16_rope_224  model.position=rotary"
 REGISTERS = "model.arch=vit_betwixt_patch16_reg4_gap_256"
 HOG = "target={name: hog, cell: 2}"
 FEATURES = "target={name: features, blocks: 1, ema_start: 0.1, ema_end: 0.5, ema_samples: 20}"
+CLUSTERS = "target={name: clusters, clusters: 8, ema_start: 0.5, ema_end: 0.9}"
 FROZEN, CODEBOOK = "target={name: frozen, encoder: {encoder}}", "target={name: codebook, path: {codebook}}"
 LARGE = "data.max_pixels=1300"  # the images have 576 to 1600 pixels
 RESULTS = "first loss holdout weights"
@@ -85,6 +86,13 @@ CHANGES = {
     "target.blocks": [Change("target.blocks=2", RESULTS, FEATURES + "  " + DEEP, same="parameters")],
     "target.beta": [Change("target.beta=0.5", RESULTS, FEATURES, same="parameters"), Change("target.beta=0.5", RESULTS, "target={name: pixels, loss: smooth_l1}")],
     "target.ema_schedule": [Change("target.ema_schedule=cosine", "loss holdout weights", FEATURES, same="first parameters"), Change("target.ema_schedule=lr", "loss holdout weights", FEATURES, same="first parameters")],
+    "target.clusters": [Change("target.clusters=6", RESULTS + " parameters", CLUSTERS)],
+    "target.temperature": [Change("target.temperature=0.5", RESULTS, CLUSTERS, same="parameters")],
+    "target.target_temperature": [Change("target.target_temperature=0.5", RESULTS, CLUSTERS, same="parameters")],
+    "target.iterations": [Change("target.iterations=1", RESULTS, CLUSTERS, same="parameters")],
+    "target.by_place": [Change("target.by_place=false", RESULTS, CLUSTERS, same="parameters")],
+    "target.head_lr_scale": [Change("target.head_lr_scale=3", "loss holdout weights", CLUSTERS, same="first parameters")],
+    "target.head_decay_scale": [Change("target.head_decay_scale=9", "weights", CLUSTERS + "  optim.weight_decay=0.5", same="first parameters")],
     "target.encoder": [Change("target.encoder={encoder2}", RESULTS + " printed", FROZEN, same="parameters")],
     "target.path": [Change("target.path={codebook2}", RESULTS + " printed", CODEBOOK, same="parameters")],
     "target.ema_start": [Change("target.ema_start=0.9", "loss holdout weights", FEATURES, same="first parameters")],

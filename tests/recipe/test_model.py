@@ -245,3 +245,20 @@ def test_visible_patches_keep_their_own_embedding_and_place_behind_class_token_a
         for k, n in enumerate(row):
             torch.testing.assert_close(tokens[b, before + k], embeddings[b, n] + places[n])
     assert torch.equal(tokens[0, :before], tokens[1, :before])
+
+
+@pytest.mark.parametrize("changes", [PAPER, DROP | {"target": {"name": "pixels", "normalise": True}}], ids=["colours", "pixels"])
+def test_compiled_it_is_one_graph_with_the_same_loss_and_gradients(changes):
+    """As torch.compile sees it up to the code it would write, which takes minutes."""
+    config = recipe(**changes)
+    model, mask, images = model_of(config), masks(config), pictures().float()
+    _, loss, *_ = model(images, **mask)
+    loss.mean().backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    _, compiled, *_ = torch.compile(model, backend="aot_eager", fullgraph=True)(images, **mask)
+    compiled.mean().backward()
+    torch.testing.assert_close(compiled, loss)
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-6, rtol=1e-4)
