@@ -10,7 +10,7 @@ from mpp.transfer.probes import PROBES
 PRETRAINED, RANDOM, PIXELS, MAJORITY = "pretrained", "random init", "raw pixels", "majority class"  # rows
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 FINETUNED, ALWAYS = "finetune", "always"  # keys of figures that no probe gave
-WIDEST = 140  # letters of a line: what is wider goes on below
+WIDEST = 150  # letters of a line: what is wider goes on below
 # Column -> (its key in "feature_rank", decimals).
 RANKS = {"rank": ("rank", 1), "uncentred": ("rank_uncentred", 1), "cosine": ("mean_cosine", 3), "spread": ("deviation", 3)}
 
@@ -163,8 +163,7 @@ def within(lines: Sequence[Sequence[str]], widest: int) -> list[list[list[str]]]
 
 
 def layers_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the probes that chose where to look scored on the hold-out of train, a line a block; empty where none did.  Of what was tried at one
-    block alone only results.json tells.  rows: as `format_table`."""
+    """What the probes that chose where to look scored on the hold-out of train, a line a block; empty where none did.  rows: as `format_table`."""
     columns: list[tuple[str, str, str, dict[str, float]]] = []  # row, probe, pooling, and by place the score
     for name, row in rows.items():
         for probe in PROBES:
@@ -174,7 +173,10 @@ def layers_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
                     found.setdefault("mean", {})[one["pooling"]] = one["holdout_score"]
                 else:
                     found.setdefault(one["pooling"], {})[str(one["layer"])] = one["holdout_score"]
-            columns += [(name, probe.title, "" if part == probe.key else part, scores) for part, scores in found.items() if len(scores) > 1]
+            found_at = {place for scores in found.values() for place in scores}
+            columns += [
+                (name, probe.title, "" if part == probe.key else part, scores) for part, scores in found.items() if len(found_at) > 1
+            ]
     places = list(dict.fromkeys(place for *_, scores in columns for place in scores))
     if len(places) < 2:
         return ""
