@@ -1,124 +1,236 @@
-"""The table of docs/results.md, "Pretrained and probed": each small recipe, pretrained on CIFAR-10 (JPEG) with the same encoder for the same number of samples, then probed.
+"""The tables of docs/results.md, "Every recipe in one table", from the records of cifar_runs.py.
 
-    python benchmarks/cifar_table.py --train SHARDS/train --test SHARDS/test --out runs/cifar [--seeds 0 1] [--jobs 2]
-        [--pretrain key=value ...] [--probe key=value ...]
+    python benchmarks/cifar_table.py                # write them between their marks on the page
+    python benchmarks/cifar_table.py --check        # exit 1 where page and records disagree, and say where
+    python benchmarks/cifar_table.py --records runs/cifar/records.json --print      # a series that is not on the page
 
-A run that is finished is not repeated, so the command can be given again.  `--jobs` runs go on at once, each on its share of the cores.
-Without --test every figure is on a hold-out of train: for development.  Prints a Markdown table and writes OUT/table.json.
+Figures on the test split are shown as soon as there are any; until then those on a hold-out of train, and the page says so.
 """
 
 import argparse
+import difflib
 import json
-import os
-import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mpp.machine import usable_cores
+from mpp.errors import DataError, Parser, run_program
+from mpp.files import write_atomically
+from mpp.text import counted, say, say_lines
 
-RECIPES = ("mpp", "grid", "l2", "mae")
-COLUMNS = ("linear", "knn", "few_shot_5", "few_shot_10", "feature_rank")
-_ports = count(29800)
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS, PAGE = ROOT / "benchmarks" / "results" / "cpu2-recipes.json", ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- written by benchmarks/cifar_table.py from the records: begin -->", "<!-- end -->"
+# Row -> how it is called, what the encoder sees, what is predicted.
+RECIPES = {
+    "mpp": ("mean colour", "50 % corrupted", "3-bit mean colour"),
+    "grid": ("colour grid", "50 % corrupted", "3-bit colour of every pixel"),
+    "l2": ("L2", "50 % corrupted", "pixels"),
+    "mae": ("MAE", "75 % dropped", "normalised pixels"),
+    "crossmae": ("CrossMAE", "75 % dropped", "normalised pixels of a third of them"),
+    "pixio": ("Pixio", "75 % dropped in squares", "normalised pixels"),
+    "simmim": ("SimMIM", "60 % [mask] in squares", "pixels, L1"),
+    "maskfeat": ("MaskFeat", "40 % [mask] in blocks", "histograms of gradients"),
+    "beit": ("BEiT", "50 % [mask]", "code of a codebook"),
+    "data2vec": ("data2vec", "60 % [mask] in blocks", "averaged encoder's features"),
+    "ijepa": ("I-JEPA", "a block is seen", "averaged encoder's features"),
+    "capi": ("CAPI, features", "a rolled block is seen", "averaged encoder's features"),
+    "capi_clusters": ("CAPI, clusters", "a rolled block is seen", "averaged encoder's clusters"),
+    "salt": ("SALT", "75 % dropped", "features of the MAE above"),
+    "colour": ("colourisation", "grey image", "3-bit mean colour"),
+    "ab": ("colourisation, ab", "grey image", "colour of every pixel"),
+    "rotation": ("rotation", "turned image", "by how much"),
+}
+BASELINES = {"raw pixels": "raw pixels", "random init": "random initialisation", "from scratch": "from scratch"}
+WIDTH = 120  # of a line of prose
+ABLATED, RATIOS = ("mpp", "grid", "l2"), (15, 50)
+MODES = {  # in the order of preference
+    "test": "All {images:,} test images, which each probing and each fine-tuning has read {reads}.",
+    "hold-out": "**Development**: {images:,} images of train were held out of the labels that probes learn from, {tuned:,} of those that are "
+    "fine-tuned on. No test image has been looked at.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Pretrain and probe the four small recipes on CIFAR-10 (JPEG).")
-    parser.add_argument("--train", required=True, help="labelled shards; the labels are used by the probes only")
-    parser.add_argument("--test", help="labelled shards, read once a run; left out: a hold-out of train")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
-    parser.add_argument(
-        "--pretrain", nargs="+", default=[], metavar="key=value", help="for mpp/pretrain.py, such as optim.total_samples=4e6"
-    )
-    parser.add_argument("--probe", nargs="+", default=[], metavar="key=value", help="for mpp/linear_probe.py, such as train_samples=10000")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where page and records disagree")
+    parser.add_argument("--print", action="store_true", help="show the tables and leave the page alone")
     options = parser.parse_args(argv)
-    threads = max(1, usable_cores() // options.jobs)
-    runs = [(recipe, seed) for recipe in options.recipes for seed in options.seeds]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda run: one_run(*run, options, threads), runs))
-    table = {f"{recipe}_s{seed}": result for (recipe, seed), result in zip(runs, results, strict=True)}
-    (options.out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
-    print(markdown(options.recipes, options.seeds, table))
+    wanted = section(json.loads(options.records.read_text()))
+    if options.print:
+        say_lines(wanted)
+        return 0
+    before, there, after = parts_of(options.page)
+    if there == wanted:
+        return 0
+    if options.check:
+        say(f"{options.page} does not say what {options.records} holds; python benchmarks/cifar_table.py writes it anew:")
+        say_lines("\n".join(difflib.unified_diff(there.splitlines(), wanted.splitlines(), "page", "records", lineterm="", n=0)))
+        return 1
+    write_atomically(options.page, f"{before}{BEGIN}\n\n{wanted}\n\n{END}{after}".encode())
     return 0
 
 
-def one_run(recipe: str, seed: int, options: argparse.Namespace, threads: int) -> dict:
-    run = options.out / f"{recipe}_s{seed}"
-    run.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    if not (run / "encoder" / "config.json").exists():
-        launch = ["deepspeed", "--num_gpus", "1", "--master_port", str(next(_ports)), "mpp/pretrain.py"]
-        words = [
-            "--config",
-            f"configs/cifar_{recipe}.yaml",
-            f"data.shards={options.train}",
-            f"run_dir={run}",
-            f"seed={seed}",
-            *options.pretrain,
-        ]
-        with (run / "console.log").open("a") as log:
-            subprocess.run([*launch, *words], env=environment, stdout=log, stderr=log, check=True)
-    results = run / "transfer" / "results.json"
-    if not results.exists():
-        words = [f"encoder={run}", f"train={options.train}", f"seed={seed}", f"out={results.parent}", *options.probe]
-        words += [f"test={options.test}"] if options.test else []
-        with (run / "console.log").open("a") as log:
-            subprocess.run([sys.executable, "mpp/linear_probe.py", *words], env=environment, stdout=log, stderr=log, check=True)
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    logged = [row for row in metrics if "speed/samples_per_second" in row]
-    samples, seconds = 0, 0.0
-    for row in logged:
-        seconds += (row["samples"] - samples) / row["speed/samples_per_second"]
-        samples = row["samples"]
-    return {
-        "samples": samples,
-        "seconds": round(seconds, 1),
-        "holdout_skill": next(row["holdout/skill"] for row in reversed(metrics) if "holdout/skill" in row),
-        "baseline": json.loads((run / "baseline.json").read_text())["name"],
-        "environment": json.loads((run / "environment.json").read_text()),
-        "probe": json.loads(results.read_text()),
-    }
+def parts_of(page: Path) -> tuple[str, str, str]:
+    """What stands before the mark, between the two, and behind.  Raises DataError."""
+    text = page.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(f"{page} must hold the line {BEGIN!r} and behind it the line {END!r}, once each: the tables go between them")
+    before, _, rest = text.partition(BEGIN)
+    there, _, after = rest.partition(END)
+    return before, there.strip("\n"), after
 
 
-def markdown(recipes: Sequence[str], seeds: Sequence[int], table: dict[str, dict]) -> str:
-    """One row a recipe, the mean over seeds with each seed's figure in brackets; the baselines first."""
-    lines = [
-        "| recipe | samples seen | seconds | hold-out skill | linear | k-NN | 5-shot | 10-shot | rank, uncentred |",
-        "|---|---|---|---|---|---|---|---|---|",
+def section(records: Mapping[str, Any]) -> str:
+    mode = next((mode for mode in MODES if records["measured"].get(mode)), None)
+    if mode is None:
+        return "Not yet measured."
+    measured, runs = records["measured"][mode], records["runs"]
+    probed, tuned = measured.get("probe", {"lines": []}), measured.get("finetune", {"lines": []})
+    parts = [
+        settings(runs, mode, probed, tuned),
+        rows_table(runs, probed["lines"], tuned["lines"]),
+        ablation_table(probed["lines"], tuned["lines"]),
+        against_random(probed["lines"]),
     ]
-    for name in ("raw pixels", "random init"):
-        rows = [figures(result["probe"]["rows"][name]) for result in table.values()]
-        # Raw pixels differ by the probe's seed alone, random init by the seed of the weights too: one figure a seed.
-        per_seed = rows[: len(seeds)]
-        lines.append(f"| {name} | 0 | - | - | " + " | ".join(spread([row[column] for row in per_seed]) for column in COLUMNS) + " |")
-    for recipe in recipes:
-        runs = [table[f"{recipe}_s{seed}"] for seed in seeds]
-        rows = [figures(run["probe"]["rows"]["pretrained"]) for run in runs]
-        cells = [f"{runs[0]['samples']:,}", spread([run["seconds"] for run in runs], 0), spread([run["holdout_skill"] for run in runs], 3)]
-        cells += [spread([row[column] for row in rows]) for column in COLUMNS]
-        lines.append(f"| {recipe} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n\n".join(part for part in parts if part)
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    each = ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"{statistics.mean(values):.{digits}f} ({each})" if len(values) > 1 else each
+def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tuned: Mapping[str, Any]) -> str:
+    samples = sorted({run["samples"] for run in runs.values()})
+    commits = sorted({str(run["environment"]["commit"]) for run in runs.values()})
+    machines = sorted({f"{run['environment']['cpus']} CPU cores, torch {run['environment']['torch']}" for run in runs.values()})
+    times = max(program.get("test_reads", 0) for program in (probed, tuned))
+    reads = "once" if times == 1 else f"up to {times} times"
+    labels = sorted({figure["labels"] for line in tuned["lines"] for figure in line["figures"].values()})
+    said = [
+        f"{counted(len(runs), 'run')} of {' or '.join(f'{count:,}' for count in samples)} samples, {', '.join(machines)}, "
+        f"commit {', '.join(commits)}.",
+        MODES[mode].format(images=probed.get("images", 0), tuned=tuned.get("images", 0), reads=reads),
+        "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and each in brackets. "
+        f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels) or 'no'} labels.",
+    ]
+    return textwrap.fill(" ".join(said), WIDTH, break_on_hyphens=False)
 
 
-def figures(row: dict) -> dict[str, float]:
-    """results.json's row -> one number a column, accuracies in percent; the rank is RankMe's, as in results of all ages."""
-    ranks = row["feature_rank"]
-    accuracy = {"linear": row["linear"], "knn": row["knn"], "few_shot_5": row["few_shot"]["5"], "few_shot_10": row["few_shot"]["10"]}
-    return {name: 100 * figure["accuracy"] for name, figure in accuracy.items()} | {
-        "feature_rank": ranks["rank_uncentred"] if isinstance(ranks, dict) else ranks,
-    }
+Lines = Sequence[Mapping[str, Any]]
+
+
+def rows_table(runs: Mapping[str, Any], probed: Lines, tuned: Lines) -> str:
+    table = [
+        "| recipe | sees | predicts | core seconds | hold-out skill | linear, best place | place | linear, last block | k-NN, best place | k-NN, last block | 10-shot | fine-tuned |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, name in BASELINES.items():
+        for line in [line for line in (*probed, *tuned) if line["kind"] == kind]:
+            beside = "" if line["run"] in ("mpp_s0", "scratch_s0") else f", encoder of {RECIPES[row_of(line)][0]}"
+            if kind != "raw pixels" or not beside:
+                table.append(cells([name + beside, "-", "-", "-", "-", *figures(line, None if kind != "from scratch" else line)]))
+    for row, (name, sees, predicts) in RECIPES.items():
+        found, fine = together(probed, row), together(tuned, row)
+        own = [run for run in sorted(runs) if run.rpartition("_s")[0] == row]
+        if found is None or not own:
+            continue
+        skills = [runs[run]["holdout_skill"] for run in own]
+        skill = "-" if None in skills else several(skills, 3)
+        table.append(cells([name, sees, predicts, seconds([runs[run] for run in own]), skill, *figures(found, fine)]))
+    return "\n".join(table)
+
+
+def row_of(line: Mapping[str, Any]) -> str:
+    return str(line["run"]).rpartition("_s")[0]
+
+
+def together(lines: Lines, row: str) -> Mapping[str, Any] | None:
+    """A row's line: of all its seeds where there are several."""
+    return max(
+        (line for line in lines if row_of(line) == row and line["kind"] in ("pretrained", "fine-tuned")),
+        key=lambda line: line["seeds"],
+        default=None,
+    )
+
+
+def figures(line: Mapping[str, Any], tuned: Mapping[str, Any] | None) -> list[str]:
+    """linear at its best place, that place, linear at the last block, k-NN likewise, 10-shot, fine-tuned."""
+    found = line["figures"]
+    place = found.get("linear", {}).get("place", "-")
+    return [
+        shown(found.get("linear")),
+        place,
+        *(shown(found.get(column)) for column in ("linear/last", "knn", "knn/last", "few_shot/10")),
+        shown(tuned["figures"].get("finetune")) if tuned else "-",
+    ]
+
+
+def shown(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    low, high = figure["ci95"]
+    mean = f"{100 * figure['accuracy']:.1f} ±{50 * (high - low):.1f}"
+    seeds = [100 * sum(draws) / len(draws) for draws in figure["by_run"]]
+    return f"{mean} ({', '.join(f'{value:.1f}' for value in seeds)})" if len(seeds) > 1 else mean
+
+
+def seconds(runs: Lines) -> str:
+    """Of one core; what a killed start has taken is not known."""
+    killed = any(run["starts"] > 1 for run in runs)
+    return ("at least " if killed else "") + several([run["cpu_seconds"]["pretrain"] for run in runs], 0)
+
+
+def several(each: Sequence[float], digits: int) -> str:
+    words = [f"{value:.{digits}f}" for value in each]
+    return f"{sum(each) / len(each):.{digits}f} ({', '.join(words)})" if len(each) > 1 else words[0]
+
+
+def cells(words: Sequence[str]) -> str:
+    return f"| {' | '.join(words)} |"
+
+
+def ablation_table(probed: Lines, tuned: Lines) -> str:
+    """The ViT paper's own (B.1.2); empty without any run of it."""
+    if not any(row_of(line) == f"{row}_{RATIOS[0]}" for line in probed for row in ABLATED):
+        return ""
+    columns = (("linear", "linear", probed), ("k-NN", "knn", probed), ("fine-tuned", "finetune", tuned))
+    heads = [f"{title}, {ratio} % corrupted" for title, _, _ in columns for ratio in RATIOS]
+    table = [
+        "The ViT paper's own ablation (B.1.2), one seed, all else equal:",
+        "",
+        cells(["target", *heads]),
+        cells(["---"] * (1 + len(heads))).replace(" ", ""),
+    ]
+    for row in ABLATED:
+        found = [alone(lines, f"{row}_{ratio}_s0" if ratio != 50 else f"{row}_s0") for _, _, lines in columns for ratio in RATIOS]
+        keys = [key for _, key, _ in columns for _ in RATIOS]
+        table.append(
+            cells([RECIPES[row][2], *(shown(line["figures"].get(key)) if line else "-" for line, key in zip(found, keys, strict=True))])
+        )
+    return "\n".join(table)
+
+
+def alone(lines: Lines, run: str) -> Mapping[str, Any] | None:
+    return next(
+        (line for line in lines if line["run"] == run and line["seeds"] == 1 and line["kind"] in ("pretrained", "fine-tuned")), None
+    )
+
+
+def against_random(probed: Lines) -> str:
+    """A line for each row that is not shown to beat random initialisation of its encoder."""
+    said = []
+    for row, (name, *_) in RECIPES.items():
+        line = together(probed, row)
+        beside = line["beside"] if line else None
+        if beside and beside["ci95"][0] <= 0:
+            low, high = (100 * end for end in beside["ci95"])
+            said.append(
+                f"* **{name}** does not beat random initialisation: linear {100 * beside['difference']:+.1f} points ({low:+.1f} to {high:+.1f})."
+            )
+    return "\n".join(said) or (
+        "* Every row beats random initialisation in the linear probe." if any(line["beside"] for line in probed) else ""
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -129,9 +129,11 @@ def open_splits(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages | N
 
 def table_rows(config: ProbeConfig, loaded: LoadedEncoder, world: World) -> dict[str, Row]:
     """What the lines of the table are made of, in order: baselines, the encoder, those beside it."""
-    row_of = lambda line, net, digest, found: encoder_row(line, net, digest, found, config.cached(), config.features, world)
+    row_of = lambda line, net, digest, predictor, found: encoder_row(
+        line, net, digest, predictor, found, config.cached(), config.features, world
+    )
     encoders = {PRETRAINED: loaded} | {source: read_encoder(source) for source in config.beside}
-    rows = {name: row_of(name, found.net, found.digest, found) for name, found in encoders.items()}
+    rows = {name: row_of(name, found.net, found.digest, found.predictor, found) for name, found in encoders.items()}
     if not config.baselines:
         return rows
     spec = rows[PRETRAINED].extractor.spec
@@ -140,7 +142,8 @@ def table_rows(config: ProbeConfig, loaded: LoadedEncoder, world: World) -> dict
     baselines = {PIXELS: Row(PIXELS, pixels, pixels.variant, about)}
     for seed in range(config.seed, config.seed + config.random_inits):
         fresh = loaded.fresh(seed_of(seed, INIT, 0)).eval()  # as a run with this seed starts
-        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)
+        predictor = loaded.predictor and loaded.predictor.fresh(seed_of(seed, INIT, 1))
+        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)
         row.about["source"] = f"random initialisation, seed {seed}"
         baselines[RANDOM if seed == config.seed else f"{RANDOM}, seed {seed}"] = row
     return baselines | rows

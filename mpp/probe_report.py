@@ -18,7 +18,7 @@ from mpp.transfer.extraction import centre_crops
 from mpp.transfer.metrics import difference
 from mpp.transfer.near_duplicates import PICTURE
 from mpp.transfer.results import draw_answers, draw_choices, write_predictions, write_results
-from mpp.transfer.table import PRETRAINED, RANDOM, by_column, format_table, remarks_on_table
+from mpp.transfer.table import PRETRAINED, RANDOM, by_column, format_table, layers_table, remarks_on_table
 from mpp.transfer.verdict import Judged, judge, verdict
 
 
@@ -83,6 +83,13 @@ def write(job: Probing, shown: Reported | None, started: float) -> None:
     }
     pictures: list[str] = []
     text.say()
+    if layers := layers_table(figures):
+        text.say(
+            f"by block, on the {job.about['holdout_images']} images held out of train to choose on (no figures to report: the best of many is "
+            "flattered)"
+        )
+        text.say_lines(layers)
+        text.say()
     for remark in remarks_on_table(figures):
         text.say(remark)
     seen: list[str] = []

@@ -3,9 +3,9 @@
 Sources: "DINOv2" is arXiv 2304.07193, "MAE" is arXiv 2111.06377, "ViT 4.1" is arXiv 2010.11929; "ours" marks what a source leaves open.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Positive, Section, composed
 from mpp.transfer.features import FeatureConfig
@@ -49,6 +49,16 @@ class Measurement(Section):
         None  # count images that look like one of train: at least this correlation (photographs .95, digits .99); null: not looked for
     )
     features: FeatureConfig = FeatureConfig()
+
+    @model_validator(mode="after")
+    def _has_tokens(self) -> Self:
+        lost = [probe.key for probe in self.online() if probe.pools_tokens] if self.features.pooling == "predictor" else []
+        if lost:
+            raise ValueError(
+                f"augmented={lost} looks at the tokens of features.layers, and features.pooling=predictor is no layer's; leave it out, or set "
+                "features.pooling=mean"
+            )
+        return self
 
     def cached(self) -> list[Probe]:
         """The probes on features, as set up here; none for the rank alone."""

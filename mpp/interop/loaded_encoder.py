@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,32 @@ from torch import Tensor, nn
 from mpp.config.sections import ModelConfig
 from mpp.model.encoder import build_encoder, timm_arguments
 from mpp.model.tokens import class_tokens_of
+from mpp.recipe.decoders.base import DecoderSection, Given
 
 # What a module computes beyond its weights; drop-out, drop-path and the kind of attention kernel change nothing in eval mode.
 FUNCTION = ("eps", "num_heads", "head_dim", "scale", "kernel_size", "stride", "padding", "dilation", "groups", "ceil_mode", "approximate")
 NO_FUNCTION = ("Identity", "Dropout", "DropPath", "PatchDropout")
+
+
+@dataclass(frozen=True)
+class LoadedPredictor:
+    """The decoder that a run of ours trained its encoder with, where its first block is a feature of the image, too."""
+
+    section: DecoderSection
+    given: Given
+    net: nn.Module  # a recipe/decoders/base.Predictor, in eval mode
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what it is built from and of its weights, hexadecimal."""
+        about = json.dumps([self.section.model_dump(mode="json"), list(self.given.grid), self.given.prefix])
+        return hashlib.sha256((about + weights_digest(self.net.state_dict())).encode()).hexdigest()
+
+    def fresh(self, seed: int) -> "LoadedPredictor":
+        """The same at random initialisation."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return replace(self, net=self.section.build(self.given).eval())
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,7 @@ class LoadedEncoder:
     pretraining: dict[str, Any] | None = (
         None  # recipe, seed and samples seen of the run of ours it is from (interop/pretraining.py); None: not known
     )
+    predictor: LoadedPredictor | None = None  # None: the source has none, or is no run of ours
 
 
 def digest_of(net: nn.Module) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -13,11 +13,16 @@ from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError
 from mpp.interop.encoder_folder import PREFIXES, fault_of
 from mpp.interop.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm
-from mpp.interop.loaded_encoder import LoadedEncoder, load_plain
+from mpp.interop.loaded_encoder import LoadedEncoder, LoadedPredictor, load_plain
 from mpp.interop.pretraining import pretraining_beside, pretraining_of
 from mpp.interop.weight_files import read_json, read_weights
+from mpp.model.encoder import Encoder
+from mpp.recipe.decoders.base import Given
 from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | None = None, network: str = "encoder") -> LoadedEncoder:
@@ -27,7 +32,8 @@ def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | No
     ConfigError; also for weights that are not finite.
     """
     loaded = _open(str(source), commit, network)
-    tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}}
+    decoder = loaded.predictor.net.state_dict() if loaded.predictor else loaded.decoder
+    tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in decoder.items()}}
     if broken := [name for name, tensor in tensors.items() if not_finite(tensor)]:
         raise CheckpointError(
             f"{source} holds numbers that are not finite, in {some(broken)}; give an earlier checkpoint, or another encoder"
@@ -75,7 +81,25 @@ def _open(source: str, commit: Commit | None = None, network: str = "encoder") -
     weights = read_tensors(commit, PREFIXES[network])
     words = f"{'' if network == 'encoder' else 'teacher of '}{commit.folder.parent.parent.name} at {commit.samples_seen} samples"
     found = _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
-    return replace(found, pretraining=pretraining_of(commit, network))
+    predictor = _predictor(commit, found) if network == "encoder" else None
+    return replace(found, pretraining=pretraining_of(commit, network), predictor=predictor)
+
+
+def _predictor(commit: Commit, loaded: LoadedEncoder) -> LoadedPredictor | None:
+    """The run's decoder, where its first block is a feature, too."""
+    config, vit = read_config(commit), cast("VisionTransformer", loaded.net)
+    if not config.decoder.has_feature:
+        return None
+    encoder = Encoder(vit)
+    weights = read_tensors(commit, "weight/decoder.")
+    outputs = len(weights["head.weight"])
+    given = Given(encoder.width, outputs, encoder.prefix, encoder.grid, encoder.depth, config.mask.groups)
+    net = config.decoder.build(given)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of {commit.folder} do not fit its own decoder section: {error}") from error
+    return LoadedPredictor(config.decoder, given, net.eval())
 
 
 def _open_own(folder: Path, about: dict[str, Any]) -> LoadedEncoder:

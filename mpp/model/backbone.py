@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mpp.model.tokens import class_tokens_of
@@ -19,9 +20,11 @@ class Backbone(nn.Module):
     its stages as layers (from 1) and the cells of their feature maps as patches, without a norm.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, predictor: nn.Module | None = None):
+        """predictor: that the encoder was trained with, where its first block is a feature, too (recipe/decoders/base.py)."""
         super().__init__()
         self.net: Any = net
+        self.predictor: Any = predictor
         blocks = getattr(net, "blocks", None)
         widths = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
         self.is_transformer = (  # one width throughout, and every token in every block: no pyramid, no class token that comes in late
@@ -53,6 +56,19 @@ class Backbone(nn.Module):
 
     def layers(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> tokens [B, P + N, D] of each of `layers`, under the final norm."""
+        norm = self.final_norm() if self.is_transformer else nn.Identity()
+        return [norm(tokens) for tokens in self.unnormed(images, layers)]
+
+    def with_predictor(self, images: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """As `layers`, and of the same pass the mean over all places of the predictor's first block [B, W] (CAPI's global feature)."""
+        every = range(self.depth + 1) if self.predictor.reads_blocks else (*layers, self.depth)
+        found, norm = dict(zip(every, self.unnormed(images, every), strict=True)), self.final_norm()
+        memory = [found[layer] for layer in every] if self.predictor.reads_blocks else norm(found[self.depth])
+        asked = torch.arange(found[self.depth].shape[1] - self.prefix, device=images.device).expand(len(images), -1)
+        return [norm(found[layer]) for layer in layers], self.predictor.first_block(memory, None, asked).mean(dim=1)
+
+    def unnormed(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The same as they pass, without the final norm."""
         if not self.is_transformer:
             maps = self.net.forward_intermediates(images, indices=[layer - 1 for layer in layers], intermediates_only=True, norm=False)
             found = dict(zip(sorted(set(layers)), maps, strict=True))
@@ -71,8 +87,7 @@ class Backbone(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        norm = self.final_norm()
-        return [norm(caught[layer]) for layer in layers]
+        return [caught[layer] for layer in layers]
 
     def at_size(self, height: int, width: int) -> "Backbone":
         """A frozen copy in eval mode for images of this size: positions are resampled (timm) where it differs."""
@@ -80,7 +95,9 @@ class Backbone(nn.Module):
         embed = getattr(net, "patch_embed", None)
         if getattr(embed, "img_size", None) not in (None, (height, width)):
             net.set_input_size(img_size=(height, width))
-        return Backbone(net).eval().requires_grad_(False)
+        patch = self.patch_size
+        predictor = None if self.predictor is None else self.predictor.at_grid((height // patch[0], width // patch[1]))
+        return Backbone(net, predictor).eval().requires_grad_(False)
 
     def final_norm(self) -> nn.Module:
         """timm keeps it behind the pooling (`fc_norm`) in models that average their patches."""

@@ -205,7 +205,7 @@ def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[
             shutil.rmtree(place, ignore_errors=True)
             raise UserError(
                 f"{place}: no room for {len(samples)} x {shape[1]} features, {4 * shape[0] * shape[1] / 1e9:.2f} GB ({error.strerror}); "
-                "give features.cache= on a larger disk, or fewer layers (linear.curve=false)"
+                "give features.cache= on a larger disk, or fewer layers (linear.curve=false knn.curve=false)"
             ) from error
 
 

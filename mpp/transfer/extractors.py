@@ -29,7 +29,7 @@ class EncoderExtractor:
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec, device: torch.device):
         self.spec = spec
-        self.layout = layout_of(backbone, spec.layers, spec.poolings)
+        self.layout = layout_of(backbone, spec.layers, spec.poolings, spec.predictor is not None)
         self.backbone = backbone.at_size(spec.resolution, spec.resolution).to(device)
         for module in self.backbone.modules():  # on CPUs plain matrix products are faster than torch's fused attention
             if hasattr(module, "fused_attn") and device.type == "cpu":
@@ -37,13 +37,22 @@ class EncoderExtractor:
 
     def tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Colours 0..255, [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
-            found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)
-        return {layer: tokens.float() for layer, tokens in zip(layers, found, strict=True)}
+        return self._read(images, layers, False)[0]
 
     def __call__(self, images: Tensor) -> Tensor:
-        tokens = self.tokens(images, self.spec.layers)
-        return torch.cat([self.pool(tokens[layer], part) for part, layer in self.layout.starts], dim=1)
+        tokens, further = self._read(images, self.spec.layers, self.spec.predictor is not None)
+        return torch.cat([*(self.pool(tokens[layer], part) for part, layer in self.layout.starts), *further], dim=1)
+
+    def _read(self, images: Tensor, layers: Sequence[int], predictor: bool) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """Tokens by layer, and what the layout holds behind them."""
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+            pixels, further = normalise(images, self.spec.mean, self.spec.std), []
+            if predictor:
+                found, mean = self.backbone.with_predictor(pixels, layers)
+                further = [mean.float()]
+            else:
+                found = self.backbone.layers(pixels, layers)
+        return {layer: tokens.float() for layer, tokens in zip(layers, found, strict=True)}, further
 
     def pool(self, tokens: Tensor, part: Part) -> Tensor:
         """[B, P + N, D] -> [B, D]: the class token (Pixio: the mean of all), or the mean of the patches; registers are in neither."""

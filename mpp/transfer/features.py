@@ -15,7 +15,7 @@ from mpp.config.schema import Count, Positive, Section
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 
-Pooling = Literal["mean", "cls", "both"]
+Pooling = Literal["mean", "cls", "both", "predictor"]
 Part = Literal["cls", "mean"]
 Place = tuple[Part, int]  # a pooled layer
 
@@ -28,9 +28,10 @@ class FeatureConfig(Section):
     layers: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (
         -1,
     )  # blocks passed: 0 enters the first, -1 leaves the last; concatenated.  What k-NN, few-shot, logistic regression and rank use
-    pooling: Literal["mean", "cls", "both"] = (
-        "mean"  # mean of the patch tokens (without class tokens and registers), the class token (the mean of several, Pixio), or both side by side
+    pooling: Pooling = (
+        "mean"  # mean of the patch tokens (without class tokens and registers), the class token (the mean of several, Pixio), or
     )
+    # both side by side; predictor: the mean over all places of the first block of the decoder that a run was trained with (CAPI), no layer's
     resolution: Positive | None = None  # pixels a side; null: as pretrained
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # the centre square of this share of the short side is resized to `resolution`
     precision: Literal["bf16", "fp32"] = "fp32"
@@ -62,9 +63,12 @@ class FeatureSpec:
     interpolation: str = "bicubic, antialiased"
     masking: str = "off"
     token_norm: str = "on"  # the encoder's final norm on every layer's tokens, before pooling
+    predictor: str | None = None  # sha256 of the decoder whose first block the table holds, too
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What is not there is left out, as it was before there was any."""
+        known = asdict(self)
+        return known if self.predictor else {name: value for name, value in known.items() if name != "predictor"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ class Variant:
         if not self.layers:
             return self.pooling
         return f"{self.pooling} of layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
+
+
+PREDICTOR = Variant((), "mean of the predictor's first block")
 
 
 @dataclass(frozen=True)
@@ -133,15 +140,16 @@ def place(columns: Tensor) -> slice | Tensor:
 def refuse_other_features(train: FeatureSpec, test: FeatureSpec) -> None:
     """Raises ConfigError naming the first difference: a probe is tested on the features it was trained on."""
     ours, theirs = train.as_dict(), test.as_dict()
-    for name in ours:
-        if ours[name] != theirs[name]:
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name):
             raise ConfigError(
-                f"a probe trained on features with {name}={ours[name]} cannot be tested on features with {name}={theirs[name]}; "
+                f"a probe trained on features with {name}={ours.get(name)} cannot be tested on features with {name}={theirs.get(name)}; "
                 "extract both under one FeatureSpec"
             )
 
 
-def layout_of(backbone: Backbone, layers: Sequence[int], poolings: Sequence[Part]) -> Layout:
+def layout_of(backbone: Backbone, layers: Sequence[int], poolings: Sequence[Part], predictor: bool = False) -> Layout:
+    """predictor: whether the mean of its first block stands behind them."""
     starts: dict[Place, int] = {}
     widths: dict[Place, int] = {}
     at = 0
@@ -149,7 +157,7 @@ def layout_of(backbone: Backbone, layers: Sequence[int], poolings: Sequence[Part
         for layer in layers:
             starts[part, layer], widths[part, layer] = at, backbone.width_of(layer)
             at += backbone.width_of(layer)
-    return Layout(starts, widths)
+    return Layout(starts, widths, {PREDICTOR: (at, backbone.predictor.width)} if predictor else {})
 
 
 def own_variant(backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> Variant:
@@ -157,6 +165,13 @@ def own_variant(backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> 
 
     layers: blocks passed, negative from the end (-1: the last block's output).  Raises ConfigError for what this encoder does not have.
     """
+    if pooling == "predictor":
+        if backbone.predictor is None:
+            raise ConfigError(
+                "features.pooling=predictor: this encoder comes without one; give the run itself, of a decoder whose first block is a feature "
+                "(cross_attention), or features.pooling=mean"
+            )
+        return PREDICTOR
     lowest, depth = backbone.first, backbone.depth
     if outside := [layer for layer in layers if not (lowest <= layer <= depth or lowest - depth - 1 <= layer < 0)]:
         raise ConfigError(
@@ -166,6 +181,13 @@ def own_variant(backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> 
     if pooling != "mean" and not backbone.class_tokens:
         raise ConfigError(f"features.pooling={pooling}: the encoder has no class token; use features.pooling=mean")
     return Variant(tuple(layer if layer >= 0 else depth + 1 + layer for layer in layers), pooling)
+
+
+def places_of(own: Variant, backbone: Backbone) -> list[Variant]:
+    """Where a probe may look: `own`; each layer's mean and class token; the predictor's first block, where there is one."""
+    poolings: tuple[Part, ...] = ("mean", "cls") if backbone.class_tokens else ("mean",)
+    every = [Variant((layer,), pooling) for pooling in poolings for layer in range(backbone.first, backbone.depth + 1)]
+    return list(dict.fromkeys([own, *every, *([] if backbone.predictor is None else [PREDICTOR])]))
 
 
 def check_resolution(backbone: Backbone, resolution: int) -> None:
@@ -184,5 +206,5 @@ def parts_of(pooling: str) -> tuple[Part, ...]:
 def needed_by(variants: Sequence[Variant]) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     """(layers, poolings) of a table that holds all these variants."""
     layers = sorted({layer for variant in variants for layer in variant.layers})
-    poolings = sorted({part for variant in variants for part in parts_of(variant.pooling)})
+    poolings = sorted({part for variant in variants if variant.layers for part in parts_of(variant.pooling)})
     return tuple(layers), tuple(poolings)

@@ -49,7 +49,7 @@ def choose(
         begins(probe)
         began = time.perf_counter()
         variants = [train.own] if backbone is None else probe.variants(train.own, backbone)
-        found = probe.fit(replace(train, variants=variants))
+        found = probe.fit(replace(train, variants=variants, last=None if backbone is None else backbone.depth))
         seconds[probe.key] = round(time.perf_counter() - began, 3)
         if found is not None:
             fitted[probe.key] = found
@@ -82,12 +82,21 @@ def report(runs: Sequence[Sequence[AllAnswers]], truth: Tensor, classes: int) ->
             held = [about["holdout_score"] for seed in abouts for about in seed if about.get("holdout_score") is not None]
             figure["holdout_score"] = sum(held) / len(held) if held else None
             figure["edge"] = sorted({edge for seed in abouts for about in seed for edge in about.get("edge", [])})
+            if "place" in figure:
+                figure["place"] = " or ".join(dict.fromkeys(about["place"] for seed in abouts for about in seed))
+            if "by_layer" in figure:
+                figure["by_layer"] = _mean_by_layer([about["by_layer"] for seed in abouts for about in seed])
         key, _, part = column.partition("/")
         if part:
             found.setdefault(key, {})[part] = figure
         else:
             found[key] = figure
     return found, answers
+
+
+def _mean_by_layer(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Of several seeds and draws, at the places of the first."""
+    return [place | {"holdout_score": sum(run[i]["holdout_score"] for run in runs) / len(runs)} for i, place in enumerate(runs[0])]
 
 
 def _in_a_row(repeats: Sequence[Answers]) -> Answers:

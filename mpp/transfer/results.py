@@ -107,7 +107,10 @@ def find_results(paths: Sequence[str]) -> list[Result]:
 
 
 def of_today(about: dict[str, Any]) -> dict[str, Any]:
-    """Older results kept the accuracy of each draw under the name that now counts the draws."""
+    """Older results kept the accuracy of each draw under the name that now counts the draws, and looked for neighbours in one place alone."""
+    for name in ("knn", "attentive"):
+        if name in (about.get("config") or {}):
+            about["config"][name].setdefault("curve", False)
     for row in about["rows"].values():
         for figure in (row.get("few_shot") or {}).values():
             if isinstance(figure.get("draws"), list):

@@ -4,7 +4,7 @@ Letters: n images of train, m images reported on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mpp.data.labelled import LabelledImages
-from mpp.interop.loaded_encoder import LoadedEncoder
+from mpp.interop.loaded_encoder import LoadedEncoder, LoadedPredictor
 from mpp.model.backbone import Backbone
 from mpp.transfer.extractors import EncoderExtractor, Extractor
-from mpp.transfer.features import FeatureConfig, FeatureSpec, Variant, check_resolution, needed_by, own_variant
+from mpp.transfer.features import PREDICTOR, FeatureConfig, FeatureSpec, Variant, check_resolution, needed_by, own_variant
 from mpp.transfer.in_the_loop import ImageViews
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers, Probe
@@ -45,12 +45,21 @@ class Row:
 
 
 def encoder_row(
-    line: str, net: torch.nn.Module, digest: str, loaded: LoadedEncoder, probes: Sequence[Probe], asked: FeatureConfig, world: World
+    line: str,
+    net: torch.nn.Module,
+    digest: str,
+    predictor: LoadedPredictor | None,
+    loaded: LoadedEncoder,
+    probes: Sequence[Probe],
+    asked: FeatureConfig,
+    world: World,
 ) -> Row:
-    """A row whose table holds what these probes choose from.  digest: of net, which may be `loaded`'s at other weights."""
-    backbone = Backbone(net).eval()
+    """A row whose table holds what these probes choose from.  digest: of net, which, as the predictor, may be `loaded`'s at other weights."""
+    backbone = Backbone(net, predictor.net if predictor else None).eval()
     own = own_variant(backbone, asked.layers, asked.pooling)
     spec = spec_of(backbone, digest, loaded, variants_of(probes, own, backbone), asked)
+    if predictor and PREDICTOR in variants_of(probes, own, backbone):
+        spec = replace(spec, predictor=predictor.digest)
     extractor = EncoderExtractor(backbone, spec, world.device)
     about = {
         "source": loaded.source,

@@ -10,6 +10,7 @@ from mpp.transfer.probes import PROBES
 PRETRAINED, RANDOM, PIXELS, MAJORITY = "pretrained", "random init", "raw pixels", "majority class"  # rows
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 FINETUNED, ALWAYS = "finetune", "always"  # keys of figures that no probe gave
+WIDEST = 150  # letters of a line: what is wider goes on below
 # Column -> (its key in "feature_rank", decimals).
 RANKS = {"rank": ("rank", 1), "uncentred": ("rank_uncentred", 1), "cosine": ("mean_cosine", 3), "spread": ("deviation", 3)}
 
@@ -18,11 +19,15 @@ def by_column(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """A row's figures as in results.json, by column: those of a probe with several parts as probe/part."""
     found: dict[str, Mapping[str, Any]] = {}
     for key, figure in figures.items():
-        if isinstance(figure, Mapping) and "accuracy" in figure:
+        if _is_figure(figure):
             found[key] = figure
-        elif isinstance(figure, Mapping):
-            found |= {f"{key}/{part}": one for part, one in figure.items() if isinstance(one, Mapping) and "accuracy" in one}
+        if isinstance(figure, Mapping):
+            found |= {f"{key}/{part}": one for part, one in figure.items() if _is_figure(one)}
     return found
+
+
+def _is_figure(found: Any) -> bool:
+    return isinstance(found, Mapping) and isinstance(found.get("accuracy"), float | int)
 
 
 @dataclass
@@ -101,7 +106,7 @@ def _block(
     for name in rows:
         if name in always or any(name in column.figures for column in columns):
             lines.append([name, *(_percent(column.figures.get(name, always.get(name)), key, interval, marked) for column in columns)])
-    return aligned(lines)
+    return "\n".join(aligned(part) for part in within(lines, WIDEST))
 
 
 def rank_cells(found: Mapping[str, float] | float | None) -> list[str]:
@@ -111,7 +116,7 @@ def rank_cells(found: Mapping[str, float] | float | None) -> list[str]:
 
 
 def remarks_on_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Column] | None = None) -> list[str]:
-    """What the figures leave unsaid: choices at the end of a grid, and what the intervals cover."""
+    """What the figures leave unsaid: choices at the end of a grid, where in the encoder the hold-out chose to look, and what the intervals cover."""
     columns = columns_of(rows) if columns is None else columns
     remarks = []
     for column in columns:
@@ -123,6 +128,11 @@ def remarks_on_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Co
                 remarks.append(
                     f"* {name}, {column.title}: {' and '.join(figure['edge'])} at the end of the grid ({chosen}): a wider one may do better"
                 )
+    for name in rows:
+        placed = {column.title: column.figures[name] for column in columns if "place" in column.figures.get(name, {})}
+        if placed:
+            places = [f"{title}: {figure['place']}" for title, figure in placed.items()]
+            remarks.append(f"place     {name}: {'; '.join(places)}")
     drawn = [column.title for column in columns if any(figure.get("draws", 1) > 1 for figure in column.figures.values())]
     seeds = {name: figure["seeds"] for column in columns for name, figure in column.figures.items() if figure.get("seeds", 1) > 1}
     if columns:
@@ -138,6 +148,47 @@ def remarks_on_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[Co
 def figures_of(key: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """By row, of those that have any."""
     return {name: row[key] for name, row in rows.items() if key in row}
+
+
+def within(lines: Sequence[Sequence[str]], widest: int) -> list[list[list[str]]]:
+    """The same as several tables below each other, none of which is wider than so many letters; each begins with the first column."""
+    widths = [max(len(printable(line[i])) for line in lines) for i in range(len(lines[0]))]
+    starts, used = [1], widths[0]
+    for i, width in enumerate(widths[1:], 1):
+        used += 2 + width
+        if used > widest and i > starts[-1]:
+            starts.append(i)
+            used = widths[0] + 2 + width
+    return [[[line[0], *line[start:stop]] for line in lines] for start, stop in zip(starts, [*starts[1:], len(widths)], strict=True)]
+
+
+def layers_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the probes that chose where to look scored on the hold-out of train, a line a block; empty where none did.  rows: as `format_table`."""
+    columns: list[tuple[str, str, str, dict[str, float]]] = []  # row, probe, pooling, and by place the score
+    for name, row in rows.items():
+        for probe in PROBES:
+            found: dict[str, dict[str, float]] = {}
+            for one in (row.get(probe.key) or {}).get("by_layer") or []:
+                if one["layer"] is None:  # beside the means: it is one, of the predictor's places
+                    found.setdefault("mean", {})[one["pooling"]] = one["holdout_score"]
+                else:
+                    found.setdefault(one["pooling"], {})[str(one["layer"])] = one["holdout_score"]
+            found_at = {place for scores in found.values() for place in scores}
+            columns += [
+                (name, probe.title, "" if part == probe.key else part, scores) for part, scores in found.items() if len(found_at) > 1
+            ]
+    places = list(dict.fromkeys(place for *_, scores in columns for place in scores))
+    if len(places) < 2:
+        return ""
+    places.sort(key=lambda place: (not place.isdigit(), int(place) if place.isdigit() else 0))
+    # What is as in the column before is not said again.
+    said = [("", "", ""), *((name, probe, part) for name, probe, part, _ in columns)]
+    heads = list(zip(said[1:], said, strict=False))
+    lines = [["hold-out, %", *(now[0] if now[0] != before[0] else "" for now, before in heads)]]
+    lines.append(["", *(now[1] if now[:2] != before[:2] else "" for now, before in heads)])
+    lines.append(["block", *(now[2] for now, _ in heads)])
+    lines += [[place, *(f"{100 * scores[place]:.2f}" if place in scores else "-" for *_, scores in columns)] for place in places]
+    return "\n".join(aligned(part) for part in within(lines, WIDEST))
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

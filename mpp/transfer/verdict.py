@@ -140,9 +140,12 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 def title_of(column: str) -> str:
     key, _, part = column.partition(" ")[0].partition("/")
-    if part:
+    if part.isdigit():
         return f"{part}-shot"
-    return {FINETUNED: "fine-tuned", ALWAYS: "the largest class"}.get(key, next((probe.title for probe in PROBES if probe.key == key), key))
+    title = {FINETUNED: "fine-tuned", ALWAYS: "the largest class"}.get(
+        key, next((probe.title for probe in PROBES if probe.key == key), key)
+    )
+    return f"{title}, {part}" if part else title
 
 
 def verdict(lines: Mapping[str, Judged], truth: Tensor, metric: Metric = "accuracy", one_draw: str = "") -> list[dict[str, Any]]:

@@ -21,18 +21,18 @@ ROWS = [
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
-        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "found = self.backbone.layers(normalise(images, self.spec.mean, self.spec.std), layers)",
-        "found = self.backbone.layers(normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), layers)",
+        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "pixels, further = normalise(images, self.spec.mean, self.spec.std), []",
+        "pixels, further = normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), []",
         f"{ROWS_OF_PROBES}::test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers",
     ),
     Row(
-        "raw pixels are not normalised as the encoder's", "mpp/transfer/extractors.py", "pixels = normalise(images, self.spec.mean, self.spec.std)", "pixels = images.float() / 255",
+        "raw pixels are not normalised as the encoder's", "mpp/transfer/extractors.py", "        pixels = normalise(images, self.spec.mean, self.spec.std)\n", "        pixels = images.float() / 255\n",
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
         'the random row keeps the norms that were trained', "mpp/probe_job.py",
-        '        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)',
-        "        fresh.load_state_dict({n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}, strict=False)\n        row = row_of(RANDOM, fresh, digest_of(fresh), loaded)",
+        '        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)',
+        "        fresh.load_state_dict({n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}, strict=False)\n        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)",
         f"{ROWS_OF_PROBES}::test_the_random_row_has_no_tensor_that_was_trained",
     ),
     Row(

@@ -25,11 +25,11 @@ from tests.transfer.conftest import TINY, make_split
 BASE = [
     "features={workers: 0, batch: 64}", "baselines=false", "rank_samples=24",
     "linear={epochs: 2, learning_rates: [0.01, 0.1], curve: false, last_layers: [], batch: 16}", "logistic.strengths=[0.01, 1]",
-    "knn={k: [3, 5], temperatures: [0.07]}", "few_shot={shots: [2, 4], trials: 4, l2: [1, 100]}", "holdout_fraction=0.2",
+    "knn={k: [3, 5], temperatures: [0.07], curve: false}", "few_shot={shots: [2, 4], trials: 4, l2: [1, 100]}", "holdout_fraction=0.2",
     "widen=false",
 ]  # fmt: skip
 MAE = "augmented=[mae]  mae={epochs: 3, warmup_epochs: 1, batch: 16, learning_rates: [0.1]}"
-ATTENTIVE = "augmented=[attentive]  attentive={epochs: 3, warmup_epochs: 1, batch: 16, learning_rates: [1e-2, 1e-1]}"
+ATTENTIVE = "augmented=[attentive]  attentive={epochs: 3, warmup_epochs: 1, batch: 16, learning_rates: [1e-2, 1e-1], curve: false}"
 FIGURES = "linear logistic knn few_shot feature_rank"
 CHANGES = {
     "encoder": [Change("encoder={second}", FIGURES + " digest")],
@@ -53,7 +53,7 @@ CHANGES = {
     "baselines": [Change("baselines=true", "rows gains", same=FIGURES)],
     "near_duplicates": [Change("near_duplicates=0.05", "near printed", same=FIGURES), Change("near_duplicates=1", "near", "near_duplicates=0.05")],
     "features.layers": [Change("features.layers=[1, 2]", FIGURES + " spec")],
-    "features.pooling": [Change("features.pooling=cls", FIGURES + " spec"), Change("features.pooling=both", FIGURES + " spec")],
+    "features.pooling": [Change("features.pooling=cls", FIGURES + " spec"), Change("features.pooling=both", FIGURES + " spec"), Change("features.pooling=predictor", "error")],
     "features.resolution": [Change("features.resolution=24", FIGURES + " spec printed")],
     "features.crop": [Change("features.crop=0.6", FIGURES + " spec")],
     "features.precision": [Change("features.precision=bf16", "linear_sure feature_rank spec printed")],
@@ -73,6 +73,7 @@ CHANGES = {
     "logistic.passes": [Change("logistic.passes=1", "logistic", same="linear knn few_shot")],
     "knn.k": [Change("knn.k=[7]", "knn", same="linear logistic few_shot")],
     "knn.temperatures": [Change("knn.temperatures=[1]", "knn", same="linear logistic few_shot")],
+    "knn.curve": [Change("knn.curve=true", "knn spec printed", same="linear logistic few_shot")],
     "few_shot.shots": [Change("few_shot.shots=[3]", "few_shot", same="linear logistic knn")],
     "few_shot.trials": [Change("few_shot.trials=3", "few_shot", same="linear logistic knn")],
     "few_shot.l2": [Change("few_shot.l2=[1e6]", "few_shot", same="linear logistic knn")],
@@ -88,6 +89,7 @@ CHANGES = {
     "attentive.batch": [Change("attentive.batch=32", "attentive_sure images_per_step", ATTENTIVE)],
     "attentive.micro_batch_max": [Change("attentive.micro_batch_max=4", "passes", ATTENTIVE)],
     "attentive.learning_rates": [Change("attentive.learning_rates=[1e-3]", "attentive", ATTENTIVE)],
+    "attentive.curve": [Change("attentive.curve=true", "attentive printed", ATTENTIVE, same=FIGURES)],
     "attentive.crop": [Change("attentive.crop=0.5", "attentive_sure", ATTENTIVE, same=FIGURES), Change("attentive.crop=null", "attentive_sure", ATTENTIVE, same=FIGURES)],
     "attentive.crop_scale": [Change("attentive.crop_scale=[0.5, 0.6]", "attentive_sure", ATTENTIVE)],
     "attentive.weight_decay": [Change("attentive.weight_decay=0.9", "attentive_sure", ATTENTIVE)],
@@ -192,7 +194,7 @@ def test_every_key_changes_what_it_says(observed):
     apart = {name for name in observed["", ""] if observed["", ""][name] != observed["again", ""].get(name)}
     assert apart <= {"folder", "cache", "printed", "batches", "workers", "passes"}
     refused = {name: found["error"] for name, found in observed.items() if "error" in found}
-    assert refused.keys() == {("", "features.max_pixels=300")}, refused
+    assert refused.keys() == {("", "features.max_pixels=300"), ("", "features.pooling=predictor")}, refused
     assert not (found := faults(CHANGES, observed)), "\n".join(found)
     assert set(observed["", "features.workers=3"]["workers"]) == {3}
     assert np.isfinite(list(observed["", ""]["feature_rank"][0].values())).all()

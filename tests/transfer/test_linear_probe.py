@@ -67,6 +67,15 @@ def test_one_table_with_baselines_from_train_and_test(tmp_path, splits, encoder_
     assert len(results["rows"]["pretrained"]["linear"]["grid"]) == 24 and len(results["rows"]["raw pixels"]["linear"]["grid"]) == 2
     for picture in results["pictures"]:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    places = [(layer, pooling) for pooling in ("mean", "cls") for layer in range(4)]
+    for name in ("random init", "pretrained"):
+        for probe in ("linear", "knn"):
+            figure = results["rows"][name][probe]
+            found = {(one["layer"], one["pooling"]): one["holdout_score"] for one in figure["by_layer"]}
+            assert set(places) <= set(found) and figure["last"]["images"] == 60
+            assert name == "random init" or (figure["last"]["holdout_score"] <= figure["holdout_score"] and figure["place"] in shown)
+    assert "held out of train to choose on" in shown and "linear, last" in shown and "k-NN, last" in shown
+    assert "last" not in results["rows"]["raw pixels"]["linear"] and "by_layer" not in results["rows"]["raw pixels"]["knn"]
     assert {"layers.png", "confusion.png", "reliability.png", "regularisation.png", "mistakes.png"} == set(results["pictures"])
 
     again = run(tmp_path, encoder_folder, *words)
@@ -123,13 +132,15 @@ def test_the_figures_can_be_recomputed_from_what_lies_on_the_disk(tmp_path, spli
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.neighbors import KNeighborsClassifier
 
-    results = run(tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}", "knn.temperatures=[1e6]")
+    results = run(
+        tmp_path, encoder_folder, f"train={splits['train']}", f"test={splits['test']}", "knn.temperatures=[1e6]", "knn.curve=false"
+    )
     given = load_file(tmp_path / "predictions.safetensors")
     truth = given["truth"].numpy()
     for name, row in list(results["rows"].items())[1:]:
         for probe, figure in by_column(row).items():
             predicted = given[f"{name}/{probe}/predicted"].numpy()
-            draws = 3 if "/" in probe else 1
+            draws = 3 if probe.startswith("few_shot/") else 1
             assert predicted.shape == (2 if name == "random init" else 1, draws, 60) and figure["draws"] == draws
             runs = predicted.reshape(-1, 60)
             assert figure["accuracy"] == pytest.approx((runs == truth).mean(), abs=1e-12)
@@ -170,7 +181,9 @@ def test_a_layer_that_gives_the_label_away_is_found_and_no_other(tmp_path, split
     results = run(tmp_path, "leaks", *words)
     row = results["rows"]["pretrained"]
     assert row["linear"]["chosen"]["features"] == "mean of layer 2" and row["linear"]["accuracy"] > 0.85
-    assert row["logistic"]["accuracy"] < 0.6 and row["knn"]["accuracy"] < 0.6  # on the last layer: chance is a third
+    assert row["knn"]["place"] == "mean of layer 2" and row["knn"]["accuracy"] > 0.85
+    last = [row["logistic"], row["linear"]["last"], row["knn"]["last"]]
+    assert all(figure["accuracy"] < 0.6 for figure in last)  # chance is a third
     curve = dict((layer, share) for layer, share, _ in layer_curve(row["linear"]["grid"], results["holdout_images"]))
     assert curve[2] > max(curve[1], curve[3]) + 0.2
 
@@ -193,7 +206,7 @@ def test_other_encoders_stand_beside_it_under_their_own_preprocessing(tmp_path, 
     assert list(results["rows"]) == ["majority class", "pretrained", str(encoder_folder)]
     assert results["rows"]["pretrained"]["knn"] == results["rows"][str(encoder_folder)]["knn"]
     gains = [gain for gain in results["gains"] if gain["over"] == str(encoder_folder)]
-    assert len(gains) == 7 and all(gain["difference"] == 0 and gain["p"] == 1 for gain in gains)
+    assert len(gains) == 9 and all(gain["difference"] == 0 and gain["p"] == 1 for gain in gains)
     (twin,) = [found for found in results["verdict"] if found["over"] == str(encoder_folder)]
     assert twin["outcome"] == "not shown"  # a copy of itself
 
@@ -204,6 +217,7 @@ def test_permuted_test_labels_change_figures_but_no_choice(tmp_path, splits, enc
     for name in list(honest)[1:]:
         for probe in ("linear", "logistic", "knn"):
             assert honest[name][probe]["chosen"] == shuffled[name][probe]["chosen"]
+            assert honest[name][probe].get("last", {}).get("chosen") == shuffled[name][probe].get("last", {}).get("chosen")
         for shots in ("1", "5", "10", "25"):
             assert honest[name]["few_shot"][shots]["chosen"] == shuffled[name]["few_shot"][shots]["chosen"]
     assert honest["raw pixels"]["linear"]["accuracy"] > shuffled["raw pixels"]["linear"]["accuracy"]

@@ -239,7 +239,7 @@ def test_answers_are_to_the_crops_of_the_source_on_the_hold_out_and_at_the_end(p
         crops.clear()
         train = SimpleNamespace(
             views=Views(), own=Variant((0,), "mean"), labels=np.arange(9) % 2, classes="ab", seed=0, device=torch.device("cpu"),
-            split=Split(np.arange(6), np.arange(6, 9)), truth=lambda rows: torch.zeros(len(rows), dtype=torch.int64), on_holdout=lambda _: torch.zeros(()),
+            variants=[Variant((0,), "mean")], last=0, split=Split(np.arange(6), np.arange(6, 9)), truth=lambda rows: torch.zeros(len(rows), dtype=torch.int64), on_holdout=lambda _: torch.zeros(()),
         )  # fmt: skip
         fitted = probe(epochs=1, warmup_epochs=0, learning_rates=(0.1, 0.2), **knobs).fit(train)
         fitted.answer(Measured(None, np.arange(4), Views()))

@@ -1,6 +1,7 @@
 """The protocol that binds the probes: nothing about the images that are reported on reaches a choice."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.transfer.test_probes import CPU, problem
 
 SPEC = FeatureSpec("tiny", (0, 1), ("mean",), 16, 1.0, (0.5,) * 3, (0.5,) * 3, "fp32")
 PROBES = ("linear", "logistic", "knn")
+OFFERED = SimpleNamespace(first=0, depth=1, class_tokens=0, predictor=None)  # of a backbone
 TWO = [Variant((0,), "mean"), Variant((0, 1), "mean")]
 
 
@@ -52,7 +54,7 @@ def chosen_and_reported(test_labels=None, test_values=None, spec=SPEC):
         KnnProbe(k=(3, 10), temperatures=(0.07, 0.5)),
         FewShotProbe(shots=(3,), trials=3, l2=(0.1, 10.0)),
     ]
-    chosen = choose(probes, train_on(values[:240], labels[:240], own=TWO[0]), "a backbone")
+    chosen = choose(probes, train_on(values[:240], labels[:240], own=TWO[0]), OFFERED)
     shown = values[240:] if test_values is None else test_values
     return read(chosen, Measured(table(shown, spec=spec), np.arange(60)), labels[240:] if test_labels is None else test_labels)
 

@@ -44,6 +44,11 @@ class DecoderSection(Section):
         """Whether it is given what enters the encoder's first block and what leaves each, [depth + 1] tensors, instead of its normalised tokens."""
         return False
 
+    @property
+    def has_feature(self) -> bool:
+        """Whether what it builds is a `Predictor`."""
+        return False
+
     def build(self, given: Given) -> nn.Module:
         """The `Decoder`, freshly initialised from torch's global generator."""
         raise NotImplementedError
@@ -53,6 +58,19 @@ class Decoder(Protocol):
     def __call__(self, tokens: Tensor, places: Tensor | None, predicted: Tensor) -> Tensor:
         """tokens [B, P + K, D] of the patches `places` [B, K] (None: of all, in order), predicted [B, M] -> [B, M, O].  Of one that reads blocks,
         `tokens` is the list of those tensors."""
+
+
+class Predictor(Decoder, Protocol):
+    """A decoder whose first block is a feature of the whole image, too: its mean over all places (CAPI)."""
+
+    width: int  # W
+    reads_blocks: bool
+
+    def first_block(self, tokens: Tensor | list[Tensor], places: Tensor | None, queries: Tensor) -> Tensor:
+        """What leaves the first block at the places `queries` [B, Q]: [B, Q, W]; tokens, places: as of the decoder."""
+
+    def at_grid(self, grid: Grid) -> nn.Module:
+        """A copy for images of so many patches."""
 
 
 def refuse_width(width: int, heads: int, position: str) -> None:

@@ -6,6 +6,7 @@ Letters: B batch, N patches, K visible, M predicted, Q places that are asked for
 O outputs a patch.
 """
 
+import copy
 from functools import partial
 from typing import Annotated, Literal, Self
 
@@ -42,6 +43,10 @@ class CrossAttentionDecoder(DecoderSection):
     def reads_blocks(self) -> bool:
         return self.memory == "blocks"
 
+    @property
+    def has_feature(self) -> bool:
+        return True
+
     def build(self, given: Given) -> "CrossAttention":
         return CrossAttention(given, self)
 
@@ -50,6 +55,7 @@ class CrossAttention(nn.Module):
     def __init__(self, given: Given, config: CrossAttentionDecoder):
         super().__init__()
         norm = partial(nn.LayerNorm, eps=1e-6)  # as the encoder's
+        self.grid, self.width, self.reads_blocks = given.grid, config.width, config.reads_blocks
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.mixture = Mixture(given.width, given.depth + 1, config.depth, norm) if config.reads_blocks else None
         self.turned = Turned(given.grid, given.prefix, config.width // config.heads) if config.position == "rotary" else None
@@ -78,6 +84,21 @@ class CrossAttention(nn.Module):
         CAPI's global feature is its mean over all places, where the encoder has seen all of them (the authors' code).
         """
         return self._through(self.blocks[:1], tokens, places, queries)
+
+    def at_grid(self, grid: Grid) -> "CrossAttention":
+        """A copy for images of so many patches: positions that are added are resampled (timm), rotary ones lie in the same box."""
+        from timm.layers import resample_abs_pos_embed
+
+        copied = copy.deepcopy(self)
+        if grid == self.grid:
+            return copied
+        copied.grid = grid
+        if copied.turned:
+            copied.turned.patches = grid_coordinates(grid).to(copied.turned.patches)
+        if copied.pos_embed is not None:
+            moved = resample_abs_pos_embed(copied.pos_embed.detach(), list(grid), list(self.grid), num_prefix_tokens=0)
+            copied.pos_embed = nn.Parameter(moved) if isinstance(self.pos_embed, nn.Parameter) else moved
+        return copied
 
     def _through(self, blocks: nn.ModuleList, tokens: Tensor | list[Tensor], places: Tensor | None, queries: Tensor) -> Tensor:
         memories = self.mixture(tokens) if self.mixture else [tokens] * len(blocks)

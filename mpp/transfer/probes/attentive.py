@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, StrictBool
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
 from mpp.config.schema import Count, Positive
+from mpp.model.backbone import Backbone
 from mpp.rng import PROBE, seed_of
+from mpp.transfer.features import Variant
 from mpp.transfer.probes.contract import Train
 from mpp.transfer.probes.online import OnlineProbe, Rates, sum_over_processes
 from mpp.transfer.split import HEAD
@@ -34,7 +36,7 @@ EPSILON = 1e-6  # of the LayerNorm (ViT)
 class AttentiveProbe(OnlineProbe):
     """One learned query attends to the patch tokens (CAPI, arXiv 2502.08769; the grid is ours)."""
 
-    key, title = "attentive", "attentive"
+    key, title, chooses_layers = "attentive", "attentive", True
 
     epochs: Positive = 10
     warmup_epochs: Count = 1
@@ -44,6 +46,18 @@ class AttentiveProbe(OnlineProbe):
         224 / 256
     )  # Resize(256), CenterCrop(224) of CAPI's eval_classification.py; null: features.crop
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # AdamW's, not of biases (CAPI chooses from 5e-4, 1e-3, 5e-2)
+
+    curve: StrictBool = True  # every layer has heads of its own, between which the hold-out chooses (ours), which takes their tokens into memory; false: features.layers alone
+
+    @property
+    def pools_tokens(self) -> bool:
+        return not self.curve
+
+    def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
+        return [own, *(Variant((layer,), "tokens") for layer in range(backbone.first, backbone.depth + 1) if self.curve)]
+
+    def layers(self, train: Train) -> tuple[int, ...]:
+        return tuple(sorted({layer for variant in train.variants for layer in variant.layers}))
 
     def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "AttentiveHeads":
         return AttentiveHeads(

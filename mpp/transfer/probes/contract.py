@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mpp.config.schema import Section
 from mpp.model.backbone import Backbone
-from mpp.transfer.features import Features, Variant
+from mpp.transfer.features import PREDICTOR, Features, Variant
 from mpp.transfer.metrics import Metric, share_right
 from mpp.transfer.split import Split
 
@@ -120,6 +120,7 @@ class Train:
     widen: bool = True  # a grid whose best value lies at an end
     variants: Sequence[Variant] = ()  # what this probe may choose from, `own` first (`Probe.variants`; `choose` fills it in)
     views: Views | None = None  # of the same n images; None for raw pixels, and where none are at hand
+    last: int | None = None  # the layer that leaves the last block (likewise); None: the features have no layers (raw pixels)
 
     def truth(self, rows: np.ndarray) -> Tensor:
         """int64 [len(rows)]: the rows' classes."""
@@ -146,10 +147,31 @@ class Measured:
     views: Views | None = None
 
 
+LAST = "last"  # the part of a probe's figures that is read off the last block, whatever place was chosen
+
+
+def scores_by_place(places: Iterable[tuple[int | None, str, float]]) -> list[dict[str, Any]]:
+    """`by_layer` of results.json: the best score on the hold-out at each place.  places: (layer, None for the predictor's; pooling; score) of all that
+    was tried."""
+    best: dict[tuple[int | None, str], float] = {}
+    for layer, pooling, score in places:
+        best[layer, pooling] = max(best.get((layer, pooling), score), score)
+    return [{"layer": layer, "pooling": pooling, "holdout_score": score} for (layer, pooling), score in best.items()]
+
+
+def place_of(variant: Variant) -> tuple[int | None, str] | None:
+    """(layer, pooling) as in `by_layer`; None for several layers side by side."""
+    if variant == PREDICTOR:
+        return None, "predictor"
+    return (variant.layers[0], variant.pooling) if len(variant.layers) == 1 else None
+
+
 class Fitted:
     """A probe, fitted and chosen."""
 
-    about: dict[str, Any]  # for results.json: {"chosen": ..., "holdout_score": ..., "labels": trained on, "edge": ..., and what was tried}
+    about: dict[str, Any]
+    """For results.json: {"chosen": ..., "holdout_score": ..., "labels": trained on, "edge": ..., and what was tried}; of a probe that chose where in an
+    encoder it looks also {"place": in words, "by_layer": `scores_by_place`}."""
 
     def summary(self) -> str:
         """What was chosen, in words."""
@@ -160,7 +182,7 @@ class Fitted:
         raise NotImplementedError
 
     def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
-        """What is known of each column of the table, and the answers there (several draws: [T, m]); by "", or by names of a probe with several."""
+        """What is known of each column of the table, and the answers there (several draws: [T, m]); by "" and LAST, or by names of a probe with several."""
         return {"": (self.about, self.answer(images))}
 
 
@@ -183,6 +205,11 @@ class Probe(Section):
     takes_weights: ClassVar[bool] = False
     """Whether class_weight=balanced means anything to it."""
 
+    @property
+    def pools_tokens(self) -> bool:
+        """Whether it looks at the tokens of features.layers, of which features.pooling=predictor has none."""
+        return False
+
     def remark(self, labels: np.ndarray, classes: Sequence[str]) -> str:
         """What these labels (integers, of the rows to fit on) leave undone, said before anything is extracted; raises DataError for what cannot be."""
         return ""
@@ -200,7 +227,8 @@ class Probe(Section):
     @classmethod
     def columns(cls, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
         """The table's columns: heading -> name of a row -> its figures."""
-        return {cls.title: rows}
+        last = {name: figures[LAST] for name, figures in rows.items() if LAST in figures}
+        return {cls.title: rows} | ({f"{cls.title}, {LAST}": last} if last else {})
 
     @classmethod
     def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:

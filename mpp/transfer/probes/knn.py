@@ -6,21 +6,22 @@ Source: Wu et al. 2018 (arXiv 1805.01978) as DINO and DINOv2 use it: temperature
 Letters: n images in the bank, m queries, W columns of a feature table, D columns of a variant, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, StrictBool
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mpp.config.schema import Positive
 from mpp.errors import ConfigError
-from mpp.transfer.features import place
-from mpp.transfer.grid import Axis, search
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.model.backbone import Backbone
+from mpp.transfer.features import Variant, place, places_of
+from mpp.transfer.grid import Axis, Found, search
+from mpp.transfer.probes.contract import LAST, Answers, Fitted, Measured, Probe, Train, place_of, scores_by_place
 
 TEMPERATURES = 0.002, 20.0  # limits of the grid: the nearest alone, and all votes alike
 MOST_NEIGHBOURS = 2000
@@ -36,53 +37,89 @@ class KnnProbe(Probe):
         0.2,
     )  # DINO: .07; widened threefold, .002 to 20
 
+    curve: StrictBool = True  # the hold-out also chooses where: each layer's mean or class token, or the predictor's first block (ours)
+
+    def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
+        return places_of(own, backbone) if self.curve else [own]
+
     def fit(self, train: Train) -> "FittedKnn":
-        bank = train.split.fit
-        queries = train.features.of(train.own)[train.split.choose]
+        found = {variant: self._at(train, variant) for variant in train.variants or [train.own]}
+        best = _best(found)
+        ends = [variant for variant in found if variant.layers == (train.last,)]
+        by_layer = scores_by_place((*place, one.score) for variant, one in found.items() if (place := place_of(variant)))
+        about = _about(train, best, found[best]) | ({"by_layer": by_layer} if train.last is not None else {})
+        last = _best({variant: found[variant] for variant in ends}) if ends else None
+        return FittedKnn(about, best, train, None if last is None else FittedKnn(_about(train, last, found[last]), last, train))
+
+    def _at(self, train: Train, variant: Variant) -> Found:
+        """What its neighbours are worth on the hold-out; each place's grid is widened for itself."""
+        bank, queries = train.split.fit, train.features.of(variant)[train.split.choose]
+        known: list[tuple[Tensor, Tensor]] = []  # the neighbours of the largest k so far
 
         def evaluate(values: list[list[Any]]) -> np.ndarray:
+            """[T, K]"""
             temperatures, ks = values
-            return train.on_holdout(voters_of(train, bank, queries, ks, temperatures)[0]).numpy()  # [T, K]
+            if not known or known[-1][0].shape[1] < max(ks):
+                known[:] = [neighbours_of(train, bank, variant, queries, max(ks))]
+            return train.on_holdout(vote(*known[0], len(train.classes), ks, temperatures)[0]).numpy()
 
         axes = [
             Axis("temperature", sorted(self.temperatures), 3, *TEMPERATURES),
             Axis("k", sorted(usable_k(self.k, len(bank))), 2, 1, min(len(bank), MOST_NEIGHBOURS)),
         ]
-        found = search(axes, evaluate, train.widen)
-        about = {
-            "holdout_score": found.score,
-            "chosen": {"k": found.chosen(1), "temperature": found.chosen(0)},
-            "edge": [edge for edge in found.edges if (edge, found.chosen(1)) != ("k", 1)],  # there is no fewer
-            "labels": len(train.split.both),
-            "grid": [
-                {"k": count, "temperature": temperature, "holdout_score": float(found.scores[i, j])}
-                for i, temperature in enumerate(found.values[0])
-                for j, count in enumerate(found.values[1])
-            ],
-        }
-        return FittedKnn(about, train, train.split.both)
+        return search(axes, evaluate, train.widen)
+
+
+def _best(found: Mapping[Variant, Found]) -> Variant:
+    """The first of several."""
+    return max(found, key=lambda variant: found[variant].score)
+
+
+def _about(train: Train, variant: Variant, found: Found) -> dict[str, Any]:
+    place = {} if train.last is None else {"place": str(variant)}
+    return place | {
+        "holdout_score": found.score,
+        "chosen": {"features": str(variant), "k": found.chosen(1), "temperature": found.chosen(0)},
+        "edge": [edge for edge in found.edges if (edge, found.chosen(1)) != ("k", 1)],  # there is no fewer
+        "labels": len(train.split.both),
+        "grid": [
+            {"k": count, "temperature": temperature, "holdout_score": float(found.scores[i, j])}
+            for i, temperature in enumerate(found.values[0])
+            for j, count in enumerate(found.values[1])
+        ],
+    }
 
 
 @dataclass(frozen=True)
 class FittedKnn(Fitted):
     about: dict[str, Any]
+    variant: Variant
     train: Train
-    bank: np.ndarray  # int64, rows of train: the neighbours, all of fit and choose
+    last: "FittedKnn | None" = None  # the same of the last block's output alone
+
+    @property
+    def bank(self) -> np.ndarray:
+        """int64, rows of train: the neighbours, all of fit and choose."""
+        return self.train.split.both
 
     def summary(self) -> str:
-        return f"k {self.about['chosen']['k']}, temperature {self.about['chosen']['temperature']:g}"
+        chosen = self.about["chosen"]
+        return f"k-NN on {chosen['features']}, k {chosen['k']}, temperature {chosen['temperature']:g}"
 
     def answer(self, images: Measured) -> Answers:
-        chosen, queries = self.about["chosen"], images.features.of(self.train.own)[images.rows]
-        voted, share = voters_of(self.train, self.bank, queries, [chosen["k"]], [chosen["temperature"]])
+        chosen, queries = self.about["chosen"], images.features.of(self.variant)[images.rows]
+        near = neighbours_of(self.train, self.bank, self.variant, queries, chosen["k"])
+        voted, share = vote(*near, len(self.train.classes), [chosen["k"]], [chosen["temperature"]])
         return Answers(voted[0, 0], share[0, 0])
 
+    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
+        return {"": (self.about, self.answer(images))} | ({LAST: (self.last.about, self.last.answer(images))} if self.last else {})
 
-def voters_of(train: Train, bank: np.ndarray, queries: Tensor, grid: Sequence[int], temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """As `vote`, by the rows `bank` of train, on queries float32 [m, D]."""
-    columns = train.features.layout.columns(train.own)
-    similarity, index = nearest(queries, train.features.values, bank, columns, max(grid), train.device)
-    return vote(similarity, train.truth(bank)[index], len(train.classes), grid, temperatures)
+
+def neighbours_of(train: Train, bank: np.ndarray, variant: Variant, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of the rows `bank` of train to queries float32 [m, D]: similarities float32 and labels int64, [m, k], for `vote`."""
+    similarity, index = nearest(queries, train.features.values, bank, train.features.layout.columns(variant), k, train.device)
+    return similarity, train.truth(bank)[index]
 
 
 def usable_k(grid: Sequence[int], neighbours: int) -> list[int]:

@@ -5,7 +5,7 @@ Letters: n images, B batch, D columns of a variant, W of a table, R learning rat
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,10 +16,25 @@ from torch import Tensor
 from mpp.config.schema import Positive
 from mpp.model.backbone import Backbone
 from mpp.rng import PROBE, Draws
-from mpp.transfer.features import EPSILON, Part, Variant, place
+from mpp.transfer.features import EPSILON, Part, Variant, place, places_of
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.metrics import wilson
-from mpp.transfer.probes.contract import TOP_1, Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side
+from mpp.transfer.probes.contract import (
+    LAST,
+    TOP_1,
+    Answers,
+    Fitted,
+    Measured,
+    Picture,
+    Probe,
+    Said,
+    Train,
+    of_logits,
+    place_of,
+    score_of,
+    scores_by_place,
+    side_by_side,
+)
 from mpp.transfer.split import BATCHES
 
 LIMITS = 1e-6, 100.0  # of a learning rate
@@ -32,14 +47,16 @@ class LinearProbe(Probe):
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] = (
         1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 3e-1, 5e-1,
     )  # fmt: skip  # 13, as DINOv2's grid; widened twofold at its ends within 1e-6 to 100
-    curve: StrictBool = True  # every layer's mean and class token are in the grid too (ours): the curve by layer
+    curve: StrictBool = (
+        True  # every layer's mean and class token, and the predictor's first block, are in the grid too (ours): the curve by layer
+    )
     last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # concatenated, x poolings, beside `features` (DINOv2)
     epochs: Positive = 30
     batch: Positive = 1024
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
     def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
-        """`own`; each layer's class token and mean (curve); {last k layers} x {cls, mean, both}.
+        """`own`; each layer's class token and mean, the predictor's first block (curve); {last k layers} x {cls, mean, both}.
 
         Source: the grid probe of DINOv2 (arXiv 2304.07193, B.3), {1, 4} last layers x {cls, cls + mean}; the mean alone and every layer are
         ours, as masked encoders probe best so, from middle layers on, and may have no class token.
@@ -47,7 +64,7 @@ class LinearProbe(Probe):
         depth = backbone.depth
         single: tuple[Part, ...] = ("mean", "cls") if backbone.class_tokens else ("mean",)
         poolings = (*single, "both") if backbone.class_tokens else single
-        every = [Variant((layer,), pooling) for pooling in single for layer in range(backbone.first, depth + 1)] if self.curve else []
+        every = places_of(own, backbone) if self.curve else []
         last = [
             Variant(tuple(range(max(backbone.first, depth + 1 - k), depth + 1)), pooling) for k in self.last_layers for pooling in poolings
         ]
@@ -72,33 +89,40 @@ class LinearProbe(Probe):
                 device=train.device,
             )
 
-        def evaluate(values: list[list[Any]]) -> np.ndarray:
-            variants, rates = values
-            answers = heads(train.split.fit, variants, rates).predict(features.values, train.split.choose)
-            return torch.stack([train.on_holdout(predicted) for predicted, _, _ in answers]).numpy()  # [variants, R]
+        tried: dict[tuple[Variant, float], float] = {}
 
-        rates = Axis("learning rate", sorted(self.learning_rates), 2, *LIMITS, stride=2)
-        found = search([Axis("features", list(train.variants)), rates], evaluate, train.widen)
-        variant, rate = found.chosen(0), found.chosen(1)
-        about = {
-            "holdout_score": found.score,
-            "chosen": {"features": str(variant), "learning_rate": rate},
-            "edge": found.edges,
-            "metric": train.metric,
-            "labels": len(train.split.both),
-            "grid": [
-                {
-                    "features": str(v),
-                    "layers": list(v.layers),
-                    "pooling": v.pooling,
-                    "learning_rate": r,
-                    "holdout_score": float(found.scores[i, j]),
-                }
-                for i, v in enumerate(found.values[0])
-                for j, r in enumerate(found.values[1])
-            ],
-        }
-        return FittedLinear(about, heads(train.split.both, [variant], [rate]))
+        def evaluate(values: list[list[Any]]) -> np.ndarray:
+            """[variants, R]"""
+            variants, rates = values
+            if any((variant, rate) not in tried for variant in variants for rate in rates):
+                answers = heads(train.split.fit, variants, rates).predict(features.values, train.split.choose)
+                for variant, (predicted, _, _) in zip(variants, answers, strict=True):
+                    tried.update(zip([(variant, rate) for rate in rates], train.on_holdout(predicted).tolist(), strict=True))
+            return np.array([[tried[variant, rate] for rate in rates] for variant in variants])
+
+        def chosen(variants: Sequence[Variant]) -> tuple[Variant, float, dict[str, Any]]:
+            rates = Axis("learning rate", sorted(self.learning_rates), 2, *LIMITS, stride=2)
+            found = search([Axis("features", list(variants)), rates], evaluate, train.widen)
+            variant, rate = found.chosen(0), found.chosen(1)
+            about = {"holdout_score": found.score, "chosen": {"features": str(variant), "learning_rate": rate}, "edge": found.edges}
+            about |= {"metric": train.metric, "labels": len(train.split.both)}
+            return variant, rate, about | ({} if train.last is None else {"place": str(variant)})
+
+        # The rates are widened for the last block as they were for all, so that it is tuned as hard.
+        ends = [variant for variant in train.variants if variant.layers == (train.last,)]
+        picked = [chosen(variants) for variants in (train.variants, ends) if variants]
+        variants = list(dict.fromkeys(variant for variant, _, _ in picked))
+        rates = list(dict.fromkeys(rate for _, rate, _ in picked))
+        trained = heads(train.split.both, variants, rates)  # in one pass
+        made = [FittedLinear(about, trained.only(variants.index(variant), rates.index(rate))) for variant, rate, about in picked]
+        about = picked[0][2]
+        about["grid"] = [
+            {"features": str(v), "layers": list(v.layers), "pooling": v.pooling, "learning_rate": r, "holdout_score": score}
+            for (v, r), score in tried.items()
+        ]
+        if train.last is not None:
+            about["by_layer"] = scores_by_place((*place, score) for (v, _), score in tried.items() if (place := place_of(v)))
+        return replace(made[0], last=made[1]) if ends else made[0]
 
     @classmethod
     def pictures(cls, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], images: int) -> Iterator[Picture]:
@@ -115,6 +139,7 @@ class LinearProbe(Probe):
 class FittedLinear(Fitted):
     about: dict[str, Any]
     head: "Grid"  # the winner alone, trained again on all of fit and choose with the same epochs
+    last: "FittedLinear | None" = None  # likewise, of the last block's output alone
 
     def summary(self) -> str:
         return f"linear on {self.about['chosen']['features']}, lr {self.about['chosen']['learning_rate']:g}"
@@ -122,6 +147,9 @@ class FittedLinear(Fitted):
     def answer(self, images: Measured) -> Answers:
         predicted, confidence, score = self.head.predict(images.features.values, images.rows)[0]
         return Answers(predicted[0], confidence[0], None if score is None else score[0])
+
+    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
+        return {"": (self.about, self.answer(images))} | ({LAST: (self.last.about, self.last.answer(images))} if self.last else {})
 
 
 def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
@@ -151,6 +179,11 @@ class Grid:
     mean: Tensor  # float32 [W]
     scale: Tensor  # float32 [W]: 1 / standard deviation
     heads: list[Heads]
+
+    def only(self, variant: int, rate: int) -> "Grid":
+        """One head alone."""
+        found = self.heads[variant]
+        return replace(self, heads=[Heads(found.columns, found.weight[rate : rate + 1], found.bias[rate : rate + 1])])
 
     def predict(self, values: Tensor, rows: np.ndarray, batch: int = 4096) -> list[Said]:
         """For each variant what its heads say of those rows of float32 [n, W]."""

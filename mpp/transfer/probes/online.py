@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from mpp.config.schema import Count, Pair, Positive
 from mpp.errors import ConfigError, DataError
 from mpp.rng import PROBE, Draws
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train
+from mpp.transfer.probes.contract import LAST, Answers, Fitted, Measured, Probe, Train, scores_by_place
 from mpp.transfer.split import BATCHES
 from mpp.watch import meeting
 
@@ -49,6 +49,8 @@ class OnlineProbe(Probe, ABC):
     """A probe with the encoder in the loop: it augments, so it uses no cached features, and costs epochs x images forward passes."""
 
     in_the_loop = True
+    chooses_layers: ClassVar[bool] = False
+    """Whether the hold-out chooses among the encoder's layers, too."""
 
     epochs: Positive
     warmup_epochs: Count
@@ -71,12 +73,20 @@ class OnlineProbe(Probe, ABC):
 
     @abstractmethod
     def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> Heads:
-        """A head for every layer of `train.own` and learning rate, untrained; widths: D of each layer.  prefix: P."""
+        """A head for every layer of `widths` and learning rate, untrained; widths: D of each layer.  prefix: P."""
+
+    @property
+    def pools_tokens(self) -> bool:
+        return True
+
+    def layers(self, train: Train) -> tuple[int, ...]:
+        """Those that heads are trained on."""
+        return train.own.layers
 
     def fit(self, train: Train) -> "FittedOnline":
         """Collective.  A single head is trained on fit and choose; of several, trained on fit alone, the hold-out chooses."""
         assert train.views is not None
-        began, views, layers = time.perf_counter(), train.views, train.own.layers
+        began, views, layers = time.perf_counter(), train.views, self.layers(train)
         several = len(self.learning_rates) * len(layers) > 1
         rows = train.split.fit if several else train.split.both
         steps = Steps(rows, self.batch, self.micro_batch_max, train.seed, views.rank, views.processes)
@@ -92,21 +102,35 @@ class OnlineProbe(Probe, ABC):
             accuracy = [
                 float(train.on_holdout(given.predicted)) for given in views.answers(heads.predict, layers, train.split.choose, self.crop)
             ]
-        head = accuracy.index(max(accuracy)) if accuracy else 0
-        rate = sorted(range(len(self.learning_rates)), key=lambda i: self.learning_rates[i]).index(head % len(self.learning_rates))
-        about = {
-            "chosen": {"head": heads.heads[head]},
-            "grid": [{"head": words, "holdout_score": share} for words, share in zip(heads.heads, accuracy, strict=False)],
-            "holdout_score": accuracy[head] if accuracy else None,
-            "edge": ["learning rate"] if several and len(self.learning_rates) > 1 and rate in (0, len(self.learning_rates) - 1) else [],
-            "labels": len(rows),
-            "cached_features": False,
-            "augmentation": f"random resized crops, area {self.crop_scale[0]:g} to {self.crop_scale[1]:g}, flips",
-            "crop": self.crop,
-            "images_per_step": steps.images_per_step,
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-        return FittedOnline(about, self.key, heads, head, layers, self.crop)
+        seconds = round(time.perf_counter() - began, 1)
+        of_layer = {layer: range(i * len(self.learning_rates), (i + 1) * len(self.learning_rates)) for i, layer in enumerate(layers)}
+
+        def chosen(able: Sequence[int]) -> tuple[int, dict[str, Any]]:
+            head = max(able, key=lambda i: accuracy[i]) if accuracy else 0
+            rate = sorted(range(len(self.learning_rates)), key=lambda i: self.learning_rates[i]).index(head % len(self.learning_rates))
+            place = layers[head // len(self.learning_rates)]
+            return head, ({"place": f"layer {place}"} if self.chooses_layers else {}) | {
+                "chosen": {"head": heads.heads[head]},
+                "holdout_score": accuracy[head] if accuracy else None,
+                "edge": ["learning rate"] if several and len(self.learning_rates) > 1 and rate in (0, len(self.learning_rates) - 1) else [],
+                "labels": len(rows),
+                "cached_features": False,
+                "augmentation": f"random resized crops, area {self.crop_scale[0]:g} to {self.crop_scale[1]:g}, flips",
+                "crop": self.crop,
+                "images_per_step": steps.images_per_step,
+                "seconds": seconds,
+            }
+
+        head, about = chosen(range(len(heads.heads)))
+        about["grid"] = [{"head": words, "holdout_score": share} for words, share in zip(heads.heads, accuracy, strict=False)]
+        parts = {"": (head, about)}
+        if self.chooses_layers:
+            about["by_layer"] = scores_by_place(
+                (layer, self.key, accuracy[i]) for layer, able in of_layer.items() for i in able if accuracy
+            )
+            if train.last in of_layer:
+                parts[LAST] = chosen(of_layer[train.last])
+        return FittedOnline(about, self.key, heads, layers, self.crop, parts)
 
 
 @dataclass(frozen=True)
@@ -114,16 +138,21 @@ class FittedOnline(Fitted):
     about: dict[str, Any]
     key: str
     heads: Heads
-    head: int  # which was chosen
     layers: tuple[int, ...]
     crop: float | None
+    chosen: dict[str, tuple[int, dict[str, Any]]]  # by part: which head, and what is known of it
 
     def summary(self) -> str:
-        return f"{self.key}, {self.about['augmentation']}: no cached features, {self.about['seconds']:.0f} s"
+        place = f" on {self.about['place']}" if "place" in self.about else ""
+        return f"{self.key}{place}, {self.about['augmentation']}: no cached features, {self.about['seconds']:.0f} s"
 
     def answer(self, images: Measured) -> Answers:
+        return self.parts(images)[""][1]
+
+    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
         assert images.views is not None
-        return images.views.answers(self.heads.predict, self.layers, images.rows, self.crop)[self.head]
+        given = images.views.answers(self.heads.predict, self.layers, images.rows, self.crop)
+        return {part: (about, given[head]) for part, (head, about) in self.chosen.items()}
 
 
 @dataclass(frozen=True)
