@@ -193,6 +193,8 @@ def test_the_best_place_and_the_last_block_have_a_figure_each_and_the_last_is_me
         by_itself, said = measured({4: 3.0, 8: 0.8}, [alone])
         assert by_itself[key]["accuracy"] == last["accuracy"] and by_itself[key]["chosen"] == last["chosen"]
         assert torch.equal(said[key].predicted, answers[f"{key}/last"].predicted)
+        _, said = measured({4: 3.0, 8: 0.8}, [alone], own=Variant((1,), "mean"))
+        assert torch.equal(said[key].predicted, answers[key].predicted)
         scores = {(one["layer"], one["pooling"]): one["holdout_score"] for one in figure["by_layer"]}
         assert scores.keys() == {(0, "mean"), (1, "mean"), (2, "mean"), (None, "predictor")}
         assert max(scores, key=scores.get) == (1, "mean") and scores[2, "mean"] == last["holdout_score"]
