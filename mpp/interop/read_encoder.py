@@ -18,6 +18,7 @@ from mpp.interop.pretraining import pretraining_beside, pretraining_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import Encoder
 from mpp.recipe.decoders.base import Given
+from mpp.recipe.targets import base as targets
 from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
 
@@ -92,8 +93,12 @@ def _predictor(commit: Commit, loaded: LoadedEncoder) -> LoadedPredictor | None:
         return None
     encoder = Encoder(vit)
     weights = read_tensors(commit, "weight/decoder.")
-    outputs = len(weights["head.weight"])
-    given = Given(encoder.width, outputs, encoder.prefix, encoder.grid, encoder.depth, config.mask.groups)
+    head, outputs = None, len(weights.get("head.weight", ()))
+    if not outputs:  # not a linear one: the target's own
+        about = targets.Given(config.model.patch_size, encoder.width, encoder.depth, config.data.mean, config.data.std)
+        target = config.target.build(about)
+        head, outputs = target.head, target.outputs
+    given = Given(encoder.width, outputs, encoder.prefix, encoder.grid, encoder.depth, config.mask.groups, target_head=head)
     net = config.decoder.build(given)
     try:
         net.load_state_dict(weights)

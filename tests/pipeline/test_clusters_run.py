@@ -5,6 +5,10 @@ import shutil
 import pytest
 import torch
 
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
+from mpp.interop.read_encoder import read_encoder
+from mpp.recipe.model import build_model
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 
 MANY = """
@@ -77,6 +81,19 @@ def test_the_board_shows_its_own_loss_and_whether_it_codes_the_place(run):
     assert len(rows) == LAST and all(0 < row["target/own_loss"] < 10 for row in rows)
     assert 0 < metrics(run)[LAST]["target/position"] < 1
     assert "the place alone explains" in (run.parent / "said").read_text()
+
+
+def test_its_predictor_is_read_as_a_feature(run, shards):
+    loaded = read_encoder(run)
+    assert loaded.predictor is not None
+    ours = tensors(run, LAST)
+    assert all(torch.equal(tensor, ours[f"weight/decoder.{name}"]) for name, tensor in loaded.predictor.net.named_parameters())
+    config = load(PretrainConfig, None, [*TINY, *CLUSTERS, f"data.shards={shards}"])
+    model = build_model(config, False).eval()
+    model.load_state_dict({name.removeprefix("weight/"): tensor for name, tensor in ours.items() if name.startswith("weight/")})
+    tokens, places = model.encoder(model.encoder.embed(torch.rand(2, 3, 16, 16))), torch.arange(16).expand(2, -1)
+    wanted = model.decoder.first_block(tokens, None, places)
+    torch.testing.assert_close(loaded.predictor.net.first_block(tokens, None, places), wanted)
 
 
 @pytest.mark.slow
