@@ -130,7 +130,9 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "words", "expected"), CHANGES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "words", "expected"), CHANGES, ids=lambda value: "; ".join(sorted(value))[:40] if isinstance(value, set) else str(value)[:40]
+)
 def test_a_changed_recipe_differs_where_it_was_changed(name, words, expected):
     found = differing(name, words)
     assert found >= expected and len(found) <= len(expected) + 1, found
@@ -147,7 +149,9 @@ TRAINED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "words", "expected"), TRAINED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "words", "expected"), TRAINED, ids=lambda value: "; ".join(sorted(value))[:40] if isinstance(value, set) else str(value)[:40]
+)
 def test_a_changed_schedule_differs_where_it_was_changed(name, words, expected):
     subject = subject_of(name, *words.split())
     claims = [claim for claim in CLAIMS[name] if claim.what in {*expected, "epochs of ImageNet", "rate at the end"}]
