@@ -25,6 +25,12 @@ CONFIG = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_piece(monkeypatch):
+    """No table goes on below: names are folders here, however long."""
+    monkeypatch.setattr("mpp.transfer.table.WIDEST", 1000)
+
+
 def answers_of(right: int | list[int], truth: np.ndarray) -> Answers:
     """Of each run the first so many answers are right."""
     runs = [np.where(np.arange(len(truth)) < count, truth, (truth + 1) % 4) for count in ([right] if isinstance(right, int) else right)]
