@@ -233,36 +233,40 @@ def on_holdout(engine: Engine, holdout: Holdout, world: World) -> tuple[list[flo
 @watch.slowly("measuring on the hold-out")
 @torch.no_grad()
 def told_apart(model: PretrainingModel, holdout: Holdout, world: World) -> dict[str, float]:
-    """Collective: what is left of the differences between images in a moving target and its teacher, on some of the hold-out."""
+    """Collective: what is left of the differences between images in a moving target and its teacher, on some of the hold-out.
+
+    Every rank asks the target as often, and of as many images, padding included: a target may itself speak with all processes.
+    """
     assert model.teacher is not None
-    goals, left = None, APART_SAMPLES // world.size
-    for batch, weight in holdout:
-        if left > 0 and (real := weight > 0).any():
-            images, *masks = (part[real.to(world.device)][:left] for part in masked_images(batch, world.device))
-            found = model.target(images, everywhere(Masks(*masks)), model.teacher).flatten(2)
-            goals = goals or Goals(found.shape[1], found.shape[2], world.device)
-            goals.add(found, model.teacher.patches(images, normed=True)[0].mean(1))
-            left -= len(images)
-    shares: list[Any] = [None] * world.size
-    dist.all_gather_object(shares, (goals.sums.cpu(), torch.cat(goals.features)) if goals else None)
-    known = [share for share in shares if share is not None]
-    return figures(sum((sums for sums, _ in known[1:]), known[0][0]), torch.cat([features for _, features in known]), model.encoder.grid)
+    goals = None
+    for batch, weight in holdout[: -(-APART_SAMPLES // (world.size * len(holdout[0][1])))]:
+        images, *masks = masked_images(batch, world.device)
+        found = model.target(images, everywhere(Masks(*masks)), model.teacher).flatten(2)
+        goals = goals or Goals(found.shape[1], found.shape[2], world.device)
+        real = (weight > 0).to(world.device)
+        goals.add(found[real], model.teacher.patches(images[real], normed=True)[0].mean(1))
+    assert goals is not None  # a rank without images has padding
+    dist.all_reduce(goals.sums)
+    features: list[Any] = [None] * world.size
+    dist.all_gather_object(features, torch.cat(goals.features))
+    return figures(goals.sums, torch.cat(features), model.encoder.grid)
 
 
 @watch.slowly("drawing")
 @torch.no_grad()
 def picture(run: Run, model: PretrainingModel, batch: Batch, config: PretrainConfig, step: Step) -> None:
-    """Collective (ZeRO-3 gathers weights); rank 0 draws."""
+    """Collective; rank 0 draws."""
     if config.log.pictures:
         few = {name: value[: config.log.pictures] for name, value in batch.items()}
         run.engine.train(False)
         inputs = masked_images(few, run.world.device)
         prediction, *_ = run.engine.forward(*inputs)
         run.engine.train(True)
+        images, masks = inputs[0], Masks(*inputs[1:])
+        truth = model.target(images, masks, model.teacher)  # by every rank, as it may speak with all
         if run.board:
-            images, *masks = inputs
             title = f"{config.target.name}, {step.samples_seen:,} samples seen"
-            sheet = reconstruction(model, images, Masks(*masks), prediction, title)
+            sheet = reconstruction(model, images, masks, prediction, truth, title)
             run.board.picture(step.samples_seen, "holdout/reconstruction", sheet)
 
 

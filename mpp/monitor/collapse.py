@@ -24,7 +24,7 @@ class Goals:
         self.features: list[Tensor] = []
 
     def add(self, goals: Tensor, features: Tensor) -> None:
-        """goals [B, N, V] of all patches; features [B, D]: of the whole images, by the teacher."""
+        """goals [B, N, V] of all patches, B may be 0; features [B, D]: of the whole images, by the teacher."""
         by_place, squares = goals.sum(0, dtype=torch.float64), goals.square().sum(dtype=torch.float64)
         self.sums += torch.cat([by_place.flatten(), squares[None], by_place.new_tensor([len(goals)])])
         self.features.append(features.float().cpu())

@@ -11,18 +11,19 @@ COLUMNS = ("image", "encoder sees", "prediction", "its target")
 MARGIN = 4
 
 
-def reconstruction(model: PretrainingModel, images: Tensor, masks: Masks[Tensor], prediction: Tensor, title: str) -> Image.Image:
+def reconstruction(
+    model: PretrainingModel, images: Tensor, masks: Masks[Tensor], prediction: Tensor, truth: Tensor, title: str
+) -> Image.Image:
     """One row an image: the image, what the encoder sees (as its corruption draws it), the prediction in the predicted places, and what would be
     perfect for this target there.
 
-    images: 0..255 [B, 3, H, W]; prediction [B, M, O].
+    images: 0..255 [B, 3, H, W]; prediction [B, M, O]; truth: the target's goals [B, M, ...].
     """
     target, grid, predicted = model.target, model.encoder.grid, masks.predicted
     side = images.shape[2] // grid[0]
     patches = patchify(images.float(), side)
     clean = gather_patches(patches, predicted)
     panels = [images.float(), model.corruption.picture(images.float(), masks, side, model.mask_token)]
-    truth = target(images.float(), masks, model.teacher)
     for goal in (target.answer(prediction.float()), truth):
         panels.append(unpatchify(_placed(patches, predicted, target.picture(goal, clean, truth)), grid))
     return _sheet(panels, f"{title}: {target.caption}; {model.corruption.caption}")

@@ -39,7 +39,7 @@ def truth_of(target) -> torch.Tensor:
 def sheet(target, prediction, drops: bool = False):
     corruption = DropCorruption() if drops else ReplaceCorruption()
     model = SimpleNamespace(target=target, encoder=SimpleNamespace(grid=(SIDE, SIDE)), corruption=corruption, teacher=None, mask_token=None)
-    return reconstruction(model, images(), MASKS, prediction, "title")
+    return reconstruction(model, images(), MASKS, prediction, target(images(), MASKS), "title")
 
 
 def panel(picture, row: int, column: int, size: int = P * SIDE, rows: int = 2) -> np.ndarray:
@@ -138,7 +138,8 @@ def test_small_images_are_enlarged_by_whole_pixels_to_fit_the_sheet(size, factor
     model = SimpleNamespace(
         target=target, encoder=SimpleNamespace(grid=(4, 4)), corruption=ReplaceCorruption(), teacher=None, mask_token=None
     )
-    found = reconstruction(model, pictures, Masks(kind, torch.arange(16).repeat(2, 1), places[:, :0], places), torch.zeros(2, 1, 512), "t")
+    masks = Masks(kind, torch.arange(16).repeat(2, 1), places[:, :0], places)
+    found = reconstruction(model, pictures, masks, torch.zeros(2, 1, 512), target(pictures, masks), "t")
     assert found.width == MARGIN + len(COLUMNS) * (size * factor + MARGIN)
     assert found.height > 2 * (size * factor + MARGIN)
     for row in range(2):

@@ -221,7 +221,8 @@ def test_the_sheet_draws_prediction_and_target_on_the_components_of_the_target()
     model, mask, images = taught(config).eval(), masks(config), pictures().float()
     goal = model.target(images, Masks(**mask), model.teacher)
     sheets = [
-        np.asarray(reconstruction(model, images, Masks(**mask), prediction, "title")) for prediction in (goal, goal * 0.5, goal.bfloat16())
+        np.asarray(reconstruction(model, images, Masks(**mask), prediction, goal, "title"))
+        for prediction in (goal, goal * 0.5, goal.bfloat16())
     ]
     side = 96 + MARGIN  # of 32-pixel images, enlarged three times
     third, fourth = (slice(column * side + MARGIN, (column + 1) * side) for column in (2, 3))
