@@ -1,5 +1,6 @@
 """What mpp/conformance.py does: each claim of a paper beside what is measured of the recipe, by the code that trains."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,20 +80,12 @@ def table(report: Report) -> str:
     widths = [min(most, max(len(row[column]) for row in cells)) for column, most in enumerate(WIDTHS)]
     lines = [f"{printable(report.recipe)}  ({printable(report.path)}): {report.counts}"]
     for row, note in zip(cells, notes, strict=True):
-        folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=False)]
+        folded = [
+            textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False) or [""]
+            for cell, width in zip(row, widths, strict=False)
+        ]
         last = row[4] + (f": {note}" if note else "")
         for number in range(max(map(len, folded))):
             parts = [(part[number] if number < len(part) else "").ljust(width) for part, width in zip(folded, widths, strict=True)]
             lines.append(("  " + "  ".join(parts) + ("  " + last if number == 0 else "")).rstrip())
     return "\n".join(lines)
-
-
-def _folded(text: str, width: int) -> list[str]:
-    line = ""
-    lines: list[str] = []
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > width:
-            lines, line = [*lines, line], word
-        else:
-            line = f"{line} {word}".lstrip()
-    return [*lines, line]

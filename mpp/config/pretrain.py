@@ -16,7 +16,6 @@ from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
 from mpp.recipe.masks import MaskConfig, RandomMask
 from mpp.recipe.targets import MeanColorTarget, TargetConfig
-from mpp.recipe.targets.base import Row
 from mpp.recipe.teacher import TeacherKnobs
 
 
@@ -91,7 +90,7 @@ class PretrainConfig(Section):
         self.mask.fits(self.model.grid, self.corruption)
         self.corruption.fits(self.mask.name)
         self.decoder.fits(self.corruption.drops)
-        self.target.fits(Row(self.model.patch_size, self.model.grid, self.mask.name, self.corruption.name))
+        self.target.fits(self.model.patch_size, self.mask.name)
         if self.optim.total_samples < self.data.global_batch:
             raise ValueError(
                 f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}"

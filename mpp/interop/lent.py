@@ -25,7 +25,7 @@ from mpp.recipe.baselines import ValueBaselines
 from mpp.recipe.codes import Codebook, CodebookKnobs
 from mpp.recipe.places import Grid
 from mpp.recipe.targets import TargetConfig
-from mpp.recipe.targets.base import NOTHING, Given, Lent, Row, Target
+from mpp.recipe.targets.base import NOTHING, Given, Lent, Target
 from mpp.recipe.teacher import FrozenKnobs, Teacher, TeacherKnobs
 from mpp.text import counted
 
@@ -133,7 +133,7 @@ def inner_target(
     grid = (image_size // patch_size,) * 2
     lent, found = NOTHING, None
     try:
-        section.fits(Row(patch_size, grid, "random", "replace"))
+        section.fits(patch_size, "random")
     except ValueError as error:
         raise ConfigError(f"{key} {section.name}: {error}") from error
     if isinstance(section, FrozenKnobs):

@@ -11,11 +11,9 @@ from mpp.config.sections import OptimConfig
 from mpp.model.backbone import Backbone
 
 PATCH_EMBEDDING = "patch_embed"  # timm's name
+TARGET = "target."  # in a pretraining model: the parameters of a target that learns itself
 TOKENS = ("cls_token", "reg_token", "mask_token", "pos_embed", "freqs", "relative_position_bias_table")
 BEHIND = re.compile(r"(norm|fc_norm|head|head_dist)\b")  # timm's names of what follows the last block
-
-
-TARGET = "target."  # in a pretraining model: the parameters of a target that learns itself
 
 
 def parameter_groups(
@@ -24,8 +22,8 @@ def parameter_groups(
     """Matrices and convolution kernels decay; biases, norms, layer scales, tokens and position embeddings do not (ours; MAE's code lets tokens decay).
 
     norms: the scales of norms decay by this share of weight_decay.  patch_embedding: its learning rate by that of the rest.  target: rate and decay
-    of a target's own parameters, by those of the rest.  In each group stand
-    lr_scale and decay_scale, by which the engine multiplies the rate and the decay of a step.
+    of a target's own parameters, by those of the rest.  In each group stand lr_scale and decay_scale, by which the engine multiplies the rate and
+    the decay of a step.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, 1.0): [], (1.0, 0.0): []}
     for name, parameter in model.named_parameters():

@@ -133,9 +133,8 @@ class Run:
         self.trunk: Commit | None = find_trunk(branch_from) if branch_from and not self.commit else None
         self.course: Course = self._course_from(self.commit)
         begins = stable_until(schedule.model_dump()) // self.global_batch * self.global_batch if schedule.cooldown_samples else 0
-        self.keep_at = {*config.checkpoint.keep_at_samples, begins} - {
-            0
-        }  # samples; the last step before a cool-down is where a run may be trained on
+        # Samples seen; the last step before a cool-down is where a run may be trained on.
+        self.keep_at = {*config.checkpoint.keep_at_samples, *filter(None, [begins])}
         self.board: Board | None = None
         self.average: WeightAverage | None = None
         self.bad_samples = 0

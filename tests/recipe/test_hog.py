@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import Given, Row
+from mpp.recipe.targets.base import Given
 from mpp.recipe.targets.hog import Hog, HogTarget, strokes
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_a_picture_shows_each_channels_strokes_in_their_cell_as_bright_as_the_bi
 @pytest.mark.parametrize(("patch", "cell", "sides"), [(16, 3, "1, 2, 4, 8, 16"), (4, 8, "1, 2, 4")])
 def test_cells_that_do_not_fill_a_patch_are_refused_with_those_that_do(patch, cell, sides):
     with pytest.raises(ValueError, match=f"target.cell={cell} must divide model.patch_size={patch}; cells that fit have sides of {sides}$"):
-        HogTarget(cell=cell).fits(Row(patch, (2, 2), "random", "replace"))
+        HogTarget(cell=cell).fits(patch, "random")
 
 
 def test_maskfeats_numbers_are_the_papers():

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from mpp.config.schema import Positive
-from mpp.recipe.masks.base import Corruption, MaskSection, Shares, Sides, block_at, permutations, rectangle
+from mpp.recipe.masks.base import Corruption, MaskSection, Shares, Sides, block_at, in_order, permutations, rectangle
 from mpp.recipe.places import Grid, Places
 from mpp.rng import Draws
 
@@ -64,7 +64,7 @@ class MultiBlockMask(MaskSection):
         by_rank = np.take_along_axis(order, first, axis=1)
         hidden = np.zeros((len(draws), patches), bool)
         np.put_along_axis(hidden, by_rank[:, seen:], True, axis=1)
-        return Places(order[np.take_along_axis(hidden, order, axis=1)].reshape(len(draws), -1), targets.reshape(len(draws), -1))
+        return Places(in_order(order, hidden), targets.reshape(len(draws), -1))
 
     def _counts(self, grid: Grid) -> tuple[int, int, int]:
         """Patches of the grid, of a block, and that are seen."""

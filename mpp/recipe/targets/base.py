@@ -15,7 +15,7 @@ from mpp.config.schema import Section
 from mpp.recipe.baselines import Baselines
 from mpp.recipe.codes import Codebook
 from mpp.recipe.patches import gather_patches, patchify
-from mpp.recipe.places import Grid, Masks
+from mpp.recipe.places import Masks
 from mpp.recipe.teacher import Teacher
 
 Triple = tuple[float, float, float]
@@ -60,23 +60,13 @@ class Given:
     lent: Lent = NOTHING
 
 
-@dataclass(frozen=True)
-class Row:
-    """Of the choices beside it, what a target may refuse."""
-
-    patch_size: int  # pixels a side
-    grid: Grid
-    mask: str
-    corruption: str
-
-
 class TargetSection(Section):
     """What every target's section answers to, beside build(given) -> Target."""
 
     name: str  # of the choice, and the first of its keys whatever else a section inherits
 
-    def fits(self, row: Row) -> None:
-        """Raises ValueError where there is no such target, or it makes no sense beside these choices."""
+    def fits(self, patch_size: int, mask: str) -> None:
+        """Raises ValueError where a patch of so many pixels a side has no such target, or it makes no sense beside a mask of this name."""
 
 
 class Target(Protocol):

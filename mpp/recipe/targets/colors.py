@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.recipe.baselines import ClassBaselines
-from mpp.recipe.targets.base import Given, PatchTarget, Row, TargetSection
+from mpp.recipe.targets.base import Given, PatchTarget, TargetSection
 
 
 class MeanColorTarget(TargetSection):
@@ -29,9 +29,9 @@ class ColorGridTarget(TargetSection):
     bits: Annotated[int, Field(ge=1, le=8)] = 3  # a channel
     grid: Positive = 4  # cells a side
 
-    def fits(self, row: Row) -> None:
-        if self.grid > row.patch_size:
-            raise ValueError(f"target.grid={self.grid} must not exceed model.patch_size={row.patch_size}")
+    def fits(self, patch_size: int, mask: str) -> None:
+        if self.grid > patch_size:
+            raise ValueError(f"target.grid={self.grid} must not exceed model.patch_size={patch_size}")
 
     def build(self, given: Given) -> "ColorClasses":
         return ColorClasses(given.patch_size, grid=self.grid, bits=self.bits)

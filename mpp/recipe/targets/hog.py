@@ -21,7 +21,7 @@ from mpp.recipe.baselines import ValueBaselines
 from mpp.recipe.distances import Distance
 from mpp.recipe.patches import gather_patches, patchify
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import FixedTarget, Given, Row, TargetSection
+from mpp.recipe.targets.base import FixedTarget, Given, TargetSection
 from mpp.recipe.teacher import Teacher
 
 
@@ -30,10 +30,10 @@ class HogTarget(TargetSection):
     bins: Annotated[int, Field(ge=2)] = 9  # unsigned orientations, a channel (MaskFeat)
     cell: Positive = 8  # pixels a side (MaskFeat)
 
-    def fits(self, row: Row) -> None:
-        if row.patch_size % self.cell:
-            sides = ", ".join(str(side) for side in range(1, row.patch_size + 1) if row.patch_size % side == 0)
-            raise ValueError(f"target.cell={self.cell} must divide model.patch_size={row.patch_size}; cells that fit have sides of {sides}")
+    def fits(self, patch_size: int, mask: str) -> None:
+        if patch_size % self.cell:
+            sides = ", ".join(str(side) for side in range(1, patch_size + 1) if patch_size % side == 0)
+            raise ValueError(f"target.cell={self.cell} must divide model.patch_size={patch_size}; cells that fit have sides of {sides}")
 
     def build(self, given: Given) -> "Hog":
         return Hog(given.patch_size, self.bins, self.cell)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mpp.recipe.baselines import ClassBaselines
 from mpp.recipe.places import TURNS, Masks, turns
-from mpp.recipe.targets.base import FixedTarget, Given, Row, TargetSection
+from mpp.recipe.targets.base import FixedTarget, Given, TargetSection
 from mpp.recipe.teacher import Teacher
 
 ORANGE = (255.0, 110.0, 0.0)  # in pictures
@@ -21,10 +21,10 @@ ORANGE = (255.0, 110.0, 0.0)  # in pictures
 class RotationTarget(TargetSection):
     name: Literal["rotation"] = "rotation"
 
-    def fits(self, row: Row) -> None:
-        if row.mask != "turn":
+    def fits(self, patch_size: int, mask: str) -> None:
+        if mask != "turn":
             raise ValueError(
-                f"target.name=rotation tells how far an image was turned, and mask.name={row.mask} turns none; take mask.name=turn"
+                f"target.name=rotation tells how far an image was turned, and mask.name={mask} turns none; take mask.name=turn"
             )
 
     def build(self, given: Given) -> "Rotation":

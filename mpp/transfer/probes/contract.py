@@ -172,6 +172,7 @@ class Fitted:
     about: dict[str, Any]
     """For results.json: {"chosen": ..., "holdout_score": ..., "labels": trained on, "edge": ..., and what was tried}; of a probe that chose where in an
     encoder it looks also {"place": in words, "by_layer": `scores_by_place`}."""
+    last: "Fitted | None" = None  # the same on what leaves the last block alone, of a probe that chose where it looks
 
     def summary(self) -> str:
         """What was chosen, in words."""
@@ -183,7 +184,7 @@ class Fitted:
 
     def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
         """What is known of each column of the table, and the answers there (several draws: [T, m]); by "" and LAST, or by names of a probe with several."""
-        return {"": (self.about, self.answer(images))}
+        return {"": (self.about, self.answer(images))} | ({LAST: (self.last.about, self.last.answer(images))} if self.last else {})
 
 
 TOP_1 = "top-1 accuracy"

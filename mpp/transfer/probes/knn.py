@@ -21,7 +21,7 @@ from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.transfer.features import Variant, place, places_of
 from mpp.transfer.grid import Axis, Found, search
-from mpp.transfer.probes.contract import LAST, Answers, Fitted, Measured, Probe, Train, place_of, scores_by_place
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, place_of, scores_by_place
 
 TEMPERATURES = 0.002, 20.0  # limits of the grid: the nearest alone, and all votes alike
 MOST_NEIGHBOURS = 2000
@@ -111,9 +111,6 @@ class FittedKnn(Fitted):
         near = neighbours_of(self.train, self.bank, self.variant, queries, chosen["k"])
         voted, share = vote(*near, len(self.train.classes), [chosen["k"]], [chosen["temperature"]])
         return Answers(voted[0, 0], share[0, 0])
-
-    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
-        return {"": (self.about, self.answer(images))} | ({LAST: (self.last.about, self.last.answer(images))} if self.last else {})
 
 
 def neighbours_of(train: Train, bank: np.ndarray, variant: Variant, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

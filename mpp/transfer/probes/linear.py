@@ -20,7 +20,6 @@ from mpp.transfer.features import EPSILON, Part, Variant, place, places_of
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.metrics import wilson
 from mpp.transfer.probes.contract import (
-    LAST,
     TOP_1,
     Answers,
     Fitted,
@@ -147,9 +146,6 @@ class FittedLinear(Fitted):
     def answer(self, images: Measured) -> Answers:
         predicted, confidence, score = self.head.predict(images.features.values, images.rows)[0]
         return Answers(predicted[0], confidence[0], None if score is None else score[0])
-
-    def parts(self, images: Measured) -> dict[str, tuple[dict[str, Any], Answers]]:
-        return {"": (self.about, self.answer(images))} | ({LAST: (self.last.about, self.last.answer(images))} if self.last else {})
 
 
 def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
