@@ -1,5 +1,6 @@
 """What mpp/conformance.py does: each claim of a paper beside what is measured of the recipe, by the code that trains."""
 
+import difflib
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from pathlib import Path
 from mpp.claims.claim import DECLARED, DIFFERS, LEFT_OUT, OK, Finding, hold
 from mpp.claims.papers import CLAIMS
 from mpp.claims.subject import Subject
-from mpp.config.names import nearest
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError
@@ -40,7 +40,9 @@ def conform(recipes: Sequence[str], path: str | None, words: Sequence[str], fold
     names = list(recipes) or ([Path(path).stem] if path else list(CLAIMS))
     for name in names:
         if name not in CLAIMS:
-            raise ConfigError(f"there are no claims of a recipe {name!r}{nearest(name, list(CLAIMS))}; known are {', '.join(CLAIMS)}")
+            close = difflib.get_close_matches(name, CLAIMS, 1)
+            near = f"; the nearest known one is {close[0]!r}" if close else ""
+            raise ConfigError(f"there are no claims of a recipe {name!r}{near}; known are {', '.join(CLAIMS)}")
     if path and len(names) > 1:
         raise ConfigError(f"--config={path} is held beside the claims of one recipe, not of {len(names)}; name one")
     reports = []

@@ -184,6 +184,7 @@ def test_a_yaml_of_ones_own_is_held_beside_the_claims_of_a_recipe(tmp_path, caps
     ("words", "expected"),
     [
         (["mae_b61"], ["'mae_b61'", "the nearest known one is 'mae_b16'", "known are mpp_b16"]),
+        (["nonsense"], ["no claims of a recipe 'nonsense'; known are mpp_b16"]),
         (["--config", "configs/mine.yaml"], ["no claims of a recipe 'mine'"]),
         (["mae_b16", "mpp_b16", "--config", "mine.yaml"], ["claims of one recipe, not of 2", "name one"]),
         (["mae_b16", "--config", "missing.yaml"], ["cannot read the config missing.yaml"]),

@@ -130,7 +130,7 @@ def shares(subject: Subject) -> list[float]:
 
 def no_gradient(subject: Subject) -> str:
     """Whether a goal carries gradients."""
-    goal = subject.small.target(subject.images, subject.few_masks(), subject.small.teacher)
+    goal, _ = subject.small.target.goals(subject.images, subject.few_masks(), subject.small.teacher)  # as training asks for it
     return "yes" if goal.requires_grad else "none"
 
 

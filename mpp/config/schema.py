@@ -191,7 +191,7 @@ def _one_line(error: ValidationError, schema: type[BaseModel]) -> str:
         section, *rest = [str(part) for part in problem["loc"]] or [""]
         row = None  # of a union section: pydantic puts its name after the section's
         if rest and hasattr(schema.model_fields[section].default, "name") and rest[0] not in known_keys(schema):
-            row = rest.pop(0) if len(rest) > 1 else None
+            row = rest.pop(0) if len(rest) > 1 or problem["type"] == "value_error" else None
         key = ".".join([section, *(part for part in rest if not part.startswith(("constrained-", "function-", "literal[")))])
         if problem["type"] == "extra_forbidden" and key in known_keys(schema):
             problems.append(f"key '{key}' does not belong to {section}.name={row}")

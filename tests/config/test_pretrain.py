@@ -346,6 +346,12 @@ def test_maes_numbers_are_the_papers():
     assert config.optim.warmup_samples * 20 == config.optim.total_samples  # 40 of 800 epochs
 
 
+def test_what_a_choice_refuses_is_told_by_its_section():
+    assert refused("decoder.name=transformer", "decoder.width=90", "decoder.heads=6").startswith(
+        "decoder: width=90 must be a multiple of 4"
+    )
+
+
 def test_an_unknown_choice_is_told_with_those_there_are():
     with pytest.raises(
         ConfigError, match=r"^mask\.name=blok is not known; take one of 'random', 'block', 'multi_block', 'inverse_block', 'all', 'turn'$"
