@@ -26,6 +26,8 @@ settings.load_profile("mpp")
 # depend on the tests before it (tests/test_draws.py).
 providers._get_local_constants = lambda: providers._local_constants
 torch.set_num_threads(1)
+for name in ("CI", "BUILD_NUMBER"):  # where these are set, pytest spells out how two folders differ, byte by byte: minutes a megabyte
+    os.environ.pop(name, None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks, or it deals out every test by itself
