@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from mpp.claims.subject import Subject
-from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, TURNS, VISIBLE, turns
 
 
 def patches(subject: Subject) -> int:
@@ -110,6 +110,12 @@ def block_sides(subject: Subject) -> list[float]:
     row, column = np.divmod(blocks, columns)
     sides = (np.ptp(row, axis=1) + 1) / (np.ptp(column, axis=1) + 1)
     return [float(sides.min()), float(sides.max())]
+
+
+def turned(subject: Subject) -> list[float]:
+    """Shares of the samples that are turned by 0, 1, 2 and 3 quarters."""
+    found = np.bincount(turns(subject.masks.source).numpy(), minlength=TURNS)
+    return [float(share) for share in found / found.sum()]
 
 
 def _visible(subject: Subject) -> np.ndarray:

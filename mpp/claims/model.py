@@ -137,6 +137,20 @@ def mask_token_enters(subject: Subject) -> str:
     return "in other places, or with other embeddings, than the masks say"
 
 
+def encoder_sees(subject: Subject) -> str:
+    """What reaches the patch embedding of two images: they, or what has become of them."""
+    seen, images = subject.unnormed(subject.passed.pixels), subject.images
+    if torch.allclose(seen, images, atol=0.1):
+        return "the image"
+    if torch.allclose(seen, seen[:, :1].expand_as(seen), atol=0.1):
+        return "the image without its colour"
+    turned = [
+        any(torch.allclose(one, torch.rot90(image, quarters, (1, 2)), atol=0.1) for quarters in range(4))
+        for one, image in zip(seen, images, strict=True)
+    ]
+    return "the image turned by quarters" if all(turned) else "another image"
+
+
 def encoder_tokens(subject: Subject) -> int:
     """Patches that the encoder's first block is given."""
     return subject.passed.entering.shape[1] - subject.small.encoder.prefix
@@ -195,7 +209,9 @@ def predicted_from(subject: Subject) -> str:
     own[encoder.prefix + int(masks.predicted[0, 0])] = places is None
     if torch.equal(used, own):
         return "the patch's own token"
-    return "all tokens of the encoder" if used.all() else "some of the encoder's tokens"
+    if used[encoder.prefix :].all():
+        return "all tokens of the encoder" if used.all() else "all patches' tokens"
+    return "some of the encoder's tokens"
 
 
 def initial_loss(subject: Subject) -> float:

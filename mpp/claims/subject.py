@@ -126,6 +126,11 @@ class Subject:
         tokens = seen["decoder"][0].shape[1] if "decoder" in seen else 0
         return Passed(seen["embedding"][1], seen["entering"][0], seen["embedding"][0], tokens, read, loss)
 
+    def unnormed(self, pixels: Tensor) -> Tensor:
+        """[..., 3, S, S] of what the patch embedding is given, in 0..255."""
+        mean, std = (torch.tensor(three)[:, None, None] for three in (self.config.data.mean, self.config.data.std))
+        return (pixels * std + mean) * 255
+
     @cached_property
     def flop(self) -> int:
         """Of a training step, an image: forward and backward, the teacher's pass included."""

@@ -50,6 +50,26 @@ def of_white(subject: Subject) -> float:
     return float(_goals(subject, torch.full((3, side, side), 255.0))[0, 0].flatten()[0])
 
 
+def of_colour(colour: Triple):
+    """The first two values of the goal of a patch of this colour."""
+
+    def measured(subject: Subject) -> list[float]:
+        side = subject.config.model.image_size
+        image = torch.tensor(colour)[:, None, None].expand(3, side, side)
+        return [float(value) for value in _goals(subject, image)[0, 0].flatten()[:2]]
+
+    return measured
+
+
+def turns_told(subject: Subject) -> str:
+    """Whether the classes are the quarters that images are turned by before the encoder sees them."""
+    masks = subject.masks
+    goals = subject.small.target(subject.images[:1].expand(len(masks.kind), -1, -1, -1), masks, None).flatten(1)
+    turned = [torch.rot90(image, int(goal[0]), (1, 2)) for image, goal in zip(subject.images, goals, strict=False)]
+    told = all(torch.allclose(subject.unnormed(seen), image, atol=0.1) for seen, image in zip(subject.passed.pixels, turned, strict=True))
+    return "the quarters that the image is turned by" if told and (goals == goals[:, :1]).all() else "others"
+
+
 def loss_of(error: float):
     """What it costs to be off by this much in every value."""
 

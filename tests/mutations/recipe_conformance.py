@@ -65,6 +65,13 @@ ROWS: list[Plant | Row] = [
     Plant("weight decay stays where it began", "mpp.train.schedule:weight_decay", "lambda samples, optim, began=0: optim.weight_decay", TRAINED + "[ijepa_b16]"),
     Plant("the teacher's average is a step ahead", "mpp.train.average:WeightAverage.update", "lambda self, engine, step: real(self, engine, step + 10000)", TRAINED + "[ijepa_b16]"),
     Plant("views are flipped whatever the config says", "mpp.data.augment:Augment.draw", "lambda self, draws: __import__('dataclasses').replace(real(self, draws), flip=True)", TRAINED + "[ijepa_b16]"),
+    Plant(
+        "grey keeps a part of the colour", "mpp.recipe.corruptions.grey:GreyCorruption.pixels", "lambda self, images, *rest: (images + real(self, images, *rest)) / 2",
+        SMALL + "[cifar_ab]",
+    ),
+    Plant("one turn in four is left out", "mpp.recipe.masks.turn:below_of", "lambda bits, bound: real(bits, bound - 1)", SMALL + "[cifar_rotation]"),
+    Plant("a pooled head reads one patch", "mpp.recipe.decoders.pooled:Pooled.forward", "lambda self, tokens, places, predicted: real(self, tokens[:, : self.prefix + 1], places, predicted)", SMALL + "[cifar_rotation]"),
+    Plant("the other way round is told", "mpp.recipe.targets.rotation:Rotation.__call__", "lambda self, *given: (4 - real(self, *given)) % 4", SMALL + "[cifar_rotation]"),
     # And how it compares and ends.
     Row("whatever differs, the program ends with 0", "mpp/conforming.py", "return 0 if all(report.conforms for report in reports) else 1", "return 0", HERE + "the_program_says_what_differs_and_ends_with_1"),
     Row(

@@ -2,7 +2,7 @@
 of its YAML."""
 
 from mpp.claims.claim import Claim
-from mpp.claims.papers import beit, capi, crossmae, data2vec, ijepa, mae, maskfeat, pixio, simmim, vit
+from mpp.claims.papers import beit, capi, crossmae, data2vec, ijepa, mae, maskfeat, pixio, pretexts, simmim, vit
 
-PAPERS = (vit, mae, crossmae, pixio, simmim, maskfeat, beit, data2vec, ijepa, capi)
+PAPERS = (vit, mae, crossmae, pixio, simmim, maskfeat, beit, data2vec, ijepa, capi, pretexts)
 CLAIMS: dict[str, list[Claim]] = {name: claims for paper in PAPERS for name, claims in paper.CLAIMS.items()}

@@ -21,19 +21,25 @@ from mpp.claims.papers.shared import (
 CONFIG, HEAD = "MaskFeat's config", 0.02
 
 
-def paper(size: str) -> list[Claim]:
-    blocks, width, *_ = SIZES[size]
+def method(hidden: int, patches: int, outputs: int, source: str) -> list[Claim]:
     return [
-        *replaced(78, "MaskFeat 4.1: 40 %"),
-        *beit.blocks(78, 196, "MaskFeat 3.1"),
+        *replaced(hidden, "MaskFeat 4.1: 40 %"),
+        *beit.blocks(hidden, patches, "MaskFeat 3.1"),
         OWN_TOKEN,
         Claim("positions", "learned", model.position, "MaskFeat, as ViT"),
         Claim("a goal depends on", "its own patch, and the rims beside it", targets.looks_at, "MaskFeat 3.2: gradients of the image"),
-        Claim("numbers predicted for a patch", 108, targets.outputs, "MaskFeat 3.2: 9 bins, 2 x 2 cells, RGB"),
+        Claim("numbers predicted for a patch", outputs, targets.outputs, source),
         Claim(
             "ramps right, down: bin and value", (4, 1.0, 0, 1.0), targets.hog_of_ramp, "MaskFeat 3.2; bins as the authors' code", near=1e-4
         ),
         Claim("loss where every value is off by 3", 9.0, targets.loss_of(3.0), "MaskFeat 3.2: l2", near=1e-4),
+    ]
+
+
+def paper(size: str) -> list[Claim]:
+    blocks, width, *_ = SIZES[size]
+    return [
+        *method(78, 196, 108, "MaskFeat 3.2: 9 bins, 2 x 2 cells, RGB"),
         Claim("deviation of the head's first weights", HEAD, model.head_deviation, "the authors' code: .02", near=0.02),
         first_loss(1 / 9 + width * HEAD**2, "1 / bins, and what the head adds", near=0.25),
         *encoder(size),
@@ -45,4 +51,11 @@ def paper(size: str) -> list[Claim]:
     ]
 
 
-CLAIMS = {"maskfeat_b16": paper("B"), "maskfeat_l16": paper("L")}
+CLAIMS = {
+    "maskfeat_b16": paper("B"),
+    "maskfeat_l16": paper("L"),
+    "cifar_maskfeat": [
+        *method(26, 64, 27, "MaskFeat 3.2: 9 bins, RGB; one cell ours"),
+        first_loss(1 / 9, "1 / bins: a head of zeros", near=0.05),
+    ],
+}
