@@ -225,7 +225,7 @@ def against_random(probed: Lines) -> str:
         if beside and beside["ci95"][0] <= 0:
             low, high = (100 * end for end in beside["ci95"])
             said.append(
-                f"* **{name}** does not beat random initialisation: linear {100 * beside['difference']:+.1f} points ({low:+.1f} to {high:+.1f})."
+                f"* **{name}** is not shown to beat random initialisation: linear {100 * beside['difference']:+.1f} points ({low:+.1f} to {high:+.1f})."
             )
     return "\n".join(said) or (
         "* Every row beats random initialisation in the linear probe." if any(line["beside"] for line in probed) else ""

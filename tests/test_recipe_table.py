@@ -115,7 +115,7 @@ def test_a_row_of_several_seeds_shows_their_mean_its_interval_and_each(files):
 
 def test_a_row_that_does_not_beat_random_initialisation_is_named(files):
     said = [words for words in files[1].read_text().splitlines() if "random initialisation:" in words]
-    assert said == ["* **L2** does not beat random initialisation: linear +1.0 points (-1.0 to +3.0)."]
+    assert said == ["* **L2** is not shown to beat random initialisation: linear +1.0 points (-1.0 to +3.0)."]
 
 
 def test_the_ablation_lays_one_seed_of_both_shares_side_by_side(files):
@@ -240,7 +240,7 @@ def test_records_hold_each_run_all_seeds_together_and_how_far_they_lie_from_rand
     assert gains["mpp_s0", "pretrained", 2] == pytest.approx(0.23) and gains["l2_s0", "pretrained", 1] == pytest.approx(0.01)
     low, high = lines["l2_s0", "pretrained", 1]["beside"]["ci95"]
     assert low < 0 < high and lines["mpp_s0", "pretrained", 1]["beside"]["ci95"][0] > 0
-    assert "L2** does not beat" in cifar_table.against_random(found["measured"]["hold-out"]["probe"]["lines"])
+    assert "L2** is not shown to beat" in cifar_table.against_random(found["measured"]["hold-out"]["probe"]["lines"])
     first = cifar_runs.first_runs(["mpp", "l2"])
     assert cifar_records.linear_on_holdout(tmp_path / "records.json", first) == {"mpp": 0.6, "l2": 0.43}
 
