@@ -34,7 +34,7 @@ def blocks(hidden: int, patches: int, source: str = "BEiT algorithm 1") -> list[
     ]
 
 
-def method(hidden: int, patches: int) -> list[Claim]:
+def method(hidden: int, patches: int, width: int) -> list[Claim]:
     return [
         *replaced(hidden, "BEiT 2.3; its code: 75 of 196"),
         *blocks(hidden, patches),
@@ -42,17 +42,17 @@ def method(hidden: int, patches: int) -> list[Claim]:
         Claim("class tokens, registers", (1, 0), model.prefix, "BEiT 2.3"),
         Claim("numbers predicted for a patch", 8192, targets.outputs, "BEiT: 8192 tokens; ours as many as are fitted"),
         Claim("answers a patch asks for", 1, targets.goals_a_patch, "BEiT 2.3"),
+        Claim("deviation of the head's first weights", HEAD, model.head_deviation, f"{CODE}: .02, cut off; not cut off ours", near=0.02),
+        first_loss(math.log(8192) + width * HEAD**2 / 2, "uniform: ln 8192, and what the head adds", near=0.05),
     ]
 
 
 CLAIMS = {
     "beit_b16": [
-        *method(75, 196),
+        *method(75, 196, 768),
         Claim("positions", "a shared relative bias", model.position, CODE, ours="learned", left_out="relative positions"),
         Claim("layer scale begins at", 0.1, model.layer_scale, "BEiT: .1"),
         Claim("rates of stochastic depth", (0.0, 0.1), model.drop_path, "BEiT: .1"),
-        Claim("deviation of the head's first weights", HEAD, model.head_deviation, f"{CODE}: .02, cut off; not cut off ours", near=0.02),
-        first_loss(math.log(8192) + 768 * HEAD**2 / 2, "uniform: ln 8192, and what the head adds", near=0.05),
         *encoder("B"),
         gigaflop(196 * 768 * 768 * 2 / 3 + blocks_cost(12, 768, 197) + 75 * 768 * 8192),
         *schedule("BEiT", batch=2048, total=epochs(800), warmup=epochs(10), peak=1.5e-3, end=1e-5, end_source=CODE),
@@ -60,5 +60,5 @@ CLAIMS = {
         *crops(f"{CODE}: timm's range", 0.08, True),
         normalised("timm's beit_base_patch16_224", 0.5, 0.5),
     ],
-    "cifar_beit": [*method(24, 64), first_loss(math.log(8192), "uniform: ln 8192")],
+    "cifar_beit": method(24, 64, 128),
 }

@@ -23,7 +23,7 @@ from mpp.claims.training import teacher_decay
 COMMAND, HEAD = "the authors' command", 0.02
 
 
-def method(hidden: int, patches: int, blocks: int, source: str) -> list[Claim]:
+def method(hidden: int, patches: int, width: int, blocks: int, source: str) -> list[Claim]:
     """blocks: of the teacher, whose mean is the goal."""
     return [
         *replaced(hidden, "data2vec 4.1: 60 %; its code 120 of 196"),
@@ -34,17 +34,23 @@ def method(hidden: int, patches: int, blocks: int, source: str) -> list[Claim]:
         Claim("gradients of the goal", "none", targets.no_gradient, "data2vec 3.2"),
         Claim("loss where every value is off by 3", 2.0, targets.loss_of(3.0), "data2vec 3.4: smooth l1, beta 2", near=1e-4),
         Claim("loss where every value is off by .5", 0.0625, targets.loss_of(0.5), "data2vec 3.4: smooth l1, beta 2", near=1e-4),
+        Claim(
+            "deviation of the head's first weights",
+            HEAD,
+            model.head_deviation,
+            "the authors' code: .02, cut off; not cut off ours",
+            near=0.02,
+        ),
+        first_loss(smooth_l1(1 + width * HEAD**2, 2.0), "smooth l1 of normal errors", near=0.1),
     ]
 
 
 CLAIMS = {
     "data2vec_b16": [
-        *method(120, 196, 6, "data2vec 3.3; the authors' code"),
+        *method(120, 196, 768, 6, "data2vec 3.3; the authors' code"),
         Claim("positions", "a shared relative bias", model.position, COMMAND, ours="learned", left_out="relative positions"),
         Claim("layer scale begins at", 1e-4, model.layer_scale, COMMAND),
         Claim("rates of stochastic depth", (0.0, 0.25), model.drop_path, COMMAND),
-        Claim("deviation of the head's first weights", HEAD, model.head_deviation, "the authors' code: .02, cut off; not cut off ours", near=0.02),
-        first_loss(smooth_l1(1 + 768 * HEAD**2, 2.0), "smooth l1 of normal errors", near=0.1),
         Claim(
             "teacher keeps, step 1", 0.999, teacher_decay(1), "data2vec: .999 to .9998", near=2e-7, ours=0.9998,
             because="the authors' command for ViT-B has .9998 from the first step",
@@ -57,8 +63,5 @@ CLAIMS = {
         *crops("the authors' code: timm's range", 0.08, True),
         imagenet("data2vec"),
     ],
-    "cifar_data2vec": [
-        *method(38, 64, 3, "data2vec 3.3: half of the blocks"),
-        first_loss(smooth_l1(1.0, 2.0), "smooth l1 of normal goals: a head of zeros", near=0.1),
-    ],
+    "cifar_data2vec": method(38, 64, 128, 3, "data2vec 3.3: half of the blocks"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from mpp.claims.training import rate_at
 CONFIG = "SimMIM's config"
 
 
-def method(hidden: int, source: str, white: float, values: int) -> list[Claim]:
+def method(hidden: int, source: str, white: float, width: int, values: int) -> list[Claim]:
     return [
         *replaced(hidden, source),
         Claim("patches a side that are hidden together", 2, masks.unit, "SimMIM 3.2: 32 px"),
@@ -19,12 +19,19 @@ def method(hidden: int, source: str, white: float, values: int) -> list[Claim]:
         Claim("goal of a white patch, in red", white, targets.of_white, "SimMIM's code: as the encoder sees it", near=1e-5),
         Claim("loss where every value is off by 3", 3.0, targets.loss_of(3.0), "SimMIM 3.4: l1", near=1e-4),
         Claim("loss where every value is off by .5", 0.5, targets.loss_of(0.5), "SimMIM 3.4: l1", near=1e-4),
+        Claim(
+            "deviation of the head's first weights",
+            (1 / width / 3) ** 0.5,
+            model.head_deviation,
+            "torch's own start; normal ours",
+            near=0.06,
+        ),
     ]
 
 
 CLAIMS = {
     "simmim_b16": [
-        *method(120, "SimMIM 3.2: 60 %, by its code 30 of 49 units", (1 - 0.485) / 0.229, 768),
+        *method(120, "SimMIM 3.2: 60 %, by its code 30 of 49 units", (1 - 0.485) / 0.229, 768, 768),
         Claim(
             "positions",
             "a shared relative bias",
@@ -35,9 +42,6 @@ CLAIMS = {
         ),
         Claim("layer scale begins at", 0.1, model.layer_scale, CONFIG),
         Claim("rates of stochastic depth", (0.0, 0.1), model.drop_path, CONFIG),
-        Claim(
-            "deviation of the head's first weights", (1 / 768 / 3) ** 0.5, model.head_deviation, "torch's own start; normal ours", near=0.06
-        ),
         *encoder("B"),
         gigaflop(196 * 768 * 768 * 2 / 3 + blocks_cost(12, 768, 197) + 120 * 768 * 768),
         *schedule("SimMIM 4.1", batch=2048, total=epochs(800), warmup=epochs(10), peak=4e-4)[:6],  # up to the end of warm-up
@@ -54,5 +58,5 @@ CLAIMS = {
         *crops("SimMIM 4.1", 0.67, True),
         imagenet("SimMIM's code"),
     ],
-    "cifar_simmim": method(40, "SimMIM 3.2: 60 %: 10 of 16 units", (1 - 0.491) / 0.247, 48),
+    "cifar_simmim": method(40, "SimMIM 3.2: 60 %: 10 of 16 units", (1 - 0.491) / 0.247, 128, 48),
 }
