@@ -43,6 +43,7 @@ RECIPES = {
     "rotation": ("rotation", "turned image", "by how much"),
 }
 BASELINES = {"raw pixels": "raw pixels", "random init": "random initialisation", "from scratch": "from scratch"}
+FEW = 3  # seeds whose figures are listed
 WIDTH = 120  # of a line of prose
 ABLATED, RATIOS = ("mpp", "grid", "l2"), (15, 50)
 MODES = {  # in the order of preference
@@ -110,7 +111,7 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
         f"{counted(len(runs), 'run')} of {' or '.join(f'{count:,}' for count in samples)} samples, {', '.join(machines)}, "
         f"commit {', '.join(commits)}.",
         MODES[mode].format(images=probed.get("images", 0), tuned=tuned.get("images", 0), reads=reads),
-        "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and each in brackets. "
+        "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and in brackets each, or of more than three the lowest and highest. "
         f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels) or 'no'} labels.",
     ]
     return textwrap.fill(" ".join(said), WIDTH, break_on_hyphens=False)
@@ -171,6 +172,8 @@ def shown(figure: Mapping[str, Any] | None) -> str:
     low, high = figure["ci95"]
     mean = f"{100 * figure['accuracy']:.1f} ±{50 * (high - low):.1f}"
     seeds = [100 * sum(draws) / len(draws) for draws in figure["by_run"]]
+    if len(seeds) > FEW:
+        return f"{mean} ({min(seeds):.1f} to {max(seeds):.1f})"
     return f"{mean} ({', '.join(f'{value:.1f}' for value in seeds)})" if len(seeds) > 1 else mean
 
 
