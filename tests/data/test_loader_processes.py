@@ -136,7 +136,7 @@ print(len({int(i) for batch in batches(data, sampler(data), 2, pin_memory=False)
 def test_more_shards_and_batches_than_open_files_are_no_hindrance(tmp_path, make_shards):
     folder = make_shards(tmp_path / "train", [1] * 70)
     command = [sys.executable, "-c", MANY_FILES, folder]
-    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
     assert finished.stdout == "60\n", finished.stderr
 
 
