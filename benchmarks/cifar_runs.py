@@ -44,7 +44,7 @@ ABLATED, RATIO = ("mpp", "grid", "l2"), 0.15  # ViT B.1.2: three targets x 15 % 
 CODEBOOK = ("clusters=512", "patches=200000", "workers=0")  # as many codes as colours (mean_color, 3 bits), 400 patches a code
 SPEED = ("system.images=ram", "system.workers=0", "checkpoint.every_minutes=2")  # change no result
 PROBE = ("train_samples=10000", "features.precision=bf16", "features.workers=0")
-INITS = "random_inits=10"  # of three, an interval is some 3 times as wide: one would not tell anything from them
+INITS = "random_inits=10"  # of three, intervals are +-6.4 points wide in place of +-2.5: no row is told from them
 FINETUNE = ("data.labels_per_class=1000", "optim.epochs=5", "log.holdout_every_epochs=5")
 
 

@@ -84,7 +84,7 @@ def test_every_recipe_is_built_without_memory_and_has_the_parameters_of_its_size
     assert model.encoder_parameters(subject) == (3 * config.patch_size**2 + 1) * width + net.encoder.depth * block + 2 * width + tokens
 
 
-@pytest.mark.parametrize("name", ["mpp_b16", "mae_b16", "cifar_mpp", "cifar_grid", "cifar_l2", "cifar_mae", "cifar_simmim"])
+@pytest.mark.parametrize("name", ["mpp_b16", "mae_b16", *SMALL])
 def test_a_step_costs_six_for_each_multiply_add(name):
     subject = subject_of(name)
     tokens = subject.masks.visible.shape[1] if subject.config.corruption.drops else subject.masking.patches
@@ -92,11 +92,10 @@ def test_a_step_costs_six_for_each_multiply_add(name):
     tokens += net.prefix
     least = 6 * net.depth * (12 * net.width**2 * tokens + 2 * tokens**2 * net.width)
     assert least < subject.flop
-    assert (
-        not differing(name, of=model.gigaflop)
-        if any(claim.measure is model.gigaflop for claim in CLAIMS[name])
-        else subject.flop < 3 * least
-    )
+    if any(claim.measure is model.gigaflop for claim in CLAIMS[name]):
+        assert not differing(name, of=model.gigaflop)
+    elif subject.config.mask.groups == 1:  # a predictor that is asked for each block by itself costs more than a small encoder
+        assert subject.flop < 3 * least
 
 
 def test_every_number_of_a_recipe_cites_its_source():

@@ -83,7 +83,7 @@ def clusters(count: int, source: str, predictor_width: int, decay: float, near: 
             "clusters: rate in the rest's, decay",
             (0.5, decay),
             training.clusters_rate_and_decay,
-            "CAPI's code: 5e-4; torch's decay, a tenth of the rest's",
+            "CAPI's code: half the rate, a tenth of the decay",
         ),
         first_loss(math.log(count) + head, f"uniform: ln {count}, and what the head adds", near=near),
     ]
