@@ -1,10 +1,11 @@
 """JPEGs decoded on the training device, by torchvision's nvJPEG: loader processes only read and check them.
 
 Bytes and boxes go to the training process, which decodes a micro-batch at once and cuts and resizes there.  What nvJPEG is not asked for
-(other formats, turned or CMYK images, cut files), or refuses, is decoded as everywhere else.  nvJPEG rounds otherwise than libjpeg-turbo, so
-pixels differ by a few of 255 levels from the CPU's: a run that is to continue bit for bit keeps to one of the two.
+(other formats, turned or CMYK images, cut files, what `is_safe` names), or refuses, is decoded as everywhere else.  nvJPEG rounds otherwise
+than libjpeg-turbo, so pixels differ by a few of 255 levels from the CPU's: a run that is to continue bit for bit keeps to one of the two.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from mpp.data.crop import Box, Size, both, plain_jpeg
 from mpp.data.pixels import Cut, Pixels, StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
+
+_SOI, _SOS = 0xD8, 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of a frame, whatever its coding
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 class Refused(Exception):
@@ -46,7 +51,7 @@ class DeviceJpegs(Pixels):
         if width * height > self.max_pixels:
             raise BadSample(f"too many pixels ({width}x{height}, the limit is {self.max_pixels})")
         data = self.source.read(sample)
-        if plain_jpeg(data, self.max_pixels) != (1, width, height):
+        if plain_jpeg(data, self.max_pixels) != (1, width, height) or not is_safe(data):
             return self._on_cpu.cut(sample, boxes, size)
         return data
 
@@ -88,6 +93,31 @@ class DeviceJpegs(Pixels):
             return self._decode([encoded])[0]
         except Refused:
             return None
+
+
+def is_safe(data: bytes) -> bool:
+    """Whether nvJPEG, asked for a JPEG (grey or colour, from SOI to EOI), gives what libjpeg does or an error.
+
+    Seen with torchvision 0.26 on an H100: a grey image with sampling factors comes out as noise, and where stray markers cut the coded data
+    short the rest is made up, without an error.  ITU-T T.81, B.1: in coded data 0xff is followed by 0, a restart's number or a marker.
+    """
+    at = 2
+    while True:
+        while data[at : at + 2] == b"\xff\xff":  # fill bytes
+            at += 1
+        head = data[at : at + 12]
+        if head[:2] == b"\xff\xd9":
+            return at + 2 == len(data)
+        if len(head) < 4 or head[0] != 0xFF or head[1] == _SOI:
+            return False
+        if head[1] in _FRAMES and head[9:10] == b"\x01" and head[11:12] != b"\x11":  # one component; its sampling across and down
+            return False
+        at += 2 + int.from_bytes(head[2:4])
+        if head[1] == _SOS:
+            found = _MARKER.search(data, at)
+            if not found:
+                return False
+            at = found.start()
 
 
 def joined(encoded: list[tuple[int, bytes]]) -> dict[str, torch.Tensor]:

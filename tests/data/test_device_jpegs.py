@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.device_jpegs import DeviceJpegs
+from mpp.data.device_jpegs import DeviceJpegs, is_safe
 from mpp.data.loader import batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
@@ -57,7 +59,9 @@ def test_jpegs_decoded_on_the_device_give_the_same_batches_but_for_rounding(phot
     data = replace(dataset(photos), views=2)
     there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device)))
     expected, found = stream(data, 0), stream(there, workers)
-    assert sum("image" in there.batch([(0, sample, 0)]) for sample in range(16)) == 6  # turned ones and PNGs stay with the CPU
+    assert (
+        sum("image" in there.batch([(0, sample, 0)]) for sample in range(16)) == 8
+    )  # turned ones, PNGs and grey ones with sampling factors stay with the CPU
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         assert other["image"].device.type == device
@@ -84,6 +88,32 @@ def test_what_the_device_refuses_is_judged_by_the_cpu(photos, device, monkeypatc
     assert one["bad"] == other["bad"]
     assert torch.equal(one["image"][1:], other["image"][1:].cpu())  # the refused one and a PNG come from the CPU
     assert (one["image"][0].int() - other["image"][0].cpu().int()).abs().float().mean() < 2
+
+
+def jpeg(mode: str = "RGB", **options) -> bytes:
+    return encoded(scene(60, 50, 1).convert(mode), "JPEG", quality=90, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 1}, {"subsampling": 2}], ids=str
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_whole_jpegs_are_safe_but_for_grey_ones_with_sampling_factors(mode, options):
+    data = jpeg(mode, **options)
+    assert is_safe(data) == (mode == "RGB" or "subsampling" not in options)
+    assert is_safe(data[:2] + b"\xff" + data[2:]) == is_safe(data)  # a fill byte
+    middle = data.index(b"\xff\xda") + 40
+    for stray in (b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"):
+        assert not is_safe(data[:middle] + stray + data[middle:])
+    assert not is_safe(data[:-2])
+
+
+@given(st.data())
+def test_any_damage_is_judged_without_an_error(dice):
+    data = bytearray(jpeg(progressive=dice.draw(st.booleans())))
+    for _ in range(dice.draw(st.integers(1, 4))):
+        data[dice.draw(st.integers(0, len(data) - 1))] = dice.draw(st.integers(0, 255))
+    assert is_safe(bytes(data[: dice.draw(st.integers(0, len(data)))])) in (True, False)
 
 
 def test_a_device_that_decodes_nothing_is_refused(photos, monkeypatch):
