@@ -290,6 +290,12 @@ ROWS = [
         "tests/data/test_device_jpegs.py::test_what_the_device_refuses_is_judged_by_the_cpu",
     ),
     Plant(
+        "whatever is whole is left to nvJPEG",
+        "mpp.data.device_jpegs:is_safe",
+        "lambda data: True",
+        "tests/data/test_device_jpegs.py::test_whole_jpegs_are_safe_but_for_grey_ones_with_sampling_factors",
+    ),
+    Plant(
         "a measurement takes the next image for a bad one",
         "mpp.data.crop_dataset:CropDataset.leaves_none_out",
         "property(lambda self: False, lambda self, wanted: None)",
