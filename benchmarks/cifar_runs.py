@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = Runner(series, options.jobs)
     failed = runner.all_of(options.rows)
     lock.close()
-    say(f"{runner.record} | to look at: python benchmarks/cifar_table.py --print --records {runner.record}")
+    say(f"{runner.record} | to look at: python benchmarks/cifar_table.py --print {runner.record}")
     for name, why in failed.items():
         say(f"FAILED  {name}: {why}")
     return 1 if failed else 0

@@ -1,8 +1,8 @@
 """The tables of docs/results.md, "Every recipe in one table", from the records of cifar_runs.py.
 
-    python benchmarks/cifar_table.py                # write them between their marks on the page
+    python benchmarks/cifar_table.py                # write them between their marks on the page, which name the records
     python benchmarks/cifar_table.py --check        # exit 1 where page and records disagree, and say where
-    python benchmarks/cifar_table.py --records runs/cifar/records.json --print      # a series that is not on the page
+    python benchmarks/cifar_table.py --print runs/cifar/records.json        # a series that is not on the page
 
 Figures on the test split are shown as soon as there are any; until then those on a hold-out of train, and the page says so.
 """
@@ -10,6 +10,7 @@ Figures on the test split are shown as soon as there are any; until then those o
 import argparse
 import difflib
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ from mpp.files import write_atomically
 from mpp.text import counted, say, say_lines
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS, PAGE = ROOT / "benchmarks" / "results" / "cpu2-recipes.json", ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- written by benchmarks/cifar_table.py from the records: begin -->", "<!-- end -->"
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- written by benchmarks/cifar_table.py from {}: begin -->", "<!-- end -->"  # {}: a file of RESULTS
 # Row -> how it is called, what the encoder sees, what is predicted.
 RECIPES = {
     "mpp": ("mean colour", "50 % corrupted", "3-bit mean colour"),
@@ -55,34 +56,45 @@ MODES = {  # in the order of preference
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the records")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where page and records disagree")
-    parser.add_argument("--print", action="store_true", help="show the tables and leave the page alone")
+    parser.add_argument("--print", type=Path, metavar="RECORDS", help="show the tables of these and leave the page alone")
     options = parser.parse_args(argv)
-    wanted = section(json.loads(options.records.read_text()))
     if options.print:
-        say_lines(wanted)
+        say_lines(section(json.loads(options.print.read_text())))
         return 0
-    before, there, after = parts_of(options.page)
-    if there == wanted:
+    page = options.page.read_text()
+    wanted = filled(page, options.results, str(options.page))
+    if page == wanted:
         return 0
     if options.check:
-        say(f"{options.page} does not say what {options.records} holds; python benchmarks/cifar_table.py writes it anew:")
-        say_lines("\n".join(difflib.unified_diff(there.splitlines(), wanted.splitlines(), "page", "records", lineterm="", n=0)))
+        say(f"{options.page} does not say what the records in {options.results} hold; python benchmarks/cifar_table.py writes it anew:")
+        say_lines("\n".join(difflib.unified_diff(page.splitlines(), wanted.splitlines(), "page", "records", lineterm="", n=0)))
         return 1
-    write_atomically(options.page, f"{before}{BEGIN}\n\n{wanted}\n\n{END}{after}".encode())
+    write_atomically(options.page, wanted.encode())
     return 0
 
 
-def parts_of(page: Path) -> tuple[str, str, str]:
-    """What stands before the mark, between the two, and behind.  Raises DataError."""
-    text = page.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise DataError(f"{page} must hold the line {BEGIN!r} and behind it the line {END!r}, once each: the tables go between them")
-    before, _, rest = text.partition(BEGIN)
-    there, _, after = rest.partition(END)
-    return before, there.strip("\n"), after
+def filled(page: str, results: Path, called: str) -> str:
+    """A page with the tables of every records file that its marks name.  Raises DataError."""
+    begin, end = (re.escape(mark).replace(r"\{\}", r"([\w.-]+)") for mark in (BEGIN, END))
+    marks = re.findall(f"{begin}|({end})", page)
+    names, ends = [name for name, _ in marks[::2]], marks[1::2]
+    if not marks or len(marks) % 2 or not all(names) or not all(each for _, each in ends):
+        raise DataError(
+            f"{called} must hold the line {BEGIN.format('RECORDS.json')!r} and behind it the line {END!r}: the tables go between them"
+        )
+
+    def written(found: re.Match[str]) -> str:
+        records = results / found[1]
+        if not records.is_file():
+            raise DataError(
+                f"{called} names {found[1]}, and there is no {records}; write it with benchmarks/cifar_runs.py, or take the mark away"
+            )
+        return f"{BEGIN.format(found[1])}\n\n{section(json.loads(records.read_text()))}\n\n{END}"
+
+    return re.sub(f"{begin}.*?{end}", written, page, flags=re.DOTALL)
 
 
 def section(records: Mapping[str, Any]) -> str:
@@ -103,7 +115,7 @@ def section(records: Mapping[str, Any]) -> str:
 def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tuned: Mapping[str, Any]) -> str:
     samples = sorted({run["samples"] for run in runs.values()})
     commits = sorted({str(run["environment"]["commit"]) for run in runs.values()})
-    machines = sorted({f"{run['environment']['cpus']} CPU cores, torch {run['environment']['torch']}" for run in runs.values()})
+    machines = sorted({machine(run["environment"]) for run in runs.values()})
     times = max(program.get("test_reads", 0) for program in (probed, tuned))
     reads = "once" if times == 1 else f"up to {times} times"
     labels = sorted({figure["labels"] for line in tuned["lines"] for figure in line["figures"].values()})
@@ -115,6 +127,11 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
         f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels) or 'no'} labels.",
     ]
     return textwrap.fill(" ".join(said), WIDTH, break_on_hyphens=False)
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    gpu = f"{environment['gpu']}, " if environment.get("gpu") else ""
+    return f"{gpu}{environment['cpus']} CPU cores, torch {environment['torch']}"
 
 
 Lines = Sequence[Mapping[str, Any]]

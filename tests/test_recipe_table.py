@@ -84,13 +84,15 @@ def files(tmp_path):
     """Records and a page that says what they hold."""
     record, page = tmp_path / "records.json", tmp_path / "page.md"
     record.write_text(json.dumps(records()))
-    page.write_text(f"# Before\n\n{cifar_table.BEGIN}\n{cifar_table.END}\n\nAfter\n")
-    assert cifar_table.main(["--records", str(record), "--page", str(page)]) == 0
+    (tmp_path / "none.json").write_text(json.dumps({"runs": {}, "measured": {}}))
+    begin = cifar_table.BEGIN.format
+    page.write_text(f"# Before\n\n{begin('records.json')}\n{cifar_table.END}\n\nBetween\n{begin('none.json')}{cifar_table.END}\n\nAfter\n")
+    assert cifar_table.main(["--results", str(tmp_path), "--page", str(page)]) == 0
     return record, page
 
 
 def check(files) -> int:
-    return cifar_table.main(["--check", "--records", str(files[0]), "--page", str(files[1])])
+    return cifar_table.main(["--check", "--results", str(files[0].parent), "--page", str(files[1])])
 
 
 def test_the_page_says_what_the_committed_records_hold():
@@ -101,6 +103,7 @@ def test_a_page_that_was_written_agrees_and_keeps_what_stands_around_the_tables(
     assert check(files) == 0
     page = files[1].read_text()
     assert page.startswith("# Before\n\n<!-- ") and page.endswith("<!-- end -->\n\nAfter\n")
+    assert page.count("\n\nBetween\n<!-- ") == page.count("Not yet measured.") == 1
 
 
 def test_a_row_of_several_seeds_shows_their_mean_its_interval_and_each(files):
@@ -132,7 +135,7 @@ def test_figures_on_the_test_split_take_the_place_of_those_on_the_holdout(files)
     )
     files[0].write_text(json.dumps(found))
     assert check(files) == 1
-    cifar_table.main(["--records", str(files[0]), "--page", str(files[1])])
+    cifar_table.main(["--results", str(files[0].parent), "--page", str(files[1])])
     assert "test images, which each probing and each fine-tuning has read once." in " ".join(files[1].read_text().split())
     assert "**Development**" not in files[1].read_text() and "| 43.0 ±" in files[1].read_text()
 
@@ -150,13 +153,23 @@ def test_a_page_that_was_changed_by_hand_is_noticed(files, change, capsys):
 def test_a_page_of_no_runs_says_so(files):
     files[0].write_text(json.dumps({"runs": {}, "measured": {}}))
     assert check(files) == 1
-    cifar_table.main(["--records", str(files[0]), "--page", str(files[1])])
-    assert check(files) == 0 and f"{cifar_table.BEGIN}\n\nNot yet measured.\n\n{cifar_table.END}" in files[1].read_text()
+    cifar_table.main(["--results", str(files[0].parent), "--page", str(files[1])])
+    assert (
+        check(files) == 0
+        and f"{cifar_table.BEGIN.format('records.json')}\n\nNot yet measured.\n\n{cifar_table.END}" in files[1].read_text()
+    )
 
 
-def test_a_page_without_its_marks_is_refused(files):
-    files[1].write_text("# Before\n")
+@pytest.mark.parametrize("page", ["# Before\n", "{begin}", "{end}{begin}", "{begin}{begin}{end}", "{begin}{end}{end}"])
+def test_a_page_without_its_marks_is_refused(files, page):
+    files[1].write_text(page.format(begin=cifar_table.BEGIN.format("records.json"), end=cifar_table.END))
     with pytest.raises(DataError, match="must hold the line"):
+        check(files)
+
+
+def test_records_that_are_not_there_are_named(files):
+    files[0].unlink()
+    with pytest.raises(DataError, match=r"names records.json, and there is no .*records.json; write it with"):
         check(files)
 
 
