@@ -30,6 +30,7 @@ from mpp.errors import ConfigError, Parser, UserError, run_program
 from mpp.files import hold_folder, write_atomically
 from mpp.machine import usable_cores
 from mpp.text import say
+from mpp.train.signals import STOPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 # The most important first.
@@ -308,8 +309,11 @@ def once(series: Series, run: Planned, stage: str, command: Sequence[str]) -> bo
         started = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         _, status, used = os.wait4(started.pid, 0)  # for what it took of a core: beside other jobs the clock says little
         started.returncode = os.waitstatus_to_exitcode(status)
+    said = (folder / "console.log").read_text(errors="replace").rpartition("\n$ ")[2]
+    if any(line.startswith(STOPPED) for line in said.splitlines()):
+        raise UserError(f"{stage} was stopped before its end; the same command goes on from there")
     if started.returncode:
-        last = [line.strip() for line in (folder / "console.log").read_text(errors="replace").splitlines() if line.strip()][-1]
+        last = [line.strip() for line in said.splitlines() if line.strip()][-1]
         raise UserError(f"{stage} ended with {started.returncode}: {last} ({folder}/console.log)")
     took = {"wall_seconds": time.time() - began, "cpu_seconds": used.ru_utime + used.ru_stime}
     took = {key: round(value + before[key], 1) for key, value in took.items()}  # with another command it may have had nothing left to do

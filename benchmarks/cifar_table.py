@@ -49,8 +49,8 @@ WIDTH = 120  # of a line of prose
 ABLATED, RATIOS = ("mpp", "grid", "l2"), (15, 50)
 MODES = {  # in the order of preference
     "test": "All {images:,} test images, which each probing and each fine-tuning has read {reads}.",
-    "hold-out": "**Development**: {images:,} images of train were held out of the labels that probes learn from, {tuned:,} of those that are "
-    "fine-tuned on. No test image has been looked at.",
+    "hold-out": "**Development**: {images:,} images of train were held out of the labels that probes learn from{tuned}. No test image has been "
+    "looked at.",
 }
 
 
@@ -119,12 +119,13 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
     times = max(program.get("test_reads", 0) for program in (probed, tuned))
     reads = "once" if times == 1 else f"up to {times} times"
     labels = sorted({figure["labels"] for line in tuned["lines"] for figure in line["figures"].values()})
+    held_out_too = f", {tuned['images']:,} of those that are fine-tuned on" if labels else ""
     said = [
         f"{counted(len(runs), 'run')} of {' or '.join(f'{count:,}' for count in samples)} samples, {', '.join(machines)}, "
         f"commit {', '.join(commits)}.",
-        MODES[mode].format(images=probed.get("images", 0), tuned=tuned.get("images", 0), reads=reads),
-        "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and in brackets each, or of more than three the lowest and highest. "
-        f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels) or 'no'} labels.",
+        MODES[mode].format(images=probed.get("images", 0), tuned=held_out_too, reads=reads),
+        "Top-1 in %, ± half of a 95 % interval; of several seeds the mean, and in brackets each, or of more than three the lowest and highest.",
+        *([f"Fine-tuned on {' or '.join(f'{count:,}' for count in labels)} labels."] if labels else []),
     ]
     return textwrap.fill(" ".join(said), WIDTH, break_on_hyphens=False)
 

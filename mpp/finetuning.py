@@ -55,7 +55,7 @@ from mpp.train.optim import build_finetune_optimiser
 from mpp.train.progress import shared_sum
 from mpp.train.run import Meters, meet
 from mpp.train.run_folder import environment, hold_run_folder
-from mpp.train.signals import StopRequest
+from mpp.train.signals import StopRequest, stopped_words
 from mpp.transfer.ledger import Reads
 from mpp.transfer.protocol import Answers
 from mpp.transfer.results import draw_answers, write_predictions, write_results
@@ -98,7 +98,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) 
             run.close()  # the next one needs the memory
             if stop and repeat is not repeats[-1] and shared_sum([stop.requested], world)[0]:
                 if world.first:
-                    say(f"stopped as asked after repeat {repeat.number + 1} of {config.repeats}; the same command goes on from there")
+                    say(stopped_words(f"after repeat {repeat.number + 1} of {config.repeats}"))
                 return leave()
     if world and config.repeats > 1:
         from_first(world, functools.partial(join_repeats, job, repeats))
@@ -158,7 +158,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     if run.commit.step < run.total_steps:
         if run.board:
             run.board.close()
-            say(f"stopped as asked at step {run.commit.step}; the same command goes on from there")
+            say(stopped_words(f"at step {run.commit.step}"))
         return False
     conclude(tuned, run.commit, {"train_images": order.samples, "parameters": parameters})
     return True

@@ -45,6 +45,7 @@ from mpp.train.progress import shared_sum, signed
 from mpp.train.run import Meters, Run, Step
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, small_rate_note
+from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
@@ -166,7 +167,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
         export_encoder(run_dir, commit, config)
         if commit.step == run.total_steps:
             conclude(run_dir, baseline, len(sets.holdout.pool))
-        say("done" if commit.step == run.total_steps else f"stopped as asked at step {commit.step}; the same command goes on from there")
+        say("done" if commit.step == run.total_steps else stopped_words(f"at step {commit.step}"))
         say(
             f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}"
         )

@@ -14,6 +14,7 @@ import torch
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError, DataError
+from mpp.train.signals import stopped_words
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.results import write_predictions
@@ -340,6 +341,15 @@ def test_a_run_that_fails_stops_those_that_need_it_alone_and_is_done_again(serie
     status, calls = series("--rows", "mae", "salt", "l2")
     assert status == 0 and [words[2] for words in words_of(calls, "pretrain")] == ["configs/cifar_mae.yaml", "configs/cifar_salt.yaml"]
     assert "target.encoder=out/mae_s0" in words_of(calls, "pretrain")[1]
+
+
+def test_a_run_that_was_stopped_is_not_finished(series, capsys):
+    Path("mpp/pretrain.py").write_text(f"print({stopped_words('at step 3')!r})\nprint('encoder out/mae_s0/encoder')\n")
+    status, calls = series("--rows", "mae")
+    assert status == 1 and not calls and not list(Path("out/mae_s0/stages").iterdir())
+    assert "mae_s0: pretrain was stopped before its end; the same command goes on from there" in capsys.readouterr().out
+    Path("mpp/pretrain.py").write_text(STANDIN)
+    assert len(series("--rows", "mae")[1]) == 3
 
 
 def test_the_test_split_is_read_in_the_end_alone_and_once(series):

@@ -3,6 +3,12 @@
 import signal
 from types import FrameType
 
+STOPPED = "stopped as asked"  # how the last line but one of a run begins that ends well without being finished
+
+
+def stopped_words(where: str) -> str:
+    return f"{STOPPED} {where}; the same command goes on from there"
+
 
 class StopRequest:
     """`requested` turns true at the first signal; a second ctrl-C ends the process at once."""
