@@ -11,12 +11,14 @@ quiet_until_main(__name__)
 
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mpp.config.help import KeysParser
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import dump, load
+from mpp.config.schema import dump, load, tree_of
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 
@@ -31,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         from mpp.pretraining import pretrain  # here, because it takes seconds
 
-    return pretrain(config, run_dir, argv)
+    return pretrain(config, run_dir, argv, again=lambda below, above: anew(arguments, below, above))
+
+
+def anew(arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfig:
+    """The config with these keys below the file and the words, and these above them."""
+    words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
+    return load(PretrainConfig, arguments.config, words, tree_of(below))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

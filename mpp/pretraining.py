@@ -35,18 +35,19 @@ from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import Across, everywhere
-from mpp.recipe.teacher import Teacher, TeacherKnobs
+from mpp.recipe.teacher import TeacherKnobs
+from mpp.settling import Again, settle
 from mpp.text import counted, say
-from mpp.train.average import WeightAverage
 from mpp.train.commit import Commit, read_tensors
 from mpp.train.engine import Engine
 from mpp.train.optim import build_optimiser
 from mpp.train.progress import shared_sum, signed
 from mpp.train.run import Meters, Run, Step
 from mpp.train.sample_log import SampleLog
-from mpp.train.schedule import learning_rate, small_rate_note
+from mpp.train.schedule import small_rate_note
 from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
+from mpp.train.teacher import teacher_of
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
 
@@ -68,11 +69,16 @@ ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp
 Holdout = list[tuple[Batch, Tensor]]  # batches, and the weight [B] of each image
 
 
-def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) -> int:
-    """Train, from the newest commit in `run_dir` on where there is one; argv: the command line, to be noted.  Raises UserError."""
-    data, system = config.data, config.system
+def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, again: Again) -> int:
+    """Train, from the newest commit in `run_dir` on where there is one.
+
+    asked, again: the config, and how to have it anew with what it leaves open (settling.py).  argv: the command line, to be noted.  Raises UserError.
+    """
     find_place()
     allow_open_files()
+    settled = settle(asked, again, run_dir)
+    config = settled.config
+    data, system = config.data, config.system
 
     # Which samples, in which order; and everything that can be refused before the processes join.
     sets = open_training_set(config)
@@ -90,7 +96,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     if config.init_from and not run.commit:
         initialise_from(model, config)
 
-    run.join()
+    run.join(settled.world)
     if run.commit and run.course.finished:
         if run.world.first:
             say(f"run {run_dir} | {run.course.finished_words('optim.total_samples')}")
@@ -118,6 +124,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
+            *settled.words,
             f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
             f"{masking.counts.predicted} predicted | {parameters:,} parameters with the decoder | target {config.target.name}",
             f"{run.total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
@@ -172,21 +179,6 @@ def pretrain(config: PretrainConfig, run_dir: Path, argv: Sequence[str] | None) 
             f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}"
         )
     return leave()
-
-
-def teacher_of(model: PretrainingModel, config: PretrainConfig, began: int = 0) -> WeightAverage | None:
-    """The average of the encoder that the target learns from, if it asks for one; the model has it lent.  began: of the learning rate's cycle."""
-    knobs, optim, batch = config.target, config.optim, config.data.global_batch
-    if not isinstance(knobs, TeacherKnobs):
-        return None
-
-    def decay_at(step: int) -> float:
-        seen = (step - 1) * batch  # before it, as the learning rate counts
-        return knobs.decay_at(seen, learning_rate(seen, optim, batch, began), optim.total_samples, began)
-
-    teacher = WeightAverage(model.encoder, decay_at, "encoder.")
-    model.lend(Teacher(teacher.net, model.mean, model.std))
-    return teacher
 
 
 def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> None:

@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mpp.config.codebook import CodebookConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.model.encoder import build_encoder
-from mpp.pretraining import teacher_of
 from mpp.recipe.codes import Codebook, CodebookKnobs
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -31,6 +30,7 @@ from mpp.recipe.targets.base import NOTHING, Given, Lent
 from mpp.recipe.teacher import FrozenKnobs, Teacher
 from mpp.rng import MASK, Draws
 from mpp.train.average import WeightAverage
+from mpp.train.teacher import teacher_of
 
 DRAWS = 256  # samples whose masks are looked at
 FEW = 2  # blocks of `small`, where its target needs no more

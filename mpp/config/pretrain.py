@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config.schema import Changes, Count, Fraction, Pair, Positive, Section, Triple
+from mpp.config.schema import Changes, Count, Duration, Fraction, Pair, Positive, Section, Triple
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
 from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
@@ -53,6 +53,10 @@ class DataConfig(Section):
         return self
 
 
+class PretrainOptimConfig(OptimConfig):
+    epochs: Annotated[float, Field(gt=0)] | None = None  # passes over the images that are trained on, which then set total_samples
+
+
 class LogConfig(Section):
     every_steps: Positive = 50
     holdout_every_steps: Positive = 500
@@ -74,16 +78,28 @@ class PretrainConfig(Section):
     branch_from: str | None = (
         None  # a trunk (optim.schedule=wsd or constant; its newest commit), or one of its checkpoints: a new run goes on from there with all its state
     )
+    fit: Literal["small"] | None = (
+        None  # small: what neither the file nor a word names follows from the images, their size and the machine (config/small.py)
+    )
+    budget: Duration | None = None  # such as 30min or 2h: total_samples is what this machine is measured to see in that time
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = RandomMask()
     corruption: CorruptionConfig = ReplaceCorruption()
     target: TargetConfig = MeanColorTarget()
     decoder: DecoderConfig = LinearDecoder()
-    optim: OptimConfig = OptimConfig()
+    optim: PretrainOptimConfig = PretrainOptimConfig()
     data: DataConfig = DataConfig()
     system: SystemConfig = SystemConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.budget is not None and self.optim.epochs is not None:
+            raise ValueError(
+                f"budget={self.budget} and optim.epochs={self.optim.epochs:g} both set the length of the run; give one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_row_that_exists(self) -> Self:

@@ -58,6 +58,25 @@ def _listed(value: Any) -> Any:
     )  # brackets mean something to some shells
 
 
+_UNITS = {"s": 1, "min": 60, "h": 3600}
+
+
+def seconds_of(duration: str) -> float:
+    """Of "90s", "30min", "1.5h" or "1h30min".  Raises ValueError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(s|min|h)", duration)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not seconds or "".join(number + unit for number, unit in parts) != duration:
+        raise ValueError(f"{duration!r} is no time; give one with its unit, such as 30min, 2h or 1h30min")
+    return seconds
+
+
+def _duration(value: Any) -> Any:
+    if value is not None:
+        seconds_of(str(value))
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
 Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False), AfterValidator(_changeable)]
 
 
@@ -128,8 +147,8 @@ Schema = TypeVar("Schema", bound=Section)
 def load(
     schema: type[Schema], path: str | Path | None, words: typing.Sequence[str] = (), below: typing.Mapping[str, Any] | None = None
 ) -> Schema:
-    """The schema's defaults, overridden by `below` or a YAML file, overridden by `a.b=value` words.  Raises ConfigError."""
-    tree: dict[str, Any] = dict(below or {})
+    """The schema's defaults, overridden by `below`, by a YAML file, and by `a.b=value` words, each key by key.  Raises ConfigError."""
+    tree: dict[str, Any] = {}
     if path is not None:
         try:
             text = Path(path).read_text()
@@ -151,10 +170,32 @@ def load(
                 branch[section] = {}
             branch = branch[section]
         branch[last] = _parse(text, f"'{word}'")
+    tree = _over(below or {}, tree)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_one_line(error, schema)) from None
+
+
+def _over(below: typing.Mapping[str, Any], above: typing.Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one; where both name a key, `above` has it."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def tree_of(keys: typing.Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": value} -> {"a": {"b": value}}."""
+    tree: dict[str, Any] = {}
+    for key, value in keys.items():
+        *sections, last = key.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[last] = value
+    return tree
 
 
 def dump(config: Section) -> str:

@@ -17,11 +17,11 @@ from mpp.exporting import export
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.normalise import normalise
 from mpp.monitor.rank import spread
-from mpp.pretraining import teacher_of
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import everywhere
 from mpp.train.step import masked_images
+from mpp.train.teacher import teacher_of
 from mpp.transfer.overlap import trained_on
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 

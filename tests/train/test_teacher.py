@@ -8,8 +8,8 @@ import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.pretraining import teacher_of
 from mpp.recipe.model import build_model
+from mpp.train.teacher import teacher_of
 
 WORDS = [
     "model={arch: vit_tiny_patch16_224, image_size: 16, patch_size: 8, width: 12, depth: 2, heads: 3, position: sincos2d, drop_path: 0.5}",
