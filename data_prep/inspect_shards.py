@@ -1,6 +1,7 @@
 """PROGRAM: what is in these shards?  A page of text, and a picture of it.
 
     python data_prep/inspect_shards.py FOLDER [--out DIR] [--images 64]
+    python data_prep/inspect_shards.py SPLIT --config        # only which config suits them, for scripts
 
 FOLDER is a split (OUT/train) or OUT, for all its splits.  The text: images, bytes, shards, sizes, formats, colours, balance of the classes.
 The picture, inspect-<split>.png beside the split or in DIR: images chosen by --seed, evenly over the shards, each with its class, above the
@@ -43,6 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=at_least(0), default=0, help="which images those are")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the facts as one JSON object instead of text")
+    parser.add_argument("--config", action="store_true", help="print the path of the config that suits these images, and nothing else")
     return parser.parse_args(argv)
 
 

@@ -19,11 +19,12 @@ from tqdm import tqdm
 from mpp.data.class_folders import listed_names
 from mpp.data.decode import format_of, is_16_bit, open_image
 from mpp.data.shard_faults import ROWS, most_pixels
-from mpp.data.shard_format import SHORT_SIDES
+from mpp.data.shard_format import SHORT_SIDES, read_manifest
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import short_side_bins
 from mpp.errors import BadSample, UserError
 from mpp.files import make_folder, write_atomically
+from mpp.prep.advice import config_for
 from mpp.prep.options import progress
 from mpp.prep.prepare import note_levels, say_small_range
 from mpp.prep.splits import splits_of, spread
@@ -95,6 +96,9 @@ class Facts(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0.  Raises DataError for shards that cannot be opened."""
+    if args.config:
+        say(config_for(read_manifest(args.folder)[0]))
+        return 0
     splits = splits_of(args.folder)
     if args.out is not None:
         make_folder(args.out, "--out")

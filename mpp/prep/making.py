@@ -19,6 +19,7 @@ from mpp.data.shard_format import INDEX, MANIFEST
 from mpp.data.write_shards import write_manifest
 from mpp.errors import DataError, UserError
 from mpp.prep import holdout
+from mpp.prep.advice import next_line
 from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
 from mpp.prep.options import disk_errors, progress
@@ -126,7 +127,7 @@ class Summary:
             if isinstance(args.out, str):
                 say(f"next:     copy {train} to a disk of the machines that train")
             else:
-                say(f"next:     deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards={train}")
+                say(next_line(Path(train)))
 
     def _say_repeats(self) -> str:
         counts = self.repeats

@@ -102,7 +102,7 @@ def test_a_section_written_as_nothing_means_its_defaults(tmp_path):
         ("mask.ration", "mask.ratio"), ("log.every", "log.every_steps"), ("maks.ratio", "mask.ratio"), ("basel_r", "optim.base_lr"),
         # the field's names
         ("optim.lr", "optim.base_lr"), ("lr", "optim.base_lr"), ("learning-rate", "optim.base_lr"), ("optimizer.lr", "optim.base_lr"),
-        ("blr", "optim.base_lr"), ("epochs", "optim.total_samples"), ("optim.epochs", "optim.total_samples"), ("steps", "optim.total_samples"),
+        ("blr", "optim.base_lr"), ("epochs", "optim.epochs"), ("max_epochs", "optim.epochs"), ("minutes", "budget"), ("steps", "optim.total_samples"),
         ("warmup_epochs", "optim.warmup_samples"), ("batch_size", "data.global_batch"), ("data.batch", "data.global_batch"),
         ("accum_iter", "system.micro_batch_max"), ("weight_decay", "optim.weight_decay"), ("wd", "optim.weight_decay"),
         ("mask_ratio", "mask.ratio"), ("patch_size", "model.patch_size"), ("img_size", "model.image_size"), ("clip_grad", "optim.clip_norm"),
@@ -137,7 +137,7 @@ def test_each_program_leads_from_the_fields_names_to_its_own(schema, key, meant)
 
 
 def test_what_our_key_counts_is_said_where_the_fields_counts_something_else():
-    assert refused("epochs=10").endswith("the nearest known one is 'optim.total_samples' (counted in samples: epochs x images)")
+    assert refused("steps=10").endswith("the nearest known one is 'optim.total_samples' (counted in samples: steps x data.global_batch)")
 
 
 def test_a_key_that_resembles_none_is_not_led_astray():

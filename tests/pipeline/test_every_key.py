@@ -129,6 +129,7 @@ CHANGES = {
     "optim.weight_decay": [Change("optim.weight_decay=0.5", "weights", same="rate first")],
     "optim.clip_norm": [Change("optim.clip_norm=0", "weights", "optim.clip_norm=1e-6", same="rate first")],
     "optim.warmup_samples": [Change("optim.warmup_samples=8", "rate weights", same="first")],
+    "optim.epochs": [Change("optim.epochs=2", "rate steps weights", same="first")],
     "optim.total_samples": [Change("optim.total_samples=16", "rate steps weights", same="first")],
     "data.shards": [Change("data.shards={other}", RESULTS)],
     "data.holdout_samples": [Change("data.holdout_samples=5", "holdout printed")],
@@ -167,6 +168,8 @@ CHANGES = {
 ELSEWHERE = {
     "system.decode": "test_jpegs_are_decoded_where_system_decode_wants_them, which needs no GPU",
     "branch_from": "tests/pipeline/test_branches.py",
+    "fit": "tests/pipeline/test_settling.py and tests/config/test_small.py, with its own files",
+    "budget": "tests/pipeline/test_settling.py, against the clock",
     "resume_changes": "tests/pipeline/test_checkpoints.py, on runs that resume",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",

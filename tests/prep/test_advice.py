@@ -1,0 +1,67 @@
+"""Which config a set of images is sent to: by how many there are and how large they are."""
+
+import os
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
+from mpp.prep.advice import FEW, LARGE, config_for, next_line, usual_side
+from tests.forks import run_forked
+from tests.pipeline.conftest import ROOT
+
+
+def manifest(samples, *short_sides):
+    return SimpleNamespace(samples=samples, short_sides=list(short_sides))
+
+
+@pytest.mark.parametrize(
+    ("short_sides", "size"),
+    [
+        ([(1, 10)], 32),
+        ([(32, 10)], 32),
+        ([(64, 10)], 96),
+        ([(160, 10)], 96),
+        ([(192, 10)], 224),
+        ([(2048, 10)], 224),
+        ([(32, 10), (256, 11)], 224),
+        ([(256, 10), (32, 11)], 32),
+    ],
+)
+def test_a_small_set_goes_to_the_preset_of_its_usual_size(short_sides, size):
+    assert config_for(manifest(2000, *short_sides)) == f"configs/small_{size}.yaml"
+
+
+def test_a_large_set_goes_to_the_papers_own_recipe():
+    assert config_for(manifest(FEW, (256, FEW))) == "configs/small_224.yaml" and config_for(manifest(FEW + 1, (256, FEW + 1))) == LARGE
+
+
+def test_the_usual_side_is_the_medians():
+    assert [usual_side(bins) for bins in ([], [(64, 1)], [(32, 5), (64, 4), (96, 1)], [(32, 4), (64, 4), (96, 2)])] == [0, 64, 32, 64]
+
+
+def test_making_indexing_and_inspecting_send_to_the_same_config_and_it_takes_the_shards(tiny_shards, tmp_path):
+    line = next_line(tiny_shards)
+    command = re.fullmatch(r"next:     deepspeed (mpp/pretrain\.py --config (\S+) data\.shards=\S+)  \(budget=30min: .*\)", line)
+    words = command[1].split()[3:]
+    assert load(PretrainConfig, ROOT / command[2], [*words, "budget=30min"]).data.shards == str(tiny_shards)
+    asked = run_forked(["data_prep/inspect_shards.py", str(tiny_shards), "--config"], cwd=ROOT, env=os.environ)
+    assert asked.stdout == f"{command[2]}\n"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for tar in tiny_shards.glob("*.tar"):
+        shutil.copy(tar, foreign)
+    made = run_forked(["data_prep/index_shards.py", str(foreign)], cwd=ROOT, env=os.environ)
+    assert made.returncode == 0 and made.stdout.endswith(f"{next_line(foreign)}\n"), made.stderr
+
+
+@pytest.mark.parametrize(("words", "probes"), [([], "rank_only=true"), (["LABELS=1"], "test=demo/own/shards/val")])
+def test_the_demo_of_a_folder_asks_the_shards_for_their_config(words, probes):
+    shown = subprocess.run(["make", "-n", "demo", "DATA=pictures", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--config $(" in shown and "inspect_shards.py demo/own/shards/train --config)" in shown and "budget=4min" in shown
+    assert probes in shown and ("--labels --val 0.1" in shown) == bool(words)
+    assert "budget=" not in subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
