@@ -33,7 +33,7 @@ BATCH, CLASSES, SIZE, TEST_CROP = 12, 3, (8, 16), 0.7  # height, width
 # AdamW on a part of the labels, mixed in every way, its average beside it, measured on a test split.
 ADAMW = [
     f"model={{resolution: {list(SIZE)}, drop_path: 0.4, head_std: 0.3}}",
-    "augment={crop_scale: [0.3, 0.9], crop_ratio: [0.6, 1.5], rand_augment: rand-m5-mstd0.5-inc1, erasing: 0.6, mixup: 0.6, cutmix: 1.7, "
+    "augment={crop_scale: [0.3, 0.9], crop_ratio: [0.6, 1.5], vertical_flip: true, rand_augment: rand-m5-mstd0.5-inc1, erasing: 0.6, mixup: 0.6, cutmix: 1.7, "
     "mix_share: 0.8, cutmix_share: 0.3, smoothing: 0.2}",
     "optim={base_lr: 0.08, lr_batch: 16, final_lr: 0.02, layer_decay: 0.7, betas: [0.8, 0.95], eps: 1e-2, weight_decay: 0.3, clip_norm: 0.4, "
     "epochs: 4, warmup_epochs: 1, ema: 0.4}",
@@ -76,7 +76,7 @@ class Job:
     smoothing: float
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    flip: bool
+    flips: bool  # both ways
     streams: int = 6
     block: int | None = None
     fraction: float | None = None
@@ -96,13 +96,13 @@ class Job:
 
 ADAMW_JOB = Job(
     seed=7, steps=8, warmup=2, peak=0.08 * 12 / 16, final=0.02, layer_decay=0.7, weight_decay=0.3, clip=0.4, pooling="mean", drop_path=0.4,
-    held=0.25, smoothing=0.2, scale=(0.3, 0.9), ratio=(0.6, 1.5), flip=True, streams=6, block=2, fraction=0.7,
+    held=0.25, smoothing=0.2, scale=(0.3, 0.9), ratio=(0.6, 1.5), flips=True, streams=6, block=2, fraction=0.7,
     rand_augment="rand-m5-mstd0.5-inc1", erasing=0.6, mixup=0.6, cutmix=1.7, mix_share=0.8, cutmix_share=0.3, betas=(0.8, 0.95), eps=1e-2,
     ema=0.4, holdouts=(2, 4, 6, 8),
 )  # fmt: skip
 SGD_JOB = Job(
     seed=3, steps=5, warmup=2, peak=0.1, final=0.0, layer_decay=0.8, weight_decay=0.2, clip=math.inf, pooling="cls", drop_path=0.0, held=0.2,
-    smoothing=0.0, scale=(0.2, 1.0), ratio=(0.9, 1.1), flip=False, per_class=7, mixup=0.4, mix_share=0.6, momentum=0.8, holdouts=(2, 4, 5),
+    smoothing=0.0, scale=(0.2, 1.0), ratio=(0.9, 1.1), flips=False, per_class=7, mixup=0.4, mix_share=0.6, momentum=0.8, holdouts=(2, 4, 5),
 )  # fmt: skip
 
 
@@ -230,8 +230,11 @@ def training_image(job: Job, images: Images, epoch: int, sample: int) -> torch.T
         image = torch.from_numpy(np.array(colour(Image.fromarray(image.permute(1, 2, 0).numpy())))).permute(2, 0, 1)
         random.setstate(kept[0])
         np.random.set_state(kept[1])  # noqa: NPY002
-    if job.flip and view.flip:
+    across, down = Draws(job.seed, CROP, epoch, sample, 0).uniform(42)[40:] >= 0.5
+    if job.flips and across:
         image = image.flip(2)
+    if job.flips and down:
+        image = image.flip(1)
     image = normalised(image)
     left, top, right, bottom = erased_box(job.erasing, job.seed, epoch, sample, *SIZE) if job.erasing else (0, 0, 0, 0)
     if right:
