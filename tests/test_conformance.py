@@ -153,7 +153,7 @@ TRAINED = [
     ("mpp_b16", "optim.norm_decay_scale=1", {"weight decay of matrices, biases, norms, tokens"}),
     ("mpp_b16", "optim.final_weight_decay=0.1 data.flip=false", {"share of views flipped, otherwise turned"}),
     ("mpp_b16", "data.vertical_flip=true", {"share of views flipped, otherwise turned"}),
-    ("mpp_b16", "data.flip=false data.turns=true", {"share of views flipped, otherwise turned"}),
+    ("pixio_b16", "data.turns=true", {"share of views flipped, otherwise turned"}),
     ("mpp_b16", "optim.betas=[0.9,0.95] optim.clip_norm=3", {"betas", "gradient clipped to (0: not)"}),
     ("mpp_b16", "data.crop_scale=[0.2,1] data.global_batch=2048", {"crops, share of the area", "batch"}),
     ("ijepa_b16", "target.ema_start=0.99", {"teacher keeps, step 1"}),
