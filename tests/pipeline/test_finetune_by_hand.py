@@ -33,7 +33,7 @@ BATCH, CLASSES, SIZE, TEST_CROP = 12, 3, (8, 16), 0.7  # height, width
 # AdamW on a part of the labels, mixed in every way, its average beside it, measured on a test split.
 ADAMW = [
     f"model={{resolution: {list(SIZE)}, drop_path: 0.4, head_std: 0.3}}",
-    "augment={crop_scale: [0.3, 0.9], crop_ratio: [0.6, 1.5], vertical_flip: true, rand_augment: rand-m5-mstd0.5-inc1, erasing: 0.6, mixup: 0.6, cutmix: 1.7, "
+    "augment={crop_scale: [0.3, 0.9], crop_ratio: [0.6, 1.5], rand_augment: rand-m5-mstd0.5-inc1, erasing: 0.6, mixup: 0.6, cutmix: 1.7, "
     "mix_share: 0.8, cutmix_share: 0.3, smoothing: 0.2}",
     "optim={base_lr: 0.08, lr_batch: 16, final_lr: 0.02, layer_decay: 0.7, betas: [0.8, 0.95], eps: 1e-2, weight_decay: 0.3, clip_norm: 0.4, "
     "epochs: 4, warmup_epochs: 1, ema: 0.4}",
@@ -46,8 +46,8 @@ ADAMW = [
 # SGD from scratch on a few labels of every class, on the class token, measured on the hold-out.
 SGD = [
     f"model={{resolution: {list(SIZE)}, pooling: cls, drop_path: 0, head_std: 0.5}}",
-    "augment={crop_scale: [0.2, 1], crop_ratio: [0.9, 1.1], flip: false, rand_augment: null, erasing: 0, mixup: 0.4, cutmix: 0, mix_share: 0.6, "
-    "smoothing: 0}",
+    "augment={crop_scale: [0.2, 1], crop_ratio: [0.9, 1.1], flip: false, vertical_flip: true, rand_augment: null, erasing: 0, mixup: 0.4, cutmix: 0, "
+    "mix_share: 0.6, smoothing: 0}",
     "optim={name: sgd, base_lr: 0.1, lr_batch: null, final_lr: 0, layer_decay: 0.8, momentum: 0.8, weight_decay: 0.2, steps: 5, warmup_steps: 2}",
     f"data={{holdout_fraction: 0.2, labels_per_class: 7, global_batch: {BATCH}, test_crop: {TEST_CROP}}}",
     "checkpoint={every_samples: 12, keep: 99}",
@@ -76,7 +76,8 @@ class Job:
     smoothing: float
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    flips: bool  # both ways
+    flip: bool
+    vertical_flip: bool = False
     streams: int = 6
     block: int | None = None
     fraction: float | None = None
@@ -96,13 +97,14 @@ class Job:
 
 ADAMW_JOB = Job(
     seed=7, steps=8, warmup=2, peak=0.08 * 12 / 16, final=0.02, layer_decay=0.7, weight_decay=0.3, clip=0.4, pooling="mean", drop_path=0.4,
-    held=0.25, smoothing=0.2, scale=(0.3, 0.9), ratio=(0.6, 1.5), flips=True, streams=6, block=2, fraction=0.7,
+    held=0.25, smoothing=0.2, scale=(0.3, 0.9), ratio=(0.6, 1.5), flip=True, streams=6, block=2, fraction=0.7,
     rand_augment="rand-m5-mstd0.5-inc1", erasing=0.6, mixup=0.6, cutmix=1.7, mix_share=0.8, cutmix_share=0.3, betas=(0.8, 0.95), eps=1e-2,
     ema=0.4, holdouts=(2, 4, 6, 8),
 )  # fmt: skip
 SGD_JOB = Job(
     seed=3, steps=5, warmup=2, peak=0.1, final=0.0, layer_decay=0.8, weight_decay=0.2, clip=math.inf, pooling="cls", drop_path=0.0, held=0.2,
-    smoothing=0.0, scale=(0.2, 1.0), ratio=(0.9, 1.1), flips=False, per_class=7, mixup=0.4, mix_share=0.6, momentum=0.8, holdouts=(2, 4, 5),
+    smoothing=0.0, scale=(0.2, 1.0), ratio=(0.9, 1.1), flip=False, vertical_flip=True, per_class=7, mixup=0.4, mix_share=0.6, momentum=0.8,
+    holdouts=(2, 4, 5),
 )  # fmt: skip
 
 
@@ -231,9 +233,9 @@ def training_image(job: Job, images: Images, epoch: int, sample: int) -> torch.T
         random.setstate(kept[0])
         np.random.set_state(kept[1])  # noqa: NPY002
     across, down = Draws(job.seed, CROP, epoch, sample, 0).uniform(42)[40:] >= 0.5
-    if job.flips and across:
+    if job.flip and across:
         image = image.flip(2)
-    if job.flips and down:
+    if job.vertical_flip and down:
         image = image.flip(1)
     image = normalised(image)
     left, top, right, bottom = erased_box(job.erasing, job.seed, epoch, sample, *SIZE) if job.erasing else (0, 0, 0, 0)
