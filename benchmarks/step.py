@@ -115,7 +115,7 @@ def synthetic_batch(config: PretrainConfig, masking: Masking, batch: int) -> Bat
     pixels = np.random.Generator(np.random.Philox(0)).integers(0, 256, (batch, 3, side, side), dtype=np.uint8)
     masks = masking.draw_all([Draws(0, MASK, 0, i, 0) for i in range(batch)])
     tensors = {name: torch.from_numpy(getattr(masks, name)) for name in ("kind", "source", "visible", "predicted")}
-    return tensors | {"image": torch.from_numpy(pixels), "flip": torch.zeros(batch, dtype=torch.bool), "bad": []}
+    return tensors | {"image": torch.from_numpy(pixels), "pose": torch.zeros(batch, dtype=torch.int64), "bad": []}
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def fit(config: CodebookConfig) -> int:
 
     facts = Facts(
         mpp=mpp.__version__, of=config.of, encoder=encoder, patch_size=model.patch_size, image_size=model.image_size, mean=data.mean, std=data.std,
-        crop_scale=data.crop_scale, crop_ratio=data.crop_ratio, flip=data.flip, shards=sets.manifests["shards"], seed=config.seed,
+        crop_scale=data.crop_scale, crop_ratio=data.crop_ratio, flip=data.flip, vertical_flip=data.vertical_flip,
+        turns=data.turns, shards=sets.manifests["shards"], seed=config.seed,
         patches=len(points), error=fitted.error, holdout_error=holdout_error, perplexity=perplexity,
     )  # fmt: skip
     file = CodebookFile(fitted.centres, counts, facts)

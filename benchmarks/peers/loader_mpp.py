@@ -1,6 +1,6 @@
 """mpp's own loader, as mpp/pretrain.py feeds it to the step, masks included.  Interface in loader_child.py.
 
-Beside the pixels each batch has masks (half of the patches, the recipe of configs/mpp_b16.yaml), a flip for the device to do, sample ids and
+Beside the pixels each batch has masks (half of the patches, the recipe of configs/mpp_b16.yaml), a pose for the device to do, sample ids and
 a note of replaced samples; every image's CRC-32 is checked.  Of a JPEG only the part that the crop needs is decoded, by libjpeg-turbo.  It resumes
 at any step by arithmetic.
 """

@@ -11,6 +11,7 @@ import torch
 
 from mpp.claims.subject import Subject
 from mpp.data.augment import Augment
+from mpp.data.poses import LEFT_RIGHT
 from mpp.rng import CROP, Draws
 from mpp.train.optim import build_optimiser, parameter_groups
 from mpp.train.schedule import learning_rate, weight_decay
@@ -132,20 +133,22 @@ def crop_areas(subject: Subject) -> list[float]:
     return [min(areas), max(areas)]
 
 
-def flipped(subject: Subject) -> float:
-    """The share of many views that are."""
-    return sum(_crops(subject)[1]) / CROPS
+def flipped(subject: Subject) -> list[float]:
+    """The share of many views that are mirrored left to right, and of those that lie any other way than upright."""
+    poses = _crops(subject)[1]
+    return [poses.count(LEFT_RIGHT) / CROPS, sum(pose not in (0, LEFT_RIGHT) for pose in poses) / CROPS]
 
 
-def _crops(subject: Subject) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
+def _crops(subject: Subject) -> tuple[list[tuple[int, int, int, int]], list[int]]:
     data = subject.config.data
-    return _views(Augment(subject.config.model.image_size, data.crop_scale, data.crop_ratio, data.flip), subject.config.seed)
+    augment = Augment(subject.config.model.image_size, data.crop_scale, data.crop_ratio, data.flip, data.vertical_flip, data.turns)
+    return _views(augment, subject.config.seed)
 
 
 @lru_cache(maxsize=1)
-def _views(augment: Augment, seed: int) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
+def _views(augment: Augment, seed: int) -> tuple[list[tuple[int, int, int, int]], list[int]]:
     views = [augment.draw(Draws(seed, CROP, 0, sample, 0)) for sample in range(CROPS)]
-    return [view.box(SQUARE, SQUARE) for view in views], [view.flip for view in views]
+    return [view.box(SQUARE, SQUARE) for view in views], [view.pose for view in views]
 
 
 def _optimiser(subject: Subject) -> torch.optim.Optimizer:

@@ -16,6 +16,10 @@ class AugmentConfig(Section):
     crop_scale: Pair = (0.08, 1.0)  # share of the area, uniform
     crop_ratio: Pair = (0.75, 4 / 3)  # width / height before resizing, log-uniform; times that of the resolution
     flip: StrictBool = True  # left to right, half of the samples
+    vertical_flip: StrictBool = False  # upside down, half of the samples: for images without an upright direction (ours)
+    turns: StrictBool = (
+        False  # by 0, 90, 180 or 270 degrees, a quarter of the samples each: as above; with flip, all eight poses of a square
+    )
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # timm's words for RandAugment; null: none
     erasing: Fraction = 0.25  # share of the samples of which a rectangle becomes noise
     mixup: Annotated[float, Field(ge=0, le=4)] = 0.8  # alpha of the beta distribution; 0: none
@@ -124,6 +128,11 @@ class FinetuneConfig(Section):
             raise ValueError(
                 f"system.{key}=device cuts crops on the device, where augment.rand_augment={self.augment.rand_augment} cannot see them; "
                 f"set augment.rand_augment=null, or leave system.{key} out"
+            )
+        if self.augment.turns and isinstance(size := self.model.resolution, tuple) and size[0] != size[1]:
+            raise ValueError(
+                f"augment.turns=true turns images by 90 degrees, and those of model.resolution={list(size)} are not square; set augment.turns=false "
+                "(augment.flip and augment.vertical_flip take any shape), or give a square resolution"
             )
         if self.test is None and not self.data.holdout_fraction:
             raise ValueError("data.holdout_fraction=0 without test= leaves no image to measure on; give one of the two")

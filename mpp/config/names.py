@@ -75,6 +75,8 @@ OTHERS: dict[tuple[str, ...], tuple[str, str]] = {
     ("data.crop_scale", "augment.crop_scale", "mae.crop_scale"): ("scale min_scale crop_min crop_area rrc_scale min_crop random_crop_scale", "[low, high]: shares of the area"),
     ("data.crop_ratio", "augment.crop_ratio"): ("aspect aspect_ratio rrc_ratio", ""),
     ("data.flip", "augment.flip"): ("hflip horizontal_flip random_flip", ""),
+    ("data.vertical_flip", "augment.vertical_flip"): ("vflip random_vertical_flip", ""),
+    ("data.turns", "augment.turns"): ("rot90 rotate90 random_rot90 random_rotate90 right_angle_rotations dihedral", "quarter turns"),
     ("data.mean",): ("image_mean pixel_mean normalize_mean", ""),
     ("data.std",): ("image_std pixel_std normalize_std", ""),
     ("data.views",): ("repeated_sampling repeats repeated_aug aug_repeats", ""),

@@ -27,7 +27,7 @@ class DataConfig(Section):
     holdout_shards: str | None = None  # where they come from; null: the last ones of `shards`, which are then not trained on
     global_batch: Positive = 4096  # views a step over all processes (ViT B.1.2)
     views: Positive = 1  # of each decoded image in a batch (repeated sampling, MAE-ST 3.2: 4); schedules and samples seen count views
-    views_differ_in: Literal["crop", "mask"] = "crop"  # crop: each view has its own crop, flip and mask; mask: they share crop and flip
+    views_differ_in: Literal["crop", "mask"] = "crop"  # crop: each view has its own crop, pose and mask; mask: they share crop and pose
     streams: Positive | None = (
         None  # V: the world size must divide V, V must divide global_batch / views; null: the latter's largest divisor up to 1024
     )
@@ -35,6 +35,10 @@ class DataConfig(Section):
     crop_scale: Pair = (0.05, 1.0)  # share of the area, uniform (inception crop; ViT B.1.2 leaves it open)
     crop_ratio: Pair = (0.75, 4 / 3)  # width / height, log-uniform
     flip: StrictBool = True  # horizontal, half of the samples
+    vertical_flip: StrictBool = False  # upside down, half of the samples: for images without an upright direction (ours)
+    turns: StrictBool = (
+        False  # by 0, 90, 180 or 270 degrees, a quarter of the samples each: as above; with flip, all eight poses of a square
+    )
     mean: Triple = (0.5, 0.5, 0.5)  # of the input normalisation, colours in 0..1 (ViT code)
     std: Triple = (0.5, 0.5, 0.5)
     max_pixels: Positive = 100_000_000  # larger images are bad samples
@@ -107,6 +111,12 @@ class PretrainConfig(Section):
         self.corruption.fits(self.mask.name)
         self.decoder.fits(self.corruption.drops)
         self.target.fits(self.model.patch_size, self.mask.name)
+        for key in ("turns", "vertical_flip"):
+            if self.mask.asks_for_upright and getattr(self.data, key):
+                raise ValueError(
+                    f"data.{key}=true leaves no upright direction, and how far from it mask.name={self.mask.name} has turned an image could not be "
+                    f"told; set data.{key}=false, or take another mask, corruption and target"
+                )
         if self.optim.total_samples < self.data.global_batch:
             raise ValueError(
                 f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}"

@@ -1,9 +1,10 @@
-"""Where a training crop lies and whether it is flipped: pure functions of the sample's own bits."""
+"""Where a training crop lies and in which pose it is shown: pure functions of the sample's own bits."""
 
 import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from mpp.data.poses import pose_of
 from mpp.rng import Draws
 
 ATTEMPTS = 10  # as torchvision's RandomResizedCrop
@@ -13,8 +14,8 @@ class View(Protocol):
     """One crop of one image."""
 
     @property
-    def flip(self) -> bool:
-        """Left to right; for the device to do."""
+    def pose(self) -> int:
+        """One of the eight of poses.py; for the device to do."""
         ...
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
@@ -36,25 +37,28 @@ class Crop(Protocol):
 @dataclass(frozen=True)
 class Augment:
     """size: pixels a side of the crop, or (height, width); scale: share of the area, uniform; ratio: width / height before it is resized,
-    log-uniform; flip: left to right, half of them."""
+    log-uniform; flip: left to right, half of them; vertical_flip: upside down, half; turns: by 0, 90, 180 or 270 degrees, a quarter each."""
 
     size: int | tuple[int, int]
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: bool
+    vertical_flip: bool = False
+    turns: bool = False
 
     def draw(self, draws: Draws) -> "RandomView":
         """One view's random numbers, which are the same whatever image they are applied to."""
-        *boxes, flip = draws.uniform(4 * ATTEMPTS + 1).tolist()
+        *boxes, flip, vertical, turn = draws.uniform(4 * ATTEMPTS + 3).tolist()
         numbers = [boxes[first : first + ATTEMPTS] for first in range(0, 4 * ATTEMPTS, ATTEMPTS)]
-        return RandomView(self, numbers, flip=flip >= 0.5 and self.flip)
+        pose = pose_of(flip >= 0.5 and self.flip, vertical >= 0.5 and self.vertical_flip, int(4 * turn) if self.turns else 0)
+        return RandomView(self, numbers, pose)
 
 
 @dataclass(frozen=True)
 class RandomView:
     augment: Augment
     numbers: list[list[float]]  # [4, ATTEMPTS] in [0, 1): area, ratio, left, top
-    flip: bool  # for the device to do
+    pose: int  # for the device to do
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """left, top, right, bottom of the crop in pixels of an image of this size.
@@ -82,7 +86,7 @@ class RandomView:
 
 @dataclass(frozen=True)
 class Centre:
-    """The largest centred box of the shape (height, width), drawn in by `share`; never flipped: what probes and fine-tuning are measured on.
+    """The largest centred box of the shape (height, width), drawn in by `share`, as it lies: what probes and fine-tuning are measured on.
 
     Rounded as torchvision's Resize and CenterCrop round: sides to the nearest pixel, and so the rims, halves to the even number.
     """
@@ -107,7 +111,7 @@ class Centre:
 @dataclass(frozen=True)
 class CentreView:
     centre: Centre
-    flip: bool = False
+    pose: int = 0
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         return self.centre.box(width, height)

@@ -1,7 +1,7 @@
 """Crops of images as micro-batches: each sample read, decoded, cropped, and masked, labelled, mixed, coloured where that is wanted, by its own key.
 
 A batch is a dict of tensors.  B views (`views` of each sample, side by side), N patches, K visible, M predicted:
-    image uint8 [B, 3, H, W]   flip bool [B]
+    image uint8 [B, 3, H, W], as cut   pose int64 [B] (0 to 7: what the device makes of it, poses.py)
     position int64 [B]   sample int64 [B] (the id the order asked for)   shown int64 [B] (the id whose image it is)   replaced bool [B] (another's)
     box int64 [B, 4] (left, top, right, bottom of the crop, in pixels)   bad: one record for each unreadable sample met
 and from its parts
@@ -69,7 +69,7 @@ class CropDataset(Dataset):
     seed: int
     pool: range | np.ndarray  # ids that are used; ascending where they may stand in for each other (training and hold-out never do)
     views: int = 1  # of each sample
-    differ_in: Literal["crop", "mask"] = "crop"  # mask: the views of a sample share crop and flip
+    differ_in: Literal["crop", "mask"] = "crop"  # mask: the views of a sample share crop and pose
     leaves_none_out: bool = False  # an unreadable image is an error and has no stand-in: what is measured
     masking: Masking | None = None
     labels: np.ndarray | None = None  # int32, of every image of the set
@@ -98,7 +98,7 @@ class CropDataset(Dataset):
     def batch(self, keys: list[Key]) -> Batch:
         """All but what a device makes; `completed` adds that."""
         (height, width), count = both(self.augment.size), len(keys) * self.views
-        rows: dict[str, list] = {name: [] for name in ("flip", "position", "sample", "shown", "box")}
+        rows: dict[str, list] = {name: [] for name in ("pose", "position", "sample", "shown", "box")}
         crops = self.views if self.differ_in == "crop" else 1
         image: torch.Tensor | None = None
         encoded: list[tuple[int, bytes]] = []
@@ -108,7 +108,7 @@ class CropDataset(Dataset):
             shown, boxes, pixels, faults = self._open(sample, position, views)
             for view in range(self.views):
                 crop = view % crops
-                for name, value in zip(rows, (views[crop].flip, position + view, sample, shown, boxes[crop]), strict=True):
+                for name, value in zip(rows, (views[crop].pose, position + view, sample, shown, boxes[crop]), strict=True):
                     rows[name].append(value)
                 if isinstance(pixels, list):
                     if image is None:

@@ -85,7 +85,7 @@ def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Tripl
     ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)
     training = CropDataset(
         StoredPixels(train, config.data.max_pixels),
-        Augment(size, augment.crop_scale, ratio, augment.flip),
+        Augment(size, augment.crop_scale, ratio, augment.flip, augment.vertical_flip, augment.turns),
         config.seed,
         kept,
         labels=train.labels,

@@ -75,7 +75,7 @@ def _refuse_small_shared_memory(needed: int, workers: int) -> None:
 
 
 def fixed_batches(dataset: CropDataset, ids: np.ndarray, batch: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """This rank's share of `ids`, one view each, with crops, flips and masks that never change, and a weight [B] of 1, or 0 for padding.
+    """This rank's share of `ids`, one view each, with crops, poses and masks that never change, and a weight [B] of 1, or 0 for padding.
 
     Every rank yields the same number of batches of the same size, so collective calls inside the loop match.
     """

@@ -1,7 +1,7 @@
 """Pixels of images by id, cut into crops: decoded whenever they are asked for, or all images of a small set decoded once, in RAM or on the
 training device.
 
-All answer alike, and order, crops, flips and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
+All answer alike, and order, crops, poses and masks are drawn before anybody asks where the pixels lie.  device_jpegs.py has one more.
 """
 
 import warnings

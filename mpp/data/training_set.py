@@ -56,7 +56,7 @@ def open_training_set(config: PretrainConfig) -> TrainingSet:
         raise ConfigError(
             f"the corruption section masks none of the {masking.counts.hidden} hidden patches, on which skill is measured; raise corruption.mask"
         )
-    augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip)
+    augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip, data.vertical_flip, data.turns)
     training, holdout = (
         CropDataset(StoredPixels(source, data.max_pixels), augment, config.seed, pool, data.views, data.views_differ_in, masking=masking)
         for source, pool in ((shards, range(sum(trained_on))), (holdout_shards, held_out))

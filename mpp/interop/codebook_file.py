@@ -36,6 +36,8 @@ class Facts(Section):
     crop_scale: Pair
     crop_ratio: Pair
     flip: bool
+    vertical_flip: bool = False  # as in files from before it could be otherwise
+    turns: bool = False
     shards: str  # sha256 of their manifest
     seed: Count
     patches: Positive  # that the centres were fitted to

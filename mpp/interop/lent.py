@@ -50,6 +50,10 @@ class _Data(Protocol):
     def crop_ratio(self) -> tuple[float, float]: ...
     @property
     def flip(self) -> bool: ...
+    @property
+    def vertical_flip(self) -> bool: ...
+    @property
+    def turns(self) -> bool: ...
 
 
 class _Config(Protocol):
@@ -82,7 +86,7 @@ def bring(config: _Config, manifest: str | None, fused_attention: bool | None = 
         )
         notes = [
             f"note: the codebook was fitted with data.{name}={_listed(theirs)}, this run has {_listed(ours)}"
-            for name in ("crop_scale", "crop_ratio", "flip")
+            for name in ("crop_scale", "crop_ratio", "flip", "vertical_flip", "turns")
             if (theirs := getattr(facts, name)) != (ours := getattr(config.data, name))
         ]
         return Brought(Lent(its_teacher, Codebook(file.centres, of)), {"target.path": file.digest}, (words, *notes))

@@ -26,7 +26,7 @@ Triple = tuple[float, float, float]
 def inputs_and_targets(
     batch: Batch, classes: int, smoothing: float, mean: Triple, std: Triple, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What the model sees, float32 [B, 3, H, W], and soft targets [B, K]: flip, normalise, erase, then mix, in the order of timm's training."""
+    """What the model sees, float32 [B, 3, H, W], and soft targets [B, K]: flip or turn, normalise, erase, then mix, in the order of timm's training."""
     images = normalise(images_on_device(batch, device), mean, std)
     if "erase" in batch:
         for image, box, seed in zip(images, batch["erase"].tolist(), batch["noise"].tolist(), strict=True):

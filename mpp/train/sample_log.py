@@ -2,8 +2,8 @@
 
     cat runs/a/samples.rank*.tsv | sort -n | cmp - <(cat runs/b/samples.rank*.tsv | sort -n)
 
-A line a view: position, sample asked for, sample shown (another where that one was bad), left, top, right, bottom of the crop, flip,
-CRC-32 of the mask, CRC-32 of the pixels.
+A line a view: position, sample asked for, sample shown (another where that one was bad), left, top, right, bottom of the crop, pose
+(0 as cut, 1 flipped, the rest in data/poses.py), CRC-32 of the mask, CRC-32 of the pixels as cut.
 """
 
 import zlib
@@ -23,9 +23,9 @@ class SampleLog:
         images = batch["image"].cpu()
         masks = torch.stack([batch["kind"], batch["source"]], dim=1)
         columns = zip(
-            *(batch[name].tolist() for name in ("position", "sample", "shown", "box", "flip")), masks.numpy(), images.numpy(), strict=True
+            *(batch[name].tolist() for name in ("position", "sample", "shown", "box", "pose")), masks.numpy(), images.numpy(), strict=True
         )
         with writing(self.path), self.path.open("a") as file:
-            for position, sample, shown, box, flip, mask, image in columns:
+            for position, sample, shown, box, pose, mask, image in columns:
                 checks = f"{zlib.crc32(mask):08x}\t{zlib.crc32(image):08x}"
-                file.write("\t".join(map(str, (position, sample, shown, *box, int(flip), checks))) + "\n")
+                file.write("\t".join(map(str, (position, sample, shown, *box, pose, checks))) + "\n")

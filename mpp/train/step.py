@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from mpp.data.crop_dataset import Batch
+from mpp.data.poses import posed
 
 
 def images_on_device(batch: Batch, device: torch.device) -> Tensor:
-    """float32 [B, 3, H, W], 0..255, flipped where the batch says so."""
-    images = batch["image"].to(device, non_blocking=True).float()
-    return torch.where(batch["flip"].to(device, non_blocking=True)[:, None, None, None], images.flip(-1), images)
+    """float32 [B, 3, H, W], 0..255, each in the pose that the batch says."""
+    return posed(batch["image"].to(device, non_blocking=True), batch["pose"]).float()
 
 
 def masked_images(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -73,6 +73,14 @@ def test_what_cannot_be_is_refused_with_a_remedy():
     assert "must stay below 2^63" in refused(f"seed={2**63 - 2}", "repeats=3")
     assert "pooling=mean" in refused("model={norm: pooled, pooling: cls}")
     assert "'augment.mixup'" in refused("augment.mixpu=1")
+    oblong = refused("augment.turns=true", "model.resolution=[64, 96]")
+    assert all(part in oblong for part in ("augment.turns=true", "model.resolution=[64, 96]", "set augment.turns=false"))
+    for words in (
+        ["augment.turns=true"],
+        ["augment.turns=true", "model.resolution=[64, 64]"],
+        ["augment.vertical_flip=true", "model.resolution=[64, 96]"],
+    ):
+        load(FinetuneConfig, None, words)
     assert load(FinetuneConfig, None, ["model.resolution=[64, 96]"]).model.resolution == (64, 96)
     with pytest.raises(ConfigError, match="exceeds the run's"):
         clock_of(load(FinetuneConfig, None, ["optim.epochs=1"]), 10)

@@ -163,8 +163,8 @@ def test_a_key_of_another_row_is_named_as_such():
     "word",
     [
         "optim.base_lr=fast", "optim.base_lr='1e-3'", "optim.base_lr=true", "data.global_batch=4.5", "data.global_batch='8'", "data.flip=no",
-        "data.flip=1", "data.flip=yes", "model.class_tokens=true", "seed=-1", "seed=9223372036854775808", "seed=true", "mask.ratio=0",
-        "mask.ratio=1", "mask.name=blocks", "target.name=colour", "target.bits=9", "target.bits=0", "data.crop_scale=[0.1]",
+        "data.flip=1", "data.flip=yes", "data.vertical_flip=1", "data.turns=90", "model.class_tokens=true", "seed=-1",
+        "seed=9223372036854775808", "seed=true", "mask.ratio=0", "mask.ratio=1", "mask.name=blocks", "target.name=colour", "target.bits=9", "target.bits=0", "data.crop_scale=[0.1]",
         "data.crop_scale=0.1", "system.precision=fp16", "system.zero_stage=4", "checkpoint.keep=1", "resume=maybe", "resume=-1",
         "optim.weight_decay=-0.1", "model.drop_path=1.5", "model=3", "log.pictures=65", "model.depth=0",
     ],
@@ -174,6 +174,9 @@ def test_a_value_that_cannot_be_right_is_refused_by_name(word):
     message = refused(word)
     # A row that does not exist is named by its section and name: there is no such section to name the key of.
     assert key in message or (key.endswith(".name") and key.partition(".")[0] in message and value in message), message
+
+
+ROTATION = ["mask.name=turn", "corruption.name=rotate", "target.name=rotation", "decoder.name=pooled"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,8 @@ def test_a_value_that_cannot_be_right_is_refused_by_name(word):
         (["data.crop_ratio=[2, 1]"], ["crop_ratio"]),
         (["data.std=[0.5, 0, 0.5]"], ["positive"]),
         (["model.image_size=32", "model.patch_size=16", "mask.ratio=0.1"], ["0.1", "4 patches"]),
+        ([*ROTATION, "data.turns=true"], ["data.turns=true", "mask.name=turn", "data.turns=false"]),
+        ([*ROTATION, "data.vertical_flip=true"], ["data.vertical_flip=true", "mask.name=turn", "data.vertical_flip=false"]),
     ],
 )
 def test_values_that_contradict_each_other_are_named_together(words, parts):

@@ -15,10 +15,10 @@ from tests.data.masked_images import AUGMENT, SIZE, dataset
 
 
 def test_half_of_the_samples_are_flipped_or_none():
-    flips = sum(AUGMENT.draw(Draws(5, CROP, 0, sample)).flip for sample in range(2000))
+    flips = sum(AUGMENT.draw(Draws(5, CROP, 0, sample)).pose for sample in range(2000))
     assert abs(flips - 1000) < 100  # 4.5 standard deviations
     never = replace(AUGMENT, flip=False)
-    assert not any(never.draw(Draws(5, CROP, 0, sample)).flip for sample in range(50))
+    assert not any(never.draw(Draws(5, CROP, 0, sample)).pose for sample in range(50))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_when_nothing_fits_the_largest_centred_box_is_taken(width, height, box):
 def test_an_image_is_the_boxs_pixels_resized_and_never_flipped_by_the_worker(tiny_shards):
     data = dataset(tiny_shards)
     batch = data.batch([(3, sample, sample) for sample in range(6)])
-    assert batch["flip"].any()
+    assert batch["pose"].any()
     for sample, (left, top, right, bottom) in enumerate(batch["box"].tolist()):
         expected = resize(decode(data.images.source.read(sample))[top:bottom, left:right], SIZE)
         assert np.array_equal(batch["image"][sample].numpy(), expected)

@@ -25,7 +25,7 @@ def test_a_bad_sample_is_replaced_by_the_next_readable_one_with_its_own_seed(tmp
     assert found["shown"].tolist() == [8, 8, 8]
     for row, sample in enumerate((6, 7)):
         assert np.array_equal(found["image"][row].numpy(), crop_of(whole, 8, 4, sample))
-        assert bool(found["flip"][row]) == AUGMENT.draw(Draws(5, CROP, 4, sample, 0)).flip
+        assert int(found["pose"][row]) == AUGMENT.draw(Draws(5, CROP, 4, sample, 0)).pose
         assert found["kind"][row].tolist() == draw(MASKING, Draws(5, MASK, 4, sample, 0)).kind.tolist()
     assert torch.equal(found["kind"][1], good["kind"][1])  # the mask is the one the sample would have had
     assert torch.equal(found["image"][2], good["image"][0])

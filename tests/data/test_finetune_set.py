@@ -28,6 +28,8 @@ def test_training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centre
     sets = opened(tiny_shards, make_shards(tmp_path / "test", [8]), AUGMENT, "data.holdout_fraction=0.3")
     training, holdout, test = sets.training, sets.holdout, sets.test
     assert training.augment == Augment(size=(8, 16), scale=(0.3, 0.9), ratio=(1.2, 3.0), flip=False)  # twice as wide as high
+    posed = opened(tiny_shards, make_shards(tmp_path / "other", [8]), "augment={vertical_flip: true, turns: true}").training
+    assert (posed.augment.flip, posed.augment.vertical_flip, posed.augment.turns) == (True, True, True)
     assert training.mixing == Mixing(mixup=0.7, cutmix=1.7, mixed=0.8, cut=0.3)
     assert (training.erasing, training.recolour, training.seed) == (0.6, None, 4)
     for measured in (holdout, test):

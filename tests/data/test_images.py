@@ -173,10 +173,10 @@ def test_views_of_a_sample_stand_side_by_side_and_have_draws_of_their_own(tiny_s
         assert len({batch[name][view].numpy().tobytes() for view in range(6)}) == 6
 
 
-def test_views_that_differ_in_their_mask_share_crop_and_flip(tiny_shards):
+def test_views_that_differ_in_their_mask_share_crop_and_pose(tiny_shards):
     data = replace(training(tiny_shards, views=4), differ_in="mask")
     batch = data.batch([(0, sample, 4 * sample) for sample in range(8)])
-    for name in ("image", "flip", "box"):
+    for name in ("image", "pose", "box"):
         grouped = batch[name].reshape(8, 4, -1)
         assert torch.equal(grouped, grouped[:, :1].expand_as(grouped))
     assert len({tuple(row) for row in batch["kind"].tolist()}) == 32

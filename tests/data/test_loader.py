@@ -22,7 +22,7 @@ def test_a_batch_holds_what_the_recipe_needs(tiny_shards):
     batch = dataset(tiny_shards).batch([(0, 3, 0), (0, 30, 1), (1, 3, 2)])
     assert {name: (tuple(value.shape), value.dtype) for name, value in batch.items() if name != "bad"} == {
         "image": ((3, 3, SIZE, SIZE), torch.uint8),
-        "flip": ((3,), torch.bool),
+        "pose": ((3,), torch.int64),
         "kind": ((3, 16), torch.int64),
         "source": ((3, 16), torch.int64),
         "visible": ((3, 8), torch.int64),
@@ -59,15 +59,15 @@ def test_ranks_together_see_what_one_process_sees(tiny_shards):
     data = dataset(tiny_shards)
 
     def joined(parts: list[dict]) -> dict:
-        return {name: torch.cat([part[name] for part in parts]) for name in ("image", "flip", "kind", "source", "predicted", "sample")}
+        return {name: torch.cat([part[name] for part in parts]) for name in ("image", "pose", "kind", "source", "predicted", "sample")}
 
     alone = joined(list(batches(data, sampler(data, 1, 2), 0, pin_memory=False)))
     ranks = [batch for rank in range(3) for batch in batches(data, sampler(data, 1, 2, rank, 3), 0, pin_memory=False)]
     assert all(torch.equal(alone[name], value) for name, value in joined(ranks).items())
 
 
-def test_crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone(tiny_shards):
-    data, names = dataset(tiny_shards), ("image", "flip", "kind", "source", "visible", "predicted")
+def test_crop_pose_and_mask_belong_to_seed_epoch_and_sample_alone(tiny_shards):
+    data, names = dataset(tiny_shards), ("image", "pose", "kind", "source", "visible", "predicted")
     alone = data.batch([(2, 7, 40)])
     in_company = data.batch([(2, 9, 3), (0, 7, 5), (2, 7, 900), (1, 7, 2)])
     for name in names:

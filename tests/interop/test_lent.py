@@ -1,6 +1,7 @@
 """What a target has from outside of its run: which encoders may be teachers and what is made of them, which codebooks may be learned."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -139,6 +140,12 @@ def test_a_codebook_is_lent_with_the_target_that_it_is_of_in_the_units_that_it_w
     assert found.digests == {"target.path": read_codebook(book).digest}
     assert found.words[0].startswith("codebook of 6 centres") and len(found.words) == 2
     assert found.words[1] == "note: the codebook was fitted with data.crop_scale=[0.05, 1.0], this run has [0.5, 1.0]"
+    assert brought(book, tiny_shards, "data.turns=true").words[1:] == (
+        "note: the codebook was fitted with data.turns=False, this run has True",
+    )
+    facts = read_codebook(book).facts
+    older = facts.model_dump(mode="json", exclude={"vertical_flip", "turns"})  # from before crops could lie any way
+    assert type(facts).model_validate_json(json.dumps(older)) == facts
 
 
 def test_a_codebook_that_is_not_there_of_other_shards_or_of_another_size_is_refused_with_the_command(

@@ -2,8 +2,9 @@
 
 from tests.mutations import Plant, Row
 
-ORDER, LOADER, PROCESSES, BAD, AUGMENT, CROP, IMAGES = (
-    f"tests/data/test_{name}.py::test_" for name in ("order", "loader", "loader_processes", "bad_samples", "augment", "crop", "images")
+ORDER, LOADER, PROCESSES, BAD, AUGMENT, POSES, CROP, IMAGES = (
+    f"tests/data/test_{name}.py::test_"
+    for name in ("order", "loader", "loader_processes", "bad_samples", "augment", "poses", "crop", "images")
 )
 LOG = "tests/train/test_sample_log.py::test_"
 
@@ -120,13 +121,13 @@ ROWS = [
         "crops are the same in every epoch",
         "mpp.data.crop_dataset:Draws",
         "lambda seed, purpose, epoch, *rest: real(seed, purpose, 0 if purpose == CROP else epoch, *rest)",
-        LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
+        LOADER + "crop_pose_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
     Plant(
         "masks depend on the place in the batch",
         "mpp.data.crop_dataset:CropDataset._columns",
         "lambda self, keys, shown: real(self, [(epoch, position, position) for epoch, _, position in keys], shown)",
-        LOADER + "crop_flip_and_mask_belong_to_seed_epoch_and_sample_alone",
+        LOADER + "crop_pose_and_mask_belong_to_seed_epoch_and_sample_alone",
     ),
     Plant(
         "all views of a sample are one crop",
@@ -138,7 +139,80 @@ ROWS = [
         "views that share a crop share the mask too",
         "mpp.data.crop_dataset:Draws",
         "lambda seed, purpose, epoch, sample, view: real(seed, purpose, epoch, sample, 0 if purpose == MASK else view)",
-        IMAGES + "views_that_differ_in_their_mask_share_crop_and_flip",
+        IMAGES + "views_that_differ_in_their_mask_share_crop_and_pose",
+    ),
+    Plant(
+        "turns belong to the epoch alone",
+        "mpp.data.augment:Augment.draw",
+        "lambda self, draws: __import__('dataclasses').replace(real(self, draws), pose=real(self, Draws(5, 3, int(draws._counter[1]))).pose)",
+        POSES + "the_poses_that_are_asked_for_are_equally_frequent_in_an_epoch_and_over_epochs",
+    ),
+    Plant(
+        "poses depend on the place in the batch",
+        "mpp.data.crop_dataset:CropDataset.batch",
+        "lambda self, keys: (found := real(self, keys)) | {'pose': found['pose'].roll(1)}",
+        POSES + "a_pose_belongs_to_seed_epoch_sample_and_view_whatever_the_batch_and_the_loader_process",
+    ),
+    Row(
+        "views that share a crop lie each in a pose of its own",
+        "mpp/data/crop_dataset.py",
+        "(views[crop].pose, position",
+        "(self.augment.draw(Draws(self.seed, CROP, epoch, sample, view)).pose, position",
+        POSES + "views_that_differ_in_their_mask_share_the_pose",
+    ),
+    Row(
+        "the turn takes the flip's number",
+        "mpp/data/augment.py",
+        "*boxes, flip, vertical, turn = ",
+        "*boxes, turn, flip, vertical = ",
+        POSES + "crops_and_flips_are_drawn_as_ever_whatever_is_drawn_beside_them",
+    ),
+    Row(
+        "one number decides on both flips",
+        "mpp/data/augment.py",
+        "vertical >= 0.5 and",
+        "flip >= 0.5 and",
+        POSES + "the_poses_that_are_asked_for_are_equally_frequent_in_an_epoch_and_over_epochs",
+    ),
+    Row(
+        "turns go clockwise",
+        "mpp/data/poses.py",
+        "QUARTERS = (0, 7, 2, 5)",
+        "QUARTERS = (0, 5, 2, 7)",
+        POSES + "flips_and_turns_are_torchs_own",
+    ),
+    Row(
+        "images are mirrored before they are transposed",
+        "mpp/data/poses.py",
+        "images.transpose(2, 3), images)",
+        "images.transpose(2, 3).flip(2, 3), images)",
+        POSES + "each_pose_is_the_picture_that_its_number_stands_for_and_exifs_next_orientation",
+    ),
+    Plant(
+        "images are turned otherwise than the sample log says",
+        "mpp.train.step:posed",
+        "lambda images, pose: real(images, pose & 1)",
+        POSES + "the_sample_log_says_which_pose_each_image_is_shown_in",
+    ),
+    Row(
+        "the sample log knows of flips alone",
+        "mpp/train/sample_log.py",
+        "*box, pose, checks",
+        "*box, pose & 1, checks",
+        POSES + "the_sample_log_says_which_pose_each_image_is_shown_in",
+    ),
+    Plant(
+        "how far an image was turned is asked of images that lie any way",
+        "mpp.recipe.masks.turn:TurnMask.asks_for_upright",
+        "property(lambda self: False)",
+        "tests/config/test_pretrain.py::test_values_that_contradict_each_other_are_named_together",
+    ),
+    Row(
+        "oblong images are to be turned by 90 degrees",
+        "mpp/config/finetune.py",
+        "and size[0] != size[1]",
+        "and size[0] < 0",
+        "tests/config/test_finetune.py::test_what_cannot_be_is_refused_with_a_remedy",
     ),
     Plant(
         "an image is decoded for each of its views",

@@ -64,7 +64,8 @@ ROWS: list[Plant | Row] = [
     Plant("tokens and positions decay", "mpp.train.optim:spares", "lambda name, parameter: parameter.ndim < 2", TRAINED + "[mpp_b16]"),
     Plant("weight decay stays where it began", "mpp.train.schedule:weight_decay", "lambda samples, optim, began=0: optim.weight_decay", TRAINED + "[ijepa_b16]"),
     Plant("the teacher's average is a step ahead", "mpp.train.average:WeightAverage.update", "lambda self, engine, step: real(self, engine, step + 10000)", TRAINED + "[ijepa_b16]"),
-    Plant("views are flipped whatever the config says", "mpp.data.augment:Augment.draw", "lambda self, draws: __import__('dataclasses').replace(real(self, draws), flip=True)", TRAINED + "[ijepa_b16]"),
+    Plant("views are flipped whatever the config says", "mpp.data.augment:Augment.draw", "lambda self, draws: __import__('dataclasses').replace(real(self, draws), pose=1)", TRAINED + "[ijepa_b16]"),
+    Plant("a claim of flips does not see turns", "mpp.claims.training:flipped", "lambda subject: [real(subject)[0], 0.0]", "tests/test_conformance.py::test_a_changed_schedule_differs_where_it_was_changed"),
     Plant(
         "grey keeps a part of the colour", "mpp.recipe.corruptions.grey:GreyCorruption.pixels", "lambda self, images, *rest: (images + real(self, images, *rest)) / 2",
         SMALL + "[cifar_ab]",

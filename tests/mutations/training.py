@@ -166,11 +166,11 @@ ROWS = [
         "tests/recipe/test_model.py::test_the_loss_is_about_all_predicted_patches_and_no_other",
     ),
     Row(
-        "the target is the image before its flip", "mpp/train/step.py", "torch.where(batch[\"flip\"]", "torch.where(~batch[\"flip\"]",
+        "the target is the image before its flip", "mpp/train/step.py", "posed(batch[\"image\"].to(device, non_blocking=True), batch[\"pose\"])", "batch[\"image\"].to(device, non_blocking=True)",
         "tests/recipe/test_model.py::test_the_target_is_the_clean_flipped_unnormalised_image",
     ),
     Row(
-        "images are flipped upside down", "mpp/train/step.py", "images.flip(-1), images)", "images.flip(-2), images)",
+        "images are flipped upside down", "mpp/data/poses.py", "images.flip(3), images)", "images.flip(2), images)",
         "tests/recipe/test_model.py::test_images_are_flipped_left_to_right_where_the_batch_says_so",
     ),
     # How it is trained.

@@ -53,7 +53,7 @@ def keys_of_step(step):
 
 def losses(model, batch):
     """Cross-entropy [B, M] of the 3-bit mean colour of each predicted patch, and whether the patch was masked."""
-    images = torch.stack([image.flip(-1) if flip else image for image, flip in zip(batch["image"], batch["flip"], strict=True)]).float()
+    images = torch.stack([image.flip(-1) if pose else image for image, pose in zip(batch["image"], batch["pose"], strict=True)]).float()
     rows = []
     for image, predicted in zip(images, batch["predicted"], strict=True):
         patches = [image[:, 4 * (n // 4) : 4 * (n // 4) + 4, 4 * (n % 4) : 4 * (n % 4) + 4] for n in predicted.tolist()]

@@ -142,6 +142,8 @@ CHANGES = {
     "data.crop_scale": [Change("data.crop_scale=[0.1, 0.2]", RESULTS)],
     "data.crop_ratio": [Change("data.crop_ratio=[0.5, 0.6]", RESULTS)],
     "data.flip": [Change("data.flip=false", RESULTS)],
+    "data.vertical_flip": [Change("data.vertical_flip=true", RESULTS)],
+    "data.turns": [Change("data.turns=true", RESULTS)],
     "data.mean": [Change("data.mean=[0.5, 0.4, 0.5]", RESULTS + " encoder")],
     "data.std": [Change("data.std=[0.5, 0.5, 0.3]", RESULTS + " encoder")],
     "data.max_pixels": [Change(LARGE, "error")],

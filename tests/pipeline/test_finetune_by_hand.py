@@ -46,8 +46,8 @@ ADAMW = [
 # SGD from scratch on a few labels of every class, on the class token, measured on the hold-out.
 SGD = [
     f"model={{resolution: {list(SIZE)}, pooling: cls, drop_path: 0, head_std: 0.5}}",
-    "augment={crop_scale: [0.2, 1], crop_ratio: [0.9, 1.1], flip: false, rand_augment: null, erasing: 0, mixup: 0.4, cutmix: 0, mix_share: 0.6, "
-    "smoothing: 0}",
+    "augment={crop_scale: [0.2, 1], crop_ratio: [0.9, 1.1], flip: false, vertical_flip: true, rand_augment: null, erasing: 0, mixup: 0.4, cutmix: 0, "
+    "mix_share: 0.6, smoothing: 0}",
     "optim={name: sgd, base_lr: 0.1, lr_batch: null, final_lr: 0, layer_decay: 0.8, momentum: 0.8, weight_decay: 0.2, steps: 5, warmup_steps: 2}",
     f"data={{holdout_fraction: 0.2, labels_per_class: 7, global_batch: {BATCH}, test_crop: {TEST_CROP}}}",
     "checkpoint={every_samples: 12, keep: 99}",
@@ -77,6 +77,7 @@ class Job:
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: bool
+    vertical_flip: bool = False
     streams: int = 6
     block: int | None = None
     fraction: float | None = None
@@ -102,7 +103,8 @@ ADAMW_JOB = Job(
 )  # fmt: skip
 SGD_JOB = Job(
     seed=3, steps=5, warmup=2, peak=0.1, final=0.0, layer_decay=0.8, weight_decay=0.2, clip=math.inf, pooling="cls", drop_path=0.0, held=0.2,
-    smoothing=0.0, scale=(0.2, 1.0), ratio=(0.9, 1.1), flip=False, per_class=7, mixup=0.4, mix_share=0.6, momentum=0.8, holdouts=(2, 4, 5),
+    smoothing=0.0, scale=(0.2, 1.0), ratio=(0.9, 1.1), flip=False, vertical_flip=True, per_class=7, mixup=0.4, mix_share=0.6, momentum=0.8,
+    holdouts=(2, 4, 5),
 )  # fmt: skip
 
 
@@ -230,8 +232,11 @@ def training_image(job: Job, images: Images, epoch: int, sample: int) -> torch.T
         image = torch.from_numpy(np.array(colour(Image.fromarray(image.permute(1, 2, 0).numpy())))).permute(2, 0, 1)
         random.setstate(kept[0])
         np.random.set_state(kept[1])  # noqa: NPY002
-    if job.flip and view.flip:
+    across, down = Draws(job.seed, CROP, epoch, sample, 0).uniform(42)[40:] >= 0.5
+    if job.flip and across:
         image = image.flip(2)
+    if job.vertical_flip and down:
+        image = image.flip(1)
     image = normalised(image)
     left, top, right, bottom = erased_box(job.erasing, job.seed, epoch, sample, *SIZE) if job.erasing else (0, 0, 0, 0)
     if right:

@@ -73,6 +73,8 @@ TABLE = {
     "augment.crop_scale": Row([0.2, 0.9], AFTER_GRADIENT),
     "augment.crop_ratio": Row([0.5, 1.5], AFTER_GRADIENT),
     "augment.flip": Row("false", AFTER_GRADIENT),
+    "augment.vertical_flip": Row("true", AFTER_GRADIENT),
+    "augment.turns": Row("true", AFTER_GRADIENT),
     "augment.rand_augment": Row("null", AFTER_GRADIENT),
     "augment.erasing": Row(0.9, AFTER_GRADIENT),
     "augment.mixup": Row(0.3, AFTER_GRADIENT),

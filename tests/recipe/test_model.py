@@ -55,8 +55,8 @@ def with_other_pixels(images: torch.Tensor, image: int, patch: int) -> torch.Ten
     return altered
 
 
-def step(model, images: torch.Tensor, mask: dict[str, torch.Tensor], flip: list[bool] | None = None):
-    batch = {"image": images, "flip": torch.tensor(flip or [False] * len(images))}
+def step(model, images: torch.Tensor, mask: dict[str, torch.Tensor], pose: list[int] | None = None):
+    batch = {"image": images, "pose": torch.tensor(pose or [0] * len(images))}
     return model(images_on_device(batch, torch.device("cpu")), **mask)
 
 
@@ -140,7 +140,7 @@ def test_the_target_is_the_clean_flipped_unnormalised_image(target):
     config = recipe(target=target)
     mask = masks(config)
     model = model_of(config)
-    prediction, loss, *_ = step(model, pictures(), mask, flip=[True, False])
+    prediction, loss, *_ = step(model, pictures(), mask, pose=[1, 0])
     images = pictures().float()
     images[0] = images[0].flip(-1)
     ours = model.target
@@ -151,7 +151,7 @@ def test_the_target_is_the_clean_flipped_unnormalised_image(target):
 
 def test_images_are_flipped_left_to_right_where_the_batch_says_so():
     images = pictures(3)
-    found = images_on_device({"image": images, "flip": torch.tensor([False, True, False])}, torch.device("cpu"))
+    found = images_on_device({"image": images, "pose": torch.tensor([0, 1, 0])}, torch.device("cpu"))
     assert found.dtype == torch.float32
     assert torch.equal(found[[0, 2]], images[[0, 2]].float())
     for column in range(32):

@@ -39,7 +39,7 @@ def labelled(folder, count: int = 40) -> CropDataset:
 
 def batch(**other) -> dict:
     images = torch.arange(4 * 3 * 4 * 6).reshape(4, 3, 4, 6).to(torch.uint8)
-    return {"image": images, "flip": torch.tensor([False, True, False, False]), "label": torch.tensor([0, 1, 2, 2])} | other
+    return {"image": images, "pose": torch.tensor([0, 1, 0, 0]), "label": torch.tensor([0, 1, 2, 2])} | other
 
 
 def test_images_are_flipped_normalised_and_erased_with_the_samples_own_noise():

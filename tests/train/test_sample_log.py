@@ -57,7 +57,7 @@ def test_a_line_says_what_was_shown_in_place_of_what(tmp_path, make_shards, dama
     SampleLog(tmp_path, 0).note(batch := data.batch([(0, 3, 40), (0, 5, 41)]))
     first, second = ((tmp_path / "samples.rank0.tsv").read_text()).splitlines()
     box = [str(edge) for edge in batch["box"][0].tolist()]
-    assert first.split("\t")[:8] == ["40", "3", "4", *box, str(int(batch["flip"][0]))]
+    assert first.split("\t")[:8] == ["40", "3", "4", *box, str(int(batch["pose"][0]))]
     assert second.split("\t")[:3] == ["41", "5", "5"]
     assert first.split("\t")[9] == f"{zlib.crc32(batch['image'][0].numpy()):08x}"
 

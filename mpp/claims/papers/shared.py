@@ -65,7 +65,13 @@ def adamw(source: str, betas: tuple[float, float], decay: float, clip: float, no
 def crops(source: str, low: float, flip: bool, flip_source: str = "") -> list[Claim]:
     return [
         Claim("crops, share of the area", (low, 1.0), training.crop_areas, source, within=0.03),
-        Claim("share of views that are flipped", 0.5 if flip else 0.0, training.flipped, flip_source or source, within=0.04 if flip else 0),
+        Claim(
+            "share of views flipped, otherwise turned",
+            (0.5 if flip else 0.0, 0.0),
+            training.flipped,
+            flip_source or source,
+            within=0.04 if flip else 0,
+        ),
     ]
 
 

@@ -54,6 +54,11 @@ class MaskSection(Section):
         """Of how many sets of equal size the predicted patches consist; a decoder whose mask tokens see each other keeps the sets apart."""
         return 1
 
+    @property
+    def asks_for_upright(self) -> bool:
+        """Whether what is predicted cannot be told of images that lie any way."""
+        return False
+
     def fits(self, grid: Grid, corruption: Corruption) -> None:
         """Raises ValueError where such a mask does not exist on this grid, leaves nothing visible, or nothing to predict."""
         raise NotImplementedError

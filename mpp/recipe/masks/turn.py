@@ -18,6 +18,10 @@ from mpp.rng import Draws, below_of
 class TurnMask(MaskSection):
     name: Literal["turn"] = "turn"
 
+    @property
+    def asks_for_upright(self) -> bool:
+        return True
+
     def fits(self, grid: Grid, corruption: Corruption) -> None:
         if corruption.name != "rotate":
             raise ValueError(
