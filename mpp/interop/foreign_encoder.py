@@ -64,8 +64,8 @@ def _hub_at_work(source: str) -> Iterator[None]:
     """Says once that weights are looked for, and keeps the library from saying so at each of its tries."""
     if os.environ.get("RANK", "0") == "0":
         say(
-            f"note: {source}: its weights come from the hub, or the cache of an earlier time (HF_HUB_OFFLINE=1: from the cache alone; without a network "
-            "the hub is given up after a minute)",
+            f"note: {source}: its weights come from the hub, or the cache of an earlier time (HF_HUB_OFFLINE=1: from the cache alone; without a "
+            "network the hub is given up after a minute)",
             error=True,
         )
     heard = logging.getLogger("huggingface_hub")

@@ -159,7 +159,8 @@ def _refuse(unknown: list[str]) -> None:
 def architecture_from_shapes(encoder: Weights, heads: int | None) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments of the model whose weights these are, from their shapes.
 
-    heads: where known; else the width of the relative position table, or those of published models of that width, mostly width / 64.  Raises CheckpointError for what is no square ViT.
+    heads: where known; else the width of the relative position table, or those of published models of that width, mostly width / 64.
+    Raises CheckpointError for what is no square ViT.
     """
     patch = encoder["patch_embed.proj.weight"]
     width, colours, height, across = patch.shape

@@ -27,8 +27,8 @@ def refuse_another(theirs: Any, arch: str, ours: nn.Module, model: ModelConfig, 
     words = fitting_words(theirs, arch, model)
     if words is None:
         raise ConfigError(
-            f"{source} is of another model, a {type(theirs).__name__} that no words of the model section build ({difference}); give weights of a "
-            "plain Vision Transformer"
+            f"{source} is of another model, a {type(theirs).__name__} that no words of the model section build ({difference}); give weights of "
+            "a plain Vision Transformer"
         )
     there, here = _traits(theirs, model), _traits(ours, model)
     other = [key for key in reversed(TRAITS) if there[key] != here[key] and key not in ("layer_scale", "rotary_frequencies")]
@@ -50,7 +50,7 @@ def first_difference(theirs: Any, ours: Any) -> str | None:
 
 
 def fitting_words(theirs: Any, arch: str, model: ModelConfig) -> list[str] | None:
-    """The fewest `model.KEY=VALUE` that turn `model` into one that builds this encoder, each tried by building it without weights; None: there are none."""
+    """The fewest `model.KEY=VALUE` that turn `model` into one that builds this encoder, each tried by building it without weights; None: none do."""
     found: list[list[str]] = []
     for name in dict.fromkeys((model.arch, arch)):
         changes = _traits(theirs, model)

@@ -1,7 +1,7 @@
 """A new run that begins from another's weights (init_from): another run's, or those of any plain ViT that mpp reads.
 
-Another image or patch size is no obstacle: positions and patch embedding are resampled by the rule of fine-tuning (model/classifier.py).  Whatever
-else makes it another model is refused, with the words that build the right one (interop/same_model.py).
+Another image or patch size is no obstacle: positions and patch embedding are resampled by the rule of fine-tuning (model/classifier.py).
+Whatever else makes it another model is refused, with the words that build the right one (interop/same_model.py).
 """
 
 import os
@@ -39,13 +39,16 @@ NAMED = 4  # tensors that are said by name
 
 
 def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
-    """The newest weights of another run, or those of any plain ViT that mpp reads (config.init_from): the encoder, which must be the same but for
-    image and patch size, and of the rest what has the same name and shape.  Says what became of each tensor.  Raises ConfigError, CheckpointError."""
+    """The newest weights of another run, or those of any plain ViT that mpp reads (config.init_from): the encoder, which must be the same but
+    for image and patch size, and of the rest what has the same name and shape.  Says what became of each tensor.
+
+    Raises ConfigError, CheckpointError.
+    """
     source = config.init_from or ""
     if source.startswith(TIMM) and source.endswith(f"@{RANDOM}"):
         raise ConfigError(
-            f"init_from={source} has no weights to begin from; give {source.removesuffix(f'@{RANDOM}')} for timm's published ones, or leave init_from "
-            "out, which begins at random"
+            f"init_from={source} has no weights to begin from; give {source.removesuffix(f'@{RANDOM}')} for timm's published ones, or leave "
+            "init_from out, which begins at random"
         )
     commit = whole_commit(Path(source))
     if commit is not None and commit.record.get("program") == "finetune":
@@ -73,13 +76,13 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
 
 
 def _encoder(loaded: LoadedEncoder, model: PretrainingModel, config: PretrainConfig) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Its tensors by the names of the pretraining model, at the sizes of ours; how those were resampled that were; and what else to tell people."""
+    """Its tensors by the names of the pretraining model, at the sizes of ours; how those were resampled that were; what else to tell people."""
     theirs: Any = loaded.net
     ours: Any = model.encoder.vit
     if not isinstance(theirs, VisionTransformer | Eva):
         raise ConfigError(
-            f"init_from={config.init_from} is a {type(theirs).__name__}, which mpp does not train; give weights of a plain Vision Transformer, such as "
-            f"{TIMM}vit_base_patch16_224"
+            f"init_from={config.init_from} is a {type(theirs).__name__}, which mpp does not train; give weights of a plain Vision Transformer, "
+            f"such as {TIMM}vit_base_patch16_224"
         )
     theirs, beside = with_final_norm(theirs), {}
     if getattr(theirs, POOL, None) is not None:
@@ -89,8 +92,8 @@ def _encoder(loaded: LoadedEncoder, model: PretrainingModel, config: PretrainCon
     new_patch, new_grid = tuple(ours.patch_embed.patch_size), tuple(ours.patch_embed.grid_size)
     if type(theirs.patch_embed) is not PatchEmbed and (patch, grid) != (new_patch, new_grid):
         raise ConfigError(
-            f"init_from={config.init_from} has a {type(theirs.patch_embed).__name__} of {_by(patch)} pixels before its blocks, which is not resampled; set "
-            f"model.image_size={theirs.patch_embed.img_size[0]} model.patch_size={patch[0]}, or give weights of a plain Vision Transformer"
+            f"init_from={config.init_from} has a {type(theirs.patch_embed).__name__} of {_by(patch)} pixels before its blocks, which is not "
+            f"resampled; set model.image_size={theirs.patch_embed.img_size[0]} model.patch_size={patch[0]}, or give weights of a plain Vision Transformer"
         )
     resize_positions(theirs, tuple(ours.patch_embed.img_size), None if patch == new_patch else new_patch[0])
     refuse_another(theirs, loaded.architecture[0].partition(".")[0], ours, config.model, f"init_from={config.init_from}")
@@ -161,7 +164,7 @@ def _decoder_section(commit: Commit | None, loaded: LoadedEncoder) -> dict[str, 
 
 
 def _decoder_notes(source: str, theirs: Mapping[str, Any], config: PretrainConfig, taken: Collection[str]) -> list[str]:
-    """What to say of a decoder of the same kind that is not taken whole.  Raises ConfigError where its blocks would be taken with other heads."""
+    """What to say of a decoder of the same kind that is not taken whole.  Raises ConfigError where blocks would be taken with other heads."""
     ours = config.decoder.model_dump()
     if theirs.get("name") != ours["name"]:
         return []
