@@ -4,7 +4,10 @@ A file's architecture is inferred from its shapes; what is assumed or left out i
 """
 
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,15 @@ from torch import Tensor, nn
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
-from mpp.interop.foreign_names import architecture_from_shapes, translate
+from mpp.interop.foreign_names import HEAD_WIDTH, architecture_from_shapes, translate
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import build_encoder
 from mpp.model.tokens import class_tokens_of, note_class_tokens, set_norm_eps, sincos_positions
 from mpp.rng import INIT, seed_of
+from mpp.text import say
 
-TIMM = "timm:"
+TIMM, RANDOM = "timm:", "random"
 WEIGHTS = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")  # of a folder, the first that is there
 TRANSFORMERS_KINDS = ("vit", "vit_mae")
 NORM_EPS = 1e-6  # of mpp's encoders, and of timm's Vision Transformers
@@ -39,19 +43,45 @@ def open_timm(source: str) -> LoadedEncoder:
     notes: list[str] = []
     if where:
         net = _build(name, {}, seed_of(0, INIT, 0))
-        if where != "random":
+        if where != RANDOM:
             _fill(net, read_weights(Path(where))[0], source, notes)
     else:
         try:
-            net = timm.create_model(name, pretrained=True, num_classes=0)
+            with _hub_at_work(source):
+                net = timm.create_model(name, pretrained=True, num_classes=0)
         except (OSError, RuntimeError) as error:  # a network or a cache without it; a name without weights
-            reason = " ".join(str(error).split())[:160]
+            reason = " ".join(str(_first_cause(error)).split())[:160]
             raise CheckpointError(
                 f"{source}: timm cannot get its weights ({reason}); where there is no network, point HF_HOME to a cache that holds them, or give "
-                f"a file, {TIMM}{name}@/path/to/model.safetensors, or {TIMM}{name}@random for none"
+                f"a file, {TIMM}{name}@/path/to/model.safetensors (for probes also {TIMM}{name}@{RANDOM}, without weights)"
             ) from error
     words = f"{name} (timm{f', {Path(where).name}' if where else ''})"
     return _loaded(net, name, {}, getattr(net, "pretrained_cfg", None) or {}, words, notes)
+
+
+@contextmanager
+def _hub_at_work(source: str) -> Iterator[None]:
+    """Says once that weights are looked for, and keeps the library from saying so at each of its tries."""
+    if os.environ.get("RANK", "0") == "0":
+        say(
+            f"note: {source}: its weights come from the hub, or the cache of an earlier time (HF_HUB_OFFLINE=1: from the cache alone; without a "
+            "network the hub is given up after a minute)",
+            error=True,
+        )
+    heard = logging.getLogger("huggingface_hub")
+    level = heard.level
+    heard.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        heard.setLevel(level)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Of a chain of errors the one that all others are told by, such as a name that no server knows."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def open_folder(folder: Path) -> LoadedEncoder:
@@ -116,7 +146,9 @@ def _inferred(weights: dict[str, Tensor], path: Path, config: dict[str, Any], wo
     if found.dropped:
         notes.append(f"not of the encoder and left out: {', '.join(found.dropped[:4])}{', ...' if len(found.dropped) > 4 else ''}")
     if heads is None and not any("relative_position_bias_table" in name for name in found.encoder):
-        notes.append(f"{arguments['num_heads']} attention heads are assumed (width / 64): a file of weights does not say")
+        heads = arguments["num_heads"]
+        usual = "width / 64" if arguments["embed_dim"] == heads * HEAD_WIDTH else "as in published models of that width"
+        notes.append(f"{heads} attention heads are assumed ({usual}): a file of weights does not say")
     model = None
     plain = name.startswith("vit") and all(arguments[key] == value for key, value in PLAIN.items())
     if plain and not {"reg_tokens", "no_embed_class", "init_values", "pre_norm"} & arguments.keys() and eps == NORM_EPS:

@@ -7,17 +7,16 @@ refused.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 from mpp.interop.codebook_file import CodebookFile, read_codebook
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder
-from mpp.model.backbone import Backbone
+from mpp.model.backbone import Backbone, with_final_norm
 from mpp.model.encoder import Encoder
 from mpp.model.normalise import Triple
 from mpp.model.tokens import choose_attention
@@ -171,15 +170,7 @@ def teacher_of(loaded: LoadedEncoder, key: str, image_size: int, grid: Grid, fus
         )
     net = Backbone(loaded.net).at_size(image_size, image_size).net.float()
     choose_attention(net.blocks, fused_attention)
-    return Teacher(Encoder(_with_final_norm(net)).eval().requires_grad_(False), loaded.mean, loaded.std)
-
-
-def _with_final_norm(net: Any) -> Any:
-    """timm keeps the final norm behind the pooling in models that average their patches; here it is that of every token."""
-    norm = Backbone(net).final_norm()
-    if norm is not net.norm:
-        net.norm, net.fc_norm = norm, nn.Identity()
-    return net
+    return Teacher(Encoder(with_final_norm(net)).eval().requires_grad_(False), loaded.mean, loaded.std)
 
 
 @torch.no_grad()
@@ -187,7 +178,7 @@ def _refuse_others(loaded: LoadedEncoder, key: str) -> None:
     """Raises ConfigError where the encoder, opened between its patch embedding and its blocks, is not the function that it is as a whole."""
     image = torch.randn(1, 3, loaded.image_size, loaded.image_size, generator=torch.Generator().manual_seed(0))
     try:
-        encoder = Encoder(_with_final_norm(Backbone(loaded.net).at_size(loaded.image_size, loaded.image_size).net)).eval()
+        encoder = Encoder(with_final_norm(Backbone(loaded.net).at_size(loaded.image_size, loaded.image_size).net)).eval()
         ours, theirs = encoder(encoder.embed(image)), encoder.vit.forward_features(image)
         same = ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=SAME, rtol=SAME)
     except (AttributeError, TypeError, RuntimeError, ConfigError):

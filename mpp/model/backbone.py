@@ -103,3 +103,11 @@ class Backbone(nn.Module):
         """timm keeps it behind the pooling (`fc_norm`) in models that average their patches."""
         norm, behind = self.net.norm, getattr(self.net, "fc_norm", None)
         return behind if isinstance(norm, nn.Identity) and behind is not None else norm
+
+
+def with_final_norm(net: Any) -> Any:
+    """timm keeps the final norm behind the pooling in models that average their patches; here it is that of every token.  In place."""
+    norm = Backbone(net).final_norm()
+    if norm is not net.norm:
+        net.norm, net.fc_norm = norm, nn.Identity()
+    return net

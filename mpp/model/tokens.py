@@ -56,6 +56,14 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
+def resized_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """positions [1, P + N, D] of a grid of `old` (rows, columns) -> of one of `new`: bicubic, antialiased; the first P stay as they are (timm's rule,
+    which its models follow in `set_input_size`)."""
+    from timm.layers import resample_abs_pos_embed  # here, because it takes seconds
+
+    return resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=positions.shape[1] - old[0] * old[1])
+
+
 def set_norm_eps(net: nn.Module, eps: float | None) -> nn.Module:
     """Give every LayerNorm this constant (transformers' ViTs have another than timm's); None leaves them."""
     for module in net.modules():

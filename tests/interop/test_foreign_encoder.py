@@ -1,6 +1,7 @@
 """Checkpoints of other projects: built by the reference library itself (or, for SimMIM and BEiT, by an implementation here) and compared by its own forward."""
 
 import json
+import logging
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import write_encoder
+from mpp.interop.foreign_names import architecture_from_shapes
 from mpp.interop.loaded_encoder import digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.backbone import Backbone
@@ -247,8 +249,32 @@ def test_without_a_network_the_remedy_is_named(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"HF_HOME.*timm:vit_tiny_patch16_224@/path/to"):
+    with pytest.raises(CheckpointError, match=r"\(Cannot reach .*HF_HOME.*timm:vit_tiny_patch16_224@/path/to"):
         read_encoder("timm:vit_tiny_patch16_224")
+
+
+def test_the_hub_is_announced_once_its_retries_are_silent_and_the_first_cause_of_its_failure_is_said(monkeypatch, capfd):
+    def fails(*_args, **_options):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as error:
+            raise RuntimeError("please check your connection") from error
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    level = logging.getLogger("huggingface_hub").level
+    with pytest.raises(CheckpointError, match=r"timm cannot get its weights \(\[Errno -2\] Name or service not known\); where"):
+        read_encoder("timm:vit_tiny_patch16_224")
+    said = capfd.readouterr().err
+    assert "Retrying" not in said and said.count("note: timm:vit_tiny_patch16_224: its weights come from the hub") == 1
+    assert logging.getLogger("huggingface_hub").level == level
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1024, 16), (1152, 16), (1280, 16)])  # ViT-L, ViT-SO400M, ViT-H
+def test_a_file_of_a_published_size_has_the_heads_of_that_size(width, heads):
+    with torch.device("meta"):
+        weights = timm.create_model("vit_tiny_patch16_224", embed_dim=width, depth=1, num_heads=1, num_classes=0).state_dict()
+    assert architecture_from_shapes(weights, None)[1]["num_heads"] == heads
 
 
 # ------------------------------------------------------------------------------------------------------------------------- what all share

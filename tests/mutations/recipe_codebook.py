@@ -86,7 +86,7 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "a frozen teacher sees colours as the run normalises them", "mpp/interop/lent.py",
-        "loaded.mean, loaded.std)\n\n\ndef _with_final_norm", "(0.5, 0.5, 0.5), (0.5, 0.5, 0.5))\n\n\ndef _with_final_norm",
+        "loaded.mean, loaded.std)\n\n\n@torch.no_grad()", "(0.5, 0.5, 0.5), (0.5, 0.5, 0.5))\n\n\n@torch.no_grad()",
         LENT + "goals_of_a_frozen_encoder_are_the_layer_normed_outputs_that_timm_gives",
     ),
     Row(

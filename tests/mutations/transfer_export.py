@@ -2,10 +2,11 @@
 
 from tests.mutations import Plant, Row
 
-FOREIGN, CERTIFICATE, CONTINUED = (
+FOREIGN, CERTIFICATE, CONTINUED, SIZES = (
     "tests/interop/test_foreign_encoder.py",
     "tests/interop/test_certificate.py",
     "tests/interop/test_start_from.py",
+    "tests/interop/test_start_from_sizes.py",
 )
 BACKBONE = "tests/model/test_backbone.py"
 
@@ -54,20 +55,78 @@ ROWS = [
     # The way on.
     Row(
         'pretraining goes on with a fresh decoder', 'mpp/interop/start_from.py',
-        'weights |= {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}',
-        'pass',
+        'return {f"decoder.{name}": tensor for name, tensor in loaded.decoder.items()}',
+        'return {}',
         f"{CONTINUED}::test_the_first_loss_is_the_oracles",
     ),
     Row(
-        'pretraining goes on with other heads', 'mpp/interop/start_from.py',
-        'if theirs and theirs[0] != ours[0]:',
+        'pretraining goes on with other heads', 'mpp/interop/same_model.py',
+        'if (a := _heads(theirs)) != (b := _heads(ours)):',
         'if False:',
         f"{CONTINUED}::test_another_architecture_is_refused",
     ),
     Row(
+        'pretraining goes on with other heads of the decoder', 'mpp/interop/start_from.py', 'if "heads" in other and blocks:', 'if False:',
+        f"{CONTINUED}::test_another_architecture_is_refused {SIZES}::test_a_decoder_with_other_heads_is_refused_and_one_of_another_shape_begins_afresh_and_is_said",
+    ),
+    Plant(
+        'pretraining goes on with another activation', 'mpp.interop.same_model:_kinds', 'lambda net: {}',
+        f"{SIZES}::test_weights_that_would_fit_and_compute_something_else_are_refused",
+    ),
+    Row(
+        'words that change nothing are asked for', 'mpp/interop/same_model.py', 'if _builds(theirs, model, {"arch": name, **fewer}):', 'if False:',
+        f"{SIZES}::test_another_model_is_refused_with_all_the_words_that_make_it_the_same",
+    ),
+    Row(
+        'the words are for the architecture of the config alone', 'mpp/interop/same_model.py', 'dict.fromkeys((model.arch, arch))', '(model.arch,)',
+        f"{SIZES}::test_another_model_is_refused_with_all_the_words_that_make_it_the_same",
+    ),
+    Row(
+        "a decoder's learned positions begin afresh at another size", 'mpp/interop/start_from.py', 'if places is not None and old != new', 'if False',
+        f"{SIZES}::test_at_another_image_size_learned_positions_are_those_that_timm_interpolates",
+    ),
+    Plant(
+        "a decoder's positions are interpolated without the filter", 'mpp.model.tokens:resized_positions',
+        'lambda positions, old, new: __import__("timm").layers.resample_abs_pos_embed(positions, list(new), list(old), positions.shape[1] - old[0] * old[1], "bilinear")',
+        f"{SIZES}::test_at_another_image_size_learned_positions_are_those_that_timm_interpolates",
+    ),
+    Row(
+        "positions of another kind of decoder are taken", 'mpp/interop/start_from.py', ' and was.decoder.name == config.decoder.name', '',
+        f"{SIZES}::test_a_decoder_of_another_kind_keeps_its_own_positions",
+    ),
+    Row(
+        'a patch embedding is resampled unsaid', 'mpp/interop/start_from.py', 'if patch != new_patch:', 'if False:',
+        f"{SIZES}::test_at_another_patch_size_the_embedding_is_the_one_that_timm_resamples_and_the_head_begins_afresh",
+    ),
+    Row(
+        'fixed positions are held beside those of the new grid', 'mpp/interop/start_from.py',
+        'wanted = parameter if name != PLACES else _fixed_positions(positions, grid)', 'wanted = parameter',
+        f"{SIZES}::test_fixed_positions_are_the_new_runs_own_and_learned_ones_that_they_replace_are_said",
+    ),
+    Row(
+        'a run begins at random where weights were asked for', 'mpp/interop/start_from.py', 'source.endswith(f"@{RANDOM}")', 'False',
+        f"{SIZES}::test_what_is_no_plain_vision_transformer_and_what_has_no_weights_is_refused",
+    ),
+    Plant(
+        'the norm behind the pooling is not the final one', 'mpp.interop.start_from:with_final_norm', 'lambda net: net',
+        f"{SIZES}::test_a_norm_behind_the_pooling_is_the_final_one_and_a_pooling_by_attention_is_left_out_and_said",
+    ),
+    Row(
+        'the words for the normalisation are its mean twice', 'mpp/interop/start_from.py', '_listed(loaded.std)', '_listed(loaded.mean)',
+        f"{SIZES}::test_the_words_that_go_on_with_the_normalisation_of_the_weights_are_said_and_do_so",
+    ),
+    Plant(
+        'a ViT-H has heads of 64', 'mpp.interop.foreign_names:WIDER_HEADS', '{}',
+        f"{FOREIGN}::test_a_file_of_a_published_size_has_the_heads_of_that_size",
+    ),
+    Plant(
+        'each try for the hub is told', 'mpp.interop.foreign_encoder:_hub_at_work', '__import__("contextlib").nullcontext',
+        f"{FOREIGN}::test_the_hub_is_announced_once_its_retries_are_silent_and_the_first_cause_of_its_failure_is_said",
+    ),
+    Row(
         'learned positions are replaced unsaid', 'mpp/interop/start_from.py',
-        'torch.allclose(weights[name].float(), own[name], atol=1e-3)',
-        'True',
+        'if not torch.allclose(found.float(), wanted, atol=1e-3):',
+        'if False:',
         f"{CONTINUED}::test_positions_that_do_not_fit_are_not_left_out_unsaid",
     ),
     # The way out.

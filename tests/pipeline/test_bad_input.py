@@ -39,6 +39,7 @@ def fails(capsys, *words: str) -> str:
         ("resume=must", ["resume=must", "no commit"]),
         ("resume=40", ["resume=40", "no checkpoint of step 40", "none"]),
         ("init_from=/nowhere", ["/nowhere", "neither a folder nor a file"]),
+        ("init_from=timm:vit_tiny_patch16_224@random", ["init_from=timm:vit_tiny_patch16_224@random", "no weights", "leave init_from out"]),
         ("data.holdout_samples=48", ["48", "fewer"]),
         ("data.global_batch=47", ["47", "40"]),
         ("data.streams=5", ["data.streams=5", "divide", "12"]),
@@ -153,4 +154,6 @@ def test_init_from_takes_the_encoder_of_another_recipe_and_refuses_another_encod
     succeed(fixed, shards, *short, "model.position=sincos2d", f"init_from={short_run}")
     assert torch.equal(read_encoder(fixed).net.pos_embed[0, 1:], sincos_positions(32, (4, 4)))
     other = pretrain(tmp_path / "other", shards, "model.width=48", "model.heads=3", f"init_from={short_run}")
-    assert other.status == [2] and len(other.error_lines) == 1 and "another model" in other.error_lines[0]
+    assert other.status == [2] and len(other.error_lines) == 1
+    assert "there width 32 and here 48, heads 2 and here 3); to begin from it give model.width=32 model.heads=2" in other.error_lines[0]
+    assert not (tmp_path / "other").exists()

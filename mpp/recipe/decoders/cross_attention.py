@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mpp.config.schema import Fraction, Positive
 from mpp.model.rotary import Turn, edge_coordinates, grid_coordinates, rotate, turns, within
-from mpp.model.tokens import choose_attention, initialise_linear
+from mpp.model.tokens import choose_attention, initialise_linear, resized_positions
 from mpp.recipe.decoders.base import DecoderSection, Given, add_positions, refuse_width
 from mpp.recipe.places import Grid
 
@@ -87,8 +87,6 @@ class CrossAttention(nn.Module):
 
     def at_grid(self, grid: Grid) -> "CrossAttention":
         """A copy for images of so many patches: positions that are added are resampled (timm), rotary ones lie in the same box."""
-        from timm.layers import resample_abs_pos_embed
-
         copied = copy.deepcopy(self)
         if grid == self.grid:
             return copied
@@ -96,7 +94,7 @@ class CrossAttention(nn.Module):
         if copied.turned:
             copied.turned.patches = grid_coordinates(grid).to(copied.turned.patches)
         if copied.pos_embed is not None:
-            moved = resample_abs_pos_embed(copied.pos_embed.detach(), list(grid), list(self.grid), num_prefix_tokens=0)
+            moved = resized_positions(copied.pos_embed.detach(), self.grid, grid)
             copied.pos_embed = nn.Parameter(moved) if isinstance(self.pos_embed, nn.Parameter) else moved
         return copied
 
