@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -161,7 +161,10 @@ def _scan_start(data: bytes) -> int:
 
 
 def encoded(image: Image.Image, form: str, quality: int | None = None) -> bytes:
-    """quality: of JPEG and WebP, QUALITY where it is not given; their chroma has half the resolution (4:2:0)."""
+    """quality: of JPEG and WebP, QUALITY where it is not given; their chroma, if there is any, has half the resolution (4:2:0)."""
     buffer = io.BytesIO()
-    image.save(buffer, form, **({} if form == "PNG" else {"quality": quality or QUALITY[form], "subsampling": "4:2:0"}))
+    options: dict[str, Any] = {} if form == "PNG" else {"quality": quality or QUALITY[form]}
+    if form != "PNG" and image.mode != "L":
+        options["subsampling"] = "4:2:0"
+    image.save(buffer, form, **options)
     return buffer.getvalue()
