@@ -18,6 +18,7 @@ parts on many machines see it.  A store has no locks: do not run the same part t
     OUT/.work/listing.json        what the source holds, once listed; beside it the shuffled order (*.items, *.offsets)
     OUT/.work/source.tar          SOURCE unpacked, while it is needed (only for compressed tars)
     OUT/.work/fetched/            SOURCE fetched from its URL, while it is needed
+    OUT/.work/tiles/              with --tile: what the scans were cut into, as much disk as the shards; beside it the scans' order (scans/)
     OUT/.work/train-000003.done   a finished shard's rows; written after the shard has its name
     OUT/.work/drops               with --dedup: which images are repeats, once all shards were made; the shards that hold some are made anew
     OUT/rejects.jsonl             files that are no readable images
@@ -32,6 +33,7 @@ quiet_until_main(__name__)
 
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,9 +97,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the shuffle and the choice of OUT/val")
     parser.add_argument("--samples-per-shard", type=at_least(1), default=2048, metavar="N", help="keys a shard")
+    parser.add_argument(
+        "--tile", type=at_least(8, 8192), metavar="T", help="cut each image into tiles of T x T pixels; --val keeps a scan whole"
+    )
+    parser.add_argument(
+        "--overlap", type=at_least(0), default=0, metavar="O", help="pixels that neighbouring tiles share (at the right and lower rim more)"
+    )
+    parser.add_argument(
+        "--window",
+        type=_level,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="raw levels of grey deeper than 8 bits (16 and 32 bits, signed, floats) that become black and white; the others are clipped",
+    )
     parser.add_argument("--check", choices=("header", "decode"), default="header", help="how an image that is copied is checked")
     parser.add_argument("--resize", type=at_least(8), metavar="S", help="shrink short sides above S pixels to S")
-    parser.add_argument("--encode", choices=("keep", "jpeg", "webp"), default="keep", help="what to store; keep: shrunk images as JPEG")
+    parser.add_argument(
+        "--encode", choices=("keep", "jpeg", "png", "webp"), default="keep", help="what to store; keep: shrunk images as JPEG"
+    )
     parser.add_argument(
         "--quality", type=_quality, metavar="Q", help=f"of encoded images (default: JPEG {QUALITY['JPEG']}, WebP {QUALITY['WEBP']})"
     )
@@ -116,8 +133,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the closing summary as one JSON object")
     args = parser.parse_args(argv)
-    if args.quality and not args.resize and args.encode == "keep":
+    if args.quality and (args.encode == "png" or not (args.resize or args.tile or args.encode != "keep")):
         parser.error("--quality is of encoded images; give --encode jpeg, --encode webp or --resize with it")
+    if args.overlap and not args.tile:
+        parser.error("--overlap is of tiles; give --tile with it")
+    if args.tile and args.overlap >= args.tile:
+        parser.error(f"--overlap {args.overlap} must be less than --tile {args.tile}, as the next tile begins so many pixels further on")
+    if args.window and not args.window[0] < args.window[1]:
+        parser.error(f"--window {args.window[0]} {args.window[1]}: the first level, which becomes black, must be below the second, white")
+    args.window = tuple(args.window) if args.window else None
     for option, what in (("label_field", "where labels are"), ("label_names", "what labels are"), ("class_level", "where labels are")):
         if getattr(args, option) and not args.labels:
             parser.error(f"--{option.replace('_', '-')} says {what}; give --labels with it")
@@ -134,6 +158,16 @@ def _quality(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= 100:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a quality from 1 to 100")
+
+
+def _level(text: str) -> float | int:
+    try:
+        level = float(text)
+    except ValueError:
+        level = math.nan
+    if math.isfinite(level):
+        return int(level) if level.is_integer() else level
+    raise argparse.ArgumentTypeError(f"{text!r} is not a level, a number")
 
 
 def _val(text: str) -> float | int:

@@ -14,14 +14,14 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import cast
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
-from mpp.data.levels import loaded, opaque_rgb, tiff_facts
+from mpp.data.levels import loaded, opaque_rgb, raw_grey, tiff_facts, windowed
 from mpp.errors import BadSample, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -106,6 +106,28 @@ def open_upright(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, 
         image = loaded(_open(data, max_pixels, formats), data)
         turn = _UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
+
+
+def open_windowed(
+    data: bytes, window: Sequence[float], max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> tuple[Image.Image, int, int] | None:
+    """Grey deeper than 8 bits as an upright image in mode L, and how many pixels were below and above the window; None for any other image.
+
+    window: the raw levels that become 0 and 255 (of WhiteIsZero 255 and 0).  Transparent levels become white.  Raises BadSample(reason).
+    """
+    with _content_errors(formats):
+        image = _open(data, max_pixels, formats)
+        found = raw_grey(image)
+        if found is None:
+            return None
+        levels, white_is_zero = found
+        pixels, below, above = windowed(levels, *window)
+        pixels = 255 - pixels if white_is_zero else pixels
+        if "transparency" in image.info:
+            pixels[levels == image.info["transparency"]] = 255
+        turn = _UPRIGHT.get(_orientation(image))
+        drawn = Image.fromarray(pixels)
+        return (drawn if turn is None else drawn.transpose(turn)), below, above
 
 
 def is_16_bit(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> bool:

@@ -62,4 +62,5 @@ def overlap(prints: np.ndarray, others: Iterable[np.ndarray] | np.ndarray) -> np
 def how_stored(images: Images) -> tuple:
     """What of data_prep's options gives images other bytes: the same image stored in two ways has two prints.  Of what data_prep has not made, its own bytes."""
     source = getattr(images, "manifest", {}).get("source", {})
-    return source.get("resize"), source.get("encode") or "keep", source.get("quality")
+    cut = (source.get(name) for name in ("tile", "overlap", "window"))
+    return source.get("resize"), source.get("encode") or "keep", source.get("quality"), *cut

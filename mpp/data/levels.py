@@ -3,6 +3,7 @@
 * Depth: TIFF's BitsPerSample, or the MaxSampleValue of one that gives it; PNG's and PPM's own.  Grey deeper than 8 bits becomes 16 bits: a level v
   of a range 0..m is 65535 v / m, rounded down, so its upper 8 bits are those of v where m + 1 is a power of two.
 * WhiteIsZero is turned round.  Floats and signed numbers have no known black and white, so they are refused.
+* A window says which raw levels are black and white, of grey deeper than 8 bits of any kind (`raw_grey`, `windowed`).
 * A level or colour that PNG calls transparent is compared at the depth at which it was stored.
 
 Some of this corrects what Pillow passes on as it stands (found with files written by hand, tests/data/test_levels.py).
@@ -13,7 +14,7 @@ import struct
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from mpp.errors import BadSample
 
@@ -33,6 +34,8 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _MAX, _PLANAR, _COLORMAP, _INK_SET, _EXTRA, _
 )  # TIFF 6.0
 _WHITE_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 2, 3, 5, 6
 _PNG_GREY, _PNG_RGB = 0, 2  # colour types
+_SIGNED, _FLOAT = 2, 3  # SampleFormat
+_REMEDY = "whose black and white are not known: make_shards.py --window LOW HIGH says which levels they are"
 
 
 def loaded(image: Image.Image, data: bytes) -> Image.Image:
@@ -44,7 +47,7 @@ def loaded(image: Image.Image, data: bytes) -> Image.Image:
         return _tiff(cast(TiffImagePlugin.TiffImageFile, image))
     image.load()
     if image.mode == "F":
-        raise BadSample("floating-point levels, whose range is not known")
+        raise BadSample(f"floating-point levels{_from_to(np.asarray(image))}, {_REMEDY}")
     transparent = image.info.get("transparency")
     if image.format == "PNG" and transparent is not None:
         bits, colour = data[24], data[25]  # of IHDR
@@ -60,6 +63,49 @@ def loaded(image: Image.Image, data: bytes) -> Image.Image:
     if image.mode == "I":  # a PPM's, spread over 16 bits
         return _grey(np.asarray(image), FULL)
     return image
+
+
+def raw_grey(image: Image.Image) -> tuple[np.ndarray, bool] | None:
+    """Grey levels [H, W] as they are stored, floats or whole numbers, and whether the least is white, of an image that Pillow has opened.
+
+    None for what is neither deeper than 8 bits nor signed, and for colour.  Raises BadSample for what Pillow reads wrongly; whatever Pillow raises.
+    """
+    tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    formats = set(_several(tags.get(_FORMAT, 1)))
+    small = image.mode == "L" and formats == {_SIGNED}
+    if not small and not image.mode.startswith(("I", "F")):
+        return None
+    if formats != {1} and not small and tags.get(_COMPRESSION, 1) != 1 and tags.prefix == b"MM":
+        raise BadSample(
+            "signed or floating-point levels that are big-endian and compressed, which Pillow reads wrongly; store them little-endian"
+        )
+    arguments = [tile.args for tile in cast(ImageFile.ImageFile, image).tile]  # gone once it is loaded
+    image.load()
+    levels = np.asarray(image)
+    if small:
+        levels = levels.view(np.int8)
+    elif image.format == "TIFF" and formats == {1} and levels.dtype == np.int32:
+        levels = levels.view(np.uint32)
+    elif image.format == "PPM" and image.mode == "I" and isinstance(arguments[0], tuple):  # Pillow has spread them over 16 bits
+        levels = (levels.astype(np.uint32) * arguments[0][1] + FULL // 2) // FULL
+    return levels, image.format == "TIFF" and tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+
+
+def windowed(levels: np.ndarray, low: float, high: float) -> tuple[np.ndarray, int, int]:
+    """uint8 [H, W]: levels from `low` to `high` spread evenly over 0 to 255, to the nearest, others clipped; and how many were below and above.
+
+    Raises BadSample where one is not a number.
+    """
+    below = above = 0
+    spread = np.empty(levels.shape, np.uint8)
+    for row, stored in zip(spread, levels, strict=True):  # by rows: in 64 bits the whole would take eight times its room
+        exact = stored.astype(np.float64)
+        if np.isnan(exact).any():
+            raise BadSample("holds levels that are no numbers (NaN), which lie in no window")
+        below += int((exact < low).sum())
+        above += int((exact > high).sum())
+        row[:] = np.floor((np.clip(exact, low, high) - low) * 255 / (high - low) + 0.5)
+    return spread, below, above
 
 
 def opaque_rgb(image: Image.Image) -> Image.Image:
@@ -99,12 +145,8 @@ def _tiff(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
     tags = image.tag_v2
     bits, photometric = _several(tags.get(_BITS, 1))[0], tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
     formats = set(_several(tags.get(_FORMAT, 1)))
-    if 3 in formats:
-        raise BadSample("floating-point levels, whose range is not known")
     if formats != {1}:
-        raise BadSample(
-            f"{'signed' if formats == {2} else 'unusual'} levels (SampleFormat {min(formats)}), whose black and white are not known"
-        )
+        raise _unknown_levels(image, formats)
     most, stated = 2**bits - 1, _several(tags.get(_MAX, tags.get(_SMAX, 0)))[0]
     # In 8 bits it is often the brightest level that occurs, and no depth.
     if isinstance(stated, int | float) and 0 < stated < most and (bits > 8 or int(stated) & int(stated + 1) == 0):
@@ -130,6 +172,21 @@ def _tiff(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
         spread = _spread(255 - levels if inverse else levels, most, 255)
         return Image.fromarray((255 - spread if inverse else spread).astype(np.uint8))
     return image
+
+
+def _unknown_levels(image: TiffImagePlugin.TiffImageFile, formats: set) -> BadSample:
+    """Why a TIFF of signed, floating-point or other levels is not read without a window, and which it has, so that one can be chosen."""
+    kind = "floating-point" if _FLOAT in formats else "signed" if formats == {_SIGNED} else ""
+    if not kind or len(image.getbands()) > 1:
+        return BadSample(f"{kind or 'unusual'} levels (SampleFormat {min(formats)}), whose black and white are not known")
+    found = raw_grey(image)
+    return BadSample(f"{kind} levels{_from_to(found[0]) if found else ''}, {_REMEDY}")
+
+
+def _from_to(levels: np.ndarray) -> str:
+    """ " from -1024 to 3071", for a message; nothing where there are no numbers"""
+    numbers = levels[np.isfinite(levels)]
+    return f" from {numbers.min():g} to {numbers.max():g}" if numbers.size else ""
 
 
 def _grey(levels: np.ndarray, most: int, white_is_zero: bool = False) -> Image.Image:

@@ -41,6 +41,7 @@ class Sample(NamedTuple):
     width: int  # pixels, as decoded
     height: int
     label: int = -1
+    told: bytes = b""  # JSON beside it, where there is any
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dict, np.ndarray]:
@@ -56,14 +57,17 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[dic
     try:
         with part.open("wb", buffering=BUFFER) as file:
             for sample in samples:
-                rows.append((0, end + BLOCK, len(sample.data), 0, sample.width, sample.height, sample.label, sample.key))
-                for field, data in ((sample.field, sample.data), ("cls", b"%d" % sample.label))[: 1 + (sample.label >= 0)]:
+                members = [(sample.field, sample.data)]
+                members += [("cls", b"%d" % sample.label)] if sample.label >= 0 else []
+                members += [("json", sample.told)] if sample.told else []
+                first, start = len(fields), end + BLOCK
+                for field, data in members:
                     header = member_header(sample.key, field, len(data))
                     fields.append((header, len(data), zlib.crc32(data)))
                     for piece in (header, data, bytes(-len(data) % BLOCK)):
                         end += file.write(piece)
-                # the image is the sample's first field
-                rows[-1] = (*rows[-1][:3], fields[-1 - (sample.label >= 0)][2], *rows[-1][4:])
+                crc32 = fields[first][2]  # of the image
+                rows.append((0, start, len(sample.data), crc32, sample.width, sample.height, sample.label, sample.key))
             if not rows:
                 return {"name": name, "bytes": 0, "sha256": "", "samples": 0}, np.empty(0, INDEX_DTYPE)
             end += file.write(bytes(2 * BLOCK + -(end + 2 * BLOCK) % tarfile.RECORDSIZE))  # the end mark, padded as tar does

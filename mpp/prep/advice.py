@@ -27,8 +27,8 @@ def usual_side(short_sides: Sequence[tuple[int, int]]) -> int:
     return 0
 
 
-def next_line(train: Path) -> str:
-    """For people.  Raises DataError where `train` is no split."""
+def next_line(train: Path, more: str = "") -> str:
+    """For people; more: further words of the command.  Raises DataError where `train` is no split."""
     config = config_for(read_manifest(train)[0])
     length = "" if config == LARGE else "  (budget=30min: as much as fits into that time)"
-    return f"next:     deepspeed mpp/pretrain.py --config {config} data.shards={train}{length}"
+    return f"next:     deepspeed mpp/pretrain.py --config {config} data.shards={train}{more}{length}"

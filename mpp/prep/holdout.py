@@ -21,6 +21,7 @@ from mpp.prep.source import Item
 
 SWEEPS = 20  # over all things, at most
 PATTERN = "re:"  # --group re:REGEX
+SCAN = "scan"  # the field of tiles that says which things they show
 
 
 class Grouping(NamedTuple):
@@ -58,6 +59,16 @@ class Grouping(NamedTuple):
         found = re.search(self.pattern, item.name)
         return (found[1] if found.re.groups else found[0]) or "" if found else ""
 
+    def thing(self, item: Item) -> str:
+        """`of` it.  Raises UserError where that is not told."""
+        if found := self.of(item):
+            return found
+        raise UserError(f"--group {self.text}: {item.name} has none, so it may be of any; mend that, or leave out --group")
+
+    def of_tiles(self) -> "Grouping":
+        """The same of tiles, whose group is what their scan shows (tiles.py)."""
+        return Grouping(self.text, field=SCAN)
+
 
 def asked(val: float | int, count: int) -> int:
     """Images for val.  Raises UserError where one of the splits would be empty."""
@@ -93,10 +104,7 @@ def divide(
             item = Item(*json.loads(line))
             thing = b""
             if grouping:
-                text = grouping.of(item)
-                if not text:
-                    raise UserError(f"--group {grouping.text}: {item.name} has none, so it may be of any; mend that, or leave out --group")
-                thing = digest(text)
+                thing = digest(grouping.thing(item))
             yield line, class_of(item) if class_of else 0, thing
 
     for _, number, thing in items():
@@ -124,7 +132,7 @@ def divide(
     rewrite_order(folder, split, (line for of_val in (False, True) for line in lines(of_val)))
     report: dict[str, Any] = {"asked": wanted, "images": kept.total(), "of": counts.total()}
     if grouping:
-        report |= {"group": grouping.text, "things": len(apart), "of_things": len(groups)}
+        report |= {"group": grouping.text or SCAN, "things": len(apart), "of_things": len(groups)}
     if class_of:
         report |= _spread(counts, kept, classes)
     return report
@@ -177,10 +185,10 @@ def choose(groups: dict[bytes, Counter[int]], counts: Counter[int], wanted: int,
     if not apart:  # each is larger than twice of what is wanted: the one that is nearest
         alone = [(change(thing, 1), thing) for thing in order if fits(thing)]
         if not alone:
-            raise UserError(
-                f"--group {grouping.text}: finds {len(groups)} in {total} images, and each holds all images of a class, so none can be kept apart; "
-                "group by something else"
-            )
+            found = f"finds {len(groups)} in {total} images, and each holds all images of a class, so none can be kept apart"
+            if not grouping.text:
+                raise UserError(f"--tile keeps a scan whole, and --val {found}; give more scans, or leave out --val")
+            raise UserError(f"--group {grouping.text}: {found}; group by something else")
         apart.add(min(alone)[1])
     return apart
 
@@ -199,7 +207,8 @@ def describe(report: dict[str, Any]) -> str:
     if report["images"] != report["asked"]:
         said += f" ({report['asked']:,} were asked for)"
     if "group" in report:
-        said += f", {report['things']:,} of {report['of_things']:,} things (--group {report['group']})"
+        things = "scans" if report["group"] == SCAN else f"things (--group {report['group']})"
+        said += f", {report['things']:,} of {report['of_things']:,} {things}"
     if shares := report.get("largest_difference"):
         said += (
             f"; {report['classes_in_val']:,} of {report['classes']:,} classes, whose shares differ most for {shares['class']!r}: "

@@ -220,6 +220,12 @@ def show(facts: Facts) -> None:
     )
     formats = ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())
     say(f"formats:  {formats or 'none'} (of {facts.looked_at:,} images looked at)")
+    if tile := manifest["source"].get("tile"):
+        say(
+            f"cut:      tiles of {tile} (neighbours share {manifest['source']['overlap']} pixels); each .json names the scan and the place in it"
+        )
+    if window := manifest["source"].get("window"):
+        say(f"windowed: raw levels {window[0]:,} to {window[1]:,} of grey deeper than 8 bits became 0 to 255")
     if facts.small_range:
         say(f"WARNING:  {facts.small_range}")
     say(f"rejected: {manifest['rejects']:,}")

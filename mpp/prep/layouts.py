@@ -159,7 +159,8 @@ def remarks_on_labels(source: Source, classes: Sequence[str], labels: Collection
 
 def other_format(source: Source, ignored: Counter) -> str:
     """Advice where a folder of images holds files that may have been meant instead; empty where it does not."""
-    source = source.source if isinstance(source, LaidOut) else source
+    while isinstance(source, Around):
+        source = source.source
     if not isinstance(source, Folder):
         return ""
     there = {entry.suffix.lower() for entry in source.path.iterdir()}

@@ -24,7 +24,7 @@ from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
 from mpp.prep.options import disk_errors, progress
 from mpp.prep.plan import Split, decide, opened, other_plan, plan_jobs, read_plan
-from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range
+from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range, say_windowed
 from mpp.prep.repeats import DROPS, LISTED, note_repeats, without
 from mpp.prep.shard_job import REJECTS, Job, Record, Totals, Work, build_shard, read_record, records, report_rejects, totals
 from mpp.prep.shuffle import Listed, survey
@@ -71,9 +71,11 @@ class Summary:
                 "classes": len(classes),
                 "holdout": self.listed.holdout,
                 "rejected": self.total.rejects,
+                "cut": {name: self.listed.cut[name] for name in ("scans", "tiles", "rejected")} if self.listed.cut else {},
                 "repeats": self.repeats,
                 "ignored": ignored,
                 **{name: self.total.counts[name] for name in ("converted", "resized", "encoded")},
+                "windowed": self._windowed()["windowed"],
                 "small_range": say_small_range(self.total.counts),
                 "above_training_limit": self.total.counts["largest"],
                 "built_shards": self.built_shards,
@@ -86,6 +88,10 @@ class Summary:
             say(
                 f"{self.out.where(split)}: {counted(found['images'], 'image')} in {counted(found['shards'], 'shard')}, {found['bytes'] / 1e6:,.1f} MB"
             )
+        if cut := self.listed.cut:
+            left = f", {counted(cut['rejected'], 'scan')} rejected" if cut["rejected"] else ""
+            shared = f", neighbours share {args.overlap} pixels" if args.overlap else ""
+            say(f"cut:      {counted(cut['scans'], 'scan')} -> {counted(cut['tiles'], 'tile')} of {args.tile}{shared}{left}")
         if self.listed.holdout:
             say(f"kept apart: {holdout.describe(self.listed.holdout)}")
         listed = "" if args.part or not self.total.rejects else f" ({self.out.where('rejects.jsonl')})"
@@ -99,6 +105,8 @@ class Summary:
             say(f"classes:  {len(classes):,} ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}){without}")
         if self.total.counts["converted"]:
             say(f"converted to PNG (first frame, without loss): {self.total.counts['converted']:,}")
+        if args.window:
+            say(say_windowed(self._windowed(), args.window, "scan" if self.listed.cut else "image"))
         if self.total.counts["resized"]:
             say(f"shrunk to a short side of {args.resize}: {self.total.counts['resized']:,}")
         if self.total.counts["encoded"]:
@@ -127,7 +135,14 @@ class Summary:
             if isinstance(args.out, str):
                 say(f"next:     copy {train} to a disk of the machines that train")
             else:
-                say(next_line(Path(train)))
+                apart = f" data.holdout_shards={self.out.where('val')}" if self.listed.cut and "val" in self.splits else ""
+                say(next_line(Path(train), apart))
+
+    def _windowed(self) -> Counter:
+        """What a window did: to tiles it was done while they were cut."""
+        return (
+            Counter({name: value for name, value in self.listed.cut.items() if name != "folder"}) if self.listed.cut else self.total.counts
+        )
 
     def _say_repeats(self) -> str:
         counts = self.repeats
@@ -154,7 +169,8 @@ def make(args: argparse.Namespace) -> int:
     source = open_both(args)
     settings = settings_of(args, source)
     drawn = {"group": args.group.text if args.group else None, "val_by_class": True if args.val and args.labels else None}
-    wanted = {**settings, **drawn, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
+    cut = {"tile": args.tile, "overlap": args.overlap if args.tile else None, "window": list(args.window) if args.window else None}
+    wanted = {**settings, **drawn, **cut, "identity": source.identity(), "mpp": mpp.__version__, "pillow": PIL.__version__}
     out = destination(args.out, args.scratch, wanted)
     with opened(out, args) as fresh:
         if complete := look_at_complete(source, out, wanted, args):
@@ -167,7 +183,7 @@ def make(args: argparse.Namespace) -> int:
             out,
             out.scratch,
             {name: number for number, name in enumerate(plan.classes)} if args.labels else None,
-            Options(args.check, args.resize, args.encode, args.quality, args.max_pixels),
+            Options(args.check, args.resize, args.encode, args.quality, args.max_pixels, args.window),
             hashlib.sha256(json.dumps(plan.noted["plan"]).encode()).hexdigest(),
         )
         fresh.pop_all()  # from here on what was done is kept
@@ -191,7 +207,8 @@ def make(args: argparse.Namespace) -> int:
         if not args.part:
             summary.repeats = repeats
             report_rejects(jobs, work, summary.total.images, summary.total.rejects, args, f"mend them and remove {args.out}")
-            settings = {name: plan.noted["plan"].get(name) for name in settings} | ({"group": args.group.text} if args.group else {})
+            settings = {name: plan.noted["plan"].get(name) for name in settings}
+            settings |= {name: value for name, value in (("group", drawn["group"]), *cut.items()) if value is not None}
             for split in reversed(plan.splits):  # train last: whoever waits for it finds val
                 write_split(split, [job for job in jobs if job.split == split.name], work, plan.classes, settings, args)
             out.put(PLAN, json.dumps(plan.noted | {"complete": [split.name for split in plan.splits]}).encode())

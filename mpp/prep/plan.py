@@ -3,10 +3,12 @@
 import argparse
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -14,16 +16,23 @@ from tqdm import tqdm
 from mpp.errors import DataError, UserError
 from mpp.files import hold_folder, lock_folder, write_atomically
 from mpp.prep.destination import LOCK, PLAN, Destination
-from mpp.prep.holdout import asked, divide
+from mpp.prep.holdout import SCAN, Grouping, asked, divide
 from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels
 from mpp.prep.multi_label import said_of, several_in
 from mpp.prep.options import progress
+from mpp.prep.prepare import Options
 from mpp.prep.shard_job import Job
-from mpp.prep.shuffle import Listed, shuffle
+from mpp.prep.shuffle import Listed, order_lines, shuffle
 from mpp.prep.source import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
 from mpp.prep.sources import EITHER
 from mpp.prep.sources.lists import ROWS
+from mpp.prep.tiles import FOLDER as TILES
+from mpp.prep.tiles import Cutting, Tiles, counts_of, cut_all, folder_of
+from mpp.prep.tiles import Work as CutWork
 from mpp.text import say
+
+SCANS = "scans"  # the folder of the scratch folder with the order of what is cut into tiles
+BUCKET = ".*-[0-9][0-9][0-9][0-9].tmp-*"  # what a listing in memory too small for it spills
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,8 @@ def opened(out: Destination, args: argparse.Namespace) -> Iterator[ExitStack]:
             out.sweep()
         # under the lock: whoever held it before may have begun OUT, or finished it
         if not out.begun() and not args.part:
-            fresh.callback(lambda: None if (out.scratch / FETCHED).exists() else out.abandon())  # hours of fetching are kept
+            hours = (FETCHED, TILES)  # of work, which are kept
+            fresh.callback(lambda: None if any((out.scratch / name).exists() for name in hours) else out.abandon())
         yield fresh
 
 
@@ -109,7 +119,7 @@ def decide(source: Source, out: Destination, wanted: dict, args: argparse.Namesp
         if found is None:
             clear(out, wanted)
         try:
-            source, kind, listed = list_once(source, out, args)
+            source, kind, listed = list_once(source, out, wanted, args)
             if found and found["plan"]["stamp"] != listed.stamp:  # listed on another machine
                 raise other_plan(args, found, f"the files of {wanted['name']} changed")
             splits = plan_splits(source, listed, args)
@@ -135,6 +145,8 @@ def clear(out: Destination, wanted: dict) -> None:
     out.forget()
     note, content = out.scratch / "begun.json", json.dumps(wanted).encode()
     if not note.exists() or note.read_bytes() != content:
+        if (out.scratch / TILES).exists():
+            shutil.rmtree(out.scratch / TILES)
         for path in out.scratch.iterdir():
             if path.is_file() and not path.name.startswith("lock"):
                 path.unlink()
@@ -150,30 +162,33 @@ def refuse_odd_names(source: str, others: list[str]) -> None:
             raise DataError(f"{name!r}: this name is no UTF-8, so the manifest cannot hold it; rename it") from None
 
 
-def list_once(source: Source, out: Destination, args: argparse.Namespace) -> tuple[Source, str, Listed]:
-    """The source, readable at random, its kind, and what it holds, its order written to the scratch folder.
+def list_once(source: Source, out: Destination, wanted: dict, args: argparse.Namespace) -> tuple[Source, str, Listed]:
+    """The source, readable at random, its kind, and what it holds, its order written to the scratch folder; of scans to be cut their tiles.
 
-    What an earlier run fetched, unpacked and listed is taken over.
+    What an earlier run fetched, unpacked, listed and cut is taken over.
     """
     scratch = out.scratch
 
     def bar(what: str, total: int | None) -> tqdm:
         return tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args))
 
-    for leftover in scratch.glob(".*-[0-9][0-9][0-9][0-9].tmp-*"):  # of a killed listing
-        leftover.unlink()
+    orders = scratch / SCANS if args.tile else scratch  # of what is listed first
+    orders.mkdir(exist_ok=True)
+    for leftover in (*scratch.glob(BUCKET), *orders.glob(BUCKET)):  # of a killed listing
+        leftover.unlink(missing_ok=True)
     source = source.fetch(scratch, bar)
     kind = source.kind
     source = source.unpack(scratch, bar)
     try:
         listed = Listed.from_json((scratch / "listing.json").read_bytes())
-        return laid_out(source, listed.levels, args.label_names), kind, listed
+        source = laid_out(source, listed.levels, args.label_names)
+        return Tiles(source, scratch / listed.cut["folder"]) if listed.cut else source, kind, listed
     except FileNotFoundError:
         pass
 
     def put_in_order(source: Source) -> Listed:
         with tqdm(desc="listing", unit="img", **progress(args)) as listing:
-            return shuffle(source, args.seed, scratch, listing.update)
+            return shuffle(source, args.seed, orders, listing.update)
 
     source, listed = as_laid_out(source, args, put_in_order)
     if not listed.counts.total():
@@ -181,7 +196,12 @@ def list_once(source: Source, out: Destination, args: argparse.Namespace) -> tup
         seen = f" among {files} files ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
-    if args.val and (args.labels or args.group):
+    grouping = args.group
+    if args.tile:
+        refuse(source, listed, args)
+        source, listed = cut_into_tiles(source, listed, orders, out, wanted, args)
+        grouping = args.group.of_tiles() if args.group else Grouping("", field=SCAN)
+    if args.val and (args.labels or grouping):
         plan_splits(source, listed, args)  # what cannot be is told before it is attempted
         classes = source.class_names(listed.labels) if args.labels else []
         numbers = {name: number for number, name in enumerate(classes)}
@@ -192,16 +212,34 @@ def list_once(source: Source, out: Destination, args: argparse.Namespace) -> tup
                 known[item.label] = source.class_number(item.label, numbers)
             return known[item.label]
 
-        listed.holdout = divide(scratch, "train", args.val, args.seed, class_of if args.labels else None, args.group, classes)
+        listed.holdout = divide(scratch, "train", args.val, args.seed, class_of if args.labels else None, grouping, classes)
     write_atomically(scratch / "listing.json", listed.to_json())
     return source, kind, listed
 
 
-def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> list[Split]:
-    """Which stretch of which order goes where.
+def cut_into_tiles(
+    scans: Source, listed: Listed, orders: Path, out: Destination, wanted: dict, args: argparse.Namespace
+) -> tuple[Source, Listed]:
+    """The tiles of the scans, shuffled like any images, and what is known of them: what was learnt of the scans holds for them too."""
+    if args.labels:
+        scans.class_names(listed.labels)  # what cannot be is told before anything is cut
+    for item in (Item(*json.loads(line)) for split in listed.counts for line in order_lines(orders, split)) if args.group else ():
+        args.group.thing(item)
+    folder = folder_of(out.scratch, wanted, listed)
+    options = Options(resize=args.resize, encode=args.encode, quality=args.quality, max_pixels=args.max_pixels, window=args.window)
+    with tqdm(desc="cutting", total=listed.counts.total(), unit="scan", **progress(args)) as bar:
+        cut_all(CutWork(scans, orders, folder, options, Cutting(args.tile, args.overlap), args.group), listed, args.workers, bar.update)
+    source = Tiles(scans, folder)
+    with tqdm(desc="listing", unit="tile", **progress(args)) as bar:
+        tiles = shuffle(source, args.seed, out.scratch, bar.update)
+    for name in ("stamp", "levels", "remarks", "ignored"):
+        setattr(tiles, name, getattr(listed, name))
+    tiles.cut = {"folder": str(folder.relative_to(out.scratch)), **counts_of(folder)}
+    return source, tiles
 
-    Numbered before anything is rejected.  Val is the end of the order (holdout.py has brought it there, where labels or groups matter).
-    """
+
+def refuse(source: Source, listed: Listed, args: argparse.Namespace) -> None:
+    """Raises UserError for labels, and for splits beside --val, that cannot be."""
     if args.labels and (several := several_in(listed.labels, digits_are_names=args.label_names)) and source.kind in (*EITHER, *ROWS):
         name = next(item.name for item in source.items(Counter()) if item.label == several)
         raise DataError(f"{args.source}: {name!r} has {said_of(several, names=source.digits_are_numbers)}")
@@ -209,12 +247,20 @@ def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> lis
         raise DataError(f"{args.source}: {listed.unlabelled!r} {source.unlabelled}, so it has no class; mend that, or leave out --labels")
     if args.labels and len(listed.labels) > MAX_CLASSES:
         raise DataError(f"{args.source}: has more than {MAX_CLASSES} classes; leave out --labels")
+    if args.val and set(listed.counts) != {"train"}:
+        raise UserError(f"--val {args.val}: the source has its own splits ({', '.join(sorted(listed.counts))}); leave out --val")
+
+
+def plan_splits(source: Source, listed: Listed, args: argparse.Namespace) -> list[Split]:
+    """Which stretch of which order goes where.
+
+    Numbered before anything is rejected.  Val is the end of the order (holdout.py has brought it there, where labels or groups matter).
+    """
+    refuse(source, listed, args)
     counts = dict(listed.counts)
     whole = {name: Split(name, name, 0, count) for name, count in counts.items()}
     if not args.val:
         return sorted(whole.values(), key=lambda split: split.name != "train")
-    if set(whole) != {"train"}:
-        raise UserError(f"--val {args.val}: the source has its own splits ({', '.join(sorted(whole))}); leave out --val")
     count = counts["train"]
     kept_apart = listed.holdout["images"] if listed.holdout else asked(args.val, count)
     return [Split("train", "train", 0, count - kept_apart), Split("val", "train", count - kept_apart, kept_apart)]

@@ -1,17 +1,20 @@
 """One file's bytes -> the bytes to store, their field and their size in pixels."""
 
 import io
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mpp.data.class_folders import CONVERTED
-from mpp.data.decode import FORMATS, MAX_PIXELS, check_header, is_16_bit, open_image, open_shrunk, open_upright
+from mpp.data.decode import FORMATS, MAX_PIXELS, check_header, is_16_bit, open_image, open_shrunk, open_upright, open_windowed
 from mpp.data.shard_format import FIELDS
 from mpp.errors import BadSample
+from mpp.text import counted
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of the longest side that each format stores
@@ -25,9 +28,10 @@ TAIL = 4096  # bytes at the end of a JPEG in which its end mark is looked for (c
 class Options:
     check: Literal["header", "decode"] = "header"
     resize: int | None = None  # pixels of the short side, None to keep
-    encode: Literal["keep", "jpeg", "webp"] = "keep"
+    encode: Literal["keep", "jpeg", "png", "webp"] = "keep"
     quality: int | None = None  # of JPEG and WebP, 1 to 100
     max_pixels: int = MAX_PIXELS  # larger images are refused
+    window: tuple[float, float] | None = None  # raw levels of grey deeper than 8 bits that become black and white
 
 
 class Prepared(NamedTuple):
@@ -39,7 +43,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool = False) -> Prepared:
-    """JPEG, PNG and WebP are copied; other kinds become PNG without loss; `options` may ask for more.
+    """JPEG, PNG and WebP are copied; other kinds become PNG without loss, and so does what options.window has made 8 bits of; `options` may ask for more.
 
     A copied image is checked from its header, and decoded in full where options.check says so, where `need_pixels`, or where its end does
     not look like the end of its format: so a cut file is always found.  A short side above options.resize is shrunk to it (bicubic,
@@ -50,22 +54,24 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
     form, width, height = check_header(data, most, FORMATS + CONVERTED)
     deep = form not in LONGEST and is_16_bit(data, most, FORMATS + CONVERTED)
     drawn: Image.Image | None = None
-    if form in CONVERTED:
-        drawn = open_upright(data, most, CONVERTED)
-        data, form = _encode(drawn if drawn.mode in PNG_MODES else open_image(data, most, CONVERTED), "PNG"), "PNG"
+    if form in CONVERTED or (deep and options.window):
+        was_windowed = counts["windowed"]
+        drawn = storable(data, options, counts)
+        data, form = encoded(drawn, "PNG"), "PNG"
         _, width, height = check_header(data, most)
-        counts["converted"] += 1
+        deep = deep and not options.window
+        counts["converted"] += counts["windowed"] == was_windowed
     side = options.resize if options.resize and min(width, height) > options.resize else None
-    target = {"keep": "JPEG" if side else form, "jpeg": "JPEG", "webp": "WEBP"}[options.encode]
+    target = {"keep": "JPEG" if side else form, "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}[options.encode]
     image: Image.Image | None = None
-    if side or options.encode != "keep":
+    if side or not (options.encode == "keep" or target == form == "PNG"):
         if side:
             scale = side / min(width, height)
             width, height = (max(side, round(length * scale)) for length in (width, height))
-        if max(width, height) > LONGEST[target]:
+        if max(width, height) > LONGEST.get(target, math.inf):
             raise BadSample(f"{width}x{height} is too long: a {target}'s sides end at {LONGEST[target]}")
         drawn = open_shrunk(data, (width, height), most) if side else open_image(data, most)
-        data = _encode(drawn, target, quality=options.quality or QUALITY[target], subsampling="4:2:0")
+        data = encoded(drawn, target, options.quality)
         counts["resized"] += bool(side)
         counts["encoded"] += 1
         if need_pixels:
@@ -76,6 +82,32 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
         note_levels(drawn, counts)
     counts["largest"] += width * height > TRAINED_PIXELS
     return Prepared(data, FIELDS[target], width, height, image)
+
+
+def storable(data: bytes, options: Options, counts: Counter) -> Image.Image:
+    """The upright image in a mode that PNG stores without loss; with options.window grey deeper than 8 bits has become 8.  Raises BadSample."""
+    formats = FORMATS + CONVERTED
+    if options.window:
+        if found := open_windowed(data, options.window, options.max_pixels, formats):
+            image, below, above = found
+            counts.update({"windowed": 1, "below": below, "above": above, "windowed_pixels": image.width * image.height})
+            return image
+        if is_16_bit(data, options.max_pixels, formats):
+            raise BadSample("colour or transparency of 16 bits a channel, and --window is of grey alone; leave --window out, or store grey")
+    drawn = open_upright(data, options.max_pixels, formats)
+    return drawn if drawn.mode in PNG_MODES else open_image(data, options.max_pixels, formats)
+
+
+def say_windowed(counts: Counter, window: Sequence[float], images: str = "image") -> str:
+    """What was done by a window, from the counts of `storable`."""
+    low, high = (f"{level:,}" for level in window)
+    if not counts["windowed"]:
+        return f"WARNING:  --window {window[0]} {window[1]}: no {images} was grey of more than 8 bits, so nothing was changed"
+    below, above = (counts[name] / counts["windowed_pixels"] for name in ("below", "above"))
+    return (
+        f"windowed: raw levels {low} to {high} of {counted(counts['windowed'], images)} became 0 to 255; "
+        f"{below:.2%} of the pixels are below, {above:.2%} above"
+    )
 
 
 def note_levels(image: Image.Image, counts: Counter) -> None:
@@ -104,7 +136,8 @@ def say_small_range(counts: Counter) -> str:
     hint = f", as {(greatest * 256 + 255).bit_length()}-bit data in 16-bit files do" if not least else ""
     return (
         f"{images:,} images of 16 bits a channel use {used} only{hint}: in 8 bits, {least} to {greatest} of 255 are left of them; spread "
-        "the levels over all 16 bits first (in a TIFF, MaxSampleValue may state the greatest)"
+        f"the levels over all 16 bits first (in a TIFF, MaxSampleValue may state the greatest), or, of grey, give make_shards.py --window "
+        f"{least * 256} {greatest * 256 + 255}"
     )
 
 
@@ -127,7 +160,11 @@ def _scan_start(data: bytes) -> int:
     return len(data)
 
 
-def _encode(image: Image.Image, form: str, **options: int | str) -> bytes:
+def encoded(image: Image.Image, form: str, quality: int | None = None) -> bytes:
+    """quality: of JPEG and WebP, QUALITY where it is not given; their chroma, if there is any, has half the resolution (4:2:0)."""
     buffer = io.BytesIO()
+    options: dict[str, Any] = {} if form == "PNG" else {"quality": quality or QUALITY[form]}
+    if form != "PNG" and image.mode != "L":
+        options["subsampling"] = "4:2:0"
     image.save(buffer, form, **options)
     return buffer.getvalue()

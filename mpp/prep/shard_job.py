@@ -108,7 +108,7 @@ def build_shard(work: Work, job: Job, tick: Tick) -> None:
     """Make one shard and note it down: the note is a pure function of the plan, but for `state`."""
     rejects: list[dict] = []
     colours = np.zeros((3, 256), np.int64)
-    counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0)
+    counts: Counter = Counter(colour_images=0, read_bytes=0, converted=0, resized=0, encoded=0, windowed=0)
     reader = work.source.reader()
     drop = set(np.frombuffer(job.drop, "<u8").tolist())
 
@@ -129,7 +129,7 @@ def build_shard(work: Work, job: Job, tick: Tick) -> None:
                 np.add(colours, np.array(done.image.histogram()).reshape(3, 256), out=colours)
                 counts["colour_images"] += 1
             label = -1 if work.classes is None else work.source.class_number(item.label, work.classes)
-            yield Sample(key, done.field, done.data, done.width, done.height, label)
+            yield Sample(key, done.field, done.data, done.width, done.height, label, work.source.told(item))
 
     try:
         entry, rows = write_shard(work.out.folder(job.split), job.name, samples())

@@ -95,12 +95,17 @@ class Listed:
         self.levels = list(AS_LISTED)  # of the folders that are the class and the split
         self.remarks: list[str] = []  # what is unusual about its folders
         self.holdout: dict[str, Any] = {}  # what was kept apart by class or group (holdout.py)
+        self.cut: dict[str, Any] = {}  # of tiles, where they lie and how many there are of how many scans (tiles.py)
         self._stamp = 0
 
     @property
     def stamp(self) -> str:
-        """Changes when any item does; does not depend on their order."""
+        """Changes when any item does; does not depend on their order.  Of tiles that of their scans."""
         return f"{self._stamp:032x}"
+
+    @stamp.setter
+    def stamp(self, stamp: str) -> None:
+        self._stamp = int(stamp, 16)
 
     def add(self, item: Item, line: bytes) -> None:
         self._stamp = (self._stamp + int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "little")) % 2**128

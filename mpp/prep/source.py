@@ -53,6 +53,8 @@ def state_of(path: Path) -> str:
 class Reader:
     """Reads items of one source; each worker process has its own."""
 
+    most_bytes: int = MAX_FILE_BYTES  # of a file that is read here (one of a URL has at most MAX_FILE_BYTES in any case)
+
     def read(self, item: Item) -> bytes:
         """The file's bytes.  Raises BadSample for unusable content, DataError when the source is not the one that was listed."""
         raise NotImplementedError
@@ -109,6 +111,10 @@ class Source:
     def reader(self) -> Reader:
         raise NotImplementedError
 
+    def told(self, item: Item) -> bytes:
+        """JSON that is stored beside an image, in the field json; nothing where there is none."""
+        return b""
+
     def class_names(self, labels: Collection[str]) -> list[str]:
         """Class names in the order of their numbers, given every label that occurs.  Raises DataError as class_folders.class_names does."""
         return class_names(labels, self.name, numbers=self.numbered or (self.digits_are_numbers and all(map(str.isdecimal, labels))))
@@ -144,14 +150,14 @@ def first_folder(name: str) -> str:
     return folder_at(name, 1)
 
 
-def check_size(item: Item) -> None:
+def check_size(item: Item, most: int = MAX_FILE_BYTES) -> None:
     """Raises BadSample for an empty file or one too large to be a picture, and for a link that leads nowhere (-1 bytes)."""
     if item.size < 0:
         raise BadSample("a link that leads nowhere")
-    if not item.size or item.size > MAX_FILE_BYTES:
-        raise BadSample(wrong_size(item.size))
+    if not item.size or item.size > most:
+        raise BadSample(wrong_size(item.size, most))
 
 
-def wrong_size(size: int) -> str:
-    """What is the matter with a file of 0 or more than MAX_FILE_BYTES bytes."""
-    return f"{size} bytes, and the limit is {MAX_FILE_BYTES}: store it compressed, as PNG or JPEG" if size else "an empty file"
+def wrong_size(size: int, most: int = MAX_FILE_BYTES) -> str:
+    """What is the matter with a file of 0 or more than `most` bytes."""
+    return f"{size} bytes, and the limit is {most}: store it compressed, as PNG or JPEG" if size else "an empty file"

@@ -6,6 +6,7 @@ things hide.
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import tarfile
@@ -13,6 +14,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,7 @@ from mpp.prep.prepare import Options
 from mpp.prep.source import FOREIGN
 from mpp.prep.sources.webdataset import TarImage, WebDataset
 from mpp.prep.splits import splits_of, spread
+from mpp.prep.tiles import Cutting, Tile
 from mpp.prep.workers import Tick, run_jobs
 from mpp.text import counted, printable, say, say_json
 
@@ -142,7 +145,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
             bar.update(count)
 
         index_name = None if index is None else manifest.index.name
-        work = partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source))
+        work = partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source), cutting_of(manifest))
         for found in run_jobs(work, jobs, args.workers, tick):
             tally.update(found)
     if args.full and not colours_are_told(manifest):
@@ -194,11 +197,18 @@ def unlisted_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def check_shard(
-    folder: Path, index_name: str | None, foreign: dict | None, colour_limit: int, max_pixels: int, job: Job, tick: Tick
+    folder: Path,
+    index_name: str | None,
+    foreign: dict | None,
+    colour_limit: int,
+    max_pixels: int,
+    cutting: Cutting | None,
+    job: Job,
+    tick: Tick,
 ) -> Tally:
     """One job's work.  index_name: None where the index is of no use."""
     tally = Tally()
-    check = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, tick, tally)
+    check = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, cutting, tick, tally)
     if index_name is None:
         faults = check.whole(None)
     else:
@@ -270,6 +280,14 @@ def line(fault: Fault) -> str:
 
 def is_foreign(manifest: Manifest) -> bool:
     return manifest.source.get("kind") == FOREIGN
+
+
+def cutting_of(manifest: Manifest) -> Cutting | None:
+    """How scans were cut into the images of the set; None where they were not."""
+    tile, overlap = (manifest.source.get(name) for name in ("tile", "overlap"))
+    if is_foreign(manifest) or not isinstance(tile, int) or not isinstance(overlap, int) or not 0 <= overlap < tile:
+        return None
+    return Cutting(tile, overlap)
 
 
 def colour_limit(manifest: Manifest) -> int:
@@ -350,6 +368,7 @@ class ShardCheck:
     foreign: dict[str, Any] | None  # the manifest's `source` of a shard from elsewhere
     colour_limit: int
     max_pixels: int  # of an image
+    cutting: Cutting | None  # of scans into the tiles that are here, where they are tiles
     tick: Tick
     seen: Tally  # its images and colours
     key: int | None = None  # of the image at which the check is
@@ -433,6 +452,8 @@ class ShardCheck:
                         yield self._fault("label", f"has no .cls, the index says class {row.label}", stream.at, row.key)
                     else:
                         yield from self._label_faults(stream.take(2 * BLOCK), stream.at - 2 * BLOCK, row)
+                if self.cutting:
+                    yield from self._place_faults(stream, row, follows - stream.at, self.cutting)
         if not self.foreign:
             end = stream.at
             yield from self._between(stream, size, end_mark=True)
@@ -506,6 +527,26 @@ class ShardCheck:
             found = blocks[BLOCK : BLOCK + len(text)].decode(errors="replace")
             said = f"class {found}" if found != str(row.label) else "bytes after the number"
             yield self._fault("label", f".cls holds {said!r}, the index says class {row.label}", start + BLOCK, row.key)
+
+    def _place_faults(self, stream: "_Stream", row: Row, room: int, cutting: Cutting) -> Iterator[Fault]:
+        """The .json member that says where a tile was cut.  room: bytes before the next sample."""
+        start, size = stream.at, 0
+        header = stream.take(BLOCK) if room >= 2 * BLOCK else b""
+        with suppress(tarfile.HeaderError):
+            size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+        if not 0 < size <= room - BLOCK or header != member_header(row.key, "json", size):
+            yield self._fault("place", "no .json with make_shards.py's header says where this tile was cut", start, row.key)
+            return
+        data = stream.take(_padded(size))
+        try:
+            told = json.loads(data[:size])
+            place = Tile(*(told[name] for name in Tile._fields))
+            right = set(told) == {"scan", *Tile._fields} and data[size:] == bytes(len(data) - size) and cutting.can_be(place)
+        except (ValueError, LookupError, TypeError):
+            right = False
+        if not right:
+            said = f".json holds {data[:size].decode(errors='replace')!r}, which is no place of a tile of {cutting.tile}"
+            yield self._fault("place", said, start + BLOCK, row.key)
 
     def _between(self, stream: "_Stream", until: int, *, end_mark: bool = False) -> Iterator[Fault]:
         """Read up to a place that should be the next (in a foreign shard: between two images, nothing is foretold)."""

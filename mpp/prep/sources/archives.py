@@ -48,7 +48,7 @@ class PlainReader(Reader):
         self._file.close()
 
     def read(self, item: Item) -> bytes:
-        check_size(item)
+        check_size(item, self.most_bytes)
         data = self.pread(item.size, item.place[-1])
         if len(data) != item.size:
             raise DataError(
@@ -74,6 +74,7 @@ class FilesReader(Reader):
             if len(self._open) == OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             self._open[name] = PlainReader(self._folder / name)
+            self._open[name].most_bytes = self.most_bytes
         self._open.move_to_end(name)
         return self._open[name].read(item)
 
@@ -413,7 +414,7 @@ class ZipReader(PlainReader):
     """By hand, because zipfile would parse the whole directory again in every worker: gigabytes for a million files."""
 
     def read(self, item: Item) -> bytes:
-        check_size(item)
+        check_size(item, self.most_bytes)
         offset, packed_size, method, crc = item.place
         if not 0 <= offset <= offset + packed_size <= self.size:
             raise BadSample("damaged in the archive (it would lie outside)")

@@ -30,12 +30,12 @@ class Folder(Source):
         return FolderReader(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderReader(Reader):
     root: Path
 
     def read(self, item: Item) -> bytes:
-        check_size(item)
+        check_size(item, self.most_bytes)
         path = self.root / item.name
         try:
             opened = path.open("rb", buffering=0)

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
 from mpp.errors import BadSample, DataError
 from mpp.prep.multi_label import list_text
-from mpp.prep.source import MAX_FILE_BYTES, Item, Reader, Source, SourceOptions, state_of, wrong_size
+from mpp.prep.source import Item, Reader, Source, SourceOptions, state_of, wrong_size
 
 # Where several are there, the first of these.
 PATH_COLUMNS = ("path", "file", "filename", "image", "url", "filepath", "file_path", "file_name", "image_path", "image_file", "image_name")
@@ -118,7 +118,7 @@ class ListFile(Source):
         return ListReader(self.path.parent)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ListReader(Reader):
     folder: Path
 
@@ -135,8 +135,8 @@ class ListReader(Reader):
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # before it is opened: a pipe would wait for ever
                 raise BadSample("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
-            if not 0 < status.st_size <= MAX_FILE_BYTES:
-                raise BadSample(wrong_size(status.st_size))
+            if not 0 < status.st_size <= self.most_bytes:
+                raise BadSample(wrong_size(status.st_size, self.most_bytes))
             with path.open("rb", buffering=0) as file:
                 data = file.read(status.st_size + 1) or b""
         except OSError as error:
