@@ -229,12 +229,11 @@ def cut(work: Work, job: Job, tick: Tick) -> None:
 def tiles_of(data: bytes, options: Options, cutting: Cutting, counts: Counter) -> Iterator[tuple[Tile, bytes]]:
     """(place, encoded tile), row by row, of one scan's file.  Raises BadSample, before the first tile."""
     form, width, height = check_header(data, options.max_pixels, FORMATS + CONVERTED)
-    grid = cutting.tiles(width, height)
-    first = next(grid)  # is it large enough?
+    next(cutting.tiles(width, height))  # is it large enough?
     drawn = storable(data, options, counts)
     lossy = form == "JPEG" and options.encode == "keep" and not options.resize
     clear: dict[Any, Any] = {"transparency": drawn.info["transparency"]} if "transparency" in drawn.info else {}
-    for tile in chain([first], grid):
+    for tile in cutting.tiles(*drawn.size):
         image = drawn.crop((tile.x, tile.y, tile.x + cutting.tile, tile.y + cutting.tile))
         image.info = clear  # no profile, text or orientation of the scan: its pixels are upright already
         yield tile, encoded(_opaque(image), "JPEG", options.quality) if lossy else encoded(image, "PNG")

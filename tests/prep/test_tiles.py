@@ -270,7 +270,7 @@ def test_interrupted_anywhere_the_same_command_ends_with_the_same_bytes_and_cuts
             if rows:
                 (rows / ".000001.rows.tmp-123").write_bytes(b"half a tile")
     assert kills >= 4
-    assert len(cut) == 7
+    assert len(cut) >= 4  # one that was stopped after its file had its name is not counted
     assert set(cut.values()) == {1}
     assert content(tmp_path / "out") == content(made[0])
 
@@ -338,7 +338,7 @@ def test_scans_that_cannot_be_cut_are_rejects_with_their_reason(tmp_path):
     ):
         (folder / name).write_bytes(data)
     words = ("--tile", 16, "--max-pixels", 2500, "--workers", 1)
-    with pytest.raises(UserError, match=r"3 of 9 files .*run again with --max-rejects 0\.334.*a new OUT made with --max-pixels"):
+    with pytest.raises(UserError, match=r"3 of 9 files .*run again with --max-rejects 0\.334 "):
         run(folder, tmp_path / "out", *words)
     said = run(folder, tmp_path / "out", *words, "--max-rejects", 0.334)
     assert "cut:      1 scan -> 6 tiles of 16, 3 scans rejected\n" in said
@@ -361,11 +361,13 @@ def test_a_scan_that_is_damaged_further_down_leaves_no_half_of_itself(tmp_path):
 
 
 def test_one_scan_is_held_at_a_time(source, tmp_path, monkeypatch):
-    held, most, real = weakref.WeakSet(), [], tiles.storable
+    held, most, real = Counter(), [], tiles.storable
 
     def storable(*words) -> Image.Image:
-        most.append(len(held))
-        held.add(image := real(*words))
+        most.append(held["scans"])
+        image = real(*words)
+        held["scans"] += 1
+        weakref.finalize(image, held.subtract, ["scans"])
         return image
 
     monkeypatch.setattr(tiles, "storable", storable)
@@ -375,7 +377,9 @@ def test_one_scan_is_held_at_a_time(source, tmp_path, monkeypatch):
 
 
 def test_files_may_be_as_large_as_their_pixels_allow(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(Reader, "most_bytes", 200)  # every scan here has more
+    monkeypatch.setattr(Reader, "most_bytes", 1500)  # every scan here has more, every tile less
+    with pytest.raises(UserError, match=r"none of 7 files .* and the limit is 1500"):
+        run(source, tmp_path / "whole", "--workers", 1)
     assert "7 scans ->" in run(source, tmp_path / "out", "--tile", 16, "--workers", 1)
 
 
@@ -389,10 +393,9 @@ def test_files_may_be_as_large_as_their_pixels_allow(source, tmp_path, monkeypat
         (("--tile", 16, "--encode", "png", "--quality", 80), "--quality is of encoded images"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_before_anything_is_written(source, tmp_path, capsys, words, said):
-    with pytest.raises(SystemExit):
+def test_what_cannot_be_cut_is_refused_before_anything_is_written(source, tmp_path, words, said):
+    with pytest.raises(UserError, match=said):
         run(source, tmp_path / "out", *words)
-    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
