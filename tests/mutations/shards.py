@@ -42,7 +42,7 @@ ROWS = [
         'tests/prep/test_tiles.py::test_every_tile_of_every_scan_is_stored_once_with_its_pixels_its_label_and_its_place',
     ),
     Row(
-        "a tile bears its scan's orientation again", 'mpp/prep/tiles.py', '        image.info = clear',
+        "every tile bears its scan's colour profile", 'mpp/prep/tiles.py', '        image.info = clear',
         '        image.info = dict(drawn.info)', 'tests/prep/test_tiles.py::test_a_tile_of_a_lossless_image_is_the_slice_of_its_pixels',
     ),
     Row(

@@ -128,7 +128,7 @@ def test_a_tile_of_a_lossless_image_is_the_slice_of_its_pixels(mode, form, orien
     scan = Image.fromarray(pixels, "RGBA").convert(mode) if mode != "I;16" else Image.fromarray(pixels[..., 0].astype(np.uint16) * 250)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"PNG": {"exif": exif, "icc_profile": b"x" * 300}, "TIFF": {"tiffinfo": exif}, "WEBP": {"exif": exif, "lossless": True}}
+    options = {"PNG": {"exif": exif}, "TIFF": {"tiffinfo": exif, "icc_profile": b"x" * 300}, "WEBP": {"exif": exif, "lossless": True}}
     try:
         data = encoded(scan, form, **options.get(form, {}))
     except (OSError, KeyError, ValueError):
@@ -277,9 +277,9 @@ def test_interrupted_anywhere_the_same_command_ends_with_the_same_bytes_and_cuts
 
 def test_what_was_cut_is_kept_when_the_run_is_stopped(source, made, tmp_path, monkeypatch):
     def stop(*words) -> None:
-        raise KeyboardInterrupt
+        raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("mpp.prep.plan.counts_of", stop)
         run(source, tmp_path / "out", *WORDS, "--workers", 1)
     with monkeypatch.context() as patch:
@@ -290,10 +290,10 @@ def test_what_was_cut_is_kept_when_the_run_is_stopped(source, made, tmp_path, mo
 
 def test_another_command_removes_what_a_stopped_one_had_cut(source, tmp_path, monkeypatch):
     def stop(*words) -> None:
-        raise KeyboardInterrupt
+        raise Killed
 
     for tile in (16, 12):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr("mpp.prep.plan.counts_of", stop)
             run(source, tmp_path / "out", "--tile", tile, "--workers", 1)
         assert len(list((tmp_path / "out" / ".work" / "tiles").iterdir())) == 1
