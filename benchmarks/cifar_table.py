@@ -132,7 +132,7 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
 
 def machine(environment: Mapping[str, Any]) -> str:
     gpu = f"{environment['gpu']}, " if environment.get("gpu") else ""
-    return f"{gpu}{environment['cpus']} CPU cores, torch {environment['torch']}"
+    return f"{gpu}{counted(environment['cpus'], 'CPU core')}, torch {environment['torch']}"
 
 
 Lines = Sequence[Mapping[str, Any]]
