@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
-from mpp.interop.foreign_names import architecture_from_shapes, translate
+from mpp.interop.foreign_names import HEAD_WIDTH, architecture_from_shapes, translate
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import build_encoder
@@ -116,7 +116,9 @@ def _inferred(weights: dict[str, Tensor], path: Path, config: dict[str, Any], wo
     if found.dropped:
         notes.append(f"not of the encoder and left out: {', '.join(found.dropped[:4])}{', ...' if len(found.dropped) > 4 else ''}")
     if heads is None and not any("relative_position_bias_table" in name for name in found.encoder):
-        notes.append(f"{arguments['num_heads']} attention heads are assumed (width / 64): a file of weights does not say")
+        heads = arguments["num_heads"]
+        usual = "width / 64" if arguments["embed_dim"] == heads * HEAD_WIDTH else "as in published models of that width"
+        notes.append(f"{heads} attention heads are assumed ({usual}): a file of weights does not say")
     model = None
     plain = name.startswith("vit") and all(arguments[key] == value for key, value in PLAIN.items())
     if plain and not {"reg_tokens", "no_embed_class", "init_values", "pre_norm"} & arguments.keys() and eps == NORM_EPS:

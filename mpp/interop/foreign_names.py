@@ -17,7 +17,8 @@ from mpp.errors import CheckpointError
 
 Weights = Mapping[str, Tensor]
 
-HEAD_WIDTH = 64  # of an attention head in every published size of ViT, MAE, SimMIM and BEiT (ViT-H: 80)
+HEAD_WIDTH = 64  # of an attention head in the published sizes of ViT, MAE, SimMIM and BEiT up to ViT-L
+WIDER_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # width -> heads: ViT-SO400M, -H, -g, -G (timm; arXiv 2111.06377 has ViT-H)
 USED = re.compile(
     r"cls_token|pos_embed|reg_token|(patch_embed\.proj|norm|norm_pre|fc_norm)\.(weight|bias)|rel_pos_bias\.relative_position_bias_table|blocks\.\d+\..+"
 )
@@ -158,7 +159,8 @@ def _refuse(unknown: list[str]) -> None:
 def architecture_from_shapes(encoder: Weights, heads: int | None) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments of the model whose weights these are, from their shapes.
 
-    heads: where known; else the width of the relative position table, or width / 64.  Raises CheckpointError for what is no square ViT.
+    heads: where known; else the width of the relative position table, or those of published models of that width, mostly width / 64.
+    Raises CheckpointError for what is no square ViT.
     """
     patch = encoder["patch_embed.proj.weight"]
     width, colours, height, across = patch.shape
@@ -170,7 +172,7 @@ def architecture_from_shapes(encoder: Weights, heads: int | None) -> tuple[str, 
         )
     tables = {name: tensor for name, tensor in encoder.items() if name.endswith("relative_position_bias_table")}
     table = next(iter(tables.values()), None)
-    heads = heads or (int(table.shape[1]) if table is not None else width // HEAD_WIDTH)
+    heads = heads or (int(table.shape[1]) if table is not None else WIDER_HEADS.get(width, width // HEAD_WIDTH))
     if not heads or width % heads:
         raise CheckpointError(
             f"how many attention heads share its width of {width} is not to be seen; give a folder whose config.json says it"

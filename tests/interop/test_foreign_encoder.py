@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from mpp.config.sections import ModelConfig
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import write_encoder
+from mpp.interop.foreign_names import architecture_from_shapes
 from mpp.interop.loaded_encoder import digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.backbone import Backbone
@@ -249,6 +250,13 @@ def test_without_a_network_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"HF_HOME.*timm:vit_tiny_patch16_224@/path/to"):
         read_encoder("timm:vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1024, 16), (1152, 16), (1280, 16)])  # ViT-L, ViT-SO400M, ViT-H
+def test_a_file_of_a_published_size_has_the_heads_of_that_size(width, heads):
+    with torch.device("meta"):
+        weights = timm.create_model("vit_tiny_patch16_224", embed_dim=width, depth=1, num_heads=1, num_classes=0).state_dict()
+    assert architecture_from_shapes(weights, None)[1]["num_heads"] == heads
 
 
 # ------------------------------------------------------------------------------------------------------------------------- what all share
