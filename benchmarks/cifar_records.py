@@ -37,6 +37,17 @@ def collect(out: Path, record: Path) -> None:
     write_atomically(record, (json.dumps(found, indent=1) + "\n").encode())
 
 
+def read_records(record: Path) -> dict[str, Any]:
+    """What `collect` has written.  Raises DataError."""
+    try:
+        found = json.loads(record.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{record} cannot be read ({error}); benchmarks/cifar_runs.py writes it") from error
+    if not isinstance(found, dict) or not {"runs", "measured"} <= found.keys():
+        raise DataError(f"{record} holds no records of benchmarks/cifar_runs.py")
+    return found
+
+
 def finished(out: Path, stage: str) -> list[Path]:
     """Folders of the runs that have ended a stage well."""
     return sorted(mark.parents[1] for mark in out.glob(f"*/stages/{stage}.json"))
@@ -151,6 +162,6 @@ def linear_on_holdout(record: Path, runs: Iterable[Named]) -> dict[str, float]:
     """By row, of those of `runs` that have been measured: what rows are chosen by."""
     if not record.exists():
         return {}
-    lines = json.loads(record.read_text())["measured"].get(HOLDOUT, {}).get("probe", {}).get("lines", [])
+    lines = read_records(record)["measured"].get(HOLDOUT, {}).get("probe", {}).get("lines", [])
     by_run = {line["run"]: line["figures"]["linear"]["accuracy"] for line in lines if line["kind"] == PRETRAINED and line["seeds"] == 1}
     return {run.name.rpartition("_s")[0]: by_run[run.name] for run in runs if run.name in by_run}

@@ -301,19 +301,20 @@ def once(series: Series, run: Planned, stage: str, command: Sequence[str]) -> bo
         return False
     mark.parent.mkdir(parents=True, exist_ok=True)
     began, with_series = time.time(), ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    with (folder / "console.log").open("a") as log:
-        log.write(f"\n$ {shlex.join(command)}\n")
+    with (folder / "console.log").open("ab") as log:
+        log.write(f"\n$ {shlex.join(command)}\n".encode())
         log.flush()
+        before_it = log.tell()
         environment = os.environ | {"OMP_NUM_THREADS": str(series.threads)}
         words = [*with_series, sys.executable, *command]
         started = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         _, status, used = os.wait4(started.pid, 0)  # for what it took of a core: beside other jobs the clock says little
         started.returncode = os.waitstatus_to_exitcode(status)
-    said = (folder / "console.log").read_text(errors="replace").rpartition("\n$ ")[2]
+    said = (folder / "console.log").read_bytes()[before_it:].decode(errors="replace")
     if any(line.startswith(STOPPED) for line in said.splitlines()):
         raise UserError(f"{stage} was stopped before its end; the same command goes on from there")
     if started.returncode:
-        last = [line.strip() for line in said.splitlines() if line.strip()][-1]
+        last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
         raise UserError(f"{stage} ended with {started.returncode}: {last} ({folder}/console.log)")
     took = {"wall_seconds": time.time() - began, "cpu_seconds": used.ru_utime + used.ru_stime}
     took = {key: round(value + before[key], 1) for key, value in took.items()}  # with another command it may have had nothing left to do

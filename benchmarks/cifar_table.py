@@ -9,12 +9,13 @@ Figures on the test split are shown as soon as there are any; until then those o
 
 import argparse
 import difflib
-import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from cifar_records import read_records
 
 from mpp.errors import DataError, Parser, run_program
 from mpp.files import write_atomically
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--print", type=Path, metavar="RECORDS", help="show the tables of these and leave the page alone")
     options = parser.parse_args(argv)
     if options.print:
-        say_lines(section(json.loads(options.print.read_text())))
+        say_lines(section(read_records(options.print)))
         return 0
     page = options.page.read_text()
     wanted = filled(page, options.results, str(options.page))
@@ -92,7 +93,7 @@ def filled(page: str, results: Path, called: str) -> str:
             raise DataError(
                 f"{called} names {found[1]}, and there is no {records}; write it with benchmarks/cifar_runs.py, or take the mark away"
             )
-        return f"{BEGIN.format(found[1])}\n\n{section(json.loads(records.read_text()))}\n\n{END}"
+        return f"{BEGIN.format(found[1])}\n\n{section(read_records(records))}\n\n{END}"
 
     return re.sub(f"{begin}.*?{end}", written, page, flags=re.DOTALL)
 
@@ -132,7 +133,7 @@ def settings(runs: Mapping[str, Any], mode: str, probed: Mapping[str, Any], tune
 
 def machine(environment: Mapping[str, Any]) -> str:
     gpu = f"{environment['gpu']}, " if environment.get("gpu") else ""
-    return f"{gpu}{environment['cpus']} CPU cores, torch {environment['torch']}"
+    return f"{gpu}{counted(environment['cpus'], 'CPU core')}, torch {environment['torch']}"
 
 
 Lines = Sequence[Mapping[str, Any]]

@@ -168,6 +168,16 @@ def test_a_page_without_its_marks_is_refused(files, page):
         check(files)
 
 
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "cannot be read"), ("{", "cannot be read"), ("[]", "no records"), ('{"runs": {}}', "no records")]
+)
+def test_what_holds_no_records_is_not_printed(tmp_path, content, why):
+    if content is not None:
+        (tmp_path / "records.json").write_text(content)
+    with pytest.raises(DataError, match=why):
+        cifar_table.main(["--print", str(tmp_path / "records.json")])
+
+
 def test_records_that_are_not_there_are_named(files):
     files[0].unlink()
     with pytest.raises(DataError, match=r"names records.json, and there is no .*records.json; write it with"):

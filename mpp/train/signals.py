@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-STOPPED = "stopped as asked"  # how the last line but one of a run begins that ends well without being finished
+STOPPED = "stopped as asked"  # how a line of a run begins that ends well without being finished
 
 
 def stopped_words(where: str) -> str:

@@ -62,7 +62,7 @@ def test_jpegs_decoded_on_the_device_give_the_same_batches_but_for_rounding(phot
     assert (
         sum("image" in there.batch([(0, sample, 0)]) for sample in range(16)) == 8
     )  # turned ones, PNGs and grey ones with sampling factors stay with the CPU
-    assert {each["image"].device.type for each in found} == {device, "cpu"}  # no image of the last batch is for the device
+    assert {each["image"].device.type for each in found} == {device, "cpu"}  # of some micro-batches no image is for the device
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if name not in ("bad", "image"))
@@ -76,13 +76,16 @@ def test_what_the_device_refuses_is_judged_by_the_cpu(photos, device, monkeypatc
     shards = ShardSet.open(photos)
     data = dataset(photos)
     broken = bytearray(shards.read(0))
-    middle = broken.index(b"\xff\xda") + 40
-    broken[middle : middle + 200] = b"\xff\xd8" * 100
+    broken[broken.index(b"\xff\xda") + 6] = 0x33  # Huffman tables that the file does not have; its header is read all the same
+    assert is_safe(bytes(broken))
     original = ShardSet.read
     monkeypatch.setattr(ShardSet, "read", lambda self, sample: bytes(broken) if sample == 0 else original(self, sample))
     there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device)))
     keys = [(0, 5, 0), (0, 0, 1), (0, 4, 2)]
-    one, other = data.batch(keys), there.completed(there.batch(keys))
+    one, other = data.batch(keys), there.batch(keys)
+    assert len(other["encoded_rows"]) == 2
+    other = there.completed(other)
+    assert [bad["sample"] for bad in one["bad"]] == [0]
     for name in ("shown", "replaced", "box", "kind"):
         assert torch.equal(one[name], other[name])
     assert one["bad"] == other["bad"]

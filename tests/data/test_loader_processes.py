@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from mpp.data.loader import batches, default_workers
 from mpp.data.order import Parts
 from mpp.errors import ConfigError, DataError
 from tests.data.masked_images import dataset, sampler
+from tests.forks import run_forked
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -135,9 +134,21 @@ print(len({int(i) for batch in batches(data, sampler(data), 2, pin_memory=False)
 
 def test_more_shards_and_batches_than_open_files_are_no_hindrance(tmp_path, make_shards):
     folder = make_shards(tmp_path / "train", [1] * 70)
-    command = [sys.executable, "-c", MANY_FILES, folder]
-    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    finished = run_forked(["-c", MANY_FILES, str(folder)], cwd=Path(__file__).parents[2], env=os.environ, timeout=60)
     assert finished.stdout == "60\n", finished.stderr
+
+
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (26, 4096))
+from mpp.machine import allow_open_files
+allow_open_files()
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_the_system_lets_it():
+    assert run_forked(["-c", FEW_FILES], cwd=Path(__file__).parents[2], env=os.environ).stdout == "(4096, 4096)\n"
 
 
 @dataclass(frozen=True)

@@ -420,7 +420,7 @@ ROWS = [
         "mpp/machine.py",
         "        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n",
         "        pass\n",
-        PROCESSES + "more_shards_and_batches_than_open_files_are_no_hindrance",
+        PROCESSES + "the_limit_on_open_files_is_raised_as_far_as_the_system_lets_it",
     ),
     Plant(
         "a slot is used again while its batch waits",
