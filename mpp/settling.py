@@ -79,7 +79,8 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path) -> Settled:
 def facts_of(config: PretrainConfig, shards: ShardSet) -> small.Facts:
     mean, std = tuple(shards.mean), tuple(shards.std)
     place = find_place()
-    return small.Facts(len(shards), config.model.grid, torch.cuda.is_available(), place.size, mean, std)  # type: ignore[arg-type]
+    apart = len(ShardSet.open(config.data.holdout_shards)) if config.data.holdout_shards else 0
+    return small.Facts(len(shards), config.model.grid, torch.cuda.is_available(), place.size, mean, std, apart)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Fit:
     def samples_asked(self) -> int:
         config = self.config
         if config.optim.epochs:
-            held_out = 0 if config.data.holdout_shards else self.open_keys(0).get("data.holdout_samples", config.data.holdout_samples)
+            held_out = 0 if self.facts.apart else self.open_keys(0).get("data.holdout_samples", config.data.holdout_samples)
             return round(config.optim.epochs * (self.facts.images - held_out))
         if not config.fit or "total_samples" in config.optim.model_fields_set:
             return config.optim.total_samples

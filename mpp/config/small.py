@@ -25,12 +25,13 @@ LOOKED_AT = 0.1  # held-out images that are looked at in the course of a run, fo
 
 @dataclass(frozen=True)
 class Facts:
-    images: int  # of the set, held-out ones included
+    images: int  # of the set, those that are held out of it included
     grid: tuple[int, int]  # patches
     gpu: bool
     processes: int
     mean: tuple[float, float, float]  # of the set's colours, 0..1
     std: tuple[float, float, float]
+    apart: int = 0  # images of data.holdout_shards; 0: they are held out of the set
 
 
 def shape(facts: Facts) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def shape(facts: Facts) -> dict[str, Any]:
 
 
 def held_out(facts: Facts) -> int:
-    return max(1, min(MOST_HELD_OUT, round(HELD_OUT * facts.images)))
+    return max(1, min(MOST_HELD_OUT, facts.apart - 1 if facts.apart else round(HELD_OUT * facts.images)))
 
 
 def course(samples: int, facts: Facts, batch: int | None = None) -> dict[str, Any]:

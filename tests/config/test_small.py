@@ -1,5 +1,6 @@
 """What the preset of small sets settles: whole numbers that a run accepts, for any set and machine; and what a file or a word names stays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,8 @@ def test_a_budget_without_a_unit_is_refused(text):
 def test_two_lengths_are_refused():
     with pytest.raises(ConfigError, match=r"budget=1h and optim\.epochs=3 both set the length of the run; give one of them"):
         load(PretrainConfig, None, ["budget=1h", "optim.epochs=3"])
+
+
+@pytest.mark.parametrize(("images", "apart", "expected"), [(48, 0, 2), (10_000, 0, 500), (50_000, 0, 1024), (48, 20, 19), (48, 5_000, 1024)])
+def test_a_twentieth_of_the_set_is_held_out_or_what_there_is_of_another(images, apart, expected):
+    assert held_out(replace(facts(images), apart=apart)) == expected
