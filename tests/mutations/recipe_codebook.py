@@ -90,7 +90,7 @@ ROWS: list[Plant | Row] = [
         LENT + "goals_of_a_frozen_encoder_are_the_layer_normed_outputs_that_timm_gives",
     ),
     Row(
-        "a norm behind the pooling is forgotten in a teacher", "mpp/interop/lent.py", "if norm is not net.norm:", "if False:",
+        "a norm behind the pooling is forgotten in a teacher", "mpp/model/backbone.py", "if norm is not net.norm:", "if False:",
         LENT + "positions_of_a_teacher_of_other_images_are_resampled_and_a_norm_behind_the_pooling_is_found",
     ),
     Row(

@@ -60,7 +60,7 @@ ROWS: list[Plant | Row] = [
     ),
     # The teacher's clock.
     Row(
-        "the teacher's clock is a step ahead of the rate's", "mpp/pretraining.py", "seen = (step - 1) * batch", "seen = step * batch",
+        "the teacher's clock is a step ahead of the rate's", "mpp/train/teacher.py", "seen = (step - 1) * batch", "seen = step * batch",
         TEACHER + "the_decay_of_every_step_is_that_of_the_authors_formula",
     ),
     Row(

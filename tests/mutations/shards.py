@@ -508,7 +508,7 @@ ROWS = [
         'tests/prep/test_remote.py::test_parts_made_on_many_machines_meet_in_the_bucket',
     ),
     Row(
-        'a half-fetched source is thrown away', 'mpp/prep/plan.py', 'None if (out.scratch / FETCHED).exists() else out.abandon()',
+        'a half-fetched source is thrown away', 'mpp/prep/plan.py', 'None if any((out.scratch / name).exists() for name in hours) else out.abandon()',
         'out.abandon()', 'tests/prep/test_remote.py::test_a_half_fetched_source_outlives_a_dead_server',
     ),
     # Verifying and inspecting.

@@ -15,7 +15,7 @@ PROGRAMS = {program.__name__.rpartition(".")[2]: program for program in (make_sh
 
 
 def commands() -> list[str]:
-    lines = [line.strip() for text in TEXTS.values() for line in text.splitlines()]
+    lines = [re.sub(r"\$\(if \$\(\w+\),([^)]*)\)", r"\1", line.strip()) for text in TEXTS.values() for line in text.splitlines()]  # of make
     found = {re.split(r"\s{2,}#", line)[0] for line in lines if re.match(r"(python|\$\(BIN\)/python) data_prep/[a-z]+_shards\.py ", line)}
     jobs = re.findall(r"sbatch --\S.* (jobs/slurm/make_shards\.sbatch [^)\n]+)", "\n".join(lines))
     return sorted(found | set(jobs))
