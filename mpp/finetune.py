@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser
-from mpp.config.schema import dump, load
+from mpp.config.schema import dump, load, tree_of
 from mpp.errors import ConfigError, interruptible, run_program
 from mpp.text import say_lines
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         from mpp.finetuning import finetune  # here, because it takes seconds
 
-    return finetune(config, run_dir, argv)
+    return finetune(config, run_dir, argv, again=lambda below: load(FinetuneConfig, arguments.config, arguments.words, tree_of(below)))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

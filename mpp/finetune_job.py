@@ -7,11 +7,12 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpp.config import small
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
 from mpp.data.finetune_set import Choose, FinetuneSet, open_finetune_set
@@ -30,6 +31,7 @@ from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from mpp.world import World, from_first
 
 PROGRAM = "mpp/finetune.py"  # as command lines are noted
+Again = Callable[[Mapping[str, Any]], FinetuneConfig]  # the config anew, with these keys ("a.b") below the file and the words
 
 
 @dataclass
@@ -86,26 +88,30 @@ class Repeat:
         return self.run.run_dir / (RESULTS if self.job.config.repeats == 1 else MEASURED)
 
 
-def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) -> Job:
-    data = config.data
+def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, again: Again) -> Job:
+    """again: the config with these keys below the file and the words."""
     loaded = read_encoder(config.encoder)
     size = image_size(config, loaded)
-    sets = open_finetune_set(
-        config,
-        size,
-        loaded.mean,
-        functools.partial(
-            hold_out,
-            fraction=data.holdout_fraction,
-            seed=config.seed if data.holdout_seed is None else data.holdout_seed,
-            use=CHOOSE,
-            remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
-        ),
-        chooser(config),
-    )
+    sets = open_sets(config, loaded, size)
+    if config.fit:
+        config = again(small.tuning(len(sets.labels)))
+        sets = open_sets(config, loaded, size)
+    data = config.data
     world_size, together = int(os.environ.get("WORLD_SIZE", "1")), 2 if config.augment.mixes else 1
     plan = plan_batch(data.global_batch, data.streams, world_size, config.system.micro_batch_max, together=together)
     return Job(config, run_dir, argv, loaded, size, sets, plan)
+
+
+def open_sets(config: FinetuneConfig, loaded: LoadedEncoder, size: tuple[int, int]) -> FinetuneSet:
+    data = config.data
+    divide = functools.partial(
+        hold_out,
+        fraction=data.holdout_fraction,
+        seed=config.seed if data.holdout_seed is None else data.holdout_seed,
+        use=CHOOSE,
+        remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
+    )
+    return open_finetune_set(config, size, loaded.mean, divide, chooser(config))
 
 
 def chooser(config: FinetuneConfig) -> Choose:

@@ -22,6 +22,7 @@ from mpp.data.fingerprints import content_id
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler
 from mpp.finetune_job import (
+    Again,
     Repeat,
     is_measured,
     open_job,
@@ -66,15 +67,19 @@ from mpp.world import find_place, from_first, leave, together
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
 
 
-def finetune(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None) -> int:
-    """Train and measure, config.repeats times, each from the newest commit of its folder on where there is one; argv: the command line, to be
-    noted.  Raises UserError."""
+def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, again: Again) -> int:
+    """Train and measure, as often as `repeats` says, each from the newest commit of its folder on where there is one.
+
+    asked, again: the config, and how to have it anew with what a preset says of what it leaves open.  argv: the command line, to be noted.  Raises
+    UserError.
+    """
     find_place()
 
     # Everything that can be refused is refused before the processes join.
     allow_open_files()
-    refuse_other_layout(config, run_dir)
-    job = open_job(config, run_dir, argv)
+    refuse_other_layout(asked, run_dir)
+    job = open_job(asked, run_dir, argv, again)
+    config = job.config
     repeats = [repeat_of(job, number) for number in range(config.repeats)]
     refuse_unlike(repeats)
     build = lambda repeat: classifier_of(repeat.config, job.loaded, len(job.sets.classes), job.size)

@@ -41,6 +41,7 @@ from mpp.world import World, find_place, from_first
 Keys = Mapping[str, Any]  # "a.b" -> value
 Again = Callable[[Keys, Keys], PretrainConfig]  # the config anew: with these below the file and the words, and these above them
 WARM_UP, TIMED, MOST_STEPS = 3, 0.03, 200  # steps that are not timed; share of the budget that is; steps at most
+TRIES = 3  # at another batch
 SPARE = 0.05  # of a budget: the hold-out, pictures, commits and the end
 
 
@@ -62,9 +63,14 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path) -> Settled:
         return fit.as_begun(again, commit)
     if not config.budget:
         return fit.to(again, fit.samples_asked())
-    world, rate = measure(again(fit.open_keys(small.SAMPLES), {}), run_dir)
-    left = from_first(world, lambda: seconds_of(config.budget or "") * (1 - SPARE) - (time.time() - psutil.Process().create_time()))
-    samples = int(left * rate)
+    world, samples, rate = None, small.SAMPLES, 0.0
+    for _ in range(TRIES):  # a shorter run has a smaller batch, which is slower
+        keys = fit.open_keys(samples)
+        world, rate = measure(again(keys, {}), run_dir, world)
+        left = from_first(world, lambda: seconds_of(config.budget or "") * (1 - SPARE) - (time.time() - psutil.Process().create_time()))
+        samples = int(left * rate)
+        if fit.open_keys(samples).get("data.global_batch") == keys.get("data.global_batch"):
+            break
     if samples < small.SMALLEST * small.LEAST_STEPS:
         raise ConfigError(
             f"budget={config.budget}: at {rate:.0f} images/s, as measured, what is left of it is {max(0, samples)} images, and a run has at least "
@@ -145,15 +151,18 @@ def said(config: PretrainConfig, facts: small.Facts) -> list[str]:
     return [first, *small.expectation(facts, optim.total_samples)]
 
 
-def measure(config: PretrainConfig, run_dir: Path) -> tuple[World, float]:
-    """Collective, and the processes meet for it: images a second of the first steps of such a run, which is then forgotten.  Raises UserError."""
+def measure(config: PretrainConfig, run_dir: Path, world: World | None) -> tuple[World, float]:
+    """Collective, and the processes meet for it if they have not yet: images a second of the first steps of such a run, which is then forgotten.
+
+    Raises UserError.
+    """
     data, system = config.data, config.system
     sets = open_training_set(config)
     plan = plan_batch(data.global_batch, data.streams, find_place().size, system.micro_batch_max, data.views)
     fused = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
     brought = bring(config, sets.manifests["shards"], fused)
     model = build_model(config, fused, brought.lent)
-    world = start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)
+    world = world or start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)
     watch.moved("measuring the speed", step=0, slow=True)
     brought.lent.to(world.device)
     average = teacher_of(model.to(world.device), config)

@@ -106,6 +106,9 @@ class FinetuneConfig(Section):
     metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # by which the hold-out chooses
     resume: Literal["auto", "must"] | Count = "auto"  # as in pretraining
     resume_changes: Changes = ()  # as in pretraining
+    fit: Literal["small"] | None = (
+        None  # small: what neither the file nor a word names of length, batch, rate and mixing follows from how many labels there are (config/small.py)
+    )
     model: ClassifierConfig = ClassifierConfig()
     augment: AugmentConfig = AugmentConfig()
     optim: FinetuneOptimConfig = FinetuneOptimConfig()

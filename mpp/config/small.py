@@ -1,5 +1,5 @@
-"""What the preset of small sets (fit: small; configs/small_*.yaml) leaves open, by rules: from how many images there are, how large they are cut, and
-on what they are trained.
+"""What the presets of small sets (fit: small; configs/small_*.yaml, finetune_small.yaml) leave open, by rules: from how many images or labels there are,
+how large they are cut, and on what they are trained.
 
 A file or a word that names a key has the last say.  Every number says where it comes from; "judged" ones were not measured.
 """
@@ -96,3 +96,30 @@ def expectation(facts: Facts, samples: int) -> list[str]:
 
 
 SEEN = ((102_400, 7), (768_000, 20))  # samples -> points, of a small MAE (docs/small.md)
+
+
+# --------------------------------------------------------------------------------------------------------------------------- fine-tuning
+
+EPOCHS, TUNED_ON = 12, 20_000  # passes over the labels, and images seen, at least
+TUNED_BATCHES = 16, 128  # the smallest, for a sixteenth of the labels, and the largest
+TUNED_RATE, TUNED_RATE_BATCH = 3e-3, 128  # by the root of the batch for others
+MIXED_FROM = 50  # passes from which on mixing pairs pays
+
+
+def tuning(labels: int) -> dict[str, Any]:
+    """The keys of fine-tuning on so many labels."""
+    least, most = TUNED_BATCHES
+    batch = 2 ** int(math.log2(max(2, least, min(most, labels / 16))))
+    batch = min(batch, max(2, 2 * (labels // 2)))
+    epochs = max(EPOCHS, math.ceil(TUNED_ON / labels))
+    mixed = epochs >= MIXED_FROM
+    return {
+        "data.global_batch": batch,
+        "optim.lr_batch": None,
+        "optim.base_lr": float(f"{TUNED_RATE * math.sqrt(batch / TUNED_RATE_BATCH):.2g}"),
+        "optim.epochs": epochs,
+        "optim.warmup_epochs": epochs / 10,
+        "augment.mixup": 0.8 if mixed else 0.0,
+        "augment.cutmix": 1.0 if mixed else 0.0,
+        "log.holdout_every_epochs": max(1, epochs // 5),
+    }

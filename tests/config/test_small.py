@@ -100,6 +100,8 @@ def test_two_lengths_are_refused():
         load(PretrainConfig, None, ["budget=1h", "optim.epochs=3"])
 
 
-@pytest.mark.parametrize(("images", "apart", "expected"), [(48, 0, 2), (10_000, 0, 500), (50_000, 0, 1024), (48, 20, 19), (48, 5_000, 1024)])
+@pytest.mark.parametrize(
+    ("images", "apart", "expected"), [(48, 0, 2), (10_000, 0, 500), (50_000, 0, 1024), (48, 20, 19), (48, 5_000, 1024)]
+)
 def test_a_twentieth_of_the_set_is_held_out_or_what_there_is_of_another(images, apart, expected):
     assert held_out(replace(facts(images), apart=apart)) == expected

@@ -1,11 +1,20 @@
 """What is settled before a run is built: its length in epochs or minutes, and what a preset fits to the set; and that a run which goes on keeps it."""
 
+import json
 import re
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
+from mpp import settling
+from mpp.config import small
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load, tree_of
+from mpp.world import World
 from tests.pipeline.conftest import ROOT, finish, metrics, pretrain, start, succeed, tensors
 
 SMALL = [
@@ -97,6 +106,30 @@ def test_a_budget_is_measured_kept_and_not_changed(shards, tmp_path):
     other = fitted(run, shards, "budget=1h")
     assert other.status != [0]
     assert re.search(rf"budget=1h: \S+ was begun with budget=9s, which settled optim.total_samples={total}; leave it as it was", other.err)
+
+
+@pytest.mark.parametrize(
+    ("budget", "batches", "rate"), [("1h", [256, 512], 1000), ("20min", [256], 960), ("10min", [256, 128], 880), ("1min", [256, 32], 460)]
+)
+def test_the_speed_is_measured_at_the_batch_that_the_run_has(shards, tmp_path, monkeypatch, budget, batches, rate):
+    asked = []
+
+    def measure(config, run_dir, world):
+        asked.append(config.data.global_batch)
+        return World(0, 1, 1, torch.device("cpu")), {512: 1000.0, 256: 960.0, 128: 880.0, 32: 460.0}[asked[-1]]
+
+    def again(below, above):
+        words = [*begun, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
+        return load(PretrainConfig, SMALL[1], words, tree_of(below))
+
+    begun = [f"data.shards={shards}", f"budget={budget}"]
+    colours = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    monkeypatch.setattr(settling, "facts_of", lambda *_: small.Facts(10_000, (8, 8), False, 1, *colours))
+    monkeypatch.setattr(settling, "measure", measure)
+    monkeypatch.setattr(settling.psutil, "Process", lambda: SimpleNamespace(create_time=time.time))
+    config = settling.settle(again({}, {}), again, tmp_path / "run").config
+    assert asked == batches and config.data.global_batch == batches[-1]
+    assert config.optim.total_samples == pytest.approx(0.95 * settling.seconds_of(budget) * rate, rel=0.02)
 
 
 @pytest.mark.long
