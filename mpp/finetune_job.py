@@ -94,7 +94,8 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
     size = image_size(config, loaded)
     sets = open_sets(config, loaded, size)
     if config.fit:
-        config = again(small.tuning(len(sets.labels)))
+        given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
+        config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(config.data, "global_batch")))
         sets = open_sets(config, loaded, size)
     data = config.data
     world_size, together = int(os.environ.get("WORLD_SIZE", "1")), 2 if config.augment.mixes else 1

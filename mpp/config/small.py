@@ -104,22 +104,22 @@ EPOCHS, TUNED_ON = 12, 20_000  # passes over the labels, and images seen, at lea
 TUNED_BATCHES = 16, 128  # the smallest, for a sixteenth of the labels, and the largest
 TUNED_RATE, TUNED_RATE_BATCH = 3e-3, 128  # by the root of the batch for others
 MIXED_FROM = 50  # passes from which on mixing pairs pays
+TUNED_LOOKS = 5  # at the hold-out
 
 
-def tuning(labels: int) -> dict[str, Any]:
-    """The keys of fine-tuning on so many labels."""
+def tuning(labels: int, epochs: float | None = None, batch: int | None = None) -> dict[str, Any]:
+    """The keys of fine-tuning on so many labels.  epochs, batch: where they are given."""
     least, most = TUNED_BATCHES
-    batch = 2 ** int(math.log2(max(2, least, min(most, labels / 16))))
-    batch = min(batch, max(2, 2 * (labels // 2)))
-    epochs = max(EPOCHS, math.ceil(TUNED_ON / labels))
+    batch = batch or min(2 ** int(math.log2(max(least, min(most, labels / 16)))), max(2, labels // 2 * 2))
+    epochs = epochs or max(EPOCHS, math.ceil(TUNED_ON / labels))
     mixed = epochs >= MIXED_FROM
     return {
         "data.global_batch": batch,
         "optim.lr_batch": None,
         "optim.base_lr": float(f"{TUNED_RATE * math.sqrt(batch / TUNED_RATE_BATCH):.2g}"),
         "optim.epochs": epochs,
-        "optim.warmup_epochs": epochs / 10,
-        "augment.mixup": 0.8 if mixed else 0.0,
+        "optim.warmup_epochs": WARM_UP * epochs,
+        "augment.mixup": 0.8 if mixed else 0.0,  # MAE's, or none
         "augment.cutmix": 1.0 if mixed else 0.0,
-        "log.holdout_every_epochs": max(1, epochs // 5),
+        "log.holdout_every_epochs": max(1, int(epochs / TUNED_LOOKS)),
     }

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.schema import load
+from mpp.config.schema import load, tree_of
+from mpp.config.small import tuning
 from mpp.errors import ConfigError
 from mpp.finetune_job import clock_of, config_of_repeat
 from mpp.train.schedule import learning_rate
@@ -33,6 +36,24 @@ def test_both_programs_take_the_whole_short_side_unless_a_recipe_says_otherwise(
     assert FinetuneConfig().data.test_crop == FeatureConfig().crop == 1.0
     words = {name: (CONFIGS / f"finetune_{name}.yaml").read_text() for name in ("b16", "vit_b16", "cifar")}
     assert all("  test_crop: " in text for text in words.values())
+
+
+@given(st.integers(1, 200_000), st.none() | st.floats(0.5, 500), st.none() | st.sampled_from([4, 32, 1024]))
+def test_any_number_of_labels_gives_a_run_of_the_preset_for_few(labels, epochs, batch):
+    config = load(FinetuneConfig, CONFIGS / "finetune_small.yaml", [], tree_of(tuning(labels, epochs, batch)))
+    assert config.data.global_batch == (batch or config.data.global_batch) and config.optim.epochs == (epochs or config.optim.epochs)
+    if batch is None:
+        assert config.data.global_batch <= max(2, labels) and config.data.global_batch % 2 == 0
+    if epochs is None:
+        assert labels * config.optim.epochs >= 20_000
+    clock_of(config, steps_per_epoch=max(1, labels // config.data.global_batch))
+
+
+def test_the_preset_for_few_labels_mixes_and_repeats_where_labels_are_few_and_goes_by_the_measured_rate():
+    few, many = tuning(100), tuning(10_000)
+    assert (few["data.global_batch"], few["optim.epochs"], few["optim.warmup_epochs"], few["augment.mixup"]) == (16, 200, 20, 0.8)
+    assert (many["data.global_batch"], many["optim.epochs"], many["optim.base_lr"], many["augment.cutmix"]) == (128, 12, 3e-3, 0)
+    assert tuning(10_000, batch=32)["optim.base_lr"] == 1.5e-3 and tuning(100, epochs=10)["augment.mixup"] == 0
 
 
 def test_the_vit_papers_numbers_are_the_papers():

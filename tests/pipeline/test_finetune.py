@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.numpy import load_file
 
+from mpp.config.small import tuning
 from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
@@ -215,3 +217,25 @@ def test_a_run_killed_between_its_last_step_and_its_results_is_measured(uninterr
     finished = finetune(pretrained, run, shards)
     assert "all 9 steps are done, only measuring is left" in finished.out and "measured 12 of 12 images" in finished.out
     assert json.loads((run / "results.json").read_text())["rows"] == found["rows"]
+
+
+def test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_that_goes_on_has_the_same(pretrained, shards, tmp_path):
+    run, words = (
+        tmp_path / "run",
+        ["fit=small", "data.global_batch=16", "optim.warmup_epochs=0", "checkpoint={every_samples: 16, keep: 99}"],
+    )
+    base = [*TINY[:2], "data={holdout_fraction: 0.25}", "optim={epochs: 2, ema: 0.9}", *TINY[4:5], "system={precision: fp32, workers: 0}"]
+    asked = ["mpp/finetune.py", *base, f"encoder={pretrained}", f"train={shards}", f"run_dir={run}", *words]
+    assert finish(start([], 1, asked)).status == [0]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    settled = tuning(36, epochs=2, batch=16)
+    assert config["optim"]["base_lr"] == settled["optim.base_lr"] == 1.1e-3 and config["augment"]["mixup"] == 0
+    assert (config["data"]["global_batch"], config["optim"]["epochs"], config["optim"]["warmup_epochs"]) == (
+        16,
+        2,
+        0,
+    )  # words have the last say
+    last, before = max(metrics(run)), tensors(run, max(metrics(run)))
+    forget_after(run, 2)
+    assert "resumes at step 2" in finish(start([], 1, asked)).out
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(run, last).items())

@@ -127,6 +127,7 @@ TABLE = {
 
 ELSEWHERE = {
     "repeats": "tests/pipeline/test_finetune_repeats.py",
+    "fit": "tests/pipeline/test_finetune.py",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
 }
