@@ -1,0 +1,58 @@
+"""Bugs in what is settled for a small set, which the tests must find."""
+
+from tests.mutations import Plant, Row
+
+RULES, SETTLING, LABELS = (
+    "tests/config/test_small.py::test_",
+    "tests/pipeline/test_settling.py::test_",
+    "tests/config/test_finetune.py::test_",
+)
+ROWS: list[Plant | Row] = [
+    Row(
+        "a budget is measured at the batch of a long run", "mpp/settling.py",
+        'if fit.open_keys(samples).get("data.global_batch") == keys.get("data.global_batch"):', "if True:",
+        SETTLING + "the_speed_is_measured_at_the_batch_that_the_run_has",
+    ),
+    Row(
+        "a run that goes on is settled anew", "mpp/settling.py", "    if commit:\n", "    if False:\n",
+        SETTLING + "a_finished_run_is_trained_on_by_more_epochs_with_what_it_was_begun_with",
+    ),
+    Row(
+        "epochs pass over held-out images", "mpp/settling.py", "(self.facts.images - held_out)", "self.facts.images",
+        SETTLING + "a_preset_settles_what_is_left_open_and_says_so",
+    ),
+    Row(
+        "a budget begins with the first step", "mpp/settling.py", " - (time.time() - psutil.Process().create_time())", "",
+        SETTLING + "the_speed_is_measured_at_the_batch_that_the_run_has",
+    ),
+    Row(
+        "a preset has the last say", "mpp/config/schema.py", "tree = _over(below or {}, tree)", "tree = _over(tree, below or {})",
+        RULES + "what_a_file_or_a_word_names_stays",
+    ),
+    Row(
+        "a batch does not go through the processes", "mpp/config/small.py", " // facts.processes * facts.processes or facts.processes", "",
+        RULES + "every_set_machine_and_length_gives_a_run",
+    ),
+    Row(
+        "the rate goes by the batch, not by its root", "mpp/config/small.py", "RATE * math.sqrt(batch / RATE_BATCH)", "RATE * batch / RATE_BATCH",
+        RULES + "the_rate_goes_by_the_root_of_the_batch_that_is_asked_for",
+    ),
+    Plant(
+        "a hold-out of its own is taken for a part of the set", "mpp.config.small:held_out",
+        "lambda facts: max(1, min(MOST_HELD_OUT, round(HELD_OUT * facts.images)))",
+        RULES + "a_twentieth_of_the_set_is_held_out_or_what_there_is_of_another",
+    ),
+    Plant(
+        "few labels are fine-tuned on as many are", "mpp.config.small:tuning", "lambda labels, epochs=None, batch=None: real(10_000, epochs, batch)",
+        LABELS + "the_preset_for_few_labels_mixes_and_repeats_where_labels_are_few_and_goes_by_the_measured_rate",
+    ),
+    Row(
+        "the warm-up of fine-tuning may exceed the epochs that are asked for", "mpp/config/small.py",
+        '"optim.warmup_epochs": WARM_UP * epochs', '"optim.warmup_epochs": WARM_UP * max(EPOCHS, math.ceil(TUNED_ON / labels))',
+        LABELS + "any_number_of_labels_gives_a_run_of_the_preset_for_few",
+    ),
+    Row(
+        "a small set is sent to the papers' own recipe", "mpp/prep/advice.py", "if manifest.samples > FEW:", "if True:",
+        "tests/prep/test_advice.py::test_a_small_set_goes_to_the_preset_of_its_usual_size",
+    ),
+]  # fmt: skip
