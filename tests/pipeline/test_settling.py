@@ -89,6 +89,7 @@ def test_epochs_set_the_length_of_any_recipe(shards, tmp_path):
     assert max(metrics(tmp_path / "run")) == 5
 
 
+@pytest.mark.long
 def test_a_budget_is_measured_kept_and_not_changed(shards, tmp_path):
     run = tmp_path / "run"
     words = ["budget=9s", "checkpoint={every_samples: 16, keep: 9}", "optim.warmup_samples=0"]
