@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import time
 import weakref
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from mpp.errors import UserError
 from mpp.text import say
@@ -60,12 +63,16 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError without a file's name, as of a full disk, gets this one."""
+    """An OSError without a file's name, as of a full disk, gets this one, and so does what safetensors raises in its place."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise
 
 

@@ -5,10 +5,11 @@ import os
 import platform
 
 import pytest
+from safetensors import SafetensorError
 
 from mpp import files
 from mpp.errors import UserError
-from mpp.files import lock_folder
+from mpp.files import lock_folder, writing
 from tests.forks import Forked
 
 hold = functools.partial(lock_folder, seconds=0)
@@ -63,3 +64,23 @@ def test_without_locks_a_program_on_another_host_is_told_of(tmp_path, no_locks, 
 def test_without_locks_half_a_note_keeps_nobody_out(tmp_path, no_locks, half):
     (tmp_path / "lock.owner").write_text(half)
     hold((tmp_path / "lock").open("w"), "busy")
+
+
+@pytest.mark.parametrize(
+    ("raised", "named"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (SafetensorError("Error while serializing: I/O error: No such file or directory (os error 2)"), True),
+        (OSError(2, "No such file or directory", "its-own"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_fails_while_a_file_is_written_names_the_file(tmp_path, raised, named):
+    with pytest.raises(OSError) as error, writing(tmp_path / "weights"):
+        raise raised
+    assert error.value.filename == (str(tmp_path / "weights") if named else "its-own")
+
+
+def test_a_fault_of_the_tensors_themselves_stays_what_it_is(tmp_path):
+    with pytest.raises(SafetensorError, match="InvalidHeader"), writing(tmp_path / "weights"):
+        raise SafetensorError("Error while serializing: InvalidHeader")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import CheckpointError, disk_fault
-from mpp.files import sync_path
+from mpp.files import sync_path, writing
 from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, sha256_of, some, write_commit
 from mpp.train.engine import Engine
 from mpp.train.resume import way_out
@@ -91,8 +91,9 @@ def _fresh(folder: Path) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
-    save_file(tensors, str(path), metadata={"format": "pt"})
-    sync_path(path)
+    with writing(path):
+        save_file(tensors, str(path), metadata={"format": "pt"})
+        sync_path(path)
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
 
 

@@ -58,6 +58,10 @@ ROWS = [
         f"{DISKS}::test_a_full_disk_is_named_with_the_file_that_did_not_fit",
     ),
     Row(
+        "what safetensors could not write has no name", "mpp/files.py", ", str(path)) from error", ") from error",
+        "tests/test_files.py::test_what_fails_while_a_file_is_written_names_the_file",
+    ),
+    Row(
         "curves go on into a deleted file", "mpp/monitor/board.py", "if not self.path.exists():", "if False:",
         "tests/monitor/test_board.py::test_curves_do_not_go_on_into_a_folder_that_was_taken_away",
     ),
