@@ -216,6 +216,7 @@ def test_the_same_words_give_the_same_run(folder):
     assert [name for name in once if not same(once[name], again[name])] == [] and once
 
 
+@pytest.mark.long  # a run each
 @pytest.mark.parametrize("key", TABLE)
 def test_a_field_changes_what_it_is_said_to_change_and_nothing_else(folder, key):
     row = TABLE[key]

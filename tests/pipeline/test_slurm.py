@@ -164,6 +164,7 @@ def test_a_job_with_less_than_a_core_for_each_process_says_what_it_needs(slurm, 
     assert out.read_text().startswith("error: --cpus-per-task=1 is less than one core for each of the 2 processes")
 
 
+@pytest.mark.long
 def test_fine_tuning_that_runs_out_of_time_commits_is_queued_again_and_goes_on(slurm, shards, tmp_path):
     model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=32, depth=2, heads=2)
     write_encoder(tmp_path / "encoder", build_encoder(model, 5).vit.state_dict(), model, (0.5,) * 3, (0.5,) * 3, "tiny")
