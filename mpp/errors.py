@@ -131,12 +131,17 @@ DISK_FAULTS = {
 }  # what can be done about each
 
 
+def number_told(error: BaseException) -> int | None:
+    """The errno in the words of an error that is no OSError, as safetensors raises them."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
 def disk_fault(error: BaseException) -> str | None:
     """One line about a disk that is full, gone, read-only or broken under a program; None for what is no such thing."""
     number = error.errno if isinstance(error, OSError) else None
     where = (error.filename2 or error.filename) if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors
-        number = int(found[1])
+    number = number or number_told(error)
     remedy = DISK_FAULTS.get(errno.errorcode.get(number or 0, ""))
     if remedy is None or number is None:
         return None

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import secrets
 import time
 import weakref
@@ -16,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mpp.errors import UserError
+from mpp.errors import UserError, number_told
 from mpp.text import say
 from mpp.watch import watch
 
@@ -71,8 +70,8 @@ def writing(path: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except SafetensorError as error:
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if number := number_told(error):
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 

@@ -21,6 +21,7 @@ from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import is_written
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder
+from mpp.text import counted
 from mpp.train.commit import folders_of
 from mpp.train.run import Run
 from mpp.train.run_folder import write_run_folder
@@ -45,6 +46,7 @@ class Job:
     size: tuple[int, int]  # (height, width) in pixels
     sets: FinetuneSet  # as the first repeat sees it
     plan: BatchPlan
+    words: tuple[str, ...] = ()  # what a preset has settled, for people
     reads: Reads | None = None  # of the test split, once this command has read it
     noted: bool = False
 
@@ -92,18 +94,6 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
     """again: the config with these keys below the file and the words."""
     loaded = read_encoder(config.encoder)
     size = image_size(config, loaded)
-    sets = open_sets(config, loaded, size)
-    if config.fit:
-        given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
-        config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(config.data, "global_batch")))
-        sets = open_sets(config, loaded, size)
-    data = config.data
-    world_size, together = int(os.environ.get("WORLD_SIZE", "1")), 2 if config.augment.mixes else 1
-    plan = plan_batch(data.global_batch, data.streams, world_size, config.system.micro_batch_max, together=together)
-    return Job(config, run_dir, argv, loaded, size, sets, plan)
-
-
-def open_sets(config: FinetuneConfig, loaded: LoadedEncoder, size: tuple[int, int]) -> FinetuneSet:
     data = config.data
     divide = functools.partial(
         hold_out,
@@ -112,7 +102,25 @@ def open_sets(config: FinetuneConfig, loaded: LoadedEncoder, size: tuple[int, in
         use=CHOOSE,
         remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
     )
-    return open_finetune_set(config, size, loaded.mean, divide, chooser(config))
+    sets = open_finetune_set(config, size, loaded.mean, divide, chooser(config))
+    words: tuple[str, ...] = ()
+    if config.fit:
+        given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
+        config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(data, "global_batch")))
+        sets = sets.drawn(config.augment, size, loaded.mean)
+        words = (fitted_words(config, len(sets.labels)),)
+    data = config.data
+    world_size, together = int(os.environ.get("WORLD_SIZE", "1")), 2 if config.augment.mixes else 1
+    plan = plan_batch(data.global_batch, data.streams, world_size, config.system.micro_batch_max, together=together)
+    return Job(config, run_dir, argv, loaded, size, sets, plan, words)
+
+
+def fitted_words(config: FinetuneConfig, labels: int) -> str:
+    """The plan, for people."""
+    optim, augment = config.optim, config.augment
+    length = f"{optim.steps:,} steps" if optim.steps else f"{optim.epochs:g} passes"
+    mixed = f"pairs mixed (mixup {augment.mixup:g}, CutMix {augment.cutmix:g})" if augment.mixes else "pairs not mixed"
+    return f"fit {config.fit}: {counted(labels, 'label')} | {length} in batches of {config.data.global_batch} | {mixed}"
 
 
 def chooser(config: FinetuneConfig) -> Choose:

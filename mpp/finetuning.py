@@ -130,6 +130,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     run.announce(
         [
             *([repeat.words] if job.config.repeats > 1 else []),
+            *job.words,
             f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {arch} at {size[0]}x{size[1]} | {parameters:,} parameters",
             f"{order.samples:,} labelled images of {len(sets.classes)} classes{held} | {order.steps_per_epoch} steps an epoch",
             *(f"note: {remark}" for remark in sets.remarks),

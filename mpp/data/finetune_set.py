@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mpp.config.finetune import FinetuneConfig
+from mpp.config.finetune import AugmentConfig, FinetuneConfig
 from mpp.data.augment import Augment, Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
@@ -57,6 +57,19 @@ class FinetuneSet:
         chosen = kept[few_labels(labels[kept], classes=self.classes)]
         return replace(self, training=replace(self.training, seed=seed, pool=chosen))
 
+    def drawn(self, augment: AugmentConfig, size: tuple[int, int], mean: Triple) -> "FinetuneSet":
+        """The same images, trained on with these crops, colours and pairs; size: (height, width); mean: of the input normalisation."""
+        height, width = size
+        ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)
+        training = replace(
+            self.training,
+            augment=Augment(size, augment.crop_scale, ratio, augment.flip, augment.vertical_flip, augment.turns),
+            recolour=rand_augment(augment.rand_augment, height, width, mean) if augment.rand_augment else None,
+            erasing=augment.erasing,
+            mixing=Mixing(augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share) if augment.mixes else None,
+        )
+        return replace(self, training=training)
+
     def order(self, config: FinetuneConfig, plan: BatchPlan) -> Order:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""
         edges = np.concatenate([[0], np.cumsum(self.training.images.source.samples_per_shard)])
@@ -81,31 +94,20 @@ def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Tripl
     if config.data.holdout_fraction:
         kept, held = hold_out(train.labels, classes=train.classes)
     kept = kept[few_labels(train.labels[kept], classes=train.classes)]
-    augment, (height, width) = config.augment, size
-    ratio = (augment.crop_ratio[0] * width / height, augment.crop_ratio[1] * width / height)
-    training = CropDataset(
-        StoredPixels(train, config.data.max_pixels),
-        Augment(size, augment.crop_scale, ratio, augment.flip, augment.vertical_flip, augment.turns),
-        config.seed,
-        kept,
-        labels=train.labels,
-        recolour=rand_augment(augment.rand_augment, height, width, mean) if augment.rand_augment else None,
-        erasing=augment.erasing,
-        mixing=Mixing(augment.mixup, augment.cutmix, augment.mix_share, augment.cutmix_share) if augment.mixes else None,
-    )
-    measured = lambda images, ids: CropDataset(
+    centred = lambda images, ids, leaves_none_out=True: CropDataset(
         StoredPixels(images, config.data.max_pixels),
         Centre(size, config.data.test_crop),
         config.seed,
         ids,
-        leaves_none_out=True,
+        leaves_none_out=leaves_none_out,
         labels=images.labels,
     )
-    return FinetuneSet(
-        training,
-        measured(train, held) if len(held) else None,
-        measured(test, np.arange(len(test))) if test is not None else None,
+    opened = FinetuneSet(
+        centred(train, kept, leaves_none_out=False),
+        centred(train, held) if len(held) else None,
+        centred(test, np.arange(len(test))) if test is not None else None,
         train.classes,
         {"train": train.identity} | ({"test": test.identity} if test is not None else {}),
         remarks_on(train, test),
     )
+    return opened.drawn(config.augment, size, mean)

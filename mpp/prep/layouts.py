@@ -24,6 +24,14 @@ class LaidOut(Around):
     label_names: bool = False  # labels in digits are names and no class numbers
 
     @property
+    def numbered(self) -> bool:
+        return self.source.numbered and not self.label_names
+
+    @property
+    def digits_are_numbers(self) -> bool:
+        return self.source.digits_are_numbers and not self.label_names
+
+    @property
     def unlabelled(self) -> str:
         in_folders = self.source.kind in TREES
         return f"lies in no class folder (folder level {self.class_level})" if in_folders else self.source.unlabelled

@@ -144,6 +144,24 @@ class Around(Source):
     def reader(self) -> Reader:
         return self.source.reader()
 
+    @property
+    def numbered(self) -> bool:
+        return self.source.numbered
+
+    @property
+    def digits_are_numbers(self) -> bool:
+        return self.source.digits_are_numbers
+
+    @property
+    def unlabelled(self) -> str:
+        return self.source.unlabelled
+
+    def class_names(self, labels: Collection[str]) -> list[str]:
+        return self.source.class_names(labels)
+
+    def class_number(self, label: str, numbers: dict[str, int]) -> int:
+        return self.source.class_number(label, numbers)
+
 
 def first_folder(name: str) -> str:
     """The label of a file in a tree: its first folder, or nothing."""

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -84,24 +84,6 @@ class Tiles(Around):
     """The tiles of another source's images.  A tile's label and split are its scan's, its group is its scan or what that scan shows."""
 
     folder: Path  # of the rows
-
-    @property
-    def numbered(self) -> bool:
-        return self.source.numbered
-
-    @property
-    def digits_are_numbers(self) -> bool:
-        return self.source.digits_are_numbers
-
-    @property
-    def unlabelled(self) -> str:
-        return self.source.unlabelled
-
-    def class_names(self, labels: Collection[str]) -> list[str]:
-        return self.source.class_names(labels)
-
-    def class_number(self, label: str, numbers: dict[str, int]) -> int:
-        return self.source.class_number(label, numbers)
 
     def items(self, ignored: Counter) -> Iterator[Item]:
         for path in sorted(self.folder.glob("*.rows")):

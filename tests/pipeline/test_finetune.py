@@ -226,7 +226,8 @@ def test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_th
     )
     base = [*TINY[:2], "data={holdout_fraction: 0.25}", "optim={epochs: 2, ema: 0.9}", *TINY[4:5], "system={precision: fp32, workers: 0}"]
     asked = ["mpp/finetune.py", *base, f"encoder={pretrained}", f"train={shards}", f"run_dir={run}", *words]
-    assert finish(start([], 1, asked)).status == [0]
+    first = finish(start([], 1, asked))
+    assert first.status == [0] and "fit small: 36 labels | 2 passes in batches of 16 | pairs not mixed" in first.out
     config = yaml.safe_load((run / "config.yaml").read_text())
     settled = tuning(36, epochs=2, batch=16)
     assert config["optim"]["base_lr"] == settled["optim.base_lr"] == 1.1e-3 and config["augment"]["mixup"] == 0
