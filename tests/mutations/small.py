@@ -52,6 +52,16 @@ ROWS: list[Plant | Row] = [
         LABELS + "any_number_of_labels_gives_a_run_of_the_preset_for_few",
     ),
     Row(
+        "what a preset of fine-tuning says is not what it does", "mpp/finetune_job.py", "sets = sets.drawn(config.augment, size, loaded.mean)", "pass",
+        "tests/pipeline/test_finetune.py::"
+        "test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_that_goes_on_has_the_same",
+    ),
+    Row(
+        "a hold-out of its own is not looked at", "mpp/settling.py",
+        "apart = len(ShardSet.open(config.data.holdout_shards)) if config.data.holdout_shards else 0", "apart = 0",
+        SETTLING + "with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out",
+    ),
+    Row(
         "a small set is sent to the papers' own recipe", "mpp/prep/advice.py", "if manifest.samples > FEW:", "if True:",
         "tests/prep/test_advice.py::test_a_small_set_goes_to_the_preset_of_its_usual_size",
     ),

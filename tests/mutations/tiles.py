@@ -70,4 +70,8 @@ ROWS: list[Plant | Row] = [
         'the manifest forgets the window', 'mpp/prep/making.py', '"window": list(args.window) if args.window else None}', '"window": None}',
         'tests/prep/test_windows.py::test_a_set_made_through_a_window_holds_its_levels_and_says_so',
     ),
+    Row(
+        'what is around a source reads labels its own way', 'mpp/prep/source.py', 'return self.source.class_names(labels)', 'return super().class_names(labels)',
+        'tests/prep/test_around.py::test_where_labels_are_names_they_are_no_numbers_for_whatever_is_around',
+    ),
 ]  # fmt: skip

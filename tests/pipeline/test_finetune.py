@@ -237,6 +237,11 @@ def test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_th
         0,
     )  # words have the last say
     last, before = max(metrics(run)), tensors(run, max(metrics(run)))
+    spelt = ["mpp/finetune.py", "--config", str(run / "config.yaml"), "fit=null", f"run_dir={tmp_path / 'spelt'}"]
+    assert finish(start([], 1, spelt)).status == [0]
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in tensors(tmp_path / "spelt", last).items()
+    )  # what it says is what it does
     forget_after(run, 2)
     assert "resumes at step 2" in finish(start([], 1, asked)).out
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(run, last).items())

@@ -14,6 +14,7 @@ from mpp import settling
 from mpp.config import small
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load, tree_of
+from mpp.data.shards import ShardSet
 from mpp.world import World
 from tests.pipeline.conftest import ROOT, finish, metrics, pretrain, start, succeed, tensors
 
@@ -131,6 +132,13 @@ def test_the_speed_is_measured_at_the_batch_that_the_run_has(shards, tmp_path, m
     config = settling.settle(again({}, {}), again, tmp_path / "run").config
     assert asked == batches and config.data.global_batch == batches[-1]
     assert config.optim.total_samples == pytest.approx((0.95 * settling.seconds_of(budget) - 6) * rate, rel=0.02)
+
+
+def test_with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out(shards):
+    words = [f"data.shards={shards}", f"data.holdout_shards={shards}", "optim.epochs=2"]  # not to be trained with: they are the same
+    config = load(PretrainConfig, SMALL[1], words)
+    fit = settling.Fit(config, settling.facts_of(config, ShardSet.open(shards)))
+    assert fit.samples_asked() == 2 * 48 and fit.open_keys(96)["data.holdout_samples"] == 47
 
 
 @pytest.mark.long

@@ -29,5 +29,7 @@ def test_labels_are_read_as_the_source_inside_reads_them(around):
     assert around(made).numbered
 
 
-def test_where_labels_are_names_they_are_no_numbers():
+def test_where_labels_are_names_they_are_no_numbers_for_whatever_is_around():
+    named = LaidOut(Numbered(), 1, 0, label_names=True)
+    assert [around(named).class_names({"10", "9"}) for around in AROUND[:2]] == [["9", "10"]] * 2
     assert LaidOut(Numbered(), 1, 0).numbered and not LaidOut(Numbered(), 1, 0, label_names=True).numbered
