@@ -117,11 +117,12 @@ class PretrainConfig(Section):
                     f"data.{key}=true leaves no upright direction, and how far from it mask.name={self.mask.name} has turned an image could not be "
                     f"told; set data.{key}=false, or take another mask, corruption and target"
                 )
-        if self.optim.total_samples < self.data.global_batch:
+        settled = lambda section, key: self.fit is None or key in section.model_fields_set  # else the preset's, which looks at the length
+        if settled(self.data, "global_batch") and self.optim.total_samples < self.data.global_batch:
             raise ValueError(
                 f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}"
             )
-        if self.optim.warmup_samples > self.optim.total_samples:
+        if settled(self.optim, "warmup_samples") and self.optim.warmup_samples > self.optim.total_samples:
             raise ValueError(f"optim.warmup_samples={self.optim.warmup_samples} exceeds optim.total_samples={self.optim.total_samples}")
         if self.init_from is not None and self.branch_from is not None:
             raise ValueError(

@@ -57,6 +57,11 @@ ROWS: list[Plant | Row] = [
         "test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_that_goes_on_has_the_same",
     ),
     Row(
+        "a preset's length is judged by a batch that it does not have", "mpp/config/pretrain.py",
+        'settled(self.data, "global_batch") and self.optim.total_samples', "self.optim.total_samples",
+        SETTLING + "a_length_in_samples_is_taken_however_short_and_the_rest_follows_from_it",
+    ),
+    Row(
         "a hold-out of its own is not looked at", "mpp/settling.py",
         "apart = len(ShardSet.open(config.data.holdout_shards)) if config.data.holdout_shards else 0", "apart = 0",
         SETTLING + "with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out",

@@ -245,7 +245,7 @@ ROWS = [
     Row("no path is dropped", "mpp/model/classifier.py", "        wanted[\"drop_path_rate\"] = config.drop_path\n", "        pass\n", MODEL + "drop_path_grows_to_the_rate_of_the_last_block"),
     Row("whole images are measured", "mpp/data/finetune_set.py", "Centre(size, config.data.test_crop)", "Centre(size, 1.0)", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),
     Row(
-        "what is measured is cropped at random", "mpp/data/finetune_set.py", "        Centre(size, config.data.test_crop),\n", "        training.augment,\n",
+        "what is measured is cropped at random", "mpp/data/finetune_set.py", "        Centre(size, config.data.test_crop),\n", "        Augment(size, (0.2, 1.0), (0.75, 1.33), True, False, False),\n",
         SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres",
     ),
     Row("a quarter is erased", "mpp/data/finetune_set.py", "erasing=augment.erasing,", "erasing=0.25,", SET + "training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centres"),

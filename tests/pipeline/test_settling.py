@@ -84,6 +84,15 @@ def test_a_finished_run_is_trained_on_by_more_epochs_with_what_it_was_begun_with
     assert 17 in metrics(run)
 
 
+def test_a_length_in_samples_is_taken_however_short_and_the_rest_follows_from_it(shards, tmp_path):
+    finished = fitted(tmp_path / "run", shards, "optim.total_samples=100")
+    assert finished.status == [0], finished.err
+    config = config_of(tmp_path / "run")
+    assert (config["optim"]["total_samples"], config["data"]["global_batch"], config["optim"]["warmup_samples"]) == (100, 16, 16)
+    refused = fitted(tmp_path / "none", shards, "optim.total_samples=100", "optim.warmup_samples=200")
+    assert "optim.warmup_samples=200 exceeds optim.total_samples=100" in refused.err
+
+
 def test_epochs_set_the_length_of_any_recipe(shards, tmp_path):
     succeed(tmp_path / "run", shards, "optim.epochs=1.5")
     assert config_of(tmp_path / "run")["optim"]["total_samples"] == 60 == int(1.5 * 40) // 12 * 12
@@ -149,10 +158,10 @@ def test_two_processes_measure_and_settle_alike(shards, tmp_path):
 
 
 def test_a_budget_that_is_over_before_the_first_step_is_refused(shards, tmp_path):
-    finished = fitted(tmp_path / "run", shards, "budget=1s")
+    finished = fitted(tmp_path / "run", shards, "budget=0.01s")  # gone before the speed is known
     assert finished.status != [0] and len(finished.error_lines) == 1
     assert re.search(
-        r"error: budget=1s: at \d+ images/s, as measured, what is left of it is \d+ images, and a run has at least 320", finished.err
+        r"error: budget=0\.01s: at \d+ images/s, as measured, what is left of it is \d+ images, and a run has at least 320", finished.err
     )
     assert not (tmp_path / "run" / "checkpoints").exists()
 
