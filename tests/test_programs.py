@@ -78,6 +78,7 @@ def test_help_says_what_stands_behind_a_key():
 
 INTERRUPTED = """
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which `make test &` in a script leaves ignored
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
