@@ -148,7 +148,7 @@ def said(config: PretrainConfig, facts: small.Facts) -> list[str]:
         f"{model.depth} x {model.width}, {model.heads} heads | masks in units of {unit} x {unit} | {steps:,} steps of {data.global_batch}, "
         f"{optim.total_samples / facts.images:.1f} passes | mean and deviation of the set"
     )
-    return [first, *small.expectation(facts, optim.total_samples)]
+    return [first, *small.expectation(facts, optim.total_samples, from_weights=bool(config.init_from or config.branch_from))]
 
 
 def measure(config: PretrainConfig, run_dir: Path, world: World | None) -> tuple[World, float]:

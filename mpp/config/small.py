@@ -78,10 +78,10 @@ def usual_samples(facts: Facts) -> int:
     return max(SAMPLES, PASSES * facts.images)
 
 
-def expectation(facts: Facts, samples: int) -> list[str]:
-    """What to tell people before they wait."""
+def expectation(facts: Facts, samples: int, from_weights: bool = False) -> list[str]:
+    """What to tell people before they wait.  from_weights: the run continues from others' or its own."""
     said = []
-    if facts.images < FEW:
+    if facts.images < FEW and not from_weights:
         said.append(
             f"note: {facts.images:,} images are few. Weights that were pretrained on more images of the kind are the first choice "
             "(init_from=, docs/small.md); from scratch expect a gain over random initialisation, and compare with training on the labels alone"

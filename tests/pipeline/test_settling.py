@@ -84,6 +84,13 @@ def test_a_finished_run_is_trained_on_by_more_epochs_with_what_it_was_begun_with
     assert 17 in metrics(run)
 
 
+@pytest.mark.parametrize("words", [[], ["init_from=runs/other"], ["branch_from=runs/other"]], ids=str)
+def test_who_continues_from_weights_is_not_told_to(words):
+    colours = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    said = settling.said(load(PretrainConfig, SMALL[1], words), small.Facts(2_000, (8, 8), False, 1, *colours))
+    assert any("images are few" in line for line in said) == (not words) and said[-1].startswith("what was seen")
+
+
 def test_a_length_in_samples_is_taken_however_short_and_the_rest_follows_from_it(shards, tmp_path):
     finished = fitted(tmp_path / "run", shards, "optim.total_samples=100")
     assert finished.status == [0], finished.err
