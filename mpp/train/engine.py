@@ -112,10 +112,10 @@ class Engine:
             raise ConfigError(
                 f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
             ) from error
-        if self.stage == 0:
-            self.deepspeed.enable_backward_allreduce = (
-                False  # it would copy all gradients to one place and back, of one process too: see `backward`
-            )
+        if (
+            self.stage == 0
+        ):  # `backward` asks for the sums itself: of one process, too, DeepSpeed would copy all gradients to one place and back
+            self.deepspeed.enable_backward_allreduce = False
         if self.stage == 3:
             for module in model.modules():
                 for parameter in getattr(module, "borrowed_parameters", tuple)():
