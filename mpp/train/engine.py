@@ -112,9 +112,8 @@ class Engine:
             raise ConfigError(
                 f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
             ) from error
-        if (
-            self.stage == 0
-        ):  # `backward` asks for the sums itself: of one process, too, DeepSpeed would copy all gradients to one place and back
+        # At stage 0 `backward` asks for the sums itself: of one process, too, DeepSpeed would copy all gradients to one place and back.
+        if self.stage == 0:
             self.deepspeed.enable_backward_allreduce = False
         if self.stage == 3:
             for module in model.modules():
