@@ -45,6 +45,7 @@ from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, classifier_arguments
 from mpp.model.tokens import choose_attention, class_tokens_of, set_norm_eps
+from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
@@ -117,7 +118,10 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.to(world.device)
     average = WeightAverage(model, short_at_first(config.optim.ema)) if config.optim.ema else None
-    blank = lambda engine: engine.forward(torch.zeros(1, 3, *size, device=world.device))
+    one = lambda: torch.zeros(1, 3, *size, device=world.device)
+    blank = lambda engine: engine.forward(one())
+    if world.first and run.is_timed:
+        run.flop_per_image = training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop_dataset import Batch, CropDataset
@@ -27,6 +28,7 @@ from mpp.interop.lent import bring
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
+from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import logged
 from mpp.monitor.collapse import Goals, figures
 from mpp.monitor.pictures import reconstruction
@@ -59,6 +61,8 @@ APART_SAMPLES = 512  # held-out ones on which a moving target is looked at
 def _over_all(operation: Any) -> Callable[[Tensor], Tensor]:
     def joined(part: Tensor) -> Tensor:
         whole = part.clone()
+        if isinstance(whole, FakeTensor):  # arithmetic is counted (monitor/arithmetic.py)
+            return whole
         dist.all_reduce(whole, operation)
         return whole
 
@@ -108,10 +112,12 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     masking = sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
+    if world.first and run.is_timed:
+        run.flop_per_image = flop_of(model, config, masking, world.device)
     engine = run.begin(
         model,
         build_optimiser(model, config.optim, model.target.own_scales),
-        lambda engine: blank_pass(engine, config, masking, world),
+        lambda engine: engine.forward(*blank_inputs(config, masking, world.device))[0],
         teacher,
     )
     sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
@@ -290,11 +296,19 @@ def clean_cells(model: PretrainingModel, data: CropDataset, ids: np.ndarray, dev
         yield model.target(images, everywhere(Masks(*masks)), model.teacher).cpu(), batch["kind"][real]
 
 
-def blank_pass(engine: Engine, config: PretrainConfig, masking: Masking, world: World) -> Tensor:
+def blank_inputs(config: PretrainConfig, masking: Masking, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One black image, of what a pretraining model is given."""
     side = config.model.image_size
-    images = torch.zeros(1, 3, side, side, device=world.device)
-    places = torch.arange(masking.patches, device=world.device)[None]
-    prediction, *_ = engine.forward(
-        images, torch.zeros_like(places), places, places[:, : masking.counts.visible], places[:, : masking.counts.predicted]
-    )
-    return prediction
+    places = torch.arange(masking.patches, device=device)[None]
+    images = torch.zeros(1, 3, side, side, device=device)
+    return images, torch.zeros_like(places), places, places[:, : masking.counts.visible], places[:, : masking.counts.predicted]
+
+
+def flop_of(model: PretrainingModel, config: PretrainConfig, masking: Masking, device: torch.device) -> int:
+    """Of training on one view of an image."""
+
+    def loss() -> Tensor:
+        _, loss, _, own = model(*blank_inputs(config, masking, device))
+        return loss.mean() + own
+
+    return training_flop(model, loss)

@@ -165,6 +165,9 @@ class SystemConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool = False  # torch.compile
     fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
+    matrix_tflops: Annotated[float, Field(gt=0)] | None = (
+        None  # TFLOP/s of large matrix products on a process's device, which speed/mfu is a share of; null: measured at the start
+    )
     patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends
     patience_slow_seconds: Annotated[float, Field(gt=0)] = (
         1800.0  # the same while it starts, loads, compiles, measures or saves, or all stand still

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 Triple = tuple[float, float, float]
 _made: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
@@ -13,7 +14,10 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.tensor(values, dtype=torch.float32, device=device)
     if (values, device) not in _made:
-        _made[values, device] = torch.tensor(values, dtype=torch.float32, device=device)
+        made = torch.tensor(values, dtype=torch.float32, device=device)
+        if isinstance(made, FakeTensor):  # of somebody who follows shapes alone
+            return made
+        _made[values, device] = made
     return _made[values, device]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError, UserError
+from mpp.monitor.phases import Phases
 from mpp.text import say
 from mpp.watch import watch
 from mpp.world import World, join_processes
@@ -22,6 +23,7 @@ SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between proce
 
 COMPILING = "DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes"
 LEAST, TRIED = (0, 18), "mpp is tried with 0.18 and 0.19; pip install deepspeed==0.19.8"
+MEASURING = "measuring"  # the phase of forward passes in eval mode
 SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
 
 
@@ -84,6 +86,8 @@ class Engine:
         import deepspeed
 
         self.stage, self.clip_norm = system.zero_stage, clip_norm
+        self.phases = Phases(world.device)
+        self._sums_here = self.stage == 0 and world.size > 1
         self._state_linked = False
         self._compiled = system.compile
         ours: dict[str, Any] = {
@@ -108,6 +112,9 @@ class Engine:
             raise ConfigError(
                 f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
             ) from error
+        # At stage 0 `backward` asks for the sums itself: of one process, too, DeepSpeed would copy all gradients to one place and back.
+        if self.stage == 0:
+            self.deepspeed.enable_backward_allreduce = False
         if self.stage == 3:
             for module in model.modules():
                 for parameter in getattr(module, "borrowed_parameters", tuple)():
@@ -126,22 +133,33 @@ class Engine:
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the module's own forward pass gives, under autocast where system.precision says so."""
-        outputs = self.deepspeed(*inputs)
+        with self.phases("forward" if self.deepspeed.training else MEASURING):
+            outputs = self.deepspeed(*inputs)
         watch.moved()
         return outputs
 
     def backward(self, loss: Tensor) -> None:
         """loss: the mean over this micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
-        watch.meets()  # the gradients are summed on the way
-        self.deepspeed.backward(loss)
+        watch.meets()  # the gradients are summed on the way, or, at stage 0, behind it
+        with self.phases("backward"):
+            self.deepspeed.backward(loss)
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
+        elif self._sums_here:
+            with self.phases("reduce"):
+                self.deepspeed.allreduce_gradients()
 
     def update(self, learning_rate: float, weight_decay: float | None = None) -> Tensor:
         """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.
 
         learning_rate, weight_decay: of a group whose lr_scale and decay_scale are 1, or that has none; null: the decay that each group has.
         """
+        with self.phases("optimiser"):
+            norm = self._step(learning_rate, weight_decay)
+        watch.moved()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.deepspeed.device)
+
+    def _step(self, learning_rate: float, weight_decay: float | None) -> Any:
         for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
             if weight_decay is not None:
@@ -158,8 +176,7 @@ class Engine:
             self.optimiser._hp_optimizer_states_linked = False
             self.optimiser._lazy_init_hp_params_optimizer_state()
             self._state_linked = True
-        watch.moved()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.deepspeed.device)
+        return norm
 
     def train(self, mode: bool) -> None:
         self.deepspeed.train(mode)

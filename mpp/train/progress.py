@@ -24,9 +24,10 @@ def signed(figure: float | None) -> str:
 
 def progress_line(step: int, steps: int, words: str, values: Mapping[str, Any], seconds_left: float) -> str:
     """words: what the program measured."""
+    mfu = f"  mfu {values['speed/mfu']:.0%}" if "speed/mfu" in values else ""
     return (
         f"step {step}/{steps}  {words}  lr {values['optim/learning_rate']:.2e}  norm {values['optim/gradient_norm']:.3f}  "
-        f"{values['speed/samples_per_second']:.0f} img/s  wait {values['speed/wait_share']:.0%}  eta {clock(seconds_left)}"
+        f"{values['speed/samples_per_second']:.0f} img/s{mfu}  wait {values['speed/wait_share']:.0%}  eta {clock(seconds_left)}"
     )
 
 

@@ -34,6 +34,7 @@ from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan
 from mpp.errors import UserError
 from mpp.files import make_folder
+from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
@@ -42,7 +43,7 @@ from mpp.train.bad_samples import BadSamples
 from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import restore, save
 from mpp.train.commit import Commit, find_commit, prune, set_aside_after
-from mpp.train.engine import Engine, start_distributed
+from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.progress import progress_line, shared_sum
 from mpp.train.resume import Course, course_of, settle, settle_trunk, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, write_run_folder
@@ -51,6 +52,8 @@ from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_d
 from mpp.train.signals import StopRequest
 from mpp.watch import watch
 from mpp.world import World, from_first, together
+
+TIMED_STEPS = 100
 
 
 class _Data(Protocol):
@@ -86,6 +89,20 @@ class TrainingConfig(RunConfig, Protocol):
     @property
     def checkpoint(self) -> CheckpointConfig: ...
     def model_dump(self, *, mode: str = ...) -> dict[str, Any]: ...
+
+
+def rate_of_all(system: SystemConfig, world: World) -> float:
+    """Collective: FLOP/s of large matrix products, at the precision of the run, of all processes at once."""
+    with watch.slowly("measuring the machine"):
+        own = torch.tensor(
+            system.matrix_tflops * 1e12
+            if system.matrix_tflops
+            else matrix_rate(world.device, torch.bfloat16 if system.precision == "bf16" else torch.float32),
+            dtype=torch.float64,
+            device=world.device,
+        )
+        dist.all_reduce(own)
+    return float(own)
 
 
 def meet(run_dir: Path, system: SystemConfig, hold: Callable[[], TextIO]) -> tuple[World, TextIO | None]:
@@ -139,6 +156,8 @@ class Run:
         self.average: WeightAverage | None = None
         self.bad_samples = 0
         self.stop: StopRequest | None = None  # from the first step on
+        self.flop_per_image: float | None = None  # of training: the program says it, and has it held against this machine
+        self._matrix_rate: float | None = None  # FLOP/s of all processes
 
     def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
         """Collective.  world, stop: of a run before this one in the same processes.  Raises UserError where another run holds the folder, and where
@@ -173,7 +192,14 @@ class Run:
             self.bad_samples = commit.record["bad_samples"]
         self.first_step = commit.step if commit else 0
         self.bad = BadSamples(self.run_dir, world)
+        if self.is_timed:
+            self._matrix_rate = rate_of_all(self.config.system, world)
         return engine
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether there are steps enough for a share of the machine's limit to mean something."""
+        return self.total_steps - (self.commit.step if self.commit else 0) >= TIMED_STEPS
 
     def _take_empty_step(self, blank: Callable[[Engine], Tensor]) -> None:
         """An optimiser step at learning rate 0 with zero gradients: changes nothing, creates the optimiser's state."""
@@ -240,6 +266,7 @@ class Run:
             "optim/gradient_norm": float(step.norm),
             "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
             "speed/wait_share": self._waited / self._busy,
+            **self._speed(step),
             "data/bad_samples": float(self.bad_samples),
         }
         if self.board:
@@ -249,6 +276,21 @@ class Run:
             say(progress_line(step.number, self.total_steps, words, known, seconds_left))
         if step.logs:
             self._busy, self._waited, self._logged_step = 0.0, 0.0, step.number
+
+    def _speed(self, step: "Step") -> dict[str, float]:
+        """How close to the limit of matrix products, where that is known; on a step that logs also the milliseconds of each phase of a step."""
+        steps = step.number - self._logged_step
+        found: dict[str, float] = {}
+        if self.flop_per_image and self._matrix_rate:
+            rate = self.flop_per_image * steps * self.global_batch / self._busy
+            found |= {"speed/tflops": rate / 1e12, "speed/mfu": rate / self._matrix_rate}
+        if step.logs:
+            seconds = self.engine.phases.look()
+            seconds.pop(MEASURING, None)  # between steps
+            seconds["data"] = self._waited
+            seconds["rest"] = max(0.0, self._busy - sum(seconds.values()))
+            found |= {f"speed/{phase}_ms": 1000 * each / steps for phase, each in seconds.items()}
+        return found
 
     def save(self, step: "Step", more: Mapping[str, Any]) -> Commit:
         """Collective: commit this step.  more: what the program wants beside the record."""

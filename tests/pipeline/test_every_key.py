@@ -173,6 +173,7 @@ ELSEWHERE = {
     "fit": "tests/pipeline/test_settling.py and tests/config/test_small.py, with its own files",
     "budget": "tests/pipeline/test_settling.py, against the clock",
     "resume_changes": "tests/pipeline/test_checkpoints.py, on runs that resume",
+    "system.matrix_tflops": "tests/pipeline/test_speed_figures.py, on runs that are long enough",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
 }

@@ -1,0 +1,194 @@
+"""How fast the bare training step is, beside a plain torch loop, transformers' models of the same sizes, and the limit of matrix products.
+
+    python benchmarks/bare_step.py [--shapes mae_ti4 mpp_ti4] [--sides engine loop] [--rounds 7] [--steps 4] [--out FILE]
+
+Each side takes optimiser steps on the same synthetic batch, in one process, turn by turn: in every round each takes `--steps` of them, and beside them
+the rate of large matrix products is measured.  Quoted are medians over rounds.  Sides:
+    engine    what mpp/pretrain.py runs: the DeepSpeed engine, clipping, the finite check's sum left out
+    loop      the same model, optimiser and clipping without DeepSpeed
+    peer      transformers' ViTMAEForPreTraining or ViTForMaskedImageModeling, with the same optimiser and clipping
+    ...+c     the same with torch.compile
+The limit (`floor`): an image's FLOP (mpp/monitor/arithmetic.py) by that rate.  Prints a table; --out has it as JSON with versions and commit.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from step import synthetic_batch
+from torch import Tensor, nn
+
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
+from mpp.data.order import plan_batch
+from mpp.errors import run_program
+from mpp.model.normalise import normalise
+from mpp.monitor.arithmetic import matrix_rate, training_flop
+from mpp.recipe.decoders.transformer import TransformerDecoder
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
+from mpp.train.engine import Engine, start_distributed
+from mpp.train.optim import build_optimiser
+from mpp.train.run_folder import environment
+from mpp.train.step import masked_images
+from mpp.world import World
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TI4 = ["model.depth=12", "model.width=192", "model.heads=3"]
+S16 = ["model.arch=vit_small_patch16_224", "decoder.depth=4", "decoder.width=256", "decoder.heads=8"]
+SHAPES: dict[str, tuple[str, list[str], int]] = {  # config, words, batch
+    "mae_ti4": ("cifar_mae", TI4, 64),
+    "mae_s16": ("mae_b16", S16, 16),
+    "mae_b16": ("mae_b16", [], 8),
+    "mpp_ti4": ("cifar_mpp", TI4, 64),
+}
+SIDES = ("engine", "loop", "peer", "engine+c", "loop+c")
+RATE = 1e-4
+CPU = torch.device("cpu")
+Take = Callable[[], None]  # a step
+Inputs = Callable[[], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]  # what a model is given, on the device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Time the bare step of several shapes beside its peers and its limit.")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    parser.add_argument("--out", help="a JSON file")
+    options = parser.parse_args(argv)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}.items():
+        os.environ.setdefault(name, value)
+    world = start_distributed()
+    found = {name: measure(name, options.sides, options.rounds, options.steps, world) for name in options.shapes}
+    print(f"{'shape':9}{'batch':>6}{'GFLOP':>8}{'floor':>9}" + "".join(f"{side:>11}" for side in options.sides) + "   images/s")
+    for name, row in found.items():
+        figures = "".join(f"{row['images_per_second'].get(side, float('nan')):11.2f}" for side in options.sides)
+        print(f"{name:9}{row['batch']:6}{row['gflop']:8.3f}{row['floor']:9.2f}{figures}")
+    if options.out:
+        Path(options.out).write_text(json.dumps({"shapes": found, "environment": environment()}, indent=1) + "\n")
+    return 0
+
+
+def measure(name: str, sides: Sequence[str], rounds: int, steps: int, world: World) -> dict[str, Any]:
+    """Medians over rounds of images a second, and the limit."""
+    config_name, words, batch = SHAPES[name]
+    config = load(
+        PretrainConfig, str(CONFIGS / f"{config_name}.yaml"), [*words, "data.shards=none", f"data.global_batch={batch}", "data.streams=1"]
+    )
+    masking = Masking(config.model.grid, config.mask, config.corruption)
+    inputs = synthetic_batch(config, masking, batch)
+    prepared = lambda: masked_images(inputs, world.device)
+    fused = world.device.type == "cuda"
+    flop = training_flop(one := build_model(config, fused), lambda: one(*masked_images(synthetic_batch(config, masking, 1), CPU))[1].mean())
+    makers = {"engine": engine_side, "loop": loop_side, "peer": peer_side}
+    taken = {side: makers[side.removesuffix("+c")](config, prepared, world, side.endswith("+c")) for side in sides}
+    for take in taken.values():
+        take()
+        take()  # what is compiled, allocated or cached at first is not timed
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    rates = []
+    for _ in range(rounds):
+        for side, take in taken.items():
+            began = time.perf_counter()
+            for _ in range(steps):
+                take()
+            if world.device.type == "cuda":
+                torch.cuda.synchronize()
+            times[side].append((time.perf_counter() - began) / steps)
+        rates.append(matrix_rate(world.device, torch.bfloat16))
+    rate = float(np.median(rates))
+    return {
+        "config": config_name,
+        "words": words,
+        "batch": batch,
+        "gflop": flop / 1e9,
+        "matrix_gflops": rate / 1e9,
+        "floor": rate / flop,
+        "images_per_second": {side: batch / float(np.median(seconds)) for side, seconds in times.items()},
+        "seconds": times,
+    }
+
+
+def engine_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+    system = config.system.model_copy(update={"compile": compiled})
+    model = build_model(config, world.device.type == "cuda").to(world.device)
+    plan = plan_batch(config.data.global_batch, 1, 1, config.data.global_batch)
+    engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
+
+    def take() -> None:
+        _, loss, *_ = engine.forward(*inputs())
+        engine.backward(loss.mean())
+        engine.update(RATE)
+
+    return take
+
+
+def loop_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+    model = build_model(config, world.device.type == "cuda").to(world.device)
+    return plain(model, lambda: model(*inputs())[1].mean(), config, world, compiled)
+
+
+def peer_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+    from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
+
+    encoder: Any = build_model(config).encoder  # for its sizes
+    sizes: dict[str, Any] = {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.vit.blocks[0].attn.num_heads,
+        "intermediate_size": 4 * encoder.width,
+        "image_size": config.model.image_size,
+        "patch_size": config.model.patch_size,
+        "attn_implementation": "sdpa" if world.device.type == "cuda" else "eager",  # the faster one there
+        "layer_norm_eps": 1e-6,
+    }
+    decoder = config.decoder
+    model: Any
+    if isinstance(decoder, TransformerDecoder):
+        of_decoder: dict[str, Any] = {
+            "decoder_hidden_size": decoder.width,
+            "decoder_num_hidden_layers": decoder.depth,
+            "decoder_num_attention_heads": decoder.heads,
+            "decoder_intermediate_size": 4 * decoder.width,
+        }
+        model = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **of_decoder, mask_ratio=0.75, norm_pix_loss=True))
+        loss = lambda: model(normalise(inputs()[0], config.data.mean, config.data.std)).loss
+    else:
+        model = ViTForMaskedImageModeling(ViTConfig(**sizes, encoder_stride=config.model.patch_size))
+
+        def loss() -> Tensor:
+            images, kind, *_ = inputs()
+            return model(normalise(images, config.data.mean, config.data.std), bool_masked_pos=kind > 0).loss
+
+    return plain(model.to(world.device), loss, config, world, compiled)
+
+
+def plain(model: nn.Module, loss: Callable[[], Tensor], config: PretrainConfig, world: World, compiled: bool) -> Take:
+    """Steps of a plain torch loop, of what the engine does: autocast, clipping by the global norm, fused AdamW."""
+    model.train()
+    if compiled:
+        model.compile()
+    optimiser = build_optimiser(model, config.optim)
+    for group in optimiser.param_groups:
+        group["lr"] = RATE
+
+    def take() -> None:
+        with torch.autocast(world.device.type, torch.bfloat16):
+            found = loss()
+        found.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return take
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,35 @@
+"""Bugs in what a run says of its speed, and in what it pays for it, which the tests must find."""
+
+from tests.mutations import Plant, Row
+
+ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline/test_speed_figures.py::test_"
+ROWS: list[Plant | Row] = [
+    Row(
+        "one process gathers its gradients, too", "mpp/train/engine.py", "self.deepspeed.enable_backward_allreduce = False", "pass",
+        FIGURES + "gradients_are_gathered_once_a_step_and_of_one_process_never",
+    ),
+    Row(
+        "two processes keep their gradients to themselves", "mpp/train/engine.py", "        elif self._sums_here:\n", "        elif False:\n",
+        FIGURES + "gradients_are_gathered_once_a_step_and_of_one_process_never",
+    ),
+    Row(
+        "what fused attention computes twice is counted twice", "mpp/monitor/arithmetic.py", "return 2 * sdpa_flop_count", "return 2.5 * sdpa_flop_count",
+        ARITHMETIC + "every_token_is_encoded_and_half_of_them_are_predicted",
+    ),
+    Row(
+        "counting counts on", "mpp/monitor/arithmetic.py", "        buffer.copy_(value)\n", "        pass\n",
+        ARITHMETIC + "counting_leaves_no_trace",
+    ),
+    Row(
+        "constants of a count stay", "mpp/model/normalise.py", "if isinstance(made, FakeTensor):", "if False:",
+        ARITHMETIC + "counting_leaves_no_trace",
+    ),
+    Row(
+        "each process is held against its own limit", "mpp/train/run.py", "        dist.all_reduce(own)\n", "",
+        FIGURES + "images_a_second_are_held_against_the_matrix_products_of_all_processes",
+    ),
+    Row(
+        "times of phases are never cleared", "mpp/monitor/phases.py", "        self._seconds.clear()\n", "",
+        "tests/monitor/test_phases.py::test_seconds_are_summed_by_phase_and_cleared_when_looked_at",
+    ),
+]  # fmt: skip

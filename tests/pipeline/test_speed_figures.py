@@ -1,0 +1,74 @@
+"""What a run says of its speed: a share of the machine's limit, and where the time of a step goes.  And nothing is paid for processes that are not there."""
+
+import json
+
+import pytest
+import torch
+
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
+from mpp.pretraining import flop_of
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
+from tests.pipeline.conftest import finish, pretrain, start, succeed
+from tests.pipeline.test_finetune import TINY
+
+LONG = ["optim.total_samples=1200", "optim.warmup_samples=0", "log.every_steps=50", "log.pictures=0", "system.matrix_tflops=0.25"]
+COUNTED = """
+from deepspeed.runtime.engine import DeepSpeedEngine
+from mpp.errors import run_program
+from mpp.pretrain import main
+real = DeepSpeedEngine.allreduce_gradients
+def counted(*given, **named):
+    print("SUMMED", flush=True)
+    return real(*given, **named)
+DeepSpeedEngine.allreduce_gradients = counted
+run_program(main)
+"""
+
+
+def speeds(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "speed/samples_per_second" in row]
+
+
+def model_of(run_dir):
+    config = load(PretrainConfig, str(run_dir / "config.yaml"), [])
+    masking = Masking(config.model.grid, config.mask, config.corruption)
+    return flop_of(build_model(config), config, masking, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_images_a_second_are_held_against_the_matrix_products_of_all_processes(shards, tmp_path, world):
+    finished = succeed(tmp_path / "run", shards, *LONG, world=world)
+    flop = model_of(tmp_path / "run")
+    for row in speeds(tmp_path / "run"):
+        assert row["speed/tflops"] == pytest.approx(flop * row["speed/samples_per_second"] / 1e12)
+        assert row["speed/mfu"] == pytest.approx(row["speed/tflops"] / (0.25 * world))
+        phases = {name: value for name, value in row.items() if name.endswith("_ms")}
+        assert set(phases) == {
+            f"speed/{name}_ms" for name in ("forward", "backward", "optimiser", "data", "rest", *["reduce"] * (world > 1))
+        }
+        assert sum(phases.values()) == pytest.approx(12_000 / row["speed/samples_per_second"]) and min(phases.values()) >= 0
+    (line,) = (line for line in finished.out.splitlines() if line.startswith("step 100/100 "))
+    assert f"img/s  mfu {row['speed/mfu']:.0%}  wait" in line
+
+
+def test_a_short_run_is_not_held_against_anything(shards, tmp_path):
+    finished = succeed(tmp_path / "run", shards, "log.pictures=0")
+    assert "mfu" not in finished.out and not any("speed/mfu" in row for row in speeds(tmp_path / "run"))
+
+
+def test_fine_tuning_is_held_against_the_same(shards, tmp_path):
+    succeed(tmp_path / "pretrained", shards, "optim.total_samples=24", "optim.warmup_samples=0", "log.pictures=0")
+    words = [f"encoder={tmp_path / 'pretrained'}", f"train={shards}", f"run_dir={tmp_path / 'run'}", "optim.steps=100"]
+    finished = finish(start([], 1, ["mpp/finetune.py", *TINY, *words, "system.matrix_tflops=0.25"]))
+    assert finished.status == [0], finished.err
+    assert all(row["speed/mfu"] == pytest.approx(row["speed/tflops"] / 0.25) for row in speeds(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_are_gathered_once_a_step_and_of_one_process_never(shards, tmp_path, world):
+    finished = pretrain(tmp_path / "run", shards, "system.micro_batch_max=3", "log.pictures=0", world=world, program=["-c", COUNTED])
+    assert finished.status == [0] * world, finished.err
+    assert finished.out.count("SUMMED") == (0 if world == 1 else world * 8)
