@@ -29,7 +29,8 @@ from mpp.config.schema import load
 from mpp.data.order import plan_batch
 from mpp.errors import run_program
 from mpp.model.normalise import normalise
-from mpp.monitor.arithmetic import matrix_rate, training_flop
+from mpp.monitor.arithmetic import matrix_rate
+from mpp.pretraining import flop_of
 from mpp.recipe.decoders.transformer import TransformerDecoder
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
@@ -86,7 +87,7 @@ def measure(name: str, sides: Sequence[str], rounds: int, steps: int, world: Wor
     inputs = synthetic_batch(config, masking, batch)
     prepared = lambda: masked_images(inputs, world.device)
     fused = world.device.type == "cuda"
-    flop = training_flop(one := build_model(config, fused), lambda: one(*masked_images(synthetic_batch(config, masking, 1), CPU))[1].mean())
+    flop = flop_of(build_model(config, fused), config, masking, CPU)
     makers = {"engine": engine_side, "loop": loop_side, "peer": peer_side}
     taken = {side: makers[side.removesuffix("+c")](config, prepared, world, side.endswith("+c")) for side in sides}
     for take in taken.values():

@@ -95,7 +95,7 @@ def expectation(facts: Facts, samples: int, from_weights: bool = False) -> list[
     return said
 
 
-SEEN = ((22_176, 3), (445_440, 16))  # samples -> points, of this preset (docs/small.md)
+SEEN = ((22_176, 3), (445_440, 16), (890_880, 18), (1_781_760, 20))  # samples -> points, of this preset (docs/small.md)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- fine-tuning

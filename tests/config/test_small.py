@@ -79,7 +79,7 @@ def test_few_images_are_warned_of_and_what_was_seen_is_the_nearest_below():
         expectation(facts(9_999), 10**6)[0].startswith("note: 9,999 images are few") and "init_from=" in expectation(facts(9_999), 10**6)[0]
     )
     (only,) = expectation(facts(10_000), 10**6)
-    assert "445,440 samples gave +16 points" in only
+    assert "890,880 samples gave +18 points" in only
     assert "22,176 samples gave +3 points" in expectation(facts(10_000), 10_000)[0]
 
 
