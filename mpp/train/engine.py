@@ -166,7 +166,10 @@ class Engine:
                 group["weight_decay"] = weight_decay * group.get("decay_scale", 1.0)
         norm: Any = None
         if self.stage == 0:
-            parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
+            parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+            for parameter in parameters:
+                if parameter.grad is None:  # of what this step did not use: it decays as on several processes, which fill it in
+                    parameter.grad = torch.zeros_like(parameter)
             norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
         self.deepspeed.step()
         if norm is None:

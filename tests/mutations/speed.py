@@ -13,6 +13,10 @@ ROWS: list[Plant | Row] = [
         FIGURES + "gradients_are_gathered_once_a_step_and_of_one_process_never",
     ),
     Row(
+        "on one process a step leaves out what it did not use", "mpp/train/engine.py", "parameter.grad = torch.zeros_like(parameter)", "pass",
+        "tests/pipeline/test_clusters_run.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit_its_clusters_too",
+    ),
+    Row(
         "what fused attention computes twice is counted twice", "mpp/monitor/arithmetic.py", "return 2 * sdpa_flop_count", "return 2.5 * sdpa_flop_count",
         ARITHMETIC + "every_token_is_encoded_and_half_of_them_are_predicted",
     ),

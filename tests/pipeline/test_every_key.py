@@ -149,7 +149,6 @@ CHANGES = {
     "data.max_pixels": [Change(LARGE, "error")],
     "data.max_bad_fraction": [Change("data.max_bad_fraction=1", "error loss bad", LARGE)],
     "system.precision": [Change("system.precision=bf16", RESULTS + " printed", same="rate parameters")],
-    "system.gradient_precision": [Change("system.gradient_precision=bf16", "norm", same="first rate")],
     "system.micro_batch_max": [Change("system.micro_batch_max=2", "printed micro_batch", same="rate steps")],
     "system.workers": [Change("system.workers=1", "printed", same=SPEED)],
     "system.images": [Change("system.images=ram", "printed", same="rate steps"), Change("system.images=device", "printed", "data.shards={square}", same="rate steps")],
@@ -168,6 +167,7 @@ CHANGES = {
     "checkpoint.keep": [Change("checkpoint.keep=2", "commits", same=SPEED)],
 }  # fmt: skip
 ELSEWHERE = {
+    "system.gradient_precision": "tests/pipeline/test_precision.py: one process exchanges nothing",
     "system.decode": "test_jpegs_are_decoded_where_system_decode_wants_them, which needs no GPU",
     "branch_from": "tests/pipeline/test_branches.py",
     "fit": "tests/pipeline/test_settling.py and tests/config/test_small.py, with its own files",

@@ -63,7 +63,7 @@ TABLE = {
     "metric": Row("balanced_accuracy", maybe={"test", "weights"}, says="by balanced accuracy"),
     "resume": Row("must", says="refused: .*holds no commit"),
     "resume_changes": Row("optim.name", says="refused: .*only keys of optim can"),
-    "system.gradient_precision": Row("bf16", {"norm"}, maybe=AFTER_GRADIENT - {"norm"}),
+    "system.gradient_precision": Row("bf16", {"norm"}, ("system.zero_stage=1",), maybe=AFTER_GRADIENT - {"norm"}),
     "model.resolution": Row([8, 16], FROM_THE_START | {"export"}),
     "model.patch_size": Row(8, FROM_THE_START | {"export"}),
     "model.pooling": Row("cls", AFTER_GRADIENT | {"export"}),
