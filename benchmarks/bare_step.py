@@ -13,7 +13,6 @@ The limit (`floor`): an image's FLOP (mpp/monitor/arithmetic.py) by that rate.  
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ SHAPES: dict[str, tuple[str, list[str], int]] = {  # config, words, batch
     "mae_b16": ("mae_b16", [], 8),
     "mpp_ti4": ("cifar_mpp", TI4, 64),
 }
-SIDES = ("engine", "loop", "peer", "engine+c", "loop+c")
+SIDES = ("engine", "loop", "peer", "engine+c", "loop+c", "peer+c")
 RATE = 1e-4
 CPU = torch.device("cpu")
 Take = Callable[[], None]  # a step
@@ -64,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     parser.add_argument("--out", help="a JSON file")
     options = parser.parse_args(argv)
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}.items():
-        os.environ.setdefault(name, value)
     world = start_distributed()
     found = {name: measure(name, options.sides, options.rounds, options.steps, world) for name in options.shapes}
     print(f"{'shape':9}{'batch':>6}{'GFLOP':>8}{'floor':>9}" + "".join(f"{side:>11}" for side in options.sides) + "   images/s")

@@ -29,10 +29,6 @@ class Phases:
             yield
             self._seconds[phase] += time.perf_counter() - began
 
-    def add(self, phase: str, seconds: float) -> None:
-        """Of the host."""
-        self._seconds[phase] += seconds
-
     def look(self) -> dict[str, float]:
         """Since the last look; waits for the device."""
         if self._events:

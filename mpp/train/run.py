@@ -53,7 +53,7 @@ from mpp.train.signals import StopRequest
 from mpp.watch import watch
 from mpp.world import World, from_first, together
 
-TIMED_STEPS = 100
+TIMED_STEPS = 100  # from which on a run is held against the machine's limit: to measure that takes a quarter of a second
 
 
 class _Data(Protocol):
@@ -251,6 +251,7 @@ class Run:
         self._stream, self._views, self._sample_log = stream, views, sample_log
         self._began = self._last_save = time.perf_counter()
         self._busy, self._waited, self._logged_step = 0.0, 0.0, self.first_step
+        self.engine.phases.look()  # the empty step of a resumed run is not counted
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
             yield step

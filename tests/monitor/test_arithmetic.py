@@ -1,5 +1,8 @@
 """The arithmetic of a step equals the formula of a Vision Transformer, and counting it leaves no trace."""
 
+import itertools
+import time
+
 import pytest
 import timm
 import torch
@@ -92,5 +95,7 @@ def test_counting_leaves_no_trace(monkeypatch):
     assert torch.isfinite(images()).all()  # constants are real ones
 
 
-def test_a_machine_has_a_rate():
-    assert matrix_rate(CPU, torch.float32) > 1e8
+def test_a_machine_that_takes_a_second_for_a_product_has_its_operations_a_second(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert matrix_rate(CPU, torch.float32) == 2 * 1024**3

@@ -33,6 +33,14 @@ ROWS: list[Plant | Row] = [
         FIGURES + "images_a_second_are_held_against_the_matrix_products_of_all_processes",
     ),
     Row(
+        "a resumed run counts its empty step", "mpp/train/run.py", "        self.engine.phases.look()  # the empty", "        pass  # the empty",
+        FIGURES + "a_resumed_run_does_not_count_the_step_that_creates_its_optimisers_state",
+    ),
+    Row(
+        "a multiply-add counts once in the machine's rate", "mpp/monitor/arithmetic.py", "return 2 * side**3 / best", "return side**3 / best",
+        ARITHMETIC + "a_machine_that_takes_a_second_for_a_product_has_its_operations_a_second",
+    ),
+    Row(
         "times of phases are never cleared", "mpp/monitor/phases.py", "        self._seconds.clear()\n", "",
         "tests/monitor/test_phases.py::test_seconds_are_summed_by_phase_and_cleared_when_looked_at",
     ),

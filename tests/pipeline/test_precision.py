@@ -117,6 +117,7 @@ def test_gradients_exchanged_in_bf16_are_rounded_because_somebody_asked(found):
     for stage in (0, 2):
         exact, rounded = (found["bf16", stage, kind, 2]["norms"][0] for kind in ("fp32", "bf16"))
         assert 1e-6 < abs(rounded / exact - 1) < 1e-2
+    assert found["bf16", 0, "bf16", 1]["norms"] == found["bf16", 0, "fp32", 1]["norms"]  # one process exchanges nothing
 
 
 def test_what_mpp_decides_is_refused_with_the_name_of_its_option():

@@ -1,6 +1,7 @@
 """What a run says of its speed: a share of the machine's limit, and where the time of a step goes.  And nothing is paid for processes that are not there."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def test_images_a_second_are_held_against_the_matrix_products_of_all_processes(s
 def test_a_short_run_is_not_held_against_anything(shards, tmp_path):
     finished = succeed(tmp_path / "run", shards, "log.pictures=0")
     assert "mfu" not in finished.out and not any("speed/mfu" in row for row in speeds(tmp_path / "run"))
+
+
+def test_a_resumed_run_does_not_count_the_step_that_creates_its_optimisers_state(shards, tmp_path):
+    succeed(tmp_path / "run", shards, "log.pictures=0")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000000008")
+    assert "resumes at step 6" in succeed(tmp_path / "run", shards, "log.pictures=0").out
+    first = speeds(tmp_path / "run")[6]
+    phases = [value for name, value in first.items() if name.endswith("_ms")]
+    assert first["step"] == 7 and sum(phases) == pytest.approx(12_000 / first["speed/samples_per_second"])
 
 
 def test_fine_tuning_is_held_against_the_same(shards, tmp_path):
