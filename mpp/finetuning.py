@@ -54,9 +54,9 @@ from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inp
 from mpp.train.commit import Commit
 from mpp.train.engine import Engine
 from mpp.train.optim import build_finetune_optimiser
-from mpp.train.progress import shared_sum
 from mpp.train.run import Meters, meet
 from mpp.train.run_folder import environment, hold_run_folder
+from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import StopRequest, stopped_words
 from mpp.transfer.ledger import Reads
 from mpp.transfer.protocol import Answers

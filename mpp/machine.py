@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 
 
 def usable_cores() -> int:
@@ -17,3 +18,12 @@ def allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def peak_gigabytes(device: str) -> float:
+    """The most memory that this process has held so far, in 10^9 bytes: of a GPU ("cuda") what torch has allocated there, else resident in RAM."""
+    if device == "cuda":
+        import torch  # of programs that have imported it
+
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9

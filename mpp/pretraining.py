@@ -43,10 +43,11 @@ from mpp.text import counted, say
 from mpp.train.commit import Commit, read_tensors
 from mpp.train.engine import Engine
 from mpp.train.optim import build_optimiser
-from mpp.train.progress import shared_sum, signed
+from mpp.train.progress import signed
 from mpp.train.run import Meters, Run, Step
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import small_rate_note
+from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of

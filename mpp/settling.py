@@ -32,7 +32,7 @@ from mpp.text import counted
 from mpp.train.commit import Commit, find_commit
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
-from mpp.train.progress import shared_sum
+from mpp.train.shared_sum import shared_sum
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of
 from mpp.watch import watch

@@ -105,3 +105,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_an_interrupt_while_importing_is_quiet(words, name):
     done = run_forked(["-c", INTERRUPTED.format(name=name, words=words)], cwd=ROOT, env=os.environ)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+SPINS = """
+import os, sys
+from mpp.interrupts import quiet_until_main
+quiet_until_main(sys.argv[1])
+print(os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "spins"),
+    [("__main__", {}, "1000"), ("__main__", {"GOMP_SPINCOUNT": "7"}, "7"), ("__main__", {"OMP_WAIT_POLICY": "passive"}, "None"), ("mpp.pretrain", {}, "None")],
+)  # fmt: skip
+def test_threads_that_wait_for_each_other_do_not_spin_for_long_unless_the_user_says_so(name, said, spins):
+    there = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    shown = run_forked(["-c", SPINS, name], cwd=ROOT, env=there | said)
+    assert shown.stdout == f"{spins}\n"

@@ -19,12 +19,12 @@ def pose_of(flip: bool, vertical_flip: bool, quarters: int) -> int:
 
 def posed(images: Tensor, pose: Tensor) -> Tensor:
     """[B, C, H, W] as they were cut -> each in its pose; pose: int64 [B], on the CPU.  H = W where a pose needs that (4 to 7)."""
-    there = pose.to(images.device, non_blocking=True)[:, None, None, None]
+    there, here = pose.to(images.device, non_blocking=True)[:, None, None, None], pose.numpy()
     # Each of the eight is made of three moves, in this order; those that none of the batch makes cost nothing.
-    if (pose & 4).any():
+    if (here & 4).any():
         images = torch.where((there & 4) > 0, images.transpose(2, 3), images)
-    if ((pose + 1) & 2).any():
+    if ((here + 1) & 2).any():
         images = torch.where(((there + 1) & 2) > 0, images.flip(3), images)
-    if (pose & 2).any():
+    if (here & 2).any():
         images = torch.where((there & 2) > 0, images.flip(2), images)
     return images

@@ -36,5 +36,5 @@ def turns(source: Tensor) -> Tensor:
     """source [B, N] of square grids that were turned as wholes -> by how many quarters, int64 [B]: told by the corner that came first."""
     patches = source.shape[1]
     side = round(patches**0.5)
-    corners = torch.tensor([0, side - 1, patches - 1, patches - side], device=source.device)
-    return (source[:, :1] == corners).long().argmax(1)
+    corners = (0, side - 1, patches - 1, patches - side)
+    return torch.stack([source[:, 0] == corner for corner in corners], dim=1).long().argmax(1)

@@ -29,7 +29,7 @@ def inputs_and_targets(
     """What the model sees, float32 [B, 3, H, W], and soft targets [B, K]: flip or turn, normalise, erase, then mix, in the order of timm's training."""
     images = normalise(images_on_device(batch, device), mean, std)
     if "erase" in batch:
-        for image, box, seed in zip(images, batch["erase"].tolist(), batch["noise"].tolist(), strict=True):
+        for image, box, seed in zip(images, batch["erase"].numpy().tolist(), batch["noise"].numpy().tolist(), strict=True):
             left, top, right, bottom = box
             if right > left:
                 noise = torch.Generator(device).manual_seed(seed)

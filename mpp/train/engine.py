@@ -99,6 +99,7 @@ class Engine:
             "zero_allow_untested_optimizer": True,  # torch's AdamW
             **_precisions(system),
             "steps_per_print": 2**31,
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the device before and behind every micro-batch
         }
         settings = _merged(ours, system.deepspeed)
         if system.compile:
@@ -150,14 +151,17 @@ class Engine:
                 self.deepspeed.allreduce_gradients()
 
     def update(self, learning_rate: float, weight_decay: float | None = None) -> Tensor:
-        """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.
+        """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.  Where it is not finite, weights and moments stay
+        as they are, without anybody waiting to see it (ZeRO 1 to 3 wait: DeepSpeed's own check).
 
         learning_rate, weight_decay: of a group whose lr_scale and decay_scale are 1, or that has none; null: the decay that each group has.
         """
         with self.phases("optimiser"):
             norm = self._step(learning_rate, weight_decay)
         watch.moved()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.deepspeed.device)
+        if isinstance(norm, Tensor):
+            return norm.to(self.deepspeed.device, torch.float32)
+        return torch.full((), norm, dtype=torch.float32, device=self.deepspeed.device)  # filled there: a copy would wait for the device
 
     def _step(self, learning_rate: float, weight_decay: float | None) -> Any:
         for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):
@@ -171,6 +175,8 @@ class Engine:
                 if parameter.grad is None:  # of what this step did not use: it decays as on several processes, which fill it in
                     parameter.grad = torch.zeros_like(parameter)
             norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+            # torch's fused optimisers then change nothing.
+            self.inner_optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()

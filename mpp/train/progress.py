@@ -1,13 +1,7 @@
-"""What every training loop says to people, and the one small sum its ranks share in a step."""
+"""What every training loop says to people."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-import torch.distributed as dist
-
-from mpp.watch import meeting
-from mpp.world import World
 
 
 def clock(seconds: float) -> str:
@@ -27,15 +21,6 @@ def progress_line(step: int, steps: int, words: str, values: Mapping[str, Any], 
     mfu = f"  mfu {values['speed/mfu']:.0%}" if "speed/mfu" in values else ""
     return (
         f"step {step}/{steps}  {words}  lr {values['optim/learning_rate']:.2e}  norm {values['optim/gradient_norm']:.3f}  "
-        f"{values['speed/samples_per_second']:.0f} img/s{mfu}  wait {values['speed/wait_share']:.0%}  eta {clock(seconds_left)}"
+        f"{values['speed/samples_per_second']:.0f} img/s{mfu}  wait {values['speed/wait_share']:.0%}  "
+        f"peak {values['speed/peak_gb']:.2g} GB  eta {clock(seconds_left)}"
     )
-
-
-def shared_sum(numbers: Iterable[float | bool | torch.Tensor], world: World) -> list[int]:
-    """Collective: each number summed over ranks."""
-    filled = lambda number: torch.full((), float(number), dtype=torch.float64, device=world.device)  # a fill waits for nothing
-    total = torch.stack([number.double() if isinstance(number, torch.Tensor) else filled(number) for number in numbers])
-    with meeting():
-        dist.all_reduce(total)
-        summed = total.tolist()
-    return [int(number) for number in summed]

@@ -7,7 +7,7 @@
     for step in run.steps(stream):
         for batch in step.batches():     this rank's share of the global batch, in micro-batches
             ... engine.forward, engine.backward
-        step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next
+        step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next, read when it is there
         if step.shown: run.log(step, ...)
         if step.commits: run.save(step, ...)
     run.close()                 where another run follows in the same process
@@ -34,6 +34,7 @@ from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan
 from mpp.errors import UserError
 from mpp.files import make_folder
+from mpp.machine import peak_gigabytes
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, seed_of
@@ -44,11 +45,12 @@ from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import restore, save
 from mpp.train.commit import Commit, find_commit, prune, set_aside_after
 from mpp.train.engine import MEASURING, Engine, start_distributed
-from mpp.train.progress import progress_line, shared_sum
+from mpp.train.progress import progress_line
 from mpp.train.resume import Course, course_of, settle, settle_trunk, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
+from mpp.train.shared_sum import SharedSum
 from mpp.train.signals import StopRequest
 from mpp.watch import watch
 from mpp.world import World, from_first, together
@@ -251,6 +253,7 @@ class Run:
         self._stream, self._views, self._sample_log = stream, views, sample_log
         self._began = self._last_save = time.perf_counter()
         self._busy, self._waited, self._logged_step = 0.0, 0.0, self.first_step
+        self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
         self.engine.phases.look()  # the empty step of a resumed run is not counted
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
@@ -266,7 +269,6 @@ class Run:
             **({"optim/weight_decay": step.weight_decay} if self.schedule.final_weight_decay is not None else {}),
             "optim/gradient_norm": float(step.norm),
             "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
-            "speed/wait_share": self._waited / self._busy,
             **self._speed(step),
             "data/bad_samples": float(self.bad_samples),
         }
@@ -279,8 +281,9 @@ class Run:
             self._busy, self._waited, self._logged_step = 0.0, 0.0, step.number
 
     def _speed(self, step: "Step") -> dict[str, float]:
-        """How close to the limit of matrix products, where that is known; on a step that logs also the milliseconds of each phase of a step."""
-        steps = step.number - self._logged_step
+        """The share of time without a batch; memory; how close to the limit of matrix products, where that is known; on a step that logs also the
+        milliseconds of each phase of a step."""
+        steps, waited = step.number - self._logged_step, self._waited
         found: dict[str, float] = {}
         if self.flop_per_image and self._matrix_rate:
             rate = self.flop_per_image * steps * self.global_batch / self._busy
@@ -288,10 +291,12 @@ class Run:
         if step.logs:
             seconds = self.engine.phases.look()
             seconds.pop(MEASURING, None)  # between steps
-            seconds["data"] = self._waited
-            seconds["rest"] = max(0.0, self._busy - sum(seconds.values()))
+            # Beside a GPU a process may wait for a batch while the device still works on the one before: only what the device does nothing in counts.
+            idle = max(0.0, self._busy - sum(seconds.values()))
+            waited = min(waited, idle)
+            seconds |= {"data": waited, "rest": idle - waited}
             found |= {f"speed/{phase}_ms": 1000 * each / steps for phase, each in seconds.items()}
-        return found
+        return {"speed/wait_share": waited / self._busy, "speed/peak_gb": peak_gigabytes(self.world.device.type)} | found
 
     def save(self, step: "Step", more: Mapping[str, Any]) -> Commit:
         """Collective: commit this step.  more: what the program wants beside the record."""
@@ -346,30 +351,45 @@ class Step:
             yield batch
 
     def update(self) -> None:
-        """Collective.  Raises UserError, on all ranks, where the gradient is not finite and where too many samples were bad."""
+        """Collective.  Raises UserError, on all ranks, where the gradient of this step or of the one before is not finite (that step has changed no
+        weight) and where too many samples were bad."""
         run, checkpoint, stop = self.run, self.run.config.checkpoint, self.run.stop
         assert stop is not None  # since `steps`
         self.norm = run.engine.update(self.rate, self.weight_decay)
         if run.average:
             run.average.update(run.engine, self.number)
 
-        # The one wait for the device in a step: what every rank must decide alike.
+        # What every rank must decide alike is asked for now and read a step later, when the device has long finished: so nothing waits for it but a step
+        # that shows or commits something.
         minutes = (time.perf_counter() - run._last_save) / 60
         save_due = run.world.first and checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes
-        broken, stopping, save_now, bad = shared_sum([~torch.isfinite(self.norm), stop.requested, save_due, self._bad], run.world)
-        run._busy += time.perf_counter() - self._began
-        if broken:
-            raise UserError(
-                f"the gradient norm of step {self.number} is not finite (learning rate {self.rate:.3g}); "
-                f"{way_out(run.run_dir, run.config.model_dump(), self.number - 2, run.repeats)}"
-            )
-        run.bad_samples += bad
-        run.bad.stop_beyond(run.bad_samples, self.samples_seen // run._views, run.config.data.max_bad_fraction)
-        self.stopping = bool(stopping)
-        self.logs = self.number % run.config.log.every_steps == 0 or self.last or self.stopping
+        self._agreed = SharedSum([~torch.isfinite(self.norm), stop.requested, save_due, self._bad], run.world)
+        self.logs = self.number % run.config.log.every_steps == 0 or self.last
         self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone
         self.kept = any(self.samples_seen - run.global_batch < at <= self.samples_seen for at in run.keep_at)
-        self.commits = bool(save_now or self.crosses(checkpoint.every_samples) or self.kept or self.last or self.stopping)
+        self.commits = self.crosses(checkpoint.every_samples) or self.kept or self.last
+        before, run._unread = run._unread, self
+        if before:
+            self._heed(before)
+        if self.shown or self.commits:
+            self._heed(self)
+            run._unread = None
+        run._busy += time.perf_counter() - self._began
+
+    def _heed(self, asked: "Step") -> None:
+        """Do what all ranks agreed on in the step that asked, this one or the one before."""
+        run = self.run
+        broken, stopping, save_now, bad = asked._agreed.read()
+        if broken:
+            raise UserError(
+                f"the gradient norm of step {asked.number} is not finite (learning rate {asked.rate:.3g}); "
+                f"{way_out(run.run_dir, run.config.model_dump(), asked.number - 2, run.repeats)}"
+            )
+        run.bad_samples += bad
+        run.bad.stop_beyond(run.bad_samples, asked.samples_seen // run._views, run.config.data.max_bad_fraction)
+        if stopping:
+            self.stopping = self.logs = self.shown = True
+        self.commits = self.commits or bool(stopping or save_now)
 
     def crosses(self, every_samples: int | None) -> bool:
         """Whether a multiple of so many samples was reached in this step: when what is done every so many samples is due."""

@@ -2,8 +2,33 @@
 
 from tests.mutations import Plant, Row
 
+NO_WAITING = "tests/pipeline/test_no_waiting.py::test_"
 ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline/test_speed_figures.py::test_"
 ROWS: list[Plant | Row] = [
+    Row(
+        "a gradient that is not finite is stepped along", "mpp/train/engine.py", "            self.inner_optimiser.found_inf =", "            self.not_finite =",
+        NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most",
+    ),
+    Row(
+        "every step waits to hear what was agreed", "mpp/train/run.py", "        if self.shown or self.commits:\n            self._heed(self)",
+        "        if True:\n            self._heed(self)", NO_WAITING + "two_processes_hear_of_each_other_a_step_later",
+    ),
+    Row(
+        "nobody hears of the step before", "mpp/train/run.py", "        if before:\n            self._heed(before)\n", "",
+        NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most",
+    ),
+    Row(
+        "DeepSpeed's timer waits for the device", "mpp/train/engine.py", '"timers": {"throughput": {"enabled": False}},', "",
+        NO_WAITING + "pretraining_looks_at_no_number_between_the_steps_that_log",
+    ),
+    Row(
+        "threads spin as long as libgomp likes", "mpp/interrupts.py", 'os.environ["GOMP_SPINCOUNT"] = str(SPINS)', "pass",
+        "tests/test_programs.py::test_threads_that_wait_for_each_other_do_not_spin_for_long_unless_the_user_says_so",
+    ),
+    Row(
+        "a GPU's time counts as waiting, too", "mpp/train/run.py", "            waited = min(waited, idle)\n", "",
+        "tests/train/test_run.py::test_what_a_gpu_does_in_the_meantime_is_no_waiting",
+    ),
     Row(
         "one process gathers its gradients, too", "mpp/train/engine.py", "self.deepspeed.enable_backward_allreduce = False", "pass",
         FIGURES + "gradients_are_gathered_once_a_step_and_of_one_process_never",

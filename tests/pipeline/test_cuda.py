@@ -105,3 +105,26 @@ def test_probe_and_fine_tuning_run_there(shards, tmp_path):
         "mpp/finetune.py", "--config", "configs/finetune_cifar.yaml", f"encoder={run}", data, f"run_dir={tmp_path / 'tuned'}", *words
     )
     assert "top-1" in tuned.stdout
+
+
+STRICT = """
+import sys
+import torch
+import mpp.train.run as run
+logged = {1, 4, 8}
+class Strict(run.Step):
+    def __init__(self, *given):
+        super().__init__(*given)
+        torch.cuda.set_sync_debug_mode("default" if self.number in logged else "error")
+run.Step = Strict
+from mpp.errors import run_program
+from mpp.pretrain import main
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_that_shows_and_commits_nothing_does_not_wait_for_the_device(recipe, workers, shards, tmp_path):
+    words = [*TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", *RECIPES[recipe], f"system.workers={workers}"]
+    on_gpu("-c", STRICT, *words, "log.every_steps=4", "log.holdout_every_steps=8", "checkpoint.every_samples=96")

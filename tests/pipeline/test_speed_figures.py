@@ -52,7 +52,8 @@ def test_images_a_second_are_held_against_the_matrix_products_of_all_processes(s
         }
         assert sum(phases.values()) == pytest.approx(12_000 / row["speed/samples_per_second"]) and min(phases.values()) >= 0
     (line,) = (line for line in finished.out.splitlines() if line.startswith("step 100/100 "))
-    assert f"img/s  mfu {row['speed/mfu']:.0%}  wait" in line
+    assert f"img/s  mfu {row['speed/mfu']:.0%}  wait" in line and f"peak {row['speed/peak_gb']:.2g} GB  eta" in line
+    assert 0.2 < row["speed/peak_gb"] < 5  # Python with torch alone is more than the one, and nothing here is large
 
 
 def test_a_short_run_is_not_held_against_anything(shards, tmp_path):
