@@ -163,7 +163,7 @@ class SystemConfig(Section):
     images: Literal["shards", "ram", "device"] = "shards"  # ram, device: small sets, decoded once into one tensor there
     decode: Literal["cpu", "device"] = "cpu"  # device: JPEGs of `images: shards` by a GPU's nvJPEG (levels differ by a few)
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
-    compile: StrictBool = False  # torch.compile
+    compile: StrictBool | None = None  # the training step by torch.compile; null: in runs of 10,000 steps and more, at zero_stage 0 to 2
     fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
     matrix_tflops: Annotated[float, Field(gt=0)] | None = (
         None  # TFLOP/s of large matrix products on a process's device, which speed/mfu is a share of; null: measured at the start

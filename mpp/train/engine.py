@@ -16,6 +16,7 @@ from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError, UserError
 from mpp.monitor.phases import Phases
 from mpp.text import say
+from mpp.train.compiling import CompiledStep
 from mpp.watch import watch
 from mpp.world import World, join_processes
 
@@ -89,7 +90,6 @@ class Engine:
         self.phases = Phases(world.device)
         self._sums_here = self.stage == 0 and world.size > 1
         self._state_linked = False
-        self._compiled = system.compile
         ours: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": plan.micro_batch,
             "gradient_accumulation_steps": plan.accumulation,
@@ -102,8 +102,7 @@ class Engine:
             "timers": {"throughput": {"enabled": False}},  # it would wait for the device before and behind every micro-batch
         }
         settings = _merged(ours, system.deepspeed)
-        if system.compile:
-            model.compile()
+        self._compiled = CompiledStep(model, world.device, plan.micro_batch, world.first) if system.compile else None
         try:
             self.deepspeed, self.optimiser, *_ = deepspeed.initialize(
                 model=model, optimizer=optimiser, config=settings, dist_init_required=False
@@ -135,7 +134,8 @@ class Engine:
     def forward(self, *inputs: Tensor) -> Any:
         """What the module's own forward pass gives, under autocast where system.precision says so."""
         with self.phases("forward" if self.deepspeed.training else MEASURING):
-            outputs = self.deepspeed(*inputs)
+            call = lambda: self.deepspeed(*inputs)
+            outputs = self._compiled(call, self.deepspeed.training, len(inputs[0])) if self._compiled else call()
         watch.moved()
         return outputs
 

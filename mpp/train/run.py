@@ -44,6 +44,7 @@ from mpp.train.bad_samples import BadSamples
 from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import restore, save
 from mpp.train.commit import Commit, find_commit, prune, set_aside_after
+from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.progress import progress_line
 from mpp.train.resume import Course, course_of, settle, settle_trunk, way_out
@@ -186,7 +187,8 @@ class Run:
         commit, world = self.commit, self.world
         from_first(world, lambda: cut_back_logs(self.run_dir, commit.samples_seen if commit else 0))
         self.average = average
-        self.engine = engine = Engine(model.to(world.device), optimiser, self.plan, world, self.config.system, self.config.optim.clip_norm)
+        system = self.config.system.model_copy(update={"compile": pays(self.config.system, self.total_steps)})
+        self.engine = engine = Engine(model.to(world.device), optimiser, self.plan, world, system, self.config.optim.clip_norm)
         if commit:
             restore(commit, engine, prime=lambda: self._take_empty_step(blank))
             if average:
@@ -252,7 +254,7 @@ class Run:
         self.stop = self.stop or StopRequest()
         self._stream, self._views, self._sample_log = stream, views, sample_log
         self._began = self._last_save = time.perf_counter()
-        self._busy, self._waited, self._logged_step = 0.0, 0.0, self.first_step
+        self._busy, self._waited, self._logged_step, self._first_seconds = 0.0, 0.0, self.first_step, 0.0
         self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
         self.engine.phases.look()  # the empty step of a resumed run is not counted
         for done in range(self.first_step, self.total_steps):
@@ -275,9 +277,15 @@ class Run:
         if self.board:
             if step.logs:
                 self.board.scalars(step.samples_seen, step.number, known)
-            seconds_left = self.seconds / (step.number - self.first_step) * (self.total_steps - step.number)
-            say(progress_line(step.number, self.total_steps, words, known, seconds_left))
-        if step.logs:
+            timed = step.number - self.first_step - 1
+            seconds_a_step = (self.seconds - self._first_seconds) / timed if timed else self.seconds
+            say(progress_line(step.number, self.total_steps, words, known, seconds_a_step * (self.total_steps - step.number)))
+        if (
+            step.number == self.first_step + 1
+        ):  # in which memory is asked for, files are opened, and maybe all is compiled: no part of later figures
+            self._first_seconds = self.seconds
+            self.engine.phases.look()
+        if step.logs or step.number == self.first_step + 1:
             self._busy, self._waited, self._logged_step = 0.0, 0.0, step.number
 
     def _speed(self, step: "Step") -> dict[str, float]:

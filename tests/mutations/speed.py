@@ -3,8 +3,29 @@
 from tests.mutations import Plant, Row
 
 NO_WAITING = "tests/pipeline/test_no_waiting.py::test_"
+COMPILING = "tests/train/test_compiling.py::test_"
 ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline/test_speed_figures.py::test_"
 ROWS: list[Plant | Row] = [
+    Row(
+        "short runs are compiled, too", "mpp/train/compiling.py", "return steps >= COMPILED_STEPS and", "return steps > 0 and",
+        COMPILING + "long_runs_are_compiled_and_whoever_says_has_the_last_word",
+    ),
+    Row(
+        "every shape is compiled", "mpp/train/compiling.py", "if self.on and training and batch == self._batch:", "if self.on:",
+        COMPILING + "training_batches_of_one_size_are_compiled_and_all_else_runs_as_it_is_written",
+    ),
+    Row(
+        "what cannot be compiled ends the run", "mpp/train/compiling.py", "except torch._dynamo.exc.TorchDynamoException as error:",
+        "except ZeroDivisionError as error:", COMPILING + "what_cannot_be_compiled_runs_as_it_is_written_and_it_is_said_once",
+    ),
+    Row(
+        "a run without a compiler dies", "mpp/train/compiling.py", "    except InvalidCxxCompiler:\n", "    except ZeroDivisionError:\n",
+        COMPILING + "without_a_compiler_nothing_is_compiled_and_it_is_said_what_is_missing",
+    ),
+    Row(
+        "a target looks at a number on its way", "mpp/recipe/places.py", "corners = (0, side - 1, patches - 1, patches - side)",
+        "corners = (0, side - 1, patches - 1, patches - side) if source.sum() > 0 else ()", COMPILING + "every_recipe_is_one_graph_without_a_break",
+    ),
     Row(
         "a gradient that is not finite is stepped along", "mpp/train/engine.py", "            self.inner_optimiser.found_inf =", "            self.not_finite =",
         NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most",

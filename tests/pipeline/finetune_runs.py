@@ -47,7 +47,7 @@ class Clock:
         self.seconds += 1
         return float(self.seconds)
 mpp.train.run.time = Clock()
-torch.nn.Module.compile = lambda self: print("compiled")
+torch.nn.Module.compile = lambda self, **_: print("compiled")
 calls = []
 fused = functional.scaled_dot_product_attention
 def counted(*inputs, **words):
