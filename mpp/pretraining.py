@@ -31,6 +31,7 @@ from mpp.machine import allow_open_files
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import logged
 from mpp.monitor.collapse import Goals, figures
+from mpp.monitor.memory import step_bytes
 from mpp.monitor.pictures import reconstruction
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
@@ -297,19 +298,32 @@ def clean_cells(model: PretrainingModel, data: CropDataset, ids: np.ndarray, dev
         yield model.target(images, everywhere(Masks(*masks)), model.teacher).cpu(), batch["kind"][real]
 
 
-def blank_inputs(config: PretrainConfig, masking: Masking, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One black image, of what a pretraining model is given."""
+def blank_inputs(
+    config: PretrainConfig, masking: Masking, device: torch.device, batch: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Black images, of what a pretraining model is given."""
     side = config.model.image_size
-    places = torch.arange(masking.patches, device=device)[None]
-    images = torch.zeros(1, 3, side, side, device=device)
+    places = torch.arange(masking.patches, device=device).repeat(batch, 1)
+    images = torch.zeros(batch, 3, side, side, device=device)
     return images, torch.zeros_like(places), places, places[:, : masking.counts.visible], places[:, : masking.counts.predicted]
 
 
 def flop_of(model: PretrainingModel, config: PretrainConfig, masking: Masking, device: torch.device) -> int:
     """Of training on one view of an image."""
 
-    def loss() -> Tensor:
-        _, loss, _, own = model(*blank_inputs(config, masking, device))
-        return loss.mean() + own
+    return training_flop(model, lambda: blank_loss(model, config, masking, device))
 
-    return training_flop(model, loss)
+
+def micro_step_bytes(model: PretrainingModel, config: PretrainConfig, masking: Masking, batch: int, device: torch.device) -> int:
+    """What a training step on so many views holds at its fullest (monitor/memory.py), gradients included."""
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.system.precision == "bf16"):
+            return blank_loss(model, config, masking, device, batch)
+
+    return step_bytes(model, loss)
+
+
+def blank_loss(model: PretrainingModel, config: PretrainConfig, masking: Masking, device: torch.device, batch: int = 1) -> Tensor:
+    _, loss, _, own = model(*blank_inputs(config, masking, device, batch))
+    return loss.mean() + own

@@ -9,6 +9,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Beta, Count, Fraction, Pair, Positive, Section
 
+Recompute = Literal["none", "selective", "full"]
 Sides = Annotated[tuple[Positive, Positive], Field(strict=False)]
 
 
@@ -164,6 +165,7 @@ class SystemConfig(Section):
     decode: Literal["cpu", "device"] = "cpu"  # device: JPEGs of `images: shards` by a GPU's nvJPEG (levels differ by a few)
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool | None = None  # the training step by torch.compile; null: in runs of 10,000 steps and more, at zero_stage 0 to 2
+    recompute: Recompute = "none"  # activation checkpointing, to save memory: of the blocks again in the backward pass all, or (selective) all but matrix products
     fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
     matrix_tflops: Annotated[float, Field(gt=0)] | None = (
         None  # TFLOP/s of large matrix products on a process's device, which speed/mfu is a share of; null: measured at the start

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError, UserError
+from mpp.model.recompute import recompute_blocks
 from mpp.monitor.phases import Phases
 from mpp.text import say
 from mpp.train.compiling import CompiledStep
@@ -24,6 +25,7 @@ SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between proce
 
 COMPILING = "DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes"
 LEAST, TRIED = (0, 18), "mpp is tried with 0.18 and 0.19; pip install deepspeed==0.19.8"
+LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own
 MEASURING = "measuring"  # the phase of forward passes in eval mode
 SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
 
@@ -95,13 +97,14 @@ class Engine:
             "gradient_accumulation_steps": plan.accumulation,
             "gradient_clipping": clip_norm if self.stage else 0.0,  # at stage 0 the norm is not reported, so it is taken and clipped here
             # DeepSpeed's own linear layer adds the bias after rounding: another forward pass at stage 3 than at 0 to 2.
-            "zero_optimization": {"stage": self.stage, "memory_efficient_linear": False},
+            "zero_optimization": {"stage": self.stage, "memory_efficient_linear": False, "reduce_bucket_size": self._bucket(model)},
             "zero_allow_untested_optimizer": True,  # torch's AdamW
             **_precisions(system),
             "steps_per_print": 2**31,
             "timers": {"throughput": {"enabled": False}},  # it would wait for the device before and behind every micro-batch
         }
         settings = _merged(ours, system.deepspeed)
+        recompute_blocks(model, system.recompute)
         self._compiled = CompiledStep(model, world.device, plan.micro_batch, world.first) if system.compile else None
         try:
             self.deepspeed, self.optimiser, *_ = deepspeed.initialize(
@@ -121,6 +124,11 @@ class Engine:
                     deepspeed.zero.register_external_parameter(module, parameter)
         if self.stage in (1, 2) and not hasattr(self.optimiser, "_lazy_init_hp_params_optimizer_state"):
             raise UserError(f"system.zero_stage={self.stage} does not work with DeepSpeed {deepspeed.__version__}: {TRIED}")
+
+    @staticmethod
+    def _bucket(model: nn.Module) -> int:
+        """Elements of the buffer through which ZeRO 1 to 3 reduce gradients: DeepSpeed allocates all of it, 2 GB of float32 if it is left to itself."""
+        return min(LARGEST_BUCKET, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
 
     @property
     def module(self) -> nn.Module:

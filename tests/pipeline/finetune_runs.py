@@ -48,7 +48,13 @@ class Clock:
         return float(self.seconds)
 mpp.train.run.time = Clock()
 torch.nn.Module.compile = lambda self, **_: print("compiled")
-calls = []
+import mpp.model.recompute
+calls, again = [], []
+checkpoint = mpp.model.recompute.checkpoint
+def noted(*inputs, **words):
+    again.append(1)
+    return checkpoint(*inputs, **words)
+mpp.model.recompute.checkpoint = noted
 fused = functional.scaled_dot_product_attention
 def counted(*inputs, **words):
     calls.append(1)
@@ -56,13 +62,13 @@ def counted(*inputs, **words):
 functional.scaled_dot_product_attention = counted
 for name, words in json.loads(Path(listed).read_text()).items():
     out = io.StringIO()
-    calls.clear()
+    calls.clear(), again.clear()
     with contextlib.redirect_stdout(out):
         try:
             main(words)
         except UserError as error:
             print("refused:", error)
-    print(f"fused attention: {bool(calls)}", file=out)
+    print(f"fused attention: {bool(calls)} | computed again: {bool(again)}", file=out)
     Path(name + ".out").write_text(out.getvalue())
 """
 

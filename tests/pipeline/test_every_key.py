@@ -154,6 +154,7 @@ CHANGES = {
     "system.images": [Change("system.images=ram", "printed", same="rate steps"), Change("system.images=device", "printed", "data.shards={square}", same="rate steps")],
     "system.zero_stage": [Change("system.zero_stage=1", "printed commits", same="first holdout_first rate")],
     "system.compile": [Change("system.compile=true", "compiled", same=SPEED)],
+    "system.recompute": [Change("system.recompute=full", "recomputed", same=SPEED), Change("system.recompute=selective", "recomputed", MAE, same=SPEED)],
     "system.fused_attention": [Change("system.fused_attention=true", "attention", same="rate parameters"), Change("system.fused_attention=true", "attention", MAE)],
     "system.deepspeed": [Change("system.deepspeed={wall_clock_breakdown: true}", "engine", same=SPEED)],
     "log.every_steps": [Change("log.every_steps=2", "steps", same="holdout weights")],
@@ -202,6 +203,12 @@ def built(*words):
     return model
 deepspeed.initialize, pretraining.build_model = initialized, built
 torch.nn.Module.compile = lambda *_, **__: seen.update(compiled=True)
+import mpp.model.recompute
+again = mpp.model.recompute.checkpoint
+def counted(*given, **words):
+    seen["recomputed"] = seen.get("recomputed", 0) + 1
+    return again(*given, **words)
+mpp.model.recompute.checkpoint = counted
 
 def observe(run, printed):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
