@@ -35,6 +35,8 @@ from mpp.train.optim import build_optimiser
 from mpp.train.run_folder import environment
 from mpp.train.step import masked_images
 
+EVERY = 5  # steps between two looks at the clock
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time the training step of a recipe.")
@@ -73,16 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     warm_up = max(1, options.steps // 10)
     times, waited = [], 0.0
-    for step in range(options.steps):
-        began = time.perf_counter()
+    began = time.perf_counter()
+    for step in range(warm_up + options.steps // EVERY * EVERY):
+        asked = time.perf_counter()
         batch = next(stream)
-        if step >= warm_up:
-            waited += time.perf_counter() - began
+        waited += time.perf_counter() - asked
         _, loss, *_ = engine.forward(*masked_images(batch, world.device))
         engine.backward(loss.mean())
-        float(engine.update(1e-4))  # waits for the device
-        if step >= warm_up:
-            times.append(time.perf_counter() - began)
+        norm = engine.update(1e-4)
+        done = step + 1 - warm_up
+        if done >= 0 and done % EVERY == 0:  # as in training, the process waits for its device now and then, not in every step
+            float(norm)
+            if done:
+                times.append((time.perf_counter() - began) / EVERY)
+            else:
+                waited = 0.0
+            began = time.perf_counter()
     on_gpu = world.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {
@@ -93,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "loader_processes": workers if real else 0,
         "images_per_second": round(config.data.global_batch / float(np.median(times)), 1),
         "images_per_second_mean": round(config.data.global_batch * len(times) / sum(times), 1),
-        "wait_share": round(waited / sum(times), 4),
+        "wait_share": round(waited / (EVERY * sum(times)), 4),
         "peak_memory_gb": round(peak / 1e9, 2),
-        "steps_timed": len(times),
+        "steps_timed": EVERY * len(times),
         "loss": round(float(loss.mean()), 4),
         "environment": environment(),
     }

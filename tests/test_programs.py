@@ -26,6 +26,7 @@ WITH_TORCH = (
     "mpp/loader_speed.py",
     "mpp/linear_probe.py",
     "mpp/fit_codebook.py",
+    "mpp/plan.py",
 )  # whose knobs stand with the code that they turn
 ALONE = """
 import json, runpy, sys
@@ -46,7 +47,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 13
+    assert len(PROGRAMS) == 14
 
 
 @pytest.mark.parametrize(
