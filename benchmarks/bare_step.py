@@ -134,6 +134,21 @@ def loop_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bo
 
 
 def peer_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+    model = peer_of(config, world.device)
+    seen = lambda images: normalise(images, config.data.mean, config.data.std)
+    if isinstance(config.decoder, TransformerDecoder):
+        loss = lambda: model(seen(inputs()[0])).loss
+    else:
+
+        def loss() -> Tensor:
+            images, kind, *_ = inputs()
+            return model(seen(images), bool_masked_pos=kind > 0).loss
+
+    return plain(model, loss, config, world, compiled)
+
+
+def peer_of(config: PretrainConfig, device: torch.device) -> Any:
+    """transformers' model of the same sizes."""
     from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
 
     encoder: Any = build_model(config).encoder  # for its sizes
@@ -144,28 +159,19 @@ def peer_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bo
         "intermediate_size": 4 * encoder.width,
         "image_size": config.model.image_size,
         "patch_size": config.model.patch_size,
-        "attn_implementation": "sdpa" if world.device.type == "cuda" else "eager",  # the faster one there
+        "attn_implementation": "sdpa" if device.type == "cuda" else "eager",  # the faster one there
         "layer_norm_eps": 1e-6,
     }
     decoder = config.decoder
-    model: Any
-    if isinstance(decoder, TransformerDecoder):
-        of_decoder: dict[str, Any] = {
-            "decoder_hidden_size": decoder.width,
-            "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads,
-            "decoder_intermediate_size": 4 * decoder.width,
-        }
-        model = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **of_decoder, mask_ratio=0.75, norm_pix_loss=True))
-        loss = lambda: model(normalise(inputs()[0], config.data.mean, config.data.std)).loss
-    else:
-        model = ViTForMaskedImageModeling(ViTConfig(**sizes, encoder_stride=config.model.patch_size))
-
-        def loss() -> Tensor:
-            images, kind, *_ = inputs()
-            return model(normalise(images, config.data.mean, config.data.std), bool_masked_pos=kind > 0).loss
-
-    return plain(model.to(world.device), loss, config, world, compiled)
+    if not isinstance(decoder, TransformerDecoder):
+        return ViTForMaskedImageModeling(ViTConfig(**sizes, encoder_stride=config.model.patch_size)).to(device)
+    of_decoder: dict[str, Any] = {
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.heads,
+        "decoder_intermediate_size": 4 * decoder.width,
+    }
+    return ViTMAEForPreTraining(ViTMAEConfig(**sizes, **of_decoder, mask_ratio=0.75, norm_pix_loss=True)).to(device)
 
 
 def plain(model: nn.Module, loss: Callable[[], Tensor], config: PretrainConfig, world: World, compiled: bool) -> Take:

@@ -9,7 +9,8 @@ import signal
 from types import FrameType
 
 # Rounds in which a thread of torch's OpenMP looks for its next work before it sleeps.  libgomp's own 300,000 are milliseconds, in which it takes a core
-# from the thread it waits for, where something else runs beside: two threads then did a fifth of what they do with 1,000 (docs/results.md).
+# from the thread it waits for, where something else runs beside: two threads then did a fifth to three quarters of what they do with 1,000
+# (docs/results.md).
 SPINS = 1000
 SPIN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

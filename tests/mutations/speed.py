@@ -2,10 +2,39 @@
 
 from tests.mutations import Plant, Row
 
+PLAN, COSTS = "tests/test_plan.py::test_", "tests/pipeline/test_zero_costs.py::test_"
 NO_WAITING = "tests/pipeline/test_no_waiting.py::test_"
 COMPILING = "tests/train/test_compiling.py::test_"
 ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline/test_speed_figures.py::test_"
 ROWS: list[Plant | Row] = [
+    Row(
+        "what is computed again comes out otherwise", "mpp/model/recompute.py", "use_reentrant=False, **contexts", "use_reentrant=False, preserve_rng_state=False, **contexts",
+        "tests/model/test_recompute.py::test_losses_and_gradients_stay_the_same_to_the_bit",
+    ),
+    Row(
+        "selective keeps nothing", "mpp/model/recompute.py", "CheckpointPolicy.MUST_SAVE if operation in DEAR", "CheckpointPolicy.MUST_SAVE if operation is None",
+        "tests/model/test_recompute.py::test_fewer_bytes_are_held_the_more_is_computed_again",
+    ),
+    Row(
+        "bytes that are given back are still held", "mpp/monitor/memory.py", "        self.now -= size\n", "        pass\n",
+        PLAN + "the_plan_is_that_of_the_card_it_was_measured_on",
+    ),
+    Row(
+        "a plan forgets what is computed again", "mpp/planning.py", "    recompute_blocks(model, config.system.recompute)\n", "",
+        PLAN + "less_is_held_where_more_is_computed_again_and_by_bf16_gradients_less_is_sent",
+    ),
+    Row(
+        "a node sends over one port", "mpp/planning.py", "self.network * self.per_node", "self.network",
+        PLAN + "the_exchange_of_a_step_is_that_of_a_ring_over_all_ports_of_a_node",
+    ),
+    Row(
+        "ZeRO 2 sums once a step", "mpp/train/zero_costs.py", '[Sent("all_reduce", accumulation * gradients)', '[Sent("all_reduce", gradients)',
+        COSTS + "collectives_and_memory_are_those_of_the_formulas",
+    ),
+    Row(
+        "DeepSpeed's bucket is as large as it likes", "mpp/train/engine.py", '"reduce_bucket_size": self._bucket(model)', '"reduce_bucket_size": LARGEST_BUCKET',
+        COSTS + "collectives_and_memory_are_those_of_the_formulas",
+    ),
     Row(
         "short runs are compiled, too", "mpp/train/compiling.py", "return steps >= COMPILED_STEPS and", "return steps > 0 and",
         COMPILING + "long_runs_are_compiled_and_whoever_says_has_the_last_word",
