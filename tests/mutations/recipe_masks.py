@@ -171,8 +171,8 @@ ROWS: list[Plant | Row] = [
         PRETEXTS + "the_goal_is_how_far_torch_would_turn_the_image",
     ),
     Row(
-        "the corners of a turned grid are taken clockwise", "mpp/recipe/places.py", "[0, side - 1, patches - 1, patches - side]",
-        "[0, patches - side, patches - 1, side - 1]", PRETEXTS + "the_goal_is_how_far_torch_would_turn_the_image",
+        "the corners of a turned grid are taken clockwise", "mpp/recipe/places.py", "(0, side - 1, patches - 1, patches - side)",
+        "(0, patches - side, patches - 1, side - 1)", PRETEXTS + "the_goal_is_how_far_torch_would_turn_the_image",
     ),
     Row(
         "the picture lights the other side", "mpp/recipe/targets/rotation.py", "torch.rot90(upright, turn, (1, 2))", "torch.rot90(upright, -turn, (1, 2))",

@@ -189,8 +189,8 @@ ROWS = [
     ),
     Row(
         'nothing is clipped', 'mpp/train/run.py',
-        'self.config.system, self.config.optim.clip_norm)',
-        'self.config.system, 0.0)',
+        'world, system, self.config.optim.clip_norm)',
+        'world, system, 0.0)',
         HAND + "weights_after_every_step_of_adamw",
     ),
     Row(
