@@ -55,14 +55,17 @@ def test_the_largest_batch_fits_and_one_more_does_not():
 @pytest.mark.parametrize(
     ("words", "limit"),
     [
-        ([], "limit: arithmetic"),
+        (["--loader-rate", "100000"], "limit: arithmetic"),
         (["--gpus", "64", "--network", "0.1"], "limit: the network: a step exchanges longer than it computes"),
         (["--cores", "9"], "limit: loading: 9 cores a node feed 1,000 images/s"),
-        (["system.micro_batch_max=4096", "data.global_batch=32768"], r"limit: memory: \d\d\d GB do not fit into 80"),
+        (
+            ["system.micro_batch_max=131072", "data.global_batch=1048576", "optim.total_samples=1048576"],
+            r"limit: memory: \d\d\d GB do not fit into 80",
+        ),
     ],
 )
 def test_what_limits_is_said(words, limit, capsys):
-    text = planned(capsys, "--config", "configs/mae_b16.yaml", *words)
+    text = planned(capsys, "--config", "configs/cifar_mae.yaml", "data.global_batch=1024", *words)
     assert re.search(limit, text), text
 
 

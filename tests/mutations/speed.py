@@ -9,7 +9,7 @@ ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline
 ROWS: list[Plant | Row] = [
     Row(
         "what is computed again comes out otherwise", "mpp/model/recompute.py", "use_reentrant=False, **contexts", "use_reentrant=False, preserve_rng_state=False, **contexts",
-        "tests/model/test_recompute.py::test_losses_and_gradients_stay_the_same_to_the_bit",
+        "tests/model/test_recompute.py::test_losses_and_gradients_stay_the_same_to_the_bit[full-cifar_mpp]",
     ),
     Row(
         "selective keeps nothing", "mpp/model/recompute.py", "CheckpointPolicy.MUST_SAVE if operation in DEAR", "CheckpointPolicy.MUST_SAVE if operation is None",
@@ -29,11 +29,11 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "ZeRO 2 sums once a step", "mpp/train/zero_costs.py", '[Sent("all_reduce", accumulation * gradients)', '[Sent("all_reduce", gradients)',
-        COSTS + "collectives_and_memory_are_those_of_the_formulas",
+        COSTS + "collectives_and_memory_are_those_of_the_formulas[2-2-2]",
     ),
     Row(
         "DeepSpeed's bucket is as large as it likes", "mpp/train/engine.py", '"reduce_bucket_size": self._bucket(model)', '"reduce_bucket_size": LARGEST_BUCKET',
-        COSTS + "collectives_and_memory_are_those_of_the_formulas",
+        COSTS + "collectives_and_memory_are_those_of_the_formulas[3-2-1]",
     ),
     Row(
         "short runs are compiled, too", "mpp/train/compiling.py", "return steps >= COMPILED_STEPS and", "return steps > 0 and",
@@ -53,11 +53,11 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "a target looks at a number on its way", "mpp/recipe/places.py", "corners = (0, side - 1, patches - 1, patches - side)",
-        "corners = (0, side - 1, patches - 1, patches - side) if source.sum() > 0 else ()", COMPILING + "every_recipe_is_one_graph_without_a_break",
+        "corners = (0, side - 1, patches - 1, patches - side) if source.sum() > 0 else ()", COMPILING + "every_recipe_is_one_graph_without_a_break[cifar_rotation]",
     ),
     Row(
         "a gradient that is not finite is stepped along", "mpp/train/engine.py", "            self.inner_optimiser.found_inf =", "            self.not_finite =",
-        NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most",
+        NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most[0-4]",
     ),
     Row(
         "every step waits to hear what was agreed", "mpp/train/run.py", "        if self.shown or self.commits:\n            self._heed(self)",
@@ -65,11 +65,11 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "nobody hears of the step before", "mpp/train/run.py", "        if before:\n            self._heed(before)\n", "",
-        NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most",
+        NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most[0-4]",
     ),
     Row(
         "DeepSpeed's timer waits for the device", "mpp/train/engine.py", '"timers": {"throughput": {"enabled": False}},', "",
-        NO_WAITING + "pretraining_looks_at_no_number_between_the_steps_that_log",
+        NO_WAITING + "pretraining_looks_at_no_number_between_the_steps_that_log[MAE]",
     ),
     Row(
         "threads spin as long as libgomp likes", "mpp/interrupts.py", 'os.environ["GOMP_SPINCOUNT"] = str(SPINS)', "pass",

@@ -69,7 +69,9 @@ def check(looks, logged):
     assert sorted(agreed) == [1, 3, 4, 4, 6, 7, 8, 8]  # 2 and 5 follow a step that was read at once
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [name if name in ("MAE", "clusters") else pytest.param(name, marks=pytest.mark.long) for name in RECIPES]
+)
 def test_pretraining_looks_at_no_number_between_the_steps_that_log(recipe, shards, tmp_path):
     words = [*PRETRAINING, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", *RECIPES[recipe], *LOGGED, "system.micro_batch_max=6"]
     finished, (looks,) = ran(NOTING, ["pretrain", *words], tmp_path / "looks")
@@ -128,8 +130,10 @@ run_program(main)
 """
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("logged", [1, 4])
+@pytest.mark.parametrize(
+    ("stage", "logged"),
+    [(0, 4), (0, 1), (1, 4), (3, 4), *(pytest.param(*each, marks=pytest.mark.long) for each in [(1, 1), (2, 1), (2, 4), (3, 1)])],
+)
 def test_a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most(stage, logged, shards, tmp_path):
     words = [
         *PRETRAINING,

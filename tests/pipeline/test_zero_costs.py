@@ -73,8 +73,13 @@ def step_bytes_of(words) -> int:
     return micro_step_bytes(build_model(config), config, masking, config.system.micro_batch_max, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (2, 2), pytest.param(4, 1, marks=pytest.mark.long)])
+SHORT = [(0, 2, 1), (1, 2, 1), (2, 2, 2), (3, 2, 1)]
+LONG = [(stage, world, accumulation) for world, accumulation in [(2, 1), (2, 2), (4, 1)] for stage in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "world", "accumulation"), [*SHORT, *(pytest.param(*each, marks=pytest.mark.long) for each in LONG if each not in SHORT)]
+)
 def test_collectives_and_memory_are_those_of_the_formulas(stage, world, accumulation, shards, tmp_path):
     words = [*WIDE, f"system.micro_batch_max={8 // world // accumulation}", f"system.zero_stage={stage}"]
     port, out = free_port(), tmp_path / "found.json"
