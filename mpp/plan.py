@@ -40,9 +40,9 @@ def positive(text: str) -> float:
 
 
 def count(text: str) -> int:
-    if (value := int(text)) < 1:
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
-    return value
+    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

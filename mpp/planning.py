@@ -20,10 +20,10 @@ from mpp.monitor.arithmetic import matrix_rate
 from mpp.pretraining import blank_inputs, flop_of, micro_step_bytes
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
-from mpp.recipe.teacher import FrozenKnobs, TeacherKnobs
 from mpp.text import counted, say
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
+from mpp.train.teacher import teacher_of
 from mpp.train.zero_costs import PERSISTENT, STAGES, Parameters, held_at_most, sent
 
 CPU = torch.device("cpu")
@@ -138,14 +138,13 @@ def plan(config: PretrainConfig, machines: Machines, rate: float | None) -> int:
 
 
 def counts(model: PretrainingModel, config: PretrainConfig, masking: Masking, micro_batch: int) -> Counts:
-    """On shapes: nothing is computed.  From here on the model recomputes what the config says."""
+    """On shapes: nothing is computed.  From here on the model has its teacher, and recomputes what the config says."""
+    teacher_of(model, config)
     flop = flop_of(model, config, masking, CPU)  # what is computed again counts once
     recompute_blocks(model, config.system.recompute)
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     beside = sum(parameter.numel() for parameter in model.parameters()) - sum(trained)
-    if isinstance(config.target, TeacherKnobs):
-        beside += sum(parameter.numel() for parameter in model.encoder.parameters())
-    if isinstance(config.target, FrozenKnobs) and model.teacher:
+    if model.teacher:
         beside += sum(parameter.numel() for parameter in model.teacher.net.parameters())
     parameters = Parameters(sum(trained), sum(size for size in trained if size <= PERSISTENT), beside)
     batches = sorted({micro_batch, max(1, micro_batch // 2)} | ({2} if micro_batch == 1 else set()))

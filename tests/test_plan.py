@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mpp import plan as program
+from mpp import planning
 from mpp.data.order import plan_batch
 from mpp.errors import UserError
 from mpp.planning import GPUS, Counts, Machines, step_time
@@ -89,12 +90,27 @@ def test_less_is_held_where_more_is_computed_again_and_by_bf16_gradients_less_is
     )
 
 
+@pytest.mark.parametrize("recipe", ["cifar_data2vec", "cifar_capi_clusters", "cifar_ijepa"])
+def test_a_teacher_is_held_beside_the_model(recipe, capsys, monkeypatch):
+    seen = []
+    real = planning.counts
+    monkeypatch.setattr(planning, "counts", lambda model, *given: seen.append((model, real(model, *given))) or seen[-1][1])
+    planned(capsys, "--config", f"configs/{recipe}.yaml", "--gpus", "1")
+    ((model, found),) = seen
+    size = lambda net: sum(parameter.numel() for parameter in net.parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    assert found.parameters.beside == size(model.encoder) + frozen
+
+
 def test_a_rate_that_was_measured_counts(capsys):
     text = planned(capsys, "--config", "configs/mae_b16.yaml", "--gpus", "1", "--rate", "1234.5", "data.global_batch=64")
     assert "as given (1,234 images/s)" in text and re.search(r"ZeRO 0 \(chosen\) +51.8 +0.0 +0 +1,234 +1,234 +100.0%", text), text
 
 
-@pytest.mark.parametrize("words", [["--gpu", "b100"], ["--gpus", "7"], ["--rate", "0"], ["--gpus", "0"], ["--network", "nan"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--gpu", "b100"], ["--gpus", "7"], ["--rate", "0"], ["--gpus", "0"], ["--gpus", "3.5"], ["--cores", "many"], ["--network", "nan"]],
+)
 def test_what_cannot_be_planned_is_refused_by_name(words):
     with pytest.raises(UserError, match=words[1]):
         program.main(["--config", "configs/mae_b16.yaml", *words])

@@ -280,12 +280,11 @@ class Run:
             timed = step.number - self.first_step - 1
             seconds_a_step = (self.seconds - self._first_seconds) / timed if timed else self.seconds
             say(progress_line(step.number, self.total_steps, words, known, seconds_a_step * (self.total_steps - step.number)))
-        if (
-            step.number == self.first_step + 1
-        ):  # in which memory is asked for, files are opened, and maybe all is compiled: no part of later figures
+        first = step.number == self.first_step + 1
+        if first:  # in it memory is asked for, files are opened, and maybe all is compiled: it is no part of later figures
             self._first_seconds = self.seconds
             self.engine.phases.look()
-        if step.logs or step.number == self.first_step + 1:
+        if step.logs or first:
             self._busy, self._waited, self._logged_step = 0.0, 0.0, step.number
 
     def _speed(self, step: "Step") -> dict[str, float]:

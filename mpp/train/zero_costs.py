@@ -62,8 +62,8 @@ def held_between_steps(parameters: Parameters, stage: int, processes: int) -> fl
 def held_at_most(parameters: Parameters, stage: int, processes: int, step_bytes: int, accumulation: int = 1) -> float:
     """In a step.  step_bytes: of its tensors on one process, gradients included (monitor/memory.py).
 
-    Beside them lie a bucket of gradients (stages 1 and 2) or gathered parameters (3), and what stages 2 and 3 have summed so far; behind the backward pass, when activations are gone, a step that
-    exchanges gradients holds them three times over.
+    Beside them lie a bucket of gradients (stages 1 and 2) or gathered parameters (3), and what stages 2 and 3 have summed so far; behind the backward
+    pass, when activations are gone, a step that exchanges gradients holds them three times over.
     """
     whole = FLOAT * parameters.trained
     if processes == 1 and stage == 0:

@@ -24,6 +24,10 @@ ROWS: list[Plant | Row] = [
         PLAN + "less_is_held_where_more_is_computed_again_and_by_bf16_gradients_less_is_sent",
     ),
     Row(
+        "a plan forgets the teacher", "mpp/planning.py", "        beside += sum(parameter.numel() for parameter in model.teacher.net.parameters())\n", "        pass\n",
+        PLAN + "a_teacher_is_held_beside_the_model",
+    ),
+    Row(
         "a node sends over one port", "mpp/planning.py", "self.network * self.per_node", "self.network",
         PLAN + "the_exchange_of_a_step_is_that_of_a_ring_over_all_ports_of_a_node",
     ),
