@@ -1,6 +1,6 @@
 """How fast the bare training step is, beside a plain torch loop, transformers' models of the same sizes, and the limit of matrix products.
 
-    python benchmarks/bare_step.py [--shapes mae_ti4 mpp_ti4] [--sides engine loop] [--rounds 7] [--steps 4] [--out FILE]
+    python benchmarks/bare_step.py [--shapes mae_ti4 mpp_ti4] [--batches 64 128] [--sides engine loop] [--rounds 7] [--steps 4] [--out FILE]
 
 Each side takes optimiser steps on the same synthetic batch, in one process, turn by turn: in every round each takes `--steps` of them, and beside them
 the rate of large matrix products is measured.  Quoted are medians over rounds.  Sides:
@@ -47,7 +47,11 @@ SHAPES: dict[str, tuple[str, list[str], int]] = {  # config, words, batch
     "mae_s16": ("mae_b16", S16, 16),
     "mae_b16": ("mae_b16", [], 8),
     "mpp_ti4": ("cifar_mpp", TI4, 64),
+    "mpp_b16": ("mpp_b16", [], 8),
+    "mae_l16": ("mae_l16", [], 4),
+    "mpp_l16": ("mpp_b16", ["model.arch=vit_large_patch16_224"], 4),
 }
+SHOWN = ("mae_ti4", "mae_s16", "mae_b16", "mpp_ti4")
 SIDES = ("engine", "loop", "peer", "engine+c", "loop+c", "peer+c")
 RATE = 1e-4
 CPU = torch.device("cpu")
@@ -57,26 +61,31 @@ Inputs = Callable[[], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]  # what a m
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time the bare step of several shapes beside its peers and its limit.")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=list(SHOWN), choices=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, help="of every shape, in place of its own")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     parser.add_argument("--out", help="a JSON file")
     options = parser.parse_args(argv)
     world = start_distributed()
-    found = {name: measure(name, options.sides, options.rounds, options.steps, world) for name in options.shapes}
-    print(f"{'shape':9}{'batch':>6}{'GFLOP':>8}{'floor':>9}" + "".join(f"{side:>11}" for side in options.sides) + "   images/s")
+    sizes = [(name, batch) for name in options.shapes for batch in options.batches or [SHAPES[name][2]]]
+    found = {
+        f"{name} x {batch}" if options.batches else name: measure(name, batch, options.sides, options.rounds, options.steps, world)
+        for name, batch in sizes
+    }
+    print(f"{'shape':14}{'batch':>6}{'GFLOP':>8}{'floor':>9}" + "".join(f"{side:>11}" for side in options.sides) + "   images/s")
     for name, row in found.items():
         figures = "".join(f"{row['images_per_second'].get(side, float('nan')):11.2f}" for side in options.sides)
-        print(f"{name:9}{row['batch']:6}{row['gflop']:8.3f}{row['floor']:9.2f}{figures}")
+        print(f"{name:14}{row['batch']:6}{row['gflop']:8.3f}{row['floor']:9.2f}{figures}")
     if options.out:
         Path(options.out).write_text(json.dumps({"shapes": found, "environment": environment()}, indent=1) + "\n")
     return 0
 
 
-def measure(name: str, sides: Sequence[str], rounds: int, steps: int, world: World) -> dict[str, Any]:
+def measure(name: str, batch: int, sides: Sequence[str], rounds: int, steps: int, world: World) -> dict[str, Any]:
     """Medians over rounds of images a second, and the limit."""
-    config_name, words, batch = SHAPES[name]
+    config_name, words, _ = SHAPES[name]
     config = load(
         PretrainConfig, str(CONFIGS / f"{config_name}.yaml"), [*words, "data.shards=none", f"data.global_batch={batch}", "data.streams=1"]
     )

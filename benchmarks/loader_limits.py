@@ -92,20 +92,20 @@ def large(rows: int) -> None:
         print(f"  {name:22} {statistics.median(milliseconds):.1f}")
 
 
-def empty_set(folder: Path, each: int) -> None:
+def empty_set(folder: Path, each: int, shards: int = SHARDS) -> None:
     """Tars of holes with a true index and manifest: opening looks at sizes and rows alone."""
-    index = np.zeros(each * SHARDS, INDEX_DTYPE)
-    index["shard"] = np.repeat(np.arange(SHARDS), each)
-    index["offset"] = np.tile(np.arange(each) * 1024 + 512, SHARDS)
+    index = np.zeros(each * shards, INDEX_DTYPE)
+    index["shard"] = np.repeat(np.arange(shards), each)
+    index["offset"] = np.tile(np.arange(each) * 1024 + 512, shards)
     index["size"], index["width"], index["height"], index["label"], index["key"] = 500, 32, 32, -1, np.arange(len(index))
     (folder / INDEX).write_bytes(index.tobytes())
     size = -(-(each * 1024 + 1024) // 10_240) * 10_240
-    entries = [ShardEntry(name=f"{number:06d}.tar", bytes=size, sha256="0" * 64, samples=each) for number in range(SHARDS)]
+    entries = [ShardEntry(name=f"{number:06d}.tar", bytes=size, sha256="0" * 64, samples=each) for number in range(shards)]
     for entry in entries:
         with (folder / entry.name).open("wb") as file:
             file.truncate(size)
     manifest = Manifest(
-        split="train", samples=len(index), bytes=size * SHARDS, rejects=0, repeats=0, classes=[], mean=[0.5] * 3, std=[0.2] * 3,
+        split="train", samples=len(index), bytes=size * shards, rejects=0, repeats=0, classes=[], mean=[0.5] * 3, std=[0.2] * 3,
         mean_std_images=1, short_sides=[(32, len(index))], source={"name": "holes"}, mpp="0",
         index=IndexEntry(name=INDEX, bytes=index.nbytes, sha256=hashlib.sha256(index.tobytes()).hexdigest()), shards=entries, check="",
     )  # fmt: skip

@@ -5,6 +5,7 @@
 
 The same engine, loader and loss as mpp/pretrain.py.  The first tenth of the steps is a warm-up and is not counted; each rank runs
 `--batch` images a step.  Prints one JSON object, on rank 0, also into --out.
+`--profile FILE` writes the table of kernels.
 """
 
 import argparse
@@ -12,12 +13,15 @@ import itertools
 import json
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
@@ -44,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=256, help="images a process takes at once")
     parser.add_argument("--out", help="a JSON file")
+    parser.add_argument("--profile", help="a text file: what the kernels of one more step take, the largest first")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args(argv)
@@ -76,13 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     warm_up = max(1, options.steps // 10)
     times, waited = [], 0.0
     began = time.perf_counter()
+
+    def take(batch: Batch) -> tuple[Tensor, Tensor]:
+        _, loss, *_ = engine.forward(*masked_images(batch, world.device))
+        engine.backward(loss.mean())
+        return loss, engine.update(1e-4)
+
     for step in range(warm_up + options.steps // EVERY * EVERY):
         asked = time.perf_counter()
         batch = next(stream)
         waited += time.perf_counter() - asked
-        _, loss, *_ = engine.forward(*masked_images(batch, world.device))
-        engine.backward(loss.mean())
-        norm = engine.update(1e-4)
+        loss, norm = take(batch)
         done = step + 1 - warm_up
         if done >= 0 and done % EVERY == 0:  # as in training, the process waits for its device now and then, not in every step
             float(norm)
@@ -92,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 waited = 0.0
             began = time.perf_counter()
     on_gpu = world.device.type == "cuda"
+    if options.profile:
+        kernels = profiled(lambda: take(batch), on_gpu)
+        if world.first:
+            Path(options.profile).write_text(kernels + "\n")
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {
         "config": options.config,
@@ -115,6 +128,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0
+
+
+def profiled(take: Callable[[], Any], on_gpu: bool) -> str:
+    """The table of kernels of one step, with their shapes."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, record_shapes=True) as found:
+        take()
+    by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    return found.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=40, max_name_column_width=60)
 
 
 def synthetic_batch(config: PretrainConfig, masking: Masking, batch: int) -> Batch:

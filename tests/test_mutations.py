@@ -2,11 +2,13 @@
 
 A row (tests/mutations/) names what is replaced (a function or attribute, or where no name stands for it a text that a file holds exactly once),
 what a slip of the hand would have made of it, and the tests that must then fail.  All rows run in one copy of the repository, each in a
-process forked off (tests/forks.py), so a row costs a second and not five.
+process forked off (tests/forks.py), so a row costs a second and not five.  Those whose tests run whole programs are proofs of make test-all; that each
+row still finds what it replaces, and its tests, is looked at in every run.
 """
 
 import compileall
 import importlib
+import operator
 import os
 import pkgutil
 import re
@@ -27,6 +29,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 MODULES = [importlib.import_module(f"tests.mutations.{found.name}") for found in pkgutil.iter_modules(tests.mutations.__path__)]
 ROWS = [row for module in MODULES for row in module.ROWS]
+
+WHOLE_PROGRAMS = ("tests/pipeline/", "tests/transfer/test_every_key.py", "tests/prep/test_links.py")
+LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
 PROGRAM = """
@@ -78,14 +83,31 @@ def run(copy: Path) -> Callable[[list[str]], SimpleNamespace]:
     return request
 
 
-def test_without_a_mutation_the_copy_passes(run):
+def test_every_row_finds_what_it_replaces_and_its_tests():
+    sources = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for row in ROWS:
+        row.sown((ROOT / row.file).read_text())
+        if isinstance(row, tests.mutations.Plant):
+            module, _, attribute = row.name.partition(":")
+            assert operator.attrgetter(attribute)(importlib.import_module(module)) is not None, row.bug
+        for test in row.tests.split():
+            file, _, name = test.partition("::")
+            assert not name or f"def {name.partition('[')[0]}(" in sources[ROOT / file], f"{row.bug}: there is no {test}"
+
+
+@pytest.mark.parametrize(
+    "rows", [pytest.param(LONG, marks=pytest.mark.long, id="long"), pytest.param([row for row in ROWS if row not in LONG], id="short")]
+)
+def test_without_a_mutation_the_copy_passes(run, rows):
     """One test of each file: all of them run outside of the copy anyhow."""
-    of_each_file = {test.partition("::")[0]: test for row in reversed(ROWS) for test in row.tests.split()}
+    of_each_file = {test.partition("::")[0]: test for row in reversed(rows) for test in row.tests.split()}
     found = run(sorted(of_each_file.values()))
     assert found.code == 0, found.output
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.bug.replace(" ", "_"))
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.bug.replace(" ", "_"), marks=pytest.mark.long if row in LONG else ()) for row in ROWS]
+)
 def test_a_plausible_bug_makes_a_test_fail(copy, run, row):
     if row.in_libjpeg and not list((ROOT / "mpp" / "data").glob("_jpeg.*.so")):
         pytest.skip("mpp was set up without libjpeg-turbo's headers (apt-get install libjpeg-dev)")

@@ -18,6 +18,7 @@ from mpp.model.recompute import recompute_blocks
 from mpp.monitor.phases import Phases
 from mpp.text import say
 from mpp.train.compiling import CompiledStep
+from mpp.train.gradient_exchange import GradientExchange
 from mpp.watch import watch
 from mpp.world import World, join_processes
 
@@ -90,7 +91,6 @@ class Engine:
 
         self.stage, self.clip_norm = system.zero_stage, clip_norm
         self.phases = Phases(world.device)
-        self._sums_here = self.stage == 0 and world.size > 1
         self._state_linked = False
         ours: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": plan.micro_batch,
@@ -115,9 +115,12 @@ class Engine:
             raise ConfigError(
                 f"DeepSpeed refuses system.deepspeed: {'.'.join(map(str, first['loc']))}: {first['msg']}; see its configuration reference"
             ) from error
-        # At stage 0 `backward` asks for the sums itself: of one process, too, DeepSpeed would copy all gradients to one place and back.
+        # At stage 0 DeepSpeed would copy all gradients to one place and back, of one process, too, and behind the backward pass.
         if self.stage == 0:
             self.deepspeed.enable_backward_allreduce = False
+        self._exchange: GradientExchange | None = None
+        if self.stage == 0 and world.size > 1:
+            self._exchange = GradientExchange(self._trained, world.size, self.deepspeed.communication_data_type)
         if self.stage == 3:
             for module in model.modules():
                 for parameter in getattr(module, "borrowed_parameters", tuple)():
@@ -135,6 +138,10 @@ class Engine:
         return self.deepspeed.module
 
     @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    @property
     def inner_optimiser(self) -> torch.optim.Optimizer:
         """torch's own, whose state ZeRO keeps in flat pieces."""
         return self.optimiser.optimizer if self.stage else self.optimiser
@@ -149,14 +156,17 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """loss: the mean over this micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
-        watch.meets()  # the gradients are summed on the way, or, at stage 0, behind it
+        watch.meets()  # the gradients are summed on the way
+        last = self.deepspeed.is_gradient_accumulation_boundary()
+        if last and self._exchange:
+            self._exchange.expect()
         with self.phases("backward"):
             self.deepspeed.backward(loss)
-        if not self.deepspeed.is_gradient_accumulation_boundary():
+        if not last:
             self.deepspeed.step()
-        elif self._sums_here:
+        elif self._exchange:
             with self.phases("reduce"):
-                self.deepspeed.allreduce_gradients()
+                self._exchange.finish()
 
     def update(self, learning_rate: float, weight_decay: float | None = None) -> Tensor:
         """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.  Where it is not finite, weights and moments stay
@@ -178,11 +188,10 @@ class Engine:
                 group["weight_decay"] = weight_decay * group.get("decay_scale", 1.0)
         norm: Any = None
         if self.stage == 0:
-            parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-            for parameter in parameters:
+            for parameter in self._trained:
                 if parameter.grad is None:  # of what this step did not use: it decays as on several processes, which fill it in
                     parameter.grad = torch.zeros_like(parameter)
-            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+            norm = nn.utils.clip_grad_norm_(self._trained, self.clip_norm or float("inf"))
             # torch's fused optimisers then change nothing.
             self.inner_optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.deepspeed.step()
@@ -202,6 +211,8 @@ class Engine:
         """After the last use, where another engine follows in this process: hooks and buffers are given back, and what was compiled is forgotten,
         as torch.compile counts the models that share a code and beyond a few no longer compiles."""
         self.deepspeed.destroy()
+        if self._exchange:
+            self._exchange.close()
         if self._compiled:
             torch.compiler.reset()
 
@@ -294,6 +305,8 @@ DECIDED = {  # of DeepSpeed's settings: what mpp has instead
     "bf16": "system.precision",
     "fp16": "system.precision",
     "communication_data_type": "system.gradient_precision",
+    "prescale_gradients": "system.gradient_precision",
+    "gradient_predivide_factor": "system.gradient_precision",
     "data_types": "system.gradient_precision",
     "optimizer": "the optim section",
     "scheduler": "the optim section",

@@ -5,6 +5,8 @@ Letters: P trained parameters, W processes, A micro-batches a step.  Bytes; para
 
 from dataclasses import dataclass
 
+from mpp.train.gradient_exchange import BUCKET_BYTES, LEAST_BUCKETS
+
 FLOAT = 4
 STAGES = (0, 1, 2, 3)
 PERSISTENT = 100_000  # elements up to which ZeRO 3 leaves a parameter on all processes (DeepSpeed's stage3_param_persistence_threshold)
@@ -62,11 +64,12 @@ def held_between_steps(parameters: Parameters, stage: int, processes: int) -> fl
 def held_at_most(parameters: Parameters, stage: int, processes: int, step_bytes: int, accumulation: int = 1) -> float:
     """In a step.  step_bytes: of its tensors on one process, gradients included (monitor/memory.py).
 
-    Beside them lie a bucket of gradients (stages 1 and 2) or gathered parameters (3), and what stages 2 and 3 have summed so far; behind the backward
-    pass, when activations are gone, a step that exchanges gradients holds them three times over.
+    Beside them lie a bucket of gradients (stages 0 to 2) or gathered parameters (3), and what stages 2 and 3 have summed so far; behind the backward
+    pass, when activations are gone, ZeRO 1 to 3 hold gradients three times over.
     """
     whole = FLOAT * parameters.trained
-    if processes == 1 and stage == 0:
-        return held_between_steps(parameters, stage, processes) + step_bytes
+    if stage == 0:
+        bucket = min(BUCKET_BYTES, whole / LEAST_BUCKETS) if processes > 1 else 0
+        return held_between_steps(parameters, stage, processes) + step_bytes + bucket
     summed = whole / processes if stage >= 2 and accumulation > 1 else 0
-    return held_between_steps(parameters, stage, processes) + summed + max(step_bytes + (whole if stage else 0), 3 * whole)
+    return held_between_steps(parameters, stage, processes) + summed + max(step_bytes + whole, 3 * whole)

@@ -5,6 +5,7 @@ from tests.mutations import Plant, Row
 PLAN, COSTS = "tests/test_plan.py::test_", "tests/pipeline/test_zero_costs.py::test_"
 NO_WAITING = "tests/pipeline/test_no_waiting.py::test_"
 COMPILING = "tests/train/test_compiling.py::test_"
+EXCHANGE = "tests/train/test_gradient_exchange.py::test_"
 ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline/test_speed_figures.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
@@ -88,8 +89,29 @@ ROWS: list[Plant | Row] = [
         FIGURES + "gradients_are_gathered_once_a_step_and_of_one_process_never",
     ),
     Row(
-        "two processes keep their gradients to themselves", "mpp/train/engine.py", "        elif self._sums_here:\n", "        elif False:\n",
+        "two processes keep their gradients to themselves", "mpp/train/engine.py", "        elif self._exchange:\n", "        elif False:\n",
         FIGURES + "gradients_are_gathered_once_a_step_and_of_one_process_never",
+    ),
+    Row(
+        "gradients are sums", "mpp/train/gradient_exchange.py", "flat.mul_(1 / self._processes)", "flat",
+        EXCHANGE + "behind_the_backward_pass_gradients_are_the_average_over_processes_and_each_bucket_is_sent_once",
+    ),
+    Row(
+        "each micro-batch's gradients are sent", "mpp/train/gradient_exchange.py", "        if not self._expecting:\n            return\n", "",
+        EXCHANGE + "micro_batches_before_the_last_send_nothing_and_count",
+    ),
+    Row(
+        "buckets are sent as they come", "mpp/train/gradient_exchange.py",
+        "not self._missing[len(self._under_way)]:", "not self._missing[number]:",
+        EXCHANGE + "what_a_step_did_not_use_is_zero_and_does_not_change_the_order_in_which_buckets_are_sent",
+    ),
+    Row(
+        "the first layers lie in the first bucket", "mpp/train/gradient_exchange.py", "list(reversed(parameters))", "list(parameters)",
+        EXCHANGE + "of_every_kind_of_recipe_all_but_the_first_layers_gradients_are_sent_during_the_backward_pass",
+    ),
+    Row(
+        "float32 is sent whatever is asked", "mpp/train/gradient_exchange.py", ".to(self._sent_as)", "",
+        EXCHANGE + "bf16_is_what_is_sent_and_float32_what_comes_of_it",
     ),
     Row(
         "on one process a step leaves out what it did not use", "mpp/train/engine.py", "parameter.grad = torch.zeros_like(parameter)", "pass",

@@ -19,11 +19,15 @@ COUNTED = """
 from deepspeed.runtime.engine import DeepSpeedEngine
 from mpp.errors import run_program
 from mpp.pretrain import main
-real = DeepSpeedEngine.allreduce_gradients
-def counted(*given, **named):
-    print("SUMMED", flush=True)
-    return real(*given, **named)
-DeepSpeedEngine.allreduce_gradients = counted
+from mpp.train.gradient_exchange import GradientExchange
+def counted(owner, name):
+    real = getattr(owner, name)
+    def call(*given, **named):
+        print("SUMMED", flush=True)
+        return real(*given, **named)
+    setattr(owner, name, call)
+counted(GradientExchange, "finish")
+counted(DeepSpeedEngine, "allreduce_gradients")
 run_program(main)
 """
 

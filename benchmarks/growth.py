@@ -1,0 +1,228 @@
+"""How time and memory grow with the number of images, with image size, model size and processes; a panel of a plot each.
+
+    python benchmarks/growth.py [--of images size model processes] [--rounds 3] [--out FILE] [--plot docs/growth.png]
+    python benchmarks/growth.py --drawn benchmarks/results/cpu2-growth.json --plot docs/growth.png        # the plot alone
+
+images      a set of so many samples in shards of a thousand (holes in place of images), in a process of its own: seconds to open it, to place the
+            first batch of 4,096, and the memory that both take
+size        MAE ViT-S/16 at so many pixels a side, batches of 8: milliseconds an image of a training step, bytes of the step's tensors
+model       MAE at 224 pixels with encoders from Ti to L, batches of 4: the same, and what parameters and moments take
+processes   cifar_mae in batches of 32 a process on the cores of this machine: images/s of all of them, megabytes of each process
+
+Medians over rounds.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import psutil
+import torch
+from bare_step import CONFIGS, S16, engine_side
+from loader_limits import empty_set
+from matplotlib.figure import Figure
+from step import synthetic_batch
+
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
+from mpp.data.order import Order
+from mpp.data.shards import ShardSet
+from mpp.errors import run_program
+from mpp.machine import usable_cores
+from mpp.pretraining import micro_step_bytes
+from mpp.recipe.masking import Masking
+from mpp.recipe.model import build_model
+from mpp.train.engine import start_distributed
+from mpp.train.run_folder import environment
+from mpp.train.step import masked_images
+from mpp.world import World
+
+ROOT = Path(__file__).parents[1]
+IMAGES = (10**3, 10**4, 10**5, 10**6, 10**7)
+EACH = 1000  # samples a shard
+PIXELS = (64, 96, 128, 160, 192, 224, 288, 384)
+MODELS = {"Ti": "vit_tiny_patch16_224", "S": "vit_small_patch16_224", "B": "vit_base_patch16_224", "L": "vit_large_patch16_224"}
+Rows = list[dict[str, Any]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Growth of time and memory.")
+    parser.add_argument("--of", nargs="+", default=list(GROWING), choices=list(GROWING))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", help="a JSON file")
+    parser.add_argument("--plot", help="a PNG file")
+    parser.add_argument("--drawn", help="the record of another time, to draw")
+    parser.add_argument("--opened", nargs=2, help=argparse.SUPPRESS)  # a set and its samples: what the process of one row is called with
+    options = parser.parse_args(argv)
+    if options.opened:
+        print(json.dumps(opened(options.opened[0], int(options.opened[1]))))
+        return 0
+    if options.drawn:
+        found = json.loads(Path(options.drawn).read_text())
+    else:
+        found = {"environment": environment()}
+        for name in options.of:
+            found[name] = GROWING[name](options.rounds)
+            for row in found[name]:
+                print(
+                    f"{name:10} " + "  ".join(f"{key} {value:,.6g}" if not isinstance(value, str) else value for key, value in row.items())
+                )
+    if options.out:
+        Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
+    if options.plot:
+        draw(found).savefig(options.plot, dpi=120)
+    return 0
+
+
+def of_images(rounds: int) -> Rows:
+    rows: Rows = []
+    for count in IMAGES:
+        with tempfile.TemporaryDirectory() as folder:
+            empty_set(Path(folder), EACH, count // EACH)
+            command = [sys.executable, __file__, "--opened", folder, str(count)]
+            tries = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(rounds)]
+        rows.append({"images": count} | {key: float(np.median([each[key] for each in tries])) for key in tries[0]})
+    return rows
+
+
+def opened(folder: str, count: int) -> dict[str, float]:
+    memory = psutil.Process().memory_info().rss
+    began = time.perf_counter()
+    shards = ShardSet.open(folder)
+    read = time.perf_counter()
+    order = Order(tuple(entry.samples for entry in shards.manifest.shards), min(4096, count), 1024, seed=0)
+    ids = order.sample_ids(order.places(0, 0, min(1024, count // 4)))
+    sizes = [shards.size_of(int(sample)) for sample in ids]
+    placed = time.perf_counter()
+    assert len(sizes) == len(ids)
+    return {"open_seconds": read - began, "first_batch_seconds": placed - read, "mb": (psutil.Process().memory_info().rss - memory) / 1e6}
+
+
+def of_size(rounds: int) -> Rows:
+    words = lambda pixels: [*S16, f"model.image_size={pixels}"]
+    return stepped([(pixels, words(pixels), 8) for pixels in PIXELS], "pixels", rounds)
+
+
+def of_model(rounds: int) -> Rows:
+    return stepped([(name, [f"model.arch={arch}"], 4) for name, arch in MODELS.items()], "encoder", rounds)
+
+
+def stepped(shapes: Sequence[tuple[Any, list[str], int]], key: str, rounds: int) -> Rows:
+    """Steps of one process, shape after shape in every round: a model of every shape at once would not fit."""
+    world, times = start_distributed(), [[] for _ in shapes]
+    rows: Rows = []
+    for number in range(rounds):
+        for place, (value, words, batch) in enumerate(shapes):
+            given = [*words, "data.shards=none", f"data.global_batch={batch}", "data.streams=1"]
+            config = load(PretrainConfig, str(CONFIGS / "mae_b16.yaml"), given)
+            masking = Masking(config.model.grid, config.mask, config.corruption)
+            if number == 0:
+                model = build_model(config)
+                count = sum(each.numel() for each in model.parameters())
+                held = micro_step_bytes(model, config, masking, batch, torch.device("cpu"))
+                rows.append({key: value, "batch": batch, "parameters": count, "step_gb": held / 1e9, "state_gb": 12 * count / 1e9})
+            times[place].append(seconds_of(config, masking, batch, world))
+    for row, seconds in zip(rows, times, strict=True):
+        row["ms_an_image"] = 1000 * float(np.median(seconds)) / row["batch"]
+    return rows
+
+
+def seconds_of(config: PretrainConfig, masking: Masking, batch: int, world: World) -> float:
+    inputs = synthetic_batch(config, masking, batch)
+    take: Callable[[], None] = engine_side(config, lambda: masked_images(inputs, world.device), world, compiled=False)
+    take()
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        take()
+        seconds.append(time.perf_counter() - began)
+    del take
+    gc.collect()
+    return float(np.median(seconds))
+
+
+def of_processes(rounds: int) -> Rows:
+    counts = [1, 2, 4, 8]
+    tries: dict[int, list[dict]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "step.json"
+                launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(count)]
+                program = [
+                    str(ROOT / "benchmarks" / "step.py"),
+                    "--config",
+                    str(CONFIGS / "cifar_mae.yaml"),
+                    "--batch",
+                    "32",
+                    "--steps",
+                    "30",
+                ]
+                finished = subprocess.run([*launcher, *program, "--out", str(out)], capture_output=True, text=True)
+                if finished.returncode:
+                    raise RuntimeError(finished.stdout[-2000:] + finished.stderr[-2000:])
+                tries[count].append(json.loads(out.read_text()))
+    return [
+        {
+            "processes": count,
+            "cores": usable_cores(),
+            "images_per_second": float(np.median([each["images_per_second"] for each in found])),
+            "gb_a_process": float(np.median([each["peak_memory_gb"] for each in found])),
+        }
+        for count, found in tries.items()
+    ]
+
+
+GROWING: dict[str, Callable[[int], Rows]] = {"images": of_images, "size": of_size, "model": of_model, "processes": of_processes}
+
+
+def draw(found: dict[str, Any]) -> Figure:
+    with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}):
+        figure = Figure(figsize=(11, 7.2), layout="constrained")
+        axes = figure.subplots(2, 2)
+        left, right = "#0072B2", "#D55E00"
+
+        def panel(at, title: str, rows: Rows, x: str, lines: dict[str, str], memory: str, unit: str, log: bool) -> None:
+            beside = at.twinx()
+            places = [row[x] for row in rows]
+            for (key, label), style in zip(lines.items(), ("-o", "--s"), strict=False):
+                at.plot(places, [row[key] for row in rows], style, color=left, label=label, markersize=4)
+            beside.plot(places, [row[memory] for row in rows], ":^", color=right, label=unit, markersize=4)
+            if log:
+                at.set(xscale="log" if not isinstance(places[0], str) else "linear", yscale="log")
+                beside.set(yscale="log")
+            else:
+                at.set(ylim=(0, None))
+                beside.set(ylim=(0, None))
+            beside.grid(False)
+            at.set(title=title, xlabel=x)
+            at.set_ylabel(" / ".join(lines.values()), color=left)
+            beside.set_ylabel(unit, color=right)
+            if len(lines) > 1:
+                at.legend(loc="upper left", frameon=False)
+
+        told: list[tuple[str, Callable[[Any, Rows], None]]] = [
+            ("images", lambda at, rows: panel(at, "images in the set", rows, "images", {"open_seconds": "opening, s", "first_batch_seconds": "first batch, s"}, "mb", "memory, MB", True)),
+            ("size", lambda at, rows: panel(at, "image size (MAE ViT-S/16)", rows, "pixels", {"ms_an_image": "step, ms an image"}, "step_gb", "tensors of a step on 8 images, GB", False)),
+            ("model", lambda at, rows: panel(at, "encoder (MAE, 224 px, patches of 16)", rows, "encoder", {"ms_an_image": "step, ms an image"}, "state_gb", "parameters and moments, GB", True)),
+            ("processes", lambda at, rows: panel(at, f"processes on {rows[0]['cores']} cores (cifar_mae, 32 each)", rows, "processes", {"images_per_second": "images/s of all"}, "gb_a_process", "memory of each, GB", False)),
+        ]  # fmt: skip
+        for at, (name, show) in zip(axes.flat, told, strict=True):
+            if name in found:
+                show(at, found[name])
+            else:
+                at.set_axis_off()
+        return figure
+
+
+if __name__ == "__main__":
+    run_program(main)

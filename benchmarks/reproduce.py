@@ -1,0 +1,180 @@
+"""Every record of benchmarks/results anew, or the table of what they say.
+
+    python benchmarks/reproduce.py                                          # the table: each record, where and at which commit it was measured, its figures
+    python benchmarks/reproduce.py --run bare_step growth --device cpu2     # these, on this machine, as benchmarks/results/cpu2-bare_step.json ...
+    python benchmarks/reproduce.py --run everything --device cpu2 --images CIFAR10_TRAIN.tar --photos PHOTOS.tar
+
+These records take minutes each; those of whole trainings (recipes, small sets) take hours and have commands of their own in docs/results.md and
+docs/small.md.  Each command is printed before it runs; a record that fails does not stop the others.  Shards are made below --work when first needed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from mpp.errors import UserError, run_program
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Record:
+    """name: of DEVICE-NAME.json.  command: with {out}, and what it reads: {cifar}, {photos} (shards), {cifar_images}, {photo_images}, {peers}."""
+
+    name: str
+    minutes: int
+    command: str
+    told: Callable[[Any], str]  # its figures in a line
+    gpu: bool = False  # makes sense on one only
+
+
+def rates(record: Any) -> str:
+    return ", ".join(f"{name} {rate:,.4g}" for name, rate in record["images_per_second"].items()) + " images/s"
+
+
+def of_shapes(record: Any) -> str:
+    rows = record["shapes"]
+    return "; ".join(
+        f"{name} " + ", ".join(f"{side} {rate:,.4g}" for side, rate in row["images_per_second"].items()) + f" of {row['floor']:,.4g}"
+        for name, row in rows.items()
+    )
+
+
+def of_step(record: Any) -> str:
+    return (
+        f"{record['images_per_second']:,.0f} images/s, {record['peak_memory_gb']:.1f} GB, {record['wait_share']:.1%} waiting, "
+        f"batches of {record['batch_a_process']} on {record['data']} images"
+    )
+
+
+def of_cores(record: Any) -> str:
+    found = record["images_per_second"]
+    return "; ".join(f"{name} {median(found['quiet'][name]):,.0f}, busy {median(found['busy'][name]):,.0f}" for name in found["quiet"])
+
+
+def of_growth(record: Any) -> str:
+    return "; ".join(f"{name}: {len(rows)} points" for name, rows in record.items() if isinstance(rows, list))
+
+
+def of_extraction(record: Any) -> str:
+    return f"extraction at {record['ratio_of_medians']:.2f} of the bare forward pass"
+
+
+def of_sets(record: Any) -> str:
+    return ", ".join(key for key in record if key not in ("environment", "command", "commands", "versions"))
+
+
+def synthetic(config: str) -> Record:
+    command = f"deepspeed benchmarks/step.py --config configs/{config}.yaml --steps 200 --out {{out}}"
+    return Record(f"{config}-synthetic", 1, command, of_step, gpu=True)
+
+
+def real(config: str, decode: str) -> Record:
+    command = f"deepspeed benchmarks/step.py --config configs/{config}.yaml --steps 200 --out {{out}} data.shards={{photos}}/train system.decode={decode}"
+    return Record(f"{config}-photos-{decode}", 2, command, of_step, gpu=True)
+
+
+RECORDS = [
+    Record("bare_step", 8, "python benchmarks/bare_step.py --rounds 7 --steps 2 --out {out}", of_shapes),
+    Record("cpu_cores", 12, "python benchmarks/cpu_cores.py --shards {cifar}/train --rounds 2 --out {out}", of_cores),
+    Record("end_to_end-cifar", 4, "python benchmarks/end_to_end.py --images {cifar_images} --shards {cifar}/train --out {out}", rates),
+    Record(
+        "end_to_end-photos", 4, "python benchmarks/end_to_end.py --images {photo_images} --shards {photos}/train --shape mae_s16 --steps 6 --out {out}", rates
+    ),
+    Record("growth", 15, "python benchmarks/growth.py --out {out} --plot docs/growth.png", of_growth),
+    Record("extraction-b16", 4, "python benchmarks/extraction.py encoder=timm:vit_base_patch16_224@random train={photos}/train --images 256 --out {out}", of_extraction),
+    Record("loader", 120, "python benchmarks/loader.py --peers {peers}/bin/python --out {out}", of_sets),
+    Record("data_prep", 60, "python benchmarks/data_prep.py --peers {peers}/bin/python --out {out} --rounds 3 --photos 2000 --resized 600", of_sets),
+    Record("sweep", 6, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 mae_l16 mpp_l16 --batches 64 128 256 --rounds 5 --steps 10 --out {out}", of_shapes, gpu=True),
+    *(synthetic(config) for config in ("mpp_b16", "mae_b16", "mae_l16")),
+    *(real(config, decode) for config in ("mpp_b16", "mae_b16") for decode in ("cpu", "device")),
+]  # fmt: skip
+BY_NAME = {record.name: record for record in RECORDS}
+
+SETS = {  # what makes each, once, in {work}
+    "cifar": "python data_prep/make_shards.py {images} {work}/cifar --labels",
+    "photos": "python data_prep/make_shards.py {photographs} {work}/photos --samples-per-shard 50 --max-rejects 0.1",
+    "cifar_images": "mkdir -p {work}/cifar_images && tar -xf {images} -C {work}/cifar_images",
+    "photo_images": "mkdir -p {work}/photo_images/all && tar -xf {photographs} -C {work}/photo_images/all",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure again what benchmarks/results holds, or print it.")
+    parser.add_argument("--run", nargs="+", choices=["everything", *BY_NAME], metavar="RECORD", help=", ".join(["everything", *BY_NAME]))
+    parser.add_argument("--device", help="the records' first word: cpu2, h100 ...")
+    parser.add_argument("--images", default="../shared/data/cifar10-train.tar.xz", help="JPEGs in class folders, as a tar")
+    parser.add_argument("--photos", default="../shared/data/photos-300.tar", help="photographs, as a tar")
+    parser.add_argument("--peers", help="an environment with the other libraries (benchmarks/peers/)")
+    parser.add_argument("--work", default="runs/benchmarks", help="where sets are made")
+    options = parser.parse_args(argv)
+    if not options.run:
+        print(table())
+        return 0
+    if not options.device:
+        parser.error("--run needs --device, such as cpu2")
+    asked = [record for record in RECORDS if record.name in options.run or "everything" in options.run]
+    failed = [record.name for record in asked if not measured(record, options)]
+    print(table(options.device))
+    if failed:
+        raise UserError(f"not measured: {', '.join(failed)}; their output stands above")
+    return 0
+
+
+def measured(record: Record, options: argparse.Namespace) -> bool:
+    """Whether it was, or needs what is not here, which is said."""
+    lacking = (
+        "a GPU" if record.gpu and not torch.cuda.is_available() else "--peers" if "{peers}" in record.command and not options.peers else ""
+    )
+    if lacking:
+        print(f"{record.name}: left out, it needs {lacking}", flush=True)
+        return True
+    work = Path(options.work).resolve()
+    given = {"images": options.images, "photographs": options.photos, "work": work, "peers": options.peers}
+    made = {name: work / name for name in SETS if f"{{{name}}}" in record.command}
+    for name, folder in made.items():
+        if not folder.exists() and not run(SETS[name].format(**{key: shlex.quote(str(value)) for key, value in given.items()})):
+            return False
+    out = RESULTS / f"{options.device}-{record.name}.json"
+    return run(record.command.format(out=out, peers=options.peers, **made))
+
+
+def run(command: str) -> bool:
+    print(f"$ {command}", flush=True)
+    began = time.perf_counter()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    status = subprocess.run(command, shell=True, cwd=ROOT, env=os.environ | {"PATH": path}).returncode
+    print(f"  {'done' if status == 0 else f'failed ({status})'} after {time.perf_counter() - began:.0f} s", flush=True)
+    return status == 0
+
+
+def table(device: str = "") -> str:
+    """A line for each record of RECORDS that is there, and what is not yet measured."""
+    lines = []
+    for path in sorted(RESULTS.glob(f"{device or '*'}-*.json")):
+        name = path.stem.partition("-")[2]
+        if name in BY_NAME:
+            record = json.loads(path.read_text())
+            where = record.get("environment", {})
+            lines.append(
+                f"{path.stem}  ({where.get('commit', 'commit unknown')}, torch {where.get('torch', '?')})\n    {BY_NAME[name].told(record)}"
+            )
+    there = {path.stem.partition("-")[2] for path in RESULTS.glob("*.json")}
+    missing = [record.name for record in RECORDS if record.name not in there]
+    return "\n".join([*lines, *([f"not yet measured anywhere: {', '.join(missing)}"] if missing else [])])
+
+
+if __name__ == "__main__":
+    run_program(main)
