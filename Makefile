@@ -26,6 +26,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt mpp/data/_jpeg.c
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c 'import mpp.data._jpeg' 2>/dev/null || \
 	  echo "note: JPEGs will be decoded by Pillow, at about half the speed: apt-get install libjpeg-dev (or your system's), then $(BIN)/pip install --no-build-isolation -e ."
+	@# As pip would, but on all cores: else where PYTHONDONTWRITEBYTECODE is set every start of a program compiles torch again, 6 s.
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	touch $@
 
 # Real images -> shards -> DeepSpeed pretraining -> probe.  DATA=/any/folder (or zip, tar) takes your own images, a few minutes of them (WORDS=budget=2h);
