@@ -41,6 +41,7 @@ WAITING_PLACES = (
     "/deepspeed/comm/",
     "/mpp/world.py",
     "/mpp/train/progress.py",
+    "/mpp/train/gradient_exchange.py",
 )  # innermost frames of those who wait
 PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 8  # Linux 6.15 and later
 

@@ -21,9 +21,13 @@ class _Held(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        tree_map_only(Tensor, self._known_before, (args, kwargs))  # what a view or an operation in place gives is not new
         made = function(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._note, made)
         return made
+
+    def _known_before(self, tensor: Tensor) -> None:
+        self._known.setdefault(tensor.untyped_storage(), True)
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -64,12 +64,14 @@ def held_between_steps(parameters: Parameters, stage: int, processes: int) -> fl
 def held_at_most(parameters: Parameters, stage: int, processes: int, step_bytes: int, accumulation: int = 1) -> float:
     """In a step.  step_bytes: of its tensors on one process, gradients included (monitor/memory.py).
 
-    Beside them lie a bucket of gradients (stages 0 to 2) or gathered parameters (3), and what stages 2 and 3 have summed so far; behind the backward
-    pass, when activations are gone, ZeRO 1 to 3 hold gradients three times over.
+    Beside them lie a bucket of gradients (stages 0 and 2) or gathered parameters (3), and what stages 2 and 3 have summed so far.  Stage 1 sums behind the
+    backward pass, when activations are gone, and holds gradients twice then.
     """
     whole = FLOAT * parameters.trained
+    between = held_between_steps(parameters, stage, processes)
     if stage == 0:
-        bucket = min(BUCKET_BYTES, whole / LEAST_BUCKETS) if processes > 1 else 0
-        return held_between_steps(parameters, stage, processes) + step_bytes + bucket
-    summed = whole / processes if stage >= 2 and accumulation > 1 else 0
-    return held_between_steps(parameters, stage, processes) + summed + max(step_bytes + whole, 3 * whole)
+        return between + step_bytes + (min(BUCKET_BYTES, whole / LEAST_BUCKETS) if processes > 1 else 0)
+    if stage == 1:
+        return between + max(step_bytes, 2 * whole)
+    summed = whole / processes if accumulation > 1 else 0
+    return between + summed + step_bytes + whole

@@ -73,11 +73,11 @@ def test_what_a_step_did_not_use_is_zero_and_does_not_change_the_order_in_which_
     network, net = Network(monkeypatch), small_net()
     exchange = GradientExchange(list(net.parameters()), 2, torch.float32)
     exchange.expect()
-    net[4](net[0](torch.randn(5, 8))).square().mean().backward()
-    assert not network.sent  # the first bucket is that of the last layers, and one of them is missing
+    net[4](net[1](net[0](torch.randn(5, 8)))).square().mean().backward()
+    assert not network.sent  # the last bucket is whole, but not the first, of the last layers
     exchange.finish()
     assert [len(flat) for flat in network.sent] == [sum(each.numel() for each in bucket) for bucket in exchange.buckets]
-    assert not net[5].weight.grad.any() and not net[1].bias.grad.any() and net[4].weight.grad.any() and net[0].weight.grad.any()
+    assert not net[5].weight.grad.any() and not net[2].bias.grad.any() and net[4].weight.grad.any() and net[0].weight.grad.any()
 
 
 def test_bf16_is_what_is_sent_and_float32_what_comes_of_it(monkeypatch):
@@ -117,9 +117,11 @@ def test_of_every_kind_of_recipe_all_but_the_first_layers_gradients_are_sent_dur
     subject = Subject(recipe, load(PretrainConfig, CONFIGS / f"{recipe}.yaml", []), "")
     model = shaken(subject.small).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    exchange = GradientExchange(trained, 2, torch.float32)
     on_the_way: list[int] = []
-    model.encoder.vit.patch_embed.proj.bias.register_post_accumulate_grad_hook(lambda _: on_the_way.append(len(network.sent)))
+    model.encoder.vit.patch_embed.proj.bias.register_post_accumulate_grad_hook(
+        lambda _: on_the_way.append(len(network.sent))
+    )  # the last of all
+    exchange = GradientExchange(trained, 2, torch.float32)
     exchange.expect()
     _, loss, *_, own = model(subject.images, *subject.few_masks())
     (loss.mean() + own).backward()
