@@ -31,6 +31,7 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import run_program
 from mpp.interop.lent import bring
+from mpp.model.tokens import fuses_attention
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.rng import MASK, Draws
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load(PretrainConfig, options.config, [*options.words, *sizes])
     plan = plan_batch(config.data.global_batch, config.data.streams, world.size, config.system.micro_batch_max, config.data.views)
     masking = Masking(config.model.grid, config.mask, config.corruption)
-    fused = config.system.fused_attention if config.system.fused_attention is not None else world.device.type == "cuda"
+    fused = fuses_attention(config.system)
     brought = bring(config, None, fused)
     model = build_model(config, fused, brought.lent).to(world.device)
     brought.lent.to(world.device)

@@ -44,7 +44,7 @@ from mpp.interop.encoder_folder import write_classifier
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.machine import allow_open_files
 from mpp.model.classifier import build_classifier, classifier_arguments
-from mpp.model.tokens import choose_attention, class_tokens_of, set_norm_eps
+from mpp.model.tokens import choose_attention, class_tokens_of, fuses_attention, set_norm_eps
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.rng import INIT, seed_of
@@ -318,8 +318,7 @@ def classifier_of(
     net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy.deepcopy(loaded.net)  # which is changed, and may be wanted again
     model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
     set_norm_eps(model, loaded.norm_eps)
-    fused = config.system.fused_attention
-    choose_attention(model, fused if fused is not None else torch.cuda.is_available())
+    choose_attention(model, fuses_attention(config.system))
     return model, arch, arguments
 
 

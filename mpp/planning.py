@@ -16,6 +16,7 @@ from mpp.data.order import BatchPlan, plan_batch
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
 from mpp.model.recompute import recompute_blocks
+from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.pretraining import blank_inputs, flop_of, micro_step_bytes
 from mpp.recipe.masking import Masking
@@ -116,7 +117,7 @@ def plan(config: PretrainConfig, machines: Machines, rate: float | None) -> int:
         raise ConfigError(f"--gpu {machines.gpu} is not known; choose {', '.join(GPUS)} or here")
     batch = plan_batch(data.global_batch, data.streams, machines.gpus, system.micro_batch_max, data.views)
     masking = Masking(config.model.grid, config.mask, config.corruption)
-    fused = machines.gpu != "here" or torch.cuda.is_available()
+    fused = fuses_attention(config.system, "" if machines.gpu == "here" else "cuda")
     model = build_model(config, fused, bring(config, None, fused).lent)
     found = counts(model, config, masking, batch.micro_batch)
     gpu = here() if machines.gpu == "here" else GPUS[machines.gpu]

@@ -28,6 +28,7 @@ from mpp.interop.lent import bring
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
+from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import logged
 from mpp.monitor.collapse import Goals, figures
@@ -92,7 +93,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     plan = plan_batch(data.global_batch, data.streams, world_size, system.micro_batch_max, data.views)
     order = sets.order(config, plan)
     steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
-    fused_attention = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
+    fused_attention = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused_attention)
     called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
     depends_on = {**sets.manifests, **brought.digests}

@@ -27,6 +27,7 @@ from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
+from mpp.model.tokens import fuses_attention
 from mpp.recipe.model import build_model
 from mpp.text import counted
 from mpp.train.commit import Commit, find_commit
@@ -159,7 +160,7 @@ def measure(config: PretrainConfig, run_dir: Path, world: World | None) -> tuple
     data, system = config.data, config.system
     sets = open_training_set(config)
     plan = plan_batch(data.global_batch, data.streams, find_place().size, system.micro_batch_max, data.views)
-    fused = system.fused_attention if system.fused_attention is not None else torch.cuda.is_available()
+    fused = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused)
     model = build_model(config, fused, brought.lent)
     world = world or start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)

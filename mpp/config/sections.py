@@ -166,7 +166,9 @@ class SystemConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool | None = None  # the training step by torch.compile; null: in runs of 10,000 steps and more, at zero_stage 0 to 2
     recompute: Recompute = "none"  # activation checkpointing, to save memory: of the blocks again in the backward pass all, or (selective) all but matrix products
-    fused_attention: StrictBool | None = None  # null: on GPUs only (on CPUs plain matrix products are faster for short sequences)
+    fused_attention: StrictBool | None = (
+        None  # torch's fused attention in place of plain matrix products; null: on GPUs, and on CPUs in fp32 (docs/results.md)
+    )
     matrix_tflops: Annotated[float, Field(gt=0)] | None = (
         None  # TFLOP/s of large matrix products on a process's device, which speed/mfu is a share of; null: measured at the start
     )

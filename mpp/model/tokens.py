@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mpp.config.sections import SystemConfig
 from mpp.errors import ConfigError
 
 
@@ -70,6 +71,19 @@ def set_norm_eps(net: nn.Module, eps: float | None) -> nn.Module:
         if eps is not None and isinstance(module, nn.LayerNorm):
             module.eps = eps
     return net
+
+
+def fused_attention_pays(precision: str, device: str) -> bool:
+    """Where torch's fused attention is the faster one: on GPUs, and on CPUs in fp32 at every length; in bf16 plain matrix products are (measured:
+    docs/results.md, benchmarks/attention.py).  device: "cuda" or "cpu"."""
+    return device == "cuda" or precision == "fp32"
+
+
+def fuses_attention(system: SystemConfig, device: str = "") -> bool:
+    """What was asked for, or what pays.  device: of another machine; else this one's."""
+    if system.fused_attention is not None:
+        return system.fused_attention
+    return fused_attention_pays(system.precision, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def choose_attention(blocks: nn.Module, fused: bool | None) -> None:

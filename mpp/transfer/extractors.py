@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpp.model.backbone import Backbone
 from mpp.model.normalise import normalise
-from mpp.model.tokens import class_feature
+from mpp.model.tokens import choose_attention, class_feature, fused_attention_pays
 from mpp.transfer.features import FeatureSpec, Layout, Part, Variant, layout_of
 
 
@@ -31,9 +31,7 @@ class EncoderExtractor:
         self.spec = spec
         self.layout = layout_of(backbone, spec.layers, spec.poolings, spec.predictor is not None)
         self.backbone = backbone.at_size(spec.resolution, spec.resolution).to(device)
-        for module in self.backbone.modules():  # on CPUs plain matrix products are faster than torch's fused attention
-            if hasattr(module, "fused_attn") and device.type == "cpu":
-                module.fused_attn = False  # type: ignore[assignment]
+        choose_attention(self.backbone, fused_attention_pays(spec.precision, device.type))
 
     def tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Colours 0..255, [B, 3, S, S] -> layer: float32 [B, P + N, D] under the final norm."""

@@ -145,4 +145,8 @@ ROWS: list[Plant | Row] = [
         "times of phases are never cleared", "mpp/monitor/phases.py", "        self._seconds.clear()\n", "",
         "tests/monitor/test_phases.py::test_seconds_are_summed_by_phase_and_cleared_when_looked_at",
     ),
+    Row(
+        "in fp32 a CPU multiplies plain matrices", "mpp/model/tokens.py", 'device == "cuda" or precision == "fp32"', 'device == "cuda"',
+        "tests/train/test_speed_options.py::test_attention_is_the_faster_one_by_precision_and_device_unless_somebody_asks",
+    ),
 ]  # fmt: skip

@@ -151,12 +151,13 @@ def test_a_state_that_is_not_finite_is_not_committed_and_pushes_out_none_that_is
 def test_the_advice_after_a_broken_gradient_works_as_it_stands(copy, shards):
     for step in (6, 8):
         shutil.rmtree(checkpoint(copy, step))
-    broken = pretrain(copy, shards, "optim.base_lr=1e4", "resume_changes=optim.base_lr")
+    same = "system.fused_attention=false"  # how fast numbers explode is a matter of rounding
+    broken = pretrain(copy, shards, "optim.base_lr=1e4", "resume_changes=optim.base_lr", same)
     (line,) = broken.error_lines
     assert "the gradient norm of step 7 is not finite" in line
     advice = advice_of(line)  # the commit of step 6 has that gradient, whatever the rate
     assert advice == ["optim.base_lr=1e+03", "resume_changes=optim.base_lr", "resume=4"]
-    finished = succeed(copy, shards, *advice)
+    finished = succeed(copy, shards, *advice, same)
     assert "resumes at step 4" in finished.out and "from step 4 on optim.base_lr=1000.0 (before: 0.001)" in finished.out
     (change,) = json.loads((checkpoint(copy, 8) / "COMMIT.json").read_text())["changes"]
     assert change == {"step": 4, "key": "optim.base_lr", "from": 1e-3, "to": 1e3}

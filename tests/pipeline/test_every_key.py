@@ -155,7 +155,7 @@ CHANGES = {
     "system.zero_stage": [Change("system.zero_stage=1", "printed commits", same="first holdout_first rate")],
     "system.compile": [Change("system.compile=true", "compiled", same=SPEED)],
     "system.recompute": [Change("system.recompute=full", "recomputed", same=SPEED), Change("system.recompute=selective", "recomputed", MAE, same=SPEED)],
-    "system.fused_attention": [Change("system.fused_attention=true", "attention", same="rate parameters"), Change("system.fused_attention=true", "attention", MAE)],
+    "system.fused_attention": [Change("system.fused_attention=false", "attention", same="rate parameters"), Change("system.fused_attention=false", "attention", MAE)],
     "system.deepspeed": [Change("system.deepspeed={wall_clock_breakdown: true}", "engine", same=SPEED)],
     "log.every_steps": [Change("log.every_steps=2", "steps", same="holdout weights")],
     "log.holdout_every_steps": [Change("log.holdout_every_steps=2", "holdout", same="loss weights")],

@@ -116,7 +116,7 @@ TABLE = {
     "system.zero_stage": Row(1, maybe=AFTER_GRADIENT, says="ZeRO 1"),
     "system.compile": Row("true", says="compiled"),
     "system.recompute": Row("selective", says="computed again: True"),
-    "system.fused_attention": Row("true", maybe=AFTER_GRADIENT, says="fused attention: True"),
+    "system.fused_attention": Row("false", maybe=AFTER_GRADIENT, says="fused attention: False"),
     "system.deepspeed": Row("{zero_optimization: {overlap_comm: nonsense}}", says="refused: DeepSpeed refuses system.deepspeed"),
     "log.every_steps": Row(3, {"loss", "norm", "rate"}),
     "log.holdout_every_epochs": Row(2, {"look"}, becomes={"look": {}}),
