@@ -13,8 +13,12 @@ Medians over rounds.
 """
 
 import argparse
+import functools
 import gc
 import json
+import math
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,12 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = {"environment": environment()}
         for name in options.of:
             found[name] = GROWING[name](options.rounds)
+            if options.out:  # what is known is known, whatever becomes of the rest
+                Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
             for row in found[name]:
                 print(
                     f"{name:10} " + "  ".join(f"{key} {value:,.6g}" if not isinstance(value, str) else value for key, value in row.items())
                 )
-    if options.out:
-        Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
     if options.plot:
         draw(found).savefig(options.plot, dpi=120)
     return 0
@@ -99,12 +103,18 @@ def opened(folder: str, count: int) -> dict[str, float]:
     began = time.perf_counter()
     shards = ShardSet.open(folder)
     read = time.perf_counter()
-    order = Order(tuple(entry.samples for entry in shards.manifest.shards), min(4096, count), 1024, seed=0)
-    ids = order.sample_ids(order.places(0, 0, min(1024, count // 4)))
+    batch = min(4096, 2 ** int(math.log2(count)))
+    order = Order(shards.samples_per_shard, batch, min(1024, batch), seed=0)
+    _, ids = order.sample_ids(order.places(0, 0, 1))
     sizes = [shards.size_of(int(sample)) for sample in ids]
     placed = time.perf_counter()
     assert len(sizes) == len(ids)
     return {"open_seconds": read - began, "first_batch_seconds": placed - read, "mb": (psutil.Process().memory_info().rss - memory) / 1e6}
+
+
+@functools.cache
+def joined() -> World:
+    return start_distributed()
 
 
 def of_size(rounds: int) -> Rows:
@@ -118,7 +128,8 @@ def of_model(rounds: int) -> Rows:
 
 def stepped(shapes: Sequence[tuple[Any, list[str], int]], key: str, rounds: int) -> Rows:
     """Steps of one process, shape after shape in every round: a model of every shape at once would not fit."""
-    world, times = start_distributed(), [[] for _ in shapes]
+    times: list[list[float]] = [[] for _ in shapes]
+    world = joined()
     rows: Rows = []
     for number in range(rounds):
         for place, (value, words, batch) in enumerate(shapes):
@@ -167,7 +178,7 @@ def of_processes(rounds: int) -> Rows:
                     "--steps",
                     "30",
                 ]
-                finished = subprocess.run([*launcher, *program, "--out", str(out)], capture_output=True, text=True)
+                finished = subprocess.run([*launcher, *program, "--out", str(out)], capture_output=True, text=True, env=of_no_job())
                 if finished.returncode:
                     raise RuntimeError(finished.stdout[-2000:] + finished.stderr[-2000:])
                 tries[count].append(json.loads(out.read_text()))
@@ -180,6 +191,11 @@ def of_processes(rounds: int) -> Rows:
         }
         for count, found in tries.items()
     ]
+
+
+def of_no_job() -> dict[str, str]:
+    """The environment without the place that `joined` has given this process."""
+    return {name: value for name, value in os.environ.items() if not re.fullmatch(r"(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)", name)}
 
 
 GROWING: dict[str, Callable[[int], Rows]] = {"images": of_images, "size": of_size, "model": of_model, "processes": of_processes}
@@ -198,7 +214,7 @@ def draw(found: dict[str, Any]) -> Figure:
                 at.plot(places, [row[key] for row in rows], style, color=left, label=label, markersize=4)
             beside.plot(places, [row[memory] for row in rows], ":^", color=right, label=unit, markersize=4)
             if log:
-                at.set(xscale="log" if not isinstance(places[0], str) else "linear", yscale="log")
+                at.set(yscale="log", **({} if isinstance(places[0], str) else {"xscale": "log"}))
                 beside.set(yscale="log")
             else:
                 at.set(ylim=(0, None))

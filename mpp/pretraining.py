@@ -53,6 +53,7 @@ from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of
+from mpp.transfer.while_training import FeatureLooks, cadence, choose
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
 
@@ -130,6 +131,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run, model, config, sets)
+    every, images = cadence(config)
+    looks = FeatureLooks(config, choose(config, sets, images), world) if every else None
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
@@ -143,8 +146,11 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),
+            *([f"features are looked at every {every} steps on {looks.words}"] if looks else []),
         ],
     )
+    if looks and not run.first_step:
+        look_at_features(run, model, looks, 0, 0)  # what random initialisation is worth
 
     meters = Meters(6, world.device)  # loss, patches, loss of masked ones, masked patches, the target's own, how often
     for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None):
@@ -170,6 +176,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
                 values = {"holdout/loss": loss_, "holdout/skill": skill, "holdout/skill_error": error} | apart
                 run.board.scalars(step.samples_seen, step.number, values)
                 say(f"  hold-out loss {loss_:.4f}  skill {signed(skill)}")
+        if looks and (step.number % every == 0 or step.last):
+            look_at_features(run, model, looks, step.samples_seen, step.number)
         if step.number % config.log.pictures_every_steps == 0 or step.last:
             picture(run, model, holdout[0][0], config, step)
         if step.commits:
@@ -252,6 +260,18 @@ def told_apart(model: PretrainingModel, holdout: Holdout, world: World) -> dict[
     features: list[Any] = [None] * world.size
     dist.all_gather_object(features, torch.cat(goals.features))
     return figures(goals.sums, torch.cat(features), model.encoder.grid)
+
+
+@watch.slowly("looking at features")
+def look_at_features(run: Run, model: PretrainingModel, looks: FeatureLooks, samples_seen: int, step: int) -> None:
+    """Collective; rank 0 writes down what it finds."""
+    run.engine.train(False)
+    with torch.autocast(run.world.device.type, torch.bfloat16, enabled=run.config.system.precision == "bf16"):
+        found = looks.look(model.features)
+    run.engine.train(True)
+    if run.board:
+        run.board.scalars(samples_seen, step, found | ({"speed/features_share": looks.share} if step else {}))
+        say(f"  {looks.said(found)}  ({f'{looks.share:.1%} of the time' if step else 'before the first step'})")
 
 
 @watch.slowly("drawing")

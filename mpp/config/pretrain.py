@@ -1,7 +1,7 @@
 """Every knob of pretraining, typed: default, unit, source.  Those of masks, corruptions, targets and decoders stand with their code, in recipe/.
 
 Sections that change results: model, mask, corruption, target, decoder, optim, data, seed.  Sections that only change speed or what is
-written down: system, log, checkpoint.
+written down: system, log, evaluate, checkpoint.
 
 Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open (docs/paper.md).
 """
@@ -69,6 +69,16 @@ class LogConfig(Section):
     samples: StrictBool = False  # samples.rankN.tsv: which sample, crop and mask stood at each position (to compare two clusters)
 
 
+class EvaluateConfig(Section):
+    """What the features are worth while the run goes on, on images that it does not train on: on the board as features/ (docs/probes.md)."""
+
+    images: Count = 4000  # of a look, at most, and as many as a hundredth of the run's samples allow (ours); 0: no looks
+    every_steps: Positive | None = None  # null: five to twenty looks in a run, likewise
+    train: str | None = (
+        None  # labelled images (shards, class folders, cifar10) for k-NN and a linear probe; null: the training shards' own labels
+    )
+
+
 class PretrainConfig(Section):
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -95,6 +105,7 @@ class PretrainConfig(Section):
     data: DataConfig = DataConfig()
     system: SystemConfig = SystemConfig()
     log: LogConfig = LogConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")

@@ -24,6 +24,8 @@ class TrainingSet:
     samples_per_shard: tuple[int, ...]  # of those that are trained on
     masking: Masking
     manifests: dict[str, str]  # which shards -> sha256 of their manifest
+    trained_on: ShardSet  # of which training.pool are the ids
+    held_out: ShardSet  # of which holdout.pool are the ids: the same, or data.holdout_shards
 
     def order(self, config: PretrainConfig, plan: BatchPlan) -> Order:
         return Order(self.samples_per_shard, plan.samples, plan.streams, config.seed, config.data.block)
@@ -61,7 +63,7 @@ def open_training_set(config: PretrainConfig) -> TrainingSet:
         CropDataset(StoredPixels(source, data.max_pixels), augment, config.seed, pool, data.views, data.views_differ_in, masking=masking)
         for source, pool in ((shards, range(sum(trained_on))), (holdout_shards, held_out))
     )
-    return TrainingSet(training, holdout, trained_on, masking, manifests)
+    return TrainingSet(training, holdout, trained_on, masking, manifests, shards, holdout_shards)
 
 
 def without_last(samples_per_shard: Sequence[int], holdout: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class Board:
         self.run_dir = run_dir
         self.metrics = run_dir / "metrics.jsonl"
         self._cut_back(samples_seen)
-        self.events = Events(run_dir / "tensorboard", samples_seen + 1)
+        self.events = Events(run_dir / "tensorboard", samples_seen + 1 if samples_seen else 0)  # a run that begins has no past
 
     @watch.slowly("writing logs")
     def scalars(self, samples_seen: int, step: int, values: Mapping[str, float | None]) -> None:
@@ -54,7 +54,9 @@ class Board:
 
     def _cut_back(self, samples_seen: int) -> None:
         if self.metrics.exists():
-            kept = [line for line in self.metrics.read_text(errors="replace").split("\n") if _samples(line) <= samples_seen]
+            kept = [
+                line for line in self.metrics.read_text(errors="replace").split("\n") if _samples(line) <= samples_seen and samples_seen
+            ]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
         for picture in (self.run_dir / "pictures").glob("*.png"):
             if int(picture.stem) > samples_seen:

@@ -65,6 +65,10 @@ class PretrainingModel(nn.Module):
             masked = (kind.gather(1, predicted) == MASKED).float()
             return prediction, self.target.loss(prediction, goal), masked, masked.new_zeros(()) if own is None else own
 
+    def features(self, images: Tensor) -> Tensor:
+        """Clean images float [B, 3, S, S], 0..255 -> the mean of the encoder's normalised patch tokens [B, D], nothing hidden."""
+        return self.encoder(self.encoder.embed(normalise(images, self.mean, self.std)))[:, self.encoder.prefix :].mean(dim=1)
+
 
 class Normalisation(Protocol):
     @property

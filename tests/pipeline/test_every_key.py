@@ -166,6 +166,9 @@ CHANGES = {
     "checkpoint.every_samples": [Change("checkpoint.every_samples=8", "commits", same=SPEED)],
     "checkpoint.keep_at_samples": [Change("checkpoint.keep_at_samples=[8]", "commits", "checkpoint.every_samples=null", same=SPEED)],
     "checkpoint.keep": [Change("checkpoint.keep=2", "commits", same=SPEED)],
+    "evaluate.images": [Change("evaluate.images=12", "features printed", "evaluate.every_steps=1", same=SPEED)],
+    "evaluate.every_steps": [Change("evaluate.every_steps=2", "features printed", same=SPEED)],
+    "evaluate.train": [Change("evaluate.train={other}", "features", "evaluate.every_steps=1", same=SPEED)],
 }  # fmt: skip
 ELSEWHERE = {
     "system.gradient_precision": "tests/pipeline/test_precision.py: one process exchanges nothing",
@@ -217,7 +220,8 @@ def observe(run, printed):
     words = [line for line in printed.splitlines() if " img/s" not in line and not line.startswith(("run ", "encoder "))]
     seen.update(
         loss=of("train/loss"), first=of("train/loss")[0][1] if of("train/loss") else None, holdout=of("holdout/loss") + of("holdout/skill"),
-        holdout_first=of("holdout/loss")[0], rate=of("optim/learning_rate"), norm=of("optim/gradient_norm"), steps=[row["step"] for row in rows],
+        holdout_first=of("holdout/loss")[0], rate=of("optim/learning_rate"), norm=of("optim/gradient_norm"),
+        steps=[row["step"] for row in rows if "features/rank" not in row], features=[of(f"features/{name}") for name in ("rank", "deviation", "linear", "knn")],
         bad=of("data/bad_samples"), parameters=re.search(r"([0-9,]+) parameters", printed)[1], printed=words,
         pictures=[(str(path.name), sha(path)) for path in sorted((run / "pictures").glob("*"))], files=sorted(path.name for path in run.iterdir()),
         samples=[path.read_text() for path in sorted(run.glob("samples.rank*"))], encoder=json.loads((run / "encoder" / "config.json").read_text()),

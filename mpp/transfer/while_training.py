@@ -1,0 +1,187 @@
+"""What the features are worth while an encoder is still being pretrained: on fixed images, with the probes of mpp/linear_probe.py.
+
+Looked at are held-out images, which nothing is trained on, and, where there are labels, a bank of training images by which their classes are told.
+No test split has a part in it.  Crops are cut once and kept in memory, so a look costs a forward pass of all their patches.
+
+    features/rank, features/mean_cosine, features/deviation    of the asked images' features (monitor/rank.py)
+    features/knn, features/linear       share of the asked images given their own class by k-NN, and by least squares in closed form (few_shot.py)
+
+Letters: n images, B batch, S pixels a side, D width.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mpp.config.pretrain import PretrainConfig
+from mpp.data.augment import Centre
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.images import LabelledImages
+from mpp.data.labelled import open_labelled
+from mpp.data.order import FIXED
+from mpp.data.pixels import StoredPixels
+from mpp.data.training_set import TrainingSet
+from mpp.errors import DataError
+from mpp.monitor.rank import spread
+from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
+from mpp.transfer.grid import Axis, search
+from mpp.transfer.probes.contract import Measured, Train
+from mpp.transfer.probes.few_shot import LIMITS, FewShotProbe, fit
+from mpp.transfer.probes.knn import KnnProbe
+from mpp.transfer.split import Split, subset
+from mpp.world import World
+
+SHARE = 0.01  # of the samples that are trained on, so many may be looked at in the course of a run: at most twice that share of its time
+LEAST_LOOKS, MOST_LOOKS = 5, 20
+LEAST_IMAGES = 64  # asked about; below, a figure means nothing
+LEAST_BANK = 10  # labelled images: some to choose on
+ASKED = 0.25  # of the images of a look where there are labels; the others are the bank
+CHOOSING = 0.2  # of the bank: what neighbours and regularisation are chosen on
+BATCH = 64  # images at a time
+OWN = Variant((0,), "mean")  # the one choice of columns
+Encode = Callable[[Tensor], Tensor]
+"""Colours 0..255, [B, 3, S, S] -> [B, D]."""
+
+
+def cadence(config: PretrainConfig) -> tuple[int, int]:
+    """(every so many steps, images a look): what was asked for, else what SHARE allows; (0, 0): never."""
+    asked, steps = config.evaluate, config.optim.total_samples // config.data.global_batch
+    affordable = SHARE * config.optim.total_samples
+    if asked.images == 0:
+        return 0, 0
+    if asked.every_steps is not None:
+        return asked.every_steps, asked.images
+    images = int(min(asked.images, affordable / LEAST_LOOKS))
+    if images < LEAST_IMAGES:
+        return 0, 0
+    return max(1, steps // min(MOST_LOOKS, int(affordable / images))), images
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Images by id: asked about, and the bank (none without labels)."""
+
+    of_asked: LabelledImages
+    asked: np.ndarray  # int64
+    of_bank: LabelledImages
+    bank: np.ndarray  # int64
+
+
+def choose(config: PretrainConfig, sets: TrainingSet, images: int) -> Chosen:
+    """Raises DataError for `evaluate.train` without labels."""
+    held, training = sets.held_out, sets.trained_on
+    ids_of = lambda pool, count, key: np.asarray(pool)[subset(len(pool), count, config.seed, key)]
+    if config.evaluate.train is not None:
+        given = open_labelled(config.evaluate.train, "train")
+        if not given.labelled:
+            raise DataError(
+                f"evaluate.train={config.evaluate.train} holds no labels; make them with data_prep/make_shards.py SOURCE OUT --labels, or leave it out"
+            )
+        drawn = subset(len(given), images, config.seed, 1)
+        cut = round(ASKED * len(drawn))
+        mixed = np.random.Generator(np.random.Philox(config.seed)).permutation(drawn)
+        return Chosen(given, np.sort(mixed[:cut]), given, np.sort(mixed[cut:]))
+    if not (training.labelled and held.labelled and training.classes == held.classes and len(training.classes) > 1):
+        return Chosen(held, ids_of(sets.holdout.pool, images, 1), training, np.arange(0))
+    asked = ids_of(sets.holdout.pool, round(ASKED * images), 1)
+    return Chosen(held, asked, training, ids_of(sets.training.pool, images - len(asked), 2))
+
+
+class FeatureLooks:
+    """Collective: all processes look in the same steps, and each encodes its share of the images."""
+
+    def __init__(self, config: PretrainConfig, chosen: Chosen, world: World):
+        self.world, self.chosen, self.seed = world, chosen, config.seed
+        self._seconds = 0.0  # of all looks so far
+        centre = Centre((config.model.image_size, config.model.image_size), 1.0)
+        parts, self.ids = [], []
+        for images, ids in ((chosen.of_bank, chosen.bank), (chosen.of_asked, chosen.asked)):
+            own = ids[world.rank :: world.size]
+            crops = CropDataset(StoredPixels(images, config.data.max_pixels), centre, 0, np.unique(ids))
+            batch = crops.batch([(FIXED, int(sample), place) for place, sample in enumerate(own)]) if len(own) else None
+            readable = ~batch["replaced"] if batch else torch.zeros(0, dtype=torch.bool)  # a stand-in would be looked at twice
+            parts += [batch["image"][readable]] if batch else []
+            self.ids.append(own[readable.numpy()])
+        self.crops = torch.cat(parts)  # uint8 [n, 3, S, S], this process's: of the bank, then those asked about
+        self._began = time.perf_counter()
+
+    @property
+    def words(self) -> str:
+        told = (
+            f", told by {len(self.chosen.bank):,} labelled ones"
+            if len(self.chosen.bank)
+            else "; without labels their rank and deviation alone"
+        )
+        return f"{len(self.chosen.asked):,} images that are not trained on{told}"
+
+    @property
+    def share(self) -> float:
+        """Of the time since the first look, what looks have taken."""
+        return self._seconds / (time.perf_counter() - self._began)
+
+    def said(self, found: Mapping[str, float]) -> str:
+        """What `look` gives, in words."""
+        shares = [
+            f"{title} {found[name]:.1%}" for title, name in (("k-NN", "features/knn"), ("linear", "features/linear")) if name in found
+        ]
+        return "  ".join([f"features: rank {found['features/rank']:.1f}  deviation {found['features/deviation']:.2f}", *shares])
+
+    @torch.no_grad()
+    def look(self, encode: Encode) -> dict[str, float]:
+        """In rank 0 the figures, the same for any number of processes; elsewhere none."""
+        began = time.perf_counter()
+        own = torch.cat([encode(crops.to(self.world.device).float()).float().cpu() for crops in self.crops.split(BATCH)])
+        mine = tuple(zip(self.ids, own.split([len(ids) for ids in self.ids]), strict=True))
+        parts: list[Any] = [mine]
+        if self.world.size > 1:
+            parts = [None] * self.world.size
+            dist.all_gather_object(parts, mine)
+        found = self._figures(*(_joined([part[place] for part in parts]) for place in range(2))) if self.world.first else {}
+        self._seconds += time.perf_counter() - began
+        return found
+
+    def _figures(self, bank: tuple[np.ndarray, Tensor], asked: tuple[np.ndarray, Tensor]) -> dict[str, float]:
+        """bank, asked: ids int64 [n], and float32 [n, D]."""
+        (bank_ids, known), (asked_ids, new) = bank, asked
+        found = {f"features/{name}": value for name, value in spread(new).items() if name != "rank_uncentred"}
+        if len(known) < LEAST_BANK:
+            return found
+        values = torch.cat([known, new])
+        labels = np.concatenate([self.chosen.of_bank.labels[bank_ids], self.chosen.of_asked.labels[asked_ids]])
+        features = Features(_spec(values.shape[1]), Layout({("mean", 0): 0}, {("mean", 0): values.shape[1]}), values)
+        choosing = subset(len(known), max(1, round(CHOOSING * len(known))), self.seed, 3)
+        split = Split(np.setdiff1d(np.arange(len(known)), choosing), choosing)
+        train = Train(features, OWN, labels, self.chosen.of_bank.classes, split, self.seed, torch.device("cpu"))
+        truth = torch.from_numpy(labels[len(known) :].astype(np.int64))
+        neighbours = KnnProbe(curve=False).fit(train).answer(Measured(features, np.arange(len(known), len(values)))).predicted
+        return found | {
+            "features/knn": float((neighbours == truth).double().mean()),
+            "features/linear": float((least_squares(train, new) == truth).double().mean()),
+        }
+
+
+def least_squares(train: Train, asked: Tensor) -> Tensor:
+    """float32 [m, D] -> int64 [m]: by few-shot's formula on all of the bank, at the l2 that is best on `choose`."""
+    own, classes = train.features.of(train.own), len(train.classes)
+    on = lambda rows, grid: fit(own[rows], train.truth(rows), classes, grid, train.device)
+    evaluate = lambda values: train.on_holdout(on(train.split.fit, values[0]).predict(own[train.split.choose])[0]).numpy()
+    l2 = search([Axis("l2", sorted(FewShotProbe().l2), 10, *LIMITS)], evaluate).chosen(0)
+    return on(train.split.both, [l2]).predict(asked)[0][0]
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, Tensor]]) -> tuple[np.ndarray, Tensor]:
+    """Of all processes, in the order of the ids."""
+    ids, values = np.concatenate([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    order = np.argsort(ids)
+    return ids[order], values[torch.from_numpy(order)]
+
+
+def _spec(width: int) -> FeatureSpec:
+    half = (0.5, 0.5, 0.5)  # probes look at values alone
+    return FeatureSpec(f"in training, {width} wide", (0,), ("mean",), 0, 1.0, half, half, "fp32")
