@@ -1,4 +1,4 @@
-"""How fast MAE trains from JPEGs, beside transformers' model fed by torchvision's ImageFolder, and timm's supervised step fed likewise.
+"""How fast MAE trains from JPEGs, beside transformers' and lightly's, fed by torchvision's ImageFolder, and timm's supervised step fed likewise.
 
     python benchmarks/end_to_end.py --images FOLDER --shards SHARDS [--shape mae_ti4] [--rounds 5] [--steps 12] [--out FILE]
 
@@ -8,6 +8,7 @@ batches were made while others trained.  timm's side encodes every patch: other 
 """
 
 import argparse
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 from mpp.errors import run_program
 from mpp.monitor.arithmetic import matrix_rate
+from mpp.recipe.decoders.transformer import TransformerDecoder
 from mpp.recipe.model import build_model
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
@@ -62,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "transformers, ImageFolder": peer_side(config, options.images, workers, world),
         "timm supervised, ImageFolder": supervised_side(config, options.images, workers, world),
     }
+    if importlib.util.find_spec("lightly"):
+        sides["lightly, ImageFolder"] = lightly_side(config, options.images, workers, world)
+    else:
+        print("lightly is not installed, so its MAE is left out (pip install --no-deps lightly)")
     times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side, take in sides.items():
@@ -124,6 +130,38 @@ def folder_stream(config: PretrainConfig, images: str, workers: int, device: tor
 def peer_side(config: PretrainConfig, images: str, workers: int, world: World) -> Take:
     stream, model = folder_stream(config, images, workers, world.device), peer_of(config, world.device)
     return plain(model, lambda: model(next(stream)[0]).loss, config, world, False)
+
+
+def lightly_side(config: PretrainConfig, images: str, workers: int, world: World) -> Take:
+    """lightly's modules put together as its MAE is: mask, encode what is kept, decode all, predict what was hidden."""
+    from lightly.models import utils  # type: ignore[import-not-found, unused-ignore]
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM  # type: ignore[import-not-found, unused-ignore]
+
+    stream, encoder, asked = folder_stream(config, images, workers, world.device), build_model(config).encoder, config.decoder
+    assert isinstance(asked, TransformerDecoder)
+    patch = config.model.patch_size
+    vit = timm.create_model(
+        config.model.arch, img_size=config.model.image_size, patch_size=patch, embed_dim=encoder.width, depth=encoder.depth,
+        num_heads=encoder.vit.blocks[0].attn.num_heads, num_classes=0,
+    )  # fmt: skip
+    backbone = MaskedVisionTransformerTIMM(vit=vit)
+    decoder = MAEDecoderTIMM(
+        num_patches=vit.patch_embed.num_patches, patch_size=patch, embed_dim=encoder.width, decoder_embed_dim=asked.width, decoder_depth=asked.depth,
+        decoder_num_heads=asked.heads, mlp_ratio=4.0, proj_drop_rate=0.0, attn_drop_rate=0.0,
+    )  # fmt: skip
+    model = torch.nn.ModuleList([backbone, decoder]).to(world.device)
+
+    def loss() -> torch.Tensor:
+        pixels = next(stream)[0]
+        size = (len(pixels), backbone.sequence_length)
+        kept, hidden = utils.random_token_mask(size=size, mask_ratio=0.75, device=world.device)
+        known = decoder.embed(backbone.encode(images=pixels, idx_keep=kept))
+        everywhere = utils.set_at_index(utils.repeat_token(decoder.mask_token, size), kept, known.type_as(decoder.mask_token))
+        predicted = decoder.predict(utils.get_at_index(decoder.decode(everywhere), hidden))
+        goal = utils.get_at_index(utils.patchify(pixels, patch), hidden - 1)  # the class token counts as a place
+        return torch.nn.functional.mse_loss(predicted, goal)
+
+    return plain(model, loss, config, world, False)
 
 
 def supervised_side(config: PretrainConfig, images: str, workers: int, world: World) -> Take:

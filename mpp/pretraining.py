@@ -34,6 +34,7 @@ from mpp.monitor.board import logged
 from mpp.monitor.collapse import Goals, figures
 from mpp.monitor.memory import step_bytes
 from mpp.monitor.pictures import reconstruction
+from mpp.monitor.signs import Course, Signs
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -149,6 +150,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *([f"features are looked at every {every} steps on {looks.words}"] if looks else []),
         ],
     )
+    if run.board:
+        run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name)))
     if looks and not run.first_step:
         look_at_features(run, model, looks, 0, 0)  # what random initialisation is worth
 

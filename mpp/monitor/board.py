@@ -18,6 +18,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from mpp.files import write_atomically, writing
+from mpp.monitor.signs import Signs
+from mpp.text import say
 from mpp.watch import watch
 
 
@@ -28,6 +30,7 @@ class Board:
         self.run_dir = run_dir
         self.metrics = run_dir / "metrics.jsonl"
         self._cut_back(samples_seen)
+        self._signs: Signs | None = None
         self.events = Events(run_dir / "tensorboard", samples_seen + 1 if samples_seen else 0)  # a run that begins has no past
 
     @watch.slowly("writing logs")
@@ -38,6 +41,13 @@ class Board:
         with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps({"samples": samples_seen, "step": step} | finite, allow_nan=False) + "\n")
         self.events.add(samples_seen, *(summary.scalar(name, value) for name, value in known.items()))
+        for line in self._signs.see({"samples": samples_seen} | finite) if self._signs else []:
+            say(line)
+
+    def explain(self, signs: Signs) -> None:
+        """From now on what figures mean is said; not again what an earlier start of this run has said."""
+        signs.see_again(rows_of(self.run_dir))
+        self._signs = signs
 
     @watch.slowly("writing logs")
     def picture(self, samples_seen: int, name: str, image: Image.Image) -> Path:
@@ -54,21 +64,24 @@ class Board:
 
     def _cut_back(self, samples_seen: int) -> None:
         if self.metrics.exists():
-            kept = [
-                line for line in self.metrics.read_text(errors="replace").split("\n") if _samples(line) <= samples_seen and samples_seen
-            ]
+            lines = self.metrics.read_text(errors="replace").split("\n") if samples_seen else []  # a run that begins has no past
+            kept = [line for line in lines if _samples(line) <= samples_seen]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
         for picture in (self.run_dir / "pictures").glob("*.png"):
             if int(picture.stem) > samples_seen:
                 picture.unlink()
 
 
-def logged(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that have this figure, in order; none where there is no such file."""
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, in order; none where there is no such file."""
     file = run_dir / "metrics.jsonl"
     lines = file.read_text(errors="replace").split("\n") if file.exists() else []
-    rows = [json.loads(line) for line in lines if math.isfinite(_samples(line))]
-    return [row for row in rows if name in row]
+    return [json.loads(line) for line in lines if math.isfinite(_samples(line))]
+
+
+def logged(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """Those that have this figure."""
+    return [row for row in rows_of(run_dir) if name in row]
 
 
 class Events:

@@ -34,7 +34,7 @@ from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan
 from mpp.errors import UserError
 from mpp.files import make_folder
-from mpp.machine import peak_gigabytes
+from mpp.machine import peak_gigabytes, usable_cores
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.board import Board
 from mpp.rng import DROP_PATH, seed_of
@@ -225,8 +225,10 @@ class Run:
             say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(self.run_dir, cast(Section, self.config), self.argv, self.program)
         self.board = Board(self.run_dir, self.first_step * self.global_batch)
-        processes = counted(self.world.size, "process", "processes")
-        say(f"run {self.run_dir} | {self.course.start_words(self.commit is not None)} | {processes} on {self.world.device.type}")
+        processes, device = counted(self.world.size, "process", "processes"), self.world.device.type
+        if device == "cpu":  # how the cores are shared out; OMP_NUM_THREADS and --num_gpus have the last word
+            device += f", {counted(torch.get_num_threads(), 'thread')} each ({counted(usable_cores(), 'core')} here)"
+        say(f"run {self.run_dir} | {self.course.start_words(self.commit is not None)} | {processes} on {device}")
         for line in (*self.course.words(), *lines):
             say(line)
 

@@ -35,6 +35,14 @@ def test_a_resumed_run_has_the_looks_of_an_uninterrupted_one_each_once(shards, t
     assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
 
 
+def test_a_run_that_begins_anew_has_its_own_look_at_the_beginning_alone(shards, tmp_path):
+    run = tmp_path / "run"
+    succeed(run, shards, *LOOKS)
+    shutil.rmtree(run / "checkpoints")
+    succeed(run, shards, *LOOKS)
+    assert [row["step"] for row in rows(run)] == [0, 4, 8]
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_two_processes_see_what_one_sees(stage, shards, tmp_path):
     succeed(tmp_path / "one", shards, *LOOKS)

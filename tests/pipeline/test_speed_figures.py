@@ -57,6 +57,10 @@ def test_images_a_second_are_held_against_the_matrix_products_of_all_processes(s
         assert sum(phases.values()) == pytest.approx(12_000 / row["speed/samples_per_second"]) and min(phases.values()) >= 0
     (line,) = (line for line in finished.out.splitlines() if line.startswith("step 100/100 "))
     assert f"img/s  mfu {row['speed/mfu']:.0%}  wait" in line and f"peak {row['speed/peak_gb']:.2g} GB  eta" in line
+    (first,) = (line for line in finished.out.splitlines() if line.startswith("run "))
+    assert (
+        f"{world} process{'es' if world > 1 else ''} on cpu, 1 thread each (" in first
+    )  # how the cores are shared out: environment() asks for one
     assert 0.2 < row["speed/peak_gb"] < 5  # Python with torch alone is more than the one, and nothing here is large
 
 

@@ -102,7 +102,7 @@ def test_figures_are_those_of_the_features_and_the_same_on_any_number_of_process
 
 
 def test_classes_that_features_tell_apart_are_told_apart_and_shuffled_ones_are_not(tiny_shards):
-    looks = looks_of(config_of(tiny_shards, "evaluate.images=400"))
+    looks = looks_of(config_of(tiny_shards))
     labels = np.concatenate([looks.chosen.of_bank.labels[looks.chosen.bank], looks.chosen.of_asked.labels[looks.chosen.asked]])
     apart = torch.eye(8)[torch.from_numpy(labels).long()] + 0.01 * torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(1))

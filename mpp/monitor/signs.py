@@ -1,0 +1,118 @@
+"""What a run's figures mean in plain words, while it still runs: each sign once, with what to try.
+
+A sign is a rule over the rows of metrics.jsonl, nothing else, so that a page written afterwards says what was said.  The thresholds are ours; each
+was looked at on a healthy run of the demo and on one broken on purpose (tests/pipeline/test_signs.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SETTLED = 0.1  # of the samples, beyond the warm-up: before, nothing is concluded
+NOTHING = 0.005  # of skill: as good as the trivial predictor
+HALF = 0.5
+SHRUNK = 0.25  # of the rank or the deviation that features had before training
+RISEN = 1.25  # of the lowest training loss so far: no noise of a mean over log.every_steps
+WAITING = 0.2  # of the time
+IN_A_ROW = 3  # rows
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a row is held against."""
+
+    warmup_samples: int
+    total_samples: int
+    baseline: str  # the trivial predictor's name
+
+    @property
+    def settled(self) -> float:
+        return self.warmup_samples + SETTLED * self.total_samples
+
+
+@dataclass
+class Signs:
+    course: Course
+    said: set[str] = field(default_factory=set)
+    _first: dict[str, float] = field(default_factory=dict)  # of the features' figures
+    _skill: float | None = None  # at the last look
+    _lowest: float = float("inf")
+    _in_a_row: dict[str, int] = field(default_factory=dict)
+
+    def see(self, row: Mapping[str, Any]) -> list[str]:
+        """row: {"samples": ..., figures}, in the order of the run; a line for each sign that is seen for the first time."""
+        found = {name: words for name, words in self._read(row) if name not in self.said}
+        self.said |= found.keys()
+        return [f"note: {words}" for words in found.values()]
+
+    def see_again(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """What was written down before this start, of which nothing is said once more."""
+        for row in rows:
+            self.see(row)
+
+    def _read(self, row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        samples, course = row["samples"], self.course
+        at = f"at {samples:,} samples"
+        skill = row.get("holdout/skill")
+        if skill is not None and samples >= course.settled:
+            margin = max(2 * (row.get("holdout/skill_error") or 0.0), NOTHING)
+            if skill < -margin and self._skill is not None and skill < self._skill + margin:  # and it does not rise either
+                yield (
+                    "below the trivial predictor",
+                    (
+                        f"hold-out skill is {skill:+.3f} {at}, after the warm-up: the model predicts worse than the trivial rule '{course.baseline}'. "
+                        "A learning rate that is too high or far too low does that (optim.base_lr; a tenth, or three times as much), or a target that the "
+                        "image does not tell; look at RUN/pictures"
+                    ),
+                )
+            elif abs(skill) <= margin and samples >= HALF * course.total_samples:
+                yield (
+                    "at the trivial predictor",
+                    (
+                        f"hold-out skill is {skill:+.3f} {at}: half of the run has taught the model nothing beyond the trivial rule '{course.baseline}'. "
+                        "Raise optim.base_lr, hide less (mask.ratio), or check that images differ (RUN/pictures)"
+                    ),
+                )
+        self._skill = self._skill if skill is None else skill
+        loss = row.get("train/loss")
+        if loss is not None:
+            risen = self._often("loss", loss > RISEN * self._lowest > 0 and samples >= course.settled)
+            if risen and row.get("teacher/decay") is None:  # a target that moves may become harder
+                yield (
+                    "the loss rises",
+                    (
+                        f"the training loss is {loss:.4g} {at}, and was {self._lowest:.4g}: it rises. The learning rate is too high (optim.base_lr), or the "
+                        "gradient is clipped too late (optim.clip_norm)"
+                    ),
+                )
+            self._lowest = min(self._lowest, loss)
+        yield from self._of_features(row, at)
+        waited = row.get("speed/wait_share")
+        if waited is not None and self._often("wait", waited > WAITING):
+            yield (
+                "waiting for images",
+                (
+                    f"{waited:.0%} of the time is spent waiting for images: the loader is slower than the training step. python mpp/loader_speed.py says which "
+                    "part; more loader processes (system.workers), smaller stored images (make_shards.py --resize) or, for a set that fits, "
+                    "system.images=ram help"
+                ),
+            )
+
+    def _of_features(self, row: Mapping[str, Any], at: str) -> Iterable[tuple[str, str]]:
+        for name, title in (("features/rank", "rank"), ("features/deviation", "deviation")):
+            value = row.get(name)
+            if value is None:
+                continue
+            first = self._first.setdefault(name, value)
+            if value < SHRUNK * first:
+                yield (
+                    "features collapse",
+                    (
+                        f"the {title} of the features is {value:.3g} {at} and was {first:.3g} before training: images are hardly told apart any more, a collapse. "
+                        "Lower optim.base_lr; of a recipe with a teacher raise target.ema_start; see that the target is not the same for all images"
+                    ),
+                )
+
+    def _often(self, name: str, seen: bool) -> bool:
+        self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if seen else 0
+        return self._in_a_row[name] >= IN_A_ROW

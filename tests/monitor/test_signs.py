@@ -1,0 +1,77 @@
+"""What figures mean in plain words: each sign at its threshold, once, and none on a healthy course."""
+
+import pytest
+
+from mpp.monitor.signs import Course, Signs
+
+COURSE = Course(warmup_samples=1000, total_samples=10_000, baseline="visible")
+
+
+def said(*rows):
+    signs = Signs(COURSE)
+    return [line for row in rows for line in signs.see(row)]
+
+
+def holdout(samples, skill, error=0.001):
+    return {"samples": samples, "holdout/skill": skill, "holdout/skill_error": error}
+
+
+def test_a_healthy_course_is_not_commented_on():
+    rows = [{"samples": 0, "features/rank": 29.0, "features/deviation": 0.18}]
+    for part in range(1, 21):
+        samples = 500 * part
+        rows.append(
+            {"samples": samples, "train/loss": 2.0 / part**0.5 * (1.1 if part % 2 else 1), "speed/wait_share": 0.04 if part > 1 else 0.4}
+        )
+        rows.append(holdout(samples, -0.5 + 0.1 * part))
+        rows.append({"samples": samples, "features/rank": 29.0 - part / 2, "features/deviation": 0.4})
+    assert said(*rows) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            holdout(2000, -0.02),
+            "hold-out skill is -0.020 at 2,000 samples, after the warm-up: the model predicts worse than the trivial rule 'visible'",
+        ),
+        (holdout(5000, 0.004), "half of the run has taught the model nothing beyond the trivial rule 'visible'"),
+    ],
+)
+def test_skill_that_does_not_rise_is_said_once(row, words):
+    first, *others = said({**row, "samples": 1000}, row, row, row)
+    assert words in first and first.startswith("note: ") and not others and "RUN/pictures" in first
+
+
+def test_early_or_uncertain_skill_says_nothing():
+    assert said(holdout(1500, -0.5), holdout(1999, -0.5), holdout(4999, 0.0), holdout(6000, 0.1)) == []
+    assert said(holdout(2000, -0.05, error=0.03), holdout(3000, -0.05, error=0.03)) == []
+    assert said(holdout(2000, -0.5), holdout(3000, -0.4), holdout(4000, -0.3)) == []  # it rises
+    assert said({"samples": 9000, "holdout/loss": 1.0}) == []  # no skill is defined
+
+
+def test_a_loss_that_rises_for_three_rows_is_said_unless_the_target_moves():
+    losses = lambda *values, **more: [{"samples": 3000 + 10 * at, "train/loss": value} | more for at, value in enumerate(values)]
+    (line,) = said(*losses(1.0, 0.5, 0.64, 0.65, 0.66, 0.9))
+    assert "the training loss is 0.66 at 3,040 samples, and was 0.5: it rises" in line and "optim.base_lr" in line
+    assert said(*losses(1.0, 0.5, 0.62, 0.6, 0.62)) == [] == said(*losses(1.0, 0.5, 0.7, 0.7, 0.5, 0.7))
+    assert said(*losses(1.0, 0.5, 0.7, 0.7, 0.7, 0.7, **{"teacher/decay": 0.99})) == []
+
+
+@pytest.mark.parametrize("name", ["rank", "deviation"])
+def test_features_that_shrink_to_a_quarter_have_collapsed(name):
+    rows = [{"samples": at, f"features/{name}": value} for at, value in [(0, 40.0), (3000, 10.1), (6000, 9.9)]]
+    (line,) = said(*rows)
+    assert f"the {name} of the features is 9.9 at 6,000 samples and was 40 before training" in line and "a collapse" in line
+
+
+def test_waiting_is_said_when_it_lasts():
+    rows = [{"samples": 100 * at, "speed/wait_share": share} for at, share in enumerate((0.5, 0.5, 0.1, 0.3, 0.3, 0.35, 0.4))]
+    (line,) = said(*rows)
+    assert line.startswith("note: 35% of the time is spent waiting for images") and "system.workers" in line
+
+
+def test_what_an_earlier_start_has_said_is_not_said_again():
+    signs = Signs(COURSE)
+    signs.see_again([holdout(1500, -0.02), holdout(2000, -0.02)])
+    assert signs.see(holdout(3000, -0.02)) == [] and signs.said == {"below the trivial predictor"}

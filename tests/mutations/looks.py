@@ -1,0 +1,57 @@
+"""Bugs of looking at the features while an encoder is pretrained."""
+
+from tests.mutations import Plant, Row
+
+FILE = "mpp/transfer/while_training.py"
+SIGNS = "tests/monitor/test_signs.py::test_"
+UNIT, RUNS = "tests/transfer/test_while_training.py::test_", "tests/pipeline/test_features_while_training.py::test_"
+ROWS: list[Plant | Row] = [
+    Row(
+        "those asked about are trained on", FILE, "asked = ids_of(sets.holdout.pool, round", "asked = ids_of(sets.training.pool, round",
+        UNIT + "those_asked_about_are_held_out_and_the_bank_is_trained_on",
+    ),
+    Row(
+        "a look costs what it likes", FILE, "images = int(min(asked.images, affordable / LEAST_LOOKS))", "images = asked.images",
+        UNIT + "looks_cost_a_hundredth_of_the_samples_at_most_and_are_five_to_twenty",
+    ),
+    Row(
+        "a stand-in is looked at twice", FILE, '~batch["replaced"] if batch', '~(batch["replaced"] & False) if batch',
+        UNIT + "an_image_that_cannot_be_read_is_left_out",
+    ),
+    Row(
+        "shares of processes stay as they come", FILE, "return ids[order], values[torch.from_numpy(order)]", "return ids, values",
+        UNIT + "figures_are_those_of_the_features_and_the_same_on_any_number_of_processes",
+    ),
+    Row(
+        "labels stand beside other images", FILE,
+        "[self.chosen.of_bank.labels[bank_ids], self.chosen.of_asked.labels[asked_ids]]", "[self.chosen.of_bank.labels[asked_ids], self.chosen.of_asked.labels[bank_ids]]",
+        UNIT + "classes_that_features_tell_apart_are_told_apart_and_shuffled_ones_are_not",
+    ),
+    Row(
+        "the bank is part of the rank", FILE, "in spread(new).items()", "in spread(torch.cat([known, new])).items()",
+        UNIT + "figures_are_those_of_the_features_and_the_same_on_any_number_of_processes",
+    ),
+    Row(
+        "a look leaves the model in evaluation mode", "mpp/pretraining.py",
+        "        found = looks.look(model.features)\n    run.engine.train(True)\n", "        found = looks.look(model.features)\n",
+        RUNS + "a_run_that_is_looked_at_has_the_weights_of_one_that_is_not",
+    ),
+    Row(
+        "a run that begins keeps the rows of another", "mpp/monitor/board.py", "if samples_seen else []  # a run", "if True else []  # a run",
+        RUNS + "a_run_that_begins_anew_has_its_own_look_at_the_beginning_alone",
+    ),
+    Row(
+        "skill that rises is complained of", "mpp/monitor/signs.py", "skill < self._skill + margin:", "True:", SIGNS + "early_or_uncertain_skill_says_nothing",
+    ),
+    Row(
+        "early skill counts", "mpp/monitor/signs.py", "if skill is not None and samples >= course.settled:", "if skill is not None:",
+        SIGNS + "early_or_uncertain_skill_says_nothing",
+    ),
+    Row(
+        "a note is repeated", "mpp/monitor/signs.py", "        self.said |= found.keys()\n", "", SIGNS + "skill_that_does_not_rise_is_said_once",
+    ),
+    Row(
+        "a resumed run explains itself once more", "mpp/monitor/board.py", "        signs.see_again(rows_of(self.run_dir))\n", "",
+        "tests/pipeline/test_signs.py::test_a_rate_that_teaches_nothing_is_told_while_the_run_goes_on_and_not_again_when_it_is_resumed",
+    ),
+]  # fmt: skip
