@@ -64,6 +64,15 @@ def of_cores(record: Any) -> str:
     return "; ".join(f"{name} {median(found['quiet'][name]):,.0f}, busy {median(found['busy'][name]):,.0f}" for name in found["quiet"])
 
 
+def of_attention(record: Any) -> str:
+    spans: dict[str, list[float]] = {}
+    for row in record["rows"]:
+        spans.setdefault(row["precision"], []).append(row["ratio"])
+    return "; ".join(
+        f"{precision}: fused is {min(found):.2f} to {max(found):.2f} times as fast as plain" for precision, found in spans.items()
+    )
+
+
 def of_growth(record: Any) -> str:
     return "; ".join(f"{name}: {len(rows)} points" for name, rows in record.items() if isinstance(rows, list))
 
@@ -93,6 +102,7 @@ RECORDS = [
     Record(
         "end_to_end-photos", 4, "python benchmarks/end_to_end.py --images {photo_images} --shards {photos}/train --shape mae_s16 --steps 6 --out {out}", rates
     ),
+    Record("attention", 6, "python benchmarks/attention.py --rounds 3 --out {out}", of_attention),
     Record("growth", 15, "python benchmarks/growth.py --out {out} --plot docs/growth.png", of_growth),
     Record("extraction-b16", 4, "python benchmarks/extraction.py encoder=timm:vit_base_patch16_224@random train={photos}/train --images 256 --out {out}", of_extraction),
     Record("loader", 120, "python benchmarks/loader.py --peers {peers}/bin/python --out {out}", of_sets),

@@ -94,6 +94,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     plan = plan_batch(data.global_batch, data.streams, world_size, system.micro_batch_max, data.views)
     order = sets.order(config, plan)
+    every, images = cadence(config)
+    chosen = choose(config, sets, images) if every else None
     steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
     fused_attention = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused_attention)
@@ -132,8 +134,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run, model, config, sets)
-    every, images = cadence(config)
-    looks = FeatureLooks(config, choose(config, sets, images), world) if every else None
+    looks = FeatureLooks(config, chosen, world) if chosen else None
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [

@@ -70,7 +70,7 @@ class LogConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """What the features are worth while the run goes on, on images that it does not train on: on the board as features/ (docs/probes.md)."""
+    """What the features are worth while the run goes on, on images that it does not train on: on the board as features/ (docs/clusters.md)."""
 
     images: Count = 4000  # of a look, at most, and as many as a hundredth of the run's samples allow (ours); 0: no looks
     every_steps: Positive | None = None  # null: five to twenty looks in a run, likewise

@@ -118,6 +118,7 @@ class Engine:
         # At stage 0 DeepSpeed would copy all gradients to one place and back, of one process, too, and behind the backward pass.
         if self.stage == 0:
             self.deepspeed.enable_backward_allreduce = False
+        self._trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self._exchange: GradientExchange | None = None
         if self.stage == 0 and world.size > 1:
             self._exchange = GradientExchange(self._trained, world.size, self.deepspeed.communication_data_type)
@@ -136,10 +137,6 @@ class Engine:
     @property
     def module(self) -> nn.Module:
         return self.deepspeed.module
-
-    @property
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     @property
     def inner_optimiser(self) -> torch.optim.Optimizer:

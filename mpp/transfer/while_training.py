@@ -27,7 +27,7 @@ from mpp.data.labelled import open_labelled
 from mpp.data.order import FIXED
 from mpp.data.pixels import StoredPixels
 from mpp.data.training_set import TrainingSet
-from mpp.errors import DataError
+from mpp.errors import ConfigError, DataError
 from mpp.monitor.rank import spread
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.grid import Axis, search
@@ -50,7 +50,10 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def cadence(config: PretrainConfig) -> tuple[int, int]:
-    """(every so many steps, images a look): what was asked for, else what SHARE allows; (0, 0): never."""
+    """(every so many steps, images a look): what was asked for, else what SHARE allows; (0, 0): never.
+
+    Raises ConfigError where `evaluate.train` was given and would never be looked at.
+    """
     asked, steps = config.evaluate, config.optim.total_samples // config.data.global_batch
     affordable = SHARE * config.optim.total_samples
     if asked.images == 0:
@@ -59,6 +62,11 @@ def cadence(config: PretrainConfig) -> tuple[int, int]:
         return asked.every_steps, asked.images
     images = int(min(asked.images, affordable / LEAST_LOOKS))
     if images < LEAST_IMAGES:
+        if asked.train is not None:
+            raise ConfigError(
+                f"evaluate.train={asked.train} would never be looked at: a hundredth of optim.total_samples={config.optim.total_samples} is less than "
+                f"{LEAST_LOOKS} looks at {LEAST_IMAGES} images; say how often with evaluate.every_steps, such as {max(1, steps // LEAST_LOOKS)}, or leave it out"
+            )
         return 0, 0
     return max(1, steps // min(MOST_LOOKS, int(affordable / images))), images
 

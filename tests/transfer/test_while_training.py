@@ -10,7 +10,7 @@ from sklearn.linear_model import RidgeClassifier
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.training_set import open_training_set
-from mpp.errors import DataError
+from mpp.errors import ConfigError, DataError
 from mpp.monitor.rank import spread
 from mpp.transfer.probes.contract import Train
 from mpp.transfer.split import Split
@@ -59,6 +59,10 @@ def test_a_short_run_is_not_looked_at_and_none_is_where_nobody_wants_it():
     short = ["optim.total_samples=16000", "data.global_batch=100", "optim.warmup_samples=0"]
     assert 16_000 * SHARE / 5 < LEAST_IMAGES and cadence(load(PretrainConfig, None, short)) == (0, 0)
     assert cadence(load(PretrainConfig, None, ["evaluate.images=0"])) == (0, 0)
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.train=there would never be looked at: .*total_samples=16000.* evaluate\.every_steps, such as 32"
+    ):
+        cadence(load(PretrainConfig, None, [*short, "evaluate.train=there"]))
     assert cadence(load(PretrainConfig, None, [*short, "evaluate.every_steps=7", "evaluate.images=30"])) == (7, 30)
 
 
