@@ -15,6 +15,7 @@ HALF = 0.5
 SHRUNK = 0.25  # of the rank or the deviation that features had before training
 RISEN = 1.25  # of the lowest training loss so far: no noise of a mean over log.every_steps
 WAITING = 0.2  # of the time
+WAITED_SECONDS = 60  # that such rows must cover: a few short steps tell of the machine's mood, not of the loader
 IN_A_ROW = 3  # rows
 
 
@@ -39,6 +40,8 @@ class Signs:
     _skill: float | None = None  # at the last look
     _lowest: float = float("inf")
     _in_a_row: dict[str, int] = field(default_factory=dict)
+    _timed: float = 0.0  # samples up to which speed was last told
+    _waiting: float = 0.0  # seconds that the rows of waiting cover
 
     def see(self, row: Mapping[str, Any]) -> list[str]:
         """row: {"samples": ..., figures}, in the order of the run; a line for each sign that is seen for the first time."""
@@ -88,16 +91,7 @@ class Signs:
                 )
             self._lowest = min(self._lowest, loss)
         yield from self._of_features(row, at)
-        waited = row.get("speed/wait_share")
-        if waited is not None and self._often("wait", waited > WAITING):
-            yield (
-                "waiting for images",
-                (
-                    f"{waited:.0%} of the time is spent waiting for images: the loader is slower than the training step. python mpp/loader_speed.py says which "
-                    "part; more loader processes (system.workers), smaller stored images (make_shards.py --resize) or, for a set that fits, "
-                    "system.images=ram help"
-                ),
-            )
+        yield from self._of_waiting(row)
 
     def _of_features(self, row: Mapping[str, Any], at: str) -> Iterable[tuple[str, str]]:
         for name, title in (("features/rank", "rank"), ("features/deviation", "deviation")):
@@ -113,6 +107,22 @@ class Signs:
                         "Lower optim.base_lr; of a recipe with a teacher raise target.ema_start; see that the target is not the same for all images"
                     ),
                 )
+
+    def _of_waiting(self, row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        waited, rate = row.get("speed/wait_share"), row.get("speed/samples_per_second")
+        if waited is None or not rate:
+            return
+        self._waiting = self._waiting + (row["samples"] - self._timed) / rate if waited > WAITING else 0.0
+        self._timed = row["samples"]
+        if self._often("wait", waited > WAITING) and self._waiting >= WAITED_SECONDS:
+            yield (
+                "waiting for images",
+                (
+                    f"{waited:.0%} of the time is spent waiting for images: the loader is slower than the training step. python mpp/loader_speed.py says which "
+                    "part; more loader processes (system.workers), smaller stored images (make_shards.py --resize) or, for a set that fits, "
+                    "system.images=ram help"
+                ),
+            )
 
     def _often(self, name: str, seen: bool) -> bool:
         self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if seen else 0

@@ -21,7 +21,12 @@ def test_a_healthy_course_is_not_commented_on():
     for part in range(1, 21):
         samples = 500 * part
         rows.append(
-            {"samples": samples, "train/loss": 2.0 / part**0.5 * (1.1 if part % 2 else 1), "speed/wait_share": 0.04 if part > 1 else 0.4}
+            {
+                "samples": samples,
+                "train/loss": 2.0 / part**0.5 * (1.1 if part % 2 else 1),
+                "speed/wait_share": 0.04 if part > 1 else 0.4,
+                "speed/samples_per_second": 1.0,
+            }
         )
         rows.append(holdout(samples, -0.5 + 0.1 * part))
         rows.append({"samples": samples, "features/rank": 29.0 - part / 2, "features/deviation": 0.4})
@@ -65,10 +70,14 @@ def test_features_that_shrink_to_a_quarter_have_collapsed(name):
     assert f"the {name} of the features is 9.9 at 6,000 samples and was 40 before training" in line and "a collapse" in line
 
 
-def test_waiting_is_said_when_it_lasts():
-    rows = [{"samples": 100 * at, "speed/wait_share": share} for at, share in enumerate((0.5, 0.5, 0.1, 0.3, 0.3, 0.35, 0.4))]
-    (line,) = said(*rows)
+def test_waiting_is_said_when_it_lasts_for_three_rows_and_a_minute():
+    def rows(*shares, rate=4.0):  # 25 seconds each
+        return [{"samples": 100 * at, "speed/wait_share": share, "speed/samples_per_second": rate} for at, share in enumerate(shares, 1)]
+
+    (line,) = said(*rows(0.5, 0.5, 0.1, 0.3, 0.3, 0.35, 0.4))
     assert line.startswith("note: 35% of the time is spent waiting for images") and "system.workers" in line
+    assert said(*rows(0.5, 0.5, 0.1, 0.3, 0.3)) == [] == said(*rows(*[0.5] * 20, rate=40.0))  # 50 seconds in all
+    assert len(said(*rows(*[0.5] * 24, rate=40.0))) == 1
 
 
 def test_what_an_earlier_start_has_said_is_not_said_again():

@@ -48,6 +48,10 @@ ROWS: list[Plant | Row] = [
         SIGNS + "early_or_uncertain_skill_says_nothing",
     ),
     Row(
+        "a few short steps are called waiting", "mpp/monitor/signs.py", " and self._waiting >= WAITED_SECONDS:", ":",
+        SIGNS + "waiting_is_said_when_it_lasts_for_three_rows_and_a_minute",
+    ),
+    Row(
         "a note is repeated", "mpp/monitor/signs.py", "        self.said |= found.keys()\n", "", SIGNS + "skill_that_does_not_rise_is_said_once",
     ),
     Row(
