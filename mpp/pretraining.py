@@ -183,7 +183,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         if looks and (step.number % every == 0 or step.last):
             look_at_features(run, model, looks, step.samples_seen, step.number)
         if step.number % config.log.pictures_every_steps == 0 or step.last:
-            picture(run, model, holdout[0][0], config, step)
+            picture(run, model, holdout[0][0], baseline, config, step)
         if step.commits:
             run.save(step, {"baseline": baseline.as_dict()})
 
@@ -280,7 +280,7 @@ def look_at_features(run: Run, model: PretrainingModel, looks: FeatureLooks, sam
 
 @watch.slowly("drawing")
 @torch.no_grad()
-def picture(run: Run, model: PretrainingModel, batch: Batch, config: PretrainConfig, step: Step) -> None:
+def picture(run: Run, model: PretrainingModel, batch: Batch, baseline: Baseline, config: PretrainConfig, step: Step) -> None:
     """Collective; rank 0 draws."""
     if config.log.pictures:
         few = {name: value[: config.log.pictures] for name, value in batch.items()}
@@ -292,7 +292,7 @@ def picture(run: Run, model: PretrainingModel, batch: Batch, config: PretrainCon
         truth = model.target(images, masks, model.teacher)  # by every rank, as it may speak with all
         if run.board:
             title = f"{config.target.name}, {step.samples_seen:,} samples seen"
-            sheet = reconstruction(model, images, masks, prediction, truth, title)
+            sheet = reconstruction(model, images, masks, prediction, truth, baseline, title)
             run.board.picture(step.samples_seen, "holdout/reconstruction", sheet)
 
 

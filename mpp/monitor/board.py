@@ -54,7 +54,7 @@ class Board:
         self.events.add(samples_seen, summary.image(name, np.asarray(image), dataformats="HWC"))
         folder = self.run_dir / "pictures"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{samples_seen:012d}.png"
+        path = folder / f"{samples_seen:012d}-{name.rpartition('/')[2]}.png"
         with writing(path):
             image.save(path)
         return path
@@ -68,7 +68,7 @@ class Board:
             kept = [line for line in lines if _samples(line) <= samples_seen]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
         for picture in (self.run_dir / "pictures").glob("*.png"):
-            if int(picture.stem) > samples_seen:
+            if int(picture.stem.partition("-")[0]) > samples_seen:
                 picture.unlink()
 
 

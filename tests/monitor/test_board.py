@@ -95,7 +95,7 @@ def test_pictures_are_kept_by_samples_seen_and_cut_back_too(tmp_path):
     board = Board(tmp_path, 0)
     paths = [board.picture(seen, "holdout/reconstruction", Image.new("RGB", (4, 3), (seen, 0, 0))) for seen in (10, 20, 30)]
     board.close()
-    assert [path.name for path in paths] == ["000000000010.png", "000000000020.png", "000000000030.png"]
+    assert [path.name for path in paths] == [f"0000000000{at}-reconstruction.png" for at in (10, 20, 30)]
     assert Image.open(paths[1]).getpixel((0, 0)) == (20, 0, 0)
     Board(tmp_path, 20).close()
     assert [path.exists() for path in paths] == [True, True, False]

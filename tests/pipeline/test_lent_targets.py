@@ -51,7 +51,9 @@ def test_a_run_learns_from_it_with_a_skill_and_pictures(made, shards):
     assert ("teacher a frozen one" if kind == "frozen" else "codebook of 6 centres") in said and "trivial baseline: " in said
     names = {name for values in metrics(run).values() for name in values}
     assert {"train/loss", "holdout/loss", "train/skill", "holdout/skill"} <= names
-    assert [path.stem for path in sorted((run / "pictures").glob("*.png"))] == [f"{48:012d}", f"{96:012d}"]
+    assert [path.stem for path in sorted((run / "pictures").glob("*-reconstruction.png"))] == [
+        f"{at:012d}-reconstruction" for at in (48, 96)
+    ]
     assert not any("centres" in name or name.startswith("ema/") for name in tensors(run, LAST))  # what is lent is not saved with it
     assert json.loads((run / "baseline.json").read_text())["loss"] > 0
 

@@ -108,7 +108,9 @@ def test_no_skill_is_defined_and_log_and_board_say_so(run):
     names = {name for values in metrics(run).values() for name in values}
     assert {"train/loss", "holdout/loss"} <= names and not any("skill" in name for name in names)
     assert json.loads((run / "baseline.json").read_text()) == {"name": "none", "weight": 0.0, "loss": None, "losses": {}}
-    assert [path.stem for path in sorted((run / "pictures").glob("*.png"))] == [f"{48:012d}", f"{96:012d}"]
+    assert [path.stem for path in sorted((run / "pictures").glob("*-reconstruction.png"))] == [
+        f"{at:012d}-reconstruction" for at in (48, 96)
+    ]
 
 
 def test_the_encoder_that_is_handed_on_is_the_students(run, shards):

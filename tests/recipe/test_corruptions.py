@@ -119,8 +119,8 @@ def test_its_picture_is_what_the_encoder_is_given_and_that_of_embeddings_is_grey
     masks, images, token = masks_of(Masking((4, 4), RandomMask(), PIXELS)), random_images(), torch.randn(3, 4, 4) * 2
     assert torch.equal(PIXELS.picture(images, masks, 4, token), PIXELS.pixels(images, masks, token).clamp(0, 255))
     assert (PIXELS.caption, ReplaceCorruption(mask=1, swap=0, keep=0).caption) == (
-        "[mask] as it is learned; swapped patches show their source",
-        "grey: [mask]",
+        "hidden patches show 50% [mask], 25% another patch of the image, 25% themselves; [mask] is drawn as it is learned",
+        "hidden patches show 100% [mask]",
     )
     shown = patchify(ReplaceCorruption().picture(images, masks, 4, torch.zeros(8)), 4)
     patches = patchify(images, 4)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mpp.errors import ConfigError
 from mpp.model.normalise import normalise
 from mpp.monitor.pictures import MARGIN, reconstruction
+from mpp.monitor.skill import NONE
 from mpp.recipe.distances import Distance
 from mpp.recipe.model import build_model
 from mpp.recipe.places import Masks
@@ -221,10 +222,10 @@ def test_the_sheet_draws_prediction_and_target_on_the_components_of_the_target()
     model, mask, images = taught(config).eval(), masks(config), pictures().float()
     goal = model.target(images, Masks(**mask), model.teacher)
     sheets = [
-        np.asarray(reconstruction(model, images, Masks(**mask), prediction, goal, "title"))
+        np.asarray(reconstruction(model, images, Masks(**mask), prediction, goal, NONE, "title"))
         for prediction in (goal, goal * 0.5, goal.bfloat16())
     ]
-    side = 96 + MARGIN  # of 32-pixel images, enlarged three times
+    side = 160 + MARGIN  # of 32-pixel images, enlarged five times
     third, fourth = (slice(column * side + MARGIN, (column + 1) * side) for column in (2, 3))
     below = slice(-2 * side, None)
     assert (sheets[0][below, third] == sheets[0][below, fourth]).all()

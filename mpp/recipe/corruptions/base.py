@@ -32,6 +32,11 @@ class CorruptionSection(Section):
         """What a picture of it says."""
         raise NotImplementedError
 
+    @property
+    def legend(self) -> dict[int, str]:
+        """What became of hidden patches, in words, by their kind (recipe/places.py), where a picture tells them apart."""
+        return {}
+
     def fits(self, mask: str) -> None:
         """Raises ValueError where it does not go with a mask of this name."""
         if mask == "turn":

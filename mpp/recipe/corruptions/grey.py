@@ -26,6 +26,10 @@ class GreyCorruption(CorruptionSection):
     def caption(self) -> str:
         return "hidden patches are grey"
 
+    @property
+    def legend(self) -> dict[int, str]:
+        return {MASKED: "without colour"}
+
     def pixels(self, images: Tensor, masks: Masks[Tensor], mask_token: Tensor | None) -> Tensor:
         side = round((images.shape[2] * images.shape[3] / masks.kind.shape[1]) ** 0.5)
         patches = patchify(images, side)

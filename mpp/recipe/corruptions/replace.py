@@ -10,7 +10,7 @@ from torch import Tensor
 from mpp.config.schema import Fraction
 from mpp.recipe.corruptions.base import CorruptionSection
 from mpp.recipe.patches import gather_patches, patchify, unpatchify
-from mpp.recipe.places import MASKED, Masks
+from mpp.recipe.places import KEPT, MASKED, SWAPPED, Masks
 
 HALF = 127.5  # of the range of colours, 0..255
 
@@ -32,8 +32,13 @@ class ReplaceCorruption(CorruptionSection):
 
     @property
     def caption(self) -> str:
-        shown = "grey: [mask]" if self.at == "embeddings" else "[mask] as it is learned"
-        return shown + ("; swapped patches show their source" if self.swap else "")
+        hidden = [("[mask]", self.mask), ("another patch of the image", self.swap), ("themselves", self.keep)]
+        shares = ", ".join(f"{share:.0%} {what}" for what, share in hidden if share)
+        return f"hidden patches show {shares}" + ("" if self.at == "embeddings" else "; [mask] is drawn as it is learned")
+
+    @property
+    def legend(self) -> dict[int, str]:
+        return {MASKED: "[mask]", SWAPPED: "shows another patch", KEPT: "kept, but predicted"}
 
     def parts(self, hidden: int) -> tuple[int, int, int]:
         masked, swapped, kept = largest_remainder(hidden, [self.mask, self.swap, self.keep])

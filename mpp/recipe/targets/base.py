@@ -79,6 +79,10 @@ class Target(Protocol):
         """What stands under its pictures."""
 
     @property
+    def borrows(self) -> str | None:
+        """What its pictures take from the patches they are given, such as their brightness: no prediction; None: nothing."""
+
+    @property
     def baselines(self) -> Baselines | None:
         """Trivial predictors of its goals, if these are cells [B, M, g, g(, V)]; None: there are none, and so no skill."""
 
@@ -103,7 +107,10 @@ class Target(Protocol):
         """prediction [B, M, O] -> the goals it stands for, such as the likeliest classes."""
 
     def picture(self, goal: Tensor, patches: Tensor, truth: Tensor) -> Tensor:
-        """Goals, the clean patches [B, M, 3, P, P] they belong to, and the true goals there -> colours 0..255, like patches."""
+        """Goals, the clean patches [B, M, 3, P, P] they belong to, and the true goals there -> colours 0..255 [B, M, 3, P, P].
+
+        A target that borrows a statistic is also given others than its own, [B, M, 3, P, any], to take it from.
+        """
 
 
 class FixedTarget:
@@ -111,6 +118,7 @@ class FixedTarget:
 
     own_scales = None
     head = None
+    borrows: str | None = None
 
     def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
         raise NotImplementedError

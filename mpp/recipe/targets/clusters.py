@@ -53,6 +53,8 @@ class Clusters(nn.Module):
     def outputs(self) -> int:
         return self.knobs.clusters
 
+    borrows = None
+
     @property
     def baselines(self) -> None:
         """The clusters move."""

@@ -46,6 +46,10 @@ class Codes(FixedTarget):
         return ClassBaselines(len(self.codebook))
 
     @property
+    def borrows(self) -> str | None:  # type: ignore[override]
+        return self.codebook.of.borrows
+
+    @property
     def caption(self) -> str:
         return f"likeliest of {len(self.codebook)} codes, drawn as its centre: {self.codebook.of.caption}"
 

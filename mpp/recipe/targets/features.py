@@ -87,7 +87,7 @@ class Features(FixedTarget):
 
     @property
     def caption(self) -> str:
-        return "the teacher's features, drawn as three principal components of those in the fourth column"
+        return "the teacher's features, drawn as three principal components of those of the target"
 
     def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
         assert teacher is not None

@@ -44,6 +44,10 @@ class Pixels(PatchTarget):
         return ValueBaselines(self.distance)
 
     @property
+    def borrows(self) -> str | None:  # type: ignore[override]
+        return "mean and deviation" if self.normalise else None
+
+    @property
     def caption(self) -> str:
         return "predicted pixels" + (", un-normalised with the true mean and deviation of each patch" if self.normalise else "")
 
