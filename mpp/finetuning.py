@@ -47,6 +47,7 @@ from mpp.model.classifier import build_classifier, classifier_arguments
 from mpp.model.tokens import choose_attention, class_tokens_of, fuses_attention, set_norm_eps
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
+from mpp.monitor.layout import of_finetuning
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage, short_at_first
@@ -144,6 +145,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
             f"{placed.images.decoder} | {counted(run.workers, 'loader process', 'loader processes')} a rank",
             run.plan_words,
         ],
+        of_finetuning(run.schedule.final_weight_decay is not None),
     )
 
     tuned = Tuned(repeat, average, arch, model_arguments)

@@ -32,8 +32,10 @@ from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import logged
 from mpp.monitor.collapse import Goals, figures
+from mpp.monitor.layout import of_pretraining
 from mpp.monitor.memory import step_bytes
 from mpp.monitor.pictures import reconstruction
+from mpp.monitor.projector import MOST
 from mpp.monitor.signs import Course, Signs
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
 from mpp.recipe.masking import Masking
@@ -149,7 +151,16 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),
             *([f"features are looked at every {every} steps on {looks.words}"] if looks else []),
+            *([f"beside the reference on the board: {run.reference.about}"] if run.reference else []),
         ],
+        of_pretraining(
+            reference=run.reference is not None,
+            skill=baseline.defines_skill,
+            teacher=teacher is not None,
+            looks=looks is not None,
+            labels=looks is not None and looks.labelled,
+            decay_moves=run.schedule.final_weight_decay is not None,
+        ),
     )
     if run.board:
         run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name)))
@@ -189,9 +200,11 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
 
     watch.moved("writing the encoder", step=run.total_steps, slow=True)
     if run.board:
-        run.board.close()
         commit = run.commit
         assert commit is not None  # the last step is committed
+        if looks and (shown := looks.projection(MOST)):
+            run.board.project(commit.samples_seen, *shown)
+        run.board.close()
         export_encoder(run_dir, commit, config)
         if commit.step == run.total_steps:
             conclude(run_dir, baseline, len(sets.holdout.pool))

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 from torch.utils.tensorboard import summary
 
 from mpp.files import write_atomically, writing
+from mpp.monitor.layout import FINAL, REFERENCE, Layout, hyper_parameters
+from mpp.monitor.projector import write_projector
+from mpp.monitor.reference import Reference
 from mpp.monitor.signs import Signs
 from mpp.text import say
 from mpp.watch import watch
@@ -31,6 +35,8 @@ class Board:
         self.metrics = run_dir / "metrics.jsonl"
         self._cut_back(samples_seen)
         self._signs: Signs | None = None
+        self._reference: Reference | None = None
+        self._ending: list[Any] = []  # what is written last
         self.events = Events(run_dir / "tensorboard", samples_seen + 1 if samples_seen else 0)  # a run that begins has no past
 
     @watch.slowly("writing logs")
@@ -40,9 +46,23 @@ class Board:
         finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
         with writing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps({"samples": samples_seen, "step": step} | finite, allow_nan=False) + "\n")
+        beside = self._reference.beside(samples_seen, list(known)) if self._reference else {}
         self.events.add(samples_seen, *(summary.scalar(name, value) for name, value in known.items()))
+        self.events.add(samples_seen, *(summary.scalar(f"{REFERENCE}/{name}", value) for name, value in beside.items()))
         for line in self._signs.see({"samples": samples_seen} | finite) if self._signs else []:
             say(line)
+
+    @watch.slowly("writing logs")
+    def describe(self, layout: Layout, config: Mapping[str, Any], reference: Reference | None) -> None:
+        """How TensorBoard lays the run out, its row among the hyper-parameters, and the curves that its own are drawn on from now on."""
+        experiment, start, end = summary.hparams(hyper_parameters(config), dict.fromkeys(FINAL))
+        self.events.add(0, summary.custom_scalars(layout), experiment, start)
+        self._ending, self._reference = [end], reference
+
+    @watch.slowly("writing logs")
+    def project(self, samples_seen: int, values: np.ndarray, words: Sequence[str], images: Tensor) -> None:
+        """Features float32 [n, D] of images uint8 [n, 3, H, W], for the projector; words: of each, such as its class."""
+        write_projector(self.run_dir / "tensorboard", f"features at {samples_seen:,} samples", values, words, images)
 
     def explain(self, signs: Signs) -> None:
         """From now on what figures mean is said; not again what an earlier start of this run has said."""
@@ -60,6 +80,7 @@ class Board:
         return path
 
     def close(self) -> None:
+        self.events.add(0, *self._ending)
         self.events.close()
 
     def _cut_back(self, samples_seen: int) -> None:

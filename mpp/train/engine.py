@@ -15,6 +15,7 @@ from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.errors import ConfigError, UserError
 from mpp.model.recompute import recompute_blocks
+from mpp.monitor.norms import as_figures, norms, parts_of
 from mpp.monitor.phases import Phases
 from mpp.text import say
 from mpp.train.compiling import CompiledStep
@@ -118,7 +119,9 @@ class Engine:
         # At stage 0 DeepSpeed would copy all gradients to one place and back, of one process, too, and behind the backward pass.
         if self.stage == 0:
             self.deepspeed.enable_backward_allreduce = False
-        self._trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        trained = [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        self._trained = [parameter for _, parameter in trained]
+        self._parts, self._gradient_norms = parts_of(trained), dict[str, Tensor]()
         self._exchange: GradientExchange | None = None
         if self.stage == 0 and world.size > 1:
             self._exchange = GradientExchange(self._trained, world.size, self.deepspeed.communication_data_type)
@@ -165,20 +168,27 @@ class Engine:
             with self.phases("reduce"):
                 self._exchange.finish()
 
-    def update(self, learning_rate: float, weight_decay: float | None = None) -> Tensor:
+    def update(self, learning_rate: float, weight_decay: float | None = None, by_depth: bool = False) -> Tensor:
         """Clip, step, clear the gradients; the global gradient norm before clipping, on the device.  Where it is not finite, weights and moments stay
         as they are, without anybody waiting to see it (ZeRO 1 to 3 wait: DeepSpeed's own check).
 
         learning_rate, weight_decay: of a group whose lr_scale and decay_scale are 1, or that has none; null: the decay that each group has.
+        by_depth: `norms_by_depth` will be asked for.
         """
         with self.phases("optimiser"):
-            norm = self._step(learning_rate, weight_decay)
+            norm = self._step(learning_rate, weight_decay, by_depth)
         watch.moved()
         if isinstance(norm, Tensor):
             return norm.to(self.deepspeed.device, torch.float32)
         return torch.full((), norm, dtype=torch.float32, device=self.deepspeed.device)  # filled there: a copy would wait for the device
 
-    def _step(self, learning_rate: float, weight_decay: float | None) -> Any:
+    def norms_by_depth(self) -> dict[str, float]:
+        """norm/weight/PART of the weights as they are, where they are whole (ZeRO 0 to 2), and norm/gradient/PART of the last step that was to tell it,
+        before clipping (ZeRO 0: beyond, a rank has a share of each); PART: monitor/norms.py."""
+        weights = norms(self._parts) if self.stage < 3 else {}
+        return as_figures("weight", weights) | as_figures("gradient", self._gradient_norms)
+
+    def _step(self, learning_rate: float, weight_decay: float | None, by_depth: bool) -> Any:
         for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
             if weight_decay is not None:
@@ -188,6 +198,8 @@ class Engine:
             for parameter in self._trained:
                 if parameter.grad is None:  # of what this step did not use: it decays as on several processes, which fill it in
                     parameter.grad = torch.zeros_like(parameter)
+            asked = self._parts if by_depth else {}
+            self._gradient_norms = norms({name: [_gradient(each) for each in part] for name, part in asked.items()})
             norm = nn.utils.clip_grad_norm_(self._trained, self.clip_norm or float("inf"))
             # torch's fused optimisers then change nothing.
             self.inner_optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
@@ -277,6 +289,11 @@ class Engine:
         for state in self.inner_optimiser.state.values():
             if "step" in state:  # SGD counts none
                 state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), steps)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _precisions(system: SystemConfig) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from mpp.files import make_folder
 from mpp.machine import peak_gigabytes, usable_cores
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.board import Board
+from mpp.monitor.layout import Layout
+from mpp.monitor.reference import Reference, find_reference
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
@@ -48,7 +50,7 @@ from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.progress import progress_line
 from mpp.train.resume import Course, course_of, settle, settle_trunk, way_out
-from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, write_run_folder
+from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
 from mpp.train.shared_sum import SharedSum
@@ -217,14 +219,21 @@ class Run:
         asked = self.config.system.workers
         return asked if asked is not None else default_workers(self.world.local_size)
 
-    def announce(self, lines: Iterable[str]) -> None:
-        """Rank 0: what was asked for goes into the run folder, the board is opened, and people are told."""
+    @cached_property
+    def reference(self) -> Reference | None:
+        """Of a run from scratch, where there is one."""
+        from_elsewhere = self._branch_from or getattr(self.config, "init_from", None)
+        return None if from_elsewhere else find_reference(identity_of(self.config, self._depends_on))
+
+    def announce(self, lines: Iterable[str], layout: Layout) -> None:
+        """Rank 0: what was asked for goes into the run folder, the board is opened, and people are told.  layout: of the board."""
         if not self.world.first:
             return
         for newer in set_aside_after(self.run_dir, self.first_step):
             say(f"a newer checkpoint is set aside: {newer}")
         write_run_folder(self.run_dir, cast(Section, self.config), self.argv, self.program)
         self.board = Board(self.run_dir, self.first_step * self.global_batch)
+        self.board.describe(layout, self.config.that_changes_results(), self.reference)
         processes, device = counted(self.world.size, "process", "processes"), self.world.device.type
         if device == "cpu":  # how the cores are shared out; OMP_NUM_THREADS and --num_gpus have the last word
             device += f", {counted(torch.get_num_threads(), 'thread')} each ({counted(usable_cores(), 'core')} here)"
@@ -274,6 +283,7 @@ class Run:
             "optim/gradient_norm": float(step.norm),
             "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
             **self._speed(step),
+            **(self.engine.norms_by_depth() if step.logs else {}),
             "data/bad_samples": float(self.bad_samples),
         }
         if self.board:
@@ -364,7 +374,8 @@ class Step:
         weight) and where too many samples were bad."""
         run, checkpoint, stop = self.run, self.run.config.checkpoint, self.run.stop
         assert stop is not None  # since `steps`
-        self.norm = run.engine.update(self.rate, self.weight_decay)
+        self.logs = self.number % run.config.log.every_steps == 0 or self.last
+        self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)
         if run.average:
             run.average.update(run.engine, self.number)
 
@@ -373,7 +384,6 @@ class Step:
         minutes = (time.perf_counter() - run._last_save) / 60
         save_due = run.world.first and checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes
         self._agreed = SharedSum([~torch.isfinite(self.norm), stop.requested, save_due, self._bad], run.world)
-        self.logs = self.number % run.config.log.every_steps == 0 or self.last
         self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone
         self.kept = any(self.samples_seen - run.global_batch < at <= self.samples_seen for at in run.keep_at)
         self.commits = self.crosses(checkpoint.every_samples) or self.kept or self.last

@@ -1,5 +1,6 @@
 """The run folder: what was asked for, on what, and whether a resumed run still asks for the same."""
 
+import hashlib
 import json
 import os
 import platform
@@ -107,6 +108,12 @@ def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
         return known.that_changes_results()
     except ConfigError:  # what it says cannot be said any more: it is shown as it is
         return {section: then.get(section) for section in config.that_changes_results()}
+
+
+def identity_of(config: RunConfig, depends_on: dict[str, str]) -> str:
+    """Of what a run computes but for its seed: recipe, scale and images, sha256, hexadecimal.  depends_on: as of check_same_run."""
+    known = {key: value for key, value in _flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, "seed")}
+    return hashlib.sha256(json.dumps([known, depends_on], sort_keys=True).encode()).hexdigest()
 
 
 def check_same_run(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Centre
-from mpp.data.crop_dataset import CropDataset
+from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.images import LabelledImages
 from mpp.data.labelled import open_labelled
 from mpp.data.order import FIXED
@@ -107,25 +107,32 @@ class FeatureLooks:
     def __init__(self, config: PretrainConfig, chosen: Chosen, world: World):
         self.world, self.chosen, self.seed = world, chosen, config.seed
         self._seconds = 0.0  # of all looks so far
-        centre = Centre((config.model.image_size, config.model.image_size), 1.0)
+        self.config = config
         parts, self.ids = [], []
+        self._asked: tuple[np.ndarray, Tensor] | None = None  # of the last look, in rank 0
         for images, ids in ((chosen.of_bank, chosen.bank), (chosen.of_asked, chosen.asked)):
             own = ids[world.rank :: world.size]
-            crops = CropDataset(StoredPixels(images, config.data.max_pixels), centre, 0, np.unique(ids))
-            batch = crops.batch([(FIXED, int(sample), place) for place, sample in enumerate(own)]) if len(own) else None
+            batch = self._read(images, ids, own) if len(own) else None
             readable = ~batch["replaced"] if batch else torch.zeros(0, dtype=torch.bool)  # a stand-in would be looked at twice
             parts += [batch["image"][readable]] if batch else []
             self.ids.append(own[readable.numpy()])
         self.crops = torch.cat(parts)  # uint8 [n, 3, S, S], this process's: of the bank, then those asked about
         self._began = time.perf_counter()
 
+    def _read(self, images: LabelledImages, known: np.ndarray, ids: np.ndarray) -> Batch:
+        """known: the images of which a stand-in for one that cannot be read is taken."""
+        centre = Centre((self.config.model.image_size, self.config.model.image_size), 1.0)
+        crops = CropDataset(StoredPixels(images, self.config.data.max_pixels), centre, 0, np.unique(known))
+        return crops.batch([(FIXED, int(sample), place) for place, sample in enumerate(ids)])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a bank that tells classes."""
+        return len(self.chosen.bank) >= LEAST_BANK
+
     @property
     def words(self) -> str:
-        told = (
-            f", told by {len(self.chosen.bank):,} labelled ones"
-            if len(self.chosen.bank)
-            else "; without labels their rank and deviation alone"
-        )
+        told = f", told by {len(self.chosen.bank):,} labelled ones" if self.labelled else "; without labels their rank and deviation alone"
         return f"{len(self.chosen.asked):,} images that are not trained on{told}"
 
     @property
@@ -150,9 +157,23 @@ class FeatureLooks:
         if self.world.size > 1:
             parts = [None] * self.world.size
             dist.all_gather_object(parts, mine)
-        found = self._figures(*(_joined([part[place] for part in parts]) for place in range(2))) if self.world.first else {}
+        found: dict[str, float] = {}
+        if self.world.first:
+            bank, self._asked = (_joined([part[place] for part in parts]) for place in range(2))
+            found = self._figures(bank, self._asked)
         self._seconds += time.perf_counter() - began
         return found
+
+    def projection(self, most: int) -> tuple[np.ndarray, list[str], Tensor] | None:
+        """In rank 0, of the last look: features float32 [n, D] of the images asked about, `most` at most, the class of each (else its number), and
+        the images uint8 [n, 3, S, S]; None where nobody has looked."""
+        if self._asked is None:
+            return None
+        (ids, values), images = self._asked, self.chosen.of_asked
+        rows = subset(len(ids), min(most, len(ids)), self.seed, 4)
+        known = images.labels[ids[rows]] if images.labelled else None
+        words = [images.classes[label] for label in known] if known is not None else [str(sample) for sample in ids[rows]]
+        return values[torch.from_numpy(rows)].numpy(), words, self._read(images, ids, ids[rows])["image"]
 
     def _figures(self, bank: tuple[np.ndarray, Tensor], asked: tuple[np.ndarray, Tensor]) -> dict[str, float]:
         """bank, asked: ids int64 [n], and float32 [n, D]."""

@@ -142,8 +142,8 @@ ROWS = [
     ),
     Row(
         'the average takes the weights before the step', 'mpp/train/run.py',
-        '        self.norm = run.engine.update(self.rate, self.weight_decay)\n        if run.average:\n            run.average.update(run.engine, self.number)\n',
-        '        if run.average:\n            run.average.update(run.engine, self.number)\n        self.norm = run.engine.update(self.rate, self.weight_decay)\n',
+        '        self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)\n        if run.average:\n            run.average.update(run.engine, self.number)\n',
+        '        if run.average:\n            run.average.update(run.engine, self.number)\n        self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)\n',
         HAND + "the_average_after_every_step",
     ),
     Plant(

@@ -115,8 +115,8 @@ backward, update = Engine.backward, Engine.update
 def poisoned(self, loss):
     calls[0] += 1
     backward(self, loss * float("inf") if calls[0] == 6 else loss)
-def noted(self, *given):
-    norm = update(self, *given)
+def noted(self, *given, **named):
+    norm = update(self, *given, **named)
     state = {}
     for name, parameter in self.module.named_parameters():
         state |= {f"{name} {kind}": value.clone() for kind, value in self.state_of(parameter).items()}
