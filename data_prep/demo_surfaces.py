@@ -59,16 +59,16 @@ def draw(number: int, kind: str) -> np.ndarray:
     grain, shape = Draws(0, PREP, number, GRAIN), Draws(0, PREP, number, SHAPE)
     base, tint, light = surface(grain)
     defect = DEFECTS[kind](shape, light) if kind in DEFECTS else np.zeros((SIDE, SIDE, 3))
-    noise = normal(grain, 3 * SIDE * SIDE).reshape(SIDE, SIDE, 3) * 2
+    noise = normal(grain, 3 * SIDE * SIDE).reshape(SIDE, SIDE, 3) * 1.2
     return np.clip(np.rint((base[..., None] + defect) * tint + noise), 0, 255).astype(np.uint8)
 
 
 def surface(draws: Draws) -> tuple[np.ndarray, np.ndarray, float]:
     """Grey levels [SIDE, SIDE], the tone [3] they are multiplied with, and the angle from which the light comes."""
     level, slope, light, strength, along, across, blotches, *tone = between(
-        draws, (100, 170), (0, 30), (0, 2 * np.pi), (3, 9), (3, 14), (0.6, 1.3), (2, 7), (0.9, 1.1), (0.92, 1.05), (0.85, 1.1)
+        draws, (100, 170), (0, 30), (0, 2 * np.pi), (3, 9), (20, 60), (1.0, 2.4), (2, 7), (0.9, 1.1), (0.92, 1.05), (0.85, 1.1)
     )
-    (angle,) = between(draws, (0, np.pi))
+    (angle,) = between(draws, (-0.15, 0.15))
     white = normal(draws, SIDE * SIDE).reshape(SIDE, SIDE), normal(draws, SIDE * SIDE).reshape(SIDE, SIDE)
     brushed, coarse = smoothed(white[0], angle, along, across), smoothed(white[1], 0, 12, 12)
     rows, columns = grid()
