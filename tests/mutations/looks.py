@@ -70,4 +70,11 @@ ROWS: list[Plant | Row] = [
         "a figure's pattern goes before its name", "mpp/monitor/figures.py", "known.get(name) or next(", "next(",
         "tests/monitor/test_figures.py::test_a_figure_is_found_by_its_name_or_by_the_pattern_it_fits",
     ),
+    Row(
+        "features that shrink in the warm-up are a collapse", "mpp/monitor/signs.py", ' and row["samples"] >= self.course.settled, LOOKS', ", LOOKS",
+        SIGNS + "features_that_shrink_to_a_quarter_have_collapsed",
+    ),
+    Row(
+        "one look is enough for a collapse", "mpp/monitor/signs.py", "LOOKS_IN_A_ROW = 2", "LOOKS_IN_A_ROW = 1", SIGNS + "features_that_shrink_to_a_quarter_have_collapsed",
+    ),
 ]  # fmt: skip
