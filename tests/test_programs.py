@@ -47,7 +47,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 14
+    assert len(PROGRAMS) == 15
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mpp.config.schema import load
 from mpp.config.sections import ModelConfig
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
+from mpp.monitor.figures import FIGURES
 
 ROOT = Path(__file__).parents[1]
 README, HOUSE, TROUBLE = ROOT / "README.md", ROOT / "docs" / "house.md", ROOT / "docs" / "troubleshooting.md"
@@ -229,6 +230,16 @@ def test_every_message_of_the_troubleshooting_page_is_one_that_the_programs_give
         for message in re.findall(r"`([^`]+)`", symptom):
             for part in message.split("…"):
                 assert part.strip() in source, message
+
+
+def test_the_page_of_figures_has_the_rows_of_the_table_in_its_order():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGES[ROOT / "docs" / "metrics.md"].splitlines()
+        if re.match(r"\| [a-z]+/[a-z_*/]+ \|", line)
+    ]
+    by = {("pretraining",): "P", ("fine-tuning",): "F", ("pretraining", "fine-tuning"): "P F"}
+    assert rows == [[name, each.title, each.unit, each.better, by[each.by], each.meaning, each.when] for name, each in FIGURES.items()]
 
 
 def test_the_python_snippet_gives_the_features_of_an_encoder(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ RISEN = 1.25  # of the lowest training loss so far: no noise of a mean over log.
 WAITING = 0.2  # of the time
 WAITED_SECONDS = 60  # that such rows must cover: a few short steps tell of the machine's mood, not of the loader
 IN_A_ROW = 3  # rows
+LOOKS_IN_A_ROW = 2  # at the features
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Signs:
             if value is None:
                 continue
             first = self._first.setdefault(name, value)
-            if value < SHRUNK * first:
+            # In the warm-up features of healthy runs shrink, too, and come back when the encoder begins to look (docs/normal.md).
+            shrunk = self._often(name, value < SHRUNK * first and row["samples"] >= self.course.settled, LOOKS_IN_A_ROW)
+            if shrunk:
                 yield (
                     "features collapse",
                     (
@@ -124,6 +127,6 @@ class Signs:
                 ),
             )
 
-    def _often(self, name: str, seen: bool) -> bool:
+    def _often(self, name: str, seen: bool, times: int = IN_A_ROW) -> bool:
         self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if seen else 0
-        return self._in_a_row[name] >= IN_A_ROW
+        return self._in_a_row[name] >= times

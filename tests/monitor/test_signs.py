@@ -65,9 +65,10 @@ def test_a_loss_that_rises_for_three_rows_is_said_unless_the_target_moves():
 
 @pytest.mark.parametrize("name", ["rank", "deviation"])
 def test_features_that_shrink_to_a_quarter_have_collapsed(name):
-    rows = [{"samples": at, f"features/{name}": value} for at, value in [(0, 40.0), (3000, 10.1), (6000, 9.9)]]
-    (line,) = said(*rows)
-    assert f"the {name} of the features is 9.9 at 6,000 samples and was 40 before training" in line and "a collapse" in line
+    looks = lambda *pairs: [{"samples": at, f"features/{name}": value} for at, value in pairs]
+    (line,) = said(*looks((0, 40.0), (3000, 10.1), (5000, 9.9), (6000, 9.8), (7000, 9.7)))
+    assert f"the {name} of the features is 9.8 at 6,000 samples and was 40 before training" in line and "a collapse" in line
+    assert said(*looks((0, 40.0), (1000, 1.0), (1500, 1.0), (1999, 9.9), (2000, 9.9), (3000, 10.1), (4000, 9.9))) == []  # warm-up, and once
 
 
 def test_waiting_is_said_when_it_lasts_for_three_rows_and_a_minute():

@@ -58,4 +58,23 @@ ROWS: list[Plant | Row] = [
         "a resumed run explains itself once more", "mpp/monitor/board.py", "        signs.see_again(rows_of(self.run_dir))\n", "",
         "tests/pipeline/test_signs.py::test_a_rate_that_teaches_nothing_is_told_while_the_run_goes_on_and_not_again_when_it_is_resumed",
     ),
+    Row(
+        "a figure is written that no table knows", "mpp/pretraining.py", '"target/own_loss": own / times', '"target/own": own / times',
+        "tests/pipeline/test_figures.py::test_a_run_writes_the_figures_of_the_table_and_no_others[pretraining]",
+    ),
+    Row(
+        "a figure of the table is written by nobody", "mpp/finetuning.py", 'f"{kind}/balanced_accuracy": final.balanced_accuracy', 'f"{kind}/accuracy": final.accuracy',
+        "tests/pipeline/test_figures.py::test_a_run_writes_the_figures_of_the_table_and_no_others[fine-tuning]",
+    ),
+    Row(
+        "a figure's pattern goes before its name", "mpp/monitor/figures.py", "known.get(name) or next(", "next(",
+        "tests/monitor/test_figures.py::test_a_figure_is_found_by_its_name_or_by_the_pattern_it_fits",
+    ),
+    Row(
+        "features that shrink in the warm-up are a collapse", "mpp/monitor/signs.py", ' and row["samples"] >= self.course.settled, LOOKS', ", LOOKS",
+        SIGNS + "features_that_shrink_to_a_quarter_have_collapsed",
+    ),
+    Row(
+        "one look is enough for a collapse", "mpp/monitor/signs.py", "LOOKS_IN_A_ROW = 2", "LOOKS_IN_A_ROW = 1", SIGNS + "features_that_shrink_to_a_quarter_have_collapsed",
+    ),
 ]  # fmt: skip

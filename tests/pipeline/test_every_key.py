@@ -12,6 +12,7 @@ from mpp.config.sections import ModelConfig
 from mpp.data.training_set import open_training_set
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
+from mpp.monitor.figures import FIGURES
 from tests.keys import Change, faults, keys, split
 from tests.pipeline.conftest import finish, start
 
@@ -219,7 +220,7 @@ def observe(run, printed):
     sha = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
     words = [line for line in printed.splitlines() if " img/s" not in line and not line.startswith(("run ", "encoder "))]
     seen.update(
-        loss=of("train/loss"), first=of("train/loss")[0][1] if of("train/loss") else None, holdout=of("holdout/loss") + of("holdout/skill"),
+        names=sorted({name for row in rows for name in row} - {"samples", "step"}), loss=of("train/loss"), first=of("train/loss")[0][1] if of("train/loss") else None, holdout=of("holdout/loss") + of("holdout/skill"),
         holdout_first=of("holdout/loss")[0], rate=of("optim/learning_rate"), norm=of("optim/gradient_norm"),
         steps=[row["step"] for row in rows if "features/rank" not in row], features=[of(f"features/{name}") for name in ("rank", "deviation", "linear", "knn")],
         bad=of("data/bad_samples"), parameters=re.search(r"([0-9,]+) parameters", printed)[1], printed=words,
@@ -290,6 +291,12 @@ def test_every_key_changes_what_it_says(observed):
     refused = {name: found["error"] for name, found in observed.items() if "error" in found}
     assert refused.keys() == {("", "resume=must"), ("", "resume=7"), ("", LARGE), (LARGE, "")}, refused
     assert not (found := faults(CHANGES, observed)), "\n".join(found)
+
+
+def test_no_recipe_writes_a_figure_that_the_table_does_not_know(observed):
+    known = {name for name, figure in FIGURES.items() if "pretraining" in figure.by}
+    written = {name for found in observed.values() for name in found.get("names", [])}
+    assert written <= known and len(written) > 20, written - known
 
 
 @pytest.mark.parametrize("decode", ["cpu", "device"])
