@@ -39,15 +39,20 @@ ifeq ($(DATA),)
 	$(BIN)/python data_prep/make_shards.py $(DEMO)/digits $(DEMO)/shards --labels --val 1000
 	$(LAUNCH) mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
 	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val 'linear.last_layers=[1]'
+	@echo
+	$(BIN)/python mpp/report.py $(DEMO)/run
 else
 	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1 $(if $(LABELS),--labels --val 0.1)
 	$(LAUNCH) mpp/pretrain.py --config $$($(BIN)/python data_prep/inspect_shards.py $(DEMO)/own/shards/train --config) \
 	  data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
 	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/own/run train=$(DEMO)/own/shards/train \
 	  $(if $(LABELS),test=$(DEMO)/own/shards/val,rank_only=true)
+	@echo
+	$(BIN)/python mpp/report.py $(DEMO)/own/run
 endif
 	@echo
-	@echo "Look at:  $(DEMO)/$(if $(DATA),own/,)run/pictures/  (what was hidden, what was predicted)"
+	@echo "Look at:  $(DEMO)/$(if $(DATA),own/,)run/report.html  (how it went: curves, pictures, table; in any browser)"
+	@echo "          $(DEMO)/$(if $(DATA),own/,)run/pictures/  (what was hidden, what was predicted)"
 	@echo "          tensorboard --logdir $(DEMO)   (after: . $(VENV)/bin/activate)"
 
 test: setup lint unit

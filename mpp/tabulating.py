@@ -17,7 +17,7 @@ from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.monitor import rank
-from mpp.transfer.joined import BASELINES, Line, put_together, run_name
+from mpp.transfer.joined import BASELINES, Joined, Line, put_together, run_name
 from mpp.transfer.ledger import ledger_path, reads_of
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
@@ -28,14 +28,10 @@ from mpp.transfer.verdict import ORDER, judge
 def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None) -> int:
     """compare: a probe by which the rows are compared in pairs.  json_file: where the same is written.  Raises DataError."""
     results = find_results(folders)
-    tables: dict[tuple, list[Result]] = defaultdict(list)
-    contents = contents_of(results)
-    for result in results:
-        tables[measured_on(result, contents)].append(result)
     if compare:
         refuse_unknown(compare, results)
     written = []
-    for table in [joined for members in tables.values() for joined in put_together(members, folders)]:
+    for table in tables_of(results, folders):
         lines, columns, title = table.lines, list(table.columns.values()), in_words(table.results[0])
         text.say(f"{title}{reads_in_words(table.results)}")
         rows = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in lines}
@@ -65,6 +61,15 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
     if json_file:
         write_atomically(Path(json_file), (json.dumps(written, indent=1) + "\n").encode())
     return 0
+
+
+def tables_of(results: Sequence[Result], folders: Sequence[str]) -> list[Joined]:
+    """A table, or several, for each set of images that was measured on."""
+    tables: dict[tuple, list[Result]] = defaultdict(list)
+    contents = contents_of(results)
+    for result in results:
+        tables[measured_on(result, contents)].append(result)
+    return [joined for members in tables.values() for joined in put_together(members, folders)]
 
 
 def refuse_unknown(probe: str, results: Iterable[Result]) -> None:

@@ -47,7 +47,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 15
+    assert len(PROGRAMS) == 16
 
 
 @pytest.mark.parametrize(

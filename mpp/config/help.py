@@ -7,6 +7,7 @@ import json
 import textwrap
 import types
 import typing
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import yaml
@@ -57,6 +58,29 @@ def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[st
             for words, comment in _explained(kind, f"{prefix}{name}."):
                 chosen = isinstance(field.default, kind) or not row
                 yield words, comment if chosen else f"({prefix}{name}.{row}) {comment}".rstrip()
+
+
+@dataclass(frozen=True)
+class Knob:
+    default: Any
+    comment: str  # unit, and where the default comes from
+
+
+def knobs_of(config: BaseModel, prefix: str = "") -> dict[str, Knob]:
+    """By dotted key, of the sections that this config has chosen."""
+    comments: dict[str, str] = {}
+    for parent in reversed(type(config).__mro__):
+        if issubclass(parent, Section) and parent is not Section:
+            comments |= _comments_of(parent)
+    found: dict[str, Knob] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= knobs_of(value, f"{prefix}{name}.")
+        else:
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            found[prefix + name] = Knob(default, comments.get(name, ""))
+    return found
 
 
 def _sections_of(annotation: Any) -> list[type[BaseModel]]:

@@ -77,6 +77,10 @@ FIGURES: dict[str, Figure] = {
     "speed/mfu": Figure(
         "share of the machine's limit", SHARE, "speed/tflops of what the devices reach in large matrix products; from 100 steps on", LOGS, "higher", BOTH,
     ),
+    "speed/energy_joules": Figure(
+        "energy", "J", "since the row before, of the whole first machine, by the counters of its processors and GPUs; absent where none can be read",
+        LOGS, "lower", BOTH,
+    ),
     "speed/data_ms": Figure("waiting for a batch", MILLISECONDS, "mean since the row before, as are the next five", LOGS, "lower", BOTH),
     "speed/forward_ms": Figure("forward pass", MILLISECONDS, "target and loss included", LOGS, "lower", BOTH),
     "speed/backward_ms": Figure("backward pass", MILLISECONDS, "", LOGS, "lower", BOTH),

@@ -37,6 +37,7 @@ from mpp.files import make_folder
 from mpp.machine import peak_gigabytes, usable_cores
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.board import Board
+from mpp.monitor.energy import Energy
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
 from mpp.rng import DROP_PATH, seed_of
@@ -268,6 +269,7 @@ class Run:
         self._busy, self._waited, self._logged_step, self._first_seconds = 0.0, 0.0, self.first_step, 0.0
         self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
         self.engine.phases.look()  # the empty step of a resumed run is not counted
+        self._energy = Energy() if self.world.first else None
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
             yield step
@@ -284,6 +286,7 @@ class Run:
             "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
             **self._speed(step),
             **(self.engine.norms_by_depth() if step.logs else {}),
+            **({"speed/energy_joules": self._energy.look()} if self._energy and step.logs else {}),
             "data/bad_samples": float(self.bad_samples),
         }
         if self.board:

@@ -91,3 +91,27 @@ def test_gradients_are_gathered_once_a_step_and_of_one_process_never(shards, tmp
     finished = pretrain(tmp_path / "run", shards, "system.micro_batch_max=3", "log.pictures=0", world=world, program=["-c", COUNTED])
     assert finished.status == [0] * world, finished.err
     assert finished.out.count("SUMMED") == (0 if world == 1 else world * 8)
+
+
+COUNTING = """
+import itertools
+from pathlib import Path
+import mpp.monitor.energy as energy
+from mpp.errors import run_program
+from mpp.pretrain import main
+folder = Path({folder!r})
+energy.POWERCAP = folder
+read, ticks = energy._microjoules, itertools.count()
+energy._microjoules = lambda file: 7.0 * next(ticks) if file.name == "energy_uj" else read(file)  # seven joules a look
+run_program(main)
+"""
+
+
+def test_a_run_writes_down_what_each_row_took(shards, tmp_path):
+    (tmp_path / "cap" / "intel-rapl:0").mkdir(parents=True)
+    (tmp_path / "cap" / "intel-rapl:0" / "max_energy_range_uj").write_text("1000000000000")
+    program = ["-c", COUNTING.format(folder=str(tmp_path / "cap"))]
+    found = pretrain(tmp_path / "run", shards, "log={every_steps: 2, pictures: 0}", program=program)
+    assert found.status == [0], found.err[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["speed/energy_joules"] for row in rows if "train/loss" in row] == [7.0] * 4

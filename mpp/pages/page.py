@@ -1,0 +1,366 @@
+"""One run, or several beside each other, as what a template is filled with.
+
+Everything on a page is of the run folder, so it can be computed again from it: curves from metrics.jsonl, the table from results.json.
+"""
+
+import base64
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import mpp
+from mpp.errors import DataError
+from mpp.monitor.figures import figure_of
+from mpp.pages.charts import Chart, Points, draw
+from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
+from mpp.text import counted, printable
+from mpp.train.progress import clock
+from mpp.transfer.joined import Joined
+from mpp.transfer.results import Result, find_results
+from mpp.transfer.table import ALWAYS, rank_cells, remarks_on_table
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN_BAD = 10
+PICTURES = ("layers.png", "confusion.png", "mistakes.png")
+CAPTIONS = {
+    "layers.png": "accuracy on a hold-out of train, by block",
+    "confusion.png": "which class was taken for which",
+    "mistakes.png": "the surest mistakes",
+}
+
+
+def render(template: str, **words: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(version=mpp.__version__, **words)
+
+
+def embedded(picture: Path) -> str:
+    """A PNG as an address that needs no network."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
+class Picture:
+    title: str
+    address: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells as they are shown."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    remarks: list[str] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+# Curves.
+
+
+@dataclass(frozen=True)
+class Drawn:
+    title: str
+    svg: Markup
+
+
+def title_of(name: str) -> str:
+    found = figure_of(name)
+    return found.title if found else name
+
+
+def charts_of(run: RunFolder) -> dict[str, list[Drawn]]:
+    """Section -> its charts; a chart without a point is left out."""
+    if run.kind == PRETRAINING:
+        sections = {"Does it learn?": _learning(run), "Are the features any good?": _features(run)}
+    else:
+        sections = {"Does it learn?": _tuning(run)}
+    sections |= {"Optimiser": _optimiser(run), "By depth": _depth(run), "Speed": _speed(run)}
+    drawn = {title: drawn_of(charts) for title, charts in sections.items()}
+    return {title: charts for title, charts in drawn.items() if charts}
+
+
+def drawn_of(charts: Sequence[Chart]) -> list[Drawn]:
+    """Those that have a point."""
+    return [Drawn(chart.title, draw(chart)) for chart in charts if any(chart.lines.values())]
+
+
+def _lines(run: RunFolder, named: Mapping[str, str]) -> dict[str, Points]:
+    return {label: run.points(name) for label, name in named.items()}
+
+
+def _band(run: RunFolder, name: str) -> tuple[str, Sequence[float], Sequence[float], Sequence[float]] | None:
+    band = run.reference.bands.get(name) if run.reference else None
+    return ("the reference's range", band.samples, band.low, band.high) if band else None
+
+
+def _learning(run: RunFolder) -> list[Chart]:
+    trivial = run.baseline.get("loss")
+    level = (f"trivial: {run.baseline.get('name')}", float(trivial)) if trivial else None
+    skill = {"training": "train/skill", "hold-out": "holdout/skill"}
+    return [
+        Chart("skill", _lines(run, skill), "skill", band=_band(run, "holdout/skill"), level=("as good as the trivial rule", 0.0)),
+        Chart("loss", _lines(run, {"training": "train/loss", "hold-out": "holdout/loss"}), "loss", level=level),
+    ]
+
+
+def _features(run: RunFolder) -> list[Chart]:
+    told = _lines(run, {"linear probe": "features/linear", "k-NN": "features/knn"})
+    spread = {"deviation": "features/deviation", "mean cosine": "features/mean_cosine"}
+    teacher = {
+        "teacher, deviation": "teacher/deviation",
+        "teacher, mean cosine": "teacher/mean_cosine",
+        "told by the place": "target/position",
+    }
+    return [
+        Chart("held-out images given their own class", told, "share", band=_band(run, "features/linear")),
+        Chart(
+            "rank of features",
+            _lines(run, {"encoder": "features/rank", "teacher": "teacher/rank"}),
+            "directions",
+            band=_band(run, "features/rank"),
+        ),
+        Chart("how far features lie apart", _lines(run, spread), ""),
+        Chart("the teacher", _lines(run, teacher), ""),
+    ]
+
+
+def _tuning(run: RunFolder) -> list[Chart]:
+    accuracy = {"hold-out": "holdout/accuracy", "hold-out, average of weights": "holdout/accuracy_of_average", "test": "test/accuracy"}
+    loss = {"training": "train/loss", "hold-out": "holdout/loss", "hold-out, average of weights": "holdout/loss_of_average"}
+    return [Chart("top-1", _lines(run, accuracy), "share"), Chart("loss", _lines(run, loss), "loss")]
+
+
+def _optimiser(run: RunFolder) -> list[Chart]:
+    return [
+        Chart("learning rate", _lines(run, {"learning rate": "optim/learning_rate"}), "learning rate"),
+        Chart(
+            "gradient norm, before clipping",
+            _lines(run, {"all": "optim/gradient_norm"}),
+            "gradient norm",
+            log=_positive(run, "optim/gradient_norm"),
+        ),
+        Chart("weight decay", _lines(run, {"weight decay": "optim/weight_decay"}), "weight decay"),
+        Chart("decay of the teacher's average", _lines(run, {"decay": "teacher/decay"}), "decay"),
+    ]
+
+
+def _depth(run: RunFolder) -> list[Chart]:
+    def by_part(prefix: str) -> dict[str, Points]:
+        return {name.removeprefix(prefix).replace("_", " "): run.points(name) for name in run.names(prefix)}
+
+    gradients = by_part("norm/gradient/")
+    positive = bool(gradients) and all(value > 0 for points in gradients.values() for _, value in points)
+    return [
+        Chart("gradient norm by depth", gradients, "gradient norm", log=positive),
+        Chart("weight norm by depth", by_part("norm/weight/"), "weight norm"),
+        Chart("attention distance by depth", by_part("attention/distance/"), "pixels"),
+        Chart("attention entropy by depth", by_part("attention/entropy/"), "nats"),
+    ]
+
+
+def _speed(run: RunFolder) -> list[Chart]:
+    phases = {title_of(name): run.points(name) for name in run.names("speed/") if name.endswith("_ms")}
+    shares = {"share of the matrix rate (MFU)": "speed/mfu", "waiting for images": "speed/wait_share"}
+    return [
+        Chart("images a second", _lines(run, {"all processes": "speed/samples_per_second"}), "images/s"),
+        Chart("where a step's time goes", phases, "ms a step"),
+        Chart("shares", _lines(run, shares), "share"),
+        Chart("memory, at its fullest", _lines(run, {"first process": "speed/peak_gb"}), "GB"),
+    ]
+
+
+def _positive(run: RunFolder, name: str) -> bool:
+    return all(value > 0 for _, value in run.points(name))
+
+
+# How it went.
+
+
+@dataclass(frozen=True)
+class Headline:
+    mark: str  # "good", "bad", "open"
+    words: str
+    sentences: list[str]
+
+
+def headline(run: RunFolder, tables: Sequence[Table]) -> Headline:
+    """A sentence that says how it went, and what stands beside it."""
+    seen, total = run.samples_seen, run.total_samples
+    share = f"{seen:,} of {total:,} samples ({seen / total:.0%})" if total else f"{seen:,} samples"
+    verdict = run.json("verdict.json") if run.kind == PRETRAINING else None
+    sentences = []
+    if run.kind == PRETRAINING and (course := run.points("features/linear")):
+        (_, first), (at, last) = course[0], course[-1]
+        sentences.append(
+            f"A linear probe of its features tells {last:.1%} of held-out images their class at {int(at):,} samples; {first:.1%} before training."
+        )
+    elif run.kind == PRETRAINING and (course := run.points("features/rank")):
+        sentences.append(
+            f"Its features use {course[-1][1]:.1f} directions at {int(course[-1][0]):,} samples; {course[0][1]:.1f} before training."
+        )
+    sentences += [f"{words[0].upper()}{words[1:].rstrip('.')}." for table in tables for words in table.verdicts[:1]]
+    if not run.rows:
+        return Headline("open", "This run has begun, and nothing is measured yet.", sentences)
+    if verdict:
+        mark = {"yes": "good", "no": "bad"}.get(verdict.get("learned"), "open")
+        return Headline(mark, _sentence(verdict["words"]), sentences)
+    if run.finished and run.kind == FINE_TUNING:
+        found = run.last("test/accuracy") or run.last("holdout/accuracy")
+        words = f"Fine-tuned on {seen:,} samples" + (f": top-1 {found:.2%}." if found is not None else ".")
+        return Headline("good", words, sentences)
+    skill = run.last("holdout/skill")
+    now = "" if skill is None else f"; hold-out skill {skill:+.3f}"
+    return Headline("open", f"This run is at {share}{now}, and has not come to its end.", sentences)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}" + ("" if words.endswith(".") else ".")
+
+
+# Transfer.
+
+
+def results_below(runs: Sequence[RunFolder]) -> list[Result]:
+    found: list[Result] = []
+    for run in runs:
+        with contextlib.suppress(DataError):  # of one that nothing was measured of
+            found += find_results([str(run.path)])
+    return found
+
+
+def table_of(table: Joined, title: str, verdicts: Sequence[str], pictured: bool) -> Table:
+    """title: what was measured on.  pictured: with the pictures that each measurement drew."""
+    columns = list(table.columns.values())
+    rows = [[line.name, *(_cell(column.figures.get(line.name, line.always.get(ALWAYS))) for column in columns)] for line in table.lines]
+    marked = [["labels", *(column.said("labels") for column in columns)], ["draws", *(column.said("draws") for column in columns)]]
+    rows_of = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in table.lines}
+    remarks = [" ".join(remark.split()) for remark in (*table.apart, *remarks_on_table(rows_of, columns))]
+    remarks += [
+        f"feature rank of {name}: {rank_cells(found['feature_rank'])[0]} directions"
+        for name, found in rows_of.items()
+        if "feature_rank" in found
+    ]
+    remarks += [" ".join(words.split()) for result in table.results if (words := (result.about.get("overlap") or {}).get("words"))]
+    pictures = [
+        Picture(CAPTIONS[name], embedded(result.folder / name))
+        for result in table.results
+        for name in PICTURES
+        if pictured and (result.folder / name).exists()
+    ]
+    head = [f"top-1, % on {title}", *(column.title for column in columns)]
+    return Table(title, head, [*marked, *rows] if columns else [], remarks, list(verdicts), pictures)
+
+
+def _cell(figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure.get("accuracy") is None:
+        return "–"
+    interval = figure.get("ci95")
+    return f"{100 * figure['accuracy']:.2f}" + (f" ±{50 * (interval[1] - interval[0]):.2f}" if interval else "")
+
+
+# What it was trained on, what it took, and how to have it again.
+
+
+def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
+    """Rows of words, and notes."""
+    where = (run.tree.get("data") or {}).get("shards") if run.kind == PRETRAINING else run.tree.get("train")
+    found, rows = run.manifest(), [("images", printable(where))]
+    notes = []
+    if found is None:
+        notes.append("The set no longer lies there, or is no set of shards: counts and sizes are not known.")
+    else:
+        folder, manifest = found
+        sides = ", ".join(f"{count:,} from {side:,} pixels on" for side, count in manifest.short_sides)
+        mean, std = (", ".join(f"{value:.3f}" for value in each) for each in (manifest.mean, manifest.std))
+        rows += [
+            ("count", f"{manifest.samples:,} in {counted(len(manifest.shards), 'shard')}, {manifest.bytes / 1e6:,.1f} MB"),
+            (
+                "classes",
+                f"{len(manifest.classes):,}: {', '.join(map(printable, manifest.classes[:12]))}{', ...' if len(manifest.classes) > 12 else ''}"
+                if manifest.classes
+                else "no labels",
+            ),
+            ("short sides", sides),
+            ("mean; deviation of colours", f"{mean}; {std} (0 to 1, of {manifest.mean_std_images:,} images)"),
+            ("source", printable(f"{manifest.source.get('name')} ({manifest.source.get('kind')})")),
+            (
+                "rejects",
+                f"{manifest.rejects:,} files were no readable images"
+                + (f" ({folder.parent / 'rejects.jsonl'})" if manifest.rejects else ""),
+            ),
+            ("repeats", f"{manifest.repeats:,} were left out, byte for byte another's"),
+        ]
+        known = run.commit.record.get("manifests", {}).get("shards" if run.kind == PRETRAINING else "train") if run.commit else None
+        if known and run.kind == PRETRAINING and known != _digest(folder):
+            notes.append("The set that lies there now is not the one that this run was trained on: its manifest has another sha256.")
+    bad = run.bad_samples()
+    rows.append(("bad samples", f"{int(run.last('data/bad_samples') or 0):,} could not be read while training, and were replaced"))
+    notes += [printable(f"{each.get('where')}: {each.get('reason')}") for each in bad[:SHOWN_BAD]]
+    if len(bad) > SHOWN_BAD:
+        notes.append(f"and {len(bad) - SHOWN_BAD:,} more in {run.path}/bad_samples.rank*.jsonl")
+    return rows, notes
+
+
+def _digest(folder: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+
+def cost(run: RunFolder) -> list[tuple[str, str]]:
+    about = run.json("environment.json") or {}
+    rates = sorted(value for _, value in run.points("speed/samples_per_second"))
+    rows = [("samples seen", f"{run.samples_seen:,}" + (f" of {run.total_samples:,}" if run.total_samples else ""))]
+    if rates:
+        rows += [
+            ("time in steps", f"{clock(run.clock[-1][1])} (h:mm:ss; start, hold-out, pictures, looks at features and commits apart)"),
+            ("speed", f"{rates[len(rates) // 2]:,.0f} images/s (median)"),
+        ]
+    for name, title, unit in (
+        ("speed/mfu", "share of the matrix rate (MFU)", "%"),
+        ("speed/wait_share", "waiting for images", "%"),
+        ("speed/features_share", "looking at features", "%"),
+        ("speed/peak_gb", "memory of the first process, at its fullest", " GB"),
+    ):
+        if (value := run.last(name)) is not None:
+            rows.append((title, f"{100 * value:.1f} %" if unit == "%" else f"{value:.2f}{unit}"))
+    joules = sum(value for _, value in run.points("speed/energy_joules"))
+    rows.append(("energy", f"{joules / 3.6e6:.3f} kWh, of the first machine" if joules else "not readable on this machine"))
+    gpu, world = about.get("gpu"), about.get("world_size", 1)
+    rows.append(("on", f"{counted(world, 'process', 'processes')}, " + (printable(gpu) if gpu else f"{about.get('cpus', '?')} CPU cores")))
+    return rows
+
+
+def reproduction(run: RunFolder) -> list[str]:
+    """Commands, in order."""
+    about = run.json("environment.json") or {}
+    lines = [f"git checkout {about['commit'].removesuffix('-dirty')}"] if about.get("commit") else []
+    lines += (
+        [f"pip install torch=={about['torch']} torchvision=={about['torchvision']} timm=={about['timm']} deepspeed=={about['deepspeed']}"]
+        if "torch" in about
+        else []
+    )
+    return [*lines, *dict.fromkeys(run.commands[-1:])]
+
+
+def reconstructions(run: RunFolder) -> list[Picture]:
+    """The last picture, and the first to compare it with."""
+    found = run.pictures("reconstruction")
+    chosen = dict.fromkeys([*found[-1:], *found[:1]])
+    return [Picture(f"after {int(path.stem.partition('-')[0]):,} samples", embedded(path)) for path in chosen]
+
+
+def insides(run: RunFolder) -> list[Picture]:
+    found = run.pictures("encoder")
+    return [Picture(f"inside the encoder, after {int(path.stem.partition('-')[0]):,} samples", embedded(path)) for path in found[-1:]]
