@@ -93,7 +93,7 @@ def page_of_run(run: RunFolder) -> str:
         cost=cost(run),
         commands=reproduction(run),
         dirty=str(about.get("commit", "")).endswith("-dirty"),
-        keys=run.keys(),
+        keys=run.settings(),
         environment=[(name, str(value)) for name, value in about.items()],
     )
 

@@ -97,10 +97,7 @@ def _of_page(svg: str, title: str) -> str:
     own = f"c{next(_number)}-"
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', lambda found: found[0] + own, svg)
     svg = svg.replace(INK, "currentColor").replace(LINE, "var(--rule)")
-    svg = re.sub(
-        r"<svg [^>]*viewBox",
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" viewBox',
-        svg,
-        count=1,
-    )
-    return svg.replace(">", f"><title>{Markup.escape(title)}</title>", 1)
+    box = re.search(r'viewBox="[^"]+"', svg)
+    assert box is not None
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" {box[0]}>'
+    return f"{opening}<title>{Markup.escape(title)}</title>{svg[svg.index('>') + 1 :]}"

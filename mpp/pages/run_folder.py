@@ -149,7 +149,7 @@ class RunFolder:
         """By samples seen."""
         return sorted((self.path / "pictures").glob(f"*-{kind}.png"))
 
-    def keys(self) -> list[Key]:
+    def settings(self) -> list[Key]:
         known = knobs_of(self.config) if self.config else {}
         usual = lambda name, value: name in known and json.dumps(known[name].default) == json.dumps(value)
         return [

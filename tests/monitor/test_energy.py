@@ -7,6 +7,7 @@ import pytest
 
 import mpp.monitor.energy as energy
 
+
 @pytest.fixture
 def counters(tmp_path, monkeypatch):
     """(package, joules) -> what its counter says; packages count to a hundred."""
@@ -46,7 +47,9 @@ def test_where_no_counter_can_be_read_nothing_is_said(counters, tmp_path):
 
 def test_gpus_are_asked_in_millijoules(monkeypatch, tmp_path):
     counted = {"gpu": 5_000}
+
     class NVMLError(Exception): ...  # fmt: skip
+
     nvml = SimpleNamespace(
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 2,
