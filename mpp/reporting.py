@@ -147,7 +147,7 @@ def overview(runs: Sequence[RunFolder], names: Sequence[str]) -> Table:
         rates = sorted(value for _, value in run.points("speed/samples_per_second"))
         figures = [run.last(figure) for figure in ("holdout/skill", "holdout/loss", "features/linear", "features/rank")]
         told = [f"{value:.4g}" if value is not None else "–" for value in figures]
-        rows.append([name, seen, clock(run.clock[-1][1]), f"{rates[len(rates) // 2]:,.0f}" if rates else "–", *told])
+        rows.append([name, seen, clock(run.seconds), f"{rates[len(rates) // 2]:,.0f}" if rates else "–", *told])
     return Table(
         "",
         ["run", "samples seen", "time in steps", "images/s", "hold-out skill", "hold-out loss", "features, linear", "features, rank"],

@@ -22,7 +22,7 @@ from mpp.text import counted, printable
 from mpp.train.progress import clock
 from mpp.transfer.joined import Joined
 from mpp.transfer.results import Result, find_results
-from mpp.transfer.table import ALWAYS, rank_cells, remarks_on_table
+from mpp.transfer.table import ALWAYS, FINETUNED, SCRATCH, TUNED, rank_cells, remarks_on_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_BAD = 10
@@ -85,6 +85,7 @@ def charts_of(run: RunFolder) -> dict[str, list[Drawn]]:
         sections = {"Does it learn?": _learning(run), "Are the features any good?": _features(run)}
     else:
         sections = {"Does it learn?": _tuning(run)}
+        run = (run.repeats or [run])[0]  # what follows is of the first
     sections |= {"Optimiser": _optimiser(run), "By depth": _depth(run), "Speed": _speed(run)}
     drawn = {title: drawn_of(charts) for title, charts in sections.items()}
     return {title: charts for title, charts in drawn.items() if charts}
@@ -136,6 +137,13 @@ def _features(run: RunFolder) -> list[Chart]:
 
 
 def _tuning(run: RunFolder) -> list[Chart]:
+    if run.repeats:
+        each = lambda name: {part.name.replace("-", " "): part.points(name) for part in run.repeats}
+        return [
+            Chart("top-1, hold-out", each("holdout/accuracy"), "share"),
+            Chart("loss, training", each("train/loss"), "loss"),
+            Chart("loss, hold-out", each("holdout/loss"), "loss"),
+        ]
     accuracy = {"hold-out": "holdout/accuracy", "hold-out, average of weights": "holdout/accuracy_of_average", "test": "test/accuracy"}
     loss = {"training": "train/loss", "hold-out": "holdout/loss", "hold-out, average of weights": "holdout/loss_of_average"}
     return [Chart("top-1", _lines(run, accuracy), "share"), Chart("loss", _lines(run, loss), "loss")]
@@ -210,15 +218,21 @@ def headline(run: RunFolder, tables: Sequence[Table]) -> Headline:
             f"Its features use {course[-1][1]:.1f} directions at {int(course[-1][0]):,} samples; {course[0][1]:.1f} before training."
         )
     sentences += [f"{words[0].upper()}{words[1:].rstrip('.')}." for table in tables for words in table.verdicts[:1]]
-    if not run.rows:
+    if not run.rows and not run.repeats:
         return Headline("open", "This run has begun, and nothing is measured yet.", sentences)
     if verdict:
         mark = {"yes": "good", "no": "bad"}.get(verdict.get("learned"), "open")
         return Headline(mark, _sentence(verdict["words"]), sentences)
     if run.finished and run.kind == FINE_TUNING:
-        found = run.last("test/accuracy") or run.last("holdout/accuracy")
-        words = f"Fine-tuned on {seen:,} samples" + (f": top-1 {found:.2%}." if found is not None else ".")
-        return Headline("good", words, sentences)
+        results = run.json("results.json") or {"rows": {}}
+        row: Mapping[str, Any] = next((row for name, row in results["rows"].items() if name in (TUNED, SCRATCH)), {})
+        told = (
+            f": top-1 {_cell(row[FINETUNED])} % of {results['reported_images']:,} {'test' if results['reported_on'] == 'test' else 'held-out'} images"
+            if FINETUNED in row
+            else ""
+        )
+        times = f", {len(run.repeats)} times" if run.repeats else ""
+        return Headline("open", f"Fine-tuned{times}{told}.", sentences)
     skill = run.last("holdout/skill")
     now = "" if skill is None else f"; hold-out skill {skill:+.3f}"
     return Headline("open", f"This run is at {share}{now}, and has not come to its end.", sentences)
@@ -320,11 +334,12 @@ def _digest(folder: Path) -> str:
 
 def cost(run: RunFolder) -> list[tuple[str, str]]:
     about = run.json("environment.json") or {}
-    rates = sorted(value for _, value in run.points("speed/samples_per_second"))
+    of_all = run.repeats or [run]
+    rates = sorted(value for part in of_all for _, value in part.points("speed/samples_per_second"))
     rows = [("samples seen", f"{run.samples_seen:,}" + (f" of {run.total_samples:,}" if run.total_samples else ""))]
     if rates:
         rows += [
-            ("time in steps", f"{clock(run.clock[-1][1])} (h:mm:ss; start, hold-out, pictures, looks at features and commits apart)"),
+            ("time in steps", f"{clock(run.seconds)} (h:mm:ss; start, hold-out, pictures, looks at features and commits apart)"),
             ("speed", f"{rates[len(rates) // 2]:,.0f} images/s (median)"),
         ]
     for name, title, unit in (
@@ -333,9 +348,9 @@ def cost(run: RunFolder) -> list[tuple[str, str]]:
         ("speed/features_share", "looking at features", "%"),
         ("speed/peak_gb", "memory of the first process, at its fullest", " GB"),
     ):
-        if (value := run.last(name)) is not None:
+        if (value := of_all[-1].last(name)) is not None:
             rows.append((title, f"{100 * value:.1f} %" if unit == "%" else f"{value:.2f}{unit}"))
-    joules = sum(value for _, value in run.points("speed/energy_joules"))
+    joules = sum(value for part in of_all for _, value in part.points("speed/energy_joules"))
     rows.append(("energy", f"{joules / 3.6e6:.3f} kWh, of the first machine" if joules else "not readable on this machine"))
     gpu, world = about.get("gpu"), about.get("world_size", 1)
     rows.append(("on", f"{counted(world, 'process', 'processes')}, " + (printable(gpu) if gpu else f"{about.get('cpus', '?')} CPU cores")))

@@ -21,6 +21,7 @@ from mpp.monitor.reference import Reference, find_reference
 from mpp.monitor.signs import Course, Signs
 from mpp.train.commit import Commit, whole_commit
 from mpp.train.run_folder import identity_of
+from mpp.train.schedule import small_rate_note
 
 PRETRAINING, FINE_TUNING = "pretraining", "fine-tuning"
 GIVEN_ELSEWHERE = ("run_dir", "resume", "resume_changes")  # keys that say nothing of what a run is
@@ -50,6 +51,11 @@ class RunFolder:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         return rows_of(self.path)
+
+    @cached_property
+    def repeats(self) -> list["RunFolder"]:
+        """Of a fine-tuning that was repeated: each, with its own rows; else none."""
+        return [RunFolder(folder, self.tree) for folder in sorted(self.path.glob("repeat-*")) if (folder / "metrics.jsonl").exists()]
 
     @cached_property
     def commit(self) -> Commit | None:
@@ -89,11 +95,18 @@ class RunFolder:
         return before[1] / 3600
 
     @property
+    def seconds(self) -> float:
+        """In steps, of all repeats."""
+        return sum(part.clock[-1][1] for part in (self.repeats or [self]))
+
+    @property
     def samples_seen(self) -> int:
-        return int(max((row["samples"] for row in self.rows), default=0))
+        """Of all repeats."""
+        return int(sum(max((row["samples"] for row in part.rows), default=0) for part in (self.repeats or [self])))
 
     @property
     def total_samples(self) -> int | None:
+        """None where the config does not say: in epochs."""
         optim, data = self.tree.get("optim") or {}, self.tree.get("data") or {}
         batch = data.get("global_batch") or 0
         if optim.get("total_samples") and batch:
@@ -129,7 +142,10 @@ class RunFolder:
             return []
         optim = self.tree.get("optim") or {}
         signs = Signs(Course(optim.get("warmup_samples") or 0, optim.get("total_samples") or 0, self.baseline.get("name") or "none"))
-        return [line.removeprefix("note: ") for row in self.rows for line in signs.see(row)]
+        said = [line for row in self.rows for line in signs.see(row)]
+        if isinstance(self.config, PretrainConfig):
+            said += filter(None, [small_rate_note(self.config.optim, self.config.data.global_batch)])
+        return [line.removeprefix("note: ") for line in said]
 
     @cached_property
     def config(self) -> Section | None:
