@@ -5,10 +5,11 @@ import json
 import pytest
 import yaml
 
+from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load
 from mpp.errors import UserError
-from mpp.pages.page import cost, headline
+from mpp.pages.page import charts_of, cost, headline
 from mpp.pages.run_folder import differing, open_run, shown
 
 ROWS = [
@@ -107,6 +108,26 @@ def test_what_differs_between_runs_stands_beside_each_other_but_for_where_they_l
     found = dict(differing(runs))
     assert found["optim.base_lr"] == ["0.002", "0.0003"] and found["mask.name"] == ["random", "block"]
     assert found["mask.min_patches"][0] == "-" and "run_dir" not in found and "seed" not in found
+
+
+def test_a_fine_tuning_that_was_repeated_is_all_its_repeats(tmp_path):
+    config = load(FinetuneConfig, None, ["encoder=runs/one", "train=shards/train", "repeats=2"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    for number, top in enumerate((0.5, 0.7)):
+        rows = [
+            {"samples": 1000, "step": 10, "train/loss": 1.0, "speed/samples_per_second": 100.0},
+            {"samples": 1000, "step": 10, "holdout/accuracy": top},
+        ]
+        (tmp_path / f"repeat-{number}").mkdir()
+        (tmp_path / f"repeat-{number}" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = {"accuracy": 0.6, "ci95": [0.55, 0.65]}
+    results = {"rows": {"majority class": {}, "fine-tuned": {"finetune": figure}}, "reported_images": 1234, "reported_on": "test"}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    found = open_run(tmp_path)
+    assert (found.kind, found.samples_seen, found.seconds, found.finished) == ("fine-tuning", 2000, 20.0, True)
+    assert headline(found, []).words == "Fine-tuned, 2 times: top-1 60.00 ±5.00 % of 1,234 test images."
+    drawn = charts_of(found)["Does it learn?"]
+    assert [chart.title for chart in drawn] == ["top-1, hold-out", "loss, training"] and "repeat 1" in drawn[0].svg
 
 
 @pytest.mark.parametrize(
