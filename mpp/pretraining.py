@@ -7,7 +7,7 @@ what happened.  What every training loop does in the same order stands in train/
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of
+from mpp.transfer.encoder_looks import EncoderLooks
 from mpp.transfer.while_training import FeatureLooks, cadence, choose
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
@@ -134,7 +135,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run, model, config, sets)
-    looks = FeatureLooks(config, chosen, world) if chosen else None
+    looks = Looks(FeatureLooks(config, chosen, world), EncoderLooks(config, chosen, world, engine.stage == 3)) if chosen else None
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
@@ -148,7 +149,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),
-            *([f"features are looked at every {every} steps on {looks.words}"] if looks else []),
+            *([f"features are looked at every {every} steps on {looks.features.words}"] if looks else []),
         ],
     )
     if run.board:
@@ -266,16 +267,27 @@ def told_apart(model: PretrainingModel, holdout: Holdout, world: World) -> dict[
     return figures(goals.sums, torch.cat(features), model.encoder.grid)
 
 
+@dataclass(frozen=True)
+class Looks:
+    features: FeatureLooks
+    encoder: EncoderLooks
+
+
 @watch.slowly("looking at features")
-def look_at_features(run: Run, model: PretrainingModel, looks: FeatureLooks, samples_seen: int, step: int) -> None:
+def look_at_features(run: Run, model: PretrainingModel, looks: Looks, samples_seen: int, step: int) -> None:
     """Collective; rank 0 writes down what it finds."""
+    title = f"encoder, {samples_seen:,} samples seen" if run.config.log.pictures else ""
     run.engine.train(False)
-    with torch.autocast(run.world.device.type, torch.bfloat16, enabled=run.config.system.precision == "bf16"):
-        found = looks.look(model.features)
+    with looks.features.timed(), torch.autocast(run.world.device.type, torch.bfloat16, enabled=run.config.system.precision == "bf16"):
+        found = looks.features.look(model.features)
+        inside, drawn = looks.encoder.look(model, run.engine.gathered, title)
     run.engine.train(True)
     if run.board:
-        run.board.scalars(samples_seen, step, found | ({"speed/features_share": looks.share} if step else {}))
-        say(f"  {looks.said(found)}  ({f'{looks.share:.1%} of the time' if step else 'before the first step'})")
+        share = {"speed/features_share": looks.features.share} if step else {}
+        run.board.scalars(samples_seen, step, found | inside | share)
+        if drawn:
+            run.board.picture(samples_seen, "inside/encoder", drawn)
+        say(f"  {looks.features.said(found)}  ({f'{looks.features.share:.1%} of the time' if step else 'before the first step'})")
 
 
 @watch.slowly("drawing")

@@ -10,7 +10,8 @@ Letters: n images, B batch, S pixels a side, D width.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,16 +144,20 @@ class FeatureLooks:
     @torch.no_grad()
     def look(self, encode: Encode) -> dict[str, float]:
         """In rank 0 the figures, the same for any number of processes; elsewhere none."""
-        began = time.perf_counter()
         own = torch.cat([encode(crops.to(self.world.device).float()).float().cpu() for crops in self.crops.split(BATCH)])
         mine = tuple(zip(self.ids, own.split([len(ids) for ids in self.ids]), strict=True))
         parts: list[Any] = [mine]
         if self.world.size > 1:
             parts = [None] * self.world.size
             dist.all_gather_object(parts, mine)
-        found = self._figures(*(_joined([part[place] for part in parts]) for place in range(2))) if self.world.first else {}
+        return self._figures(*(_joined([part[place] for part in parts]) for place in range(2))) if self.world.first else {}
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """What lies inside counts as looking."""
+        began = time.perf_counter()
+        yield
         self._seconds += time.perf_counter() - began
-        return found
 
     def _figures(self, bank: tuple[np.ndarray, Tensor], asked: tuple[np.ndarray, Tensor]) -> dict[str, float]:
         """bank, asked: ids int64 [n], and float32 [n, D]."""
