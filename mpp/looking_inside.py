@@ -6,7 +6,8 @@ Images pass through in small batches; of attention and patch tokens sums are kep
     encoder       given, source (what the weights are), digest, parameters
     images        given, identity, count, resolution [height, width] in pixels, crop, seed, shown (their numbers in the set)
     random_init   the seed of what is drawn beside, or null; its own figures stand under "random" in the sections below
-    filters       layer, patch [height, width] in pixels, components [k][3][h][w], explained [k...] (shares of the variance), random {explained}
+    filters       layer, patch [height, width] in pixels, components [k][3][h][w] ([k][1][h][w] of grey images: what the
+                  filters do to them), explained [k...] (shares of the variance), random {explained}
     positions     absolute {grid [rows, columns], cosine [N][N]}
                   rotary   {grid, kernel [2 rows - 1][2 columns - 1]}, by offset, the middle is no offset
                   relative [{name, bias [heads][2 rows - 1][2 columns - 1]}], by the key's offset from the query
@@ -56,6 +57,7 @@ from mpp.monitor.insides import (
     by_offset,
     cosines,
     filter_layer,
+    is_grey,
     principal_filters,
     relative_biases,
     rotary_kernel,
@@ -125,7 +127,7 @@ def look_inside(config: InsideConfig) -> int:
 
     shown = crops.images(crops.shown)
     title = f"{loaded.source}; {counted(len(crops.data.ids), 'image')} of {Path(config.images).name or config.images}"
-    files = draw(own, fresh, shown, title)
+    files = draw(own, fresh, shown, loaded.source, title)
     for name in plots.FILES:  # those of an earlier look at another encoder
         if name not in files:
             (out / name).unlink(missing_ok=True)
@@ -174,7 +176,7 @@ def insides(backbone: Backbone, loaded: LoadedEncoder, crops: Crops, config: Ins
     """whole: its positions and attention maps, too, of which nothing is drawn beside."""
     backbone = backbone.to(device)
     found, net = Insides(), backbone.net
-    look_at_weights(found, backbone, crops.size, config, whole)
+    look_at_weights(found, backbone, crops.size, config, whole, loaded.std if is_grey(crops.images(crops.shown)) else None)
 
     # Sums over all images.
     patches = Patches(found.grid, (crops.size[0] / found.grid[0], crops.size[1] / found.grid[1]), backbone.prefix, backbone.class_tokens)
@@ -188,8 +190,9 @@ def insides(backbone: Backbone, loaded: LoadedEncoder, crops: Crops, config: Ins
             seen = last(images)
         tokens.add(seen)
     found.layers = spreads.found()
-    for name, why in spreads.absent.items():
-        found.absent[f"attention of {name}"] = why
+    for why in dict.fromkeys(spreads.absent.values()):
+        names = [name for name, reason in spreads.absent.items() if reason == why]
+        found.absent[f"attention of {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"] = why
     if not found.layers:
         found.absent["attention"] = "no layer's probabilities can be had: it has none, or computes them in a way of its own"
     if seen.shape[1] != found.grid[0] * found.grid[1]:
@@ -214,15 +217,19 @@ def insides(backbone: Backbone, loaded: LoadedEncoder, crops: Crops, config: Ins
     return found
 
 
-def look_at_weights(found: Insides, backbone: Backbone, size: tuple[int, int], config: InsideConfig, whole: bool) -> None:
+def look_at_weights(
+    found: Insides, backbone: Backbone, size: tuple[int, int], config: InsideConfig, whole: bool, grey: Sequence[float] | None
+) -> None:
     net, found.class_tokens = backbone.net, backbone.class_tokens
     reduction = backbone.patch_size if backbone.is_transformer else (int(net.feature_info[-1]["reduction"]),) * 2
     found.grid = (math.ceil(size[0] / reduction[0]), math.ceil(size[1] / reduction[1]))
+    if backbone.is_transformer:  # its own word, which differs where a small network stands before the patches
+        found.grid = tuple(getattr(getattr(net, "patch_embed", None), "grid_size", None) or found.grid)
     convolution = filter_layer(net)
     if convolution is None:
         found.absent["filters"] = "no convolution takes colours"
     else:
-        found.filters = principal_filters(convolution.weight, config.filters)
+        found.filters = principal_filters(convolution.weight, config.filters, grey)
         found.patch = (convolution.weight.shape[2], convolution.weight.shape[3])
         found.layer = next(name for name, module in net.named_modules() if module is convolution)
     if not whole:
@@ -236,17 +243,17 @@ def look_at_weights(found: Insides, backbone: Backbone, size: tuple[int, int], c
         found.absent["positions"] = "it has none that are a vector, a turn or a bias for each place"
 
 
-def draw(own: Insides, fresh: Insides | None, shown: Tensor, title: str) -> dict[str, bytes]:
-    """By file name, PNG."""
+def draw(own: Insides, fresh: Insides | None, shown: Tensor, source: str, title: str) -> dict[str, bytes]:
+    """By file name, PNG.  source: of the weights; title: of what is measured on images, too."""
     files: dict[str, bytes] = {}
     if own.filters is not None:
-        files["filters.png"] = plots.filters(own.filters, fresh and fresh.filters, own.patch, title)
+        files["filters.png"] = plots.filters(own.filters, fresh.filters if fresh else None, own.patch, source)
     if own.absolute is not None:
-        files["positions.png"] = plots.positions(own.absolute, own.grid, title)
+        files["positions.png"] = plots.positions(own.absolute, own.grid, source)
     if own.rotary is not None:
-        files["rotary.png"] = plots.rotary(own.rotary, title)
+        files["rotary.png"] = plots.rotary(own.rotary, source)
     if own.relative:
-        files["relative.png"] = plots.relative(own.relative, title)
+        files["relative.png"] = plots.relative(own.relative, source)
     if own.layers:
         files["attention.png"] = plots.attention(own.layers, fresh.layers if fresh else [], title)
     if own.maps is not None:
@@ -305,7 +312,7 @@ def facts(
         "random_init": config.random_init,
     }  # fmt: skip
     if own.filters is not None:
-        shaped = own.filters.directions.reshape(-1, 3, *own.patch)
+        shaped = own.filters.directions.reshape(len(own.filters.directions), -1, *own.patch)
         found["filters"] = {
             "layer": own.layer,
             "patch": list(own.patch),

@@ -276,11 +276,10 @@ class Looks:
 @watch.slowly("looking at features")
 def look_at_features(run: Run, model: PretrainingModel, looks: Looks, samples_seen: int, step: int) -> None:
     """Collective; rank 0 writes down what it finds."""
-    title = f"encoder, {samples_seen:,} samples seen" if run.config.log.pictures else ""
     run.engine.train(False)
     with looks.features.timed(), torch.autocast(run.world.device.type, torch.bfloat16, enabled=run.config.system.precision == "bf16"):
         found = looks.features.look(model.features)
-        inside, drawn = looks.encoder.look(model, run.engine.gathered, title)
+        inside, drawn = looks.encoder.look(model, run.engine.gathered, samples_seen)
     run.engine.train(True)
     if run.board:
         share = {"speed/features_share": looks.features.share} if step else {}

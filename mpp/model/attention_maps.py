@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 IN_WINDOWS = ("WindowAttention", "WindowMultiHeadAttention")  # Swin, Swin v2 and v2-CR: tokens of a window row by row
+BETWEEN_CHANNELS = ("XCA",)  # XCiT's cross-covariance: what it calls attention is not between tokens
 TOLERANCE = 0.02  # of the sum of a row of probabilities: bfloat16 has three digits
 
 
@@ -34,7 +35,7 @@ def attention_layers(net: nn.Module) -> list[tuple[Layer, nn.Module]]:
     found: list[tuple[Layer, nn.Module]] = []
     stages = {info["module"]: int(info["reduction"]) for info in getattr(net, "feature_info", []) if "module" in info}
     for name, module in net.named_modules():
-        if not isinstance(getattr(module, "attn_drop", None), nn.Module):
+        if not isinstance(getattr(module, "attn_drop", None), nn.Module) or type(module).__name__ in BETWEEN_CHANNELS:
             continue
         window: Any = getattr(module, "window_size", None) if type(module).__name__ in IN_WINDOWS else None
         stage = next((reduction for stage, reduction in stages.items() if name.startswith(f"{stage}.")), None)

@@ -30,7 +30,7 @@ def over_patches(attention: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     rows = rows / rows.sum(-1, keepdim=True)
     kept = rows[..., prefix:]
     whole = kept.sum(-1, keepdim=True)
-    return torch.where(whole > 0, kept / whole.clamp_min(torch.finfo(torch.float32).tiny), kept), 1 - whole[..., 0]
+    return torch.where(whole > 0, kept / whole.clamp_min(torch.finfo(torch.float32).tiny), kept), rows[..., :prefix].sum(-1)
 
 
 def uniform_distance(grid: tuple[int, int], cell: tuple[float, float]) -> float:

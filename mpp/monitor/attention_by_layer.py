@@ -28,8 +28,8 @@ class Patches:
     class_tokens: int  # of these, the first
 
     @property
-    def tokens(self) -> int:
-        return self.prefix + self.grid[0] * self.grid[1]
+    def count(self) -> int:
+        return self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class LayerSpread:
     spread: Spread
     patches: int  # among which attention is shared out: all, or those of a window
     uniform: float  # pixels: the mean distance of a head that looks everywhere alike
+    every_token: bool = True  # whether class tokens and registers, where there are any, take part
 
     def scalars(self) -> dict[str, float | None]:
         """Means over heads: distance in pixels, entropy as a share of what looking everywhere alike has; None where no head gave anything to a patch."""
@@ -51,7 +52,7 @@ class SpreadByLayer:
     def __init__(self, net: nn.Module, patches: Patches):
         self.net, self.patches = net, patches
         self._sums: dict[str, SpreadSums] = {}
-        self._facts: dict[str, tuple[Layer, int, float]] = {}
+        self._facts: dict[str, tuple[Layer, int, float, bool]] = {}
         self.absent: dict[str, str] = {}  # layer, and why its attention is not told
 
     @contextmanager
@@ -68,22 +69,25 @@ class SpreadByLayer:
             self._sums.pop(layer.name, None)
             return
         if layer.name not in self._sums:
-            grid, prefix = (layer.window, 0) if layer.window else (self.patches.grid, self.patches.prefix)
+            # Where a class token comes in late (ConViT) the first layers have the patches alone.
+            prefix = 0 if layer.window else attention.shape[-1] - self.patches.count
+            grid = layer.window or self.patches.grid
             cell = (float(layer.reduction or 1),) * 2 if layer.window else self.patches.cell
             self._sums[layer.name] = SpreadSums(grid, cell, prefix)
-            self._facts[layer.name] = (layer, grid[0] * grid[1], uniform_distance(grid, cell))
+            self._facts[layer.name] = (layer, grid[0] * grid[1], uniform_distance(grid, cell), prefix == self.patches.prefix)
         self._sums[layer.name].add(attention)
 
     def found(self) -> list[LayerSpread]:
         """In the order of the forward pass."""
         told = [(self._facts[name], sums.found()) for name, sums in self._sums.items()]
-        return [LayerSpread(layer, spread, patches, uniform) for (layer, patches, uniform), spread in told]
+        return [LayerSpread(layer, spread, patches, uniform, whole) for (layer, patches, uniform, whole), spread in told]
 
 
 def fault(layer: Layer, attention: Tensor, images: int, patches: Patches) -> str:
     """Why these probabilities are not between patches that lie in a known place; "" where they are."""
-    tokens = layer.window[0] * layer.window[1] if layer.window else patches.tokens
-    if attention.ndim != 4 or attention.shape[-2:] != (tokens, tokens) or (not layer.window and len(attention) != images):
+    allowed = [layer.window[0] * layer.window[1]] if layer.window else [patches.count, patches.prefix + patches.count]
+    square = attention.ndim == 4 and attention.shape[-2] == attention.shape[-1]
+    if not square or attention.shape[-1] not in allowed or (not layer.window and len(attention) != images):
         return "its attention is not between all patches"
     if layer.window and layer.reduction is None:
         return "how large its tokens are is not known"
@@ -94,7 +98,8 @@ def one_a_block(net: Any, layers: Sequence[LayerSpread]) -> bool:
     """Whether the blocks of a plain stack have one layer of attention each, between all patches, so that they can be multiplied."""
     blocks = getattr(net, "blocks", ())
     return len(layers) == len(blocks) > 0 and all(
-        each.layer.window is None and each.layer.name.startswith(f"blocks.{number}.") for number, each in enumerate(layers)
+        each.layer.window is None and each.every_token and each.layer.name.startswith(f"blocks.{number}.")
+        for number, each in enumerate(layers)
     )
 
 
@@ -131,7 +136,7 @@ class MapsOfBatch:
 def images_at_once(net: nn.Module, patches: Patches, most: int) -> int:
     """As many as keep a layer's probabilities below LARGEST, at most `most`."""
     heads = max((int(getattr(module, "num_heads", 1)) for _, module in attention_layers(net)), default=1)
-    return max(1, min(most, LARGEST // (heads * patches.tokens**2)))
+    return max(1, min(most, LARGEST // (heads * (patches.prefix + patches.count) ** 2)))
 
 
 def board_rows(layers: Sequence[LayerSpread]) -> Mapping[str, float | None]:

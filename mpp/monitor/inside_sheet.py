@@ -58,8 +58,8 @@ def thinned(count: int) -> list[int]:
 
 
 def filter_tiles(directions: Tensor, patch: tuple[int, int]) -> list[np.ndarray]:
-    """Components [k, 3 h w] -> uint8 [h, w, 3] each: grey is 0, and the largest entry reaches an end."""
-    values = directions.reshape(len(directions), 3, *patch).permute(0, 2, 3, 1).cpu().double().numpy()
+    """Components [k, 3 h w] or [k, h w] -> uint8 [h, w, 3] each: grey is 0, and the largest entry reaches an end."""
+    values = directions.reshape(len(directions), -1, *patch).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().double().numpy()
     return [np.round(127.5 + 127.5 * each / max(np.abs(each).max(), 1e-12)).astype(np.uint8) for each in values]
 
 

@@ -5,7 +5,7 @@ Sources: the ViT paper's figure 7 (arXiv 2010.11929) for filters and positions; 
 Letters: D dimensions, N patches of a grid (rows, columns), V values of a filter, H heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,21 @@ def filter_layer(net: nn.Module) -> nn.Conv2d | None:
     return next((module for module in net.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3), None)
 
 
-def principal_filters(weight: Tensor, count: int) -> Components:
-    """Filters [D, 3, h, w] -> their principal components about their mean, of V = 3 h w values each; at most `count`."""
-    flat = weight.detach().double().flatten(1)
+def is_grey(images: Tensor) -> bool:
+    """uint8 [B, 3, H, W]: whether no pixel has a colour."""
+    return bool((images[:, 1:] == images[:, :1]).all())
+
+
+def principal_filters(weight: Tensor, count: int, grey: Sequence[float] | None = None) -> Components:
+    """Filters [D, 3, h, w] -> their principal components about their mean, of V = 3 h w values each; at most `count`.
+
+    grey: the three deviations that colours are divided by, for images without colours: of V = h w values, what a filter does to a grey patch.  The rest
+    of it never mattered, and is what it was at random initialisation.
+    """
+    weight = weight.detach().double()
+    if grey is not None:
+        weight = (weight / torch.tensor(grey, dtype=torch.float64, device=weight.device)[:, None, None]).sum(1)
+    flat = weight.flatten(1)
     flat = flat - flat.mean(0)
     return components(flat.T @ flat, count)
 

@@ -6,22 +6,23 @@
 Rows of attention that cannot be had are left out.  Weights, gradients and random numbers are not touched.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.order import FIXED
 from mpp.data.pixels import StoredPixels
-from mpp.monitor.attention_by_layer import Patches, SpreadByLayer, board_rows, images_at_once
+from mpp.monitor.attention_by_layer import LayerSpread, Patches, SpreadByLayer, board_rows, images_at_once
 from mpp.monitor.inside_sheet import sheet
-from mpp.monitor.insides import absolute_positions, cosines, filter_layer, principal_filters, rotary_kernel
+from mpp.monitor.insides import absolute_positions, cosines, filter_layer, is_grey, principal_filters, rotary_kernel
 from mpp.recipe.model import PretrainingModel
 from mpp.transfer.while_training import Chosen
 from mpp.world import World
@@ -37,6 +38,7 @@ class EncoderLooks:
     def __init__(self, config: PretrainConfig, chosen: Chosen, world: World, everywhere: bool):
         """everywhere: whether all processes have to take part."""
         self.device, self.first, self.takes_part = world.device, world.first, (world.first or everywhere) and len(chosen.asked) > 0
+        self.draws = config.log.pictures > 0
         side = config.model.image_size
         places = np.unique(np.linspace(0, len(chosen.asked) - 1, min(IMAGES, len(chosen.asked))).round().astype(np.int64))
         ids = chosen.asked[places]
@@ -46,8 +48,11 @@ class EncoderLooks:
             self.crops = crops.batch([(FIXED, int(sample), place) for place, sample in enumerate(ids)])["image"]
 
     @torch.no_grad()
-    def look(self, model: PretrainingModel, gathered: Gathered, title: str = "") -> tuple[dict[str, float | None], Image.Image | None]:
-        """In rank 0 the figures, and with a title a picture, too; elsewhere none.  gathered: makes parameters whole for as long as it lasts."""
+    def look(self, model: PretrainingModel, gathered: Gathered, samples_seen: int) -> tuple[dict[str, float | None], Image.Image | None]:
+        """In rank 0 the figures, and unless the run draws nothing (log.pictures=0) a picture; elsewhere none.
+
+        gathered: makes parameters whole for as long as it lasts.
+        """
         if not self.takes_part:
             return {}, None
         encoder = model.encoder
@@ -58,17 +63,21 @@ class EncoderLooks:
             with spreads.watching(len(crops)):
                 model.features(crops.to(self.device).float())
         layers = spreads.found()
-        picture = _picture(encoder.vit, patches, layers, gathered, title) if title else None
+        picture = self._picture(model, patches, layers, gathered, samples_seen) if self.draws else None
         return (dict(board_rows(layers)), picture) if self.first else ({}, None)
 
-
-def _picture(net: nn.Module, patches: Patches, layers: list, gathered: Gathered, title: str) -> Image.Image:
-    convolution = filter_layer(net)
-    rope, positions = getattr(net, "rope", None), getattr(net, "pos_embed", None)
-    needed = [*(convolution.parameters() if convolution else ()), *(rope.parameters() if isinstance(rope, nn.Module) else ())]
-    with gathered([*needed, *([positions] if isinstance(positions, nn.Parameter) else [])]):
-        filters = principal_filters(convolution.weight, FILTERS) if convolution else None
-        absolute = absolute_positions(net, patches.grid)
-        similar: Tensor | None = cosines(absolute) if absolute is not None else rotary_kernel(net, patches.grid)
-    patch = (int(patches.cell[0]), int(patches.cell[1]))
-    return sheet(filters, patch, similar, patches.grid, layers, title)
+    def _picture(
+        self, model: PretrainingModel, patches: Patches, layers: Sequence[LayerSpread], gathered: Gathered, samples_seen: int
+    ) -> Image.Image:
+        net: Any = model.encoder.vit
+        convolution, rope, positions = filter_layer(net), getattr(net, "rope", None), getattr(net, "pos_embed", None)
+        needed = [*(convolution.parameters() if convolution else ()), *(rope.parameters() if isinstance(rope, nn.Module) else ())]
+        with gathered([*needed, *([positions] if isinstance(positions, nn.Parameter) else [])]):
+            filters = None
+            if convolution is not None:
+                grey = is_grey(self.crops)
+                filters = principal_filters(convolution.weight, FILTERS, model.std if grey else None)
+            absolute = absolute_positions(net, patches.grid)
+            similar = cosines(absolute) if absolute is not None else rotary_kernel(net, patches.grid)
+        patch = (int(patches.cell[0]), int(patches.cell[1]))
+        return sheet(filters, patch, similar, patches.grid, layers, f"encoder, {samples_seen:,} samples seen")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -30,11 +31,13 @@ def filters(own: Components, fresh: Components | None, patch: tuple[int, int], t
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     count = len(own.directions)
-    tiles = own.directions.reshape(count, 3, *patch).permute(0, 2, 3, 1).cpu().double().numpy()
+    shaped = own.directions.reshape(count, -1, *patch)
+    tiles = shaped.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().double().numpy()
     tiles = 0.5 + tiles / (2 * np.maximum(np.abs(tiles).max(axis=(1, 2, 3), keepdims=True), 1e-12))
     left.imshow(mosaic(list(tiles), ACROSS, 1.0), interpolation="nearest")
     left.axis("off")
-    left.set_title(f"the first {count} principal components of the filters,\nrow by row ({patch[1]} x {patch[0]} pixels)", fontsize=10)
+    kind = "of what the filters do to grey patches" if shaped.shape[1] == 1 else "of the filters"
+    left.set_title(f"the first {count} principal components {kind},\nrow by row ({patch[1]} x {patch[0]} pixels)", fontsize=10)
     for name, each, colour in (("this encoder", own, COLOURS[0]), ("random initialisation", fresh, "0.55")):
         if each is not None:
             share = 100 * np.cumsum(each.explained.cpu().double().numpy())
@@ -113,7 +116,7 @@ def attention(own: Sequence[LayerSpread], fresh: Sequence[LayerSpread], title: s
     """By layer: mean distance and entropy of each head, and what class tokens and registers are given, where there are any."""
     given = any(bool((each.spread.to_prefix > 0).any()) for each in own)
     panels = 3 if given else 2
-    figure = Figure(figsize=(4.5 * panels, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.5 * panels, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.1))
     quantities = [
         ("mean attention distance, pixels", lambda each: each.spread.distance, [each.uniform for each in own]),
         (
@@ -126,7 +129,7 @@ def attention(own: Sequence[LayerSpread], fresh: Sequence[LayerSpread], title: s
     number = np.arange(1, len(own) + 1)
     for axes, (label, value, uniform) in zip(figure.subplots(1, panels), quantities, strict=False):
         if uniform:
-            axes.plot(number, uniform, color="0.35", linestyle="--", linewidth=1, marker="_", label="looking everywhere alike")
+            axes.hlines(uniform, number - 0.5, number + 0.5, color="0.35", linestyle="--", linewidth=1, label="looking everywhere alike")
         for name, layers, colour, size, order in (
             ("random initialisation", fresh, "0.65", 12, 1),
             ("this encoder", own, COLOURS[0], 22, 2),
@@ -141,7 +144,9 @@ def attention(own: Sequence[LayerSpread], fresh: Sequence[LayerSpread], title: s
                 places, np.concatenate(values), s=size, color=colour, alpha=0.75, linewidth=0, zorder=order, label=f"{name}: a head"
             )
         named = all(each.layer.place == f"block {place}" for place, each in enumerate(own, 1))
-        axes.set(xlabel="block" if named else "layer of attention, from the first", ylabel=label, ylim=(0, None))
+        axes.set(
+            xlabel="block" if named else "layer of attention, from the first", ylabel=label, ylim=(0, None), xlim=(0.5, len(own) + 0.5)
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(axes, legend=False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -154,7 +159,7 @@ def maps(images: Tensor, found: Maps, grid: tuple[int, int], title: str) -> byte
     """images: uint8 [k, 3, H, W].  A row an image: itself, rollout, the last block's mean over heads, some heads; each map from its least to its most."""
     heads = min(found.last.shape[1], HEADS)
     columns = ["image", "rollout", "last block,\nmean of heads", *(f"head {head + 1}" for head in range(heads))]
-    figure, places = _images_grid(len(images), columns, tuple(images.shape[2:]))
+    figure, places = _images_grid(len(images), columns, (images.shape[2], images.shape[3]))
     for row, axes in enumerate(places):
         picture = images[row].permute(1, 2, 0).numpy()
         axes[0].imshow(picture, interpolation="nearest")
