@@ -117,6 +117,8 @@ class FeatureLooks:
             readable = ~batch["replaced"] if batch else torch.zeros(0, dtype=torch.bool)  # a stand-in would be looked at twice
             parts += [batch["image"][readable]] if batch else []
             self.ids.append(own[readable.numpy()])
+        # As often as the process that has most calls the encoder: images are dealt out one by one, and unreadable ones are left out.
+        self._calls = -(-sum(-(-len(ids) // world.size) for ids in (chosen.bank, chosen.asked)) // BATCH)
         self.crops = torch.cat(parts)  # uint8 [n, 3, S, S], this process's: of the bank, then those asked about
         self._began = time.perf_counter()
 
@@ -145,6 +147,8 @@ class FeatureLooks:
     def look(self, encode: Encode) -> dict[str, float]:
         """In rank 0 the figures, the same for any number of processes; elsewhere none."""
         own = torch.cat([encode(crops.to(self.world.device).float()).float().cpu() for crops in self.crops.split(BATCH)])
+        for _ in range(self._calls - -(-len(self.crops) // BATCH)):  # at ZeRO-3 a forward pass needs all processes
+            encode(self.crops.new_zeros(1, *self.crops.shape[1:]).to(self.world.device).float())
         mine = tuple(zip(self.ids, own.split([len(ids) for ids in self.ids]), strict=True))
         parts: list[Any] = [mine]
         if self.world.size > 1:
