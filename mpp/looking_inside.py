@@ -126,7 +126,9 @@ def look_inside(config: InsideConfig) -> int:
         fresh = insides(Backbone(net).at_size(*crops.size), loaded, crops, config, device, whole=False)
 
     shown = crops.images(crops.shown)
-    title = f"{loaded.source}; {counted(len(crops.data.ids), 'image')} of {Path(config.images).name or config.images}"
+    parts = Path(config.images).parts
+    place = "/".join(parts[-2:] if parts[-1] in ("train", "val", "test") else parts[-1:])
+    title = f"{loaded.source}; {counted(len(crops.data.ids), 'image')} of {place}"
     files = draw(own, fresh, shown, loaded.source, title)
     for name in plots.FILES:  # those of an earlier look at another encoder
         if name not in files:
@@ -268,9 +270,10 @@ def words(own: Insides, fresh: Insides | None) -> list[str]:
     lines = []
     beside = lambda value: "" if value is None else f" (random initialisation {value})"
     if own.filters is not None:
-        count = len(own.filters.directions)
-        random = f"{fresh.filters.first(count):.1%}" if fresh and fresh.filters else None
-        lines.append(f"filters   the first {count} components explain {own.filters.first(count):.1%} of the variance{beside(random)}")
+        random = fresh.filters.enough() if fresh and fresh.filters else None
+        lines.append(
+            f"filters   {own.filters.enough()} of {len(own.filters.explained)} components explain 90% of the variance{beside(random)}"
+        )
     if own.layers:
         mean = lambda layers: [each.scalars() for each in layers]
         show = lambda name, form: form(mean(own.layers)[0][name]) + " to " + form(mean(own.layers)[-1][name])

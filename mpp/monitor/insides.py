@@ -24,6 +24,10 @@ class Components:
         """Share of the variance that the first `count` explain."""
         return float(self.explained[:count].sum())
 
+    def enough(self, share: float = 0.9) -> int:
+        """The fewest that explain this share of the variance."""
+        return int((self.explained.cumsum(0) < share).sum()) + 1
+
 
 def components(covariance: Tensor, count: int) -> Components:
     """Of a covariance [V, V], up to a factor."""

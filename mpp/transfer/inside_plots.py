@@ -41,10 +41,11 @@ def filters(own: Components, fresh: Components | None, patch: tuple[int, int], t
     for name, each, colour in (("this encoder", own, COLOURS[0]), ("random initialisation", fresh, "0.55")):
         if each is not None:
             share = 100 * np.cumsum(each.explained.cpu().double().numpy())
-            label = f"{name}: {share[count - 1]:.0f} % in {count}"
+            label = f"{name}: 90 % in {each.enough()}"
             right.plot(np.arange(1, len(share) + 1), share, color=colour, label=label)
     right.axvline(count, color="0.7", linestyle=":", linewidth=1)
     right.set(xlabel="components", ylabel="variance explained, %", ylim=(0, 102), xlim=(0, len(own.explained) + 0.5))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(right, legend=False)
     right.legend(frameon=False, fontsize=9, loc="lower right")
     figure.suptitle(wrapped(title, 10), fontsize=11)

@@ -37,6 +37,8 @@ def test_principal_filters_are_scikit_learns_up_to_their_sign():
     theirs = PCA(6).fit(weight.flatten(1).double().numpy())
     assert np.allclose(found.explained[:6], theirs.explained_variance_ratio_)
     assert np.allclose(np.abs((found.directions.numpy() * theirs.components_).sum(1)), 1)
+    shares = PCA().fit(weight.flatten(1).double().numpy()).explained_variance_ratio_
+    assert found.enough() == 1 + np.searchsorted(shares.cumsum(), 0.9) and found.enough(0.5) < found.enough()
     assert found.explained.sum() == pytest.approx(1) and found.first(6) == pytest.approx(theirs.explained_variance_ratio_.sum())
     largest = found.directions.gather(1, found.directions.abs().argmax(1, keepdim=True))
     assert (largest > 0).all()
