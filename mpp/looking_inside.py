@@ -270,7 +270,7 @@ def words(own: Insides, fresh: Insides | None) -> list[str]:
     lines = []
     beside = lambda value: "" if value is None else f" (random initialisation {value})"
     if own.filters is not None:
-        random = fresh.filters.enough() if fresh and fresh.filters else None
+        random = str(fresh.filters.enough()) if fresh and fresh.filters else None
         lines.append(
             f"filters   {own.filters.enough()} of {len(own.filters.explained)} components explain 90% of the variance{beside(random)}"
         )

@@ -28,7 +28,7 @@ def sheet(
     """filters: of colours, `patch` (height, width) pixels; similar: cosines of positions [N, N]; a panel for each that is there."""
     panels: list[tuple[str, Image.Image]] = []
     if filters is not None:
-        caption = f"patch embedding: {len(filters.directions)} components (90% of the variance in {filters.enough()})"
+        caption = f"patch embedding: {len(filters.directions)} components; {filters.enough()} explain 90%"
         panels.append((caption, tiled(filter_tiles(filters.directions, patch), 7)))
     if similar is not None:
         rows, columns = thinned(grid[0]), thinned(grid[1])
