@@ -15,7 +15,7 @@ Images pass through in small batches; of attention and patch tokens sums are kep
                   distance_share [heads] (of the image's diagonal), entropy_nats [heads], entropy_share [heads] (of log patches),
                   to_prefix [heads] (share given to class tokens and registers)}], random {layers}
     maps          grid, rollout [images][N], last_block [images][heads][N], asked ("class tokens" or "patches"); rows of 1
-    features      grid, explained [3], colours [images][N][3] in 0..1, random {explained}
+    tokens        grid, explained [3], colours [images][N][3] in 0..1, random {explained}
     absent        what is not there: why
     files         what is drawn: file name
 """
@@ -262,7 +262,7 @@ def draw(own: Insides, fresh: Insides | None, shown: Tensor, source: str, title:
         files["maps.png"] = plots.maps(shown, own.maps, own.grid, title)
     if own.colours is not None and own.tokens is not None:
         share = own.tokens.first(3)
-        files["features.png"] = plots.features(shown, own.colours, fresh.colours if fresh else None, own.grid, share, title)
+        files["tokens.png"] = plots.tokens(shown, own.colours, fresh.colours if fresh else None, own.grid, share, title)
     return files
 
 
@@ -288,7 +288,7 @@ def words(own: Insides, fresh: Insides | None) -> list[str]:
         lines.append(f"entropy   {show('entropy', share)} of looking everywhere alike{beside(other('entropy', share))}")
     if own.tokens is not None:
         random = f"{fresh.tokens.first(3):.1%}" if fresh and fresh.tokens else None
-        lines.append(f"features  three components explain {own.tokens.first(3):.1%} of the variance of patch tokens{beside(random)}")
+        lines.append(f"tokens    three components explain {own.tokens.first(3):.1%} of the variance of patch tokens{beside(random)}")
     return lines
 
 
@@ -342,9 +342,9 @@ def facts(
         who = "class tokens" if own.class_tokens else "patches"
         found["maps"] = {"grid": list(own.grid), "rollout": plain(own.maps.rollout), "last_block": plain(own.maps.last), "asked": who}
     if own.tokens is not None and own.colours is not None:
-        found["features"] = {"grid": list(own.grid), "explained": plain(own.tokens.explained[:3]), "colours": plain(own.colours, 3)}
+        found["tokens"] = {"grid": list(own.grid), "explained": plain(own.tokens.explained[:3]), "colours": plain(own.colours, 3)}
         if fresh and fresh.tokens is not None:
-            found["features"]["random"] = {"explained": plain(fresh.tokens.explained[:3])}
+            found["tokens"]["random"] = {"explained": plain(fresh.tokens.explained[:3])}
     return found | {"absent": own.absent, "files": {name.removesuffix(".png"): name for name in files}}
 
 

@@ -40,12 +40,12 @@ THEIRS = {
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)},
 }
 FIGURES = {
-    "vit_tiny_patch16_224": {"filters", "positions", "attention", "maps", "features"},
-    "deit3_small_patch16_224": {"filters", "positions", "attention", "maps", "features"},
-    "beit_base_patch16_224": {"filters", "relative", "attention", "maps", "features"},
-    "eva02_tiny_patch14_224": {"filters", "positions", "rotary", "attention", "maps", "features"},
-    "swin_tiny_patch4_window7_224": {"filters", "relative", "attention", "features"},
-    "convnext_atto": {"filters", "features"},
+    "vit_tiny_patch16_224": {"filters", "positions", "attention", "maps", "tokens"},
+    "deit3_small_patch16_224": {"filters", "positions", "attention", "maps", "tokens"},
+    "beit_base_patch16_224": {"filters", "relative", "attention", "maps", "tokens"},
+    "eva02_tiny_patch14_224": {"filters", "positions", "rotary", "attention", "maps", "tokens"},
+    "swin_tiny_patch4_window7_224": {"filters", "relative", "attention", "tokens"},
+    "convnext_atto": {"filters", "tokens"},
 }
 
 
@@ -89,7 +89,7 @@ def test_of_any_model_of_timm_everything_that_it_has_is_drawn_and_the_rest_named
     said = capsys.readouterr().out
     assert all(f"absent    {what}" in said for what in found["absent"])
     assert ("attention" in found["absent"]) == ("attention" not in found) and ("positions" in found["absent"]) == ("positions" not in found)
-    assert found["features"]["explained"][0] > 0 and len(found["filters"]["explained"]) > 0
+    assert found["tokens"]["explained"][0] > 0 and len(found["filters"]["explained"]) > 0
     if "maps" not in FIGURES[name]:
         assert any("maps" in key or key == "attention" for key in found["absent"])
 
@@ -161,7 +161,7 @@ def test_batches_and_which_images_are_drawn_change_no_average(photos, tmp_path, 
     assert other["images"]["shown"] == [11, 3] and "random" not in one["attention"]
     for ours, theirs in zip(one["attention"]["layers"], other["attention"]["layers"], strict=True):
         assert ours["distance_pixels"] == pytest.approx(theirs["distance_pixels"], rel=1e-4)
-    assert one["features"]["explained"] == pytest.approx(other["features"]["explained"], rel=1e-3)
+    assert one["tokens"]["explained"] == pytest.approx(other["tokens"]["explained"], rel=1e-3)
 
 
 def test_a_picture_that_another_encoder_left_behind_goes(photos, tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_picture_that_another_encoder_left_behind_goes(photos, tmp_path, monke
     (tmp_path / "maps.png").write_bytes(b"old")
     (tmp_path / "own.png").write_bytes(b"not ours")
     looked_at(tmp_path, "encoder=timm:x", f"images={photos}", "count=2")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["features.png", "filters.png", "inside.json", "own.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["filters.png", "inside.json", "own.png", "tokens.png"]
 
 
 def test_what_cannot_be_is_refused_in_one_line(photos, tmp_path, monkeypatch):

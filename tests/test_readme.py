@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 import mpp
-from mpp import export, finetune, fit_codebook, inside, linear_probe, loader_speed, pretrain, results
+from mpp import export, finetune, fit_codebook, linear_probe, loader_speed, pretrain, results
+from mpp import inside as inside_program
 from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.inside import InsideConfig
@@ -77,7 +78,7 @@ def test_every_pretraining_command_has_a_config_that_loads(command, capsys, monk
 
 @pytest.mark.parametrize("command", commands("mpp/inside.py"))
 def test_every_command_to_look_inside_parses_and_has_all_it_needs(command):
-    assert inside.parse(words_of(command, "mpp/inside.py")) is not None
+    assert inside_program.parse(words_of(command, "mpp/inside.py")) is not None
 
 
 @pytest.mark.parametrize("command", commands("mpp/finetune.py"))

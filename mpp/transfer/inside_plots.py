@@ -18,7 +18,7 @@ from mpp.monitor.attention_by_layer import LayerSpread, Maps
 from mpp.monitor.insides import Components, RelativeBias
 from mpp.transfer.plots import COLOURS, finish, png, wrapped
 
-FILES = ("filters.png", "positions.png", "rotary.png", "relative.png", "attention.png", "maps.png", "features.png")
+FILES = ("filters.png", "positions.png", "rotary.png", "relative.png", "attention.png", "maps.png", "tokens.png")
 ACROSS = 7  # filters of a row, as in the ViT paper
 MOST = 14  # positions a side that have a tile: beyond, evenly spread ones
 HEADS = 6  # of the last block whose maps are drawn
@@ -184,7 +184,7 @@ def overlaid(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.clip(0.4 * grey + 0.6 * colormaps["inferno"](heat)[..., :3], 0, 1)
 
 
-def features(images: Tensor, own: Tensor, fresh: Tensor | None, grid: tuple[int, int], share: float, title: str) -> bytes:
+def tokens(images: Tensor, own: Tensor, fresh: Tensor | None, grid: tuple[int, int], share: float, title: str) -> bytes:
     """images: uint8 [k, 3, H, W]; own, fresh: colours of the patches [k, N, 3]; share: of the variance, of the three components."""
     rows = ["image", "this encoder", *(["random\ninitialisation"] if fresh is not None else [])]
     ratio = images.shape[2] / images.shape[3]
