@@ -7,7 +7,7 @@ what happened.  What every training loop does in the same order stands in train/
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of
+from mpp.transfer.encoder_looks import EncoderLooks
 from mpp.transfer.while_training import FeatureLooks, cadence, choose
 from mpp.watch import watch
 from mpp.world import World, find_place, leave
@@ -136,7 +137,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     baseline = baseline_of_run(run, model, config, sets)
-    looks = FeatureLooks(config, chosen, world) if chosen else None
+    looks = Looks(FeatureLooks(config, chosen, world), EncoderLooks(config, chosen, world, engine.stage == 3)) if chosen else None
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
@@ -150,7 +151,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),
-            *([f"features are looked at every {every} steps on {looks.words}"] if looks else []),
+            *([f"features are looked at every {every} steps on {looks.features.words}"] if looks else []),
             *([f"beside the reference on the board: {run.reference.about}"] if run.reference else []),
         ],
         of_pretraining(
@@ -158,7 +159,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             skill=baseline.defines_skill,
             teacher=teacher is not None,
             looks=looks is not None,
-            labels=looks is not None and looks.labelled,
+            labels=looks is not None and looks.features.labelled,
             decay_moves=run.schedule.final_weight_decay is not None,
         ),
     )
@@ -202,7 +203,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     if run.board:
         commit = run.commit
         assert commit is not None  # the last step is committed
-        if looks and (shown := looks.projection(MOST)):
+        if looks and (shown := looks.features.projection(MOST)):
             run.board.project(commit.samples_seen, *shown)
         run.board.close()
         export_encoder(run_dir, commit, config)
@@ -279,16 +280,26 @@ def told_apart(model: PretrainingModel, holdout: Holdout, world: World) -> dict[
     return figures(goals.sums, torch.cat(features), model.encoder.grid)
 
 
+@dataclass(frozen=True)
+class Looks:
+    features: FeatureLooks
+    encoder: EncoderLooks
+
+
 @watch.slowly("looking at features")
-def look_at_features(run: Run, model: PretrainingModel, looks: FeatureLooks, samples_seen: int, step: int) -> None:
+def look_at_features(run: Run, model: PretrainingModel, looks: Looks, samples_seen: int, step: int) -> None:
     """Collective; rank 0 writes down what it finds."""
     run.engine.train(False)
-    with torch.autocast(run.world.device.type, torch.bfloat16, enabled=run.config.system.precision == "bf16"):
-        found = looks.look(model.features)
+    with looks.features.timed(), torch.autocast(run.world.device.type, torch.bfloat16, enabled=run.config.system.precision == "bf16"):
+        found = looks.features.look(model.features)
+        inside, drawn = looks.encoder.look(model, run.engine.gathered, samples_seen)
     run.engine.train(True)
     if run.board:
-        run.board.scalars(samples_seen, step, found | ({"speed/features_share": looks.share} if step else {}))
-        say(f"  {looks.said(found)}  ({f'{looks.share:.1%} of the time' if step else 'before the first step'})")
+        share = {"speed/features_share": looks.features.share} if step else {}
+        run.board.scalars(samples_seen, step, found | inside | share)
+        if drawn:
+            run.board.picture(samples_seen, "inside/encoder", drawn)
+        say(f"  {looks.features.said(found)}  ({f'{looks.features.share:.1%} of the time' if step else 'before the first step'})")
 
 
 @watch.slowly("drawing")

@@ -192,15 +192,19 @@ def undone(job: Probing) -> list[str]:
 
 def default_out(encoder: str, train: str) -> Path:
     """RUN/transfer/DATA, for RUN itself and for RUN/encoder; for encoders that lie elsewhere runs/NAME/transfer/DATA."""
-    path, data = Path(encoder), train
+    data = train
     if not is_array(train):
         parts = Path(train).resolve().parts
         data = parts[-2] if parts[-1] in ("train", "val", "test") else parts[-1]
+    return run_folder_of(encoder) / "transfer" / plain_name(data)
+
+
+def run_folder_of(encoder: str) -> Path:
+    """Where what is measured on it goes: RUN, for RUN itself and for RUN/encoder; for encoders that lie elsewhere runs/NAME."""
+    path = Path(encoder)
     if path.is_dir():
-        run = path.parent if path.name == "encoder" else path
-    else:
-        run = Path("runs") / plain_name(encoder)
-    return run / "transfer" / plain_name(data)
+        return path.parent if path.name == "encoder" else path
+    return Path("runs") / plain_name(encoder)
 
 
 def refuse_other_images(out: Path, train: LabelledImages, test: LabelledImages | None) -> None:

@@ -8,6 +8,7 @@ import pytest
 from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import explain
+from mpp.config.inside import InsideConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import known_keys
@@ -42,12 +43,14 @@ sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 WITH_A_CONFIG = [
-    program for program in PROGRAMS if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py")
+    program
+    for program in PROGRAMS
+    if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py", "mpp/inside.py")
 ]
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 16
+    assert len(PROGRAMS) == 17
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_help_and_config_are_shown_without_importing_what_is_slow(words):
     assert ("usage" if "--help" in words else "seed: 0") in shown.stdout
 
 
-@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig])
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig])
 def test_help_lists_every_key_with_its_default(schema):
     lines = [line.split()[0] for line in explain(schema).splitlines()[1:]]
     assert {line.partition("=")[0] for line in lines} == {
@@ -100,6 +103,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         (["mpp/pretrain.py", "run_dir=nowhere"], "mpp.pretraining"),
         (["mpp/linear_probe.py", "encoder=x", "train=x"], "mpp.probing"),
         (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.finetuning"),
+        (["mpp/inside.py", "encoder=x", "images=x"], "mpp.looking_inside"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )  # fmt: skip

@@ -74,6 +74,21 @@ class FolderImages:
             tuple(filter(None, ["leaves out " + "; ".join(filter(None, parts)) if any(parts) else "", unusual])),
         )
 
+    @classmethod
+    def open_unlabelled(cls, path: Path) -> "FolderImages":
+        """Every image below the folder, in the order of the names; its folders mean nothing, and all labels are 0.  Raises DataError for one without
+        images."""
+        ignored: Counter[str] = Counter()
+        try:
+            found = sorted(walk(path, ignored), key=lambda file: os.path.split(file.name))
+        except OSError as error:
+            raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
+        if not found:
+            seen = f" but {describe(ignored)}" if ignored else ""
+            raise DataError(f"{path} holds neither {MANIFEST} nor images{seen}; give a folder of images or of shards")
+        states = np.array([(file.size, file.changed_ns) for file in found], dtype=np.int64)
+        return cls(path, [""], [str(path / file.name) for file in found], np.zeros(len(found), dtype=np.int32), states)
+
     def __len__(self) -> int:
         return len(self.files)
 

@@ -48,6 +48,15 @@ def open_labelled(source: str, split: SplitName) -> LabelledImages:
     )
 
 
+def open_images(source: str) -> LabelledImages:
+    """As `open_labelled`, of images whose classes nobody asks for: a folder of images may have any folders in it, or none.  Raises DataError."""
+    folder = Path(source)
+    named = folder.is_dir() and any((folder / entry.name / MANIFEST).exists() for entry in os.scandir(folder))
+    if is_array(source) or not folder.is_dir() or named or (folder / MANIFEST).exists():
+        return open_labelled(source, "test")
+    return FolderImages.open_unlabelled(folder)
+
+
 def counts_of(images: LabelledImages) -> np.ndarray:
     """int64: the labelled images of each class."""
     labels = np.asarray(images.labels)

@@ -33,6 +33,7 @@ class Backbone(nn.Module):
             and len(widths) == len(blocks)
             and not hasattr(net, "cls_attn_blocks")
             and not hasattr(net, "blocks_token_only")
+            and not hasattr(net, "pixel_embed")  # TNT's blocks pass two kinds of tokens on
         )
         self.depth: int = len(blocks) if self.is_transformer else len(self.net.feature_info)  # type: ignore[arg-type]
         self.first = 0 if self.is_transformer else 1  # the lowest layer there is
@@ -51,7 +52,8 @@ class Backbone(nn.Module):
     def patch_size(self) -> tuple[int, int]:
         """Images must be whole multiples of it, (height, width) in pixels; (1, 1) where any size goes."""
         embed = getattr(self.net, "patch_embed", None)
-        height, width = getattr(embed, "patch_size", (1, 1))
+        sides = getattr(embed, "patch_size", (1, 1))
+        height, width = sides if isinstance(sides, tuple | list) else (sides, sides)
         return int(height), int(width)
 
     def layers(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:

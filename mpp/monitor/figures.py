@@ -121,6 +121,14 @@ FIGURES: dict[str, Figure] = {
     "features/linear": Figure(
         "linear probe of the features", SHARE, "of held-out images that get their own class by least squares; with labels", LOOKS_AT_FEATURES, "higher",
     ),
+    "attention/distance/*": Figure(
+        "attention distance", "pixels", "how far from a patch lie the patches that it attends to, mean over heads, patches and images: block_01 ..., mean; with "
+        "plain attention over patches",
+        LOOKS_AT_FEATURES,
+    ),
+    "attention/entropy/*": Figure(
+        "attention entropy", SHARE, "of what looking everywhere alike would have: 0: at one patch alone, 1: at all alike; block_01 ..., mean", LOOKS_AT_FEATURES,
+    ),
     "speed/features_share": Figure(
         "time spent on features", SHARE, "of the time of this start, so far; not before the first step", LOOKS_AT_FEATURES, "lower",
     ),

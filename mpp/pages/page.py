@@ -165,7 +165,7 @@ def _optimiser(run: RunFolder) -> list[Chart]:
 
 def _depth(run: RunFolder) -> list[Chart]:
     def by_part(prefix: str) -> dict[str, Points]:
-        return {name.removeprefix(prefix).replace("_", " "): run.points(name) for name in run.names(prefix)}
+        return {name.removeprefix(prefix).replace("_", " "): run.points(name) for name in run.names(prefix) if not name.endswith("/mean")}
 
     gradients = by_part("norm/gradient/")
     positive = bool(gradients) and all(value > 0 for points in gradients.values() for _, value in points)
@@ -173,7 +173,7 @@ def _depth(run: RunFolder) -> list[Chart]:
         Chart("gradient norm by depth", gradients, "gradient norm", log=positive),
         Chart("weight norm by depth", by_part("norm/weight/"), "weight norm"),
         Chart("attention distance by depth", by_part("attention/distance/"), "pixels"),
-        Chart("attention entropy by depth", by_part("attention/entropy/"), "nats"),
+        Chart("attention entropy by depth", by_part("attention/entropy/"), "share of looking everywhere"),
     ]
 
 

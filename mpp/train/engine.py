@@ -4,6 +4,8 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,14 @@ class Engine:
 
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """While it lasts these are whole, to be read.  Collective at ZeRO-3."""
+        if self.stage < 3:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters(list(parameters))
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """{"weight": float32, moment: float32 ...}; of a frozen parameter its weight alone.  Collective at ZeRO 1-3."""

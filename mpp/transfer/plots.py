@@ -58,11 +58,11 @@ def by_layer(
     axes.set(
         xlabel="blocks passed (0: patch embeddings)",
         ylabel=f"{score}, %{' (band: 95 % interval)' if band else ''}",
-        title=_wrapped(title, 7.5),
+        title=wrapped(title, 7.5),
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes)
-    return _png(figure)
+    finish(axes)
+    return png(figure)
 
 
 def along_path(
@@ -80,9 +80,9 @@ def along_path(
                 [chosen[name]], [best], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5
             )
     axes.set_xscale("log")
-    axes.set(xlabel=label, ylabel=f"{score} on the hold-out, %", title=_wrapped(title, 7.5))
-    _finish(axes)
-    return _png(figure)
+    axes.set(xlabel=label, ylabel=f"{score} on the hold-out, %", title=wrapped(title, 7.5))
+    finish(axes)
+    return png(figure)
 
 
 def reliability(rows: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
@@ -98,11 +98,11 @@ def reliability(rows: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
         above.plot(sure, right, color=colour, marker=MARKS[i % len(MARKS)], markersize=4.5, label=label)
         share = 100 * np.array(bins["images"]) / sum(bins["images"])
         below.stairs(share, np.linspace(0, 100, len(share) + 1), color=colour, linewidth=1.5)
-    above.set(ylabel="accuracy, %", title=_wrapped(title, 5.5), xlim=(0, 100), ylim=(0, 100))
+    above.set(ylabel="accuracy, %", title=wrapped(title, 5.5), xlim=(0, 100), ylim=(0, 100))
     below.set(xlabel="confidence, %", ylabel="images, %")
-    _finish(above)
-    _finish(below, legend=False)
-    return _png(figure)
+    finish(above)
+    finish(below, legend=False)
+    return png(figure)
 
 
 def confusions(matrices: Mapping[str, np.ndarray], names: Sequence[str], title: str) -> dict[str, bytes]:
@@ -125,8 +125,8 @@ def confusions(matrices: Mapping[str, np.ndarray], names: Sequence[str], title: 
         _numbered(axes, matrix, names, row)
     for axes in places[len(matrices) :]:
         axes.axis("off")
-    figure.suptitle(_wrapped(title, across * width), fontsize=12)
-    return {"confusion.png": _png(figure)}
+    figure.suptitle(wrapped(title, across * width), fontsize=12)
+    return {"confusion.png": png(figure)}
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> bytes:
@@ -138,7 +138,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> bytes:
         width, height = _numbered_size(names)
         figure, axes = _figure(width, height + 0.2)
         _numbered(axes, matrix, names, title)
-        return _png(figure)
+        return png(figure)
     counts = matrix.sum(1, keepdims=True)
     share = 100 * matrix / np.maximum(counts, 1)
     classes = len(names)
@@ -158,8 +158,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> bytes:
         axes.set_xticks(range(classes), [_short(name, 18) for name in names], rotation=90, fontsize=9)
         axes.set_yticks(range(classes), [_short(name, 18) for name in names], fontsize=9)
     axes.set(xlabel="class given", ylabel="true class")
-    figure.suptitle(_wrapped(f"{title}\n{_in_all(matrix)}", 14), fontsize=12)
-    return _png(figure)
+    figure.suptitle(wrapped(f"{title}\n{_in_all(matrix)}", 14), fontsize=12)
+    return png(figure)
 
 
 def file_names(stem: str, rows: Sequence[str]) -> dict[str, str]:
@@ -202,7 +202,7 @@ def _numbered(axes: Axes, matrix: np.ndarray, names: Sequence[str], title: str) 
         range(classes), [f"{_short(name, 18)} ({n:,})" for name, n in zip(names, counts[:, 0].tolist(), strict=True)], fontsize=9
     )
     axes.set(xlabel="class given", ylabel="true class (images)")
-    axes.set_title(_wrapped(f"{title}\n{_in_all(matrix)}", _cell(names) * classes + 0.3), fontsize=11)  # it is centred above the cells
+    axes.set_title(wrapped(f"{title}\n{_in_all(matrix)}", _cell(names) * classes + 0.3), fontsize=11)  # it is centred above the cells
 
 
 def _in_all(matrix: np.ndarray) -> str:
@@ -235,7 +235,7 @@ def _short(name: str, longest: int) -> str:
     return clipped(name, lambda text: len(text) <= longest).replace("$", r"\$")  # which begins a formula
 
 
-def _wrapped(title: str, width: float) -> str:
+def wrapped(title: str, width: float) -> str:
     """A title as lines that fit above so many inches; each of its own lines up to LONGEST letters."""
     lines = [clipped(line, lambda text: len(text) <= LONGEST) for line in title.split("\n")]
     return "\n".join(textwrap.fill(line, max(20, int(10 * width))) for line in lines).replace("$", r"\$")
@@ -264,7 +264,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _finish(axes: Axes, legend: bool = True) -> None:
+def finish(axes: Axes, legend: bool = True) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -272,7 +272,7 @@ def _finish(axes: Axes, legend: bool = True) -> None:
         axes.legend(frameon=False, fontsize=9)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     figure.set_dpi(DOTS_PER_INCH)
     data = io.BytesIO()
     FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})

@@ -10,7 +10,8 @@ Letters: n images, B batch, S pixels a side, D width.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,8 @@ class FeatureLooks:
             readable = ~batch["replaced"] if batch else torch.zeros(0, dtype=torch.bool)  # a stand-in would be looked at twice
             parts += [batch["image"][readable]] if batch else []
             self.ids.append(own[readable.numpy()])
+        # As often as the process that has most calls the encoder: images are dealt out one by one, and unreadable ones are left out.
+        self._calls = -(-sum(-(-len(ids) // world.size) for ids in (chosen.bank, chosen.asked)) // BATCH)
         self.crops = torch.cat(parts)  # uint8 [n, 3, S, S], this process's: of the bank, then those asked about
         self._began = time.perf_counter()
 
@@ -150,19 +153,25 @@ class FeatureLooks:
     @torch.no_grad()
     def look(self, encode: Encode) -> dict[str, float]:
         """In rank 0 the figures, the same for any number of processes; elsewhere none."""
-        began = time.perf_counter()
         own = torch.cat([encode(crops.to(self.world.device).float()).float().cpu() for crops in self.crops.split(BATCH)])
+        for _ in range(self._calls - -(-len(self.crops) // BATCH)):  # at ZeRO-3 a forward pass needs all processes
+            encode(self.crops.new_zeros(1, *self.crops.shape[1:]).to(self.world.device).float())
         mine = tuple(zip(self.ids, own.split([len(ids) for ids in self.ids]), strict=True))
         parts: list[Any] = [mine]
         if self.world.size > 1:
             parts = [None] * self.world.size
             dist.all_gather_object(parts, mine)
-        found: dict[str, float] = {}
-        if self.world.first:
-            bank, self._asked = (_joined([part[place] for part in parts]) for place in range(2))
-            found = self._figures(bank, self._asked)
+        if not self.world.first:
+            return {}
+        bank, self._asked = (_joined([part[place] for part in parts]) for place in range(2))
+        return self._figures(bank, self._asked)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """What lies inside counts as looking."""
+        began = time.perf_counter()
+        yield
         self._seconds += time.perf_counter() - began
-        return found
 
     def projection(self, most: int) -> tuple[np.ndarray, list[str], Tensor] | None:
         """In rank 0, of the last look: features float32 [n, D] of the images asked about, `most` at most, the class of each (else its number), and

@@ -33,7 +33,7 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "a look leaves the model in evaluation mode", "mpp/pretraining.py",
-        "        found = looks.look(model.features)\n    run.engine.train(True)\n", "        found = looks.look(model.features)\n",
+        "gathered, samples_seen)\n    run.engine.train(True)\n", "gathered, samples_seen)\n",
         RUNS + "a_run_that_is_looked_at_has_the_weights_of_one_that_is_not",
     ),
     Row(

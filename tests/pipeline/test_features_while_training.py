@@ -1,4 +1,4 @@
-"""Looks at the features change nothing of a run, are written down once, and are the same on any number of processes and ZeRO stage."""
+"""Looks at the features and into the encoder change nothing of a run, are written down once, and are the same on any number of processes and ZeRO stage."""
 
 import shutil
 
@@ -8,7 +8,7 @@ import torch
 from mpp.monitor.board import logged
 from tests.pipeline.conftest import succeed, tensors
 
-LOOKS = ["evaluate={every_steps: 4, images: 40}", "log.pictures=0"]
+LOOKS = ["evaluate={every_steps: 4, images: 40}", "log.pictures=1"]
 
 
 def rows(run):
@@ -22,7 +22,12 @@ def test_a_run_that_is_looked_at_has_the_weights_of_one_that_is_not(shards, tmp_
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [row["step"] for row in rows(tmp_path / "looked")] == [0, 4, 8] and not rows(tmp_path / "left alone")
     assert finished.out.count("features: rank") == 3 and "before the first step" in finished.out and "% of the time)" in finished.out
-    assert all(0 <= row["features/linear"] <= 1 for row in rows(tmp_path / "looked"))
+    for row in rows(tmp_path / "looked"):
+        assert 0 <= row["features/linear"] <= 1 and 0 < row["attention/entropy/block_02"] <= 1
+        assert row["attention/distance/mean"] == pytest.approx(
+            (row["attention/distance/block_01"] + row["attention/distance/block_02"]) / 2
+        )
+    assert list((tmp_path / "looked" / "pictures").glob("000000000000*.png")) and not (tmp_path / "left alone" / "pictures").exists()
 
 
 def test_a_resumed_run_has_the_looks_of_an_uninterrupted_one_each_once(shards, tmp_path):
@@ -50,5 +55,5 @@ def test_two_processes_see_what_one_sees(stage, shards, tmp_path):
     alone, both = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row["step"] for row in both] == [0, 4, 8]
     for ours, theirs in zip(alone, both, strict=True):
-        for name in ("features/rank", "features/deviation"):
+        for name in ("features/rank", "features/deviation", "attention/distance/block_01", "attention/entropy/mean"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-2)

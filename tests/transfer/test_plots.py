@@ -59,9 +59,9 @@ def test_every_row_has_its_matrix_as_a_panel_while_classes_are_few_and_as_a_file
 
 def test_a_matrix_with_numbers_says_counts_and_shares_and_how_many_images_each_class_has(monkeypatch):
     said = []
-    real = plots._png
+    real = plots.png
     monkeypatch.setattr(
-        plots, "_png", lambda figure: said.extend(text.get_text() for text in figure.findobj(matplotlib.text.Text)) or real(figure)
+        plots, "png", lambda figure: said.extend(text.get_text() for text in figure.findobj(matplotlib.text.Text)) or real(figure)
     )
     plots.confusions(
         {"raw pixels": np.array([[299, 1], [30, 10]]), "tuned": np.array([[0, 300], [0, 40]])}, ["ok", "$ 5"], "linear, test, 340 images"

@@ -105,6 +105,25 @@ def test_figures_are_those_of_the_features_and_the_same_on_any_number_of_process
         assert first == pytest.approx(found) and others == [{}] * (size - 1)
 
 
+def test_all_processes_call_the_encoder_as_often_however_their_shares_differ(make_shards, tmp_path, monkeypatch):
+    shards = make_shards(tmp_path / "many", [150], classes=2)
+    config = config_of(shards, "data.holdout_samples=33")
+    looks_at = lambda world: FeatureLooks(config, choose(config, open_training_set(config), 129), world)
+    calls = {0: 0, 1: 0}
+
+    def look(world):
+        def encode(images):
+            calls[world.rank] += 1
+            return colours(images)
+
+        looks = looks_at(world)
+        return len(looks.crops), looks.look(encode)
+
+    (first, found), (second, _) = Ranks(2).run(monkeypatch, look)
+    assert (first, second) == (65, 64) and calls == {0: 2, 1: 2}
+    assert found == pytest.approx(looks_at(World(0, 1, 1, CPU)).look(colours))
+
+
 def test_classes_that_features_tell_apart_are_told_apart_and_shuffled_ones_are_not(tiny_shards):
     looks = looks_of(config_of(tiny_shards))
     labels = np.concatenate([looks.chosen.of_bank.labels[looks.chosen.bank], looks.chosen.of_asked.labels[looks.chosen.asked]])
