@@ -37,7 +37,9 @@ _line_due = 0.0  # when the next plain line may be written
 
 
 class Progress:
-    def __init__(self, what: str, total: int | None = None, unit: str = "", *, scale: float = 1.0, at_once: bool = False, quiet: bool = False):
+    def __init__(
+        self, what: str, total: int | None = None, unit: str = "", *, scale: float = 1.0, at_once: bool = False, quiet: bool = False
+    ):
         """what: is done, in words.  total: of the units, None where that is not known.  unit: in the plural.  scale: units shown for each counted, such as
         1e-6 for MB of bytes.  at_once: shown on a terminal from the start, for work that may not get to its first `update` within seconds."""
         self.what, self.total, self.unit, self.scale = what, total, unit, scale
@@ -100,7 +102,9 @@ class Progress:
     @property
     def name(self) -> str:
         """With those it is inside of."""
-        outer = [f"{each.what} ({each.counted()})" if each.total else each.what for each in _open[: _open.index(self)]] if self in _open else []
+        outer = (
+            [f"{each.what} ({each.counted()})" if each.total else each.what for each in _open[: _open.index(self)]] if self in _open else []
+        )
         return text.printable(": ".join([*outer, self.what]))
 
     def counted(self) -> str:
@@ -112,8 +116,10 @@ class Progress:
         seconds, parts = clock() - self._began, []
         if self.done and seconds > 0 and self.unit:
             rate = self.done * self.scale / seconds
-            parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.1f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:,.0f} s each")
-        if self.done and self.total:
+            parts.append(
+                f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.1f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:,.0f} s each"
+            )
+        if self.done and self.total and self.done <= self.total:
             parts.append(f"about {minutes((self.total - self.done) * seconds / self.done)} left")
         else:
             parts.append(f"for {minutes(seconds)}")
@@ -155,10 +161,18 @@ def _draw(bar: Progress) -> None:
         words = f" {bar.counted()} {bar.unit}".rstrip() + f", {bar.pace()}"
         name = bar.name if len(bar.name) <= columns // 2 else "..." + bar.name[3 - columns // 2 :]
         line = tqdm.format_meter(
-            min(bar.done, bar.total), bar.total, 0, ncols=columns, prefix=name, bar_format="{desc}: {percentage:3.0f}%|{bar}|{words}", words=words
+            min(bar.done, bar.total),
+            bar.total,
+            0,
+            ncols=columns,
+            prefix=name,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}|{words}",
+            words=words,
         )
     else:
-        line = tqdm.format_meter(bar.done, None, 0, ncols=columns, bar_format="{words}", words=bar.words())
+        seconds = clock() - bar._began
+        words = bar.words() if seconds >= SHOWN_AFTER else f"{bar.name} ..."  # what may not move again shows no time that stands still
+        line = tqdm.format_meter(bar.done, None, 0, ncols=columns, bar_format="{words}", words=words)
     _write(f"\r{line}{' ' * (_drawn - disp_len(line))}")
     _drawn = disp_len(line)
 

@@ -25,6 +25,7 @@ from mpp.data.decode import FORMATS, check_header, format_of, open_image, png
 from mpp.data.fingerprints import read_prints
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError, of_this_rank
+from mpp.progress import each
 
 
 @dataclass(eq=False)
@@ -46,7 +47,10 @@ class FolderImages:
         """Raises DataError for a folder without class folders, of splits, or with images that lie in none of its folders."""
         ignored: Counter[str] = Counter()
         try:
-            found = sorted(walk(path, ignored), key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)))
+            found = sorted(
+                each(walk(path, ignored), f"listing {path}", None, "files"),
+                key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)),
+            )
             folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)}
         except OSError as error:
             raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
