@@ -18,7 +18,7 @@ from mpp.files import write_atomically
 from mpp.monitor import rank
 from mpp.probe_job import Probing, Reported, prepare, undone
 from mpp.probe_report import write
-from mpp.progress import Progress, each
+from mpp.progress import Progress, tracked
 from mpp.transfer.extraction import Extracted
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import log_test_read
@@ -59,7 +59,8 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     if shown is not None:
         report_rows(job, shown)
     if job.world.first:
-        write(job, shown, started)
+        with Progress("writing the table and pictures", at_once=True):
+            write(job, shown, started)
     return 0
 
 
@@ -138,7 +139,7 @@ def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overla
 def report_rows(job: Probing, shown: Reported) -> None:
     """Collective."""
     said: dict[str, list[list[AllAnswers]]] = {}
-    for name, row in each(job.rows.items(), "answering", len(job.rows), "rows", at_once=True):
+    for name, row in tracked(job.rows.items(), "answering", len(job.rows), "rows", at_once=True):
         views = row.views(shown.images, shown.samples, job.config.features, job.config.seed, job.world)
         images = Measured(shown.tables[name].features, shown.rows, views)
         repeats = [{column: one for chosen in parts for column, one in answers_to(chosen, images).items()} for parts in row.chosen]
@@ -146,7 +147,7 @@ def report_rows(job: Probing, shown: Reported) -> None:
     if not job.world.first:
         return
     truth, classes = shown.truth, job.train.classes
-    for name, runs in each(said.items(), "figures", len(said), "rows"):
+    for name, runs in tracked(said.items(), "figures", len(said), "rows"):
         line = job.lines[name]
         found, line.answers = report(runs, truth, len(classes))
         line.figures |= found

@@ -131,7 +131,9 @@ class Progress:
         return f"{self.name}: {', '.join(filter(None, [count, self.pace()]))}"
 
 
-def each(items: Iterable[Item], what: str, total: int | None, unit: str, *, at_once: bool = False, quiet: bool = False) -> Iterator[Item]:
+def tracked(
+    items: Iterable[Item], what: str, total: int | None, unit: str, *, at_once: bool = False, quiet: bool = False
+) -> Iterator[Item]:
     """The items, counted as the next one is asked for."""
     with Progress(what, total, unit, at_once=at_once, quiet=quiet) as bar:
         for item in items:

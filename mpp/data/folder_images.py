@@ -25,7 +25,7 @@ from mpp.data.decode import FORMATS, check_header, format_of, open_image, png
 from mpp.data.fingerprints import read_prints
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError, of_this_rank
-from mpp.progress import each
+from mpp.progress import tracked
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class FolderImages:
         ignored: Counter[str] = Counter()
         try:
             found = sorted(
-                each(walk(path, ignored), f"listing {path}", None, "files"),
+                tracked(walk(path, ignored), f"listing {path}", None, "files"),
                 key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)),
             )
             folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)}

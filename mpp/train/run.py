@@ -37,6 +37,7 @@ from mpp.files import make_folder
 from mpp.machine import peak_gigabytes, usable_cores
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.board import Board
+from mpp.progress import Progress
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
@@ -261,7 +262,11 @@ class Run:
         self.engine.phases.look()  # the empty step of a resumed run is not counted
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
-            yield step
+            if done == self.first_step:
+                with Progress(f"step {step.number} of {self.total_steps:,}", at_once=True):  # loaders begin in it, and all may be compiled
+                    yield step
+            else:
+                yield step
             if step.stopping:
                 return
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mpp.config.schema import Positive
-from mpp.progress import Progress, each
+from mpp.progress import Progress, tracked
 from mpp.transfer.features import EPSILON, place
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side
@@ -188,7 +188,7 @@ def fit_path(
     scale = 0.0  # of the gradient
     curvature = (1 - 1 / count) / count if count > 1 else 1.0  # of the cross-entropy in one logit: mean p (1 - p)
     found, passes, gradients = [], [], []
-    for strength in each(sorted(strengths), "regularisation", len(strengths), "strengths"):
+    for strength in tracked(sorted(strengths), "regularisation", len(strengths), "strengths"):
         bar = Progress(f"C {strength:g}", unit="passes")
         decay = (2 if count == 2 else 1) / (strength * len(rows))  # the mean cross-entropy + decay |W|^2 / 2 has the same minimum
 
