@@ -28,6 +28,7 @@ SHOWN_AFTER = 1.0  # seconds until a line is shown on a terminal
 REDRAWN_AFTER = 0.2  # seconds between its moves
 LINE_SECONDS = 60.0  # between plain lines, and before the first
 NARROW, USUAL = 40, 80  # columns of a terminal that is no wider, or does not say
+LEAST_BAR, LEAST_NAME = 10, 12  # columns of a line
 
 clock = time.monotonic
 Item = TypeVar("Item")
@@ -121,14 +122,17 @@ class Progress:
             )
         if self.done and self.total and self.done <= self.total:
             parts.append(f"about {minutes((self.total - self.done) * seconds / self.done)} left")
-        else:
+        elif seconds >= 1:
             parts.append(f"for {minutes(seconds)}")
         return ", ".join(parts)
 
-    def words(self) -> str:
-        """What is done, how much of how much, at what rate, and the time left."""
+    def amount(self) -> str:
+        """How much of how much, at what rate, and the time left."""
         count = f"{self.counted()} {self.unit}".rstrip() if self.total or self.done else ""
-        return f"{self.name}: {', '.join(filter(None, [count, self.pace()]))}"
+        return ", ".join(filter(None, [count, self.pace()]))
+
+    def words(self) -> str:
+        return f"{self.name}: {self.amount()}"
 
 
 def tracked(
@@ -159,22 +163,15 @@ def _draw(bar: Progress) -> None:
     from tqdm.utils import disp_len
 
     columns = max(NARROW, _columns()) - 1  # the last column would make some terminals begin a new line
+    words, moves = bar.amount(), clock() - bar._began >= SHOWN_AFTER
     if bar.total:
-        words = f" {bar.counted()} {bar.unit}".rstrip() + f", {bar.pace()}"
-        name = bar.name if len(bar.name) <= columns // 2 else "..." + bar.name[3 - columns // 2 :]
-        line = tqdm.format_meter(
-            min(bar.done, bar.total),
-            bar.total,
-            0,
-            ncols=columns,
-            prefix=name,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}|{words}",
-            words=words,
-        )
-    else:
-        seconds = clock() - bar._began
-        words = bar.words() if seconds >= SHOWN_AFTER else f"{bar.name} ..."  # what may not move again shows no time that stands still
-        line = tqdm.format_meter(bar.done, None, 0, ncols=columns, bar_format="{words}", words=words)
+        form, room = "{desc}: {percentage:3.0f}%|{bar}| {words}", columns - disp_len(words) - disp_len(": 100%|| ") - LEAST_BAR
+    elif moves:
+        form, room = "{desc}: {words}", columns - disp_len(words) - 2
+    else:  # what may not move again shows no time that stands still
+        form, room = "{desc} ...", columns - 4
+    name = bar.name if disp_len(bar.name) <= room else "..." + bar.name[len(bar.name) + 3 - max(room, LEAST_NAME) :]  # its end says most
+    line = tqdm.format_meter(min(bar.done, bar.total or bar.done), bar.total, 0, ncols=columns, prefix=name, bar_format=form, words=words)
     _write(f"\r{line}{' ' * (_drawn - disp_len(line))}")
     _drawn = disp_len(line)
 
