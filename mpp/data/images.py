@@ -59,6 +59,10 @@ class Images(Protocol):
         """Its place, for messages."""
         ...
 
+    def name_of(self, sample: int) -> str:
+        """What it is called within the set."""
+        ...
+
     def read(self, sample: int) -> bytes:
         """Encoded as JPEG, PNG or WebP.  Raises BadSample for bad content, DataError for a disk that fails."""
         ...

@@ -119,6 +119,11 @@ class ShardSet:
         row = self._rows[sample]
         return f"{self.path.name}/{self.manifest['shards'][row['shard']]['name']}: {row['key']:012d} (offset {row['offset']})"
 
+    def name_of(self, sample: int) -> str:
+        """Its shard and key: "000003.tar/000000001234"."""
+        row = self._rows[sample]
+        return f"{self.manifest['shards'][row['shard']]['name']}/{row['key']:012d}"
+
     def read(self, sample: int) -> bytes:
         """The image's bytes as stored.
 
