@@ -85,7 +85,9 @@ def test_an_image_is_preprocessed_to_the_bit_as_the_files_of_a_set_whatever_it_i
         assert encoder.preprocess(str(file)).equal(image)
         assert encoder.preprocess(file.read_bytes()).equal(image)
         with Image.open(file) as opened:
+            place = opened.fp and opened.fp.tell()
             assert encoder.preprocess(opened).equal(image), f"{file.name}, before it is loaded"
+            assert (opened.fp and opened.fp.tell()) == place
             assert opened.load() is not None, "and it can still be loaded"
     found = encoder.features(files, batch=len(files), workers=0)
     assert torch.from_numpy(found.values).equal(encoder(images))
@@ -163,6 +165,8 @@ def test_features_are_pooled_as_asked_and_tokens_lie_where_their_patches_do(fold
     encoder = mpp.load_encoder(folder, layers=[1, -1])
     torch.testing.assert_close(encoder(images), torch.cat([middle[:, 1:].mean(1), expected["mean"]], dim=1))
     assert (encoder.layers, encoder.width, encoder.grid) == ((1, 3), 24, (4, 4))
+    swapped = mpp.load_encoder(folder, layers=[-1, 1])
+    torch.testing.assert_close(swapped(images), torch.cat([expected["mean"], middle[:, 1:].mean(1)], dim=1))
     torch.testing.assert_close(encoder.tokens(images), tokens[:, 1:].reshape(5, 4, 4, 12))
     torch.testing.assert_close(mpp.load_encoder(folder, layers=1).tokens(images), middle[:, 1:].reshape(5, 4, 4, 12))
 
