@@ -30,6 +30,7 @@ from mpp.files import make_folder
 from mpp.interop.codebook_file import CodebookFile, Facts, write_codebook
 from mpp.interop.lent import inner_target
 from mpp.machine import allow_open_files
+from mpp.progress import tracked
 from mpp.recipe.codes import SCORES, nearest
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import Lent, Target
@@ -109,7 +110,8 @@ class Goals:
         workers = default_workers(1) if config.workers is None else config.workers
         grid = config.model.grid[0] * config.model.grid[1]
         points, done, replaced = torch.empty(0, 0), 0, 0
-        for batch in batches(dataset, EveryOnce(ids, config.batch, 0, 1), workers, self.device.type == "cuda", phase="reading patches"):
+        loaded = batches(dataset, EveryOnce(ids, config.batch, 0, 1), workers, self.device.type == "cuda", phase="reading patches")
+        for batch in tracked(loaded, f"patches of {dataset.images.source.path}", -(-len(ids) // config.batch), "batches", at_once=True):
             real = batch["position"] < len(ids)  # the last batch is padded
             samples = batch["sample"][real].tolist()
             places = [np.sort(Draws(config.seed, CODEBOOK, PATCHES, sample).permutation(grid)[:an_image]) for sample in samples]
@@ -175,7 +177,7 @@ def first_centres(points: Tensor, clusters: int, init: str, seed: int) -> Tensor
     if init == "random":
         return among
     chosen, distances = [0], torch.full((len(among),), math.inf, dtype=torch.float64)
-    for chance in draws.uniform(clusters - 1):
+    for chance in tracked(draws.uniform(clusters - 1), "first centres", clusters - 1, "centres"):
         distances = distances.minimum((among - among[chosen[-1]]).square().sum(1).double())
         sums = distances.cumsum(0)
         chosen.append(min(int(torch.searchsorted(sums, float(chance) * sums[-1], right=True)), len(among) - 1))
@@ -185,7 +187,8 @@ def first_centres(points: Tensor, clusters: int, init: str, seed: int) -> Tensor
 def assigned(points: Tensor, centres: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """The nearest centre of each point, int64 [n], and its squared distance, float32 [n]."""
     there, found = centres.to(device), []
-    for part in parts_of(points, len(centres), device):
+    parts = -(-len(points) // rows_at_once(len(centres)))
+    for part in tracked(parts_of(points, len(centres), device), "nearest centres", parts, "parts"):
         codes = nearest(part, there)
         found.append((codes.cpu(), (part - there[codes]).square().sum(1).cpu()))
     codes, errors = (torch.cat(column) for column in zip(*found, strict=True))

@@ -13,6 +13,7 @@ from mpp.claims.subject import Subject
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError
+from mpp.progress import tracked
 from mpp.text import printable, say, say_json, say_lines
 
 WIDTHS = (44, 34, 34, 40)  # of the columns, at most: what, the paper, measured, source
@@ -46,7 +47,7 @@ def conform(recipes: Sequence[str], path: str | None, words: Sequence[str], fold
     if path and len(names) > 1:
         raise ConfigError(f"--config={path} is held beside the claims of one recipe, not of {len(names)}; name one")
     reports = []
-    for name in names:
+    for name in tracked(names, "recipes", len(names), "recipes"):
         report = measured(name, Path(path) if path else folder / f"{name}.yaml", words)
         reports.append(report)
         if not json:
@@ -65,7 +66,10 @@ def conform(recipes: Sequence[str], path: str | None, words: Sequence[str], fold
 def measured(recipe: str, path: Path, words: Sequence[str] = ()) -> Report:
     """Raises ConfigError."""
     subject = Subject(recipe, load(PretrainConfig, path, words), head_of(path))
-    return Report(recipe, path, [hold(claim, subject) for claim in CLAIMS[recipe]])
+    claims = CLAIMS[recipe]
+    return Report(
+        recipe, path, [hold(claim, subject) for claim in tracked(claims, f"measuring {recipe}", len(claims), "claims", at_once=True)]
+    )
 
 
 def head_of(path: Path) -> str:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from mpp.interrupts import end_at_once, loud_again
+from mpp.progress import Progress
 from mpp.text import Cleaned, printable
 
 at_leaving: list[
@@ -151,12 +152,13 @@ def disk_fault(error: BaseException) -> str | None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around imports that take seconds: an interrupt ends the program at once and without a word, wherever in others' code it falls."""
+    """Around imports that take seconds, which a terminal is told: an interrupt ends the program at once and without a word, wherever in others' code it falls."""
     usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, end_at_once)
     try:
-        yield
+        with Progress("starting", at_once=True):
+            yield
     finally:
         if usual:
             loud_again()

@@ -20,6 +20,7 @@ from mpp.interop.read_encoder import read_encoder
 from mpp.interop.to_transformers import refuse_vit, refuse_vit_mae, vit_files, vit_mae_files
 from mpp.interop.weight_files import write_json, write_weights
 from mpp.model.tokens import class_tokens_of
+from mpp.progress import Progress
 from mpp.recipe.teacher import TeacherKnobs
 from mpp.train.commit import read_config, read_tensors, whole_commit
 
@@ -40,7 +41,9 @@ class Source:
 def check_all(folders: Sequence[Path]) -> int:
     """Measure the certificates in these folders again."""
     for folder in certified(folders):
-        show(folder, check(folder))
+        with Progress(f"checking {folder}", at_once=True):
+            found = check(folder)
+        show(folder, found)
     return 0
 
 
@@ -54,11 +57,13 @@ def export(path: str, out: str, targets: Sequence[str], teacher: bool = False) -
         make_folder(folder, "OUT")
         (folder / CERTIFICATE).unlink(missing_ok=True)  # it is of what was there before
         write = WRITERS[kind]
-        write(source, folder, {})
-        made = certify(source.encoder, kind, folder)
-        write(source, folder, {"mpp.certificate": json.dumps(made)})  # the same tensors: only the header grows
-        write_certificate(made, folder)
-        show(folder, check(folder))
+        with Progress(f"writing {folder}, and opening it again", at_once=True):
+            write(source, folder, {})
+            made = certify(source.encoder, kind, folder)
+            write(source, folder, {"mpp.certificate": json.dumps(made)})  # the same tensors: only the header grows
+            write_certificate(made, folder)
+            found = check(folder)
+        show(folder, found)
         text.say(f"          {USE[kind].format(folder)}")
     return 0
 

@@ -16,11 +16,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mpp.errors import UserError, number_told
+from mpp.progress import Progress
 from mpp.text import say
 from mpp.watch import watch
 
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
 _said: set[str] = set()  # warnings that were given
+HASHED = 1 << 22  # bytes that are read together
 LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
 
 
@@ -136,21 +138,33 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
     long as `lock` lives: that keeps out others on this host, and tells of those on another, which cannot be asked whether they still run.
     """
     end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            holder = ""
-        except OSError as error:
-            _say_once(f"{lock.name} cannot be locked ({error.strerror}): nothing but care keeps two programs from writing here at once")
-            holder = "" if shared else _note_owner(lock)
-            if not holder:
+    with Progress(f"waiting for another program to let go of {Path(lock.name).parent}") as bar:
+        while True:
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 return
-        if time.monotonic() > end:
-            raise UserError(busy + holder)
-        watch.moved("waiting for a lock", slow=True)
-        time.sleep(0.1)
+            except BlockingIOError:
+                holder = ""
+            except OSError as error:
+                _say_once(f"{lock.name} cannot be locked ({error.strerror}): nothing but care keeps two programs from writing here at once")
+                holder = "" if shared else _note_owner(lock)
+                if not holder:
+                    return
+            if time.monotonic() > end:
+                raise UserError(busy + holder)
+            watch.moved("waiting for a lock", slow=True)
+            bar.update(0)
+            time.sleep(0.1)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal, of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file, Progress(f"sha256 of {path}", path.stat().st_size, "MB", scale=1e-6) as bar:
+        while piece := file.read(HASHED):
+            digest.update(piece)
+            bar.update(len(piece))
+    return digest.hexdigest()
 
 
 def _say_once(text: str) -> None:

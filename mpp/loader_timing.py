@@ -19,6 +19,7 @@ from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.errors import BadSample, DataError
 from mpp.machine import allow_open_files, usable_cores
+from mpp.progress import Progress, tracked
 from mpp.recipe.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
@@ -110,7 +111,7 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPl
     shards, augment, stages, began = dataset.images.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
     timed: list[int] = []
-    for keys in keys_of(order, plan):
+    for keys in tracked(keys_of(order, plan), "timing each stage", None, "micro-batches", at_once=True):
         for epoch, sample, _ in keys:
             try:
                 with stages.read:
@@ -148,7 +149,7 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPl
 def alone(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float) -> float:
     """Views per CPU-second, as whole micro-batches in this process."""
     views, whole = 0, Stage()
-    for keys in keys_of(order, plan):
+    for keys in tracked(keys_of(order, plan), "timing one core", None, "micro-batches", at_once=True):
         with whole:
             views += len(dataset.completed(dataset.batch(keys))["sample"])
         if whole.wall > seconds:
@@ -159,12 +160,13 @@ def alone(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float) -
 def with_workers(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float, workers: int) -> float:
     """Views a second that reach this process, after each worker's first batch."""
     stream = batches(dataset, OrderSampler(order, plan, 0, 1, 0, 1_000_000), workers, pin_memory=False)
-    for _ in range(workers):
-        next(stream)
-    views, began = 0, time.perf_counter()
-    while views == 0 or time.perf_counter() - began < 2 * seconds:
-        views += len(next(stream)["sample"])
-    return views / (time.perf_counter() - began)
+    with Progress(f"timing {text.counted(workers, 'loader process', 'loader processes')}", at_once=True):
+        for _ in range(workers):
+            next(stream)
+        views, began = 0, time.perf_counter()
+        while views == 0 or time.perf_counter() - began < 2 * seconds:
+            views += len(next(stream)["sample"])
+        return views / (time.perf_counter() - began)
 
 
 def limit(stages: Stages, config: PretrainConfig) -> str:

@@ -19,6 +19,7 @@ from mpp.model.recompute import recompute_blocks
 from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.pretraining import blank_inputs, flop_of, micro_step_bytes
+from mpp.progress import Progress
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.text import counted, say
@@ -119,8 +120,10 @@ def plan(config: PretrainConfig, machines: Machines, rate: float | None) -> int:
     masking = Masking(config.model.grid, config.mask, config.corruption)
     fused = fuses_attention(config.system, "" if machines.gpu == "here" else "cuda")
     model = build_model(config, fused, bring(config, None, fused).lent)
-    found = counts(model, config, masking, batch.micro_batch)
-    gpu = here() if machines.gpu == "here" else GPUS[machines.gpu]
+    with Progress("counting parameters, arithmetic and memory", at_once=True):
+        found = counts(model, config, masking, batch.micro_batch)
+    with Progress("measuring matrix products", at_once=True):
+        gpu = here() if machines.gpu == "here" else GPUS[machines.gpu]
     said = f"as given ({rate:,.0f} images/s)" if rate else ""
     if not rate and machines.gpu == "here":
         rate = measured_rate(model, config, masking, batch)

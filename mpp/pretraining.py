@@ -38,6 +38,7 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.projector import MOST
 from mpp.monitor.signs import Course, Signs
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
+from mpp.progress import tracked
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.places import Masks
@@ -133,11 +134,15 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
     placed = sets.placed(config, world.device, world.local_size)
     stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
-    holdout = list(fixed_batches(sets.holdout, np.array(sets.holdout.pool), plan.micro_batch, world.rank, world.size))
+    held = -(-len(sets.holdout.pool) // (plan.micro_batch * world.size))
+    fixed = fixed_batches(sets.holdout, np.array(sets.holdout.pool), plan.micro_batch, world.rank, world.size)
+    holdout = list(tracked(fixed, "reading the hold-out", held, "batches", at_once=True))
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
-    baseline = baseline_of_run(run, model, config, sets)
-    looks = Looks(FeatureLooks(config, chosen, world), EncoderLooks(config, chosen, world, engine.stage == 3)) if chosen else None
+    with watch.slowly("fitting trivial predictors"):
+        baseline = baseline_of_run(run, model, config, sets)
+    with watch.slowly("reading the images to look at features on"):
+        looks = Looks(FeatureLooks(config, chosen, world), EncoderLooks(config, chosen, world, engine.stage == 3)) if chosen else None
     loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [

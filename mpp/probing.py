@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, remarks_on
@@ -19,12 +18,13 @@ from mpp.files import write_atomically
 from mpp.monitor import rank
 from mpp.probe_job import Probing, Reported, prepare, undone
 from mpp.probe_report import write
+from mpp.progress import Progress, tracked
 from mpp.transfer.extraction import Extracted
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import log_test_read
 from mpp.transfer.near_duplicates import PICTURE, find_near, sheet
 from mpp.transfer.overlap import Overlap, find_overlap
-from mpp.transfer.probes.contract import Measured, Probe, Train
+from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.protocol import AllAnswers, answers_to, choose, report
 from mpp.transfer.rows import Line, majority
 from mpp.transfer.split import RANK, subset
@@ -59,7 +59,8 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     if shown is not None:
         report_rows(job, shown)
     if job.world.first:
-        write(job, shown, started)
+        with Progress("writing the table and pictures", at_once=True):
+            write(job, shown, started)
     return 0
 
 
@@ -67,35 +68,25 @@ def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
     """Collective.  Probes on features are fitted in rank 0, those with the encoder in the loop by all."""
     config, world, splits = job.config, job.world, job.division.splits
     job.about |= {"fit_images": len(splits[0].fit), "holdout_images": len(splits[0].choose), "classes": job.train.classes}
-    shown = config.cached() + config.online()
-    with tqdm(total=len(splits) * len(job.rows) * len(shown), leave=False, disable=None if world.first else True) as bar:
-
-        def say(line: str) -> None:
-            bar.clear()
-            job.say(line)
-
+    online = {name: config.online() if row.encoder is not None else [] for name, row in job.rows.items()}
+    with Progress("", len(splits) * sum(len(config.cached()) + len(asked) for asked in online.values()), "probes", at_once=True) as bar:
         for number, split in enumerate(splits):
             seed = config.seed + number
             again = f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
             for name, row in job.rows.items():
                 watch.moved(f"choosing for {name}{again}", slow=True)
+                bar.update(0, f"{name}{again}")
                 views = row.views(job.train, job.samples, config.features, seed, world)
                 train = Train(
                     tables[name].features, row.own, job.labels, job.train.classes, split, seed, world.device,
                     config.metric, config.class_weight == "balanced", config.widen, views=views,
                 )  # fmt: skip
-                told = partial(_tell, bar, f"{name}{again}")
-                row.chosen.append([choose(config.cached(), train, row.backbone, told)] if world.first else [])
+                row.chosen.append([choose(config.cached(), train, row.backbone, bar.update)] if world.first else [])
                 if world.first:
-                    say(f"chosen    {name}{again}: {row.chosen[-1][0].summary()}")
-                for probe in config.online() if row.encoder is not None else []:
-                    row.chosen[-1].append(choose([probe], train, row.backbone, told))
-                    say(f"trained   {name}{again}: {row.chosen[-1][-1].fitted[probe.key].summary()}")
-
-
-def _tell(bar: tqdm, name: str, probe: Probe) -> None:
-    bar.set_description(f"{name}: {probe.title}")
-    bar.update()
+                    job.say(f"chosen    {name}{again}: {row.chosen[-1][0].summary()}")
+                for probe in online[name]:
+                    row.chosen[-1].append(choose([probe], train, row.backbone, bar.update))
+                    job.say(f"trained   {name}{again}: {row.chosen[-1][-1].fitted[probe.key].summary()}")
 
 
 def spread_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
@@ -148,7 +139,7 @@ def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overla
 def report_rows(job: Probing, shown: Reported) -> None:
     """Collective."""
     said: dict[str, list[list[AllAnswers]]] = {}
-    for name, row in job.rows.items():
+    for name, row in tracked(job.rows.items(), "answering", len(job.rows), "rows", at_once=True):
         views = row.views(shown.images, shown.samples, job.config.features, job.config.seed, job.world)
         images = Measured(shown.tables[name].features, shown.rows, views)
         repeats = [{column: one for chosen in parts for column, one in answers_to(chosen, images).items()} for parts in row.chosen]
@@ -156,12 +147,12 @@ def report_rows(job: Probing, shown: Reported) -> None:
     if not job.world.first:
         return
     truth, classes = shown.truth, job.train.classes
-    for name, runs in said.items():
+    for name, runs in tracked(said.items(), "figures", len(said), "rows"):
         line = job.lines[name]
         found, line.answers = report(runs, truth, len(classes))
         line.figures |= found
         seconds = [chosen.seconds for row in job.rows.values() if row.line == name for parts in row.chosen for chosen in parts]
-        line.figures["seconds"] = {key: round(sum(each.get(key, 0.0) for each in seconds), 3) for each in seconds for key in each}
+        line.figures["seconds"] = {key: round(sum(took.get(key, 0.0) for took in seconds), 3) for took in seconds for key in took}
     job.lines = {MAJORITY: majority(truth, classes)} | job.lines
     where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
     if job.reads is not None:

@@ -1,6 +1,6 @@
 """One table over measurements: every results.json in and below the folders given, from mpp/linear_probe.py and mpp/finetune.py.
 
-    python mpp/results.py runs/a runs/b                  (or, once installed: mpp-results runs/a runs/b)
+    python mpp/results.py runs/a runs/b                  (or, once installed: mpp results runs/a runs/b)
     python mpp/results.py runs/a runs/b --compare linear # and how far the encoders lie apart on the same images
 
 Figures stand together only where they were measured on the same images.  Rows that several runs share (raw pixels, random initialisation of one
@@ -37,10 +37,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="FILE", help="write the table and the differences there, too")
     return parser.parse_args(argv)
-
-
-def console() -> None:
-    run_program(main)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
 from mpp.model.tokens import fuses_attention
+from mpp.progress import tracked
 from mpp.recipe.model import build_model
 from mpp.text import counted
 from mpp.train.commit import Commit, find_commit
@@ -172,7 +173,7 @@ def measure(config: PretrainConfig, run_dir: Path, world: World | None) -> tuple
     sampler = OrderSampler(sets.order(config, plan), plan, world.rank, world.size, 0, MOST_STEPS)
     stream = batches(sets.placed(config, world.device, world.local_size), sampler, workers, world.device.type == "cuda", world.local_size)
     times: list[float] = []
-    for step in range(MOST_STEPS):
+    for step in tracked(range(MOST_STEPS), "measuring the speed", None, "steps", at_once=True):
         began = time.perf_counter()
         for _ in range(plan.accumulation):
             _, loss, _, own = engine.forward(*masked_images(next(stream), world.device))

@@ -17,6 +17,7 @@ from mpp import text
 from mpp.errors import DataError
 from mpp.files import write_atomically
 from mpp.monitor import rank
+from mpp.progress import Progress, tracked
 from mpp.transfer.joined import BASELINES, Joined, Line, put_together, run_name
 from mpp.transfer.ledger import ledger_path, reads_of
 from mpp.transfer.metrics import difference
@@ -27,11 +28,13 @@ from mpp.transfer.verdict import ORDER, judge
 
 def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None) -> int:
     """compare: a probe by which the rows are compared in pairs.  json_file: where the same is written.  Raises DataError."""
-    results = find_results(folders)
+    with Progress("reading results", at_once=True):
+        results = find_results(folders)
     if compare:
         refuse_unknown(compare, results)
     written = []
-    for table in tables_of(results, folders):
+    joined = tables_of(results, folders)
+    for table in tracked(joined, "comparing", len(joined), "tables", at_once=True):
         lines, columns, title = table.lines, list(table.columns.values()), in_words(table.results[0])
         text.say(f"{title}{reads_in_words(table.results)}")
         rows = {line.name: ({} if line.feature_rank is None else {"feature_rank": line.feature_rank}) | line.always for line in lines}

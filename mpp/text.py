@@ -7,10 +7,15 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 _PLAIN = re.compile(r"[ -~\xa1-\xac\xae-\u02ff]*")  # most texts: nothing to look at letter by letter
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]|(?<!\A)\r(?!\n)")
+
+making_room: Callable[[], AbstractContextManager[None]] = nullcontext
+"""Around a line that is printed; mpp/progress.py takes its own line off the terminal meanwhile."""
 
 
 def printable(text: object) -> str:
@@ -29,7 +34,8 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 def say(text: object = "", *, error: bool = False) -> None:
     """One line on stdout, or on stderr."""
-    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+    with making_room():
+        print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def say_lines(text: str) -> None:
@@ -40,7 +46,8 @@ def say_lines(text: str) -> None:
 
 def say_json(facts: Any) -> None:
     """One object on a line of its own."""
-    print(json.dumps(facts).replace("\x7f", "\\u007f"), flush=True)  # JSON itself escapes all else
+    with making_room():
+        print(json.dumps(facts).replace("\x7f", "\\u007f"), flush=True)  # JSON itself escapes all else
 
 
 class Cleaned:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mpp import errors, watchman
+from mpp.progress import Progress
 
 STATUS = 2  # of a rank that is asked to end because of another
 
@@ -88,11 +89,12 @@ class Watch:
         self.moved()
 
     @contextmanager
-    def slowly(self, phase: str) -> Iterator[None]:
-        """What may take long, such as saving; what was done before goes on behind it."""
+    def slowly(self, phase: str, total: int | None = None, unit: str = "") -> Iterator[Progress]:
+        """What may take long, such as saving; what was done before goes on behind it.  total, unit: as a Progress has them, which is given."""
         before = self.board
         self.moved(phase, slow=True)
-        yield
+        with Progress(phase, total, unit, at_once=True) as bar:
+            yield bar
         self.moved(before.phase, slow=before.slow)
 
     def leaves(self, status: int, words: str, said: bool) -> None:

@@ -255,7 +255,7 @@ def test_the_python_snippet_gives_the_features_of_an_encoder(tmp_path, monkeypat
     write_encoder(tmp_path / "runs" / "b16" / "encoder", encoder.state_dict(), model, (0.5,) * 3, (0.5,) * 3, "tiny")
     Image.linear_gradient("L").resize((24, 20)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", PAGES[README], re.M | re.S)
     exec(snippet, found := {})
     assert found["tokens"].shape == (1, 1 + 16, 32)
     assert found["features"].equal(found["tokens"][:, 1:].mean(dim=1))

@@ -113,6 +113,9 @@ class ArrayImages:
     def where(self, sample: int) -> str:
         return f"{self.path.name} image {sample}"
 
+    def name_of(self, sample: int) -> str:
+        return str(sample)
+
     def size_of(self, sample: int) -> tuple[int, int]:
         height, width = self.pixels.shape[1:3]
         return width, height

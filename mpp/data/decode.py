@@ -21,6 +21,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
+from mpp.data.class_folders import CONVERTED
 from mpp.data.levels import loaded, opaque_rgb, raw_grey, tiff_facts, windowed
 from mpp.errors import BadSample, DataError
 
@@ -184,6 +185,33 @@ def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=0)
     return file.getvalue()
+
+
+def storable(data: bytes) -> bytes:
+    """As data_prep stores them: JPEG, PNG and WebP as they are, the first frame of what else is an image (CONVERTED) as PNG.  Raises BadSample."""
+    if format_of(data, formats=FORMATS + CONVERTED) in FORMATS:
+        return data
+    return png(open_image(data, formats=CONVERTED))
+
+
+def encoded(image: Image.Image) -> bytes:
+    """Of an image that Pillow has opened: the bytes of its file, `storable`, as long as nothing was done to it; else its pixels as they are now, as a PNG in
+    mode RGB with their EXIF orientation.  Raises BadSample."""
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp and image.tell() == 0:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read()
+        image.fp.seek(place)  # where the decoder goes on
+        return storable(data)
+    with _content_errors(FORMATS + CONVERTED):
+        image.load()
+        if image.mode == "F":
+            raise BadSample("floating-point levels, whose range is not known; scale them to 0..255 and convert the image to mode L")
+        exif = Image.Exif()
+        exif[_ORIENTATION] = _orientation(image)
+        file = io.BytesIO()
+        opaque_rgb(image).save(file, "PNG", compress_level=0, exif=exif)
+        return file.getvalue()
 
 
 def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:

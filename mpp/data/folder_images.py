@@ -5,14 +5,13 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mpp.data.class_folders import (
-    CONVERTED,
     FolderLevels,
     class_names,
     describe,
@@ -21,10 +20,11 @@ from mpp.data.class_folders import (
     listed_names,
     walk,
 )
-from mpp.data.decode import FORMATS, check_header, format_of, open_image, png
+from mpp.data.decode import check_header, storable
 from mpp.data.fingerprints import read_prints
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError, of_this_rank
+from mpp.progress import tracked
 
 
 @dataclass(eq=False)
@@ -38,7 +38,6 @@ class FolderImages:
     states: np.ndarray  # int64 [n, 2]: bytes, time of change in ns
     remarks: tuple[str, ...] = ()  # what of the folder is not used, and what is unusual, for people
 
-    labelled = True
     remedy = "mend that file, or take it away"
 
     @classmethod
@@ -46,7 +45,10 @@ class FolderImages:
         """Raises DataError for a folder without class folders, of splits, or with images that lie in none of its folders."""
         ignored: Counter[str] = Counter()
         try:
-            found = sorted(walk(path, ignored), key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)))
+            found = sorted(
+                tracked(walk(path, ignored), f"listing {path}", None, "files"),
+                key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)),
+            )
             folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)}
         except OSError as error:
             raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
@@ -89,8 +91,27 @@ class FolderImages:
         states = np.array([(file.size, file.changed_ns) for file in found], dtype=np.int64)
         return cls(path, [""], [str(path / file.name) for file in found], np.zeros(len(found), dtype=np.int32), states)
 
+    @classmethod
+    def of_files(cls, path: Path, files: Sequence[str]) -> "FolderImages":
+        """Those files, in that order, without labels; path: what they are called together.  Raises DataError for one that is not there."""
+        states = []
+        for file in files:
+            try:
+                found = Path(file).stat()
+            except OSError as error:
+                raise of_this_rank(DataError(f"{file}: {error.strerror}; give files that are there")) from error
+            states.append((found.st_size, found.st_mtime_ns))
+        return cls(path, [], list(files), np.full(len(files), -1, dtype=np.int32), np.array(states, dtype=np.int64).reshape(-1, 2))
+
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.classes)
+
+    def name_of(self, sample: int) -> str:
+        return os.path.relpath(self.files[sample], self.path)
 
     @property
     def samples_per_shard(self) -> list[int]:
@@ -160,9 +181,7 @@ def _file_bytes(file: str) -> bytes:
         raise of_this_rank(
             DataError(f"{file}: {error.strerror}; check the disk or mount, or the folder that changed under the program")
         ) from error
-    if format_of(data, formats=FORMATS + CONVERTED) in FORMATS:
-        return data
-    return png(open_image(data, formats=CONVERTED))
+    return storable(data)
 
 
 @functools.lru_cache(4)

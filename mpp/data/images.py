@@ -59,6 +59,10 @@ class Images(Protocol):
         """Its place, for messages."""
         ...
 
+    def name_of(self, sample: int) -> str:
+        """What it is called within the set."""
+        ...
+
     def read(self, sample: int) -> bytes:
         """Encoded as JPEG, PNG or WebP.  Raises BadSample for bad content, DataError for a disk that fails."""
         ...
@@ -94,8 +98,13 @@ def read_each(images: Images, ids: Sequence[int] | np.ndarray, work: Callable[[b
         watch.moved()
         return found
 
-    with watch.slowly(f"reading {images.path}"), ThreadPoolExecutor(min(READERS, 2 * usable_cores())) as pool:
+    reading = watch.slowly(f"reading {images.path}", len(ids), "images")
+    with reading as bar, ThreadPoolExecutor(min(READERS, 2 * usable_cores())) as pool:
         try:
-            return [each for part in pool.map(some, range(0, len(ids), STRETCH)) for each in part]
+            found: list[Found] = []
+            for part in pool.map(some, range(0, len(ids), STRETCH)):
+                found += part
+                bar.update(len(part))
+            return found
         finally:
             pool.shutdown(cancel_futures=True)  # after an error nobody waits for the rest

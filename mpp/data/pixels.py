@@ -19,6 +19,7 @@ from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
 from mpp.errors import BadSample, ConfigError, of_this_rank
+from mpp.progress import tracked
 
 Cut = list[np.ndarray] | bytes | None  # uint8 [3, H, W] of each box; or for the device to make: the encoded image, nothing
 
@@ -74,13 +75,17 @@ class MemoryPixels(Pixels):
         """threads: that decode; processes: of this machine that hold such a copy.  Raises ConfigError when it does not fit."""
         self.source, self.first = source, pool.start
         self.faults: dict[int, str] = {}
-        self.sizes = np.array([self._size_or_fault(sample) for sample in pool], dtype=np.int64)  # [n, 2]: width, height
+        self.sizes = np.array(
+            [self._size_or_fault(sample) for sample in tracked(pool, f"sizes of {source.path}", len(pool), "images")], dtype=np.int64
+        )  # [n, 2]: width, height
         self.start = np.concatenate([[0], np.cumsum(3 * self.sizes.prod(axis=1))])
         _refuse_beyond("RAM", int(self.start[-1]) * processes, psutil.virtual_memory().available)
         self.pixels = torch.empty(int(self.start[-1]), dtype=torch.uint8)  # image after image, each [height, width, 3] as it was stored
         self.orientation = np.ones(len(pool), dtype=np.uint8)  # EXIF
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:  # what decoding in threads does to warnings ends here
-            for _ in executor.map(lambda sample: self._decode(sample, max_pixels), [each for each in pool if each not in self.faults]):
+            left = [sample for sample in pool if sample not in self.faults]
+            decoded = executor.map(lambda sample: self._decode(sample, max_pixels), left)
+            for _ in tracked(decoded, f"decoding {source.path}", len(left), "images"):
                 pass
 
     def _size_or_fault(self, sample: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 Here is what can be told without reading a shard: the manifest's claims about itself, sizes, the index's hash and its rows.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ import numpy as np
 
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry
-from mpp.files import seal_of
+from mpp.files import seal_of, sha256_of
+from mpp.progress import tracked
 
 ROWS = 1 << 16  # looked at together: 2.6 MB
 LISTED = 20  # rows of one kind among them that get a message of their own
@@ -48,7 +48,7 @@ def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
     if manifest.check != seal_of(manifest.model_dump(), "check"):
         yield Fault("manifest", path, "was changed after it was written: its check does not fit the rest of it")
     entries: list[IndexEntry | ShardEntry] = [manifest.index, *manifest.shards]
-    for entry in entries:
+    for entry in tracked(entries, f"looking at the files of {folder}", len(entries), "files"):
         shard = "" if entry is manifest.index else entry.name
         try:
             size = (folder / entry.name).stat().st_size
@@ -64,8 +64,7 @@ def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
             )
     path = folder / manifest.index.name
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
     except FileNotFoundError:
         return
     except OSError as error:

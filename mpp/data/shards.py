@@ -19,6 +19,7 @@ from mpp.data.fingerprints import packed
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, REMAKE, read_manifest
 from mpp.errors import BadSample, DataError, of_this_rank
+from mpp.files import sha256_of
 
 OPEN_FILES = 256  # shards a process keeps open at once, or a quarter of what the system lets it open
 RETRY_SECONDS = (0.1, 0.4, 1.6)  # waits before a failed read is tried again
@@ -118,6 +119,11 @@ class ShardSet:
         row = self._rows[sample]
         return f"{self.path.name}/{self.manifest['shards'][row['shard']]['name']}: {row['key']:012d} (offset {row['offset']})"
 
+    def name_of(self, sample: int) -> str:
+        """Its shard and key: "000003.tar/000000001234"."""
+        row = self._rows[sample]
+        return f"{self.manifest['shards'][row['shard']]['name']}/{row['key']:012d}"
+
     def read(self, sample: int) -> bytes:
         """The image's bytes as stored.
 
@@ -151,8 +157,7 @@ class ShardSet:
     def verify_sha256(self, shard: int) -> None:
         """Read one whole shard.  Raises DataError when its sha256 is not the manifest's."""
         entry = self.manifest["shards"][shard]
-        with (self.path / entry["name"]).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(self.path / entry["name"])
         if found != entry["sha256"]:
             raise DataError(f"{self.path / entry['name']}: sha256 is {found[:12]}…, the manifest says {entry['sha256'][:12]}…; {REMAKE}")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import mpp
 from mpp.errors import CheckpointError, ConfigError
+from mpp.files import sha256_of
 from mpp.interop.loaded_encoder import LoadedEncoder, weights_digest
 from mpp.interop.preprocessing import worded_preprocessing
 from mpp.interop.read_encoder import read_encoder
@@ -25,7 +26,6 @@ from mpp.model.normalise import normalise
 from mpp.model.tokens import class_feature, class_tokens_of
 from mpp.recipe.decoders import TransformerDecoder
 from mpp.recipe.decoders.base import Given
-from mpp.train.commit import sha256_of
 
 CERTIFICATE = "CERTIFICATE.json"
 FORMAT = 1

@@ -11,11 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from mpp.config.sections import ModelConfig
-from mpp.files import seal_of
+from mpp.files import seal_of, sha256_of
 from mpp.interop.preprocessing import timm_preprocessing
 from mpp.interop.weight_files import write_json, write_weights
 from mpp.model.encoder import timm_arguments
-from mpp.train.commit import sha256_of
 
 WEIGHTS_FILE = "model.safetensors"
 PREFIX = "encoder.vit."  # of the encoder's parameters inside the pretraining model

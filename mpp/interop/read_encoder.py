@@ -17,6 +17,7 @@ from mpp.interop.loaded_encoder import LoadedEncoder, LoadedPredictor, load_plai
 from mpp.interop.pretraining import pretraining_beside, pretraining_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import Encoder
+from mpp.progress import Progress
 from mpp.recipe.decoders.base import Given
 from mpp.recipe.targets import base as targets
 from mpp.text import say
@@ -32,10 +33,12 @@ def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | No
     commit: of the run, where the caller has read it.  network: "teacher" for the average that a run of pretraining has learned from.  What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError,
     ConfigError; also for weights that are not finite.
     """
-    loaded = _open(str(source), commit, network)
-    decoder = loaded.predictor.net.state_dict() if loaded.predictor else loaded.decoder
-    tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in decoder.items()}}
-    if broken := [name for name, tensor in tensors.items() if not_finite(tensor)]:
+    with Progress(f"reading the encoder {source}", at_once=True):
+        loaded = _open(str(source), commit, network)
+        decoder = loaded.predictor.net.state_dict() if loaded.predictor else loaded.decoder
+        tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in decoder.items()}}
+        broken = [name for name, tensor in tensors.items() if not_finite(tensor)]
+    if broken:
         raise CheckpointError(
             f"{source} holds numbers that are not finite, in {some(broken)}; give an earlier checkpoint, or another encoder"
         )

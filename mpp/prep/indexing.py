@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 import mpp
 from mpp.data.class_folders import listed_names, too_sparse
@@ -28,7 +27,7 @@ from mpp.files import hold_folder
 from mpp.prep.advice import next_line
 from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
 from mpp.prep.multi_label import said_of, several_in
-from mpp.prep.options import disk_errors, progress
+from mpp.prep.options import disk_errors
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, Prepared, prepare, say_small_range
 from mpp.prep.shard_job import Record, Work, note_down, read_record, records, report_rejects, totals
@@ -36,6 +35,7 @@ from mpp.prep.source import FOREIGN, MAX_CLASSES, Item, SourceOptions, check_siz
 from mpp.prep.sources.archives import CHUNK, PlainReader
 from mpp.prep.sources.webdataset import TarImage, WebDataset, is_ours, open_webdataset
 from mpp.prep.workers import Tick, run_jobs
+from mpp.progress import Progress, tracked
 from mpp.text import counted, say
 
 
@@ -56,7 +56,6 @@ class TarJob:
 
 def run(args: argparse.Namespace) -> int:
     """Index the tars; returns 0.  Raises UserError, one line, for everything that can be mended."""
-    tqdm.monitor_interval = 0  # no monitor thread: this process forks
     with disk_errors(args.out, "check that FOLDER can be read and written and that its disk has space", "tars"):
         return index(args)
 
@@ -91,9 +90,10 @@ def index(args: argparse.Namespace) -> int:
             hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
         )
         jobs = [TarJob(tar.name, tar.stat().st_size, colour_images) for tar in tars]
-        missing = [job for job in jobs if read_record(job, work) is None]
+        looked = tracked(jobs, f"looking at {args.out}", len(jobs), "tars", quiet=args.quiet)
+        missing = [job for job in looked if read_record(job, work) is None]
         read_bytes = sum(job.bytes for job in missing)
-        with tqdm(total=read_bytes, desc=f"{counted(len(missing), 'tar')}", unit="B", unit_scale=True, **progress(args)) as bar:
+        with Progress(f"indexing {counted(len(missing), 'tar')} of {args.out}", read_bytes, "MB", scale=1e-6, quiet=args.quiet) as bar:
             for _ in run_jobs(partial(index_tar, work), missing, args.workers, bar.update):
                 pass
         write_index(jobs, work, {"name": source.name, "kind": FOREIGN, **settings, "colour_images": colour_images}, args)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from mpp.data.class_folders import listed_names
 from mpp.data.decode import format_of, is_16_bit, open_image
@@ -25,9 +24,9 @@ from mpp.data.write_shards import short_side_bins
 from mpp.errors import BadSample, UserError
 from mpp.files import make_folder, write_atomically
 from mpp.prep.advice import config_for
-from mpp.prep.options import progress
 from mpp.prep.prepare import note_levels, say_small_range
 from mpp.prep.splits import splits_of, spread
+from mpp.progress import Progress, tracked
 from mpp.text import counted, printable, say, say_json
 
 FORMAT_IMAGES = 256  # looked at for their formats
@@ -106,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     for folder in splits:
         facts = look(folder, args)
         path = (args.out or folder.resolve().parent) / f"inspect-{folder.resolve().name}.png"
-        save(path, facts)
+        with Progress(f"drawing {path}", at_once=True, quiet=args.quiet):
+            save(path, facts)
         if args.json:
             found.append(as_json(facts) | {"picture": str(path)})
         else:
@@ -136,13 +136,14 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
     levels: Counter = Counter()
     most = most_pixels(shards.manifest["source"])
     looked = spread(shards.samples_per_shard, FORMAT_IMAGES, args.seed)
-    for sample in tqdm(looked, desc=printable(folder), unit="img", delay=2, **progress(args)):
+    for sample in tracked(looked, f"formats of {folder}", len(looked), "images", quiet=args.quiet):
         try:
             formats[format_of(shards.read(sample), most)] += 1
         except BadSample as error:
             unreadable[sample] = str(error)
     cells = []
-    for sample in spread(shards.samples_per_shard, args.images, args.seed):
+    shown = spread(shards.samples_per_shard, args.images, args.seed)
+    for sample in tracked(shown, f"images of {folder}", len(shown), "images", quiet=args.quiet):
         row = shards.index[sample]
         caption = drawn_name(shards.classes, int(row["label"])) if row["label"] >= 0 else f"{row['width']} x {row['height']}"
         try:

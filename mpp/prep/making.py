@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import PIL
-from tqdm import tqdm
 
 import mpp
 from mpp.data.class_folders import listed_names
@@ -22,7 +21,7 @@ from mpp.prep import holdout
 from mpp.prep.advice import next_line
 from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
-from mpp.prep.options import disk_errors, progress
+from mpp.prep.options import disk_errors
 from mpp.prep.plan import Split, decide, opened, other_plan, plan_jobs, read_plan
 from mpp.prep.prepare import TRAINED_PIXELS, Options, say_small_range, say_windowed
 from mpp.prep.repeats import DROPS, LISTED, note_repeats, without
@@ -31,6 +30,7 @@ from mpp.prep.shuffle import Listed, survey
 from mpp.prep.source import Source, SourceOptions, describe
 from mpp.prep.sources import open_source
 from mpp.prep.workers import run_jobs
+from mpp.progress import Progress, tracked
 from mpp.text import counted, say, say_json
 
 SETTINGS = (
@@ -158,7 +158,6 @@ class Summary:
 
 def run(args: argparse.Namespace) -> int:
     """Make the shards; returns 0.  Raises UserError, one line, for everything that can be mended."""
-    tqdm.monitor_interval = 0  # no monitor thread: this process forks
     with disk_errors(args.out, "check that SOURCE can be read and OUT written", "shards", smaller=", or fewer --samples-per-shard"):
         return make(args)
 
@@ -194,7 +193,8 @@ def make(args: argparse.Namespace) -> int:
             jobs, repeats = without(jobs, noted)
         jobs = jobs[part::parts]
         summary = Summary(args, out, plan.listed, [split.name for split in plan.splits])
-        missing = [job for job in jobs if read_record(job, work) is None]
+        looked = tracked(jobs, f"looking at {args.out}", len(jobs), "shards", quiet=args.quiet)
+        missing = [job for job in looked if read_record(job, work) is None]
         build(missing, work, args, summary)
         if not args.part and not noted:
             repeats, noted = note_repeats(jobs, records(jobs, work, args), work, leave_out=args.dedup)
@@ -254,7 +254,7 @@ def build(jobs: list[Job], work: Work, args: argparse.Namespace, summary: Summar
     for split in {job.split for job in jobs}:
         work.out.folder(split).mkdir(parents=True, exist_ok=True)
     images = sum(job.count for job in jobs)
-    with tqdm(total=images, desc=counted(len(jobs), "shard"), unit="img", **progress(args)) as bar:
+    with Progress(f"making {counted(len(jobs), 'shard')} of {args.out}", images, "images", quiet=args.quiet) as bar:
         for _ in run_jobs(partial(build_shard, work), jobs, args.workers, bar.update):
             pass
     work.out.look()

@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +53,3 @@ def disk_errors(out: Path | str, remedy: str, kept: str, *, smaller: str = "") -
         raise UserError(
             f"{error.filename or out}: {error.strerror}; {remedy}, then run the same command again: finished {kept} are kept"
         ) from error
-
-
-def progress(args: argparse.Namespace) -> dict[str, Any]:
-    """A log file gets a line now and then instead of a moving bar."""
-    return {"disable": args.quiet, "dynamic_ncols": True, "mininterval": 0.2 if sys.stderr.isatty() else 30.0}

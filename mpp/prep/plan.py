@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mpp.errors import DataError, UserError
 from mpp.files import hold_folder, lock_folder, write_atomically
 from mpp.prep.destination import LOCK, PLAN, Destination
 from mpp.prep.holdout import SCAN, Grouping, asked, divide
 from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels
 from mpp.prep.multi_label import said_of, several_in
-from mpp.prep.options import progress
 from mpp.prep.prepare import Options
 from mpp.prep.shard_job import Job
 from mpp.prep.shuffle import Listed, order_lines, shuffle
@@ -29,6 +26,7 @@ from mpp.prep.sources.lists import ROWS
 from mpp.prep.tiles import FOLDER as TILES
 from mpp.prep.tiles import Cutting, Tiles, counts_of, cut_all, folder_of
 from mpp.prep.tiles import Work as CutWork
+from mpp.progress import Progress
 from mpp.text import say
 
 SCANS = "scans"  # the folder of the scratch folder with the order of what is cut into tiles
@@ -169,8 +167,8 @@ def list_once(source: Source, out: Destination, wanted: dict, args: argparse.Nam
     """
     scratch = out.scratch
 
-    def bar(what: str, total: int | None) -> tqdm:
-        return tqdm(desc=what, total=total, unit="B", unit_scale=True, **progress(args))
+    def bar(what: str, total: int | None) -> Progress:
+        return Progress(what, total, "MB", scale=1e-6, quiet=args.quiet)
 
     orders = scratch / SCANS if args.tile else scratch  # of what is listed first
     orders.mkdir(exist_ok=True)
@@ -187,7 +185,7 @@ def list_once(source: Source, out: Destination, wanted: dict, args: argparse.Nam
         pass
 
     def put_in_order(source: Source) -> Listed:
-        with tqdm(desc="listing", unit="img", **progress(args)) as listing:
+        with Progress(f"listing {args.source}", None, "images", quiet=args.quiet) as listing:
             return shuffle(source, args.seed, orders, listing.update)
 
     source, listed = as_laid_out(source, args, put_in_order)
@@ -227,10 +225,10 @@ def cut_into_tiles(
         args.group.thing(item)
     folder = folder_of(out.scratch, wanted, listed)
     options = Options(resize=args.resize, encode=args.encode, quality=args.quality, max_pixels=args.max_pixels, window=args.window)
-    with tqdm(desc="cutting", total=listed.counts.total(), unit="scan", **progress(args)) as bar:
+    with Progress("cutting", listed.counts.total(), "scans", at_once=True, quiet=args.quiet) as bar:
         cut_all(CutWork(scans, orders, folder, options, Cutting(args.tile, args.overlap), args.group), listed, args.workers, bar.update)
     source = Tiles(scans, folder)
-    with tqdm(desc="listing", unit="tile", **progress(args)) as bar:
+    with Progress("listing", None, "tiles", quiet=args.quiet) as bar:
         tiles = shuffle(source, args.seed, out.scratch, bar.update)
     for name in ("stamp", "levels", "remarks", "ignored"):
         setattr(tiles, name, getattr(listed, name))

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from mpp.data.shard_format import INDEX_DTYPE, MEAN_STD_IMAGES
 from mpp.data.write_shards import Sample, write_shard
 from mpp.errors import BadSample, DataError
 from mpp.prep.destination import WORK, Destination
-from mpp.prep.options import progress
 from mpp.prep.prepare import Options, prepare
 from mpp.prep.retries import shown
 from mpp.prep.shuffle import read_order
 from mpp.prep.source import Source
 from mpp.prep.workers import Tick
+from mpp.progress import tracked
 
 REJECTS = "rejects.jsonl"
 
@@ -176,7 +175,7 @@ def read_record(job: Noted, work: Work) -> Record | None:
 
 def records(jobs: Sequence[Noted], work: Work, args: argparse.Namespace) -> Iterator[Record]:
     """What is known of each finished shard, one after the other: all of them would not fit into memory."""
-    for job in tqdm(jobs, desc="records", unit="shard", delay=2, **progress(args)):
+    for job in tracked(jobs, "collecting", len(jobs), "shards", quiet=args.quiet):
         record = read_record(job, work)
         if record is None:
             raise DataError(f"{work.out.where(job.split, job.name)}: vanished or changed meanwhile; run the same command again")

@@ -21,6 +21,7 @@ from typing import Any
 from mpp.errors import DataError
 from mpp.files import temporary, write_atomically, write_stream
 from mpp.prep.source import MAX_CLASSES, Item, Source
+from mpp.progress import tracked
 
 BUCKETS = 1024  # a bucket of a thousand million items still fits into 400 MB
 BUFFER_BYTES = 32 << 20  # held before anything is written
@@ -129,7 +130,7 @@ class Listed:
 def survey(source: Source) -> Listed:
     """List a source without putting anything in order: for its stamp."""
     listed = Listed()
-    for item in source.items(listed.ignored):
+    for item in tracked(source.items(listed.ignored), f"listing {source.name}", None, "images"):
         listed.add(item, _line(item))
     return listed
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mpp.data.decode import check_header, open_image
 from mpp.data.shard_faults import ROWS, UNREADABLE, Fault, file_faults, most_pixels, row_faults
@@ -41,14 +40,14 @@ from mpp.data.shard_format import (
 from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError
 from mpp.prep.indexing import read_in_place
-from mpp.prep.options import progress
 from mpp.prep.prepare import Options
 from mpp.prep.source import FOREIGN
 from mpp.prep.sources.webdataset import TarImage, WebDataset
 from mpp.prep.splits import splits_of, spread
 from mpp.prep.tiles import Cutting, Tile
 from mpp.prep.workers import Tick, run_jobs
-from mpp.text import counted, printable, say, say_json
+from mpp.progress import Progress
+from mpp.text import counted, say, say_json
 
 TOLERANCE = 1e-4  # of mean and std: another build of a JPEG decoder may round a pixel otherwise
 PIECE = 1 << 20  # bytes read together of what belongs to no sample
@@ -108,7 +107,6 @@ class Job(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0 without faults, 1 with."""
-    tqdm.monitor_interval = 0  # no monitor thread: this process forks
     started = time.monotonic()
     reports = [verify(folder, args) for folder in dict.fromkeys(split for folder in args.folders for split in splits_of(folder))]
     show(reports, args, time.monotonic() - started)
@@ -138,7 +136,7 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
         tally.add([Fault(UNREADABLE, folder / manifest.index.name, "cannot be read")])
     tally.add(unlisted_files(folder, manifest))
     jobs, total = plan(manifest, index, args)
-    with tqdm(total=total, desc=printable(folder), unit="B", unit_scale=True, **progress(args)) as bar:
+    with Progress(f"reading {folder}", total, "MB", scale=1e-6, quiet=args.quiet) as bar:
 
         def tick(count: int) -> None:
             report.bytes += count

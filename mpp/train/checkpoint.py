@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import CheckpointError, disk_fault
-from mpp.files import sync_path, writing
-from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, sha256_of, some, write_commit
+from mpp.files import sha256_of, sync_path, writing
+from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, some, write_commit
 from mpp.train.engine import Engine
 from mpp.train.resume import way_out
 from mpp.watch import meeting, watch

@@ -17,6 +17,7 @@ from mpp.data.order import EveryOnce
 from mpp.errors import DataError
 from mpp.model.classifier import partners, soft_targets
 from mpp.model.normalise import normalise
+from mpp.progress import tracked
 from mpp.train.step import images_on_device
 from mpp.world import World, together
 
@@ -143,7 +144,8 @@ def _share(
     """float64 [5, n]: place, predicted class, its probability, true class and loss of this rank's images."""
     mine: list[np.ndarray] = []
     sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
-    for batch in batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size, phase="measuring"):
+    loaded = batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size, phase="measuring")
+    for batch in tracked(loaded, f"answering for {data.images.source.path}", len(sampler), "batches"):
         labels = batch["label"].to(world.device)
         logits = predict(normalise(images_on_device(batch, world.device), mean, std)).float()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)

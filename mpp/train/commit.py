@@ -9,7 +9,6 @@ finite.  Nobody uses such a one.  The run it belongs to renames it (NNN.damaged1
 Commits from before there were seals (format 1) are held to what can be checked without one: files, step, samples and batch.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import CheckpointError
-from mpp.files import seal_of, write_atomically
+from mpp.files import seal_of, sha256_of, write_atomically
 from mpp.text import say
 from mpp.watch import watch
 
@@ -80,11 +79,6 @@ class Commit:
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"{step:09d}"
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def not_finite(tensor: torch.Tensor) -> bool:

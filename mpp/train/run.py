@@ -40,6 +40,7 @@ from mpp.monitor.board import Board
 from mpp.monitor.energy import Energy
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
+from mpp.progress import Progress
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
@@ -272,7 +273,11 @@ class Run:
         self._energy = Energy() if self.world.first else None
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
-            yield step
+            if done == self.first_step:
+                with Progress(f"step {step.number} of {self.total_steps:,}", at_once=True):  # loaders begin in it, and all may be compiled
+                    yield step
+            else:
+                yield step
             if step.stopping:
                 return
 

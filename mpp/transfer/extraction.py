@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import Batch, CropDataset
@@ -31,7 +30,8 @@ from mpp.data.loader import batches, default_workers
 from mpp.data.order import FIXED, Parts
 from mpp.data.pixels import StoredPixels
 from mpp.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
-from mpp.files import lock_folder, make_folder, sync_path, write_atomically
+from mpp.files import lock_folder, make_folder, sha256_of, sync_path, write_atomically
+from mpp.progress import Progress
 from mpp.text import counted
 from mpp.transfer.extractors import Extractor
 from mpp.transfer.features import FeatureConfig, Features, FeatureSpec
@@ -222,9 +222,7 @@ def _write_rows(
     starts = {name: os.fstat(file.fileno()).st_size - 4 * count * extractors[name].layout.width for name, file in files.items()}
     try:
         mine = own_rows(count, config.batch, world)
-        with tqdm(
-            desc="features", total=sum(map(len, mine)), unit="img", leave=False, disable=None if world.first else True, delay=1
-        ) as bar:
+        with Progress(f"features of {crops.images.source.path}", sum(map(len, mine)), "images", at_once=True) as bar:
             for batch in read(crops, mine, config, world):
                 rows, images = batch["position"].numpy(), batch["image"].to(world.device, non_blocking=True)
                 for name, extractor in extractors.items():
@@ -265,7 +263,7 @@ def _commit(images: LabelledImages, extractors: Mapping[str, Extractor], places:
             "processes": world.size,
             "device": world.device.type,
             "versions": {package: version(package) for package in VERSIONS},
-            "files": {file: _sha256(place / file) for file in ("features.npy", "labels.npy", "samples.npy")},
+            "files": {file: sha256_of(place / file) for file in ("features.npy", "labels.npy", "samples.npy")},
         }
         sync_path(place)
         write_atomically(place / "features.json", (json.dumps(about, indent=1) + "\n").encode())
@@ -280,7 +278,7 @@ def _is_whole(place: Path) -> bool:
     except ValueError as error:
         raise DataError(f"{place}/features.json is damaged ({error}); delete {place}: it is made again") from error
     for file, digest in about["files"].items():
-        if not (place / file).exists() or _sha256(place / file) != digest:
+        if not (place / file).exists() or sha256_of(place / file) != digest:
             raise DataError(f"{place}/{file} is not what was written (sha256); delete {place}: it is made again")
     return True
 
@@ -295,11 +293,14 @@ def _check(
 ) -> None:
     rows = np.unique(np.linspace(0, len(samples) - 1, CHECKED_IMAGES).round().astype(np.int64))
     parts = np.array_split(rows, -(-len(rows) // CHECK_BATCH))
-    for name, extractor in extractors.items():
-        crops = centre_crops(images, samples, extractor.spec, config)
-        for batch in map(crops.batch, Parts(samples, parts)):
-            fresh = extractor(batch["image"].to(world.device)).float().cpu()
-            compare(name, made[name].features.values[batch["position"]], fresh, TOLERANCE[extractor.spec.precision], str(made[name].folder))
+    with Progress("comparing features with fresh ones", len(extractors) * len(rows), "images") as bar:
+        for name, extractor in extractors.items():
+            crops = centre_crops(images, samples, extractor.spec, config)
+            for batch in map(crops.batch, Parts(samples, parts)):
+                fresh = extractor(batch["image"].to(world.device)).float().cpu()
+                stored = made[name].features.values[batch["position"]]
+                compare(name, stored, fresh, TOLERANCE[extractor.spec.precision], str(made[name].folder))
+                bar.update(len(fresh))
 
 
 @contextmanager
@@ -309,8 +310,3 @@ def _locked(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as lock:
         lock_folder(lock, BUSY.format(folder=folder), seconds=LOCK_SECONDS)
         yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,13 +38,21 @@ class EncoderExtractor:
         return self._read(images, layers, False)[0]
 
     def __call__(self, images: Tensor) -> Tensor:
-        tokens, further = self._read(images, self.spec.layers, self.spec.predictor is not None)
+        return self.pooled(*self._read(images, self.spec.layers, self.spec.predictor is not None))
+
+    def pooled(self, tokens: dict[int, Tensor], further: Sequence[Tensor]) -> Tensor:
+        """float32 [B, W], of what `of_normalised` gives."""
         return torch.cat([*(self.pool(tokens[layer], part) for part, layer in self.layout.starts), *further], dim=1)
 
     def _read(self, images: Tensor, layers: Sequence[int], predictor: bool) -> tuple[dict[int, Tensor], list[Tensor]]:
         """Tokens by layer, and what the layout holds behind them."""
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
-            pixels, further = normalise(images, self.spec.mean, self.spec.std), []
+        with torch.no_grad():
+            return self.of_normalised(normalise(images, self.spec.mean, self.spec.std), layers, predictor)
+
+    def of_normalised(self, pixels: Tensor, layers: Sequence[int], predictor: bool = False) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """The same of float32 [B, 3, S, S] as the encoder takes them, with gradients where the caller wants some."""
+        further: list[Tensor] = []
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
             if predictor:
                 found, mean = self.backbone.with_predictor(pixels, layers)
                 further = [mean.float()]

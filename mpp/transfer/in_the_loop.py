@@ -15,6 +15,7 @@ from torch import Tensor
 from mpp.data.augment import Augment
 from mpp.data.images import LabelledImages
 from mpp.errors import ConfigError
+from mpp.progress import Progress
 from mpp.train.step import images_on_device
 from mpp.transfer.extraction import centre_crops, own_rows, read
 from mpp.transfer.extractors import EncoderExtractor
@@ -69,10 +70,13 @@ class ImageViews:
         spec = self.extractor.spec if crop is None else replace(self.extractor.spec, crop=crop)
         crops = centre_crops(self.images, samples, spec, self.config)
         parts: list[tuple[np.ndarray, Tensor, Tensor]] = []
-        for batch in read(crops, own_rows(len(samples), self.config.batch, world), self.config, world):
-            with torch.no_grad():
-                predicted, sure = predict(self.extractor.tokens(batch["image"].to(world.device), layers))
-            parts.append((batch["position"].numpy(), predicted.cpu(), sure.float().cpu()))
+        mine = own_rows(len(samples), self.config.batch, world)
+        with Progress(f"answering for {self.images.path}", sum(map(len, mine)), "images", at_once=True) as bar:
+            for batch in read(crops, mine, self.config, world):
+                with torch.no_grad():
+                    predicted, sure = predict(self.extractor.tokens(batch["image"].to(world.device), layers))
+                parts.append((batch["position"].numpy(), predicted.cpu(), sure.float().cpu()))
+                bar.update(len(predicted[0]))
         gathered: list[Any] = [parts]
         if world.size > 1:
             gathered = [None] * world.size

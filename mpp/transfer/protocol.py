@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mpp.model.backbone import Backbone
+from mpp.progress import Progress
 from mpp.transfer.features import Variant, refuse_other_features
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked
@@ -36,21 +37,20 @@ def variants_of(probes: Sequence[Probe], own: Variant, backbone: Backbone) -> li
     return list(dict.fromkeys([own, *(variant for probe in probes for variant in probe.variants(own, backbone))]))
 
 
-def choose(
-    probes: Sequence[Probe], train: Train, backbone: Backbone | None = None, begins: Callable[[Probe], None] = lambda probe: None
-) -> Chosen:
+def choose(probes: Sequence[Probe], train: Train, backbone: Backbone | None = None, ended: Callable[[], object] = lambda: None) -> Chosen:
     """Fit every probe on `split.fit`, choose on `split.choose`; what was chosen then gets both.
 
     backbone: what the features are of, for what a probe may choose from; None (raw pixels): from `train.own` alone.
-    begins: is told of each probe before it is fitted.
+    ended: is told of each probe that has been fitted.
     """
     fitted, seconds = {}, {}
     for probe in probes:
-        begins(probe)
         began = time.perf_counter()
         variants = [train.own] if backbone is None else probe.variants(train.own, backbone)
-        found = probe.fit(replace(train, variants=variants, last=None if backbone is None else backbone.depth))
+        with Progress(probe.title, at_once=True):
+            found = probe.fit(replace(train, variants=variants, last=None if backbone is None else backbone.depth))
         seconds[probe.key] = round(time.perf_counter() - began, 3)
+        ended()
         if found is not None:
             fitted[probe.key] = found
     return Chosen(train, fitted, seconds)

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from mpp import export, exporting
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError, ConfigError
+from mpp.files import sha256_of
 from mpp.interop import certificate
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.weight_files import read_weights
 from mpp.model.encoder import Encoder
 from mpp.model.tokens import class_tokens_of
 from mpp.recipe.model import PretrainingModel, build_model
-from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
+from mpp.train.commit import checkpoint_folder, write_commit
 
 pytest.importorskip("transformers")
 ALL = ["timm", "transformers", "transformers-mae", "safetensors"]

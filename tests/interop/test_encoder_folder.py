@@ -8,6 +8,7 @@ import torch
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import ClassifierConfig, ModelConfig
 from mpp.errors import CheckpointError
+from mpp.files import sha256_of
 from mpp.interop.encoder_folder import PREFIX, fault_of, write_classifier, write_encoder
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.backbone import Backbone
@@ -16,7 +17,7 @@ from mpp.model.encoder import Encoder, build_encoder, timm_arguments
 from mpp.model.tokens import class_tokens_of
 from mpp.pretraining import export_encoder
 from mpp.recipe.model import build_model
-from mpp.train.commit import checkpoint_folder, find_commit, read_config, sha256_of, write_commit
+from mpp.train.commit import checkpoint_folder, find_commit, read_config, write_commit
 from mpp.train.run_folder import check_same_run
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}

@@ -14,13 +14,14 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.config.sections import ClassifierConfig
 from mpp.errors import ConfigError
+from mpp.files import sha256_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.start_from import initialise_from
 from mpp.model.backbone import Backbone
 from mpp.model.classifier import build_classifier, classifier_arguments
 from mpp.model.tokens import sincos_positions
 from mpp.recipe.model import PretrainingModel, build_model
-from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
+from mpp.train.commit import checkpoint_folder, write_commit
 
 ARCH = "model.arch=vit_tiny_patch16_224"
 SIZES = ["model.width=24", "model.depth=2", "model.heads=2"]

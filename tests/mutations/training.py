@@ -289,7 +289,7 @@ ROWS = [
         "tests/train/test_commit.py::test_readers_pass_over_a_damaged_commit_aloud_and_leave_it_as_it_is",
     ),
     Row(
-        "numbers that are not finite are taken from others", "mpp/interop/read_encoder.py", "if not_finite(tensor)]:", "if False]:",
+        "numbers that are not finite are taken from others", "mpp/interop/read_encoder.py", "if not_finite(tensor)]", "if False]",
         "tests/interop/test_encoder_folder.py::test_an_encoder_that_is_not_finite_is_refused_whoever_wrote_it",
     ),
     Row(

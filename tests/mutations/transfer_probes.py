@@ -21,8 +21,8 @@ ROWS = [
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
-        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "pixels, further = normalise(images, self.spec.mean, self.spec.std), []",
-        "pixels, further = normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), []",
+        "the encoder's deviation is not used", "mpp/transfer/extractors.py", "return self.of_normalised(normalise(images, self.spec.mean, self.spec.std), layers, predictor)",
+        "return self.of_normalised(normalise(images, self.spec.mean, (0.5, 0.5, 0.5)), layers, predictor)",
         f"{ROWS_OF_PROBES}::test_features_are_those_of_timms_own_model_on_images_normalised_by_the_folders_own_numbers",
     ),
     Row(

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from mpp.errors import CheckpointError, ConfigError
+from mpp.files import sha256_of
 from mpp.pretrain import main
-from mpp.train.commit import read_commit, sha256_of, write_commit
+from mpp.train.commit import read_commit, write_commit
 from tests.pipeline.conftest import ROOT, TINY, Forked, environment, finish, free_port, metrics, pretrain, succeed, tensors
 from tests.pipeline.test_resume import assert_same_bits
 from tests.train.test_commit import check_every_change

@@ -12,13 +12,14 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
 from mpp.errors import ConfigError
+from mpp.files import sha256_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.normalise import normalise
 from mpp.model.rotary import grid_coordinates
 from mpp.probe_job import table_rows
 from mpp.recipe.model import build_model
 from mpp.rng import INIT, seed_of
-from mpp.train.commit import checkpoint_folder, sha256_of, write_commit
+from mpp.train.commit import checkpoint_folder, write_commit
 from mpp.transfer.features import PREDICTOR, Features, FeatureSpec, Layout, Variant
 from mpp.transfer.probes.attentive import AttentiveProbe
 from mpp.transfer.probes.contract import Answers, Measured, Train

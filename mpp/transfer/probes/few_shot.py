@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.errors import DataError
+from mpp.progress import tracked
 from mpp.rng import PROBE, Draws
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked
@@ -63,7 +64,9 @@ class FewShotProbe(Probe):
     def fit(self, train: Train) -> "FittedFewShot":
         own = train.features.of(train.own)
         shots, _ = self.usable_shots(train.labels[train.split.fit], train.classes)
-        return FittedFewShot(train, {count: self._fit(train, own, count) for count in shots})
+        return FittedFewShot(
+            train, {count: self._fit(train, own, count) for count in tracked(shots, "shots", len(shots), "numbers of shots")}
+        )
 
     def _fit(self, train: Train, own: Tensor, count: int) -> "Shots":
         """own: float32 [n, D]."""

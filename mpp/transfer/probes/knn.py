@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from mpp.config.schema import Positive
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
+from mpp.progress import tracked
 from mpp.transfer.features import Variant, place, places_of
 from mpp.transfer.grid import Axis, Found, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, place_of, scores_by_place
@@ -43,7 +44,8 @@ class KnnProbe(Probe):
         return places_of(own, backbone) if self.curve else [own]
 
     def fit(self, train: Train) -> "FittedKnn":
-        found = {variant: self._at(train, variant) for variant in train.variants or [train.own]}
+        places = train.variants or [train.own]
+        found = {variant: self._at(train, variant) for variant in tracked(places, "neighbours", len(places), "places")}
         best = _best(found)
         ends = [variant for variant in found if variant.layers == (train.last,)]
         by_layer = scores_by_place((*place, one.score) for variant, one in found.items() if (place := place_of(variant)))

@@ -3,6 +3,7 @@
 Letters: n images, B batch, D columns of a variant, W of a table, R learning rates, C classes.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.model.backbone import Backbone
+from mpp.progress import Progress
 from mpp.rng import PROBE, Draws
+from mpp.text import counted
 from mpp.transfer.features import EPSILON, Part, Variant, place, places_of
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.metrics import wilson
@@ -228,9 +231,9 @@ def train_heads(
     per_epoch = -(-len(rows) // batch)
     step, steps = 0, epochs * per_epoch
     targets = torch.from_numpy(labels.astype(np.int64))
-    for epoch in range(epochs):
-        order = torch.from_numpy(rows[Draws(seed, PROBE, BATCHES, epoch).permutation(len(rows))])
-        for chosen in order.tensor_split(per_epoch):
+    orders = (torch.from_numpy(rows[Draws(seed, PROBE, BATCHES, epoch).permutation(len(rows))]) for epoch in range(epochs))
+    with Progress(counted(heads * len(columns), "head"), steps, "steps") as bar:
+        for chosen in itertools.chain.from_iterable(order.tensor_split(per_epoch) for order in orders):
             x = values[chosen].to(device).sub_(mean).mul_(scale)
             y = targets[chosen].to(device)
             here = torch.arange(len(y), device=device)
@@ -250,6 +253,7 @@ def train_heads(
                 w.addcmul_(v_w, rate.unsqueeze(1), value=-decay)
                 b.addcmul_(v_b, rate, value=-decay)
             step += 1
+            bar.update()
     shape = (heads, classes)
     trained = [Heads(c.to(device), w.unflatten(0, shape), b.view(shape)) for c, w, b in zip(columns, matrices, biases, strict=True)]
     return Grid(mean, scale, trained)

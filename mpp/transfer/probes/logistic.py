@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mpp.config.schema import Positive
+from mpp.progress import Progress, tracked
 from mpp.transfer.features import EPSILON, place
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side
@@ -187,21 +188,24 @@ def fit_path(
     scale = 0.0  # of the gradient
     curvature = (1 - 1 / count) / count if count > 1 else 1.0  # of the cross-entropy in one logit: mean p (1 - p)
     found, passes, gradients = [], [], []
-    for strength in sorted(strengths):
+    for strength in tracked(sorted(strengths), "regularisation", len(strengths), "strengths"):
+        bar = Progress(f"C {strength:g}", unit="passes")
         decay = (2 if count == 2 else 1) / (strength * len(rows))  # the mean cross-entropy + decay |W|^2 / 2 has the same minimum
 
-        def objective(point: Tensor, decay: float = decay) -> tuple[float, Tensor]:
+        def objective(point: Tensor, decay: float = decay, bar: Progress = bar) -> tuple[float, Tensor]:
             nonlocal curvature
             loss, gradient, curvature = data.cross_entropy(point)
+            bar.update()
             gradient[:, :-1] += decay * point[:, :-1]
             return loss + decay / 2 * float(point[:, :-1].square().sum()), gradient
 
         def precondition(gradient: Tensor, curvature: float = curvature, decay: float = decay) -> Tensor:
             return torch.cat([coordinates.scaled(gradient[:, :-1], curvature, decay), gradient[:, -1:] / curvature], dim=1)
 
-        if not scale:
-            scale = float(objective(at)[1].norm())
-        at, norm, evaluations = minimise(objective, at, precondition, tolerance * scale, most_passes)
+        with bar:
+            if not scale:
+                scale = float(objective(at)[1].norm())
+            at, norm, evaluations = minimise(objective, at, precondition, tolerance * scale, most_passes)
         found.append(at)
         passes.append(evaluations)
         gradients.append(norm / scale if scale else 0.0)

@@ -20,7 +20,9 @@ from torch import Tensor, distributed
 
 from mpp.config.schema import Count, Pair, Positive
 from mpp.errors import ConfigError, DataError
+from mpp.progress import Progress
 from mpp.rng import PROBE, Draws
+from mpp.text import counted
 from mpp.transfer.probes.contract import LAST, Answers, Fitted, Measured, Probe, Train, scores_by_place
 from mpp.transfer.split import BATCHES
 from mpp.watch import meeting
@@ -198,18 +200,20 @@ def train_online(heads: Heads, batches: Batches, steps: Steps, *, epochs: int, w
 
     Raises DataError when `batches` gives other than the images asked for.
     """
-    for epoch in range(epochs):
-        plan = steps.epoch(epoch)
-        stream = iter(batches(epoch, [rows for step in plan for rows in step]))
-        for number, step in enumerate(plan):
-            for rows in step:
-                tokens, labels = next(stream, ({}, torch.empty(0)))
-                if len(labels) != len(rows):
-                    raise DataError(
-                        f"epoch {epoch}, step {number}: {len(labels)} images came and {len(rows)} were asked for; every image counts once an epoch"
-                    )
-                heads.see(tokens, labels)
-            heads.step(cosine(epoch + number / steps.per_epoch, epochs, warmup_epochs))
+    with Progress(counted(len(heads.heads), "head"), epochs * steps.per_epoch, "steps", at_once=True) as bar:
+        for epoch in range(epochs):
+            plan = steps.epoch(epoch)
+            stream = iter(batches(epoch, [rows for step in plan for rows in step]))
+            for number, step in enumerate(plan):
+                for rows in step:
+                    tokens, labels = next(stream, ({}, torch.empty(0)))
+                    if len(labels) != len(rows):
+                        raise DataError(
+                            f"epoch {epoch}, step {number}: {len(labels)} images came and {len(rows)} were asked for; every image counts once an epoch"
+                        )
+                    heads.see(tokens, labels)
+                heads.step(cosine(epoch + number / steps.per_epoch, epochs, warmup_epochs))
+                bar.update()
 
 
 def cosine(epoch: float, epochs: int, warmup_epochs: float) -> float:
