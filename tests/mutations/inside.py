@@ -116,10 +116,6 @@ ROWS: list[Plant | Row] = [
         LOOKS + "one_process_looks_unless_the_weights_are_shared_out_and_then_all_make_the_same_passes",
     ),
     Row(
-        "at ZeRO-3 rank 0 looks alone", "mpp/pretraining.py", "EncoderLooks(config, chosen, world, engine.stage == 3)", "EncoderLooks(config, chosen, world, False)",
-        "tests/pipeline/test_features_while_training.py::test_two_processes_see_what_one_sees",
-    ),
-    Row(
         "a process with fewer images calls the encoder less often", "mpp/transfer/while_training.py", "range(self._calls - -(-len(self.crops) // BATCH))", "range(0)",
         "tests/transfer/test_while_training.py::test_all_processes_call_the_encoder_as_often_however_their_shares_differ",
     ),
