@@ -24,6 +24,7 @@ from mpp.pages.page import (
     table_of,
 )
 from mpp.pages.run_folder import PRETRAINING, RunFolder, differing, open_run
+from mpp.progress import Progress
 from mpp.tabulating import differences, in_words, tables_of, verdicts
 from mpp.text import counted, printable, say
 from mpp.train.progress import clock
@@ -50,7 +51,8 @@ def report(folders: Sequence[str], out: str | None) -> int:
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError(f"{' '.join(folders)} names a run twice; give each once")
     file = Path(out) if out else runs[0].path / REPORT if len(runs) == 1 else Path(COMPARISON)
-    text = page_of_run(runs[0]) if len(runs) == 1 else page_of_several(runs)
+    with Progress("drawing the page", at_once=True):
+        text = page_of_run(runs[0]) if len(runs) == 1 else page_of_several(runs)
     if not file.parent.is_dir():
         raise UserError(f"--out {file}: there is no folder {file.parent}; make it first")
     write_atomically(file, text.encode())

@@ -7,7 +7,10 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from PIL import Image
 from pydantic import BaseModel
@@ -253,13 +256,18 @@ def test_the_python_snippet_gives_the_features_of_an_encoder(tmp_path, monkeypat
     model = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=32, depth=2, heads=2)
     encoder = build_encoder(model, 5).vit
     write_encoder(tmp_path / "runs" / "b16" / "encoder", encoder.state_dict(), model, (0.5,) * 3, (0.5,) * 3, "tiny")
-    Image.linear_gradient("L").resize((24, 20)).save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    for name, turned in (("one", 0), ("two", 90)):
+        Image.linear_gradient("L").rotate(turned).resize((24, 20)).save(tmp_path / "photos" / f"{name}.jpg")
     monkeypatch.chdir(tmp_path)
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", PAGES[README], re.M | re.S)
     exec(snippet, found := {})
-    assert found["tokens"].shape == (1, 1 + 16, 32)
-    assert found["features"].equal(found["tokens"][:, 1:].mean(dim=1))
-    assert all(weight.equal(encoder.state_dict()[name]) for name, weight in found["encoder"].state_dict().items())
+    assert found["everything"].values.shape == (2, 32) and found["everything"].names == ["one.jpg", "two.jpg"]
+    assert np.allclose(found["everything"].values[0], found["feature"][0], atol=1e-5)
+    of_timm = timm.create_model("local-dir:runs/b16/encoder", pretrained=True)
+    assert all(weight.equal(encoder.state_dict()[name]) for name, weight in of_timm.state_dict().items() if not name.startswith("head"))
+    image = found["encoder"].preprocess("photos/one.jpg")
+    assert torch.allclose(of_timm.forward_features(image[None])[:, 1:].mean(dim=1), found["feature"], atol=1e-5)
 
 
 def test_the_readme_is_short_and_prose_is_wrapped():
