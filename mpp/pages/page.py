@@ -221,7 +221,7 @@ def headline(run: RunFolder, tables: Sequence[Table]) -> Headline:
     if not run.rows and not run.repeats:
         return Headline("open", "This run has begun, and nothing is measured yet.", sentences)
     if verdict:
-        mark = {"yes": "good", "no": "bad"}.get(verdict.get("learned"), "open")
+        mark = {"yes": "open" if run.notes else "good", "no": "bad"}.get(verdict.get("learned"), "open")
         return Headline(mark, _sentence(verdict["words"]), sentences)
     if run.finished and run.kind == FINE_TUNING:
         results = run.json("results.json") or {"rows": {}}
