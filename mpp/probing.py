@@ -94,7 +94,7 @@ def spread_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
     pool = job.division.pool
     ranked = torch.from_numpy(pool[subset(len(pool), job.config.rank_samples, job.config.seed, RANK)])
     job.about["rank_images"] = len(ranked)
-    for name, row in job.rows.items():
+    for name, row in tracked(job.rows.items(), "feature rank", len(job.rows), "rows", at_once=True):
         if job.world.first and row.line not in job.lines:
             found = rank.spread(tables[name].features.of(row.own)[ranked].to(job.world.device))
             job.lines[row.line] = Line(row.about, {"feature_rank": found})
@@ -128,11 +128,13 @@ def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overla
     split, limit = job.division.splits[0], job.config.near_duplicates
     chosen_on = job.samples[split.fit], job.samples[split.choose]
     fitted = job.samples[job.division.pool]
-    found = find_overlap(images, ids, job.train, fitted, [job.config.encoder, *job.config.beside], chosen_on)
+    with Progress("images seen before", at_once=True):
+        found = find_overlap(images, ids, job.train, fitted, [job.config.encoder, *job.config.beside], chosen_on)
     if limit is None:
         return found
-    near = find_near(images, ids, job.train, fitted, limit, found.train, job.world.device)
-    write_atomically(job.out / PICTURE, sheet(near, images, job.train))
+    with Progress("images that look nearly alike", at_once=True):
+        near = find_near(images, ids, job.train, fitted, limit, found.train, job.world.device)
+        write_atomically(job.out / PICTURE, sheet(near, images, job.train))
     return replace(found, near=near)
 
 

@@ -5,8 +5,8 @@
             ...
             bar.update(len(batch))
 
-On a terminal one line that moves and is gone at the end.  Elsewhere (a pipe, the log of a batch job) plain lines, a minute apart at least, and none of what
-ends sooner.  Both on stderr: stdout is for results.  Of several processes rank 0 alone speaks, and workers never do.
+On a terminal one line that moves and is gone at the end.  Elsewhere (a pipe, the log of a batch job) plain lines, a minute apart at least, and none of work
+that ends sooner, where work is whatever follows without a pause.  Both on stderr: stdout is for results.  Of several processes rank 0 alone speaks, and workers never do.
 
 Where one is inside another the inner one is shown, behind the name and the count of the outer: "random init (8 of 20): linear: 1,200 of 5,000 steps".
 `mpp.text.say` takes the line off the terminal before it prints, so bars and lines do not meet.  There is no thread, since programs fork: what is shown
@@ -35,6 +35,7 @@ Item = TypeVar("Item")
 _open: list["Progress"] = []  # the outermost first
 _drawn = 0  # columns of the line that stands on the terminal
 _line_due = 0.0  # when the next plain line may be written
+_closed = float("-inf")  # when the outermost one was
 
 
 class Progress:
@@ -53,13 +54,13 @@ class Progress:
         if not self._speaks:
             return self
         text.making_room = _making_room
-        if not _open:
+        if not _open and self._began - _closed > SHOWN_AFTER:  # else what follows at once is the same work
             _line_due = self._began + LINE_SECONDS
         _open.append(self)
-        terminal = on_terminal()
-        self._next += (0.0 if self._at_once else SHOWN_AFTER) if terminal else 0.0
-        if terminal and self._at_once:
+        if self._at_once:
             self._look()
+        elif on_terminal():
+            self._next += SHOWN_AFTER
         return self
 
     def update(self, count: int = 1, what: str | None = None) -> None:
@@ -72,6 +73,7 @@ class Progress:
             self._look()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _closed
         if not self._speaks or self not in _open:
             return
         if isinstance(error, KeyboardInterrupt) and _open[-1] is self and not getattr(error, "told", False):
@@ -82,6 +84,7 @@ class Progress:
         drawn = _drawn
         _clear()
         _open.remove(self)
+        _closed = clock() if not _open else _closed
         if drawn and _open:
             _open[-1]._look()
 
@@ -132,7 +135,7 @@ class Progress:
         return ", ".join(filter(None, [count, self.pace()]))
 
     def words(self) -> str:
-        return f"{self.name}: {self.amount()}"
+        return f"{self.name}: {amount}" if (amount := self.amount()) else f"{self.name} ..."
 
 
 def tracked(
@@ -194,8 +197,9 @@ def _clear() -> None:
 @contextmanager
 def _making_room() -> Iterator[None]:
     """Around a line that is printed: what is shown gives way to it and comes back below."""
-    drawn = _drawn
-    _clear()
+    drawn = _drawn if multiprocessing.parent_process() is None else 0
+    if drawn:
+        _clear()
     yield
     if drawn and _open:
         _open[-1]._look()

@@ -37,6 +37,7 @@ class Clock:
 def alone(monkeypatch) -> None:
     monkeypatch.setattr(progress, "_open", [])
     monkeypatch.setattr(progress, "_drawn", 0)
+    monkeypatch.setattr(progress, "_closed", float("-inf"))
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
 
 
@@ -119,10 +120,11 @@ def test_in_a_pipe_a_plain_line_a_minute_says_what_how_much_at_what_rate_and_the
 
 def test_nothing_is_said_of_what_ends_within_a_minute(clock, capsys):
     for _ in range(5):
-        with Progress("features", 59, "images") as bar:
+        with Progress("features", 59, "images", at_once=True) as bar:
             for _ in range(59):
                 clock.now += 1
                 bar.update()
+        clock.now += 10  # something else, or a notebook that waits for its user
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")
 
@@ -136,6 +138,25 @@ def test_the_minute_is_that_of_the_whole_work_and_the_line_names_all_it_is_insid
                     clock.now += 1
                     bar.update(40)
     assert capsys.readouterr().err.splitlines() == ["random init (8 of 40): linear: 400 of 1,000 steps, 40 steps/s, about 0:15 left"]
+
+
+def test_parts_of_some_seconds_that_follow_each_other_are_not_silent_for_minutes(clock, capsys):
+    for what in ("listing", "making", "writing", "looking"):
+        with Progress(what, 40, "shards", at_once=True) as bar:
+            for _ in range(40):
+                clock.now += 1
+                bar.update()
+    with Progress("saving a checkpoint", at_once=True):  # in which nothing moves
+        clock.now += 100
+    assert capsys.readouterr().err.splitlines() == [
+        "making: 20 of 40 shards, 1.0 shards/s, about 0:20 left",
+        "writing: 40 of 40 shards, 1.0 shards/s, about 0:00 left",
+    ]
+    with Progress("compiling", at_once=True):
+        clock.now += 100
+        with Progress("inside", at_once=True):
+            pass
+    assert capsys.readouterr().err.splitlines() == ["compiling ...", "compiling: inside ..."]
 
 
 def test_without_a_total_the_line_says_how_much_and_for_how_long(clock, capsys):

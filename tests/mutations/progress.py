@@ -14,8 +14,16 @@ ROWS: list[Plant | Row] = [
         TEST + "in_a_pipe_a_plain_line_a_minute_says_what_how_much_at_what_rate_and_the_time_left",
     ),
     Row(
-        "each part of the work has a minute of its own", FILE, "        if not _open:\n", "        if True:\n",
+        "each part of the work has a minute of its own", FILE, "if not _open and self._began - _closed > SHOWN_AFTER:", "if True:",
         TEST + "the_minute_is_that_of_the_whole_work_and_the_line_names_all_it_is_inside_of",
+    ),
+    Row(
+        "what follows at once has a minute of its own", FILE, " and self._began - _closed > SHOWN_AFTER", "",
+        TEST + "parts_of_some_seconds_that_follow_each_other_are_not_silent_for_minutes",
+    ),
+    Row(
+        "a pause counts as work", FILE, "if not _open and self._began - _closed > SHOWN_AFTER:", "if _line_due == 0.0:",
+        TEST + "nothing_is_said_of_what_ends_within_a_minute",
     ),
     Row(
         "the time left is that of all", FILE, "(self.total - self.done) * seconds", "self.total * seconds",
@@ -47,7 +55,7 @@ ROWS: list[Plant | Row] = [
         TEST + "on_a_terminal_one_line_moves_and_is_gone_at_the_end",
     ),
     Row(
-        "a terminal is told of short work", FILE, "0.0 if self._at_once else SHOWN_AFTER", "0.0",
+        "a terminal is told of short work", FILE, "self._next += SHOWN_AFTER", "pass",
         TEST + "what_ends_within_a_second_is_not_shown_unless_asked_for",
     ),
     Row(
@@ -85,7 +93,7 @@ ROWS: list[Plant | Row] = [
         TEST + "an_error_takes_the_line_away_and_an_interrupt_says_where_it_fell",
     ),
     Row(
-        "what cannot move yet is not shown", FILE, "        if terminal and self._at_once:\n            self._look()\n", "",
+        "what cannot move yet is not shown", FILE, "        if self._at_once:\n            self._look()\n        elif on_terminal():", "        if on_terminal():",
         TEST + "the_last_line_of_what_is_killed_names_what_it_was_doing",
     ),
     Row(
