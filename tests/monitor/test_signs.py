@@ -40,10 +40,11 @@ def test_a_healthy_course_is_not_commented_on():
             holdout(2000, -0.02),
             "hold-out skill is -0.020 at 2,000 samples, after the warm-up: the model predicts worse than the trivial rule 'visible'",
         ),
+        (holdout(2000, 0.902), "hold-out skill is +0.902 at 2,000 samples: what is hidden is told almost without error"),
         (holdout(5000, 0.004), "half of the run has taught the model nothing beyond the trivial rule 'visible'"),
     ],
 )
-def test_skill_that_does_not_rise_is_said_once(row, words):
+def test_skill_that_says_that_something_is_wrong_is_said_once(row, words):
     first, *others = said({**row, "samples": 1000}, row, row, row)
     assert words in first and first.startswith("note: ") and not others and "RUN/pictures" in first
 
@@ -52,6 +53,7 @@ def test_early_or_uncertain_skill_says_nothing():
     assert said(holdout(1500, -0.5), holdout(1999, -0.5), holdout(4999, 0.0), holdout(6000, 0.1)) == []
     assert said(holdout(2000, -0.05, error=0.03), holdout(3000, -0.05, error=0.03)) == []
     assert said(holdout(2000, -0.5), holdout(3000, -0.4), holdout(4000, -0.3)) == []  # it rises
+    assert said(holdout(1999, 0.99), holdout(2000, 0.89), holdout(3000, 0.92, error=0.011)) == []
     assert said({"samples": 9000, "holdout/loss": 1.0}) == []  # no skill is defined
 
 
