@@ -209,19 +209,13 @@ def draw(runs: dict[str, Any], panels: Sequence[str]) -> Figure:
             else:
                 axes.plot([], [], label=label, **style)
                 axes.text(0.5, 0.5, "not defined" if number else "", transform=axes.transAxes, ha="center", color=style["color"])
-        axes.set_title(
-            FIGURES[panel]
-            .axis.replace(" (0 to 1)", "")
-            .replace(", share", "")
-            .replace("linear probe of the features", "linear probe, share right"),
-            fontsize=9,
-        )
+        axes.set_title("linear probe, share right" if panel == "features/linear" else FIGURES[panel].title, fontsize=9)
         axes.set_xlabel("thousand samples")
         if panel == "features/linear":
             axes.set_ylim(0, 1)
-        elif panel in ("train/loss", "features/rank", "teacher/deviation"):
+        elif panel in ("features/rank", "teacher/deviation"):
             axes.set_ylim(bottom=0)
-        elif panel == "optim/gradient_norm":
+        elif panel in ("train/loss", "optim/gradient_norm"):
             axes.set_yscale("log")
         axes.set_xlim(left=0)
     handles, labels = figure.axes[0].get_legend_handles_labels()
