@@ -40,6 +40,7 @@ class Signs:
     said: set[str] = field(default_factory=set)
     _first: dict[str, float] = field(default_factory=dict)  # of the features' figures
     _skill: float | None = None  # at the last look
+    _settled_skill: float | None = None  # at the first look at which something is concluded
     _lowest: float = float("inf")
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _timed: float = 0.0  # samples up to which speed was last told
@@ -62,6 +63,7 @@ class Signs:
         skill = row.get("holdout/skill")
         if skill is not None and samples >= course.settled:
             margin = max(2 * (row.get("holdout/skill_error") or 0.0), NOTHING)
+            self._settled_skill = skill if self._settled_skill is None else self._settled_skill
             if skill < -margin and self._skill is not None and skill < self._skill + margin:  # and it does not rise either
                 yield (
                     "below the trivial predictor",
@@ -71,7 +73,7 @@ class Signs:
                         "image does not tell; look at RUN/pictures"
                     ),
                 )
-            elif abs(skill) <= margin and samples >= HALF * course.total_samples:
+            elif abs(skill) <= margin and samples >= HALF * course.total_samples and skill < self._settled_skill + margin:  # likewise
                 yield (
                     "at the trivial predictor",
                     (

@@ -53,6 +53,7 @@ def test_early_or_uncertain_skill_says_nothing():
     assert said(holdout(1500, -0.5), holdout(1999, -0.5), holdout(4999, 0.0), holdout(6000, 0.1)) == []
     assert said(holdout(2000, -0.05, error=0.03), holdout(3000, -0.05, error=0.03)) == []
     assert said(holdout(2000, -0.5), holdout(3000, -0.4), holdout(4000, -0.3)) == []  # it rises
+    assert said(holdout(2000, -0.3), holdout(5000, 0.004), holdout(6000, 0.004)) == []  # it has risen
     assert said(holdout(1999, 0.99), holdout(2000, 0.89), holdout(3000, 0.92, error=0.011)) == []
     assert said({"samples": 9000, "holdout/loss": 1.0}) == []  # no skill is defined
 

@@ -85,4 +85,8 @@ ROWS: list[Plant | Row] = [
         "an uncertain skill is nearly perfect", "mpp/monitor/signs.py", "elif skill - margin > PERFECT:", "elif skill > PERFECT:",
         SIGNS + "early_or_uncertain_skill_says_nothing",
     ),
+    Row(
+        "a skill that has risen to that of the trivial predictor is held against the run", "mpp/monitor/signs.py", " and skill < self._settled_skill + margin:", ":",
+        SIGNS + "early_or_uncertain_skill_says_nothing",
+    ),
 ]  # fmt: skip
