@@ -57,7 +57,7 @@ RUNS = {
     "one colour": Run("images of one grey level each", DIGITS, "flat"),
     "channel": Run("blue is 128 in all pixels of all images", DIGITS, "blue"),
     "teacher": Run("healthy, with a teacher", f"{DIGITS} {AVERAGE.replace('EMA', '0.996')}", beside="teacher"),
-    "collapse": Run("the teacher is the encoder itself", f"{DIGITS} {AVERAGE.replace('EMA', '0')}", beside="teacher"),
+    "collapse": Run("the teacher is the encoder itself, goals not normalised", f"{DIGITS} {AVERAGE.replace('EMA', '0').replace('beta', 'norm: false, beta')}", beside="teacher"),
 }  # fmt: skip
 PANELS = ("train/loss", "holdout/skill", "features/rank", "features/deviation", "features/linear", "optim/gradient_norm")
 PANELS_OF_A_TEACHER = ("train/loss", "teacher/deviation", *PANELS[2:])

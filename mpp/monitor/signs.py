@@ -5,6 +5,7 @@ docs/normal.md shows the runs they were tried on, healthy ones and planted fault
 below the trivial predictor, and the demo as it is, which says nothing, were run beside.  A loss that rises and waiting were tried on made-up rows alone.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ NOTHING = 0.005  # of skill: as good as the trivial predictor
 PERFECT = 0.9  # of skill: no recipe here comes near it on photographs or digits; an encoder that sees what it predicts passes it at once
 HALF = 0.5
 SHRUNK = 0.25  # of the rank or the deviation that features had before training
+FLAT = 0.1  # a deviation above it is none of images all alike, however large it was before: at random initialisation tones alone may make it so
 RISEN = 1.25  # of the lowest training loss so far: no noise of a mean over log.every_steps
 WAITING = 0.2  # of the time
 WAITED_SECONDS = 60  # that such rows must cover: a few short steps tell of the machine's mood, not of the loader
@@ -107,13 +109,13 @@ class Signs:
         yield from self._of_waiting(row)
 
     def _of_features(self, row: Mapping[str, Any], at: str) -> Iterable[tuple[str, str]]:
-        for name, title in (("features/rank", "rank"), ("features/deviation", "deviation")):
+        for name, title, least in (("features/rank", "rank", math.inf), ("features/deviation", "deviation", FLAT)):
             value = row.get(name)
             if value is None:
                 continue
             first = self._first.setdefault(name, value)
             # In the warm-up features of healthy runs shrink, too, and come back when the encoder begins to look (docs/normal.md).
-            shrunk = self._often(name, value < SHRUNK * first and row["samples"] >= self.course.settled, LOOKS_IN_A_ROW)
+            shrunk = self._often(name, value < min(SHRUNK * first, least) and row["samples"] >= self.course.settled, LOOKS_IN_A_ROW)
             if shrunk:
                 yield (
                     "features collapse",

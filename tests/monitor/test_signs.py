@@ -66,12 +66,17 @@ def test_a_loss_that_rises_for_three_rows_is_said_unless_the_target_moves():
     assert said(*losses(1.0, 0.5, 0.7, 0.7, 0.7, 0.7, **{"teacher/decay": 0.99})) == []
 
 
-@pytest.mark.parametrize("name", ["rank", "deviation"])
-def test_features_that_shrink_to_a_quarter_have_collapsed(name):
-    looks = lambda *pairs: [{"samples": at, f"features/{name}": value} for at, value in pairs]
+@pytest.mark.parametrize(("name", "unit"), [("rank", 1.0), ("deviation", 0.01)])
+def test_features_that_shrink_to_a_quarter_have_collapsed(name, unit):
+    looks = lambda *pairs: [{"samples": at, f"features/{name}": unit * value} for at, value in pairs]
     (line,) = said(*looks((0, 40.0), (3000, 10.1), (5000, 9.9), (6000, 9.8), (7000, 9.7)))
-    assert f"the {name} of the features is 9.8 at 6,000 samples and was 40 before training" in line and "a collapse" in line
+    assert f"the {name} of the features is {unit * 9.8:.3g} at 6,000 samples and was {unit * 40:.3g} before training" in line
+    assert "a collapse" in line
     assert said(*looks((0, 40.0), (1000, 1.0), (1500, 1.0), (1999, 9.9), (2000, 9.9), (3000, 10.1), (4000, 9.9))) == []  # warm-up, and once
+
+
+def test_a_deviation_that_is_not_small_is_no_collapse_however_large_it_was():
+    assert said(*({"samples": at, "features/deviation": value} for at, value in [(0, 0.86), (3000, 0.2), (5000, 0.2), (7000, 0.101)])) == []
 
 
 def test_waiting_is_said_when_it_lasts_for_three_rows_and_a_minute():

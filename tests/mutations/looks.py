@@ -89,4 +89,8 @@ ROWS: list[Plant | Row] = [
         "a skill that has risen to that of the trivial predictor is held against the run", "mpp/monitor/signs.py", " and skill < self._settled_skill + margin:", ":",
         SIGNS + "early_or_uncertain_skill_says_nothing",
     ),
+    Row(
+        "a deviation that was large may not shrink", "mpp/monitor/signs.py", "value < min(SHRUNK * first, least)", "value < SHRUNK * first",
+        SIGNS + "a_deviation_that_is_not_small_is_no_collapse_however_large_it_was",
+    ),
 ]  # fmt: skip
