@@ -95,6 +95,11 @@ def real(config: str, decode: str) -> Record:
     return Record(f"{config}-photos-{decode}", 2, command, of_step, gpu=True)
 
 
+def of_faults(record: Any) -> str:
+    last = lambda rows: next((row["features/linear"] for row in reversed(rows) if "features/linear" in row), 0.0)
+    return "linear probe at the end: " + ", ".join(f"{name} {last(run['rows']):.0%}" for name, run in record["runs"].items())
+
+
 RECORDS = [
     Record("bare_step", 8, "python benchmarks/bare_step.py --rounds 7 --steps 2 --out {out}", of_shapes),
     Record("cpu_cores", 12, "python benchmarks/cpu_cores.py --shards {cifar}/train --rounds 2 --out {out}", of_cores),
@@ -103,6 +108,7 @@ RECORDS = [
         "end_to_end-photos", 4, "python benchmarks/end_to_end.py --images {photo_images} --shards {photos}/train --shape mae_s16 --steps 6 --out {out}", rates
     ),
     Record("attention", 6, "python benchmarks/attention.py --rounds 3 --out {out}", of_attention),
+    Record("faults", 10, "python benchmarks/planted_faults.py --digits {digits} --out {out} --plots docs/curves", of_faults),
     Record("growth", 15, "python benchmarks/growth.py --out {out} --plot docs/growth.png", of_growth),
     Record("extraction-b16", 4, "python benchmarks/extraction.py encoder=timm:vit_base_patch16_224@random train={photos}/train --images 256 --out {out}", of_extraction),
     Record("loader", 120, "python benchmarks/loader.py --peers {peers}/bin/python --out {out}", of_sets),
@@ -117,6 +123,7 @@ SETS = {  # what makes each, once, in {work}
     "cifar": "python data_prep/make_shards.py {images} {work}/cifar --labels",
     "photos": "python data_prep/make_shards.py {photographs} {work}/photos --samples-per-shard 50 --max-rejects 0.1",
     "cifar_images": "mkdir -p {work}/cifar_images && tar -xf {images} -C {work}/cifar_images",
+    "digits": "python data_prep/demo_digits.py {work}/digits",
     "photo_images": "mkdir -p {work}/photo_images/all && tar -xf {photographs} -C {work}/photo_images/all",
 }
 

@@ -66,7 +66,7 @@ def draw(number: int, kind: str) -> np.ndarray:
 def surface(draws: Draws) -> tuple[np.ndarray, np.ndarray, float]:
     """Grey levels [SIDE, SIDE], the tone [3] they are multiplied with, and the angle from which the light comes."""
     level, slope, light, strength, along, across, blotches, *tone = between(
-        draws, (100, 170), (0, 30), (0, 2 * np.pi), (3, 9), (20, 60), (1.0, 2.4), (2, 7), (0.9, 1.1), (0.92, 1.05), (0.85, 1.1)
+        draws, (100, 170), (0, 30), (0, 2 * np.pi), (1, 5), (20, 60), (1.0, 2.4), (2, 7), (0.9, 1.1), (0.92, 1.05), (0.85, 1.1)
     )
     (angle,) = between(draws, (-0.15, 0.15))
     white = normal(draws, SIDE * SIDE).reshape(SIDE, SIDE), normal(draws, SIDE * SIDE).reshape(SIDE, SIDE)
@@ -78,7 +78,7 @@ def surface(draws: Draws) -> tuple[np.ndarray, np.ndarray, float]:
 
 def scratch(draws: Draws, light: float) -> np.ndarray:
     """A thin bent line, dark with a bright flank on the side that the light does not come from."""
-    angle, length, bend, width, depth = between(draws, (0, np.pi), (26, 60), (-8, 8), (0.7, 1.1), (28, 50))
+    angle, length, bend, width, depth = between(draws, (0, np.pi), (40, 84), (-10, 10), (0.8, 1.4), (28, 50))
     row, column = place(draws, 14)
     steps = np.linspace(-0.5, 0.5, 121)
     along, aside = steps * length, bend * (1 - 4 * steps**2)
@@ -97,10 +97,10 @@ def scratch(draws: Draws, light: float) -> np.ndarray:
 
 def spot(draws: Draws, light: float) -> np.ndarray:
     """One to three stains with ragged edges and a colour of their own."""
-    (many,) = between(draws, (1, 4))
+    (many,) = between(draws, (2, 6))
     found = np.zeros((SIDE, SIDE, 3))
     for _ in range(int(many)):
-        radius, ragged, turned, depth, red, blue = between(draws, (3, 6.5), (0.05, 0.3), (0, 2 * np.pi), (20, 40), (0.5, 1.0), (0.9, 1.3))
+        radius, ragged, turned, depth, red, blue = between(draws, (4, 8), (0.05, 0.3), (0, 2 * np.pi), (20, 40), (0.5, 1.0), (0.9, 1.3))
         row, column = place(draws, 8)
         rows, columns = grid()
         edge = radius * (1 + ragged * np.cos(3 * np.arctan2(rows - row, columns - column) + turned))
@@ -111,7 +111,7 @@ def spot(draws: Draws, light: float) -> np.ndarray:
 
 def dent(draws: Draws, light: float) -> np.ndarray:
     """A hollow: its near side in shadow, its far side lit, by the light that falls on the whole surface."""
-    radius, depth = between(draws, (6, 10), (36, 60))
+    radius, depth = between(draws, (8, 14), (32, 56))
     row, column = place(draws, 12)
     rows, columns = grid()
     down, right = (rows - row) / radius, (columns - column) / radius

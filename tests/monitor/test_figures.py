@@ -9,7 +9,7 @@ from mpp.monitor.figures import FIGURES, Figure, figure_of
 
 def test_a_figure_is_found_by_its_name_or_by_the_pattern_it_fits():
     loss, any_block, third = (Figure(title, "", "", "") for title in ("loss", "any block", "the third"))
-    known = {"train/loss": loss, "attention/block_3": third, "attention/block_*": any_block}
+    known = {"train/loss": loss, "attention/block_*": any_block, "attention/block_3": third}
     assert figure_of("train/loss", known) is loss and figure_of("train/loss_of", known) is None
     assert figure_of("attention/block_12", known) is any_block and figure_of("attention/block_3", known) is third
     assert figure_of("train/loss") is FIGURES["train/loss"] and figure_of("train/lost") is None

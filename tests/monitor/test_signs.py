@@ -28,7 +28,7 @@ def test_a_healthy_course_is_not_commented_on():
                 "speed/samples_per_second": 1.0,
             }
         )
-        rows.append(holdout(samples, -0.5 + 0.1 * part))
+        rows.append(holdout(samples, -0.5 + 0.06 * part))
         rows.append({"samples": samples, "features/rank": 29.0 - part / 2, "features/deviation": 0.4})
     assert said(*rows) == []
 
@@ -40,10 +40,11 @@ def test_a_healthy_course_is_not_commented_on():
             holdout(2000, -0.02),
             "hold-out skill is -0.020 at 2,000 samples, after the warm-up: the model predicts worse than the trivial rule 'visible'",
         ),
+        (holdout(2000, 0.91), "hold-out skill is +0.910 at 2,000 samples: what is hidden is told almost without error"),
         (holdout(5000, 0.004), "half of the run has taught the model nothing beyond the trivial rule 'visible'"),
     ],
 )
-def test_skill_that_does_not_rise_is_said_once(row, words):
+def test_skill_that_says_that_something_is_wrong_is_said_once(row, words):
     first, *others = said({**row, "samples": 1000}, row, row, row)
     assert words in first and first.startswith("note: ") and not others and "RUN/pictures" in first
 
@@ -52,6 +53,8 @@ def test_early_or_uncertain_skill_says_nothing():
     assert said(holdout(1500, -0.5), holdout(1999, -0.5), holdout(4999, 0.0), holdout(6000, 0.1)) == []
     assert said(holdout(2000, -0.05, error=0.03), holdout(3000, -0.05, error=0.03)) == []
     assert said(holdout(2000, -0.5), holdout(3000, -0.4), holdout(4000, -0.3)) == []  # it rises
+    assert said(holdout(2000, -0.3), holdout(5000, 0.004), holdout(6000, 0.004)) == []  # it has risen
+    assert said(holdout(1999, 0.99), holdout(2000, 0.89), holdout(3000, 0.92, error=0.011)) == []
     assert said({"samples": 9000, "holdout/loss": 1.0}) == []  # no skill is defined
 
 
@@ -63,12 +66,17 @@ def test_a_loss_that_rises_for_three_rows_is_said_unless_the_target_moves():
     assert said(*losses(1.0, 0.5, 0.7, 0.7, 0.7, 0.7, **{"teacher/decay": 0.99})) == []
 
 
-@pytest.mark.parametrize("name", ["rank", "deviation"])
-def test_features_that_shrink_to_a_quarter_have_collapsed(name):
-    looks = lambda *pairs: [{"samples": at, f"features/{name}": value} for at, value in pairs]
+@pytest.mark.parametrize(("name", "unit"), [("rank", 1.0), ("deviation", 0.01)])
+def test_features_that_shrink_to_a_quarter_have_collapsed(name, unit):
+    looks = lambda *pairs: [{"samples": at, f"features/{name}": unit * value} for at, value in pairs]
     (line,) = said(*looks((0, 40.0), (3000, 10.1), (5000, 9.9), (6000, 9.8), (7000, 9.7)))
-    assert f"the {name} of the features is 9.8 at 6,000 samples and was 40 before training" in line and "a collapse" in line
+    assert f"the {name} of the features is {unit * 9.8:.3g} at 6,000 samples and was {unit * 40:.3g} before training" in line
+    assert "a collapse" in line
     assert said(*looks((0, 40.0), (1000, 1.0), (1500, 1.0), (1999, 9.9), (2000, 9.9), (3000, 10.1), (4000, 9.9))) == []  # warm-up, and once
+
+
+def test_a_deviation_that_is_not_small_is_no_collapse_however_large_it_was():
+    assert said(*({"samples": at, "features/deviation": value} for at, value in [(0, 0.86), (3000, 0.2), (5000, 0.2), (7000, 0.101)])) == []
 
 
 def test_waiting_is_said_when_it_lasts_for_three_rows_and_a_minute():

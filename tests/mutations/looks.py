@@ -52,7 +52,7 @@ ROWS: list[Plant | Row] = [
         SIGNS + "waiting_is_said_when_it_lasts_for_three_rows_and_a_minute",
     ),
     Row(
-        "a note is repeated", "mpp/monitor/signs.py", "        self.said |= found.keys()\n", "", SIGNS + "skill_that_does_not_rise_is_said_once",
+        "a note is repeated", "mpp/monitor/signs.py", "        self.said |= found.keys()\n", "", SIGNS + "skill_that_says_that_something_is_wrong_is_said_once",
     ),
     Row(
         "a resumed run explains itself once more", "mpp/monitor/board.py", "        signs.see_again(rows_of(self.run_dir))\n", "",
@@ -76,5 +76,21 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "one look is enough for a collapse", "mpp/monitor/signs.py", "LOOKS_IN_A_ROW = 2", "LOOKS_IN_A_ROW = 1", SIGNS + "features_that_shrink_to_a_quarter_have_collapsed",
+    ),
+    Row(
+        "a skill that is nearly perfect is good news", "mpp/monitor/signs.py", "elif skill - margin > PERFECT:", "elif skill > 1:",
+        SIGNS + "skill_that_says_that_something_is_wrong_is_said_once",
+    ),
+    Row(
+        "an uncertain skill is nearly perfect", "mpp/monitor/signs.py", "elif skill - margin > PERFECT:", "elif skill > PERFECT:",
+        SIGNS + "early_or_uncertain_skill_says_nothing",
+    ),
+    Row(
+        "a skill that has risen to that of the trivial predictor is held against the run", "mpp/monitor/signs.py", " and skill < self._settled_skill + margin:", ":",
+        SIGNS + "early_or_uncertain_skill_says_nothing",
+    ),
+    Row(
+        "a deviation that was large may not shrink", "mpp/monitor/signs.py", "value < min(SHRUNK * first, least)", "value < SHRUNK * first",
+        SIGNS + "a_deviation_that_is_not_small_is_no_collapse_however_large_it_was",
     ),
 ]  # fmt: skip

@@ -70,4 +70,16 @@ ROWS: list[Plant | Row] = [
         "a small set is sent to the papers' own recipe", "mpp/prep/advice.py", "if manifest.samples > FEW:", "if True:",
         "tests/prep/test_advice.py::test_a_small_set_goes_to_the_preset_of_its_usual_size",
     ),
+    Row(
+        "a class is told by its surface", "data_prep/demo_surfaces.py", "grain, shape = Draws(0, PREP, number, GRAIN)", "grain, shape = Draws(0, PREP, number, len(kind))",
+        "tests/test_demo_surfaces.py::test_a_defect_lies_on_the_surface_that_its_number_has_without_one",
+    ),
+    Row(
+        "all defects lie at one place", "data_prep/demo_surfaces.py", "Draws(0, PREP, number, SHAPE)", "Draws(0, PREP, 0, SHAPE)",
+        "tests/test_demo_surfaces.py::test_a_defect_lies_on_the_surface_that_its_number_has_without_one",
+    ),
+    Row(
+        "a smaller draw is another one", "data_prep/demo_surfaces.py", "Image.fromarray(draw(number, kind))", "Image.fromarray(draw(images - number, kind))",
+        "tests/test_demo_surfaces.py::test_a_smaller_draw_is_the_beginning_of_a_larger_one",
+    ),
 ]  # fmt: skip

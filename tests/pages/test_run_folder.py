@@ -85,7 +85,10 @@ def test_a_finished_run_begins_with_its_verdict(run, learned, mark):
 
 
 def test_a_verdict_that_a_note_speaks_against_is_not_marked_as_good(run):
-    spread = [{"samples": at, "step": at // 100, "features/deviation": value} for at, value in ((0, 0.4), (4000, 0.01), (6000, 0.01), (8000, 0.01))]
+    spread = [
+        {"samples": at, "step": at // 100, "features/deviation": value}
+        for at, value in ((0, 0.4), (4000, 0.01), (6000, 0.01), (8000, 0.01))
+    ]
     said = headline(open_run(run(rows=spread, verdict__json=json.dumps({"learned": "yes", "words": "it predicts"}))), [])
     assert said.mark == "open"
 
