@@ -153,6 +153,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",
             *filter(None, [small_rate_note(config.optim, data.global_batch)]),
             *brought.words,
+            *sets.remarks,
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             baseline.said(len(sets.holdout.pool)),

@@ -24,6 +24,20 @@ from mpp.files import sha256_of
 OPEN_FILES = 256  # shards a process keeps open at once, or a quarter of what the system lets it open
 RETRY_SECONDS = (0.1, 0.4, 1.6)  # waits before a failed read is tried again
 
+LEAST_DEVIATION = 1 / 255  # of a colour, 0..1: below, it is the same everywhere
+
+
+def flat_channels(deviations: Sequence[float]) -> str:
+    """deviations: of red, green and blue over a set, 0..1 -> what is to be said of those that are the same everywhere; empty where none is."""
+    flat = [name for name, deviation in zip(("red", "green", "blue"), deviations, strict=True) if deviation <= LEAST_DEVIATION]
+    if not flat:
+        return ""
+    return (
+        f"{' and '.join(flat)} {'is' if len(flat) == 1 else 'are'} the same in nearly all pixels of these images (python data_prep/inspect_shards.py "
+        "shows them): to tell that is no task, so skill and loss look better than they are. Put something else there, or see how the images were made "
+        "(a channel that was filled up, a window that is too wide)"
+    )
+
 
 class _ShardFile:
     """A read-only descriptor that is closed with its last user, so that dropping it from a cache is safe in any thread."""
@@ -59,7 +73,7 @@ class ShardSet:
         self.classes: list[str] = manifest["classes"]
         self.samples_per_shard: Sequence[int] = [entry["samples"] for entry in manifest["shards"]]
         self.mean: list[float] = manifest["mean"]  # RGB, 0..1
-        self.std: list[float] = [max(value, 1 / 255) for value in manifest["std"]]  # a constant channel must not divide by zero
+        self.std: list[float] = [max(value, LEAST_DEVIATION) for value in manifest["std"]]  # a constant channel must not divide by zero
         self.index: np.memmap = np.memmap(path / manifest["index"]["name"], INDEX_DTYPE, mode="r", shape=(manifest["samples"],))
         self._rows = np.asarray(self.index)  # the same memory without memmap's cost at every access
         self._paths = [str(path / entry["name"]) for entry in manifest["shards"]]

@@ -12,7 +12,7 @@ from mpp.data.decode import require_codecs
 from mpp.data.order import BatchPlan, Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
-from mpp.data.shards import ShardSet
+from mpp.data.shards import ShardSet, flat_channels
 from mpp.errors import ConfigError
 from mpp.recipe.masking import Masking
 
@@ -29,6 +29,12 @@ class TrainingSet:
 
     def order(self, config: PretrainConfig, plan: BatchPlan) -> Order:
         return Order(self.samples_per_shard, plan.samples, plan.streams, config.seed, config.data.block)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is unusual about the images that are trained on."""
+        flat = flat_channels(self.trained_on.std)
+        return [f"note: {flat}"] if flat else []
 
     def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> CropDataset:
         """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import mpp
+from mpp.data.shards import flat_channels
 from mpp.errors import DataError
 from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
@@ -315,6 +316,7 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
             ),
             ("repeats", f"{manifest.repeats:,} were left out, byte for byte another's"),
         ]
+        notes += filter(None, [flat_channels(manifest.std)])
         known = run.commit.record.get("manifests", {}).get("shards" if run.kind == PRETRAINING else "train") if run.commit else None
         if known and run.kind == PRETRAINING and known != _digest(folder):
             notes.append("The set that lies there now is not the one that this run was trained on: its manifest has another sha256.")

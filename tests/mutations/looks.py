@@ -52,6 +52,10 @@ ROWS: list[Plant | Row] = [
         SIGNS + "waiting_is_said_when_it_lasts_for_three_rows_and_a_minute",
     ),
     Row(
+        "a flat channel is passed over", "mpp/data/shards.py", "if deviation <= LEAST_DEVIATION]", "if deviation < LEAST_DEVIATION]",
+        "tests/pipeline/test_signs.py::test_a_channel_that_is_the_same_everywhere_is_told_before_the_first_step",
+    ),
+    Row(
         "a note is repeated", "mpp/monitor/signs.py", "        self.said |= found.keys()\n", "", SIGNS + "skill_that_says_that_something_is_wrong_is_said_once",
     ),
     Row(
