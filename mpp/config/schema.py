@@ -198,6 +198,14 @@ def tree_of(keys: typing.Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def flat(tree: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections in sections -> values by dotted key: the way back of `tree_of`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, typing.Mapping) and value else {prefix + key: value}
+    return found
+
+
 def dump(config: Section) -> str:
     """The config as YAML that `load` reads back to an equal config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -4,6 +4,8 @@ hyper-parameters.  Tags are regular expressions."""
 from collections.abc import Mapping
 from typing import Any
 
+from mpp.config.schema import flat
+
 Chart = tuple[str, list[str]]  # "Multiline" of tags, or "Margin" of a tag, its lower and its upper one
 Layout = dict[str, dict[str, Chart]]
 REFERENCE = "reference"
@@ -79,12 +81,6 @@ def of_finetuning(decay_moves: bool) -> Layout:
     }
 
 
-def hyper_parameters(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+def hyper_parameters(config: Mapping[str, Any]) -> dict[str, str | float | bool]:
     """A config's keys, dotted, as HParams takes them; what is not set is left out."""
-    flat: dict[str, str | float | bool] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= hyper_parameters(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[prefix + key] = value if isinstance(value, str | int | float) else str(value)
-    return flat
+    return {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(config).items() if value is not None}

@@ -13,7 +13,7 @@ import yaml
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import knobs_of
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import Section, load
+from mpp.config.schema import Section, flat, load
 from mpp.data.shard_format import MANIFEST, Manifest, read_manifest
 from mpp.errors import ConfigError, DataError, UserError
 from mpp.monitor.board import rows_of
@@ -207,13 +207,6 @@ def open_run(path: Path) -> RunFolder:
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds no keys; a run writes it at its start: give its command again")
     return RunFolder(path, tree)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
-    return found
 
 
 def shown(value: Any) -> str:

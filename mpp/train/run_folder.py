@@ -15,7 +15,7 @@ from typing import Any, Protocol, TextIO
 import torch
 
 import mpp
-from mpp.config.schema import Section, dump, load, may_change
+from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError, ConfigError
 from mpp.files import keep_lines, lock_folder, write_atomically
@@ -112,7 +112,7 @@ def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
 
 def identity_of(config: RunConfig, depends_on: dict[str, str]) -> str:
     """Of what a run computes but for its seed: recipe, scale and images, sha256, hexadecimal.  depends_on: as of check_same_run."""
-    known = {key: value for key, value in _flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, "seed")}
+    known = {key: value for key, value in flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, "seed")}
     return hashlib.sha256(json.dumps([known, depends_on], sort_keys=True).encode()).hexdigest()
 
 
@@ -131,8 +131,8 @@ def check_same_run(
     done, total steps then and now.  trunk: whether the commit is of one, whose end may change.  who: must not differ, in words.  Returns what
     differs and may: key -> (then, now).
     """
-    ours = _flat(config.that_changes_results())
-    theirs = _flat(_as_of_today(config, commit.record["config"]))
+    ours = flat(config.that_changes_results())
+    theirs = flat(_as_of_today(config, commit.record["config"]))
     afresh = f" (with init_from={commit.folder.parent.parent} to begin from its weights)" if hasattr(config, "init_from") else ""
     done, then, now = length
     changed = {}
@@ -161,13 +161,6 @@ def check_same_run(
                 f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
             )
     return changed
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _git_commit() -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpp.config.schema import flat
 from mpp.transfer.metrics import Metric, figures
 from mpp.transfer.probes import PROBES
 from mpp.transfer.probes.contract import Answers, stacked
@@ -68,14 +69,15 @@ class Cell:
         if self.column == FINETUNED:
             known |= {"resolution": about.get("resolution"), "precision": (config.get("system") or {}).get("precision")}
             known |= {f"optim.{key}": (config.get("optim") or {}).get(key) for key in ("epochs", "steps")}
-            return known | _flat({key: value for key, value in config.items() if key not in OWN})
+            return known | flat({key: value for key, value in config.items() if key not in OWN})
         if self.column == ALWAYS:
             return {}
         spec = ((about["rows"][self.row].get("about") or {}).get("feature_spec")) or {}
         known |= {key: config.get(key) for key in ("holdout_fraction", "widen")}
         known |= {f"features.{key}": spec.get(key) for key in ("resolution", "crop", "precision")}
         known |= {f"features.{key}": (config.get("features") or {}).get(key) for key in ("layers", "pooling", "pixel_side")}
-        return known | _flat(config.get(self.column.partition("/")[0]) or {}, self.column.partition("/")[0] + ".", ("shots",))
+        probe = self.column.partition("/")[0]
+        return known | flat({key: value for key, value in (config.get(probe) or {}).items() if key != "shots"}, f"{probe}.")
 
     @property
     def truth(self) -> Tensor:
@@ -91,14 +93,6 @@ class Cell:
     def said(self) -> Answers | None:
         """Its answers to every image; None where they were not kept."""
         return self.answers or (None if self.result.problem else self.result.answers(self.row).get(self.column))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "", without: Sequence[str] = ()) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key not in without:
-            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 @dataclass
