@@ -316,6 +316,15 @@ def test_a_line_is_never_wider_than_the_terminal(clock, on_terminal):
         assert seen in terminal.written()
 
 
+def test_a_shorter_line_leaves_nothing_of_a_longer_one(clock, on_terminal):
+    def work() -> None:
+        with Progress("reading a folder with a long name", at_once=True) as bar:
+            bar.update(0, "done")
+        say("said")
+
+    assert on_terminal(work).screen() == ["said", ""]
+
+
 def test_the_inner_work_is_shown_and_then_the_outer_again(clock, on_terminal):
     def work() -> None:
         with Progress("outer", 4, "probes", at_once=True) as outer:
