@@ -137,11 +137,13 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPl
             break
     stages.images = len(timed)
     began, decoded = time.perf_counter(), 0
-    while decoded == 0 or (decoded < len(timed) and time.perf_counter() - began < seconds):
-        data = shards.read(timed[decoded])
-        with stages.decode_whole:
-            decode(data, max_pixels)
-        decoded += 1
+    with Progress("timing whole images", at_once=True) as bar:
+        while decoded == 0 or (decoded < len(timed) and time.perf_counter() - began < seconds):
+            data = shards.read(timed[decoded])
+            with stages.decode_whole:
+                decode(data, max_pixels)
+            decoded += 1
+            bar.update()
     stages.decode_whole.cpu *= len(timed) / decoded
     return stages
 

@@ -45,7 +45,7 @@ class Progress:
         """what: is done, in words.  total: of the units, None where that is not known.  unit: in the plural.  scale: units shown for each counted, such as
         1e-6 for MB of bytes.  at_once: shown on a terminal from the start, for work that may not get to its first `update` within seconds."""
         self.what, self.total, self.unit, self.scale = what, total, unit, scale
-        self.done = 0
+        self.done, self._moves = 0, False
         self._at_once, self._speaks = at_once, not quiet and os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class Progress:
 
     def update(self, count: int = 1, what: str | None = None) -> None:
         """count: units done since the last call; what: is done from now on."""
-        self.done += count
+        self.done, self._moves = self.done + count, True
         if what is not None and what != self.what:
             self.what = what
             self._next = clock() if self._at_once else self._next
@@ -166,10 +166,10 @@ def _draw(bar: Progress) -> None:
     from tqdm.utils import disp_len
 
     columns = max(NARROW, _columns()) - 1  # the last column would make some terminals begin a new line
-    words, moves = bar.amount(), clock() - bar._began >= SHOWN_AFTER
+    words = bar.amount()
     if bar.total:
         form, room = "{desc}: {percentage:3.0f}%|{bar}| {words}", columns - disp_len(words) - disp_len(": 100%|| ") - LEAST_BAR
-    elif moves:
+    elif bar._moves and words:
         form, room = "{desc}: {words}", columns - disp_len(words) - 2
     else:  # what may not move again shows no time that stands still
         form, room = "{desc} ...", columns - 4

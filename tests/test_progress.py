@@ -316,16 +316,27 @@ def test_a_line_is_never_wider_than_the_terminal(clock, on_terminal):
         assert seen in terminal.written()
 
 
+def test_a_shorter_line_leaves_nothing_of_a_longer_one(clock, on_terminal):
+    def work() -> None:
+        with Progress("reading a folder with a long name", at_once=True) as bar:
+            bar.update(0, "done")
+        say("said")
+
+    assert on_terminal(work).screen() == ["said", ""]
+
+
 def test_the_inner_work_is_shown_and_then_the_outer_again(clock, on_terminal):
     def work() -> None:
         with Progress("outer", 4, "probes", at_once=True) as outer:
             outer.update(3)
             with Progress("inner", at_once=True):
-                pass
+                clock.now += 100
+                say("meanwhile")  # no time is shown that would stand still
             say("between")
 
     shown = on_terminal(work).written()
-    assert "outer (3 of 4): inner ..." in shown
+    assert shown.count("outer (3 of 4): inner ...") == 2
+    assert "for 1:40" not in shown
     assert re.search(r"inner.*outer:  75%.*between\r\n\router:  75%", shown, re.DOTALL)
 
 

@@ -36,7 +36,7 @@ ROWS: list[Plant | Row] = [
     Row(
         "every rank speaks", FILE, 'os.environ.get("RANK", "0") == "0"', "True", TEST + "a_second_rank_is_silent",
     ),
-    Row("workers speak", FILE, "multiprocessing.parent_process() is None", "True", TEST + "a_worker_process_is_silent"),
+    Row("workers speak", FILE, '"0" and multiprocessing.parent_process() is None', '"0"', TEST + "a_worker_process_is_silent"),
     Row("quiet is not heeded", FILE, "not quiet and ", "", TEST + "quiet_is_quiet"),
     Plant(
         "a pipe is taken for a terminal", "mpp.progress:on_terminal", "lambda: True",
@@ -70,7 +70,7 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "a shorter line leaves the end of a longer one", FILE, "{' ' * (_drawn - disp_len(line))}", "",
-        TEST + "lines_and_tables_stand_whole_between_the_moves_of_a_bar",
+        TEST + "a_shorter_line_leaves_nothing_of_a_longer_one",
     ),
     Row(
         "a long name pushes the time left out", FILE, "if disp_len(bar.name) <= room else", "if True else",
