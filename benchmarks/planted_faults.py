@@ -4,7 +4,7 @@
     python benchmarks/planted_faults.py --drawn benchmarks/results/cpu2-faults.json --plots docs/curves       # the pictures of docs/normal.md alone
 
 A fault is words of the command line, other images, or a patch of the code that only this program makes (PATCHES).  Each run is a process of its own;
-the record has its words, the rows of its metrics.jsonl, the notes it printed and its verdict.
+the record has its words, the rows of its metrics.jsonl and its verdict; the notes follow from the rows (mpp/monitor/signs.py).
 """
 
 import argparse
@@ -167,7 +167,10 @@ def run(name: str, shards: Path, run_dir: Path) -> dict[str, Any]:
     say(f"{name}: {time.perf_counter() - began:.0f} s, status {done.returncode}")
     for line in said:
         say(f"  {line}")
-    return {"words": RUNS[name].words, "images": RUNS[name].images, "status": done.returncode, "said": said, "rows": rows}
+    kept = [
+        line for line in said if not line.startswith("note:")
+    ]  # notes follow from the rows (mpp/monitor/signs.py), by the rules of the day
+    return {"words": RUNS[name].words, "images": RUNS[name].images, "status": done.returncode, "said": kept, "rows": rows}
 
 
 def words_of(text: str) -> list[str]:
