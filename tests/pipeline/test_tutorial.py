@@ -55,6 +55,8 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "runs" / "surfaces" / "verdict.json").read_text())["words"]
     assert {"fine-tuned", "from scratch"} <= set(re.findall(r"fine-tuned|from scratch", said[COMMANDS[-1]]))
     monkeypatch.chdir(tmp_path)
-    for snippet in re.findall(r"^```py\n(.*?)^```$", PAGE, re.M | re.S):
-        exec(snippet, found := {})
-        assert found["features"].shape[0] == 1
+    one, all_alike = re.findall(r"^```py\n(.*?)^```$", PAGE, re.M | re.S)
+    exec(one, found := {})
+    assert found["features"].shape[0] == 1
+    exec(all_alike, found := {})
+    assert len(found["known"].values) == 60 and found["one"].shape == found["known"].values[0].shape and len(found["alike"]) == 6
