@@ -60,5 +60,5 @@ ROWS: list[Plant | Row] = [
         "import mpp waits for torch", "mpp/__init__.py", "import importlib\n", "import importlib\n\nimport mpp.rng, numpy\n",
         TEST + "import_mpp_is_free_of_torch_and_says_what_it_has",
     ),
-    Row("a program has no name", "mpp/__main__.py", '"conformance", ', "", TEST + "mpp_calls_the_programs_by_name"),
+    Row("a program has no name", "mpp/__main__.py", '    "conformance",\n', "", TEST + "mpp_calls_the_programs_by_name"),
 ]  # fmt: skip
