@@ -46,7 +46,7 @@ def test_a_defect_lies_on_the_surface_that_its_number_has_without_one(kind):
     for number in range(8):
         apart = np.abs(draw(number, kind).astype(int) - draw(number, "good"))
         seen = apart.max(2) > 5
-        assert 0.002 < seen.mean() < 0.15, number
+        assert 0.002 < seen.mean() < (0.4 if kind == "dent" else 0.15), number
         places.append(tuple(np.argwhere(seen).mean(0).round()))
     assert len(set(places)) == 8
 
@@ -54,7 +54,8 @@ def test_a_defect_lies_on_the_surface_that_its_number_has_without_one(kind):
 def test_a_dent_takes_as_much_light_as_it_gives_and_a_spot_only_takes():
     change = lambda kind, number: draw(number, kind).astype(float) - draw(number, "good")
     for number in range(4):
-        assert abs(change("dent", number).mean()) < 0.1 < change("dent", number).max() and change("dent", number).min() < -10
+        dent = change("dent", number)
+        assert dent.max() > 10 and dent.min() < -10 and abs(dent.mean()) < 0.01 * dent.max()  # but for what lies beyond the border
         assert change("spot", number).max() <= 1
 
 

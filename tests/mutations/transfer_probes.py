@@ -288,8 +288,8 @@ ROWS = [
         f"{ONLINE}::test_every_row_is_in_one_step_of_an_epoch_on_any_number_of_processes",
     ),
     Row(
-        "images that do not come are passed over", "mpp/transfer/probes/online.py", "                if len(labels) != len(rows):",
-        "                if len(labels) == 0:\n                    continue\n                if len(labels) > len(rows):", f"{ONLINE}::test_images_that_do_not_come_stop_the_training",
+        "images that do not come are passed over", "mpp/transfer/probes/online.py", "                    if len(labels) != len(rows):",
+        "                    if len(labels) == 0:\n                        continue\n                    if len(labels) > len(rows):", f"{ONLINE}::test_images_that_do_not_come_stop_the_training",
     ),
     Plant(
         "the cosine begins before the warm-up ends", "mpp.transfer.probes.online:cosine",
