@@ -30,7 +30,13 @@ ROOT = Path(__file__).parents[1]
 MODULES = [importlib.import_module(f"tests.mutations.{found.name}") for found in pkgutil.iter_modules(tests.mutations.__path__)]
 ROWS = [row for module in MODULES for row in module.ROWS]
 
-WHOLE_PROGRAMS = ("tests/pipeline/", "tests/transfer/test_every_key.py", "tests/prep/test_links.py")
+WHOLE_PROGRAMS = (
+    "tests/pipeline/",
+    "tests/transfer/test_every_key.py",
+    "tests/prep/test_links.py",
+    "tests/test_inside.py",
+    "tests/test_door.py",
+)
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]
 
 PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
