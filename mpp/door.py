@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mpp.config.schema import checked
 from mpp.data.array_images import SplitName, is_array
 from mpp.data.augment import Centre
 from mpp.data.class_folders import is_hidden, walk
@@ -64,13 +65,8 @@ def load_encoder(
     Raises CheckpointError, ConfigError.
     """
     loaded = read_encoder(_as_timm(source), network=network)
-    asked = FeatureConfig(
-        layers=(layers,) if isinstance(layers, int) else tuple(layers),
-        pooling=pooling,
-        resolution=resolution,
-        crop=crop,
-        precision=precision,
-    )
+    known = {"pooling": pooling, "resolution": resolution, "crop": crop, "precision": precision}
+    asked = checked(FeatureConfig, known | {"layers": (layers,) if isinstance(layers, int) else tuple(layers)})
     return ImageEncoder(loaded, asked, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 

@@ -28,7 +28,7 @@ from mpp.progress import Progress
 from mpp.tabulating import differences, in_words, tables_of, verdicts
 from mpp.text import counted, printable, say
 from mpp.train.progress import clock
-from mpp.transfer.results import Result
+from mpp.transfer.joined import Joined
 from mpp.transfer.table import PRETRAINED, TUNED
 
 REPORT, COMPARISON = "report.html", "comparison.html"
@@ -60,14 +60,13 @@ def report(folders: Sequence[str], out: str | None) -> int:
     return 0
 
 
-def measured(runs: Sequence[RunFolder], pictured: bool) -> tuple[list[Table], list[Result]]:
-    """The tables over all that was measured of these runs."""
-    folders, results = [str(run.path) for run in runs], results_below(runs)
-    made = []
-    for joined in tables_of(results, folders):
+def measured(runs: Sequence[RunFolder], pictured: bool) -> tuple[list[Table], list[Joined]]:
+    """The tables over all that was measured of these runs, and what they are made of.  Raises DataError for damaged results."""
+    found, made = tables_of(results_below(runs), [str(run.path) for run in runs]), []
+    for joined in found:
         said = [each["words"] if len(runs) == 1 else f"{each['of']}: {each['words']}" for each in verdicts(joined.lines)]
         made.append(table_of(joined, in_words(joined.results[0]), said, pictured))
-    return made, results
+    return made, found
 
 
 def page_of_run(run: RunFolder) -> str:
@@ -102,7 +101,7 @@ def page_of_run(run: RunFolder) -> str:
 
 def page_of_several(runs: Sequence[RunFolder]) -> str:
     names = names_of(runs)
-    tables, results = measured(runs, pictured=False)
+    tables, joined = measured(runs, pictured=False)
     shared = [name for name in COMPARED if any(run.points(name) for run in runs)]
     over = lambda by_time: drawn_of(
         [chart_of(runs, names, name, by_time) for name in shared if not by_time or name != "speed/samples_per_second"]
@@ -120,7 +119,7 @@ def page_of_several(runs: Sequence[RunFolder]) -> str:
         over_samples=over(False),
         over_time=over(True),
         tables=tables,
-        differences=paired(runs, results),
+        differences=paired(joined),
         pictures=[Picture(f"{name}, after {int(path.stem.partition('-')[0]):,} samples", embedded(path)) for name, path in pictures],
     )
 
@@ -171,10 +170,10 @@ def warnings(runs: Sequence[RunFolder]) -> list[str]:
     return found
 
 
-def paired(runs: Sequence[RunFolder], results: Sequence[Result]) -> list[Table]:
+def paired(tables: Sequence[Joined]) -> list[Table]:
     """Differences to the first run on the same images, by the first of PROBES that several runs have."""
     made = []
-    for joined in tables_of(results, [str(run.path) for run in runs]):
+    for joined in tables:
         found = next((each for probe in PROBES if (each := differences(joined.lines, probe))), [])
         if found:
             rows = [

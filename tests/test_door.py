@@ -366,3 +366,13 @@ def test_the_page_runs_as_it_is_printed(folder, tmp_path, monkeypatch, capsys):
     shapes = lambda text: re.sub(r"digits at \d+ samples|tiny, seed 5|[\d.]+", "N", text)
     assert shapes(shown) == shapes(printed)
     assert found["loss"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [({"pooling": "max"}, r"pooling.*'mean', 'cls', 'both'"), ({"crop": 2.0}, "crop"), ({"precision": "fp16"}, "precision")],
+)
+def test_an_argument_that_cannot_be_is_refused_in_one_line(words, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        mpp.load_encoder("timm:vit_tiny_patch16_224@random", **words)
+    assert len(str(refused.value).splitlines()) == 1

@@ -171,6 +171,11 @@ def load(
             branch = branch[section]
         branch[last] = _parse(text, f"'{word}'")
     tree = _over(below or {}, tree)
+    return checked(schema, tree)
+
+
+def checked(schema: type[Schema], tree: typing.Mapping[str, Any]) -> Schema:
+    """Raises ConfigError for values that a section does not take."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:

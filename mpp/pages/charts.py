@@ -36,7 +36,6 @@ class Chart:
     band: tuple[str, Sequence[float], Sequence[float], Sequence[float]] | None = None  # label, x, low, high
     level: tuple[str, float] | None = None  # a horizontal line, such as a baseline
     log: bool = False
-    note: str = ""  # below it
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:

@@ -4,7 +4,6 @@ Everything on a page is of the run folder, so it can be computed again from it: 
 """
 
 import base64
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,13 @@ from markupsafe import Markup
 
 import mpp
 from mpp.data.shards import flat_channels
-from mpp.errors import DataError
 from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
 from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
 from mpp.text import counted, printable
 from mpp.train.progress import clock
 from mpp.transfer.joined import Joined
-from mpp.transfer.results import Result, find_results
+from mpp.transfer.results import RESULTS, Result, find_results
 from mpp.transfer.table import ALWAYS, FINETUNED, SCRATCH, TUNED, rank_cells, remarks_on_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,7 +49,6 @@ def embedded(picture: Path) -> str:
 class Picture:
     title: str
     address: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -247,11 +244,9 @@ def _sentence(words: str) -> str:
 
 
 def results_below(runs: Sequence[RunFolder]) -> list[Result]:
-    found: list[Result] = []
-    for run in runs:
-        with contextlib.suppress(DataError):  # of one that nothing was measured of
-            found += find_results([str(run.path)])
-    return found
+    """Raises DataError for one that is damaged."""
+    measured = [str(run.path) for run in runs if any(run.path.rglob(RESULTS))]
+    return find_results(measured) if measured else []
 
 
 def table_of(table: Joined, title: str, verdicts: Sequence[str], pictured: bool) -> Table:
@@ -295,7 +290,7 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
     if found is None:
         notes.append("The set no longer lies there, or is no set of shards: counts and sizes are not known.")
     else:
-        folder, manifest = found
+        folder, manifest, digest = found
         sides = ", ".join(f"{count:,} from {side:,} pixels on" for side, count in manifest.short_sides)
         mean, std = (", ".join(f"{value:.3f}" for value in each) for each in (manifest.mean, manifest.std))
         rows += [
@@ -318,7 +313,7 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
         ]
         notes += filter(None, [flat_channels(manifest.std)])
         known = run.commit.record.get("manifests", {}).get("shards" if run.kind == PRETRAINING else "train") if run.commit else None
-        if known and run.kind == PRETRAINING and known != _digest(folder):
+        if known and run.kind == PRETRAINING and known != digest:
             notes.append("The set that lies there now is not the one that this run was trained on: its manifest has another sha256.")
     bad = run.bad_samples()
     rows.append(("bad samples", f"{int(run.last('data/bad_samples') or 0):,} could not be read while training, and were replaced"))
@@ -326,12 +321,6 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
     if len(bad) > SHOWN_BAD:
         notes.append(f"and {len(bad) - SHOWN_BAD:,} more in {run.path}/bad_samples.rank*.jsonl")
     return rows, notes
-
-
-def _digest(folder: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
 
 def cost(run: RunFolder) -> list[tuple[str, str]]:

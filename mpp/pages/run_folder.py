@@ -1,5 +1,6 @@
 """What the folder of a run says of it, for a page: read as it is, of a run that goes on, was stopped or is finished."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -173,14 +174,17 @@ class RunFolder:
             for name, value in flat(self.tree).items()
         ]
 
-    def manifest(self, key: str = "") -> tuple[Path, Manifest] | None:
-        """Of the shards that it was trained on, where these still lie there."""
+    def manifest(self) -> tuple[Path, Manifest, str] | None:
+        """Of the shards that it was trained on, where these still lie there, and its sha256."""
         where = (self.tree.get("data") or {}).get("shards") if self.kind == PRETRAINING else self.tree.get("train")
         folder = Path(str(where))
         try:
-            return (folder, read_manifest(folder)[0]) if where and (folder / MANIFEST).exists() else None
+            if not where or not (folder / MANIFEST).exists():
+                return None
+            found, data = read_manifest(folder)
         except DataError:
             return None
+        return folder, found, hashlib.sha256(data).hexdigest()
 
     def bad_samples(self) -> list[dict[str, Any]]:
         lines = [

@@ -36,7 +36,7 @@ ROWS: list[Plant | Row] = [
     Row("all layers stand in the features", FILE, "[:, self._columns.to(self.device)]", "", POOLED),
     Row("tokens are those of the last block", FILE, "layer = self.layers[-1]\n        found", "layer = self.backbone.depth\n        found", POOLED),
     Row("tokens count the class token", FILE, "found[:, self.backbone.prefix :]", "found[:, self.backbone.prefix - 1 : -1]", POOLED),
-    Row("both is the mean alone", FILE, "        pooling=pooling,\n", '        pooling="mean" if pooling == "both" else pooling,\n', POOLED),
+    Row("both is the mean alone", FILE, '{"pooling": pooling,', '{"pooling": "mean" if pooling == "both" else pooling,', POOLED),
     Row(
         "the teacher is not asked for", FILE, "read_encoder(_as_timm(source), network=network)", 'read_encoder(_as_timm(source), network="encoder")',
         TEST + "the_teacher_is_asked_for_by_name",

@@ -1,4 +1,4 @@
-"""Bugs of the pages that people read, and of the board's layout."""
+"""Bugs of the pictures and pages that people read, and of the board's layout."""
 
 from tests.mutations import Plant, Row
 
@@ -73,5 +73,33 @@ ROWS: list[Plant | Row] = [
     Row(
         "hyper-parameters are not written down", "mpp/monitor/board.py", "summary.custom_scalars(layout), experiment, start)", "summary.custom_scalars(layout))",
         BOARD + "what_changes_results_is_among_the_hyper_parameters_and_features_are_projected",
+    ),
+    Row(
+        "pictures show swapped patches as they were", "mpp/recipe/corruptions/base.py", "gather_patches(patchify(images, patch_size), masks.source)", "patchify(images, patch_size)",
+        "tests/monitor/test_pictures.py::test_the_second_panel_is_what_the_encoder_sees_and_frames_tell_swapped_from_kept",
+    ),
+    Row(
+        "what is hidden and not asked for passes for a prediction", "mpp/monitor/pictures.py", "shown = patchify(sees, side)", "shown = clean",
+        "tests/monitor/test_pictures.py::test_only_predicted_places_show_anything_but_what_the_encoder_sees",
+    ),
+    Row(
+        "a guess has the true mean and deviation", "mpp/monitor/pictures.py", "target.picture(answer, pooled, truth)", "target.picture(answer, own, truth)",
+        "tests/monitor/test_pictures.py::test_the_guess_knows_nothing_of_the_hidden_patches_and_has_the_statistics_of_the_nearest_seen_ones",
+    ),
+    Row(
+        "statistics are lent by hidden patches, too", "mpp/monitor/pictures.py", "far = apart.masked_fill(~seen[:, None], torch.iinfo(apart.dtype).max)", "far = apart",
+        "tests/monitor/test_pictures.py::test_the_nearest_patches_seen_are_those_of_least_distance_on_the_grid",
+    ),
+    Row(
+        "kept patches are not told apart", "mpp/monitor/pictures.py", "FRAMES = {SWAPPED: (230, 159, 0), KEPT: (0, 114, 178)}", "FRAMES = {SWAPPED: (230, 159, 0)}",
+        "tests/monitor/test_pictures.py::test_the_second_panel_is_what_the_encoder_sees_and_frames_tell_swapped_from_kept",
+    ),
+    Row(
+        "the loss of one patch is drawn in another", "mpp/monitor/pictures.py", "torch.from_numpy(scale.colours(losses))", "torch.from_numpy(scale.colours(losses[:, ::-1].copy()))",
+        "tests/monitor/test_pictures.py::test_the_last_panel_is_the_loss_of_each_predicted_patch_beside_the_trivial_one",
+    ),
+    Row(
+        "damaged results are left out without a word", "mpp/pages/page.py", "return find_results(measured) if measured else []",
+        "return []", REPORT + "damaged_results_are_named_and_not_left_out",
     ),
 ]  # fmt: skip

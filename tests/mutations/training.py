@@ -213,30 +213,6 @@ ROWS = [
         "tests/monitor/test_skill.py::test_the_best_predictor_is_chosen_on_the_sample_not_on_the_holdout",
     ),
     Row(
-        "pictures show swapped patches as they were", "mpp/recipe/corruptions/base.py", "gather_patches(patchify(images, patch_size), masks.source)", "patchify(images, patch_size)",
-        "tests/monitor/test_pictures.py::test_the_second_panel_is_what_the_encoder_sees_and_frames_tell_swapped_from_kept",
-    ),
-    Row(
-        "what is hidden and not asked for passes for a prediction", "mpp/monitor/pictures.py", "shown = patchify(sees, side)", "shown = clean",
-        "tests/monitor/test_pictures.py::test_only_predicted_places_show_anything_but_what_the_encoder_sees",
-    ),
-    Row(
-        "a guess has the true mean and deviation", "mpp/monitor/pictures.py", "target.picture(answer, pooled, truth)", "target.picture(answer, own, truth)",
-        "tests/monitor/test_pictures.py::test_the_guess_knows_nothing_of_the_hidden_patches_and_has_the_statistics_of_the_nearest_seen_ones",
-    ),
-    Row(
-        "statistics are lent by hidden patches, too", "mpp/monitor/pictures.py", "far = apart.masked_fill(~seen[:, None], torch.iinfo(apart.dtype).max)", "far = apart",
-        "tests/monitor/test_pictures.py::test_the_nearest_patches_seen_are_those_of_least_distance_on_the_grid",
-    ),
-    Row(
-        "kept patches are not told apart", "mpp/monitor/pictures.py", "FRAMES = {SWAPPED: (230, 159, 0), KEPT: (0, 114, 178)}", "FRAMES = {SWAPPED: (230, 159, 0)}",
-        "tests/monitor/test_pictures.py::test_the_second_panel_is_what_the_encoder_sees_and_frames_tell_swapped_from_kept",
-    ),
-    Row(
-        "the loss of one patch is drawn in another", "mpp/monitor/pictures.py", "torch.from_numpy(scale.colours(losses))", "torch.from_numpy(scale.colours(losses[:, ::-1].copy()))",
-        "tests/monitor/test_pictures.py::test_the_last_panel_is_the_loss_of_each_predicted_patch_beside_the_trivial_one",
-    ),
-    Row(
         "the step resumed from is cut away", "mpp/monitor/board.py", "if _samples(line) <= samples_seen]", "if _samples(line) < samples_seen]",
         "tests/monitor/test_board.py::test_after_a_resume_nothing_is_left_from_behind_the_resumed_step",
     ),

@@ -113,6 +113,14 @@ def test_a_run_that_was_stopped_and_one_that_has_only_begun_have_a_page(runs, tm
     assert "nothing is measured yet" in page(tmp_path / "part" / "report.html")
 
 
+def test_damaged_results_are_named_and_not_left_out(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "part")
+    (file,) = (tmp_path / "part").rglob("results.json")
+    file.write_text(file.read_text()[:500])
+    told = report(tmp_path / "part")
+    assert told.returncode == 2 and f"{file} cannot be read" in told.stderr and len(told.stderr.strip().splitlines()) == 1
+
+
 def test_names_from_outside_are_shown_and_never_obeyed(runs, tmp_path):
     shutil.copytree(runs / "one", tmp_path / "<b>bold<script>alert(1)<&script>")
     (folder,) = tmp_path.iterdir()
