@@ -97,13 +97,13 @@ def repeat_files(unique: list[Path], folder: Path, copies: int) -> None:
 def repeat_shards(once: Path, folder: Path, copies: int) -> None:
     """The tars linked again and again, with keys that go on counting in the index."""
     folder.mkdir()
-    opened = ShardSet.open(once)
+    opened, known = ShardSet.open(once), json.loads((once / "manifest.json").read_text())
     keys = int(opened.index["key"][-1]) + 1
     ends = np.cumsum(opened.samples_per_shard)[:-1]
 
     def shards() -> Iterator[tuple[dict, np.ndarray]]:
         for copy in range(copies):
-            for entry, rows in zip(opened.manifest["shards"], np.split(np.asarray(opened.index), ends), strict=True):
+            for entry, rows in zip(known["shards"], np.split(opened.index[:], ends), strict=True):
                 name = f"{copy:04d}-{entry['name']}"
                 (folder / name).hardlink_to(once / entry["name"])
                 rows = rows.copy()

@@ -5,7 +5,6 @@ RUN of a fine-tuning alone; of repeats RUN/repeat-0, RUN/repeat-1, ..., each wha
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import is_written
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder
+from mpp.peers import Peers
 from mpp.text import counted
 from mpp.train.commit import folders_of
 from mpp.train.run import Run
@@ -90,8 +90,8 @@ class Repeat:
         return self.run.run_dir / (RESULTS if self.job.config.repeats == 1 else MEASURED)
 
 
-def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, again: Again) -> Job:
-    """again: the config with these keys below the file and the words."""
+def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, again: Again, peers: Peers) -> Job:
+    """Collective.  again: the config with these keys below the file and the words."""
     loaded = read_encoder(config.encoder)
     size = image_size(config, loaded)
     data = config.data
@@ -102,7 +102,7 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
         use=CHOOSE,
         remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
     )
-    sets = open_finetune_set(config, size, loaded.mean, divide, chooser(config))
+    sets = open_finetune_set(config, size, loaded.mean, divide, chooser(config), peers)
     words: tuple[str, ...] = ()
     if config.fit:
         given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
@@ -110,8 +110,8 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
         sets = sets.drawn(config.augment, size, loaded.mean)
         words = (fitted_words(config, len(sets.labels)),)
     data = config.data
-    world_size, together = int(os.environ.get("WORLD_SIZE", "1")), 2 if config.augment.mixes else 1
-    plan = plan_batch(data.global_batch, data.streams, world_size, config.system.micro_batch_max, together=together)
+    together = 2 if config.augment.mixes else 1
+    plan = plan_batch(data.global_batch, data.streams, peers.size, config.system.micro_batch_max, together=together)
     return Job(config, run_dir, argv, loaded, size, sets, plan, words)
 
 
@@ -129,8 +129,8 @@ def chooser(config: FinetuneConfig) -> Choose:
     return functools.partial(few_labels, seed=config.seed, fraction=data.label_fraction, per_class=data.labels_per_class)
 
 
-def repeat_of(job: Job, number: int) -> Repeat:
-    """With what is committed of it.  Raises UserError for what cannot go on."""
+def repeat_of(job: Job, number: int, peers: Peers) -> Repeat:
+    """Collective.  With what is committed of it.  Raises UserError for what cannot go on."""
     config, sets, run_dir = job.config, job.sets, job.run_dir
     if config.repeats > 1:
         run_dir = repeat_folder(run_dir, number)
@@ -140,7 +140,7 @@ def repeat_of(job: Job, number: int) -> Repeat:
     schedule = clock_of(config, order.steps_per_epoch)
     depends_on = {"encoder": job.loaded.digest, "train": sets.identities["train"]}
     steps_of = lambda optim: length_of(optim, order.steps_per_epoch)
-    run = Run(PROGRAM, job.argv, config, run_dir, job.plan, schedule, steps_of, depends_on, str, job.config.repeats)
+    run = Run(PROGRAM, job.argv, config, run_dir, job.plan, schedule, steps_of, depends_on, str, job.config.repeats, peers=peers)
     return Repeat(job, number, config, sets, order, run)
 
 

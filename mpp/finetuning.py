@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpp.agreement import agree
 from mpp.config.finetune import FinetuneConfig
+from mpp.config.schema import flat
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler
 from mpp.finetune_job import (
+    PROGRAM,
     Again,
     Repeat,
     is_measured,
@@ -48,6 +51,7 @@ from mpp.model.tokens import choose_attention, class_tokens_of, fuses_attention,
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.monitor.layout import of_finetuning
+from mpp.peers import meet
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage, short_at_first
@@ -55,7 +59,7 @@ from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inp
 from mpp.train.commit import Commit
 from mpp.train.engine import Engine
 from mpp.train.optim import build_finetune_optimiser
-from mpp.train.run import Meters, meet
+from mpp.train.run import Meters, held_folder, start
 from mpp.train.run_folder import environment, hold_run_folder
 from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import StopRequest, stopped_words
@@ -64,7 +68,7 @@ from mpp.transfer.protocol import Answers
 from mpp.transfer.results import draw_answers, write_predictions, write_results
 from mpp.transfer.table import FINETUNED
 from mpp.watch import watch
-from mpp.world import find_place, from_first, leave, together
+from mpp.world import World, from_first, leave, together
 
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
 
@@ -75,21 +79,24 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     asked, again: the config, and how to have it anew with what a preset says of what it leaves open.  argv: the command line, to be noted.  Raises
     UserError.
     """
-    find_place()
+    peers = meet(asked.system.patience_slow_seconds)
+    agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
 
-    # Everything that can be refused is refused before the processes join.
+    # Everything that can be refused is refused before there are collectives.
     allow_open_files()
-    refuse_other_layout(asked, run_dir)
-    job = open_job(asked, run_dir, argv, again)
+    peers.together(lambda: refuse_other_layout(asked, run_dir) if peers.first else None)
+    job = open_job(asked, run_dir, argv, again, peers)
     config = job.config
-    repeats = [repeat_of(job, number) for number in range(config.repeats)]
+    repeats = [repeat_of(job, number, peers) for number in range(config.repeats)]
     refuse_unlike(repeats)
     build = lambda repeat: classifier_of(repeat.config, job.loaded, len(job.sets.classes), job.size)
     ready = {0: build(repeats[0])}
 
     # In a series the folder above the repeats is held, too, for as long as this program runs.
-    held = functools.partial(hold_run_folder, run_dir, "auto", None)
-    world, _lock = meet(run_dir, config.system, held) if config.repeats > 1 else (None, None)
+    world: World | None = None
+    if config.repeats > 1:
+        _lock = held_folder(run_dir, lambda: hold_run_folder(run_dir, "auto", None), peers)
+        world = start(run_dir, config.system, peers)
     stop: StopRequest | None = None
     for repeat in repeats:
         run = repeat.run

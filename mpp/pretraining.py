@@ -5,7 +5,6 @@ what happened.  What every training loop does in the same order stands in train/
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from mpp.agreement import agree
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
@@ -38,6 +39,7 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.projector import MOST
 from mpp.monitor.signs import Course, Signs
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
+from mpp.peers import meet
 from mpp.progress import tracked
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -60,7 +62,7 @@ from mpp.train.teacher import teacher_of
 from mpp.transfer.encoder_looks import EncoderLooks
 from mpp.transfer.while_training import FeatureLooks, cadence, choose
 from mpp.watch import watch
-from mpp.world import World, find_place, leave
+from mpp.world import World, leave
 
 PROGRAM = "mpp/pretrain.py"  # as command lines are noted
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
@@ -87,25 +89,25 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
 
     asked, again: the config, and how to have it anew with what it leaves open (settling.py).  argv: the command line, to be noted.  Raises UserError.
     """
-    find_place()
+    peers = meet(asked.system.patience_slow_seconds)
+    agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
     allow_open_files()
-    settled = settle(asked, again, run_dir)
+    settled = settle(asked, again, run_dir, peers)
     config = settled.config
     data, system = config.data, config.system
 
-    # Which samples, in which order; and everything that can be refused before the processes join.
-    sets = open_training_set(config)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = plan_batch(data.global_batch, data.streams, world_size, system.micro_batch_max, data.views)
+    # Which samples, in which order; and everything that can be refused before there are collectives.
+    sets = open_training_set(config, peers)
+    plan = plan_batch(data.global_batch, data.streams, peers.size, system.micro_batch_max, data.views)
     order = sets.order(config, plan)
     every, images = cadence(config)
-    chosen = choose(config, sets, images) if every else None
+    chosen = choose(config, sets, images, peers) if every else None
     steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
     fused_attention = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused_attention)
     called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
     depends_on = {**sets.manifests, **brought.digests}
-    run = Run(PROGRAM, argv, config, run_dir, plan, config.optim, steps_of, depends_on, called, branch_from=config.branch_from)
+    run = Run(PROGRAM, argv, config, run_dir, plan, config.optim, steps_of, depends_on, called, branch_from=config.branch_from, peers=peers)
     model = build_model(config, fused_attention, replace(brought.lent, across=ACROSS))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not run.commit:

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from mpp import text
+from mpp.agreement import agree
 from mpp.config.probe import ProbeConfig
+from mpp.config.schema import flat
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
 from mpp.errors import ConfigError
 from mpp.files import make_folder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.machine import allow_open_files
+from mpp.peers import Peers, meet
 from mpp.rng import INIT, seed_of
 from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
@@ -27,6 +30,8 @@ from mpp.transfer.rows import Line, Row, encoder_row
 from mpp.transfer.split import CHOOSE, REPORT, Split, hold_out, subset
 from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM
 from mpp.world import World, join_processes, together
+
+PROGRAM = "mpp/linear_probe.py"  # as command lines are noted
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,12 @@ class Reported:
 
 def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     out = Path(config.out) if config.out else default_out(config.encoder, config.train)
-    world = join_processes(config.patience_seconds, config.patience_slow_seconds, out)
+    peers = meet(config.patience_slow_seconds)
+    agree(peers, PROGRAM, flat(config.model_dump(mode="json")))
     allow_open_files()
     loaded = read_encoder(config.encoder)
-    train, test = open_splits(config)
+    train, test = open_splits(config, peers)
+    world = join_processes(config.patience_seconds, config.patience_slow_seconds, out, peers=peers)
     cache = Path(config.features.cache) if config.features.cache else out / "features"
     together(world, lambda: refuse_other_images(out, train, test) if world.first and config.out is None else None)
     together(world, lambda: make_folder(out, "out") if world.first else None)
@@ -118,10 +125,10 @@ def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     return job
 
 
-def open_splits(config: ProbeConfig) -> tuple[LabelledImages, LabelledImages | None]:
-    """Raises DataError for what cannot be probed on."""
-    train = open_labelled(config.train, "train")
-    test = open_labelled(config.test, "test") if config.test and not config.rank_only else None
+def open_splits(config: ProbeConfig, peers: Peers) -> tuple[LabelledImages, LabelledImages | None]:
+    """Collective.  Raises DataError for what cannot be probed on."""
+    train = open_labelled(config.train, "train", peers)
+    test = open_labelled(config.test, "test", peers) if config.test and not config.rank_only else None
     if not config.rank_only:
         check_splits(train, test, "; without labels only the feature rank can be had: rank_only=true")
     return train, test

@@ -16,7 +16,7 @@ from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, remarks_on
 from mpp.files import write_atomically
 from mpp.monitor import rank
-from mpp.probe_job import Probing, Reported, prepare, undone
+from mpp.probe_job import PROGRAM, Probing, Reported, prepare, undone
 from mpp.probe_report import write
 from mpp.progress import Progress, tracked
 from mpp.transfer.extraction import Extracted
@@ -108,7 +108,7 @@ def show(job: Probing, tables: dict[str, Extracted]) -> Reported:
         job.overlap = together(job.world, lambda: seen_before(job, job.train, job.samples[reported]) if job.world.first else None)
         return Reported(job.train, job.samples, reported, tables)
     ids = subset(len(test), config.test_samples, config.seed, 1)
-    command = ["mpp/linear_probe.py", *job.words]
+    command = [PROGRAM, *job.words]
     note = partial(log_test_read, job.out, test, len(ids), ledger=config.ledger, command=command, encoder=job.loaded.source)
     job.reads = from_first(job.world, lambda: note(named=str(config.test)))
     job.overlap = together(job.world, lambda: seen_before(job, test, ids) if job.world.first else None)

@@ -28,17 +28,19 @@ from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
 from mpp.model.tokens import fuses_attention
+from mpp.peers import ALONE, Peers
 from mpp.progress import tracked
 from mpp.recipe.model import build_model
 from mpp.text import counted
 from mpp.train.commit import Commit, find_commit
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
+from mpp.train.resume import as_first_sees
 from mpp.train.shared_sum import shared_sum
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of
 from mpp.watch import watch
-from mpp.world import World, find_place, from_first
+from mpp.world import World, from_first
 
 Keys = Mapping[str, Any]  # "a.b" -> value
 Again = Callable[[Keys, Keys], PretrainConfig]  # the config anew: with these below the file and the words, and these above them
@@ -54,13 +56,13 @@ class Settled:
     words: tuple[str, ...] = ()
 
 
-def settle(config: PretrainConfig, again: Again, run_dir: Path) -> Settled:
-    """Collective where `budget` has to be measured.  Raises UserError."""
+def settle(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = ALONE) -> Settled:
+    """Collective.  Raises UserError."""
     if not (config.fit or config.budget or config.optim.epochs):
         return Settled(config)
-    shards = ShardSet.open(config.data.shards)
-    commit = find_commit(run_dir, config.resume)
-    fit = Fit(config, facts_of(config, shards))
+    shards = ShardSet.open(config.data.shards, peers)
+    commit = as_first_sees(peers, lambda: find_commit(run_dir, config.resume))
+    fit = Fit(config, facts_of(config, shards, peers))
     if commit:
         return fit.as_begun(again, commit)
     if not config.budget:
@@ -68,7 +70,7 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path) -> Settled:
     world, samples, rate = None, small.SAMPLES, 0.0
     for _ in range(TRIES):  # a shorter run has a smaller batch, which is slower
         keys = fit.open_keys(samples)
-        world, rate = measure(again(keys, {}), run_dir, world)
+        world, rate = measure(again(keys, {}), run_dir, world, peers)
         left = from_first(world, lambda: seconds_of(config.budget or "") * (1 - SPARE) - (time.time() - psutil.Process().create_time()))
         samples = int(left * rate)
         if fit.open_keys(samples).get("data.global_batch") == keys.get("data.global_batch"):
@@ -84,11 +86,10 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path) -> Settled:
     return replace(settled, world=world, words=(words, *settled.words))
 
 
-def facts_of(config: PretrainConfig, shards: ShardSet) -> small.Facts:
+def facts_of(config: PretrainConfig, shards: ShardSet, peers: Peers = ALONE) -> small.Facts:
     mean, std = tuple(shards.mean), tuple(shards.std)
-    place = find_place()
-    apart = len(ShardSet.open(config.data.holdout_shards)) if config.data.holdout_shards else 0
-    return small.Facts(len(shards), config.model.grid, torch.cuda.is_available(), place.size, mean, std, apart)  # type: ignore[arg-type]
+    apart = len(ShardSet.open(config.data.holdout_shards, peers)) if config.data.holdout_shards else 0
+    return small.Facts(len(shards), config.model.grid, torch.cuda.is_available(), peers.size, mean, std, apart)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,18 @@ def said(config: PretrainConfig, facts: small.Facts) -> list[str]:
     return [first, *small.expectation(facts, optim.total_samples, from_weights=bool(config.init_from or config.branch_from))]
 
 
-def measure(config: PretrainConfig, run_dir: Path, world: World | None) -> tuple[World, float]:
+def measure(config: PretrainConfig, run_dir: Path, world: World | None, peers: Peers = ALONE) -> tuple[World, float]:
     """Collective, and the processes meet for it if they have not yet: images a second of the first steps of such a run, which is then forgotten.
 
     Raises UserError.
     """
     data, system = config.data, config.system
-    sets = open_training_set(config)
-    plan = plan_batch(data.global_batch, data.streams, find_place().size, system.micro_batch_max, data.views)
+    sets = open_training_set(config, peers)
+    plan = plan_batch(data.global_batch, data.streams, peers.size, system.micro_batch_max, data.views)
     fused = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused)
     model = build_model(config, fused, brought.lent)
-    world = world or start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir)
+    world = world or start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir, peers)
     watch.moved("measuring the speed", step=0, slow=True)
     brought.lent.to(world.device)
     average = teacher_of(model.to(world.device), config)

@@ -132,7 +132,7 @@ def damage() -> Callable[[Path, Sequence[int]], None]:
         shards = ShardSet.open(folder)
         for sample in samples:
             row = shards.index[sample]
-            with (folder / shards.manifest["shards"][row["shard"]]["name"]).open("r+b") as file:
+            with (folder / shards.shard_name(row["shard"])).open("r+b") as file:
                 file.seek(int(row["offset"]) + int(row["size"]) // 2)
                 byte = file.read(1)[0]
                 file.seek(-1, 1)

@@ -18,6 +18,7 @@ from mpp.data.order import BatchPlan, Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.recolour import rand_augment
+from mpp.peers import ALONE, Peers
 
 Triple = tuple[float, float, float]
 
@@ -81,14 +82,16 @@ class FinetuneSet:
         return placed(self.training, config.system, device, local_world)
 
 
-def open_finetune_set(config: FinetuneConfig, size: tuple[int, int], mean: Triple, hold_out: Divide, few_labels: Choose) -> FinetuneSet:
+def open_finetune_set(
+    config: FinetuneConfig, size: tuple[int, int], mean: Triple, hold_out: Divide, few_labels: Choose, peers: Peers = ALONE
+) -> FinetuneSet:
     """size: (height, width) of the crops; mean: of the input normalisation.
 
     hold_out: labels [n] and the classes' names -> rows (kept, held); few_labels: the same -> rows that are used.  Raises ConfigError and DataError for anything that cannot be trained on.
     """
     require_codecs()
-    train = open_labelled(config.train, "train")
-    test = open_labelled(config.test, "test") if config.test else None
+    train = open_labelled(config.train, "train", peers)
+    test = open_labelled(config.test, "test", peers) if config.test else None
     check_splits(train, test)
     kept, held = np.arange(len(train)), np.arange(0)
     if config.data.holdout_fraction:

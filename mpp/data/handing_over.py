@@ -82,8 +82,7 @@ def handed_over(loader: DataLoader, phase: str) -> Iterator[Any]:
                 ):
                     raise
                 words = " ".join((str(error) or type(error).__name__).split())
-                why = "if memory ran out, lower the number of workers; a bus error may also be an index.bin that was cut under the run"
-                died = f"a loader process died ({words}); {why} ({loader.num_workers} workers here)"
+                died = f"a loader process died ({words}); if memory ran out, lower the number of workers ({loader.num_workers} here)"
                 raise of_this_rank(DataError(eye.fault or died)) from error
             eye.waits = False
             watch.moved(phase, slow=items == 0)  # the first batch takes what has to be set up, too

@@ -18,6 +18,7 @@ from mpp.data.images import LabelledImages
 from mpp.data.shard_format import MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
+from mpp.peers import ALONE, Peers
 
 # torchvision's sets whose images have attributes, captions, boxes or maps of classes.
 SEVERAL = re.compile(
@@ -25,11 +26,12 @@ SEVERAL = re.compile(
 )
 
 
-def open_labelled(source: str, split: SplitName) -> LabelledImages:
-    """Open the images that `source` names (see above); `split` is for the sources that have several.  Raises DataError."""
+def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> LabelledImages:
+    """Open the images that `source` names (see above); `split` is for the sources that have several.  peers: who opens them together; collective.
+    Raises DataError."""
     folder = Path(source)
     if (folder / MANIFEST).exists():
-        return ShardSet.open(folder)
+        return ShardSet.open(folder, peers)
     name, _, root = source.partition(":")
     if is_array(source):
         return ArrayImages.open(name, Path(root or ROOT), split)

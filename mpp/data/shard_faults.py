@@ -11,6 +11,7 @@ import numpy as np
 
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry
+from mpp.data.shard_index import ShardIndex
 from mpp.files import seal_of, sha256_of
 from mpp.progress import tracked
 
@@ -80,10 +81,10 @@ def most_pixels(source: dict[str, Any]) -> int:
     return given if isinstance(given, int) and given > 0 else MAX_PIXELS
 
 
-def row_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:
+def row_faults(folder: Path, manifest: Manifest, index: ShardIndex | np.ndarray) -> Iterator[Fault]:
     """Rows that cannot be those of this manifest's shards and classes.
 
-    index: INDEX_DTYPE [samples], as many as the manifest says, such as a memory map: it is looked at in stretches of ROWS.
+    index: INDEX_DTYPE [samples], as many as the manifest says: it is looked at in stretches of ROWS.
     """
     path, classes, most = folder / manifest.index.name, len(manifest.classes), most_pixels(manifest.source)
     ends = np.cumsum([entry.samples for entry in manifest.shards], dtype=np.int64)

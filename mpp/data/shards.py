@@ -8,21 +8,23 @@ import functools
 import hashlib
 import os
 import resource
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mpp.data.fingerprints import packed
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
-from mpp.data.shard_format import INDEX_DTYPE, MANIFEST, REMAKE, read_manifest
+from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
+from mpp.data.shard_index import Row, ShardIndex
+from mpp.disks import patiently
 from mpp.errors import BadSample, DataError, of_this_rank
 from mpp.files import sha256_of
+from mpp.peers import ALONE, Peers
 
 OPEN_FILES = 256  # shards a process keeps open at once, or a quarter of what the system lets it open
-RETRY_SECONDS = (0.1, 0.4, 1.6)  # waits before a failed read is tried again
 
 LEAST_DEVIATION = 1 / 255  # of a colour, 0..1: below, it is the same everywhere
 
@@ -65,35 +67,35 @@ class ShardSet:
 
     remedy = "copy or make the split again"
 
-    def __init__(self, path: Path, manifest: dict, manifest_hash: str):
+    def __init__(self, path: Path, manifest: Manifest, manifest_hash: str):
         """Takes a manifest as checked by `open`, which is the way in."""
         self.path = path
-        self.manifest = manifest
+        self.manifest: dict[str, Any] = manifest.model_dump(exclude={"shards"})  # of what is kept in columns below
         self.manifest_hash = manifest_hash  # sha256 of manifest.json's bytes, hexadecimal
-        self.classes: list[str] = manifest["classes"]
-        self.samples_per_shard: Sequence[int] = [entry["samples"] for entry in manifest["shards"]]
-        self.mean: list[float] = manifest["mean"]  # RGB, 0..1
-        self.std: list[float] = [max(value, LEAST_DEVIATION) for value in manifest["std"]]  # a constant channel must not divide by zero
-        self.index: np.memmap = np.memmap(path / manifest["index"]["name"], INDEX_DTYPE, mode="r", shape=(manifest["samples"],))
-        self._rows = np.asarray(self.index)  # the same memory without memmap's cost at every access
-        self._paths = [str(path / entry["name"]) for entry in manifest["shards"]]
+        self.classes: list[str] = manifest.classes
+        self.shard_names = np.array(
+            [os.fsencode(entry.name) for entry in manifest.shards]
+        )  # bytes, [shards]: many thousands of str would be copied
+        self.shard_bytes = np.array([entry.bytes for entry in manifest.shards], np.int64)  # into each loader process as it looks at them
+        self.samples_per_shard: list[int] = [entry.samples for entry in manifest.shards]
+        self.mean: list[float] = manifest.mean  # RGB, 0..1
+        self.std: list[float] = [max(value, LEAST_DEVIATION) for value in manifest.std]  # a constant channel must not divide by zero
+        self.index = ShardIndex(path / manifest.index.name, manifest.samples)
         self._file = functools.lru_cache(_open_files())(_ShardFile)
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> "ShardSet":
+    def open(cls, path: str | os.PathLike, peers: Peers = ALONE) -> "ShardSet":
         """Open a split's folder, such as OUT/train, and check it: the manifest, the index's hash and rows, every shard's size.
 
-        Raises DataError, one line, for anything missing, changed, cut or of another format.
+        peers: who opens it together, collectively: rank 0 checks it for all who see the same files, and so does the first process of each host that
+        has others, such as a copy.  Raises DataError, one line, for anything missing, changed, cut or of another format.
         """
         folder = Path(path)
-        manifest, data = read_manifest(folder)
-        try:
-            _refuse(file_faults(folder, manifest))
-            shard_set = cls(folder, manifest.model_dump(), hashlib.sha256(data).hexdigest())
-            _refuse(row_faults(folder, manifest, shard_set.index))
-        except OSError as error:
-            raise of_this_rank(DataError(f"{folder}: cannot read the shards: {error}; check the disk or mount and try again")) from error
-        return shard_set
+        manifest, data = peers.together(lambda: read_manifest(folder))
+        found = hashlib.sha256(data).hexdigest()
+        shared = peers.from_first(lambda: [found, _check(folder, manifest)])
+        peers.together(lambda: _check_own(folder, manifest, found, shared, peers))
+        return cls(folder, manifest, found)
 
     def __reduce__(self) -> tuple:
         return _reopen, (self.path, self.manifest_hash)
@@ -123,62 +125,97 @@ class ShardSet:
     def prints(self) -> np.ndarray:
         return packed(self.index["crc32"], self.index["size"])
 
+    def shard_name(self, shard: int) -> str:
+        return os.fsdecode(self.shard_names[shard])
+
     def size_of(self, sample: int) -> tuple[int, int]:
         """(width, height) in pixels, upright."""
-        row = self._rows[sample]
-        return int(row["width"]), int(row["height"])
+        row = self.index.row(sample)
+        return row.width, row.height
 
     def where(self, sample: int) -> str:
         """A sample's place, for messages: "train/000003.tar: 000000001234 (offset 51712)"."""
-        row = self._rows[sample]
-        return f"{self.path.name}/{self.manifest['shards'][row['shard']]['name']}: {row['key']:012d} (offset {row['offset']})"
+        return self._place(self.index.row(sample))
+
+    def _place(self, row: Row) -> str:
+        return f"{self.path.name}/{self.shard_name(row.shard)}: {row.key:012d} (offset {row.offset})"
 
     def name_of(self, sample: int) -> str:
         """Its shard and key: "000003.tar/000000001234"."""
-        row = self._rows[sample]
-        return f"{self.manifest['shards'][row['shard']]['name']}/{row['key']:012d}"
+        row = self.index.row(sample)
+        return f"{self.shard_name(row.shard)}/{row.key:012d}"
 
     def read(self, sample: int) -> bytes:
         """The image's bytes as stored.
 
-        Raises BadSample when the shard ends early or the CRC-32 is wrong, and DataError when the system still reports an error
-        after RETRY_SECONDS: a lost disk is no bad sample.
+        Raises BadSample when the shard ends early or the CRC-32 is wrong, and DataError when the system still reports an error after a
+        patience (disks.py): a lost disk is no bad sample.
         """
-        row = self._rows[sample]
-        size, offset = int(row["size"]), int(row["offset"])
-        for wait in (*RETRY_SECONDS, None):
-            try:
-                file = self._file(self._paths[row["shard"]], os.getpid())  # by process: a fork opens its own
-                data = file.pread(size, offset)
-                shard_bytes = file.size() if len(data) < size else -1
-                break
-            except OSError as error:
-                self._file.cache_clear()  # a stale handle stays stale
-                if wait is None:
-                    raise of_this_rank(
-                        DataError(
-                            f"{self.where(sample)}: {error}, after {len(RETRY_SECONDS)} retries; check the disk or mount, then resume"
-                        )
-                    ) from error
-                time.sleep(wait)
-        if len(data) != size:
-            was = self.manifest["shards"][row["shard"]]["bytes"]
-            raise BadSample(f"the shard has {shard_bytes} bytes now, not {was}: it ends after {len(data)} of the image's {size}")
-        if (crc := zlib.crc32(data)) != row["crc32"]:
-            raise BadSample(f"CRC-32 is {crc:08x}, the index says {int(row['crc32']):08x}")
+        row = self.index.row(sample)
+        path = str(self.path / self.shard_name(row.shard))
+
+        def read() -> tuple[bytes, int]:
+            file = self._file(path, os.getpid())  # by process: a fork opens its own
+            data = file.pread(row.size, row.offset)
+            return data, file.size() if len(data) < row.size else -1
+
+        try:
+            data, shard_bytes = patiently(read, path, self._file.cache_clear)  # a stale handle stays stale
+        except OSError as error:
+            raise of_this_rank(
+                DataError(f"{self._place(row)}: {error}, also when tried again; check the disk or mount, then resume")
+            ) from error
+        if len(data) != row.size:
+            was = self.shard_bytes[row.shard]
+            raise BadSample(f"the shard has {shard_bytes} bytes now, not {was}: it ends after {len(data)} of the image's {row.size}")
+        if (crc := zlib.crc32(data)) != row.crc32:
+            raise BadSample(f"CRC-32 is {crc:08x}, the index says {row.crc32:08x}")
         return data
 
     def verify_sha256(self, shard: int) -> None:
         """Read one whole shard.  Raises DataError when its sha256 is not the manifest's."""
-        entry = self.manifest["shards"][shard]
-        found = sha256_of(self.path / entry["name"])
-        if found != entry["sha256"]:
-            raise DataError(f"{self.path / entry['name']}: sha256 is {found[:12]}…, the manifest says {entry['sha256'][:12]}…; {REMAKE}")
+        path = self.path / self.shard_name(shard)
+        said = read_manifest(self.path)[0].shards[shard].sha256
+        if (found := sha256_of(path)) != said:
+            raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
 
 
 def _open_files() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES if limit == resource.RLIM_INFINITY else min(OPEN_FILES, limit // 4)
+
+
+def _check(folder: Path, manifest: Manifest) -> list[int]:
+    """Everything that can be told without reading a shard; what the index is to the file system.  Raises DataError."""
+    try:
+        _refuse(file_faults(folder, manifest))
+        _refuse(row_faults(folder, manifest, ShardIndex(folder / manifest.index.name, manifest.samples)))
+        return _file_of(folder, manifest)
+    except OSError as error:
+        raise of_this_rank(DataError(f"{folder}: cannot read the shards: {error}; check the disk or mount and try again")) from error
+
+
+def _file_of(folder: Path, manifest: Manifest) -> list[int]:
+    """Of the index: the same on all hosts that see one shared file, and another of every copy."""
+    found = (folder / manifest.index.name).stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _check_own(folder: Path, manifest: Manifest, found: str, shared: tuple[str, list[int]], peers: Peers) -> None:
+    """What rank 0 has not checked for this process.  shared: the manifest's hash and the index's file there."""
+    if peers.first:
+        return
+    if found != shared[0]:
+        raise DataError(
+            f"{folder}: on {peers.called(peers.rank)} it is another set (manifest sha256 {found[:12]}..., rank 0 has {shared[0][:12]}...); "
+            "give all hosts the same files"
+        )
+    try:
+        same = _file_of(folder, manifest) == shared[1]
+    except OSError as error:
+        raise DataError(f"{folder}: {peers.called(peers.rank)} cannot read the shards: {error}; check the disk or mount there") from error
+    if not same and peers.first_of_host:
+        _check(folder, manifest)
 
 
 def _refuse(faults: Iterator[Fault]) -> None:
@@ -192,4 +229,4 @@ def _reopen(path: Path, manifest_hash: str) -> ShardSet:
     manifest, data = read_manifest(path)
     if hashlib.sha256(data).hexdigest() != manifest_hash:
         raise DataError(f"{path / MANIFEST}: changed while the program was running; start it again")
-    return ShardSet(path, manifest.model_dump(), manifest_hash)
+    return ShardSet(path, manifest, manifest_hash)

@@ -14,6 +14,7 @@ from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.shards import ShardSet, flat_channels
 from mpp.errors import ConfigError
+from mpp.peers import ALONE, Peers
 from mpp.recipe.masking import Masking
 
 
@@ -41,12 +42,12 @@ class TrainingSet:
         return placed(self.training, config.system, device, local_world)
 
 
-def open_training_set(config: PretrainConfig) -> TrainingSet:
-    """Raises ConfigError and DataError for anything that cannot be trained on."""
+def open_training_set(config: PretrainConfig, peers: Peers = ALONE) -> TrainingSet:
+    """peers: who opens it together; collective.  Raises ConfigError and DataError for anything that cannot be trained on."""
     require_codecs()
     data = config.data
-    shards = ShardSet.open(data.shards)
-    holdout_shards = ShardSet.open(data.holdout_shards) if data.holdout_shards else shards
+    shards = ShardSet.open(data.shards, peers)
+    holdout_shards = ShardSet.open(data.holdout_shards, peers) if data.holdout_shards else shards
     if data.holdout_shards and holdout_shards.manifest_hash == shards.manifest_hash:
         raise ConfigError(
             f"data.holdout_shards={data.holdout_shards} are the images that are trained on; leave it out to keep the last "

@@ -80,7 +80,9 @@ class Facts(NamedTuple):
     """What is known of one split."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # without its shards
+    shards: int
+    per_shard: dict[str, list[int]]  # samples, bytes: least, median, most
     classes: Classes
     formats: Counter
     unreadable: list[str]  # one line each, of the images looked at
@@ -158,6 +160,8 @@ def look(folder: Path, args: argparse.Namespace) -> Facts:
     return Facts(
         folder,
         shards.manifest,
+        len(shards.shard_names),
+        {"samples": spread_of(shards.samples_per_shard), "bytes": spread_of(shards.shard_bytes.tolist())},
         Classes(shards.classes, counts.tolist(), int((shards.labels < 0).sum())),
         formats,
         [f"{shards.where(sample)}: {reason}" for sample, reason in sorted(unreadable.items())],
@@ -177,8 +181,8 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "folder": str(facts.folder),
         "images": manifest["samples"],
         "bytes": manifest["bytes"],
-        "shards": len(manifest["shards"]),
-        **{f"{what}_per_shard": spread_of(manifest, what) for what in ("samples", "bytes")},
+        "shards": facts.shards,
+        **{f"{what}_per_shard": spread for what, spread in facts.per_shard.items()},
         "narrowest_side": facts.narrowest,
         "longest_side": facts.longest,
         "most_oblong": round(facts.aspect, 2),
@@ -201,9 +205,9 @@ def as_json(facts: Facts) -> dict[str, Any]:
     }
 
 
-def spread_of(manifest: dict[str, Any], what: str) -> list[int]:
-    """[least, median, most] of the shards' samples or bytes."""
-    values = sorted(entry[what] for entry in manifest["shards"])
+def spread_of(counts: Sequence[int]) -> list[int]:
+    """[least, median, most]."""
+    values = sorted(counts)
     return [values[0], values[len(values) // 2], values[-1]]
 
 
@@ -212,8 +216,8 @@ def show(facts: Facts) -> None:
     images = manifest["samples"]
     source = f" ({manifest['source']['name']})" if "name" in manifest["source"] else ""
     say(f"{facts.folder}: {size_of(facts)}{source}")
-    samples = " / ".join(f"{value:,}" for value in spread_of(manifest, "samples"))
-    size = " / ".join(f"{value / 1e6:,.1f}" for value in spread_of(manifest, "bytes"))
+    samples = " / ".join(f"{value:,}" for value in facts.per_shard["samples"])
+    size = " / ".join(f"{value / 1e6:,.1f}" for value in facts.per_shard["bytes"])
     say(f"a shard:  {samples} images, {size} MB (least / median / most)")
     say(
         f"an image: {manifest['bytes'] / images / 1e3:,.1f} kB on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, "
@@ -283,7 +287,7 @@ def drawn_name(names: list[str], number: int) -> str:
 def size_of(facts: Facts) -> str:
     """ "300 images in 1 shard, 32.7 MB" """
     manifest = facts.manifest
-    return f"{counted(manifest['samples'], 'image')} in {counted(len(manifest['shards']), 'shard')}, {manifest['bytes'] / 1e6:,.1f} MB"
+    return f"{counted(manifest['samples'], 'image')} in {counted(facts.shards, 'shard')}, {manifest['bytes'] / 1e6:,.1f} MB"
 
 
 def save(path: Path, facts: Facts) -> None:

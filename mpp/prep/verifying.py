@@ -37,6 +37,7 @@ from mpp.data.shard_format import (
     member_header,
     read_manifest,
 )
+from mpp.data.shard_index import ShardIndex
 from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError
 from mpp.prep.indexing import read_in_place
@@ -153,16 +154,18 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
     return report
 
 
-def open_index(folder: Path, manifest: Manifest) -> np.ndarray | None:
-    """The index, mapped; None where it has not as many rows as the manifest's shards have samples, which is a fault found before."""
+def open_index(folder: Path, manifest: Manifest) -> ShardIndex | None:
+    """None where it has not as many rows as the manifest's shards have samples, which is a fault found before."""
+    samples = sum(entry.samples for entry in manifest.shards)
     try:
-        index = np.memmap(folder / manifest.index.name, INDEX_DTYPE, mode="r")
-    except (OSError, ValueError):  # absent, empty or cut inside a row
-        return None
-    return index if len(index) == sum(entry.samples for entry in manifest.shards) else None
+        if samples and (folder / manifest.index.name).stat().st_size == samples * INDEX_DTYPE.itemsize:
+            return ShardIndex(folder / manifest.index.name, samples)
+    except OSError:  # absent, or may not be read
+        pass
+    return None
 
 
-def plan(manifest: Manifest, index: np.ndarray | None, args: argparse.Namespace) -> tuple[list[Job], int]:
+def plan(manifest: Manifest, index: ShardIndex | None, args: argparse.Namespace) -> tuple[list[Job], int]:
     """A job for every shard to look at, and the bytes that all of them will read."""
     if index is None and not args.full:
         return [], 0
@@ -210,7 +213,7 @@ def check_shard(
     if index_name is None:
         faults = check.whole(None)
     else:
-        rows = np.memmap(folder / index_name, INDEX_DTYPE, mode="r")[job.first : job.first + job.entry.samples]
+        rows = ShardIndex(folder / index_name, job.first + job.entry.samples).rows(job.first, job.first + job.entry.samples)
         faults = check.whole(rows) if job.picks is None else check.sampled(rows[job.picks])
     tally.add(faults)
     return tally
@@ -294,7 +297,7 @@ def colour_limit(manifest: Manifest) -> int:
     return told if isinstance(told, int) else MEAN_STD_IMAGES
 
 
-def claim_faults(folder: Path, manifest: Manifest, index: np.ndarray) -> Iterator[Fault]:
+def claim_faults(folder: Path, manifest: Manifest, index: ShardIndex) -> Iterator[Fault]:
     """What the manifest says of the images and the index knows."""
     bins, early, limit = np.zeros(len(SHORT_SIDES), np.int64), 0, colour_limit(manifest)
     for first in range(0, len(index), ROWS):

@@ -7,8 +7,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mpp.train.checkpoint import check_fit
-from mpp.train.commit import Commit, read_tensors
+from mpp.train.checkpoint import Passed, check_fit
 from mpp.train.engine import Engine
 
 PREFIX = "ema/"
@@ -47,9 +46,8 @@ class WeightAverage(Generic[Net]):
         return {PREFIX + name: parameter for name, parameter in self._ours.items()}
 
     @torch.no_grad()
-    def restore(self, commit: Commit) -> None:
-        """Raises CheckpointError where the checkpoint has no average, or another model's."""
-        kept = read_tensors(commit, PREFIX)
-        check_fit(kept, {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, commit.folder)
+    def restore(self, passed: Passed) -> None:
+        """Collective.  Raises CheckpointError where the checkpoint has no average, or another model's."""
+        check_fit(passed.of(PREFIX), {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, passed.commit.folder)
         for name, parameter in self._ours.items():
-            parameter.copy_(kept[name])
+            parameter.copy_(passed[PREFIX + name])

@@ -5,18 +5,20 @@ what makes it exist.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import CheckpointError, disk_fault
 from mpp.files import sha256_of, sync_path, writing
-from mpp.train.commit import Commit, checkpoint_folder, not_finite, read_tensors, sealed, set_aside, some, write_commit
+from mpp.train.commit import MOMENTS, Commit, checkpoint_folder, not_finite, sealed, set_aside, some, write_commit
 from mpp.train.engine import Engine
 from mpp.train.resume import way_out
 from mpp.watch import meeting, watch
@@ -32,7 +34,7 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], be
     cannot be written; then what was committed before is as it was.
     """
     folder = checkpoint_folder(run_dir, record["step"])
-    mine, facts = {}, {}
+    mine = {}
     owners = _owners(engine, world.size)
     for name, parameter in engine.module.named_parameters():
         for kind, tensor in engine.state_of(parameter).items():
@@ -42,10 +44,7 @@ def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], be
         mine |= {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in beside.items()}
     _check_finite(run_dir, mine, record, world)
     _together(world, lambda: _fresh(folder) if world.first else None)
-    if mine:
-        facts = _together(world, lambda: _write(folder / f"rank{world.rank:05d}.safetensors", mine))
-    else:
-        _together(world, lambda: None)
+    facts = _together(world, lambda: _write(folder / f"rank{world.rank:05d}", mine, engine.moments))
     gathered: list[dict] = [{} for _ in range(world.size)]
     dist.all_gather_object(gathered, facts)
     record = record | {"files": {name: fact for part in gathered for name, fact in sorted(part.items())}}
@@ -65,7 +64,7 @@ def _check_finite(run_dir: Path, mine: Mapping[str, Tensor], record: Mapping[str
         )
 
 
-def _together(world: World, work: Callable[[], Any]) -> Any:
+def _together(world: World, work: Callable[[], Any], done: str = "written") -> Any:
     """Do this rank's part; if it fails on any rank (a full disk, a lost mount), all of them raise the same CheckpointError, and none waits for ever."""
     result, failure = None, None
     try:
@@ -77,7 +76,7 @@ def _together(world: World, work: Callable[[], Any]) -> Any:
         dist.all_gather_object(failures, failure)
     if any(failures):
         raise CheckpointError(
-            f"the checkpoint was not written ({'; '.join(filter(None, failures))}); earlier ones are whole: mend that, and give the same command again"
+            f"the checkpoint was not {done} ({'; '.join(filter(None, failures))}); earlier ones are whole: mend that, and give the same command again"
         )
     return result
 
@@ -90,42 +89,88 @@ def _fresh(folder: Path) -> None:
     folder.mkdir()
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
-    with writing(path):
-        save_file(tensors, str(path), metadata={"format": "pt"})
-        sync_path(path)
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
+def _write(start: Path, tensors: dict[str, Tensor], moments: Sequence[str]) -> dict[str, dict]:
+    """A rank's files, whose paths begin so: of moments, and of all else."""
+    facts = {}
+    apart = {name for name in tensors if name.partition("/")[0] in moments}
+    for end, names in ((".safetensors", tensors.keys() - apart), (MOMENTS, apart)):
+        if names:
+            path = start.with_name(start.name + end)
+            with writing(path):
+                save_file({name: tensors[name] for name in sorted(names)}, str(path), metadata={"format": "pt"})
+                sync_path(path)
+            facts[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return facts
 
 
-def restore(commit: Commit, engine: Engine, prime: Callable[[], None]) -> None:
-    """Put the weights and the optimiser's state back, of a commit that was settled on (train/resume.py).
+class Passed:
+    """A commit's tensors, each read by the rank in whose share its file is (`Commit.share_of`), and passed on to all.  Collective throughout.
 
-    prime: takes one optimiser step at learning rate 0, which creates that state.
+    shapes: of each, by its full name.  Raises CheckpointError, on all ranks, where a file cannot be read.
+    """
+
+    def __init__(self, commit: Commit, world: World):
+        self.commit, self.world = commit, world
+        self._files = _together(world, lambda: self._opened(commit.share_of(world.rank, world.size)), "read")
+        mine = {name: list(file.get_slice(name).get_shape()) for file in self._files for name in file.keys()}  # noqa: SIM118
+        known: list[dict[str, list[int]]] = [{} for _ in range(world.size)]
+        dist.all_gather_object(known, mine)
+        self._owner = {name: rank for rank, names in enumerate(known) for name in names}
+        self.shapes = {name: tuple(shape) for names in known for name, shape in names.items()}
+
+    def _opened(self, names: Sequence[str]) -> list[Any]:
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(str(self.commit.folder / name), framework="pt")) for name in names]
+            stack.pop_all()
+            return opened
+
+    def of(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of those whose name begins so, by the rest of it."""
+        return {name.removeprefix(prefix): shape for name, shape in self.shapes.items() if name.startswith(prefix)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """float32, on this rank's device."""
+        owner, device = self._owner[name], self.world.device
+        if owner == self.world.rank:
+            tensor = next(file for file in self._files if name in file.keys()).get_tensor(name).to(device)  # noqa: SIM118
+        else:
+            tensor = torch.empty(self.shapes[name], device=device)
+        if self.world.size > 1:
+            dist.broadcast(tensor, owner)
+        watch.moved()
+        return tensor
+
+
+@watch.slowly("restoring a checkpoint")
+def restore(commit: Commit, engine: Engine, world: World, average: "Averaged | None", prime: Callable[[], None]) -> None:
+    """Collective: put back the weights, the optimiser's state and the average of the weights, of a commit that was settled on (train/resume.py).
+
+    prime: takes one optimiser step at learning rate 0, which creates that state.  Raises CheckpointError where the checkpoint is of another model.
     """
     prime()
-    restore_weights(commit, engine)
-    moments = {kind: read_tensors(commit, f"{kind}/") for kind in engine.moments}
-    for name, parameter in engine.module.named_parameters():
+    passed = Passed(commit, world)
+    parameters = dict(engine.module.named_parameters())
+    check_fit(passed.of("weight/"), {name: tuple(engine.shape_of(parameter)) for name, parameter in parameters.items()}, commit.folder)
+    for name, parameter in parameters.items():
+        engine.set_weight(parameter, passed[f"weight/{name}"])
         if parameter.requires_grad:
             for kind in engine.moments:
-                engine.set_moment(parameter, kind, moments[kind][name].to(parameter.device))
+                engine.set_moment(parameter, kind, passed[f"{kind}/{name}"])
     engine.set_steps(commit.step)
+    if average:
+        average.restore(passed)
 
 
-def restore_weights(commit: Commit, engine: Engine) -> None:
-    """Raises CheckpointError where the checkpoint is of another model."""
-    weights = read_tensors(commit, "weight/")
-    check_fit(weights, {name: tuple(engine.shape_of(p)) for name, p in engine.module.named_parameters()}, commit.folder)
-    for name, parameter in engine.module.named_parameters():
-        engine.set_weight(parameter, weights[name].to(parameter.device))
+class Averaged(Protocol):
+    def restore(self, passed: Passed) -> None: ...
 
 
-def check_fit(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], origin: Path | str) -> None:
-    for name in sorted(weights.keys() | shapes.keys()):
-        theirs, ours = (tuple(weights[name].shape) if name in weights else None), shapes.get(name)
-        if theirs != ours:
+def check_fit(theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]], origin: Path | str) -> None:
+    """Shapes by name."""
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
             raise CheckpointError(
-                f"{origin} is of another model: {name} is {theirs or 'absent'} there and {ours or 'absent'} here; "
+                f"{origin} is of another model: {name} is {theirs.get(name) or 'absent'} there and {ours.get(name) or 'absent'} here; "
                 f"use the same model, decoder and target sections, or another run_dir"
             )
 

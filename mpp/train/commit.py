@@ -1,6 +1,7 @@
 """What makes a checkpoint exist: a folder of files and one COMMIT.json, written last, that names each file's size and sha256.
 
-    checkpoints/000012500/rank00000.safetensors ...   weight/NAME, exp_avg/NAME, exp_avg_sq/NAME, each parameter in one file
+    checkpoints/000012500/rank00000.safetensors ...           weight/NAME, and averages of weights: each parameter in one rank's file
+    checkpoints/000012500/rank00000.moments.safetensors ...   exp_avg/NAME, exp_avg_sq/NAME: what only a run that goes on reads
     checkpoints/000012500/COMMIT.json                 files, step, samples seen, config, versions, manifest hash, and a seal over all of it
 A folder without a COMMIT.json does not exist; there is no other pointer.  The folder's number is the optimiser step.
 
@@ -30,6 +31,7 @@ from mpp.text import say
 from mpp.watch import watch
 
 FORMAT = 2  # 1: without a seal
+MOMENTS = ".moments.safetensors"  # how the names of files end that hold nothing else (older commits: none)
 PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # of a file inside the folder
 
 
@@ -58,6 +60,16 @@ class Commit:
     def seal(self) -> str:
         return seal_of(self.record)
 
+    @property
+    def of_weights(self) -> list[str]:
+        """The files that hold more than moments."""
+        return [name for name in self.record["files"] if not name.endswith(MOMENTS)]
+
+    def share_of(self, rank: int, size: int) -> list[str]:
+        """The files that one of so many ranks reads, for all."""
+        files = self.record["files"]
+        return sorted(files, key=lambda name: (-files[name]["bytes"], name))[rank::size]
+
     def fault(self, names: Iterable[str] | None = None) -> str | None:
         """Read these files (null: all) whole; what is wrong with the first that is not as committed, or not finite."""
         for name in self.record["files"] if names is None else names:
@@ -72,8 +84,8 @@ class Commit:
         return None
 
     def verify(self) -> None:
-        """Raises DamagedError."""
-        if fault := self.fault():
+        """All but moments.  Raises DamagedError."""
+        if fault := self.fault(self.of_weights):
             raise DamagedError(self.folder, fault)
 
 
@@ -209,7 +221,8 @@ def none_whole(run_dir: Path, damaged: Sequence[DamagedError], remedy: str = "")
 
 
 def whole_commit(source: Path) -> Commit | None:
-    """For readers: the newest commit of a run, or the checkpoint folder itself, every byte compared.  None where none was ever written.
+    """For readers: the newest commit of a run, or the checkpoint folder itself, every byte compared but those of moments.  None where none was ever
+    written.
 
     Damaged ones are passed over aloud, and left as they are.  Raises CheckpointError where commits exist and none is whole.
     """
@@ -221,7 +234,7 @@ def whole_commit(source: Path) -> Commit | None:
     damaged = []
     for found in survey(source):
         if isinstance(found, Commit):
-            fault = found.fault()
+            fault = found.fault(found.of_weights)
             if fault is None:
                 return found
             if not found.folder.exists():  # the run has pruned it meanwhile
@@ -278,9 +291,9 @@ def read_config(commit: Commit) -> PretrainConfig:
 
 
 def read_tensors(commit: Commit, prefix: str) -> dict[str, torch.Tensor]:
-    """Every stored tensor whose name begins with `prefix`, without it, on the CPU.  Raises CheckpointError."""
+    """Every stored tensor but moments whose name begins with `prefix`, without it, on the CPU.  Raises CheckpointError."""
     tensors: dict[str, torch.Tensor] = {}
-    for name in commit.record["files"]:
+    for name in commit.of_weights:
         try:
             tensors |= {key.removeprefix(prefix): tensor for key, tensor in _tensors(commit.folder / name, prefix)}
         except (OSError, SafetensorError) as error:

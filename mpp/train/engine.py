@@ -19,6 +19,7 @@ from mpp.errors import ConfigError, UserError
 from mpp.model.recompute import recompute_blocks
 from mpp.monitor.norms import as_figures, norms, parts_of
 from mpp.monitor.phases import Phases
+from mpp.peers import Peers
 from mpp.text import say
 from mpp.train.compiling import CompiledStep
 from mpp.train.gradient_exchange import GradientExchange
@@ -34,10 +35,10 @@ MEASURING = "measuring"  # the phase of forward passes in eval mode
 SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
 
 
-def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = Path()) -> World:
+def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = Path(), peers: Peers | None = None) -> World:
     """`join_processes`, and what DeepSpeed adds: on CPUs it compiles collectives of its own, once on a machine."""
     quiet_deepspeed()
-    world = join_processes(patience, slow, folder, alone_too=True)
+    world = join_processes(patience, slow, folder, alone_too=True, peers=peers)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 

@@ -12,19 +12,21 @@ asked for more samples just goes on, bit for bit as if it had been asked for the
 cool-down: in place by resume=STEP, or in a new run folder by branch_from (train/branch.py).
 """
 
-import functools
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from mpp.errors import CheckpointError
-from mpp.train.commit import Commit, DamagedError, commits, none_whole, set_aside_damaged, survey
+from mpp.files import seal_of
+from mpp.peers import Peers
+from mpp.train.commit import Commit, DamagedError, commits, folders_of, none_whole, set_aside_damaged, survey
 from mpp.train.run_folder import ENDS, RunConfig, check_same_run
 from mpp.train.schedule import stable_until
-from mpp.world import World, from_first, together
+
+STALE_SECONDS = 60.0  # that a network file system may show a folder as it was
 
 
 @dataclass(frozen=True)
@@ -135,37 +137,44 @@ def refuse_cooled(commit: Commit) -> None:
     raise CheckpointError(f"{commit.folder} has cooled down since {end} samples, and is not trained on; {remedy}")
 
 
-def settle(run_dir: Path, resume: str | int, commit: Commit | None, world: World) -> Commit | None:
+def as_first_sees(peers: Peers, find: Callable[[], Commit | None]) -> Commit | None:
+    """Collective: the commit that rank 0 finds, for all: its record goes round, and nobody else looks for one."""
+    found = peers.from_first(lambda: [str(commit.folder), commit.record] if (commit := find()) else None)
+    return Commit(Path(found[0]), found[1]) if found else None
+
+
+def settle(run_dir: Path, resume: str | int, commit: Commit | None, peers: Peers) -> Commit | None:
     """Collective: the commit that this run goes on from, the same on all ranks and whole; None where it starts.
 
-    commit: what this rank's `find_commit` has found.  Each rank reads its share of the files.  Where one is damaged, the commit before is taken, and
+    commit: what rank 0's `find_commit` has found.  Each rank reads its share of the files.  Where one is damaged, the commit before is taken, and
     only when a whole one is found does rank 0 set aside, aloud, those that were not.  Raises CheckpointError, on all ranks, where they see different
-    commits, where none is whole, and where `resume` names one that is not.
+    folders, where none is whole, and where `resume` names one that is not.
     """
-    _check_same_view(run_dir, commit, world)
+    _check_same_view(run_dir, commit, peers)
     damaged: list[DamagedError] = []
-    while commit is not None and (fault := _fault(commit, world)):
+    while commit is not None and (fault := _fault(commit, peers)):
         damaged.append(DamagedError(commit.folder, fault))
         if isinstance(resume, int):
             raise CheckpointError(
                 f"resume={resume}: {damaged[0]}; nothing was changed: give another step, or resume=auto for the newest whole one"
             )
-        older = [found for found in together(world, lambda: commits(run_dir)) if found.step < commit.step]
-        commit = older[0] if older else None
-        _check_same_view(run_dir, commit, world)
+        step = commit.step
+        commit = as_first_sees(peers, lambda: next((found for found in commits(run_dir) if found.step < step), None))  # noqa: B023
+        _check_same_view(run_dir, commit, peers)
     if commit is None and damaged:
         known = {error.folder for error in damaged}
         raise none_whole(run_dir, [*damaged, *(e for e in survey(run_dir) if isinstance(e, DamagedError) and e.folder not in known)])
     if commit is not None:
-        from_first(world, functools.partial(_set_aside_beyond, run_dir, commit, damaged))
+        whole = commit
+        peers.together(lambda: _set_aside_beyond(run_dir, whole, damaged) if peers.first else None)
     return commit
 
 
-def settle_trunk(asked: str, commit: Commit, world: World) -> Commit:
+def settle_trunk(asked: str, commit: Commit, peers: Peers) -> Commit:
     """Collective: the same for the commit that a branch begins at (branch_from=asked), of which each rank reads its share.  Raises CheckpointError, on
-    all ranks, where they see different commits, and where it is not whole."""
-    _check_same_view(commit.folder.parent.parent, commit, world)
-    if fault := _fault(commit, world):
+    all ranks, where they do not see it, and where it is not whole."""
+    _check_same_view(commit.folder.parent.parent, commit, peers)
+    if fault := _fault(commit, peers):
         raise CheckpointError(f"branch_from={asked}: {DamagedError(commit.folder, fault)}; nothing was changed: give another checkpoint")
     return commit
 
@@ -176,27 +185,37 @@ def _set_aside_beyond(run_dir: Path, commit: Commit, damaged: Sequence[DamagedEr
         set_aside_damaged(error, f"; the run goes on from step {commit.step}")
 
 
-def _fault(commit: Commit, world: World) -> str | None:
+def _fault(commit: Commit, peers: Peers) -> str | None:
     """Collective: what is wrong with the commit's files, of which each rank reads its share; the same words on all ranks."""
-    names = sorted(commit.record["files"], key=lambda name: (-commit.record["files"][name]["bytes"], name))
-    faults: list[str | None] = [None] * world.size
-    dist.all_gather_object(faults, commit.fault(names[world.rank :: world.size]))
-    return next(filter(None, faults), None)
+    return next(filter(None, peers.gather(commit.fault(commit.share_of(peers.rank, peers.size)))), None)
 
 
-def _check_same_view(run_dir: Path, commit: Commit | None, world: World) -> None:
-    """Collective, before anything of the model is: ranks that went on from different commits would wait for each other for ever."""
-    views: list[tuple[int, str] | None] = [None] * world.size
-    dist.all_gather_object(views, None if commit is None else (commit.step, commit.seal))
-    if len(set(views)) > 1:
-        other = next(rank for rank, view in enumerate(views) if view != views[0])
-        told = [
-            f"rank {rank} sees " + ("none" if view is None else f"step {view[0]} ({view[1][:8]})")
-            for rank, view in ((0, views[0]), (other, views[other]))
-        ]
+def _check_same_view(run_dir: Path, commit: Commit | None, peers: Peers) -> None:
+    """Collective: raises CheckpointError, on all ranks, where one of them sees another commit than rank 0, or another folder."""
+    end = time.monotonic() + STALE_SECONDS
+    view = _view(run_dir, commit)
+    while view is not None and not peers.first and time.monotonic() < end:  # a network file system may show a folder as it was a minute ago
+        time.sleep(1)
+        view = _view(run_dir, commit)
+    views = peers.gather(view)
+    if other := next((rank for rank, seen in enumerate(views) if seen is not None), None):
+        first = "none" if commit is None else f"step {commit.step} ({commit.seal[:8]})"
         raise CheckpointError(
-            f"the processes see different checkpoints in {run_dir} ({', '.join(told)}); it must be one folder that all nodes share, and up to date"
+            f"the processes see different checkpoints in {run_dir} (rank 0 sees {first}, {peers.called(other)} sees {views[other]}); it must be one "
+            "folder that all nodes share, and up to date"
         )
+
+
+def _view(run_dir: Path, commit: Commit | None) -> str | None:
+    """What this process sees in place of the commit, in words; None where it sees that, or none where there is none."""
+    if commit is None:
+        there = [folder for folder in folders_of(run_dir) if (folder / "COMMIT.json").exists()]
+        return f"step {int(there[0].name)}" if there else None
+    try:
+        found = seal_of(json.loads((commit.folder / "COMMIT.json").read_bytes()))
+    except (OSError, ValueError, AttributeError):
+        return "none"
+    return None if found == commit.seal else f"step {commit.step} ({found[:8]})"
 
 
 def way_out(run_dir: Path, asked: Mapping[str, Any], step: int, repeats: int = 1) -> str:

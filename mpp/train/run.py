@@ -1,7 +1,7 @@
 """A training run: what every training program does in the same order, once.
 
-    run = Run(...)              the newest commit, and whether this start may go on from it; every refusal that needs no other process
-    run.join()                  the run folder is this run's alone; the processes meet, unless they have, and agree on one whole commit
+    run = Run(..., peers)       the newest commit, as rank 0 sees it, and whether this start may go on from it
+    run.join()                  the run folder is this run's alone; one whole commit is settled on, and the processes get collectives
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
     for step in run.steps(stream):
@@ -16,7 +16,6 @@ A step's samples, its learning rate and its noise belong to its number, so a res
 """
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -40,6 +39,7 @@ from mpp.monitor.board import Board
 from mpp.monitor.energy import Energy
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
+from mpp.peers import ALONE, Peers
 from mpp.progress import Progress
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
@@ -51,14 +51,14 @@ from mpp.train.commit import Commit, find_commit, prune, set_aside_after
 from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.progress import progress_line
-from mpp.train.resume import Course, course_of, settle, settle_trunk, way_out
+from mpp.train.resume import Course, as_first_sees, course_of, settle, settle_trunk, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
 from mpp.train.shared_sum import SharedSum
 from mpp.train.signals import StopRequest
 from mpp.watch import watch
-from mpp.world import World, from_first, together
+from mpp.world import World, from_first
 
 TIMED_STEPS = 100  # from which on a run is held against the machine's limit: to measure that takes a quarter of a second
 
@@ -112,14 +112,16 @@ def rate_of_all(system: SystemConfig, world: World) -> float:
     return float(own)
 
 
-def meet(run_dir: Path, system: SystemConfig, hold: Callable[[], TextIO]) -> tuple[World, TextIO | None]:
-    """Collective: the folder is made, and held by rank 0 for as long as the file that is returned stays open; then the processes meet.
+def held_folder(run_dir: Path, hold: Callable[[], TextIO], peers: Peers) -> TextIO | None:
+    """Collective: the folder is made, and held by rank 0 for as long as the file that is returned stays open.  Raises UserError where another run
+    holds it."""
+    peers.together(lambda: make_folder(run_dir, "run_dir"))
+    return peers.together(lambda: hold() if peers.first else None)
 
-    Raises UserError where another run holds it, and where the processes cannot meet.
-    """
-    make_folder(run_dir, "run_dir")
-    lock = hold() if os.environ.get("RANK", "0") == "0" else None
-    return start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir), lock
+
+def start(run_dir: Path, system: SystemConfig, peers: Peers) -> World:
+    """Collective: the processes get collectives, and each its device."""
+    return start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir, peers)
 
 
 class Run:
@@ -138,10 +140,12 @@ class Run:
         what: Callable[[str], str],
         repeats: int = 1,
         branch_from: str | None = None,
+        peers: Peers = ALONE,
     ):
         """program, argv: as the command line is noted.  schedule: the learning rate's, in samples.  steps_of: a commit's optim section -> its total steps.
         depends_on: sha256 of each thing that must not change under a run; what: its name -> what messages call it.  repeats: of which this run is one.
-        branch_from: the run, or one of its checkpoints, from which this one begins (train/branch.py).  Raises UserError for what cannot go on."""
+        branch_from: the run, or one of its checkpoints, from which this one begins (train/branch.py).  peers: who trains together; collective.  Raises
+        UserError for what cannot go on."""
         self.program, self.argv, self.config, self.run_dir, self.plan, self.schedule = program, argv, config, run_dir, plan, schedule
         self.global_batch = plan.samples * plan.views
         self.total_steps = schedule.total_samples // self.global_batch
@@ -150,11 +154,13 @@ class Run:
             if commit is None and self.trunk
             else course_of(commit, config, self.total_steps, steps_of, depends_on, what)
         )
-        self._depends_on, self.repeats, self._branch_from = depends_on, repeats, branch_from or ""
-        self.commit: Commit | None = find_commit(run_dir, config.resume)
+        self._depends_on, self.repeats, self._branch_from, self._peers = depends_on, repeats, branch_from or "", peers
+        self.commit: Commit | None = as_first_sees(peers, lambda: find_commit(run_dir, config.resume))
         if branch_from and self.commit:
             check_branch(run_dir, self.commit, branch_from)
-        self.trunk: Commit | None = find_trunk(branch_from) if branch_from and not self.commit else None
+        self.trunk: Commit | None = None
+        if branch_from and not self.commit:
+            self.trunk = as_first_sees(peers, lambda: find_trunk(branch_from))
         self.course: Course = self._course_from(self.commit)
         begins = stable_until(schedule.model_dump()) // self.global_batch * self.global_batch if schedule.cooldown_samples else 0
         # Samples seen; the last step before a cool-down is where a run may be trained on.
@@ -169,19 +175,16 @@ class Run:
     def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
         """Collective.  world, stop: of a run before this one in the same processes.  Raises UserError where another run holds the folder, and where
         the processes cannot agree."""
-        hold = lambda: hold_run_folder(self.run_dir, self.config.resume, self.commit)  # until `close`, or this process ends
-        self.world: World
-        if world is None:
-            self.world, self._lock = meet(self.run_dir, self.config.system, hold)
-        else:
-            self.world, self.stop = world, stop
+        if world:
             watch.moved("starting", step=0, slow=True)
-            together(world, lambda: make_folder(self.run_dir, "run_dir"))
-            self._lock = together(world, lambda: hold() if world.first else None)
-        self.commit = settle(self.run_dir, self.config.resume, self.commit, self.world)
+        hold = lambda: hold_run_folder(self.run_dir, self.config.resume, self.commit)  # until `close`, or this process ends
+        self._lock = held_folder(self.run_dir, hold, self._peers)
+        self.commit = settle(self.run_dir, self.config.resume, self.commit, self._peers)
         self.course = self._course_from(self.commit)
         if self.commit is None and self.trunk:
-            self.commit = settle_trunk(self._branch_from, self.trunk, self.world)
+            self.commit = settle_trunk(self._branch_from, self.trunk, self._peers)
+        self.world = world or start(self.run_dir, self.config.system, self._peers)
+        self.stop = stop
 
     def begin(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Callable[[Engine], Tensor], average: WeightAverage | None = None
@@ -194,9 +197,7 @@ class Run:
         system = self.config.system.model_copy(update={"compile": pays(self.config.system, self.total_steps)})
         self.engine = engine = Engine(model.to(world.device), optimiser, self.plan, world, system, self.config.optim.clip_norm)
         if commit:
-            restore(commit, engine, prime=lambda: self._take_empty_step(blank))
-            if average:
-                average.restore(commit)
+            restore(commit, engine, world, average, prime=lambda: self._take_empty_step(blank))
             self.bad_samples = commit.record["bad_samples"]
         self.first_step = commit.step if commit else 0
         self.bad = BadSamples(self.run_dir, world)

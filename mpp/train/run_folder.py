@@ -15,6 +15,7 @@ from typing import Any, Protocol, TextIO
 import torch
 
 import mpp
+from mpp.agreement import PACKAGES
 from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError, ConfigError
@@ -22,7 +23,6 @@ from mpp.files import keep_lines, lock_folder, write_atomically
 from mpp.machine import usable_cores
 from mpp.train.commit import Commit, find_commit
 
-PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them

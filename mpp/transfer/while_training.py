@@ -30,6 +30,7 @@ from mpp.data.pixels import StoredPixels
 from mpp.data.training_set import TrainingSet
 from mpp.errors import ConfigError, DataError
 from mpp.monitor.rank import spread
+from mpp.peers import ALONE, Peers
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Measured, Train
@@ -82,12 +83,12 @@ class Chosen:
     bank: np.ndarray  # int64
 
 
-def choose(config: PretrainConfig, sets: TrainingSet, images: int) -> Chosen:
-    """Raises DataError for `evaluate.train` without labels."""
+def choose(config: PretrainConfig, sets: TrainingSet, images: int, peers: Peers = ALONE) -> Chosen:
+    """peers: who chooses together; collective.  Raises DataError for `evaluate.train` without labels."""
     held, training = sets.held_out, sets.trained_on
     ids_of = lambda pool, count, key: np.asarray(pool)[subset(len(pool), count, config.seed, key)]
     if config.evaluate.train is not None:
-        given = open_labelled(config.evaluate.train, "train")
+        given = open_labelled(config.evaluate.train, "train", peers)
         if not given.labelled:
             raise DataError(
                 f"evaluate.train={config.evaluate.train} holds no labels; make them with data_prep/make_shards.py SOURCE OUT --labels, or leave it out"

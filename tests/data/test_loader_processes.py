@@ -22,7 +22,7 @@ from tests.forks import run_forked
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unusable_disk_stops_the_run_with_one_error_whatever_the_workers(tmp_path, make_shards, monkeypatch, workers):
     folder = make_shards(tmp_path / "train", [6, 8])
-    monkeypatch.setattr("mpp.data.shards.RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("mpp.disks.Disks.patience", 0.0)
     data = dataset(folder)
     (folder / "000001.tar").unlink()
     with pytest.raises(DataError, match=r"train/000001.tar.*No such file"):

@@ -386,22 +386,48 @@ def test_a_shard_cut_after_opening_is_a_bad_sample(split):
 
 def test_system_errors_are_retried_and_then_stop_the_run(split, monkeypatch):
     shards = ShardSet.open(split)
-    waits, failures = [], [OSError(5, "Input/output error")] * 3
+    waits, failures, fails_at = [], [OSError(5, "Input/output error")] * 3, [len(contents(10))]
     pread = os.pread
 
-    def sometimes(*args):
-        if failures:
+    def sometimes(handle, size, offset):
+        if failures and size in fails_at:
             raise failures.pop()
-        return pread(*args)
+        return pread(handle, size, offset)
 
     monkeypatch.setattr(module.os, "pread", sometimes)
-    monkeypatch.setattr(module.time, "sleep", waits.append)
-    assert shards.read(4) == contents(10)
-    assert waits == list(module.RETRY_SECONDS)
-    failures.extend([OSError(5, "Input/output error")] * 4)
-    with pytest.raises(DataError, match=r"train/000001.tar: 000000000010 .*Input/output error.*after 3 retries") as caught:
+    monkeypatch.setattr("mpp.disks.time.sleep", waits.append)
+    assert shards.read(4) == contents(10) and len(waits) == 3
+    failures.extend([OSError(5, "Input/output error")] * 40)
+    with pytest.raises(
+        DataError, match=r"train/000001.tar: 000000000010 .*Input/output error.*also when tried again; check the disk"
+    ) as caught:
         shards.read(4)
-    assert caught.value.of_this_rank
+    assert caught.value.of_this_rank and sum(waits[3:]) == pytest.approx(300)
+    fails_at[:] = [INDEX_DTYPE.itemsize]  # of the index
+    failures[:] = [OSError(116, "Stale file handle")] * 3
+    assert shards.read(4) == contents(10)
+    failures.extend([OSError(116, "Stale file handle")] * 40)
+    with pytest.raises(DataError, match=r"train/index.bin: .*Stale file handle; check the disk"):
+        shards.read(4)
+
+
+def test_an_index_that_is_cut_under_a_run_is_an_error_and_no_bus_error(split):
+    shards = ShardSet.open(split)
+    os.truncate(split / "index.bin", 5 * INDEX_DTYPE.itemsize + 7)
+    assert shards.read(4) == contents(10)
+    with pytest.raises(DataError, match=r"train/index.bin: ends at row 5 of 12: it was cut"):
+        shards.read(5)
+
+
+def test_the_index_answers_as_an_array_of_its_rows(split):
+    shards = ShardSet.open(split)
+    rows = np.fromfile(split / "index.bin", INDEX_DTYPE)
+    assert [shards.index.row(sample) for sample in range(12)] == [tuple(row) for row in rows.tolist()]
+    for what in ("key", "offset", 3, slice(2, 9), slice(1, 12, 3), range(4, 7), [7, 1, 1], np.array([0, 11])):
+        np.testing.assert_array_equal(shards.index[what], rows[what])
+    for beyond in (-1, 12):
+        with pytest.raises(IndexError):
+            shards.index.row(beyond)
 
 
 def open_descriptors(folder: Path) -> int:
@@ -450,7 +476,7 @@ def test_other_processes_read_the_same(split, method):
 def test_webdataset_reads_the_same_samples(split):
     webdataset = pytest.importorskip("webdataset")
     shards = ShardSet.open(split)
-    urls = [str(split / entry["name"]) for entry in shards.manifest["shards"]]
+    urls = [str(split / shards.shard_name(shard)) for shard in range(3)]
     found = [(int(sample["__key__"]), sample["jpg"], int(sample["cls"])) for sample in webdataset.WebDataset(urls, shardshuffle=False)]
     assert found == [(int(shards.index["key"][sample]), shards.read(sample), int(shards.labels[sample])) for sample in range(len(shards))]
 

@@ -2,7 +2,7 @@
 
 from tests.mutations import Plant, Row
 
-WATCHMAN, WORLD, PROGRAMS, DISKS = "tests/test_watchman.py", "tests/test_world.py", "tests/test_programs.py", "tests/pipeline/test_disks.py"
+WATCHMAN, WORLD, PROGRAMS, DISKS = "tests/test_watchman.py", "tests/test_place.py", "tests/test_programs.py", "tests/pipeline/test_disks.py"
 
 ROWS = [
     Row(
@@ -31,15 +31,15 @@ ROWS = [
         f"{WATCHMAN}::test_a_rank_that_died_is_named_at_once_and_one_that_left_with_an_error_speaks_for_itself",
     ),
     Row(
-        "a pod without LOCAL_RANK is refused", "mpp/world.py", "elif local_size in (None, 1):", "elif local_size == 1:",
+        "a pod without LOCAL_RANK is refused", "mpp/place.py", "elif local_size in (None, 1):", "elif local_size == 1:",
         f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(
-        "a rank beyond the world is taken", "mpp/world.py", "if rank >= size:", "if rank > size:",
+        "a rank beyond the world is taken", "mpp/place.py", "if rank >= size:", "if rank > size:",
         f"{WORLD}::test_what_is_missing_or_cannot_be_is_one_line",
     ),
     Row(
-        "a batch script takes itself for one of its job's tasks", "mpp/world.py", 'if not said.get("SLURM_STEP_ID", "").isdigit() or said', "if said",
+        "a batch script takes itself for one of its job's tasks", "mpp/place.py", 'if not said.get("SLURM_STEP_ID", "").isdigit() or said', "if said",
         f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(

@@ -20,7 +20,7 @@ def damaged(shards, tmp_path_factory):
     opened = ShardSet.open(folder)
     for sample in BAD:
         row = opened.index[sample]
-        with (folder / opened.manifest["shards"][row["shard"]]["name"]).open("r+b") as tar:
+        with (folder / opened.shard_name(row["shard"])).open("r+b") as tar:
             tar.seek(int(row["offset"]) + 60)
             tar.write(b"\x00\x01\x02\x03")
     return folder

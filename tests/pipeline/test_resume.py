@@ -165,12 +165,12 @@ FAULTY = """
 import os, signal, sys
 import mpp.train.checkpoint as checkpoint
 write, calls = checkpoint._write, []
-def faulty(path, tensors):
-    calls.append(path)
+def faulty(start, tensors, moments):
+    calls.append(start)
     if len(calls) == 2 and os.environ["RANK"] == "{rank}":
-        path.write_bytes(b"half of a checkpoint")
+        start.with_name(start.name + ".safetensors").write_bytes(b"half of a checkpoint")
         {fault}
-    return write(path, tensors)
+    return write(start, tensors, moments)
 checkpoint._write = faulty
 from mpp.errors import run_program
 from mpp.pretrain import main

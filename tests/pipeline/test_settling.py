@@ -132,7 +132,7 @@ def test_a_budget_is_measured_kept_and_not_changed(shards, tmp_path):
 def test_the_speed_is_measured_at_the_batch_that_the_run_has(shards, tmp_path, monkeypatch, budget, batches, rate):
     asked = []
 
-    def measure(config, run_dir, world):
+    def measure(config, run_dir, world, peers):
         asked.append(config.data.global_batch)
         return World(0, 1, 1, torch.device("cpu")), {512: 1000.0, 256: 960.0, 128: 880.0, 32: 460.0}[asked[-1]]
 

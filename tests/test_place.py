@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mpp.errors import ConfigError
-from mpp.world import PORT, Place, place_of_process
+from mpp.place import PORT, Place, place_of_process
 
 POD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456"}
 FULL = POD | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}

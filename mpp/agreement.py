@@ -1,0 +1,38 @@
+"""What all processes of a job must have in common before they do anything together: the command, the code, the packages."""
+
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mpp
+from mpp.peers import Peers
+
+PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
+REMEDIES = {
+    "program": "give all processes the same command",
+    "config": "give all processes the same command and the same files of settings",
+    "mpp": "have the same files of mpp on all hosts",
+    "python": "install the same on all hosts",
+} | dict.fromkeys(PACKAGES, "install the same on all hosts (constraints.txt pins what is tried)")
+
+
+def agree(peers: Peers, program: str, settings: Mapping[str, Any]) -> None:
+    """Collective, right behind the meeting.  settings: all of the program's, by dotted name.  Raises ConfigError, in all processes, that says which
+    ranks differ from rank 0, and in what."""
+    facts = {"program": program, "mpp": f"{mpp.__version__} ({code_digest()[:12]})", "python": platform.python_version()}
+    facts |= {package: version(package) for package in PACKAGES}
+    peers.agree(facts | {f"config.{name}": json.dumps(value, default=str) for name, value in settings.items()}, REMEDIES)
+
+
+@functools.cache
+def code_digest() -> str:
+    """sha256 over mpp's own source files, hexadecimal."""
+    digest, folder = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
