@@ -27,7 +27,8 @@ from threading import Lock
 from cifar_records import HOLDOUT, SCRATCH_RUN, TEST, collect, linear_on_holdout
 
 from mpp.errors import ConfigError, Parser, UserError, run_program
-from mpp.files import hold_folder, write_atomically
+from mpp.files import write_atomically
+from mpp.locks import hold_folder
 from mpp.machine import usable_cores
 from mpp.text import say
 from mpp.train.signals import STOPPED

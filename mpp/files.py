@@ -1,13 +1,9 @@
-"""Files that survive a kill: whole or absent, flushed to the disk, and with one writer at a time."""
+"""Files that survive a kill: whole or absent, and flushed to the disk."""
 
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import secrets
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,13 +13,9 @@ from safetensors import SafetensorError
 
 from mpp.errors import UserError, number_told
 from mpp.progress import Progress
-from mpp.text import say
-from mpp.watch import watch
 
 TEMPORARY = ".*.tmp-*"  # names of unfinished files, which a new run may remove: those of `temporary`
-_said: set[str] = set()  # warnings that were given
 HASHED = 1 << 22  # bytes that are read together
-LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
 
 
 def seal_of(record: Mapping[str, Any], but: str = "seal") -> str:
@@ -107,56 +99,6 @@ def user_folder(variable: str, otherwise: str) -> Path:
     return Path(otherwise)
 
 
-def hold_folder(path: Path, busy: str, *, shared: bool = False, seconds: float = LOCK_SECONDS) -> Any:
-    """The open file `path`, made with its folder, held as `lock_folder` holds it; for folders whose last user removes them, lock and all.
-
-    A lock that was removed while this process waited for it keeps nobody out, so the one that is there now is taken then.
-    """
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = path.open("w")
-        except FileNotFoundError:  # the folder was removed between the two
-            continue
-        try:
-            lock_folder(lock, busy, shared=shared, seconds=seconds)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                    return lock
-        except BaseException:
-            lock.close()
-            raise
-        lock.close()
-
-
-def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = LOCK_SECONDS) -> None:
-    """Hold the open file `lock` until this process and those forked from it have ended.
-
-    shared: beside other shared holders.  Raises UserError(busy) when others still hold it after so many seconds.
-
-    Where the file system has no locks (ENOLCK, EOPNOTSUPP, ENOSYS ...) this is said, and an exclusive holder notes itself in NAME.owner instead for as
-    long as `lock` lives: that keeps out others on this host, and tells of those on another, which cannot be asked whether they still run.
-    """
-    end = time.monotonic() + seconds
-    with Progress(f"waiting for another program to let go of {Path(lock.name).parent}") as bar:
-        while True:
-            try:
-                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                holder = ""
-            except OSError as error:
-                _say_once(f"{lock.name} cannot be locked ({error.strerror}): nothing but care keeps two programs from writing here at once")
-                holder = "" if shared else _note_owner(lock)
-                if not holder:
-                    return
-            if time.monotonic() > end:
-                raise UserError(busy + holder)
-            watch.moved("waiting for a lock", slow=True)
-            bar.update(0)
-            time.sleep(0.1)
-
-
 def sha256_of(path: Path) -> str:
     """Hexadecimal, of a whole file."""
     digest = hashlib.sha256()
@@ -165,47 +107,3 @@ def sha256_of(path: Path) -> str:
             digest.update(piece)
             bar.update(len(piece))
     return digest.hexdigest()
-
-
-def _say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        say(f"warning: {text}", error=True)
-
-
-def _note_owner(lock: Any) -> str:
-    """Write NAME.owner; or, in words, who on this host has written it and is still there."""
-    path = Path(f"{lock.name}.owner")
-    mine = {"host": platform.node(), "pid": os.getpid(), "began": _began(os.getpid())}
-    try:
-        theirs = json.loads(path.read_text())
-        host, pid, began = theirs["host"], theirs["pid"], theirs["began"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or half of one
-        host, pid, began = mine.values()
-    if host == mine["host"] and pid != mine["pid"] and _began(pid) is not None and _began(pid) == began:
-        return f" (process {pid}, by {path})"
-    if host != mine["host"]:
-        _say_once(
-            f"{path}: process {pid} on {host} has not ended in good order and may still be at work here; if it is, stop one of the two"
-        )
-    path.unlink(missing_ok=True)
-    try:
-        with path.open("x") as file:
-            json.dump(mine, file)
-    except FileExistsError:  # another was quicker by a moment
-        return f" (by {path})"
-    weakref.finalize(lock, _forget_owner, path, os.getpid())
-    return ""
-
-
-def _began(pid: int) -> str | None:
-    """When a process of this host began, in the kernel's words; None where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _forget_owner(path: Path, pid: int) -> None:
-    if os.getpid() == pid:  # not in a fork
-        path.unlink(missing_ok=True)

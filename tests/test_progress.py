@@ -16,7 +16,8 @@ import pytest
 
 from mpp import progress
 from mpp.errors import UserError, interruptible
-from mpp.files import lock_folder, sha256_of
+from mpp.files import sha256_of
+from mpp.locks import lock_folder
 from mpp.progress import Progress, minutes, tracked
 from mpp.text import say, say_json, say_lines
 from mpp.watch import watch

@@ -14,7 +14,7 @@ from mpp.data.cifar import CLASSES, LAYOUTS, Cifar
 from mpp.data.decode import png
 from mpp.data.fingerprints import read_prints
 from mpp.errors import DataError
-from mpp.files import lock_folder
+from mpp.locks import lock_folder
 
 SplitName = Literal["train", "test"]
 

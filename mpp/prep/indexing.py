@@ -23,7 +23,7 @@ from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError
-from mpp.files import hold_folder
+from mpp.locks import hold_folder
 from mpp.prep.advice import next_line
 from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
 from mpp.prep.multi_label import said_of, several_in

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import DataError, UserError
-from mpp.files import hold_folder, lock_folder, write_atomically
+from mpp.files import write_atomically
+from mpp.locks import hold_folder, lock_folder
 from mpp.prep.destination import LOCK, PLAN, Destination
 from mpp.prep.holdout import SCAN, Grouping, asked, divide
 from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels

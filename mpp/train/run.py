@@ -51,8 +51,8 @@ from mpp.train.commit import Commit, find_commit, prune, set_aside_after
 from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.progress import progress_line
-from mpp.train.resume import Course, as_first_sees, course_of, settle, settle_trunk, way_out
-from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, write_run_folder
+from mpp.train.resume import STALE_SECONDS, Course, as_first_sees, course_of, settle, settle_trunk, way_out
+from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, refuse_unshared, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
 from mpp.train.shared_sum import SharedSum
@@ -114,9 +114,11 @@ def rate_of_all(system: SystemConfig, world: World) -> float:
 
 def held_folder(run_dir: Path, hold: Callable[[], TextIO], peers: Peers) -> TextIO | None:
     """Collective: the folder is made, and held by rank 0 for as long as the file that is returned stays open.  Raises UserError where another run
-    holds it."""
+    holds it, and where not all see it."""
     peers.together(lambda: make_folder(run_dir, "run_dir"))
-    return peers.together(lambda: hold() if peers.first else None)
+    lock = peers.together(lambda: hold() if peers.first else None)
+    refuse_unshared(run_dir, peers, STALE_SECONDS)
+    return lock
 
 
 def start(run_dir: Path, system: SystemConfig, peers: Peers) -> World:

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,10 @@ from mpp.agreement import PACKAGES
 from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.errors import CheckpointError, ConfigError
-from mpp.files import keep_lines, lock_folder, write_atomically
+from mpp.files import keep_lines, write_atomically
+from mpp.locks import Owner, lock_folder
 from mpp.machine import usable_cores
+from mpp.peers import Peers
 from mpp.train.commit import Commit, find_commit
 
 # May move; what lies there may not change.
@@ -54,13 +57,29 @@ def write_run_folder(run_dir: Path, config: Section, argv: Sequence[str] | None,
     write_atomically(run_dir / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())
 
 
+def refuse_unshared(run_dir: Path, peers: Peers, seconds: float) -> None:
+    """Collective, once rank 0 holds it: raises ConfigError, in all, where a process does not see the same folder, which a network file system may show
+    so many seconds late."""
+    seen = lambda: owner.token if (owner := Owner.read(run_dir / "lock.owner")) else ""
+    held, end = peers.from_first(seen), time.monotonic() + seconds
+    while seen() != held and time.monotonic() < end:
+        time.sleep(0.5)
+    blind = [rank for rank, token in enumerate(peers.gather(seen())) if token != held]
+    if blind:
+        raise ConfigError(
+            f"run_dir={run_dir}: {peers.called(blind[0])}{f' and {len(blind) - 1} more' if blind[1:] else ''} does not see the folder in which rank 0 works; "
+            "it must be one folder that all nodes share"
+        )
+
+
 def hold_run_folder(run_dir: Path, resume: str | int, commit: Commit | None) -> TextIO:
     """Rank 0: keep other runs out for as long as the file that is returned stays open.
 
     commit: what `find_commit` has found before.  Raises UserError where another run is training here, CheckpointError where it has just committed.
     """
     lock = (run_dir / "lock").open("w")
-    lock_folder(lock, f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir")
+    busy = f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir"
+    lock_folder(lock, busy, leased=True)
     if find_commit(run_dir, resume) != commit:
         raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
     return lock

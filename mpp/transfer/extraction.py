@@ -30,7 +30,8 @@ from mpp.data.loader import batches, default_workers
 from mpp.data.order import FIXED, Parts
 from mpp.data.pixels import StoredPixels
 from mpp.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
-from mpp.files import lock_folder, make_folder, sha256_of, sync_path, write_atomically
+from mpp.files import make_folder, sha256_of, sync_path, write_atomically
+from mpp.locks import lock_folder
 from mpp.progress import Progress
 from mpp.text import counted
 from mpp.transfer.extractors import Extractor

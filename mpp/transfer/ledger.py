@@ -20,7 +20,8 @@ from typing import Any
 from mpp.data.fingerprints import content_id
 from mpp.data.images import Images
 from mpp.errors import DataError, UserError
-from mpp.files import lock_folder, sync_path, user_folder, writing
+from mpp.files import sync_path, user_folder, writing
+from mpp.locks import lock_folder
 from mpp.text import counted
 
 TEST_READS = "test_reads.jsonl"

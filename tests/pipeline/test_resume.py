@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mpp.errors import UserError
-from mpp.files import lock_folder
+from mpp.locks import lock_folder
 from mpp.pretrain import main
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import index_shards, make_shards
 from mpp.errors import DataError
-from mpp.files import hold_folder
+from mpp.locks import hold_folder
 from tests.forks import Forked
 
 PROGRAMS = Path(__file__).parents[2] / "data_prep"
