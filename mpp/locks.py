@@ -67,9 +67,6 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
             lockable = True
             try:
                 fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                if leased and not shared:
-                    _keep(lock, path, Owner.read(path))
-                return
             except BlockingIOError:
                 pass
             except OSError as error:
@@ -79,6 +76,10 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
                 lockable = False
                 if shared:
                     return
+            else:
+                if leased and not shared:
+                    _keep(lock, path, Owner.read(path))
+                return
             owner = Owner.read(path)
             if not lockable and (owner is None or owner.has_ended) and _keep(lock, path, owner):
                 return
@@ -162,8 +163,8 @@ def _keep(lock: Any, path: Path, before: Owner | None) -> bool:
     """Write NAME.owner in place of what was read there, and count on in it for as long as `lock` lives.  False where another was quicker."""
     mine = Owner.this_process()
     part = temporary(path)
-    part.write_text(json.dumps(asdict(mine)))
     try:
+        part.write_text(json.dumps(asdict(mine)))
         if before is not None or path.exists():  # whoever can rename it away may put its own there
             aside = temporary(path)
             path.rename(aside)
@@ -178,7 +179,7 @@ def _keep(lock: Any, path: Path, before: Owner | None) -> bool:
     except (FileNotFoundError, FileExistsError):
         return False
     finally:
-        part.unlink()
+        part.unlink(missing_ok=True)
     over = threading.Event()
     weakref.finalize(lock, _let_go, path, mine, over)
     threading.Thread(target=_count, args=[path, mine, over], name="lease", daemon=True).start()

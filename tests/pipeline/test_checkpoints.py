@@ -5,6 +5,8 @@ import math
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,19 +87,60 @@ def test_a_damaged_step_that_was_asked_for_is_named_and_no_other_is_taken(copy, 
     assert contents(copy) == before
 
 
-def test_processes_that_see_different_checkpoints_say_so_at_once(uninterrupted, copy, shards):
+def test_a_process_that_sees_another_folder_under_the_runs_name_is_named(uninterrupted, copy, shards, tmp_path):
+    own = tmp_path / "of the second host"
+    shutil.copytree(uninterrupted, own)
     for step in (6, 8):
         shutil.rmtree(checkpoint(copy, step))
+    program = "import mpp.train.run as run; run.STALE_SECONDS = 1.0; from mpp.errors import run_program; from mpp.pretrain import main; run_program(main)"
+    words = [*TINY, f"data.shards={shards}", "system.micro_batch_max=6", f"run_dir={copy}"]
+    command = [sys.executable, "-c", program, *words]
+    elsewhere = ["unshare", "--mount", "sh", "-c", f'mount --bind "{own}" "{copy}" && exec "$@"', "sh"]
+    if subprocess.run([*elsewhere[:-1], "sh", "true"], capture_output=True).returncode:
+        pytest.skip("a process may not have mounts of its own here")
     port = free_port()
-    words = [*TINY, f"data.shards={shards}", "system.micro_batch_max=6"]
     runs = [
-        Forked(["mpp/pretrain.py", *words, f"run_dir={run}"], cwd=ROOT, env=environment(rank, 2, port))
-        for rank, run in enumerate((copy, uninterrupted))
+        subprocess.Popen(line, cwd=ROOT, env=environment(rank, 2, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank, line in enumerate((command, [*elsewhere, *command]))
+    ]
+    texts = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [2, 2], texts
+    lines = [line for _, err in texts for line in err.splitlines() if line.startswith("error")]
+    assert (
+        len(lines) == 1
+        and "rank 1 (host " in lines[0]
+        and "does not see the folder in which rank 0 works; it must be one folder" in lines[0]
+    )
+    assert sorted(path.name for path in (own / "checkpoints").iterdir()) == sorted(
+        path.name for path in (uninterrupted / "checkpoints").iterdir()
+    )
+
+
+def test_processes_with_other_settings_or_another_mpp_are_named_before_they_train(copy, shards, tmp_path):
+    port, other = free_port(), tmp_path / "other"
+    shutil.copytree(ROOT / "mpp", other / "mpp", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "mpp" / "rng.py").open("a") as file:
+        file.write("# another version\n")
+    words = ["mpp/pretrain.py", *TINY, f"data.shards={shards}", "system.micro_batch_max=6", f"run_dir={copy}"]
+    rates = "optim={base_lr: 2e-3, warmup_samples: 24, total_samples: 96}"
+    runs = [
+        Forked(words, cwd=ROOT, env=environment(0, 2, port)),
+        Forked(
+            [
+                "-c",
+                f"import sys; sys.path.insert(0, {str(other)!r}); from mpp.errors import run_program; from mpp.pretrain import main; run_program(main)",
+                *words[1:],
+                rates,
+            ],
+            cwd=other,
+            env=environment(1, 2, port) | {"PYTHONPATH": str(other)},
+        ),
     ]
     refused = finish(runs, timeout=60)
-    assert refused.status == [2, 2]
-    assert len(refused.error_lines) == 1
-    assert "see different checkpoints" in refused.err and "rank 0 sees step 4 (" in refused.err and "rank 1 sees step 8 (" in refused.err
+    assert refused.status == [2, 2], refused.err
+    (line,) = refused.error_lines
+    assert "are not alike: rank 1 (host " in line and "has mpp=" in line and "config.optim.base_lr=0.002, rank 0 0.001" in line
+    assert "have the same files of mpp on all hosts" in line
 
 
 @pytest.mark.long

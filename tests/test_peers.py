@@ -1,0 +1,135 @@
+"""What processes tell each other before they have collectives.  Ranks are threads here, with a store of their own process; tests/pipeline has real ones."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from mpp import agreement, peers
+from mpp.errors import ConfigError, UserError
+from mpp.peers import ALONE, Peers
+from mpp.place import Place
+
+
+def job(size: int, work: Callable[[Peers], Any], seconds: float = 20.0, hosts: int = 2) -> list[Any]:
+    """What each rank makes of it, or the error that it raises."""
+    store, found = dist.HashStore(), [None] * size
+
+    def one(rank: int) -> None:
+        mine = Peers(Place(rank, size), [f"n{r * hosts // size}" for r in range(size)], list(range(size)), store, seconds)
+        try:
+            found[rank] = work(mine)
+        except UserError as error:
+            found[rank] = error
+            mine.leaves(2, str(error), True)
+
+    threads = [threading.Thread(target=one, args=[rank]) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def refuse(words: str) -> None:
+    raise UserError(words)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_all_have_what_the_first_makes_and_what_each_has(size):
+    def work(mine: Peers) -> tuple:
+        return (
+            mine.from_first(lambda: {"a": [mine.rank, 1]}),
+            mine.gather(10 * mine.rank),
+            mine.together(lambda: mine.rank),
+            mine.collect(1),
+        )
+
+    found = job(size, work)
+    everyone = [10 * rank for rank in range(size)]
+    assert found == [({"a": [0, 1]}, everyone, rank, [1] * size if rank == 0 else []) for rank in range(size)]
+
+
+def test_a_process_alone_hears_what_it_says_in_the_same_form():
+    assert ALONE.from_first(lambda: (1, 2)) == [1, 2] and ALONE.gather((3,)) == [[3]] and ALONE.together(lambda: (4,)) == (4,)
+    assert ALONE.first and ALONE.first_of_host and ALONE.local_size == 1
+    with pytest.raises(UserError, match="no"):
+        ALONE.together(lambda: refuse("no"))
+
+
+@pytest.mark.parametrize("where", [0, 1, 3])
+def test_what_stops_one_stops_all_with_the_same_words(where):
+    found = job(4, lambda mine: mine.together(lambda: refuse("it broke") if mine.rank == where else 7))
+    assert [str(error) for error in found] == ["it broke"] * 4
+    found = job(4, lambda mine: mine.from_first(lambda: refuse("no such thing")))
+    assert [str(error) for error in found] == ["no such thing"] * 4
+
+
+def test_who_waits_for_one_that_has_left_is_told_and_waits_no_longer():
+    found = job(3, lambda mine: refuse("its own trouble") if mine.rank == 2 else mine.gather(1), seconds=500)
+    assert [str(error) for error in found[:2]] == ["rank 2 (host n1) has left: its own trouble"] * 2
+
+
+def test_who_does_not_come_is_named():
+    found = job(3, lambda mine: None if mine.rank == 1 else mine.gather(1), seconds=0.5)
+    assert "rank 1 of 3 has told nothing for 0 s" in str(found[0]) and isinstance(found[0], ConfigError)
+
+
+def test_hosts_know_their_first_process_and_how_many_they_have():
+    found = job(6, lambda mine: (mine.first_of_host, mine.local_size), hosts=2)
+    assert found == [(True, 3), (False, 3), (False, 3)] * 2
+
+
+@pytest.mark.parametrize("what", ["program", "python", "torch", "config.optim.base_lr", "mpp"])
+def test_processes_that_are_not_alike_stop_and_say_who_differs_in_what(monkeypatch, what):
+    settings = {"optim.base_lr": 1e-3, "seed": 3}
+    monkeypatch.setattr(agreement, "code_digest", lambda: "a" * 64)
+    assert job(5, lambda mine: agreement.agree(mine, "mpp/pretrain.py", settings)) == [None] * 5
+
+    def other(mine: Peers) -> None:
+        collect = mine.collect
+        change = lambda facts: facts | {what: "other"} if mine.rank in (2, 4) and isinstance(facts, dict) else facts
+        mine.collect = lambda facts: collect(change(facts))  # type: ignore[method-assign]
+        agreement.agree(mine, "mpp/pretrain.py", settings)
+
+    found = job(5, other)
+    assert {type(error) for error in found[:1]} == {ConfigError} and len({str(error) for error in found}) == 1
+    assert f"rank 2 (host n0) and 1 more has {what}=other, rank 0 " in str(found[0])
+    assert str(found[0]).endswith(agreement.REMEDIES[what.partition(".")[0]])
+
+
+def test_many_differences_are_named_up_to_a_few_and_counted():
+    facts = [{f"config.{key:02d}": value for key in range(20)} for value in ("0", "1")]
+    with pytest.raises(ConfigError, match=r"config.07=1, rank 0 0; and 12 further differences; do so$"):
+        peers.refuse_unlike(facts, lambda rank: f"rank {rank}", {"config": "do so"})
+
+
+def test_the_digest_of_the_code_changes_with_any_file_of_it(monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("a.py", "data/b.py"):
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(agreement, "__file__", str(tmp_path / "agreement.py"))
+    digests = set()
+    for change in (
+        lambda: None,
+        lambda: (tmp_path / "data" / "b.py").write_text("2"),
+        lambda: (tmp_path / "data" / "b.py").rename(tmp_path / "data" / "c.py"),
+    ):
+        change()
+        agreement.code_digest.cache_clear()
+        digests.add(agreement.code_digest())
+    agreement.code_digest.cache_clear()
+    assert len(digests) == 3
+
+
+def test_five_hundred_and_twelve_processes_agree_through_one_store(monkeypatch):
+    monkeypatch.setattr(agreement, "code_digest", lambda: "a" * 64)
+    settings = {f"section.key{number}": number for number in range(150)}
+
+    def work(mine: Peers) -> int:
+        agreement.agree(mine, "mpp/pretrain.py", settings)
+        return sum(mine.gather(mine.rank))
+
+    assert job(512, work, seconds=100) == [512 * 511 // 2] * 512
