@@ -100,6 +100,7 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     stop: StopRequest | None = None
     for repeat in repeats:
         run = repeat.run
+        run.settle()
         run.join(world, stop)
         world = run.world
         if run.commit and run.course.finished and from_first(world, functools.partial(is_measured, repeat, run.commit.seal)):

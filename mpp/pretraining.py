@@ -62,7 +62,7 @@ from mpp.train.teacher import teacher_of
 from mpp.transfer.encoder_looks import EncoderLooks
 from mpp.transfer.while_training import FeatureLooks, cadence, choose
 from mpp.watch import watch
-from mpp.world import World, leave
+from mpp.world import World, device_of, leave
 
 PROGRAM = "mpp/pretrain.py"  # as command lines are noted
 BASELINE_SAMPLES = 512  # training samples that fit the trivial predictors
@@ -113,16 +113,22 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     if config.init_from and not run.commit:
         initialise_from(model, config)
 
-    run.join(settled.world)
+    run.settle()
     if run.commit and run.course.finished:
-        if run.world.first:
+        if peers.first:
             say(f"run {run_dir} | {run.course.finished_words('optim.total_samples')}")
             export_encoder(run_dir, run.commit, config)
             if known := run.commit.record.get("baseline"):
                 conclude(run_dir, Baseline(**known), len(sets.holdout.pool))
         return leave()
-    world = run.world
-    masking = sets.masking
+
+    # Loader processes begin before this one has collectives, a model on its device, or much memory.
+    sampler = OrderSampler(order, plan, peers.rank, peers.size, run.first_step, run.total_steps)
+    device = device_of(peers)
+    placed = sets.placed(config, device, peers.local_size)
+    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size)
+    run.join(settled.world)
+    world, masking = run.world, sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
     if world.first and run.is_timed:
@@ -133,9 +139,6 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         lambda engine: engine.forward(*blank_inputs(config, masking, world.device))[0],
         teacher,
     )
-    sampler = OrderSampler(order, plan, world.rank, world.size, run.first_step, run.total_steps)
-    placed = sets.placed(config, world.device, world.local_size)
-    stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
     held = -(-len(sets.holdout.pool) // (plan.micro_batch * world.size))
     fixed = fixed_batches(sets.holdout, np.array(sets.holdout.pool), plan.micro_batch, world.rank, world.size)
     holdout = list(tracked(fixed, "reading the hold-out", held, "batches", at_once=True))

@@ -42,10 +42,7 @@ def join_processes(
     """
     watch.patience, watch.slow = patience, max(patience, slow)
     peers = peers or meet(slow)
-    place, local_size = peers.place, peers.local_size
-    device = peers.together(lambda: local_device(place.local_rank, local_size))  # all come, or all know who does not
-    if device.type == "cuda":
-        peers.refuse_shared_gpus()
+    place, local_size, device = peers.place, peers.local_size, device_of(peers)  # all come, or all know who does not
     os.environ.update(LOCAL_WORLD_SIZE=str(local_size), MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     if place.size > 1 or alone_too:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -66,8 +63,16 @@ def _share(value: Any) -> Any:
     return holder[0]
 
 
+def device_of(peers: Peers) -> torch.device:
+    """Collective: this process's own GPU, or the CPU with its share of the threads.  Raises ConfigError for more processes than GPUs."""
+    device = peers.together(lambda: local_device(peers.place.local_rank, peers.local_size))
+    if device.type == "cuda":
+        peers.refuse_shared_gpus()
+    return device
+
+
 def local_device(local_rank: int, local_size: int) -> torch.device:
-    """This process's own GPU, or the CPU with its share of the threads.  Raises ConfigError for more processes than GPUs."""
+    """As `device_of`, of one process."""
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
@@ -84,8 +89,9 @@ def local_device(local_rank: int, local_size: int) -> torch.device:
 
 def leave() -> int:
     """Collective: the end of a program whose processes have a group; its exit status."""
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
     return 0
 
 

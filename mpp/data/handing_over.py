@@ -4,6 +4,7 @@ Every data loader of mpp is read through `handed_over`.
 """
 
 import atexit
+import gc
 import math
 import multiprocessing
 import re
@@ -54,25 +55,37 @@ def settings(workers: int) -> dict[str, Any]:
     }
 
 
-def handed_over(loader: DataLoader, phase: str) -> Iterator[Any]:
-    """The loader's items; to the watch, this process waits for data or does what `phase` says with them.
+def begun(loader: DataLoader) -> Iterator[Any]:
+    """Its processes are forked now.  What this process holds is left out of their garbage collections, which would copy it page by page."""
+    if not loader.num_workers:
+        return iter(loader)
+    gc.collect()
+    gc.freeze()
+    try:
+        iterator = iter(loader)
+    finally:
+        gc.unfreeze()
+    # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    atexit.register(kill_workers)  # before torch's and Python's own farewells, which would wait for them
+    return iterator
+
+
+def handed_over(loader: DataLoader, phase: str, iterator: Iterator[Any] | None = None) -> Iterator[Any]:
+    """The loader's items; to the watch, this process waits for data or does what `phase` says with them.  iterator: of a loader that is `begun`.
 
     Raises DataError for a loader process that died or has been stopped, and where nothing came for as long as anything may take.
     """
-    before, items, iterator = watch.board, 0, None
+    before, items = watch.board, 0
     eye = Eye()
     try:
         while True:
             watch.moved("waiting for data", slow=True)
             eye.waits = True
             try:
-                if iterator is None:
-                    iterator = iter(loader)
-                    if loader.num_workers:
-                        # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
-                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                        atexit.register(kill_workers)  # before torch's and Python's own farewells, which would wait for them
-                        eye.start()
+                iterator = begun(loader) if iterator is None else iterator
+                if loader.num_workers and not eye.ident:
+                    eye.start()
                 item = next(iterator)
             except StopIteration:
                 return

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from mpp.data.crop_dataset import Batch, CropDataset
-from mpp.data.handing_over import PREFETCHED, as_it_is, handed_over, settings, unpacked
+from mpp.data.handing_over import PREFETCHED, as_it_is, begun, handed_over, settings, unpacked
 from mpp.data.order import EveryOnce, OrderSampler, Parts
 from mpp.errors import ConfigError, of_this_rank
 from mpp.machine import usable_cores
@@ -36,7 +37,7 @@ def batches(
     local_world: int = 1,
     phase: str = "training",
 ) -> Iterator[Batch]:
-    """The sampler's micro-batches in its order, whatever the number of workers.
+    """The sampler's micro-batches in its order, whatever the number of workers, which begin at once.
 
     local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
@@ -54,11 +55,16 @@ def batches(
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
         **settings(workers),
     )
-    for batch in handed_over(loader, phase):
+    return _completed(handed_over(loader, phase, begun(loader)), dataset, copies=bool(workers) and not pin_memory)
+
+
+def _completed(items: Iterator[Any], dataset: CropDataset, copies: bool) -> Iterator[Batch]:
+    """copies: images out of the memory that is shared with loader processes, where pinning does not copy them."""
+    for batch in items:
         if "error" in batch:
             raise batch["error"]
         batch = unpacked(batch)
-        if workers and not pin_memory and "image" in batch:  # pinning copies too
+        if copies and "image" in batch:
             batch["image"] = torch.from_numpy(batch["image"].numpy().copy())
         yield dataset.completed(batch)
 

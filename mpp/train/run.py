@@ -1,7 +1,8 @@
 """A training run: what every training program does in the same order, once.
 
     run = Run(..., peers)       the newest commit, as rank 0 sees it, and whether this start may go on from it
-    run.join()                  the run folder is this run's alone; one whole commit is settled on, and the processes get collectives
+    run.settle()                the run folder is this run's alone, and one whole commit is settled on
+    run.join()                  the processes get collectives, and each its device
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
     for step in run.steps(stream):
@@ -127,7 +128,7 @@ def start(run_dir: Path, system: SystemConfig, peers: Peers) -> World:
 
 
 class Run:
-    """Before `join` there are `commit` and `course`; after it `world`; after `begin` `engine`, `bad` (samples) and `first_step`."""
+    """First there are `commit`, `course` and `first_step`, which `settle` makes final; after `join` `world`; after `begin` `engine` and `bad` (samples)."""
 
     def __init__(
         self,
@@ -167,6 +168,7 @@ class Run:
         begins = stable_until(schedule.model_dump()) // self.global_batch * self.global_batch if schedule.cooldown_samples else 0
         # Samples seen; the last step before a cool-down is where a run may be trained on.
         self.keep_at = {*config.checkpoint.keep_at_samples, *filter(None, [begins])}
+        self._first_step: int | None = None  # once training begins, when `commit` goes on
         self.board: Board | None = None
         self.average: WeightAverage | None = None
         self.bad_samples = 0
@@ -174,19 +176,24 @@ class Run:
         self.flop_per_image: float | None = None  # of training: the program says it, and has it held against this machine
         self._matrix_rate: float | None = None  # FLOP/s of all processes
 
-    def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
-        """Collective.  world, stop: of a run before this one in the same processes.  Raises UserError where another run holds the folder, and where
-        the processes cannot agree."""
-        if world:
-            watch.moved("starting", step=0, slow=True)
+    def settle(self) -> None:
+        """Collective.  Raises UserError where another run holds the folder, where not all see it, and where no commit is whole."""
+        watch.moved("starting", step=0, slow=True)
         hold = lambda: hold_run_folder(self.run_dir, self.config.resume, self.commit)  # until `close`, or this process ends
         self._lock = held_folder(self.run_dir, hold, self._peers)
         self.commit = settle(self.run_dir, self.config.resume, self.commit, self._peers)
         self.course = self._course_from(self.commit)
         if self.commit is None and self.trunk:
             self.commit = settle_trunk(self._branch_from, self.trunk, self._peers)
-        self.world = world or start(self.run_dir, self.config.system, self._peers)
-        self.stop = stop
+
+    def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
+        """Collective.  world, stop: of a run before this one in the same processes."""
+        self.world, self.stop = world or start(self.run_dir, self.config.system, self._peers), stop
+
+    @property
+    def first_step(self) -> int:
+        """Steps that are done when this start begins."""
+        return self._first_step if self._first_step is not None else self.commit.step if self.commit else 0
 
     def begin(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Callable[[Engine], Tensor], average: WeightAverage | None = None
@@ -201,7 +208,7 @@ class Run:
         if commit:
             restore(commit, engine, world, average, prime=lambda: self._take_empty_step(blank))
             self.bad_samples = commit.record["bad_samples"]
-        self.first_step = commit.step if commit else 0
+        self._first_step = commit.step if commit else 0
         self.bad = BadSamples(self.run_dir, world)
         if self.is_timed:
             self._matrix_rate = rate_of_all(self.config.system, world)
@@ -222,7 +229,7 @@ class Run:
     def workers(self) -> int:
         """Loader processes of this rank."""
         asked = self.config.system.workers
-        return asked if asked is not None else default_workers(self.world.local_size)
+        return asked if asked is not None else default_workers(self._peers.local_size)
 
     @cached_property
     def reference(self) -> Reference | None:
