@@ -24,8 +24,6 @@ from typing import Any, NoReturn
 from mpp import errors, watchman
 from mpp.progress import Progress
 
-STATUS = 2  # of a rank that is asked to end because of another
-
 
 class Watch:
     """Of this process; does nothing before `begin`."""
@@ -111,7 +109,7 @@ class Watch:
 
     def _end_when_asked(self, end: int) -> None:
         if os.read(end, 1):
-            leave_at_once(STATUS)
+            leave_at_once(errors.AGAIN)  # whoever is the cause has a status of his own
         if self.board.status == watchman.RUNNING:
             sys.stderr.write(
                 f"warning: the watchman of rank {os.environ.get('RANK', '0')} has ended: a process that hangs may go unnoticed\n"
