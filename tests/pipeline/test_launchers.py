@@ -1,7 +1,6 @@
 """The launch lines of the README, with the real launchers: one node, torchrun, and two hosts (network namespaces)."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import ROOT, TINY, metrics, succeed
+from tests.pipeline.hosts import two_hosts  # noqa: F401 (a fixture)
 
 BIN = Path(sys.executable).parent
 SHORT = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
@@ -60,36 +60,6 @@ def test_a_config_error_under_the_deepspeed_launcher_is_one_line_and_a_failure(s
     assert finished.returncode != 0
     assert [line for line in finished.stderr.splitlines() if line.startswith("error")] != []
     assert "Traceback" not in finished.stderr and finished.stderr.count("optim.base_lrr") <= 2
-
-
-def ip(*words: str) -> bool:
-    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
-
-
-@pytest.fixture
-def two_hosts():
-    """Two network namespaces joined by a bridge: 10.77.0.1 and 10.77.0.2.  Skips where they may not be made."""
-    if not shutil.which("ip"):
-        pytest.skip("two hosts need the `ip` program (apt-get install iproute2)")
-    names = [f"mpp{os.getpid()}a", f"mpp{os.getpid()}b"]
-    bridge = f"mppbr{os.getpid() % 100000}"
-    if not ip("netns", "add", names[0]):
-        pytest.skip("network namespaces may not be made here (needs root or CAP_SYS_ADMIN)")
-    try:
-        ok = ip("netns", "add", names[1]) and ip("link", "add", bridge, "type", "bridge") and ip("link", "set", bridge, "up")
-        for i, name in enumerate(names):
-            link = f"v{os.getpid() % 100000}{'ab'[i]}"
-            ok = ok and ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ok = ok and ip("link", "set", link, "master", bridge, "up")
-            ok = ok and ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
-            ok = ok and ip("-n", name, "link", "set", "eth0", "up") and ip("-n", name, "link", "set", "lo", "up")
-        if not ok:
-            pytest.skip("virtual network links may not be made here")
-        yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-        ip("link", "del", bridge)
 
 
 def test_two_hosts_without_ssh_train_the_same_run(two_hosts, alone, shards, tmp_path):
