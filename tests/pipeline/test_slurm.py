@@ -196,10 +196,16 @@ def test_fine_tuning_that_runs_out_of_time_commits_is_queued_again_and_goes_on(s
     subprocess.run(["scancel", job], env=slurm, check=True)
 
 
-def start_now(job: str, environment: dict, out: Path) -> None:
-    """A job that is queued again; by itself SLURM lets two minutes pass."""
+def start_now(job: str, environment: dict, out: Path, times: int = 1) -> None:
+    """A job that has been queued again so often; by itself SLURM lets two minutes pass."""
+    wait_until(lambda: out.exists() and out.read_text().count("queued again") == times, out)
     wait_until(lambda: state_of(job, environment) == "PENDING", out)
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=environment, check=True)
+
+    def started() -> bool:
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=environment, capture_output=True)
+        return state_of(job, environment) != "PENDING"
+
+    wait_until(started, out)
 
 
 def ranks_of(run: Path) -> list[int]:
@@ -233,8 +239,8 @@ def test_a_job_that_fails_without_a_commit_ends_the_third_time_and_one_that_a_pe
     (tmp_path / "run/checkpoints/000000001/COMMIT.json").write_text("{}")  # from before
     os.utime(tmp_path / "run/checkpoints/000000001/COMMIT.json", (1e9, 1e9))
     job = submit(slurm, out, "run.sbatch", ONE, [str(fails), f"run_dir={tmp_path / 'run'}", "7"])
-    for _ in range(2):
-        start_now(job, slurm, out)
+    for times in (1, 2):
+        start_now(job, slurm, out, times)
     wait_until(lambda: state_of(job, slurm) == "FAILED", out)
     assert out.read_text().count("\nattempt") + out.read_text().startswith("attempt") == 3
     assert not list(ROOT.glob(".failures-*"))
