@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -221,8 +222,7 @@ def test_the_token_is_not_among_the_words_of_a_process(tmp_path, monkeypatch):
     try:
         (port, token) = shared[0]
         assert token == TOKEN
-        with open(f"/proc/{mine.process.pid}/cmdline") as file:
-            words = file.read()
+        words = Path(f"/proc/{mine.process.pid}/cmdline").read_text()
         assert str(port) in words and TOKEN not in words
         with socket.create_connection(("127.0.0.1", port)) as other:  # and it knows the token nevertheless
             other.sendall(told(1))

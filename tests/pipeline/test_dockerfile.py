@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -52,7 +51,11 @@ def test_hadolint_finds_nothing():
 def test_its_steps_make_an_environment_in_which_the_programs_run(tmp_path):
     """All but what needs a container: Debian's packages, and the user."""
     home = tmp_path / "mpp"
-    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], **{name: os.environ[name] for name in os.environ if name.startswith("PIP_")}}
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in os.environ if name.startswith("PIP_")},
+    }
     for name, words in steps():
         words = words.replace("/mpp/", f"{home}/")
         if name == "WORKDIR":
@@ -74,5 +77,11 @@ def test_its_steps_make_an_environment_in_which_the_programs_run(tmp_path):
     for command in ("python mpp/pretrain.py --help", "python -m mpp --help", "deepspeed --help", "python data_prep/make_shards.py --help"):
         done = subprocess.run(command.split(), cwd=home, env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
         assert done.returncode == 0 and "usage" in done.stdout, command + done.stderr[-2000:]
-    shown = subprocess.run(["python", "-c", "import mpp, torch; print(mpp.__file__, torch.__version__)"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["python", "-c", "import mpp, torch; print(mpp.__file__, torch.__version__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert shown.stdout.startswith(str(home)) and re.search(r"torch==([\d.]+)", (ROOT / "constraints.txt").read_text())[1] in shown.stdout

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import ROOT, TINY, metrics, succeed
-from tests.pipeline.hosts import two_hosts  # noqa: F401 (a fixture)
 
 BIN = Path(sys.executable).parent
 SHORT = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
@@ -96,7 +95,7 @@ PidFile none
 
 
 @pytest.fixture
-def ssh_hosts(two_hosts):  # noqa: F811
+def ssh_hosts(two_hosts):
     """The two hosts, with a real sshd on each that lets root in from the other by a key; node0 and node1 are their names."""
     absent = [name for name in ("sshd", "ssh", "ssh-keygen", "pdsh") if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]
     if absent:
@@ -117,9 +116,14 @@ def ssh_hosts(two_hosts):  # noqa: F811
             else:
                 for name in ("key", "key.pub"):
                     shutil.copy(folders[0] / "ssh" / name, folder / "ssh" / name)
-        daemons = [subprocess.Popen(["ip", "netns", "exec", name, "/usr/sbin/sshd", "-D", "-e"], stderr=subprocess.DEVNULL) for name in two_hosts]
+        daemons = [
+            subprocess.Popen(["ip", "netns", "exec", name, "/usr/sbin/sshd", "-D", "-e"], stderr=subprocess.DEVNULL) for name in two_hosts
+        ]
         ends = time.monotonic() + 30
-        while any(subprocess.run(["ip", "netns", "exec", two_hosts[0], "ssh", host, "true"], capture_output=True).returncode for host in ("node0", "node1")):
+        while any(
+            subprocess.run(["ip", "netns", "exec", two_hosts[0], "ssh", host, "true"], capture_output=True).returncode
+            for host in ("node0", "node1")
+        ):
             assert time.monotonic() < ends and all(daemon.poll() is None for daemon in daemons), "sshd does not answer"
             time.sleep(0.2)
         yield two_hosts
@@ -137,7 +141,19 @@ def test_deepspeed_starts_the_other_host_by_ssh_and_trains_the_same_run(ssh_host
     hostfile.write_text("node0 slots=1\nnode1 slots=1\n")
     launch = ["--hostfile", str(hostfile), "--venv_script", str(BIN / "activate"), "--master_port", "29735"]
     finished = run(
-        ["ip", "netns", "exec", ssh_hosts[0], "deepspeed", *launch, "mpp/pretrain.py", *TINY, *SHORT, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
+        [
+            "ip",
+            "netns",
+            "exec",
+            ssh_hosts[0],
+            "deepspeed",
+            *launch,
+            "mpp/pretrain.py",
+            *TINY,
+            *SHORT,
+            f"data.shards={shards}",
+            f"run_dir={tmp_path / 'run'}",
+        ]
     )
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     assert "2 processes" in finished.stdout

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from tests.pipeline.conftest import ROOT, TINY, metrics, succeed
-from tests.pipeline.hosts import two_hosts  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 SERVICE, JOB = yaml.safe_load_all((ROOT / "jobs/k8s/pretrain.yaml").read_text())
@@ -60,7 +59,7 @@ class Pod:
 
 
 @pytest.fixture
-def job(two_hosts, tmp_path):  # noqa: F811
+def job(two_hosts, tmp_path):
     """job(index, words): that pod, which knows the names of both."""
     if not shutil.which("unshare"):
         pytest.skip("pods need `unshare` (apt-get install util-linux)")
@@ -98,7 +97,14 @@ def commits(run: Path) -> list[int]:
 
 def test_sigterm_to_one_pod_is_one_commit_and_both_pods_come_back_and_go_on(job, shards, tmp_path):
     run = tmp_path / "run"
-    words = ["mpp/pretrain.py", *TINY, "optim.total_samples=7200", "checkpoint.every_samples=null", f"data.shards={shards}", f"run_dir={run}"]
+    words = [
+        "mpp/pretrain.py",
+        *TINY,
+        "optim.total_samples=7200",
+        "checkpoint.every_samples=null",
+        f"data.shards={shards}",
+        f"run_dir={run}",
+    ]
     pods = [job(index, words) for index in range(2)]
     when(lambda: (run / "metrics.jsonl").exists(), *pods)
     pods[1].signal_first(signal.SIGTERM)

@@ -256,7 +256,16 @@ def test_plain_srun_trains_as_one_process_does(slurm, shards, tmp_path):
     short = ["optim.total_samples=36", "optim.warmup_samples=12", "model.drop_path=0"]
     succeed(tmp_path / "alone", shards, *short)
     settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1"}  # as the nodes' names are no hosts here
-    command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--mem=100", "--mpi=none", sys.executable, "mpp/pretrain.py"]
+    command = [
+        "srun",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=2",
+        "--mem=100",
+        "--mpi=none",
+        sys.executable,
+        "mpp/pretrain.py",
+    ]
     words = [*TINY, *short, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
     finished = subprocess.run([*command, *words], cwd=ROOT, env=slurm | settings, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]

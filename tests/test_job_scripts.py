@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.pipeline.conftest import ROOT
-
+ROOT = Path(__file__).parents[1]
 SLURM, POD = ROOT / "jobs/slurm/run.sbatch", ROOT / "jobs/k8s/node.sh"
 SRUN = """#!/bin/bash
 if [ "$1" = --overlap ]; then touch "$BOX/asked"; exit; fi
@@ -106,7 +105,7 @@ def test_a_batch_job_that_runs_out_of_time_asks_its_ranks_and_is_queued_again_bu
 
 
 def test_the_launcher_gets_all_cores_of_its_node_and_the_words_as_they_are(box):
-    words = ["mask={name: random, ratio: 0.6}", "note=$(touch x) `y` \"z\" *"]
+    words = ["mask={name: random, ratio: 0.6}", 'note=$(touch x) `y` "z" *']
     batch(box, *words).communicate(timeout=60)
     given = (box / "srun").read_text().splitlines()
     assert "--cpus-per-task=16" in given and "--kill-on-bad-exit=1" in given
@@ -125,7 +124,7 @@ def test_a_batch_job_takes_whole_nodes_and_refuses_less_than_two_cores_a_process
 
 
 def pod(box: Path, deepspeed: str, *words: str, known: int = 2) -> subprocess.Popen:
-    stand_in(box, "deepspeed", "#!/bin/bash\nprintf '%s\\n' \"$@\" >\"$BOX/words\"; cp \"$2\" \"$BOX/hosts\"\n" + deepspeed)
+    stand_in(box, "deepspeed", '#!/bin/bash\nprintf \'%s\\n\' "$@" >"$BOX/words"; cp "$2" "$BOX/hosts"\n' + deepspeed)
     stand_in(box, "getent", f'#!/bin/bash\nnode=${{2%%.*}}; [ "${{node##*-}}" -lt {known} ] || {{ touch "$BOX/waits"; exit 2; }}\n')
     given = {"BOX": str(box), "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SERVICE": "s", "NODES": "2", "PROCESSES_PER_NODE": "4"}
     command = ["bash", str(POD), "mpp/pretrain.py", f"run_dir={box / 'run'}", *words]
@@ -147,7 +146,7 @@ def test_the_status_of_a_pod_says_whether_it_counts_as_a_failure(box, does, stat
 
 
 def test_a_pod_starts_its_launcher_with_all_names_and_the_words_as_they_are(box):
-    word = "note=$(touch x) `y` \"z\" *"
+    word = 'note=$(touch x) `y` "z" *'
     assert pod(box, "exit 0", word).wait(timeout=60) == 0
     words = (box / "words").read_text().splitlines()
     assert words[2:9] == ["--no_ssh", "--node_rank", "1", "--master_addr", "s-0.s", "--master_port", "29500"]
@@ -170,7 +169,10 @@ def test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_sta
     (node,) = inside["containers"]
     given = {each["name"]: each["value"] for each in node["env"]}
     assert spec["completions"] == spec["parallelism"] == int(given["NODES"]) and spec["completionMode"] == "Indexed"
-    assert service["metadata"]["name"] == inside["subdomain"] == given["SERVICE"] == job["metadata"]["name"] and service["spec"]["clusterIP"] == "None"
+    assert (
+        service["metadata"]["name"] == inside["subdomain"] == given["SERVICE"] == job["metadata"]["name"]
+        and service["spec"]["clusterIP"] == "None"
+    )
     assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"] and service["spec"]["publishNotReadyAddresses"] is True
     assert node["resources"]["limits"]["nvidia.com/gpu"] == given["PROCESSES_PER_NODE"]
     assert int(node["resources"]["requests"]["cpu"]) >= 2 * int(given["PROCESSES_PER_NODE"])
@@ -183,7 +185,9 @@ def test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_sta
     assert (ROOT / node["args"][0]).exists() and (ROOT / node["args"][2]).exists()
 
 
-@pytest.mark.parametrize("path", sorted(path for path in (ROOT / "jobs").rglob("*") if path.suffix in (".sh", ".sbatch")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(path for path in (ROOT / "jobs").rglob("*") if path.suffix in (".sh", ".sbatch")), ids=lambda path: path.name
+)
 def test_shellcheck_finds_nothing_in_the_scripts(path):
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
