@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -120,6 +121,36 @@ def test_a_batch_job_takes_whole_nodes_and_refuses_less_than_two_cores_a_process
     assert job.returncode == 2 and "--cpus-per-task=15 is less than two cores" in text and "at least --cpus-per-task=16" in text
 
 
+def test_a_node_of_a_batch_job_launches_from_its_own_disk_where_there_is_an_image(box):
+    stand_in(box, "deepspeed", '#!/bin/bash\nprintf "%s\\n" shared "$@" >"$BOX/words"\n')
+    given = {"BOX": str(box), "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SLURM_NODEID": "3"}
+    node = lambda image: subprocess.run(["bash", ROOT / "jobs/slurm/node.sh", image, "--master_port", "1", "a b"], env=given, timeout=60)
+    assert node("").returncode == 0
+    assert (box / "words").read_text().splitlines() == ["shared", "--no_ssh", "--node_rank", "3", "--master_port", "1", "a b"]
+
+    absent = [name for name in ("mksquashfs", "squashfuse") if not shutil.which(name)]
+    if absent or not os.access("/dev/fuse", os.W_OK):
+        pytest.skip(f"an image needs {' and '.join(absent) or '/dev/fuse'} (apt-get install squashfs-tools squashfuse fuse3)")
+    (box / "venv/bin").mkdir(parents=True)
+    (box / "venv/bin/python").symlink_to(sys.executable)
+    (box / "venv/pyvenv.cfg").write_text((Path(sys.prefix) / "pyvenv.cfg").read_text() if sys.prefix != sys.base_prefix else "")
+    launcher = "#!/elsewhere/python\nimport os, sys\nopen(os.environ['BOX'] + '/words', 'w').write('\\n'.join([sys.prefix, *sys.argv[1:]]))\nsys.exit(75)\n"
+    (box / "venv/bin/deepspeed").write_text(launcher)
+    subprocess.run(["mksquashfs", box / "venv", box / "venv.sqsh", "-quiet", "-no-progress"], check=True)
+    assert node(str(box / "venv.sqsh")).returncode == 75
+    prefix, *words = (box / "words").read_text().splitlines()
+    assert prefix.startswith(f"{box}/venv.sqsh.") and words == ["--no_ssh", "--node_rank", "3", "--master_port", "1", "a b"]
+    assert not list(box.glob("venv.sqsh*"))  # nothing stays on the node's disk, mounted or not
+
+
+def test_a_batch_job_copies_an_image_to_all_nodes_before_it_starts(box):
+    stand_in(box, "sbcast", '#!/bin/bash\nprintf "%s\\n" "$@" >"$BOX/sbcast"\n')
+    (box / "home/venv.sqsh").touch()
+    assert batch(box, MPP_NODE_DISK="/scratch").wait(timeout=60) == 0
+    assert (box / "sbcast").read_text().split() == ["--force", "venv.sqsh", "/scratch/mpp-venv-17.sqsh"]
+    assert "/scratch/mpp-venv-17.sqsh" in (box / "srun").read_text().splitlines()
+
+
 # ------------------------------------------------------------------------------------------------------------------- Kubernetes
 
 
@@ -159,7 +190,10 @@ def test_a_pod_waits_for_the_name_of_the_last_and_ends_when_it_is_asked_to(box):
     while not (box / "waits").exists():
         time.sleep(0.02)
     waiting.send_signal(signal.SIGTERM)
-    assert waiting.wait(timeout=60) == 75 and not (box / "words").exists()
+    try:
+        assert waiting.wait(timeout=10) == 75 and not (box / "words").exists()
+    finally:
+        waiting.kill()
 
 
 def test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods():

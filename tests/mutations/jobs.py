@@ -74,7 +74,7 @@ ROWS = [
         "tests/pipeline/test_first_line.py::test_the_first_step_is_shown_at_once_and_the_log_is_as_sparse_as_asked",
     ),
     Row(
-        "all processes of a SLURM node share one core", SBATCH, 'srun --kill-on-bad-exit=1 --cpus-per-task="$cores" bash', "srun --kill-on-bad-exit=1 bash",
+        "all processes of a SLURM node share one core", SBATCH, '--kill-on-bad-exit=1 --cpus-per-task="$cores" bash', "--kill-on-bad-exit=1 bash",
         f"{SCRIPTS}::test_the_launcher_gets_all_cores_of_its_node_and_the_words_as_they_are",
     ),
     Row(
@@ -176,5 +176,13 @@ ROWS = [
     Row(
         "the watchmen's token is in a command line", "mpp/watch.py", '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]', '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders)), token]',
         f"{WATCHMAN}::test_the_token_is_not_among_the_words_of_a_process",
+    ),
+    Row(
+        "each node starts as the first", "jobs/slurm/node.sh", '--node_rank "$SLURM_NODEID"', "--node_rank 0",
+        f"{SCRIPTS}::test_a_node_of_a_batch_job_launches_from_its_own_disk_where_there_is_an_image",
+    ),
+    Row(
+        "a node goes on with the environment of the shared disk", "jobs/slurm/node.sh", 'export PATH="$venv/bin:$PATH"', "true",
+        f"{SCRIPTS}::test_a_node_of_a_batch_job_launches_from_its_own_disk_where_there_is_an_image",
     ),
 ]  # fmt: skip
