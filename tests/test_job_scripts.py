@@ -197,7 +197,9 @@ def test_a_pod_waits_for_the_name_of_the_last_and_ends_when_it_is_asked_to(box):
 
 
 def test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods():
-    service, job = yaml.safe_load_all((ROOT / "jobs/k8s/pretrain.yaml").read_text())
+    service, policy, job = yaml.safe_load_all((ROOT / "jobs/k8s/pretrain.yaml").read_text())
+    ours = {"podSelector": {"matchLabels": {"job-name": job["metadata"]["name"]}}}
+    assert policy["spec"] == ours | {"policyTypes": ["Ingress"], "ingress": [{"from": [ours]}]}
     spec = job["spec"]
     inside = spec["template"]["spec"]
     (node,) = inside["containers"]

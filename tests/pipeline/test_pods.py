@@ -18,7 +18,7 @@ import yaml
 from tests.pipeline.conftest import ROOT, TINY, metrics, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-SERVICE, JOB = yaml.safe_load_all((ROOT / "jobs/k8s/pretrain.yaml").read_text())
+SERVICE, _, JOB = yaml.safe_load_all((ROOT / "jobs/k8s/pretrain.yaml").read_text())
 POD = JOB["spec"]["template"]["spec"]
 (NODE,) = POD["containers"]
 AGAIN = 75
