@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,11 +108,11 @@ def state_of(job: str, environment: dict) -> str:
     raise AssertionError(f"scontrol: {shown.stderr.strip()}\nslurmctld's log ends: {log.read_text()[-2000:]}")
 
 
-def submit(environment: dict, out: Path, script: str, options: Sequence[str], words: Sequence[str]) -> str:
+def submit(environment: dict, out: Path, script: str, options: Sequence[str], words: Sequence[str], home: Path = ROOT) -> str:
     settings = {
         "PROCESSES_PER_NODE": environment.get("PROCESSES_PER_NODE", "1"),
         "OMP_NUM_THREADS": "1",
-        "MPP_HOME": str(ROOT),
+        "MPP_HOME": str(home),
         "MASTER_ADDR": "127.0.0.1",
         "CUDA_VISIBLE_DEVICES": "",
     }
@@ -274,6 +275,33 @@ def test_plain_srun_trains_as_one_process_does(slurm, shards, tmp_path):
     assert ours.keys() == theirs.keys()
     for step in ours:
         assert theirs[step]["train/loss"] == pytest.approx(ours[step]["train/loss"], rel=1e-4)
+
+
+@pytest.mark.long
+def test_a_virtual_environment_in_one_file_is_copied_to_the_node_and_trains_there(slurm, shards, tmp_path):
+    absent = [name for name in ("mksquashfs", "squashfuse") if not shutil.which(name)]
+    if absent or not os.access("/dev/fuse", os.W_OK):
+        pytest.skip(f"an image needs {' and '.join(absent) or '/dev/fuse'} (apt-get install squashfs-tools squashfuse fuse3)")
+    home, disk, venv = tmp_path / "home", tmp_path / "disk", tmp_path / "venv"
+    inside = venv / f"lib/python3.{sys.version_info.minor}/site-packages"
+    for folder in (home, disk, venv / "bin", inside):
+        folder.mkdir(parents=True)
+    for part in ("mpp", "jobs", "configs"):
+        (home / part).symlink_to(ROOT / part)
+    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", venv)
+    shutil.copy(Path(sys.executable).with_name("deepspeed"), venv / "bin")
+    (venv / "bin/python").symlink_to(Path(sys.executable).resolve())
+    (inside / "this.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    )  # what is large stays where it is
+    subprocess.run(["mksquashfs", venv, home / "venv.sqsh", "-quiet", "-no-progress"], check=True)
+
+    out, run = tmp_path / "slurm.out", tmp_path / "run"
+    words = ["mpp/pretrain.py", *TINY, "optim.total_samples=36", "optim.warmup_samples=12", f"data.shards={shards}", f"run_dir={run}"]
+    job = submit(slurm | {"MPP_NODE_DISK": str(disk)}, out, "run.sbatch", ONE, words, home)
+    wait_for(job, slurm, out)
+    assert f"cmd = {disk}/mpp-venv-{job}.sqsh." in out.read_text()  # the launcher's python, and so that of the ranks
+    assert max(metrics(run)) == 3 and list(disk.iterdir()) == []
 
 
 def test_a_batch_job_without_a_program_says_what_it_needs(slurm, tmp_path):
