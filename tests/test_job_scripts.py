@@ -155,6 +155,7 @@ def test_a_batch_job_copies_an_image_to_all_nodes_before_it_starts(box):
 
 
 def pod(box: Path, deepspeed: str, *words: str, known: int = 2) -> subprocess.Popen:
+    stand_in(box, "pgrep", '#!/bin/bash\n[ -e "$BOX/left" ]\n')  # a pod sees its own processes alone, a test those of its neighbours
     stand_in(box, "deepspeed", '#!/bin/bash\nprintf \'%s\\n\' "$@" >"$BOX/words"; cp "$2" "$BOX/hosts"\n' + deepspeed)
     stand_in(box, "getent", f'#!/bin/bash\nnode=${{2%%.*}}; [ "${{node##*-}}" -lt {known} ] || {{ touch "$BOX/waits"; exit 2; }}\n')
     given = {"BOX": str(box), "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SERVICE": "s", "NODES": "2", "PROCESSES_PER_NODE": "4"}
@@ -166,6 +167,7 @@ def pod(box: Path, deepspeed: str, *words: str, known: int = 2) -> subprocess.Po
     ("does", "status"),
     [
         ("exit 0", 0),
+        ('touch "$BOX/left"', 1),  # ranks are left: the launcher was killed
         ("exit 75", 75),
         ("exit 2", 2),
         ("exit 247", 247),

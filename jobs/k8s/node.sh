@@ -8,6 +8,7 @@
 # anything else is a failure that has got nothing done.
 set -u
 program=$1 again=75 port=29500
+ranks="[${program:0:1}]${program:1} --local_rank" # as a pattern that does not find itself
 hostfile=$(mktemp)
 trap 'rm -f "$hostfile"' EXIT
 
@@ -29,12 +30,13 @@ while kill -0 "$job" 2>/dev/null; do
   if [ "$asked" = 0 ]; then
     wait "$job"
   else # the ranks are asked, also those that only begin; not their launcher, which would kill them after half a minute
-    pkill -TERM -f -- "[${program:0:1}]${program:1} --local_rank"
+    pkill -TERM -f -- "$ranks"
     sleep 1
   fi
 done
 wait "$job"
 status=$?
+if [ "$status" = 0 ] && pgrep -f -- "$ranks" >/dev/null; then status=1; fi # a launcher that is killed itself says 0, and leaves its ranks
 
 run_dir=$(printf '%s\n' "$@" | sed -n 's/^run_dir=//p' | tail -n 1)
 if [ "$status" != 0 ] && { [ "$asked" = 1 ] || [ -n "$(find "${run_dir:-/none}" -name COMMIT.json -newer "$hostfile" -print -quit 2>/dev/null)" ]; }; then

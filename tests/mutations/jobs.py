@@ -185,4 +185,8 @@ ROWS = [
         "a node goes on with the environment of the shared disk", "jobs/slurm/node.sh", 'export PATH="$venv/bin:$PATH"', "true",
         f"{SCRIPTS}::test_a_node_of_a_batch_job_launches_from_its_own_disk_where_there_is_an_image",
     ),
+    Row(
+        "a pod whose launcher was killed is finished", NODE, """if [ "$status" = 0 ] && pgrep""", """if false && pgrep""",
+        f"{SCRIPTS}::test_the_status_of_a_pod_says_whether_it_counts_as_a_failure",
+    ),
 ]  # fmt: skip
