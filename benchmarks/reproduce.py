@@ -162,10 +162,15 @@ def measured(record: Record, options: argparse.Namespace) -> bool:
     given = {"images": options.images, "photographs": options.photos, "work": work, "peers": options.peers}
     made = {name: work / name for name in SETS if f"{{{name}}}" in record.command}
     for name, folder in made.items():
-        if not folder.exists() and not run(SETS[name].format(**{key: shlex.quote(str(value)) for key, value in given.items()})):
+        if not folder.exists() and not run(filled(SETS[name], **given)):
             return False
     out = RESULTS / f"{options.device}-{record.name}.json"
-    return run(record.command.format(out=out, peers=options.peers, **made))
+    return run(filled(record.command, out=out, peers=options.peers, **made))
+
+
+def filled(command: str, **values: object) -> str:
+    """A line for the shell, in which each value is one word or a part of one, whatever it holds."""
+    return command.format(**{name: shlex.quote(str(value)) for name, value in values.items()})
 
 
 def run(command: str) -> bool:

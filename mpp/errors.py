@@ -22,6 +22,8 @@ from mpp.interrupts import end_at_once, loud_again
 from mpp.progress import Progress
 from mpp.text import Cleaned, printable
 
+AGAIN = 75  # exit status of what ended well and is not finished, or because of another process: give the same command again (EX_TEMPFAIL of sysexits.h)
+
 at_leaving: list[
     Callable[[int, str, bool], None]
 ] = []  # of a process of a job: told of a program's end: its exit status, its last words, whether it has printed them

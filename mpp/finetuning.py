@@ -23,6 +23,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler
+from mpp.errors import AGAIN
 from mpp.finetune_job import (
     PROGRAM,
     Again,
@@ -107,14 +108,16 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
             say_finished(repeat)
         else:
             if not train(repeat, *(ready.pop(repeat.number, None) or build(repeat))):
-                return leave()
+                leave()
+                return AGAIN
             stop = run.stop
         if config.repeats > 1:
             run.close()  # the next one needs the memory
             if stop and repeat is not repeats[-1] and shared_sum([stop.requested], world)[0]:
                 if world.first:
                     say(stopped_words(f"after repeat {repeat.number + 1} of {config.repeats}"))
-                return leave()
+                leave()
+                return AGAIN
     if world and config.repeats > 1:
         from_first(world, functools.partial(join_repeats, job, repeats))
     return leave()

@@ -23,6 +23,7 @@ from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import TrainingSet, open_training_set
+from mpp.errors import AGAIN
 from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIXES, is_written, write_encoder
 from mpp.interop.lent import bring
@@ -224,7 +225,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         say(
             f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}"
         )
-    return leave()
+    leave()
+    return 0 if run.commit and run.commit.step == run.total_steps else AGAIN
 
 
 def export_encoder(run_dir: Path, commit: Commit, config: PretrainConfig) -> None:

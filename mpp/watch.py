@@ -10,6 +10,7 @@ import json
 import mmap
 import multiprocessing
 import os
+import re
 import secrets
 import signal
 import socket
@@ -17,14 +18,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mpp import errors, watchman
 from mpp.progress import Progress
-
-STATUS = 2  # of a rank that is asked to end because of another
 
 
 class Watch:
@@ -41,7 +40,7 @@ class Watch:
 
         folder: where stacks are written.  share: gives all processes what rank 0 puts in.
         """
-        listener = _listener() if rank == 0 else None
+        listener = _listener(os.environ["MASTER_ADDR"], size == int(os.environ["LOCAL_WORLD_SIZE"])) if rank == 0 else None
         port, token = share((listener.getsockname()[1], secrets.token_hex(16)) if listener else None)
         board, stack, (end_here, end_there) = os.memfd_create("board"), os.memfd_create("stack"), os.pipe()
         os.ftruncate(board, watchman.BOARD_BYTES)
@@ -53,11 +52,14 @@ class Watch:
         faulthandler.register(signal.SIGUSR2, appended)
         kept = [board, stack, end_there, *([listener.fileno()] if listener else [])]
         orders = watchman.Orders(
-            rank, size, socket.gethostname(), os.getpid(), (os.environ["MASTER_ADDR"], port), token, self.patience, self.slow, str(folder.resolve()), board, stack,
+            rank, size, socket.gethostname(), os.getpid(), (os.environ["MASTER_ADDR"], port), self.patience, self.slow, str(folder.resolve()), board, stack,
             end_there, listener.fileno() if listener else None,
         )  # fmt: skip
         command = [sys.executable, "-I", "-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]
-        self.process = subprocess.Popen(command, pass_fds=kept, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
+        self.process = subprocess.Popen(command, pass_fds=kept, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/")
+        assert self.process.stdin is not None
+        self.process.stdin.write(token.encode())  # not among the words of the command, which everybody on this machine may read
+        self.process.stdin.close()
         for number in (board, stack, end_there):
             os.close(number)
         if listener:
@@ -111,7 +113,7 @@ class Watch:
 
     def _end_when_asked(self, end: int) -> None:
         if os.read(end, 1):
-            leave_at_once(STATUS)
+            leave_at_once(errors.AGAIN)  # whoever is the cause has a status of his own
         if self.board.status == watchman.RUNNING:
             sys.stderr.write(
                 f"warning: the watchman of rank {os.environ.get('RANK', '0')} has ended: a process that hangs may go unnoticed\n"
@@ -122,8 +124,16 @@ watch = Watch()
 meeting = watch.meeting
 
 
-def _listener() -> socket.socket:
-    """Open to all networks, as the address by which the others reach rank 0 is theirs to say."""
+def _listener(address: str, alone: bool) -> socket.socket:
+    """On the one interface that has this address of rank 0's host, where all ranks mean the same by it.
+
+    alone: no rank is on another host.  A name may mean another address there (Debian gives a host's own name 127.0.1.1), and an address may be
+    translated on the way: then on all interfaces, where a stranger still lacks the token.
+    """
+    literal = re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", address)
+    for family, _, _, _, place in socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM) if literal or alone else []:
+        with suppress(OSError):  # none of this machine's
+            return socket.create_server(place, family=family, backlog=1024)
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", 0), backlog=1024)

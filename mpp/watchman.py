@@ -12,6 +12,7 @@ a job which was suspended as a whole, and its watchmen with it, is not late when
 
 import contextlib
 import fcntl
+import hmac
 import json
 import mmap
 import os
@@ -34,6 +35,9 @@ PHASE_AT, WORDS_AT = 64, 128  # where the phase and the last words stand, in UTF
 SECONDS_FOR_STACKS = 1.0  # from the verdict to the first rank's end, which breaks the connections that others wait on
 SECONDS_TO_LEAVE = 3.0  # between being asked to end and being killed
 SECONDS_TO_FOLLOW = 5.0  # for all to leave, after one has with an error; as long as a TCP connection's loss may take to be noticed
+SECONDS_TO_SPEAK = 10.0  # for whoever connects to show the token
+MOST_STRANGERS = 64  # who have not, at once
+MOST_UNREAD = 1 << 22  # bytes of a line, from one who has
 FATAL = {"Segmentation fault": "SIGSEGV", "Bus error": "SIGBUS", "Aborted": "SIGABRT", "Floating-point exception": "SIGFPE",
          "Floating point exception": "SIGFPE", "Illegal instruction": "SIGILL"}  # fmt: skip  # as faulthandler calls them
 WAITING_PLACES = (
@@ -283,7 +287,6 @@ class Orders:
     host: str
     pid: int
     hub: tuple[str, int]  # where rank 0's watchman listens
-    token: str  # what those of one job know
     patience: float
     slow: float
     folder: str  # for stacks
@@ -297,12 +300,14 @@ class Orders:
 class Peer:
     connection: socket.socket
     unread: bytes = b""
-    rank: int | None = None
+    known: bool = False  # has shown the token
+    waited: float = 0.0  # seconds without it
 
 
 class Watchman:
-    def __init__(self, orders: Orders):
-        self.orders = orders
+    def __init__(self, orders: Orders, token: str):
+        """token: what the watchmen of one job know, and nobody else."""
+        self.orders, self.token = orders, token.encode()
         self.memory = mmap.mmap(orders.board_fd, BOARD_BYTES, prot=mmap.PROT_READ)
         self.pidfd = os.pidfd_open(orders.pid)
         self.mine = Report(orders.rank, orders.host, orders.pid)
@@ -402,12 +407,13 @@ class Watchman:
         with contextlib.suppress(OSError):
             self.stack_path().write_text(f"{self.mine.who}, {self.mine.where}\n\n{text}")
 
-    # Words between watchmen: JSON, a line each.
+    # Words between watchmen: a line each, the token and JSON.  Anybody who reaches the port may connect: of a stranger nothing is parsed, nothing is sent
+    # to him, he may keep neither memory nor a connection for long, and never more than a few.
 
     def send(self, peer: Peer, words: dict[str, Any]) -> bool:
         try:
             peer.connection.settimeout(1.0)
-            peer.connection.sendall(json.dumps(words).encode() + b"\n")
+            peer.connection.sendall(self.token + b" " + json.dumps(words).encode() + b"\n")
             peer.connection.settimeout(0.0)
         except OSError:
             return False
@@ -421,9 +427,18 @@ class Watchman:
             return []
         except OSError:
             return None
-        *lines, peer.unread = (peer.unread + data).split(b"\n")
+        peer.unread += data
+        if not data or len(peer.unread) > MOST_UNREAD:
+            return None
+        if not peer.known:
+            if len(peer.unread) <= len(self.token):
+                return []
+            if not hmac.compare_digest(peer.unread[: len(self.token)], self.token):
+                return None
+            peer.known = True
+        *lines, peer.unread = peer.unread.split(b"\n")
         try:
-            return [json.loads(line) for line in lines] if data and len(peer.unread) < 1 << 22 else None
+            return [json.loads(line[len(self.token) :]) for line in lines]
         except ValueError:
             return None
 
@@ -439,7 +454,7 @@ class Watchman:
         self.selector.register(connection, selectors.EVENT_READ)
 
     def report(self) -> None:
-        if self.hub is not None and not self.send(self.hub, {"token": self.orders.token, "report": asdict(self.mine)}):
+        if self.hub is not None and not self.send(self.hub, {"report": asdict(self.mine)}):
             self.drop_hub()
 
     def drop_hub(self) -> None:
@@ -473,21 +488,28 @@ class Watchman:
                     connection.setblocking(False)
                     self.peers[connection.fileno()] = Peer(connection)
                     self.selector.register(connection, selectors.EVENT_READ)
+                    strangers = [number for number, peer in self.peers.items() if not peer.known]
+                    for number in strangers[:-MOST_STRANGERS]:
+                        self.drop_peer(number)
             elif isinstance(file, socket.socket) and file.fileno() in self.peers:
                 number = file.fileno()
-                peer = self.peers[number]
-                heard = self.receive(peer)
+                heard = self.receive(self.peers[number])
                 try:
                     for words in heard if heard is not None else [{}]:
-                        if words["token"] != self.orders.token:
-                            raise KeyError
                         told = Report(**words["report"])
                         told.gone = self.ranks[told.rank].gone if told.rank in self.ranks else 0.0
                         self.ranks[told.rank] = told
                 except (KeyError, TypeError):  # closed, or no watchman's
-                    self.selector.unregister(file)
-                    file.close()
-                    del self.peers[number]
+                    self.drop_peer(number)
+
+    def drop_peer(self, number: int) -> None:
+        peer = self.peers.pop(number)
+        self.selector.unregister(peer.connection)
+        peer.connection.close()
+
+    @property
+    def known_peers(self) -> list[Peer]:
+        return [peer for peer in self.peers.values() if peer.known]
 
     # The watch.
 
@@ -524,7 +546,11 @@ class Watchman:
             each.silent += seconds
         self.mine.silent = 0.0
         self.hub_silent += seconds
-        for peer in self.peers.values():
+        for number, peer in list(self.peers.items()):
+            peer.waited += 0.0 if peer.known else seconds
+            if peer.waited > SECONDS_TO_SPEAK:
+                self.drop_peer(number)
+        for peer in self.known_peers:
             self.send(peer, {"here": True})
 
     def all_is_over(self) -> bool:
@@ -539,7 +565,7 @@ class Watchman:
         elif not self.asked_for_stacks:
             self.asked_for_stacks = True
             self.mine.stack = self.take_stack()
-            for peer in self.peers.values():
+            for peer in self.known_peers:
                 self.send(peer, {"stacks": True})
 
     def without_a_hub(self) -> Verdict | None:
@@ -561,7 +587,7 @@ class Watchman:
         if line:
             with contextlib.suppress(OSError):
                 os.write(2, f"error: {' '.join(line.split())}\n".encode())
-        for peer in self.peers.values():
+        for peer in self.known_peers:
             self.send(peer, {"verdict": int(found.stacks)})
         told = time.monotonic()
         if found.stacks and (stack := self.take_stack()):
@@ -586,7 +612,7 @@ class Watchman:
                     os.kill(pid, signal.SIGKILL)
 
     def leave(self) -> None:
-        for peer in self.peers.values():
+        for peer in self.known_peers:
             self.send(peer, {"farewell": True})
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_WR)  # what was sent arrives
@@ -599,7 +625,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # of a group: its rank decides, and it ends when that does
     orders = Orders(**json.loads(sys.argv[1]))
     orders.hub = (orders.hub[0], orders.hub[1])
-    Watchman(orders).watch()
+    Watchman(orders, sys.stdin.read()).watch()
     return 0
 
 

@@ -53,7 +53,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mutations") / "repository"
-    for part in ("mpp", "data_prep", "configs", "tests"):
+    for part in ("mpp", "data_prep", "configs", "jobs", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     for part in ("mpp", "data_prep"):  # by content: a planted bug may be as long as what it replaces, and no second younger

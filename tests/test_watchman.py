@@ -1,11 +1,16 @@
 """Who is late, by what the watchmen of a job tell of their ranks."""
 
 import dataclasses
+import json
 import mmap
+import os
+import socket
+from pathlib import Path
 
 import pytest
 
-from mpp.watchman import RUNNING, Board, Report, Verdict, verdict
+from mpp.watch import _listener
+from mpp.watchman import MOST_STRANGERS, RUNNING, SECONDS_TO_SPEAK, Board, Orders, Report, Verdict, Watchman, verdict
 
 PATIENCE, SLOW = 60.0, 1800.0
 WAITING = 'Thread 1 (most recent call first):\n  File "/x/torch/distributed/distributed_c10d.py", line 1 in all_reduce\n  File "/x/mpp/a.py", line 2 in f'
@@ -101,3 +106,128 @@ def test_what_a_rank_writes_its_watchman_reads():
         assert dataclasses.replace(found, phase="", words="") == dataclasses.replace(board, phase="", words="")
         assert board.phase.startswith(found.phase.rstrip("\N{REPLACEMENT CHARACTER}")) and board.words.startswith(found.words)
     assert Board.read(memory).status == RUNNING
+
+
+TOKEN = "5" * 32
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Rank 0's watchman of two, which listens."""
+    board, stack, (_, end) = os.memfd_create("board"), os.memfd_create("stack"), os.pipe()
+    os.ftruncate(board, 8192)
+    listener = _listener("127.0.0.1", True)
+    place = listener.getsockname()
+    orders = Orders(0, 2, "here", os.getpid(), place[:2], 60.0, 1800.0, str(tmp_path), board, stack, end, listener.detach())
+    return Watchman(orders, TOKEN)
+
+
+def turn(hub: Watchman, times: int = 3) -> None:
+    for _ in range(times):
+        hub.hear_peers([key.fileobj for key, _ in hub.selector.select(0.05)])
+
+
+def connect(hub: Watchman, data: bytes = b"") -> socket.socket:
+    other = socket.create_connection(hub.orders.hub)
+    other.sendall(data)
+    turn(hub)
+    other.settimeout(0.2)
+    return other
+
+
+def is_dropped(other: socket.socket) -> bool:
+    try:
+        return other.recv(1) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def told(number: int, token: str = TOKEN) -> bytes:
+    return f"{token} {json.dumps({'report': dataclasses.asdict(rank(number))})}\n".encode()
+
+
+def test_whoever_has_the_token_is_heard_in_pieces_too(hub):
+    other = connect(hub, told(1)[:7])
+    other.sendall(told(1)[7:90])
+    turn(hub)
+    assert set(hub.ranks) == {0}
+    other.sendall(told(1)[90:])
+    turn(hub)
+    assert hub.ranks[1].host == "host1" and not is_dropped(other)
+    hub.count(1.0)
+    assert other.recv(4096) == f'{TOKEN} {{"here": true}}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        told(1, "6" * 32),
+        told(1, ""),
+        TOKEN[:-1].encode() + b"6 {}\n",
+        b"[" * 100_000,  # what json reads with as deep a stack
+        b"GET / HTTP/1.1\r\nHost: node0:29500\r\n\r\n",
+        b"\xff" * 40,
+    ],
+)
+def test_of_a_stranger_nothing_is_parsed_and_he_is_sent_away_at_once(hub, data, monkeypatch):
+    monkeypatch.setattr(json, "loads", lambda *_: pytest.fail("it was parsed"))
+    other = connect(hub, data)
+    turn(hub)
+    assert is_dropped(other) and set(hub.ranks) == {0} and not hub.peers
+
+
+def test_a_stranger_who_says_nothing_is_told_nothing_and_goes_after_a_while(hub):
+    other = connect(hub)
+    hub.count(SECONDS_TO_SPEAK - 1)
+    assert not is_dropped(other)
+    hub.count(2.0)
+    assert is_dropped(other) and not hub.peers
+
+
+def test_however_many_strangers_connect_a_watchman_gets_through_and_none_who_has_is_dropped(hub):
+    first = connect(hub, told(1))
+    strangers = [socket.create_connection(hub.orders.hub) for _ in range(3 * MOST_STRANGERS)]
+    turn(hub, 4 * MOST_STRANGERS)
+    assert len(hub.peers) == MOST_STRANGERS + 1
+    last = connect(hub, told(2))
+    assert set(hub.ranks) == {0, 1, 2} and not is_dropped(first) and not is_dropped(last)
+    assert sum(map(is_dropped, strangers[:-MOST_STRANGERS])) == 2 * MOST_STRANGERS
+
+
+def test_the_listener_is_on_the_interface_that_the_address_names_where_all_ranks_mean_the_same_by_it():
+    everywhere = ("0.0.0.0", "::")
+    where = lambda address, alone: _listener(address, alone).getsockname()[0]
+    assert where("127.0.0.1", False) == where("127.0.0.1", True) == "127.0.0.1"
+    assert where("localhost", True) in ("127.0.0.1", "::1")
+    assert where("localhost", False) in everywhere  # a name is another address on another host
+    assert where("192.0.2.1", False) in everywhere  # translated on the way: none of this machine's
+
+
+def test_the_token_is_not_among_the_words_of_a_process(tmp_path, monkeypatch):
+    """Of a real watchman, as its rank starts it."""
+    from mpp import watch as module
+
+    monkeypatch.setattr(module.secrets, "token_hex", lambda _: TOKEN)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(module.faulthandler, "register", lambda *_: None)
+    monkeypatch.setattr(module.faulthandler, "enable", lambda *_: None)
+    for hooks in ("at_leaving", "lost_connection"):
+        monkeypatch.setattr(module.errors, hooks, [])
+    mine, shared = module.Watch(), []
+    mine.begin(0, 2, tmp_path, lambda value: shared.append(value) or value)
+    assert mine.process is not None
+    try:
+        (port, token) = shared[0]
+        assert token == TOKEN
+        words = Path(f"/proc/{mine.process.pid}/cmdline").read_text()
+        assert str(port) in words and TOKEN not in words
+        with socket.create_connection(("127.0.0.1", port)) as other:  # and it knows the token nevertheless
+            other.sendall(told(1))
+            other.settimeout(20)
+            assert other.recv(len(TOKEN)) == TOKEN.encode()
+    finally:
+        mine.process.kill()
+        mine.process.wait()

@@ -3,6 +3,8 @@
 from tests.mutations import Plant, Row
 
 WATCHMAN, WORLD, PROGRAMS, DISKS = "tests/test_watchman.py", "tests/test_place.py", "tests/test_programs.py", "tests/pipeline/test_disks.py"
+SCRIPTS, DOCKER = "tests/test_job_scripts.py", "tests/test_dockerfile.py"
+ALIVE, RESUME, SBATCH, NODE = "tests/pipeline/test_alive.py", "tests/pipeline/test_resume.py", "jobs/slurm/run.sbatch", "jobs/k8s/node.sh"
 
 ROWS = [
     Row(
@@ -70,5 +72,121 @@ ROWS = [
         'self.shown = self.logs or self.number == run.first_step + 1',
         'self.shown = self.logs',
         "tests/pipeline/test_first_line.py::test_the_first_step_is_shown_at_once_and_the_log_is_as_sparse_as_asked",
+    ),
+    Row(
+        "all processes of a SLURM node share one core", SBATCH, '--kill-on-bad-exit=1 --cpus-per-task="$cores" bash', "--kill-on-bad-exit=1 bash",
+        f"{SCRIPTS}::test_the_launcher_gets_all_cores_of_its_node_and_the_words_as_they_are",
+    ),
+    Row(
+        "a batch job takes half a core for a loader", SBATCH, '"$cores" -lt $((2 * processes))', '"$cores" -lt $((processes))',
+        f"{SCRIPTS}::test_a_batch_job_takes_whole_nodes_and_refuses_less_than_two_cores_a_process",
+    ),
+    Row(
+        "a batch job shares its nodes", SBATCH, "#SBATCH --exclusive\n", "", f"{SCRIPTS}::test_a_batch_job_takes_whole_nodes_and_refuses_less_than_two_cores_a_process",
+    ),
+    Row(
+        "words of a batch job are split", SBATCH, '"$port" "$@" &', '"$port" $@ &', f"{SCRIPTS}::test_the_launcher_gets_all_cores_of_its_node_and_the_words_as_they_are",
+    ),
+    Row(
+        "a cancelled batch job comes back", SBATCH, '  runs || return\n', "", f"{SCRIPTS}::test_a_batch_job_that_runs_out_of_time_asks_its_ranks_and_is_queued_again_but_not_one_that_is_cancelled",
+    ),
+    Row(
+        "a batch job that was cancelled counts as one that failed", SBATCH, ' || ! runs; then', "; then", f"{SCRIPTS}::test_a_batch_job_that_fails_is_queued_again_where_that_may_help",
+    ),
+    Row(
+        "a finished batch job is queued again", SBATCH, '[ "$status" != 0 ] && again=1', "again=1",
+        f"{SCRIPTS}::test_a_batch_job_that_runs_out_of_time_asks_its_ranks_and_is_queued_again_but_not_one_that_is_cancelled",
+    ),
+    Row(
+        "a commit of an earlier start counts as progress", SBATCH, 'COMMIT.json -newer "$hostfile" -print', "COMMIT.json -print",
+        f"{SCRIPTS}::test_a_batch_job_that_fails_is_queued_again_where_that_may_help",
+    ),
+    Row(
+        "a batch job fails without a commit for ever", SBATCH, '-lt 3 ] && again=1', "-lt 3000 ] && again=1",
+        f"{SCRIPTS}::test_a_batch_job_ends_when_it_has_failed_three_times_in_a_row_without_a_commit",
+    ),
+    Row(
+        "failures are counted over the whole of a batch job", SBATCH, '  rm -f "$failures"\n  again=1', "  again=1",
+        f"{SCRIPTS}::test_a_batch_job_ends_when_it_has_failed_three_times_in_a_row_without_a_commit",
+    ),
+    Row(
+        "failures of an older job are counted", SBATCH, '[ -n "${SLURM_RESTART_COUNT:-}" ] || rm', "true || rm",
+        f"{SCRIPTS}::test_a_batch_job_ends_when_it_has_failed_three_times_in_a_row_without_a_commit",
+    ),
+    Row(
+        "a batch job with a wrong config is tried three times", SBATCH, 'elif [ "$status" != 2 ]; then', "else",
+        f"{SCRIPTS}::test_a_batch_job_that_fails_is_queued_again_where_that_may_help",
+    ),
+    Row(
+        "a pod fails though its commits advance", NODE, '-newer "$hostfile" -print', '-newer "$hostfile" -false -print',
+        f"{SCRIPTS}::test_the_status_of_a_pod_says_whether_it_counts_as_a_failure",
+    ),
+    Row(
+        "a pod that waits for others cannot be stopped", NODE, '[ "$asked" = 0 ] || exit "$again"', ":",
+        f"{SCRIPTS}::test_a_pod_waits_for_the_name_of_the_last_and_ends_when_it_is_asked_to",
+    ),
+    Row(
+        "a pod's restarts count as failures", "jobs/k8s/pretrain.yaml", "values: [75]", "values: [76]",
+        f"{SCRIPTS}::test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods",
+    ),
+    Row(
+        "pods cannot find each other before they are ready", "jobs/k8s/pretrain.yaml", "publishNotReadyAddresses: true", "publishNotReadyAddresses: false",
+        f"{SCRIPTS}::test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods",
+    ),
+    Row(
+        "the image runs as root", "jobs/Dockerfile", "USER 1000\n", "", f"{DOCKER}::test_the_base_is_pinned_and_supported_and_the_image_does_not_run_as_root",
+    ),
+    Row(
+        "a run that was asked to stop passes for finished", "mpp/pretraining.py", "return 0 if run.commit and run.commit.step == run.total_steps else AGAIN", "return 0",
+        f"{RESUME}::test_a_signal_to_the_whole_group_leaves_the_loader_its_work_and_commits",
+    ),
+    Row(
+        "a rank that is ended because of another has failed itself", "mpp/watch.py", "leave_at_once(errors.AGAIN)", "leave_at_once(2)",
+        f"{ALIVE}::test_a_killed_rank_is_named_with_the_signal",
+    ),
+    Row(
+        "a watchman parses what strangers say", "mpp/watchman.py", "if not hmac.compare_digest(peer.unread[: len(self.token)], self.token):", "if False:",
+        f"{WATCHMAN}::test_of_a_stranger_nothing_is_parsed_and_he_is_sent_away_at_once",
+    ),
+    Row(
+        "strangers may stay", "mpp/watchman.py", "if peer.waited > SECONDS_TO_SPEAK:", "if False:",
+        f"{WATCHMAN}::test_a_stranger_who_says_nothing_is_told_nothing_and_goes_after_a_while",
+    ),
+    Row(
+        "as many strangers as like keep a watchman's files open", "mpp/watchman.py", "for number in strangers[:-MOST_STRANGERS]:", "for number in []:",
+        f"{WATCHMAN}::test_however_many_strangers_connect_a_watchman_gets_through_and_none_who_has_is_dropped",
+    ),
+    Row(
+        "strangers push watchmen out", "mpp/watchman.py", "for number, peer in self.peers.items() if not peer.known]", "for number, peer in self.peers.items()]",
+        f"{WATCHMAN}::test_however_many_strangers_connect_a_watchman_gets_through_and_none_who_has_is_dropped",
+    ),
+    Row(
+        "a watchman tells strangers", "mpp/watchman.py", "        for peer in self.known_peers:\n            self.send(peer, {\"here\": True})",
+        "        for peer in self.peers.values():\n            self.send(peer, {\"here\": True})",
+        f"{WATCHMAN}::test_a_stranger_who_says_nothing_is_told_nothing_and_goes_after_a_while",
+    ),
+    Row(
+        "a watchman listens on all networks", "mpp/watch.py", "if literal or alone else []:", "if False else []:",
+        f"{WATCHMAN}::test_the_listener_is_on_the_interface_that_the_address_names_where_all_ranks_mean_the_same_by_it",
+    ),
+    Row(
+        "a watchman listens where other hosts cannot reach it", "mpp/watch.py", "if literal or alone else []:", "if True else []:",
+        f"{WATCHMAN}::test_the_listener_is_on_the_interface_that_the_address_names_where_all_ranks_mean_the_same_by_it",
+    ),
+    Row(
+        "the watchmen's token is in a command line", "mpp/watch.py", '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]', '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders)), token]',
+        f"{WATCHMAN}::test_the_token_is_not_among_the_words_of_a_process",
+    ),
+    Row(
+        "each node starts as the first", "jobs/slurm/node.sh", '--node_rank "$SLURM_NODEID"', "--node_rank 0",
+        f"{SCRIPTS}::test_a_node_of_a_batch_job_launches_from_its_own_disk_where_there_is_an_image",
+    ),
+    Row(
+        "a node goes on with the environment of the shared disk", "jobs/slurm/node.sh", 'export PATH="$venv/bin:$PATH"', "true",
+        f"{SCRIPTS}::test_a_node_of_a_batch_job_launches_from_its_own_disk_where_there_is_an_image",
+    ),
+    Row(
+        "a pod whose launcher was killed is finished", NODE, """if [ "$status" = 0 ] && pgrep""", """if false && pgrep""",
+        f"{SCRIPTS}::test_the_status_of_a_pod_says_whether_it_counts_as_a_failure",
     ),
 ]  # fmt: skip

@@ -1,8 +1,11 @@
 """Whole runs of the programs on small noise images, in processes of their own with the environment that a launcher would give them."""
 
+import itertools
 import json
 import os
+import shutil
 import socket
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,3 +113,37 @@ def metrics(run_dir: Path) -> dict[int, dict[str, float]]:
 def tensors(run_dir: Path, step: int) -> dict:
     folder = run_dir / "checkpoints" / f"{step:09d}"
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def ip(*words: str) -> bool:
+    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
+
+
+NUMBERS = itertools.count()  # of pairs of hosts
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a bridge: 10.77.0.1 and 10.77.0.2.  Skips where they may not be made."""
+    if not shutil.which("ip"):
+        pytest.skip("two hosts need the `ip` program (apt-get install iproute2)")
+    own = f"{os.getpid() % 100000}x{next(NUMBERS) % 1000}"  # the system takes its time to give a name free
+    names = [f"mpp{own}a", f"mpp{own}b"]
+    bridge = f"mppb{own}"
+    if not ip("netns", "add", names[0]):
+        pytest.skip("network namespaces may not be made here (needs root or CAP_SYS_ADMIN)")
+    try:
+        ok = ip("netns", "add", names[1]) and ip("link", "add", bridge, "type", "bridge") and ip("link", "set", bridge, "up")
+        for i, name in enumerate(names):
+            link = f"v{own}{'ab'[i]}"
+            ok = ok and ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+            ok = ok and ip("link", "set", link, "master", bridge, "up")
+            ok = ok and ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
+            ok = ok and ip("-n", name, "link", "set", "eth0", "up") and ip("-n", name, "link", "set", "lo", "up")
+        if not ok:
+            pytest.skip("virtual network links may not be made here")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+        ip("link", "del", bridge)

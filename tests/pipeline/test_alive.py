@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpp.config.sections import ModelConfig
+from mpp.errors import AGAIN
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
 from tests.forks import Forked
@@ -87,7 +88,7 @@ def test_a_stopped_rank_is_named_and_ends_the_job(tmp_path, shards, rank):
     done = ended(job, run)
     (line,) = done.error_lines
     assert f"rank {rank} (host" in line and f"pid {job[rank].pid}" in line and "stopped by a signal" in line and "at step" in line
-    assert done.status[rank] == -signal.SIGKILL and done.status[1 - rank] == 2
+    assert done.status[rank] == -signal.SIGKILL and done.status[1 - rank] == AGAIN
     waiting = (run / f"stack.rank{1 - rank}.txt").read_text()  # where the other did: for the gradients' average, or in another collective
     assert "gradient_exchange.py" in waiting or "torch/distributed" in waiting
 
@@ -105,7 +106,7 @@ def test_a_killed_rank_is_named_with_the_signal(tmp_path, shards, number, word):
     assert f"rank 1 (host {os.uname().nodename}, pid {job[1].pid}) was killed by " in done.error_lines[0]
     told = word in done.error_lines[0]
     assert told or (number == signal.SIGKILL and "SIGKILL most likely" in done.error_lines[0])  # Linux tells from 6.15 on
-    assert done.status == [2, -number]
+    assert done.status == [AGAIN, -number]
 
 
 def hanging(

@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import balanced_accuracy_score
 
+from mpp.errors import AGAIN
 from mpp.interop.read_encoder import read_encoder
 from mpp.transfer.results import find_results
 from tests.pipeline.conftest import finish, metrics, start, tensors
@@ -244,7 +245,7 @@ def test_two_processes_stopped_in_the_second_repeat_or_before_it_go_on_there(fol
         os.kill(process.pid, number)
     stopped = finish(processes)
     if number == signal.SIGTERM:
-        assert stopped.status == [0, 0] and "stopped as asked" in stopped.out
+        assert stopped.status == [AGAIN, AGAIN] and "stopped as asked" in stopped.out
     again = finish(launched(folder, run.name, *words))
     assert again.status == [0, 0], again.err
     assert "repeat 1 of 3 | seed 4 | 18 labels | already finished" in again.out

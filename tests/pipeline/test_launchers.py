@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,36 +64,6 @@ def test_a_config_error_under_the_deepspeed_launcher_is_one_line_and_a_failure(s
     assert "Traceback" not in finished.stderr and finished.stderr.count("optim.base_lrr") <= 2
 
 
-def ip(*words: str) -> bool:
-    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
-
-
-@pytest.fixture
-def two_hosts():
-    """Two network namespaces joined by a bridge: 10.77.0.1 and 10.77.0.2.  Skips where they may not be made."""
-    if not shutil.which("ip"):
-        pytest.skip("two hosts need the `ip` program (apt-get install iproute2)")
-    names = [f"mpp{os.getpid()}a", f"mpp{os.getpid()}b"]
-    bridge = f"mppbr{os.getpid() % 100000}"
-    if not ip("netns", "add", names[0]):
-        pytest.skip("network namespaces may not be made here (needs root or CAP_SYS_ADMIN)")
-    try:
-        ok = ip("netns", "add", names[1]) and ip("link", "add", bridge, "type", "bridge") and ip("link", "set", bridge, "up")
-        for i, name in enumerate(names):
-            link = f"v{os.getpid() % 100000}{'ab'[i]}"
-            ok = ok and ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ok = ok and ip("link", "set", link, "master", bridge, "up")
-            ok = ok and ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
-            ok = ok and ip("-n", name, "link", "set", "eth0", "up") and ip("-n", name, "link", "set", "lo", "up")
-        if not ok:
-            pytest.skip("virtual network links may not be made here")
-        yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-        ip("link", "del", bridge)
-
-
 def test_two_hosts_without_ssh_train_the_same_run(two_hosts, alone, shards, tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n")
@@ -107,4 +79,82 @@ def test_two_hosts_without_ssh_train_the_same_run(two_hosts, alone, shards, tmp_
     texts = [host.communicate(timeout=400)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(text[-2000:] for text in texts)
     assert "2 processes" in texts[0]
+    assert_the_same_run(tmp_path / "run", alone)
+
+
+SSHD = """
+Port 22
+HostKey /etc/ssh/key
+AuthorizedKeysFile /etc/ssh/key.pub
+PermitRootLogin yes
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PidFile none
+"""
+
+
+@pytest.fixture
+def ssh_hosts(two_hosts):
+    """The two hosts, with a real sshd on each that lets root in from the other by a key; node0 and node1 are their names."""
+    absent = [name for name in ("sshd", "ssh", "ssh-keygen", "pdsh") if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]
+    if absent:
+        pytest.skip(f"launching over ssh needs {', '.join(absent)} (apt-get install openssh-server openssh-client pdsh)")
+    folders = [Path("/etc/netns") / name for name in two_hosts]  # `ip netns exec` shows what is there in /etc
+    daemons = []
+    try:
+        Path("/run/sshd").mkdir(exist_ok=True)
+        for i, folder in enumerate(folders):
+            (folder / "ssh").mkdir(parents=True)
+            own = f"10.77.0.{i + 1} {socket.gethostname()}"
+            (folder / "hosts").write_text(f"{own}\n10.77.0.1 node0\n10.77.0.2 node1\n127.0.0.1 localhost\n")
+            (folder / "ssh/sshd_config").write_text(SSHD)
+            lines = ["IdentityFile /etc/ssh/key", "StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "LogLevel ERROR"]
+            (folder / "ssh/ssh_config").write_text("\n".join(lines) + "\n")
+            if i == 0:
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "ssh/key"], check=True)
+            else:
+                for name in ("key", "key.pub"):
+                    shutil.copy(folders[0] / "ssh" / name, folder / "ssh" / name)
+        daemons = [
+            subprocess.Popen(["ip", "netns", "exec", name, "/usr/sbin/sshd", "-D", "-e"], stderr=subprocess.DEVNULL) for name in two_hosts
+        ]
+        ends = time.monotonic() + 30
+        while any(
+            subprocess.run(["ip", "netns", "exec", two_hosts[0], "ssh", host, "true"], capture_output=True).returncode
+            for host in ("node0", "node1")
+        ):
+            assert time.monotonic() < ends and all(daemon.poll() is None for daemon in daemons), "sshd does not answer"
+            time.sleep(0.2)
+        yield two_hosts
+    finally:
+        for daemon in daemons:
+            daemon.terminate()
+            daemon.wait(timeout=20)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.long
+def test_deepspeed_starts_the_other_host_by_ssh_and_trains_the_same_run(ssh_hosts, alone, shards, tmp_path):
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("node0 slots=1\nnode1 slots=1\n")
+    launch = ["--hostfile", str(hostfile), "--venv_script", str(BIN / "activate"), "--master_port", "29735"]
+    finished = run(
+        [
+            "ip",
+            "netns",
+            "exec",
+            ssh_hosts[0],
+            "deepspeed",
+            *launch,
+            "mpp/pretrain.py",
+            *TINY,
+            *SHORT,
+            f"data.shards={shards}",
+            f"run_dir={tmp_path / 'run'}",
+        ]
+    )
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert "2 processes" in finished.stdout
     assert_the_same_run(tmp_path / "run", alone)

@@ -22,7 +22,8 @@ def command(path: Path) -> list[str]:
 def test_the_manifests_hold_to_the_schemas(path):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for version in ("1.27", "1.37"):
-        kubernetes_validate.validate(yaml.safe_load(path.read_text()), version, strict=True)
+        for manifest in yaml.safe_load_all(path.read_text()):
+            kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_all_pods_and_the_finishing_job_make_one_set(tmp_path, picture):

@@ -1,0 +1,20 @@
+#!/bin/bash
+# What each node of run.sbatch does: the launcher of its own processes, which needs no ssh.
+#
+#    srun ... node.sh IMAGE WORDS ...    IMAGE: a virtual environment in one file on a disk of this node (docs/launching.md), or nothing
+set -u
+image=$1
+shift
+launch=(--no_ssh --node_rank "$SLURM_NODEID" "$@")
+[ -n "$image" ] || exec deepspeed "${launch[@]}"
+
+venv=$(mktemp -d "$image.XXXXXX") || exit 1
+squashfuse -f "$image" "$venv" &
+mounted=$!
+trap 'kill "$mounted"; wait "$mounted"; rmdir "$venv"; rm -f "$image"' EXIT
+until mountpoint -q "$venv"; do
+  kill -0 "$mounted" || exit 1
+  sleep 0.1
+done
+export PATH="$venv/bin:$PATH"
+python "$venv/bin/deepspeed" "${launch[@]}" # not by its own first line, which names the folder in which it was installed
