@@ -109,7 +109,7 @@ def restore(commit: Commit, engine: Engine, prime: Callable[[], None]) -> None:
         if parameter.requires_grad:
             for kind in engine.moments:
                 engine.set_moment(parameter, kind, moments[kind][name].to(parameter.device))
-    engine.set_steps(commit.step)
+    engine.set_steps(commit.optimiser_steps)
 
 
 def restore_weights(commit: Commit, engine: Engine) -> None:

@@ -208,7 +208,7 @@ class Engine:
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
-        if self.stage in (1, 2) and not self._state_linked:
+        if self.stage in (1, 2) and not self._state_linked and self.inner_optimiser.state:  # none after a first step that was skipped
             # DeepSpeed links parameters to their moments after the first group's first step, when later groups have none yet: once more.
             self.optimiser._hp_optimizer_states_linked = False
             self.optimiser._lazy_init_hp_params_optimizer_state()
