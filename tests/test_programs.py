@@ -50,7 +50,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 17
+    assert len(PROGRAMS) == 18
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """An exponential moving average of weights, in float32 and outside the engine's module: of a whole model, or of the encoder as a teacher."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -46,10 +47,13 @@ class WeightAverage(Generic[Net]):
         """For the checkpoint."""
         return {PREFIX + name: parameter for name, parameter in self._ours.items()}
 
-    @torch.no_grad()
     def restore(self, commit: Commit) -> None:
         """Raises CheckpointError where the checkpoint has no average, or another model's."""
-        kept = read_tensors(commit, PREFIX)
-        check_fit(kept, {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, commit.folder)
+        self.put(read_tensors(commit, PREFIX), commit.folder)
+
+    @torch.no_grad()
+    def put(self, kept: Mapping[str, Tensor], origin: Path | str) -> None:
+        """kept: by the names of `net`.  Raises CheckpointError where they are another model's."""
+        check_fit(dict(kept), {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, origin)
         for name, parameter in self._ours.items():
             parameter.copy_(kept[name])

@@ -184,11 +184,11 @@ class Engine:
             return norm.to(self.deepspeed.device, torch.float32)
         return torch.full((), norm, dtype=torch.float32, device=self.deepspeed.device)  # filled there: a copy would wait for the device
 
-    def norms_by_depth(self) -> dict[str, float]:
+    def norms_by_depth(self, gradients: bool = True) -> dict[str, float]:
         """norm/weight/PART of the weights as they are, where they are whole (ZeRO 0 to 2), and norm/gradient/PART of the last step that was to tell it,
         before clipping (ZeRO 0: beyond, a rank has a share of each); PART: monitor/norms.py."""
         weights = norms(self._parts) if self.stage < 3 else {}
-        return as_figures("weight", weights) | as_figures("gradient", self._gradient_norms)
+        return as_figures("weight", weights) | (as_figures("gradient", self._gradient_norms) if gradients else {})
 
     def _step(self, learning_rate: float, weight_decay: float | None, by_depth: bool) -> Any:
         for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):

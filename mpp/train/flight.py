@@ -1,7 +1,7 @@
 """The flight recorder: what this rank did in its last steps, written down whenever the run stops before its end.
 
 RUN/flight/rankN.json, some kB:
-    format 1   why (it stopped)   at (UTC)   program   config (the run's)   rank, world   micro_batch (views), accumulation   step (begun last)
+    format 1   why (it stopped)   at (UTC)   program   device (cpu or cuda)   config (the run's)   rank, world   micro_batch (views), accumulation   step (begun last)
     weights    null, or the step after which flight/weights.safetensors was taken: weight/NAME, and ema/NAME of an average
     steps      the last 16, oldest first
         step                        its number; the first of a run is 1

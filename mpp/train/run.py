@@ -285,7 +285,13 @@ class Run:
         self._in_a_row, self._owed = 0, False  # steps that were skipped; whether a commit waits for one that is not
         self._listened = self.first_step  # up to which losses were looked at
         config = self.config.model_dump(mode="json")
-        about = {"program": self.program, "config": config, "micro_batch": self.plan.micro_batch, "accumulation": self.plan.accumulation}
+        about = {
+            "program": self.program,
+            "config": config,
+            "device": self.world.device.type,
+            "micro_batch": self.plan.micro_batch,
+            "accumulation": self.plan.accumulation,
+        }
         self.flight = Flight(self.run_dir, self.world, about, views, self.plan.accumulation, self.config.log.every_steps)
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
@@ -357,10 +363,10 @@ class Run:
             **values,
             "optim/learning_rate": step.rate,
             **({"optim/weight_decay": step.weight_decay} if self.schedule.final_weight_decay is not None else {}),
-            "optim/gradient_norm": float(step.norm),
+            "optim/gradient_norm": None if step.passed else float(step.norm),
             "speed/samples_per_second": self._trained(step.number) * self.global_batch / self._busy,
             **self._speed(step),
-            **(self.engine.norms_by_depth() if step.logs else {}),
+            **(self.engine.norms_by_depth(gradients=not step.passed) if step.logs else {}),
             **({"speed/energy_joules": self._energy.look()} if self._energy and step.logs else {}),
             "data/bad_samples": float(self.bad_samples),
             "train/skipped_steps": float(self.skipped_steps),
