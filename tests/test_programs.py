@@ -45,7 +45,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 WITH_A_CONFIG = [
     program
     for program in PROGRAMS
-    if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py", "mpp/inside.py")
+    if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py", "mpp/inside.py", "mpp/replay.py")
 ]
 
 
@@ -104,6 +104,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         (["mpp/linear_probe.py", "encoder=x", "train=x"], "mpp.probing"),
         (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.finetuning"),
         (["mpp/inside.py", "encoder=x", "images=x"], "mpp.looking_inside"),
+        (["mpp/replay.py", "dump.json"], "mpp.replaying"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )  # fmt: skip

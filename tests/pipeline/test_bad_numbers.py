@@ -158,6 +158,44 @@ run_program(main)
     assert [each["gradient_norm"] == "nan" for each in found["steps"]] == [False, False, True]  # the third was not taken
 
 
+SIGNALS = """
+import os, signal
+import mpp.train.run as run
+from mpp.errors import run_program
+from mpp.pretrain import main
+init = run.Step.__init__
+def signalling(self, owner, done):
+    init(self, owner, done)
+    if self.number == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.{name})
+run.Step.__init__ = signalling
+run_program(main)
+"""
+
+
+def test_a_signal_that_is_heeded_leaves_a_dump_of_each_rank_and_a_run_that_goes_on_to_its_end_takes_them_away(shards, tmp_path):
+    run = tmp_path / "run"
+    stopped = pretrain(run, shards, "log.every_steps=4", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGTERM")])
+    assert stopped.status == [0, 0] and "stopped as asked at step" in stopped.out
+    ours, theirs = dump(run, 0), dump(run, 1)
+    assert ours["why"] == theirs["why"] == f"stopped as asked at step {ours['step']}" and ours["step"] in (4, 5)
+    assert [each["losses"] for each in ours["steps"]] == [each["losses"] for each in theirs["steps"]]
+    assert [each["losses"][1] for each in ours["steps"]] == [each["loss"] for each in theirs["steps"]]
+    assert ours["weights"] is None and not (run / "flight" / "weights.safetensors").exists()
+    succeed(run, shards, "log.pictures=0", world=2)
+    assert not (run / "flight").exists()
+
+
+def test_a_rank_that_is_ended_because_another_was_killed_leaves_its_own(shards, tmp_path):
+    run = tmp_path / "run"
+    killed = pretrain(run, shards, "log.every_steps=9", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGKILL")])
+    assert killed.status[1] == -9 and killed.status[0] == 2
+    assert not (run / "flight" / "rank1.json").exists()  # nothing can be done about that
+    found = dump(run, 0)
+    assert "another process" in found["why"] and [each["step"] for each in found["steps"]][:3] == [1, 2, 3]
+    assert len(found["steps"][2]["micro_batches"][0]["samples"]) == 6
+
+
 # ---------------------------------------------------------------------------------------------------------------- loss spikes
 
 
@@ -208,8 +246,17 @@ def test_steps_that_see_a_skipped_position_are_passed_over_and_what_comes_behind
     finished = succeed(again, shards, *words, "data.skip_samples=25:37")
     assert "from step 2 on data.skip_samples=[[25, 37]] (before: [])" in finished.out
     assert_same(run, again)
-    forget_after(again, 6)
-    succeed(again, shards, *words, "data.skip_samples=25:37")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_resume_inside_and_behind_what_is_passed_over_is_the_same_run(step, shards, tmp_path):
+    run, again = tmp_path / "run", tmp_path / "again"
+    words = [*EACH, "data.skip_samples=25:37"]
+    succeed(run, shards, *words)
+    shutil.copytree(run, again)
+    forget_after(again, step)
+    succeed(again, shards, *words)
     assert_same(run, again)
 
 
