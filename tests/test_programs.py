@@ -11,6 +11,7 @@ from mpp.config.help import explain
 from mpp.config.inside import InsideConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
+from mpp.config.replay import ReplayConfig
 from mpp.config.schema import known_keys
 from tests.forks import run_forked
 
@@ -45,7 +46,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 WITH_A_CONFIG = [
     program
     for program in PROGRAMS
-    if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py", "mpp/inside.py", "mpp/replay.py")
+    if program in ("mpp/pretrain.py", "mpp/finetune.py", "mpp/linear_probe.py", "mpp/fit_codebook.py", "mpp/inside.py")
 ]
 
 
@@ -63,7 +64,7 @@ def test_help_and_config_are_shown_without_importing_what_is_slow(words):
     assert ("usage" if "--help" in words else "seed: 0") in shown.stdout
 
 
-@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig])
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig, ReplayConfig])
 def test_help_lists_every_key_with_its_default(schema):
     lines = [line.split()[0] for line in explain(schema).splitlines()[1:]]
     assert {line.partition("=")[0] for line in lines} == {

@@ -25,6 +25,12 @@ def test_noise_and_a_loss_that_falls_hold_no_spike():
     assert not any(seen(Spikes(), [*np.full(200, 1.0), 1.04]))  # and less than 5 % above
 
 
+def test_a_step_far_below_is_none():
+    losses = noise(200)
+    losses[150] = 0.1
+    assert not any(seen(Spikes(), losses))
+
+
 def test_a_spike_is_told_where_it_begins_once_and_how_far_it_stands_above():
     spikes, losses = Spikes(), noise(200)
     losses[120:124] = [3.5, 9.0, 8.0, 3.2]

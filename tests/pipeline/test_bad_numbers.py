@@ -89,6 +89,11 @@ def test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
+def test_a_commit_that_fell_into_a_skipped_step_is_written_in_the_next(shards, tmp_path):
+    assert poisoned(tmp_path / "run", shards, "checkpoint.every_samples=48", "log.pictures=0", steps="4").status == [0]
+    assert committed(tmp_path / "run") == [5, 8]
+
+
 @pytest.mark.parametrize(
     ("stage", "world"), [(0, 2), *(pytest.param(*each, marks=pytest.mark.long) for each in [(0, 1), (1, 2), (2, 1), (3, 2)])]
 )
@@ -159,7 +164,7 @@ run_program(main)
 
 
 SIGNALS = """
-import os, signal
+import os, signal, time
 import mpp.train.run as run
 from mpp.errors import run_program
 from mpp.pretrain import main
@@ -168,6 +173,8 @@ def signalling(self, owner, done):
     init(self, owner, done)
     if self.number == 4 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.{name})
+    if self.number == 4 and {sleeps}:
+        time.sleep(600)
 run.Step.__init__ = signalling
 run_program(main)
 """
@@ -175,7 +182,9 @@ run_program(main)
 
 def test_a_signal_that_is_heeded_leaves_a_dump_of_each_rank_and_a_run_that_goes_on_to_its_end_takes_them_away(shards, tmp_path):
     run = tmp_path / "run"
-    stopped = pretrain(run, shards, "log.every_steps=4", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGTERM")])
+    stopped = pretrain(
+        run, shards, "log.every_steps=4", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGTERM", sleeps=False)]
+    )
     assert stopped.status == [0, 0] and "stopped as asked at step" in stopped.out
     ours, theirs = dump(run, 0), dump(run, 1)
     assert ours["why"] == theirs["why"] == f"stopped as asked at step {ours['step']}" and ours["step"] in (4, 5)
@@ -188,12 +197,24 @@ def test_a_signal_that_is_heeded_leaves_a_dump_of_each_rank_and_a_run_that_goes_
 
 def test_a_rank_that_is_ended_because_another_was_killed_leaves_its_own(shards, tmp_path):
     run = tmp_path / "run"
-    killed = pretrain(run, shards, "log.every_steps=9", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGKILL")])
+    killed = pretrain(
+        run, shards, "log.every_steps=9", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGKILL", sleeps=False)]
+    )
     assert killed.status[1] == -9 and killed.status[0] == 2
     assert not (run / "flight" / "rank1.json").exists()  # nothing can be done about that
     found = dump(run, 0)
     assert "another process" in found["why"] and [each["step"] for each in found["steps"]][:3] == [1, 2, 3]
     assert len(found["steps"][2]["micro_batches"][0]["samples"]) == 6
+
+
+def test_a_rank_that_stands_still_because_another_was_killed_is_ended_with_its_dump(shards, tmp_path):
+    run = tmp_path / "run"
+    program = ["-c", SIGNALS.format(name="SIGKILL", sleeps=True)]
+    killed = pretrain(run, shards, "log.every_steps=9", "log.pictures=0", world=2, program=program)
+    assert killed.status == [2, -9]
+    found = dump(run, 0)
+    assert found["why"] == "ended by the watchman, because of another process" and [each["step"] for each in found["steps"]] == [1, 2, 3, 4]
+    assert {each["loss"] for each in found["steps"]} == {None}  # of the device nothing is asked any more
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss spikes
