@@ -118,7 +118,8 @@ def say_error(words: str) -> None:
 
 def _leave(status: int, words: str = "", said: bool = True) -> None:
     if status:
-        stopping(words or repr(sys.exc_info()[1] or f"exit status {status}"))
+        error = sys.exc_info()[1]
+        stopping(words or (repr(error) if error else "interrupted" if status == 130 else f"exit status {status}"))
     for tell in at_leaving:
         tell(status, words, said)
 

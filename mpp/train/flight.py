@@ -1,7 +1,8 @@
 """The flight recorder: what this rank did in its last steps, written down whenever the run stops before its end.
 
 RUN/flight/rankN.json, some kB:
-    format 1   why (it stopped)   at (UTC)   program   device (cpu or cuda)   config (the run's)   rank, world   micro_batch (views), accumulation   step (begun last)
+    format 1   why (it stopped)   at (UTC)   step (begun last)   rank, world
+    program, config (the run's), device (cpu or cuda), micro_batch (views), accumulation
     weights    null, or the step after which flight/weights.safetensors was taken: weight/NAME, and ema/NAME of an average
     steps      the last 16, oldest first
         step                        its number; the first of a run is 1
@@ -11,7 +12,7 @@ RUN/flight/rankN.json, some kB:
         loss, gradient_norm         of this rank; of all.  "nan", "inf"; null where it is not known
         losses                      of each rank, where all stopped together
         micro_batches               position (of the first view), samples (ids), replaced (id asked for -> id shown), masks, pixels (CRC-32)
-Crops and masks need no more: they belong to (seed, epoch, sample, view).  `pixels` is of every n-th row and column, so that it costs nothing, and null
+Crops and masks need no more: they belong to (seed, epoch, sample, view).  `pixels` is of some rows, so that it costs little, and null
 where crops are made on a device.
 
 Written on an error, on a signal that is heeded (the run commits, too), on numbers that stay not finite, and when the watchman ends the process; then
@@ -39,20 +40,21 @@ from torch import Tensor
 from mpp import errors
 from mpp.data.crop_dataset import Batch
 from mpp.files import temporary, write_atomically
+from mpp.train.commit import warn
 from mpp.world import World
 
 FORMAT = 1
 STEPS = 16
-SPARSE = 32  # rows and columns of a crop that `pixels_check` looks at, about
+ROWS = 4  # of each crop that `pixels_check` looks at, about
 WEIGHTS = "weights.safetensors"
 
 
 def pixels_check(images: Tensor) -> str | None:
-    """uint8 [B, C, H, W] as cut, in memory -> CRC-32 of every n-th row and column; None of what lies on a device."""
+    """uint8 [B, C, H, W] as cut, in memory -> CRC-32 of every n-th row; None of what lies on a device."""
     if images.device.type != "cpu":
         return None
-    every = max(1, images.shape[-1] // SPARSE)
-    return f"{zlib.crc32(images.numpy()[:, :, ::every, ::every].tobytes()):08x}"
+    every = max(1, images.shape[-2] // ROWS)
+    return f"{zlib.crc32(images.numpy()[:, :, ::every].tobytes()):08x}"
 
 
 def masks_check(batch: Batch) -> str | None:
@@ -160,7 +162,7 @@ class Flight:
         try:
             self.write(why, losses, weights)
         except OSError as error:  # a full disk: the run's own last words matter more
-            errors.say_error(f"the flight recorder could not be written ({error})")
+            warn(f"the flight recorder cannot be written ({error})")
         for noted in self._steps:
             for rank, each in enumerate(losses):
                 if noted.batches and not math.isfinite(each[noted.step % self._rows]):

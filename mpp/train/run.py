@@ -204,7 +204,8 @@ class Run:
             restore(commit, engine, prime=lambda: self._take_empty_step(blank))
             if average:
                 average.restore(commit)
-            self.bad_samples, self.skipped_steps = commit.record["bad_samples"], commit.record.get("skipped_steps", 0)
+            self.bad_samples = commit.record["bad_samples"]
+            self.skipped_steps = commit.record.get("skipped_steps", 0)
             self.optimiser_steps, self.spikes = commit.optimiser_steps, Spikes(**commit.record.get("spikes", {}))
         self.first_step = commit.step if commit else 0
         self.bad = BadSamples(self.run_dir, world)
@@ -300,7 +301,7 @@ class Run:
                     yield step
             else:
                 yield step
-            if step.stopping:
+            if step.stopping and not step.last:
                 self.flight.write_together(f"stopped as asked at step {step.number}")
                 return
         self.flight.close(remove=True)
@@ -332,10 +333,14 @@ class Run:
     def _weights_at_stop(self, step: int) -> int | None:
         """Collective: keep the weights, and their average, as they are since that step, beside the flight recorder.  Returns the step; None where there is
         no room for them."""
-        kept = {f"weight/{name}": self.engine.whole(parameter) for name, parameter in self.engine.module.named_parameters()}
+        kept = self.average.tensors() if self.average else {}
+        for name, parameter in self.engine.module.named_parameters():
+            whole = self.engine.whole(parameter)  # one at a time: at ZeRO-3 there may be no room for all
+            if self.world.first:
+                kept[f"weight/{name}"] = whole.detach().float().cpu()
         try:
             if self.world.first:
-                self.flight.keep_weights(kept | (self.average.tensors() if self.average else {}))
+                self.flight.keep_weights(kept)
         except (OSError, SafetensorError):
             step = -1
         told = [step]
@@ -483,11 +488,9 @@ class Step:
             self.norm = torch.full((), math.nan, device=run.world.device)
         else:
             self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)
-            run.flight.stepped(self.norm)
-            if (
-                run.average
-            ):  # also in a step that is skipped: it moves towards weights that stand still, and nobody waits to see whether it was
+            if run.average:  # in a skipped step, too, towards weights that stand still: nobody waits to see whether it was one
                 run.average.update(run.engine, self.number)
+            run.flight.stepped(self.norm)
 
         # What every rank must decide alike is asked for now and read a step later, when the device has long finished: so nothing waits for it but a step
         # that shows or commits something.
