@@ -54,7 +54,7 @@ def test_the_first_steps_conclude_nothing():
 
 def test_one_spike_hides_no_other_and_a_level_that_stays_is_learned():
     losses = noise(300)
-    losses[[100, 130]] = 40.0
+    losses[100], losses[130] = 40.0, 6.0
     assert [step for step, each in enumerate(seen(Spikes(), losses)) if each] == [100, 130]
     spikes = Spikes()
     told = seen(spikes, [*noise(100), *noise(400, 5.0)])

@@ -53,7 +53,7 @@ ROWS = [
         STOPPED,
     ),
     Row(
-        "a dump after an error is written only where the program says so itself", "mpp/errors.py", "    if status:\n        stopping(", "    if status < 0:\n        stopping(",
+        "a dump after an error is written only where the program says so itself", "mpp/errors.py", "    if status:\n        error = sys", "    if status < 0:\n        error = sys",
         BAD + "test_an_error_of_any_kind_leaves_a_flight_dump_that_says_why",
     ),
     Row(
