@@ -51,7 +51,7 @@ from mpp.train.average import WeightAverage
 from mpp.train.bad_samples import BadSamples
 from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import restore, save
-from mpp.train.commit import Commit, find_commit, prune, set_aside_after
+from mpp.train.commit import Commit, commits, find_commit, prune, set_aside_after
 from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.flight import Flight
@@ -352,9 +352,13 @@ class Run:
         for step, loss in enumerate(self.flight.losses(self._listened + 1, number), self._listened + 1):
             if math.isfinite(loss) and (deviations := self.spikes.see(loss)) and self.world.first:
                 first, end = (step - 1) * self.global_batch, step * self.global_batch
+                before = next((each.step for each in commits(self.run_dir) if each.step < step), None)
+                left = f"data.skip_samples={first}:{end}" + (
+                    f" resume={before}, the newest checkpoint before it" if before else ", afresh in another run_dir"
+                )
                 say(
-                    f"note: loss spike: {loss:.4g} in step {step}, {deviations:.1f} standard deviations above what it was. If it does not come down again, go "
-                    f"on from a checkpoint before it (resume=STEP) without these samples: data.skip_samples={first}:{end}"
+                    f"note: loss spike: {loss:.4g} in step {step}, {deviations:.1f} standard deviations above what it was. If it does not come down again, "
+                    f"leave out what it has seen: {left}"
                 )
         self._listened = number
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.pipeline.conftest import Finished, metrics, pretrain, succeed, tensors
 from tests.pipeline.test_resume import forget_after
+from tests.pipeline.test_teacher import FEATURES
 
 # mpp/pretrain.py with the loss of these steps, on one rank, times a factor.
 POISON = """
@@ -82,6 +83,20 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_counted_and_res
     forget_after(again, 4)
     assert poisoned(again, shards, *words, steps="3", rank=world - 1, world=world).status == [0] * world
     assert_same(run, again)
+
+
+@pytest.mark.long
+def test_a_run_with_a_teacher_goes_on_to_the_same_bits_behind_a_skipped_step(shards, tmp_path):
+    run, again = tmp_path / "run", tmp_path / "again"
+    words = [*FEATURES, "model.drop_path=0", "log.pictures=0"]
+    assert poisoned(run, shards, *words, steps="3").status == [0]
+    shutil.copytree(run, again)
+    forget_after(again, 4)
+    assert poisoned(again, shards, *words, steps="3").status == [0]
+    assert_same(run, again)
+    averages = [{name: value for name, value in tensors(run, step).items() if name.startswith("ema/")} for step in (2, 4)]
+    assert all(torch.isfinite(value).all() for value in averages[1].values())
+    assert any(not torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
 
 
 def test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that_is_taken(shards, tmp_path):
@@ -231,7 +246,7 @@ def test_a_loss_spike_is_told_once_with_its_samples_and_counted_across_a_resume(
     finished = poisoned(run, shards, *words, steps="66,67", factor="9")
     assert finished.status == [0], finished.err[-3000:]
     (note,) = [line for line in finished.out.splitlines() if "loss spike" in line]
-    assert "in step 66, " in note and "data.skip_samples=780:792" in note
+    assert "in step 66, " in note and "data.skip_samples=780:792 resume=40, the newest checkpoint before it" in note
     rows = metrics(run)
     assert [rows[step]["train/loss_spikes"] for step in (60, 70, 80)] == [0, 1, 1]
     shutil.copytree(run, again)

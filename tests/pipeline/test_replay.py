@@ -11,6 +11,7 @@ from mpp.data.shards import ShardSet
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.replay import main, parse
 from tests.pipeline.conftest import pretrain
+from tests.pipeline.test_teacher import FEATURES
 
 # mpp/pretrain.py which stops by a planted error in step 7.
 STOPS = """
@@ -131,3 +132,13 @@ def test_other_pixels_are_told(stopped, tmp_path, capsys):
     found = replayed(tmp_path / "changed.json", f"weights={stopped}/checkpoints/000000006", out=tmp_path)
     assert found["same"] == {"samples": True, "masks": True, "pixels": False}
     assert "pixels DIFFER" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_step_that_learns_from_a_teacher_has_the_teacher_it_had(shards, tmp_path):
+    run = tmp_path / "run"
+    assert pretrain(run, shards, *SMALL, *FEATURES, program=["-c", STOPS]).status == [1]
+    found = replayed(run / "flight" / "rank0.json", out=tmp_path)
+    noted = json.loads((run / "flight" / "rank0.json").read_text())["steps"][-1]
+    assert found["weights"]["exact"] and found["precisions"]["fp32"]["loss"] == pytest.approx(noted["loss"], rel=1e-5)
+    assert any(name.startswith("teacher.") for name, *_ in found["precisions"]["fp32"]["forward"])
