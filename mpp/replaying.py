@@ -39,7 +39,6 @@ from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.teacher import TeacherKnobs
 from mpp.text import counted, say
 from mpp.train.average import PREFIX
-from mpp.train.checkpoint import check_fit
 from mpp.train.commit import Commit, commits, read_commit, read_tensors
 from mpp.train.flight import FORMAT, WEIGHTS, masks_check, pixels_check
 from mpp.train.step import masked_images
@@ -252,15 +251,25 @@ def model_at(config: PretrainConfig, weights: Weights, sets: TrainingSet) -> Pre
         initialise_from(model, config)
     teacher = teacher_of(model, config)
     if weights.tensors:
-        own = {name.removeprefix("weight/"): value for name, value in weights.tensors.items() if name.startswith("weight/")}
-        check_fit(own, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, weights.source)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(own[name])
+        put(weights, "weight/", model)
         if teacher:
-            kept = {name.removeprefix(PREFIX): value for name, value in weights.tensors.items() if name.startswith(PREFIX)}
-            teacher.put(kept, weights.source)
+            put(weights, PREFIX, teacher.net)
     return model.train()
+
+
+@torch.no_grad()
+def put(weights: Weights, prefix: str, net: torch.nn.Module) -> None:
+    """In place.  Raises CheckpointError for weights of another model."""
+    ours = dict(net.named_parameters())
+    theirs = {name.removeprefix(prefix): value for name, value in weights.tensors.items() if name.startswith(prefix)}
+    if other := sorted(
+        name for name in ours.keys() | theirs.keys() if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+    ):
+        raise CheckpointError(
+            f"{weights.source} is of another model ({other[0]} and {len(other) - 1} more differ); give a checkpoint of the run itself"
+        )
+    for name, parameter in ours.items():
+        parameter.copy_(theirs[name])
 
 
 def precisions(asked: ReplayConfig, config: PretrainConfig) -> list[str]:

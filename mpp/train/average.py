@@ -1,8 +1,7 @@
 """An exponential moving average of weights, in float32 and outside the engine's module: of a whole model, or of the encoder as a teacher."""
 
 import copy
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
@@ -47,13 +46,10 @@ class WeightAverage(Generic[Net]):
         """For the checkpoint."""
         return {PREFIX + name: parameter for name, parameter in self._ours.items()}
 
+    @torch.no_grad()
     def restore(self, commit: Commit) -> None:
         """Raises CheckpointError where the checkpoint has no average, or another model's."""
-        self.put(read_tensors(commit, PREFIX), commit.folder)
-
-    @torch.no_grad()
-    def put(self, kept: Mapping[str, Tensor], origin: Path | str) -> None:
-        """kept: by the names of `net`.  Raises CheckpointError where they are another model's."""
-        check_fit(dict(kept), {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, origin)
+        kept = read_tensors(commit, PREFIX)
+        check_fit(kept, {name: tuple(parameter.shape) for name, parameter in self._ours.items()}, commit.folder)
         for name, parameter in self._ours.items():
             parameter.copy_(kept[name])

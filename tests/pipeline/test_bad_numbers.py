@@ -227,6 +227,7 @@ def test_a_rank_that_is_ended_because_another_was_killed_leaves_its_own(shards, 
     assert len(found["steps"][2]["micro_batches"][0]["samples"]) == 6
 
 
+@pytest.mark.long
 def test_a_rank_that_stands_still_because_another_was_killed_is_ended_with_its_dump(shards, tmp_path):
     run = tmp_path / "run"
     program = ["-c", SIGNALS.format(name="SIGKILL", sleeps=True)]

@@ -119,6 +119,11 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(stopped, tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         main([str(dump), "weights=nowhere", f"out={tmp_path}"])
     facts = json.loads(dump.read_text())
+    facts["config"]["model"]["depth"] = 1
+    (tmp_path / "shallow.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"000000006 is of another model \(encoder.vit.blocks.1.attn.proj.bias and 11 more differ\)"):
+        main([str(tmp_path / "shallow.json"), f"out={tmp_path}", f"weights={stopped}/checkpoints/000000006"])
+    facts = json.loads(dump.read_text())
     facts["steps"][-1]["micro_batches"][0]["samples"][0] += 1
     (tmp_path / "moved.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="are not the images of"):
