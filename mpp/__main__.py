@@ -21,6 +21,7 @@ PROGRAMS = (
     "report",
     "results",
     "inside",
+    "replay",
     "export",
     "loader_speed",
     "fit_codebook",

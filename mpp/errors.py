@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from mpp.interrupts import end_at_once, loud_again
@@ -27,6 +27,9 @@ AGAIN = 75  # exit status of what ended well and is not finished, or because of 
 at_leaving: list[
     Callable[[int, str, bool], None]
 ] = []  # of a process of a job: told of a program's end: its exit status, its last words, whether it has printed them
+at_stopping: list[
+    Callable[[str, bool], None]
+] = []  # told before a program ends otherwise than well: why, and whether the device may still be asked for anything
 lost_connection: list[Callable[[], object]] = []  # called where another process has ended, before this one says so
 
 
@@ -116,8 +119,18 @@ def say_error(words: str) -> None:
 
 
 def _leave(status: int, words: str = "", said: bool = True) -> None:
+    if status:
+        error = sys.exc_info()[1]
+        stopping(words or (repr(error) if error else "interrupted" if status == 130 else f"exit status {status}"))
     for tell in at_leaving:
         tell(status, words, said)
+
+
+def stopping(words: str, device: bool = True) -> None:
+    """Have those who wait for it told that the program stops, and why.  device: whether it may still be asked for anything."""
+    for tell in at_stopping:
+        with suppress(Exception):  # what is written down on the way out must not hide why
+            tell(words, device)
 
 
 DISK_FAULTS = {

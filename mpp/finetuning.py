@@ -7,6 +7,7 @@ image exactly once, and each read is logged.
 
 import copy
 import functools
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,17 +161,19 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     )
 
     tuned = Tuned(repeat, average, arch, model_arguments)
-    meters = Meters(2, world.device)  # loss, samples
+    meters = Meters(2, world.device, finite=True)  # loss, samples
     for step in run.steps(stream):
         for batch in step.batches():
             images, targets = inputs_and_targets(batch, len(sets.classes), augment.smoothing, loaded.mean, loaded.std, world.device)
             loss = cross_entropy(engine.forward(images), targets, weight)
             engine.backward(loss.mean())
+            step.lost(loss.detach().mean())
             meters.add(loss.detach(), torch.ones_like(loss))
         step.update()
         if step.shown:
             loss_sum, count = meters.look(clear=step.logs)
-            run.log(step, {"train/loss": loss_sum / count}, f"epoch {step.number / order.steps_per_epoch:.1f}  loss {loss_sum / count:.4f}")
+            loss_mean = loss_sum / count if count else math.nan
+            run.log(step, {"train/loss": loss_mean}, f"epoch {step.number / order.steps_per_epoch:.1f}  loss {loss_mean:.4f}")
         if sets.holdout and not step.last and step.number % (order.steps_per_epoch * config.log.holdout_every_epochs) == 0:
             note_holdout(run.board, step.samples_seen, step.number, measured(tuned, sets.holdout))
         if step.commits:

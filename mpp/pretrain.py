@@ -47,8 +47,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment
+    parser.add_argument("--skip-samples", metavar="A:B", help="the same as data.skip_samples=A:B")
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides, such as optim.base_lr=1e-3 run_dir=runs/try")
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.skip_samples:
+        arguments.words.append(f"data.skip_samples={arguments.skip_samples}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ what happened.  What every training loop does in the same order stands in train/
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches, fixed_batches
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.errors import AGAIN
 from mpp.files import write_atomically
@@ -124,7 +125,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         return leave()
 
     # Loader processes begin before this one has collectives, a model on its device, or much memory.
-    sampler = OrderSampler(order, plan, peers.rank, peers.size, run.first_step, run.total_steps)
+    passed = steps_over(data.skip_samples, data.global_batch, run.total_steps)
+    sampler = OrderSampler(order, plan, peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)
     device = device_of(peers)
     placed = sets.placed(config, device, peers.local_size)
     stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size)
@@ -162,6 +164,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *sets.remarks,
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
+            *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),
             baseline.said(len(sets.holdout.pool)),
             *([f"features are looked at every {every} steps on {looks.features.words}"] if looks else []),
             *([f"beside the reference on the board: {run.reference.about}"] if run.reference else []),
@@ -180,19 +183,20 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     if looks and not run.first_step:
         look_at_features(run, model, looks, 0, 0)  # what random initialisation is worth
 
-    meters = Meters(6, world.device)  # loss, patches, loss of masked ones, masked patches, the target's own, how often
-    for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None):
+    meters = Meters(6, world.device, finite=True)  # loss, patches, loss of masked ones, masked patches, the target's own, how often
+    for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None, passed):
         for batch in step.batches():
             _, loss, masked, own = engine.forward(*masked_images(batch, world.device))
             engine.backward(loss.mean() + own)
             loss = loss.detach()
+            step.lost(loss.mean() + own.detach())
             meters.add(loss, torch.ones_like(loss), loss * masked, masked, own.detach(), torch.ones_like(own))
         step.update()
         if step.shown:
             *sums, own, times = meters.look(clear=step.logs)
             train_loss, skill = loss_and_skill(sums, baseline)
             words = f"samples {step.samples_seen:,}  loss {train_loss:.4f}  skill {signed(skill)}"
-            more = {"target/own_loss": own / times} if isinstance(model.target, nn.Module) else {}
+            more = {"target/own_loss": own / times if times else math.nan} if isinstance(model.target, nn.Module) else {}
             more |= {"teacher/decay": teacher.decay_at(step.number)} if teacher else {}
             run.log(step, {"train/loss": train_loss, "train/skill": skill} | more, words)
         if step.number % config.log.holdout_every_steps == 0 or step.last:
@@ -252,6 +256,8 @@ def conclude(run_dir: Path, baseline: Baseline, images: int) -> None:
 def loss_and_skill(sums: Sequence[float], baseline: Baseline) -> tuple[float, float | None]:
     """sums: of loss, patches, loss of masked ones, masked patches."""
     loss, count, masked_loss, masked = sums
+    if not count:  # all steps since the row before were skipped, or passed over
+        return math.nan, None
     return loss / count, baseline.skill(masked_loss / masked) if masked else None
 
 

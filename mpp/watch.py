@@ -113,6 +113,7 @@ class Watch:
 
     def _end_when_asked(self, end: int) -> None:
         if os.read(end, 1):
+            errors.stopping("ended by the watchman, because of another process", device=False)
             leave_at_once(errors.AGAIN)  # whoever is the cause has a status of his own
         if self.board.status == watchman.RUNNING:
             sys.stderr.write(

@@ -11,6 +11,7 @@ from mpp.config.help import explain
 from mpp.config.inside import InsideConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
+from mpp.config.replay import ReplayConfig
 from mpp.config.schema import known_keys
 from tests.forks import run_forked
 
@@ -50,7 +51,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 17
+    assert len(PROGRAMS) == 18
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_help_and_config_are_shown_without_importing_what_is_slow(words):
     assert ("usage" if "--help" in words else "seed: 0") in shown.stdout
 
 
-@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig])
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig, ReplayConfig])
 def test_help_lists_every_key_with_its_default(schema):
     lines = [line.split()[0] for line in explain(schema).splitlines()[1:]]
     assert {line.partition("=")[0] for line in lines} == {
@@ -104,6 +105,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         (["mpp/linear_probe.py", "encoder=x", "train=x"], "mpp.probing"),
         (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.finetuning"),
         (["mpp/inside.py", "encoder=x", "images=x"], "mpp.looking_inside"),
+        (["mpp/replay.py", "dump.json"], "mpp.replaying"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )  # fmt: skip

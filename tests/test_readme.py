@@ -18,11 +18,13 @@ from pydantic import BaseModel
 import mpp
 from mpp import export, finetune, fit_codebook, linear_probe, loader_speed, pretrain, results
 from mpp import inside as inside_program
+from mpp import replay as replay_program
 from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.inside import InsideConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
+from mpp.config.replay import ReplayConfig
 from mpp.config.schema import load
 from mpp.config.sections import ModelConfig
 from mpp.interop.encoder_folder import write_encoder
@@ -33,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 README, HOUSE, TROUBLE = ROOT / "README.md", ROOT / "docs" / "house.md", ROOT / "docs" / "troubleshooting.md"
 PAGES = {path: path.read_text() for path in (README, *sorted((ROOT / "docs").glob("*.md")))}
 TEXT = "\n".join(PAGES.values())
-CONFIGS = (PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig)
+CONFIGS = (PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig, ReplayConfig)
 COMMENTS = [
     line.lstrip("# ").strip()
     for path in [*ROOT.glob("jobs/**/*"), *ROOT.glob("configs/*.yaml")]
@@ -83,6 +85,12 @@ def test_every_pretraining_command_has_a_config_that_loads(command, capsys, monk
 @pytest.mark.parametrize("command", commands("mpp/inside.py"))
 def test_every_command_to_look_inside_parses_and_has_all_it_needs(command):
     assert inside_program.parse(words_of(command, "mpp/inside.py")) is not None
+
+
+@pytest.mark.parametrize("command", commands("mpp/replay.py"))
+def test_every_command_to_replay_parses_and_names_a_dump(command):
+    asked = replay_program.parse(words_of(command, "mpp/replay.py"))
+    assert asked is not None and asked.dump.startswith("RUN/flight/rank")
 
 
 @pytest.mark.parametrize("command", commands("mpp/finetune.py"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config.schema import Changes, Count, Duration, Fraction, Pair, Positive, Section, Triple
+from mpp.config.schema import Changes, Count, Duration, Fraction, Pair, Positive, Ranges, Section, Triple
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
 from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
@@ -41,6 +41,7 @@ class DataConfig(Section):
     )
     mean: Triple = (0.5, 0.5, 0.5)  # of the input normalisation, colours in 0..1 (ViT code)
     std: Triple = (0.5, 0.5, 0.5)
+    skip_samples: Ranges = ()  # positions, as a:b,c:d (from a up to b, b not included): steps that see any are passed over, such as those behind a loss spike
     max_pixels: Positive = 100_000_000  # larger images are bad samples
     max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it, and beyond one sample, the run stops (0: the first one stops it)
 

@@ -76,6 +76,29 @@ def _duration(value: Any) -> Any:
     return value
 
 
+def _ranges(value: Any) -> Any:
+    """ "24:48,96:108" -> ((24, 48), (96, 108))."""
+    if not isinstance(value, str):
+        return value
+    parts = [re.fullmatch(r"(\d+):(\d+)", part.replace("_", "")) for part in value.replace(" ", "").split(",") if part]
+    if not all(parts):
+        raise ValueError(f"{value!r} must be positions of the run as a:b, or several as a:b,c:d, such as 831488:832512")
+    return tuple((int(part[1]), int(part[2])) for part in parts if part)
+
+
+def _ascending(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    for first, end in ranges:
+        if not first < end:
+            raise ValueError(f"{first}:{end} holds no position; give a:b with a below b")
+    return tuple(sorted(ranges))
+
+
+Ranges = Annotated[
+    tuple[Annotated[tuple[Count, Count], Field(strict=False)], ...],
+    BeforeValidator(_ranges),
+    Field(strict=False),
+    AfterValidator(_ascending),
+]
 Duration = Annotated[str, BeforeValidator(_duration)]
 Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False), AfterValidator(_changeable)]
 

@@ -172,6 +172,9 @@ class SystemConfig(Section):
     matrix_tflops: Annotated[float, Field(gt=0)] | None = (
         None  # TFLOP/s of large matrix products on a process's device, which speed/mfu is a share of; null: measured at the start
     )
+    max_skipped_steps: Count = (
+        3  # in a row whose gradient is not finite, which change no weight; one more ends the run (0: the first one does)
+    )
     patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends
     patience_slow_seconds: Annotated[float, Field(gt=0)] = (
         1800.0  # the same while it starts, loads, compiles, measures or saves, or all stand still

@@ -15,7 +15,7 @@ k * (its sample's number) + view: schedules and logs count views.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -152,6 +152,17 @@ def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------- worlds and batches
 
 
+def steps_over(ranges: Iterable[Sequence[int]], global_batch: int, steps: int) -> frozenset[int]:
+    """Which of the first `steps` steps (0 is the first) see any of these positions, each range [first, behind the last): a step is left out whole
+    or not at all."""
+    return frozenset(step for first, end in ranges for step in range(first // global_batch, min(steps, -(-end // global_batch))))
+
+
+def ranges_in_words(ranges: Iterable[Sequence[int]]) -> str:
+    """24:48,96:108, as data.skip_samples takes them."""
+    return ",".join(f"{first}:{end}" for first, end in ranges) or "[]"
+
+
 def default_streams(global_batch: int) -> int:
     """The largest divisor of the batch up to 1024."""
     return max(v for v in range(1, min(global_batch, 1024) + 1) if global_batch % v == 0)
@@ -220,15 +231,26 @@ class OrderSampler(Sampler[list[tuple[int, int, int]]]):
     """Micro-batches of (epoch, sample id, position of its first view) for one rank, from `step` to `last_step`: a batch sampler for the torch
     DataLoader.  chosen: where the order is over some of the images only, their ids; the order's n-th sample is chosen[n]."""
 
-    def __init__(self, order: Order, plan: BatchPlan, rank: int, world: int, step: int, last_step: int, chosen: np.ndarray | None = None):
+    def __init__(
+        self,
+        order: Order,
+        plan: BatchPlan,
+        rank: int,
+        world: int,
+        step: int,
+        last_step: int,
+        chosen: np.ndarray | None = None,
+        passed: Container[int] = (),
+    ):
         self.order, self.plan, self.rank, self.world = order, plan, rank, world
         self.step, self.last_step = step, last_step
         self.chosen = chosen
+        self.steps = [each for each in range(step, last_step) if each not in passed] if passed else range(step, last_step)
         self.micro_batch = plan.micro_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         taken = self.plan.micro_batch // self.plan.views
-        for step in range(self.step, self.last_step):
+        for step in self.steps:
             places = self.order.places(step, self.rank, self.world)
             epochs, ids = self.order.sample_ids(places)
             if self.chosen is not None:
@@ -238,7 +260,7 @@ class OrderSampler(Sampler[list[tuple[int, int, int]]]):
                 yield rows[first : first + taken]
 
     def __len__(self) -> int:
-        return (self.last_step - self.step) * self.plan.accumulation
+        return len(self.steps) * self.plan.accumulation
 
 
 class EveryOnce(Sampler[list[tuple[int, int, int]]]):

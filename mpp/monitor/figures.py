@@ -63,6 +63,12 @@ FIGURES: dict[str, Figure] = {
         "weight norm by depth", "", "of all weights of a part: embedding, block_00 ..., norm, decoder, target, head; at ZeRO 0 to 2", LOGS, "", BOTH,
     ),
     "norm/gradient/*": Figure("gradient norm by depth", "", "of the gradients of a part in this step, before clipping; at ZeRO 0", LOGS, "", BOTH),
+    "train/skipped_steps": Figure(
+        "skipped steps", "steps", "whose gradient was not finite and which have changed no weight, since the run began", LOGS, "lower", BOTH,
+    ),
+    "train/loss_spikes": Figure(
+        "loss spikes", "spikes", "steps since the run began whose loss stood more than 6 standard deviations, and 5 %, above its running mean", LOGS, "lower", BOTH,
+    ),
     "data/bad_samples": Figure("bad samples", "samples", "that could not be read, and were replaced, since the run began", LOGS, "lower", BOTH),
     "speed/samples_per_second": Figure(
         "speed", "samples/s", "of all processes, since the row before; hold-out, pictures and commits are not counted", LOGS, "higher", BOTH,

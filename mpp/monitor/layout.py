@@ -34,6 +34,7 @@ _SPEED = {
     "memory, GB at its fullest": lines("speed/peak_gb"),
     "milliseconds a step, by phase": lines("speed/.*_ms"),
     "bad samples": lines("data/bad_samples"),
+    "skipped steps, loss spikes": lines("train/skipped_steps", "train/loss_spikes"),
     "energy, J since the row before": lines("speed/energy_joules"),
 }
 

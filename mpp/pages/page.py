@@ -317,6 +317,9 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
             notes.append("The set that lies there now is not the one that this run was trained on: its manifest has another sha256.")
     bad = run.bad_samples()
     rows.append(("bad samples", f"{int(run.last('data/bad_samples') or 0):,} could not be read while training, and were replaced"))
+    skipped, spikes = (int(run.last(f"train/{name}") or 0) for name in ("skipped_steps", "loss_spikes"))
+    if skipped or spikes:
+        rows.append(("bad numbers", f"{skipped:,} steps were skipped, as their gradient was not finite; {spikes:,} loss spikes"))
     notes += [printable(f"{each.get('where')}: {each.get('reason')}") for each in bad[:SHOWN_BAD]]
     if len(bad) > SHOWN_BAD:
         notes.append(f"and {len(bad) - SHOWN_BAD:,} more in {run.path}/bad_samples.rank*.jsonl")

@@ -156,7 +156,7 @@ def restore(commit: Commit, engine: Engine, world: World, average: "Averaged | N
         if parameter.requires_grad:
             for kind in engine.moments:
                 engine.set_moment(parameter, kind, passed[f"{kind}/{name}"])
-    engine.set_steps(commit.step)
+    engine.set_steps(commit.optimiser_steps)
     if average:
         average.restore(passed)
 

@@ -57,6 +57,11 @@ class Commit:
         return self.record["samples_seen"]
 
     @property
+    def optimiser_steps(self) -> int:
+        """That changed weights: skipped ones and those passed over did not.  Commits from before such steps were counted have none."""
+        return self.record.get("optimiser_steps", self.step)
+
+    @property
     def seal(self) -> str:
         return seal_of(self.record)
 

@@ -185,11 +185,11 @@ class Engine:
             return norm.to(self.deepspeed.device, torch.float32)
         return torch.full((), norm, dtype=torch.float32, device=self.deepspeed.device)  # filled there: a copy would wait for the device
 
-    def norms_by_depth(self) -> dict[str, float]:
+    def norms_by_depth(self, gradients: bool = True) -> dict[str, float]:
         """norm/weight/PART of the weights as they are, where they are whole (ZeRO 0 to 2), and norm/gradient/PART of the last step that was to tell it,
         before clipping (ZeRO 0: beyond, a rank has a share of each); PART: monitor/norms.py."""
         weights = norms(self._parts) if self.stage < 3 else {}
-        return as_figures("weight", weights) | as_figures("gradient", self._gradient_norms)
+        return as_figures("weight", weights) | (as_figures("gradient", self._gradient_norms) if gradients else {})
 
     def _step(self, learning_rate: float, weight_decay: float | None, by_depth: bool) -> Any:
         for group in (*self.inner_optimiser.param_groups, *self.optimiser.param_groups):
@@ -209,7 +209,7 @@ class Engine:
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
-        if self.stage in (1, 2) and not self._state_linked:
+        if self.stage in (1, 2) and not self._state_linked and self.inner_optimiser.state:  # none after a first step that was skipped
             # DeepSpeed links parameters to their moments after the first group's first step, when later groups have none yet: once more.
             self.optimiser._hp_optimizer_states_linked = False
             self.optimiser._lazy_init_hp_params_optimizer_state()

@@ -16,15 +16,18 @@
 A step's samples, its learning rate and its noise belong to its number, so a resumed run does what an uninterrupted one does.
 """
 
+import dataclasses
 import gc
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mpp.config.schema import Section
@@ -40,6 +43,7 @@ from mpp.monitor.board import Board
 from mpp.monitor.energy import Energy
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
+from mpp.monitor.spikes import Spikes
 from mpp.peers import ALONE, Peers
 from mpp.progress import Progress
 from mpp.rng import DROP_PATH, seed_of
@@ -48,9 +52,10 @@ from mpp.train.average import WeightAverage
 from mpp.train.bad_samples import BadSamples
 from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import restore, save
-from mpp.train.commit import Commit, find_commit, prune, set_aside_after
+from mpp.train.commit import Commit, commits, find_commit, prune, set_aside_after
 from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
+from mpp.train.flight import Flight
 from mpp.train.progress import progress_line
 from mpp.train.resume import STALE_SECONDS, Course, as_first_sees, course_of, settle, settle_trunk, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, refuse_unshared, write_run_folder
@@ -171,7 +176,9 @@ class Run:
         self._first_step: int | None = None  # once training begins, when `commit` goes on
         self.board: Board | None = None
         self.average: WeightAverage | None = None
-        self.bad_samples = 0
+        self.bad_samples = self.skipped_steps = 0  # since the run began
+        self.optimiser_steps = 0  # that changed weights: neither skipped nor passed over
+        self.spikes = Spikes()
         self.stop: StopRequest | None = None  # from the first step on
         self.flop_per_image: float | None = None  # of training: the program says it, and has it held against this machine
         self._matrix_rate: float | None = None  # FLOP/s of all processes
@@ -208,6 +215,8 @@ class Run:
         if commit:
             restore(commit, engine, world, average, prime=lambda: self._take_empty_step(blank))
             self.bad_samples = commit.record["bad_samples"]
+            self.skipped_steps = commit.record.get("skipped_steps", 0)
+            self.optimiser_steps, self.spikes = commit.optimiser_steps, Spikes(**commit.record.get("spikes", {}))
         self._first_step = commit.step if commit else 0
         self.bad = BadSamples(self.run_dir, world)
         if self.is_timed:
@@ -272,15 +281,29 @@ class Run:
         """Of this start's training, so far."""
         return time.perf_counter() - self._began
 
-    def steps(self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None) -> Iterator["Step"]:
-        """One after the other, from the commit's to the last, or to the one in which somebody asked to stop.  views: of each sample in a batch."""
+    def steps(
+        self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None, passed: Container[int] = ()
+    ) -> Iterator["Step"]:
+        """One after the other, from the commit's to the last, or to the one in which somebody asked to stop.  views: of each sample in a batch.
+        passed: steps (0 is the first) that see no batch and change nothing, while their samples count as seen; the stream is without them."""
         self.stop = self.stop or StopRequest()
-        self._stream, self._views, self._sample_log = stream, views, sample_log
+        self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
         self._began = self._last_save = time.perf_counter()
         self._busy, self._waited, self._logged_step, self._first_seconds = 0.0, 0.0, self.first_step, 0.0
         self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
         self.engine.phases.look()  # the empty step of a resumed run is not counted
         self._energy = Energy() if self.world.first else None
+        self._in_a_row, self._owed = 0, False  # steps that were skipped; whether a commit waits for one that is not
+        self._listened = self.first_step  # up to which losses were looked at
+        config = self.config.model_dump(mode="json")
+        about = {
+            "program": self.program,
+            "config": config,
+            "device": self.world.device.type,
+            "micro_batch": self.plan.micro_batch,
+            "accumulation": self.plan.accumulation,
+        }
+        self.flight = Flight(self.run_dir, self.world, about, views, self.plan.accumulation, self.config.log.every_steps)
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
             if done == self.first_step:
@@ -288,8 +311,70 @@ class Run:
                     yield step
             else:
                 yield step
-            if step.stopping:
+            if step.stopping and not step.last:
+                self.flight.write_together(f"stopped as asked at step {step.number}")
                 return
+        self.flight.close(remove=True)
+
+    def skip(self, step: "Step") -> None:
+        """Collective: the gradient of this step was not finite, and so it has changed no weight.  Raises UserError where it is one too many in a row, or
+        the run has not taken a step yet; what led there is written down, and nothing is committed."""
+        self._in_a_row += 1
+        if self._in_a_row == 1:
+            self._first_skipped = step
+        first, allowed = self._first_skipped, self.config.system.max_skipped_steps
+        if self._in_a_row <= allowed and self.optimiser_steps:
+            self.skipped_steps += 1
+            if self.world.first:
+                say(
+                    f"note: the gradient of step {step.number} (samples {step.positions}) is not finite: the step is skipped, it has changed no weight "
+                    f"({self._in_a_row} in a row; more than system.max_skipped_steps={allowed} end the run)"
+                )
+            return
+        why = f"the gradient norm of step {first.number} is not finite (learning rate {first.rate:.3g})"
+        if self._in_a_row > 1:
+            why += f", nor is it up to step {step.number}, {self._in_a_row} in a row"
+        rank = self.flight.write_together(why, self._weights_at_stop(first.number - 1))
+        raise UserError(
+            f"{why}; {way_out(self.run_dir, self.config.model_dump(), first.number - 2, self.repeats)}; to see where it went wrong: "
+            f"python mpp/replay.py {self.flight.folder}/rank{rank}.json"
+        )
+
+    def _weights_at_stop(self, step: int) -> int | None:
+        """Collective: keep the weights, and their average, as they are since that step, beside the flight recorder.  Returns the step; None where there is
+        no room for them."""
+        kept = self.average.tensors() if self.average else {}
+        for name, parameter in self.engine.module.named_parameters():
+            whole = self.engine.whole(parameter)  # one at a time: at ZeRO-3 there may be no room for all
+            if self.world.first:
+                kept[f"weight/{name}"] = whole.detach().float().cpu()
+        try:
+            if self.world.first:
+                self.flight.keep_weights(kept)
+        except (OSError, SafetensorError):
+            step = -1
+        told = [step]
+        dist.broadcast_object_list(told, src=0)
+        return told[0] if told[0] >= 0 else None
+
+    def listen(self, number: int) -> None:
+        """Collective: hear the losses of the steps up to this one, the mean over ranks; a spike is told once."""
+        for step, loss in enumerate(self.flight.losses(self._listened + 1, number), self._listened + 1):
+            if math.isfinite(loss) and (deviations := self.spikes.see(loss)) and self.world.first:
+                first, end = (step - 1) * self.global_batch, step * self.global_batch
+                before = next((each.step for each in commits(self.run_dir) if each.step < step), None)
+                left = f"data.skip_samples={first}:{end}" + (
+                    f" resume={before}, the newest checkpoint before it" if before else ", afresh in another run_dir"
+                )
+                say(
+                    f"note: loss spike: {loss:.4g} in step {step}, {deviations:.1f} standard deviations above what it was. If it does not come down again, "
+                    f"leave out what it has seen: {left}"
+                )
+        self._listened = number
+
+    def _trained(self, last: int) -> int:
+        """Steps since the row before that saw a batch."""
+        return sum(done not in self._passed for done in range(self._logged_step, last))
 
     def log(self, step: "Step", values: Mapping[str, float | None], words: str) -> None:
         """On a step that is shown: what is known of it goes to people, and to the board where that is due.  values, words: what the program measured."""
@@ -297,12 +382,14 @@ class Run:
             **values,
             "optim/learning_rate": step.rate,
             **({"optim/weight_decay": step.weight_decay} if self.schedule.final_weight_decay is not None else {}),
-            "optim/gradient_norm": float(step.norm),
-            "speed/samples_per_second": (step.number - self._logged_step) * self.global_batch / self._busy,
+            "optim/gradient_norm": None if step.passed else float(step.norm),
+            "speed/samples_per_second": self._trained(step.number) * self.global_batch / self._busy,
             **self._speed(step),
-            **(self.engine.norms_by_depth() if step.logs else {}),
+            **(self.engine.norms_by_depth(gradients=not step.passed) if step.logs else {}),
             **({"speed/energy_joules": self._energy.look()} if self._energy and step.logs else {}),
             "data/bad_samples": float(self.bad_samples),
+            "train/skipped_steps": float(self.skipped_steps),
+            "train/loss_spikes": float(self.spikes.count),
         }
         if self.board:
             if step.logs:
@@ -323,7 +410,7 @@ class Run:
         steps, waited = step.number - self._logged_step, self._waited
         found: dict[str, float] = {}
         if self.flop_per_image and self._matrix_rate:
-            rate = self.flop_per_image * steps * self.global_batch / self._busy
+            rate = self.flop_per_image * self._trained(step.number) * self.global_batch / self._busy
             found |= {"speed/tflops": rate / 1e12, "speed/mfu": rate / self._matrix_rate}
         if step.logs:
             seconds = self.engine.phases.look()
@@ -338,6 +425,7 @@ class Run:
     def save(self, step: "Step", more: Mapping[str, Any]) -> Commit:
         """Collective: commit this step.  more: what the program wants beside the record."""
         record: dict[str, Any] = {"step": step.number, "samples_seen": step.samples_seen, "bad_samples": self.bad_samples}
+        record |= {"skipped_steps": self.skipped_steps, "optimiser_steps": self.optimiser_steps, "spikes": dataclasses.asdict(self.spikes)}
         record |= {"config": self.config.model_dump(mode="json"), "manifests": self._depends_on, "world_size": self.world.size}
         record |= {"zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
         record |= {"kept": True} if step.kept else {}
@@ -351,6 +439,8 @@ class Run:
         """The folder is let go, and what the run held in memory is given back; `commit` and `course` stay."""
         if self._lock:
             self._lock.close()
+        if hasattr(self, "flight"):
+            self.flight.close(remove=False)
         if hasattr(self, "engine"):
             self.engine.close()
             del self.engine
@@ -373,44 +463,70 @@ class Step:
         self.weight_decay = weight_decay(done * run.global_batch, run.schedule, run.course.began)
         self.stopping = False
         self._began, self._bad = time.perf_counter(), 0
+        self.passed = done in run._passed
         watch.moved(step=done)
-        torch.manual_seed(seed_of(run.config.seed, DROP_PATH, done, run.world.rank))  # noise inside the model belongs to (seed, step, rank)
+        noise = seed_of(run.config.seed, DROP_PATH, done, run.world.rank)  # noise inside the model belongs to (seed, step, rank)
+        torch.manual_seed(noise)
+        samples = [self.samples_seen - run.global_batch, self.samples_seen]
+        run.flight.begin(
+            self.number, {"samples": samples, "learning_rate": self.rate, "weight_decay": self.weight_decay, "noise_seed": noise}
+        )
+
+    @property
+    def positions(self) -> str:
+        return f"{self.samples_seen - self.run.global_batch}:{self.samples_seen}"
 
     def batches(self) -> Iterator[Batch]:
         run = self.run
-        for _ in range(run.plan.accumulation):
+        for _ in range(0 if self.passed else run.plan.accumulation):
             asked = time.perf_counter()
             batch = next(run._stream)
             run._waited += time.perf_counter() - asked
             self._bad += run.bad.note(batch["bad"])
             if run._sample_log:
                 run._sample_log.note(batch)
+            run.flight.note(batch)
             yield batch
 
+    def lost(self, loss: Tensor) -> None:
+        """loss: the mean over the batch in hand, on the device: for the flight recorder, and to tell spikes."""
+        self.run.flight.lost(loss)
+
     def update(self) -> None:
-        """Collective.  Raises UserError, on all ranks, where the gradient of this step or of the one before is not finite (that step has changed no
-        weight) and where too many samples were bad."""
+        """Collective.  Raises UserError, on all ranks, where too many gradients in a row, this step's or the one before's the last, were not finite
+        (none of those steps has changed a weight) and where too many samples were bad."""
         run, checkpoint, stop = self.run, self.run.config.checkpoint, self.run.stop
         assert stop is not None  # since `steps`
         self.logs = self.number % run.config.log.every_steps == 0 or self.last
-        self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)
-        if run.average:
-            run.average.update(run.engine, self.number)
+        if self.passed:
+            self.norm = torch.full((), math.nan, device=run.world.device)
+        else:
+            self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)
+            if run.average:  # in a skipped step, too, towards weights that stand still: nobody waits to see whether it was one
+                run.average.update(run.engine, self.number)
+            run.flight.stepped(self.norm)
 
         # What every rank must decide alike is asked for now and read a step later, when the device has long finished: so nothing waits for it but a step
         # that shows or commits something.
         minutes = (time.perf_counter() - run._last_save) / 60
         save_due = run.world.first and checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes
-        self._agreed = SharedSum([~torch.isfinite(self.norm), stop.requested, save_due, self._bad], run.world)
+        broken = False if self.passed else ~torch.isfinite(self.norm)
+        self._agreed = SharedSum([broken, stop.requested, save_due, self._bad], run.world)
         self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone
         self.kept = any(self.samples_seen - run.global_batch < at <= self.samples_seen for at in run.keep_at)
-        self.commits = self.crosses(checkpoint.every_samples) or self.kept or self.last
+        self.commits = run._owed or self.crosses(checkpoint.every_samples) or self.kept or self.last
         before, run._unread = run._unread, self
         if before:
             self._heed(before)
         if self.shown or self.commits:
             self._heed(self)
             run._unread = None
+            run.listen(self.number)
+        if (
+            self.commits
+        ):  # one that is due in a skipped step waits for the next that is none, so that none from before the trouble is pruned for it
+            run._owed = bool(run._in_a_row) and not (self.kept or self.last or self.stopping)
+            self.commits = not run._owed
         run._busy += time.perf_counter() - self._began
 
     def _heed(self, asked: "Step") -> None:
@@ -418,10 +534,10 @@ class Step:
         run = self.run
         broken, stopping, save_now, bad = asked._agreed.read()
         if broken:
-            raise UserError(
-                f"the gradient norm of step {asked.number} is not finite (learning rate {asked.rate:.3g}); "
-                f"{way_out(run.run_dir, run.config.model_dump(), asked.number - 2, run.repeats)}"
-            )
+            run.skip(asked)
+        elif not asked.passed:
+            run._in_a_row = 0
+            run.optimiser_steps += 1
         run.bad_samples += bad
         run.bad.stop_beyond(run.bad_samples, asked.samples_seen // run._views, run.config.data.max_bad_fraction)
         if stopping:
@@ -438,11 +554,13 @@ class Step:
 class Meters:
     """Sums on the device since they were last cleared; over all ranks when they are looked at."""
 
-    def __init__(self, count: int, device: torch.device, dtype: torch.dtype = torch.float32):
-        self.sums = torch.zeros(count, device=device, dtype=dtype)
+    def __init__(self, count: int, device: torch.device, dtype: torch.dtype = torch.float32, finite: bool = False):
+        """finite: what holds a number that is not is left out, so that one batch does not hide the others; else such a number stays visible."""
+        self.sums, self.finite = torch.zeros(count, device=device, dtype=dtype), finite
 
     def add(self, *parts: Tensor) -> None:
-        self.sums += torch.stack([part.sum() for part in parts])
+        added = torch.stack([part.sum() for part in parts])
+        self.sums += torch.where(torch.isfinite(added).all(), added, 0.0) if self.finite else added
 
     def look(self, clear: bool) -> list[float]:
         """Collective."""

@@ -19,16 +19,18 @@ import mpp
 from mpp.agreement import PACKAGES
 from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
+from mpp.data.order import ranges_in_words, steps_over
 from mpp.errors import CheckpointError, ConfigError
 from mpp.files import keep_lines, write_atomically
 from mpp.locks import Owner, lock_folder
 from mpp.machine import usable_cores
 from mpp.peers import Peers
-from mpp.train.commit import Commit, find_commit
+from mpp.train.commit import Commit, commits, find_commit
 
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
+PASSED_OVER = "data.skip_samples"  # may change for the steps that are still to come
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 ENDS = (
     "optim.schedule",
@@ -131,7 +133,7 @@ def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
 
 def identity_of(config: RunConfig, depends_on: dict[str, str]) -> str:
     """Of what a run computes but for its seed: recipe, scale and images, sha256, hexadecimal.  depends_on: as of check_same_run."""
-    known = {key: value for key, value in flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, "seed")}
+    known = {key: value for key, value in flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, PASSED_OVER, "seed")}
     return hashlib.sha256(json.dumps([known, depends_on], sort_keys=True).encode()).hexdigest()
 
 
@@ -158,6 +160,10 @@ def check_same_run(
     for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if ours.get(key) == theirs.get(key) or key in PATHS or key in LIMITS:
             continue
+        if key == PASSED_OVER:
+            _check_still_to_come(commit, theirs.get(key) or [], ours.get(key) or [])
+            changed[key] = theirs.get(key), ours.get(key)
+            continue
         differs = f"{commit.folder} was written with {key}={theirs.get(key)}, this run asks for {ours.get(key)}; "
         if key in config.resume_changes or (key in LENGTHS and done == then < now) or (trunk and key in ENDS):
             changed[key] = theirs.get(key), ours.get(key)
@@ -180,6 +186,22 @@ def check_same_run(
                 f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
             )
     return changed
+
+
+def _check_still_to_come(commit: Commit, then: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> None:
+    """Raises CheckpointError where the commit has trained on what is to be passed over now, or the other way round."""
+    batch = commit.record["config"]["data"]["global_batch"]
+    before = steps_over(now, batch, commit.step)
+    if other := steps_over(then, batch, commit.step) ^ before:
+        first = min(other)
+        earlier = [each.step for each in commits(commit.folder.parent.parent) if each.step <= first]
+        remedy = (
+            f"go on from an earlier checkpoint, with resume={earlier[0]}" if earlier else "no checkpoint from before is left: set it back"
+        )
+        was = "trained on" if first in before else "passed over"
+        raise CheckpointError(
+            f"{PASSED_OVER}={ranges_in_words(now)}: positions {first * batch}:{(first + 1) * batch} were {was} before {commit.folder} was written; {remedy}"
+        )
 
 
 def _git_commit() -> str | None:

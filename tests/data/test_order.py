@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.data.order import Order, OrderSampler, default_streams, permute, plan_batch
+from mpp.data.order import Order, OrderSampler, default_streams, permute, plan_batch, steps_over
 from mpp.errors import ConfigError
 
 
@@ -287,3 +287,22 @@ def test_a_run_may_change_its_world_between_two_steps_and_loses_no_sample():
             for batch in OrderSampler(order, plan_batch(12, 12, world, 5), rank, world, step, step + 1):
                 seen += [sample for _, sample, _ in batch]
     assert seen == epoch_of(order, 0) + epoch_of(order, 1)
+
+
+def test_steps_that_see_any_position_of_a_range_are_passed_over_whole():
+    seen = lambda ranges, steps: {
+        step for step in range(steps) for first, end in ranges if set(range(step * 12, step * 12 + 12)) & set(range(first, end))
+    }
+    for ranges in ([(24, 36)], [(25, 37)], [(0, 1)], [(11, 13), (47, 48)], [(30, 10**15)], []):
+        assert steps_over(ranges, 12, 9) == seen([(first, min(end, 200)) for first, end in ranges], 9), ranges
+    assert steps_over([(24, 36)], 12, 9) == {2} and steps_over([(30, 10**15)], 12, 4) == {2, 3}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_sampler_without_some_steps_gives_the_others_as_they_are(world):
+    order, plan = Order((7, 9, 8), 8, 4, seed=3), plan_batch(8, 4, world, 2)
+    steps = lambda *words, **named: list(OrderSampler(order, plan, world - 1, world, *words, **named))
+    whole, each = steps(1, 9), plan.accumulation
+    left = steps(1, 9, passed={2, 3, 8, 20})
+    assert left == [row for number, row in enumerate(whole) if number // each + 1 not in (2, 3, 8)]
+    assert len(OrderSampler(order, plan, 0, world, 1, 9, passed={2, 3, 8, 20})) == len(left) == 5 * each

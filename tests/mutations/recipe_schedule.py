@@ -87,8 +87,8 @@ ROWS: list[Plant | Row] = [
         BRANCHES + "a_branch_is_the_run_that_was_asked_for_its_end_at_first_to_the_bit",
     ),
     Row(
-        "a branch sees the samples of the beginning", "mpp/pretraining.py", "world.rank, world.size, run.first_step, run.total_steps)",
-        "world.rank, world.size, 0 if run.trunk else run.first_step, run.total_steps)",
+        "a branch sees the samples of the beginning", "mpp/pretraining.py", "world.rank, world.size, run.first_step, run.total_steps, passed=passed)",
+        "world.rank, world.size, 0 if run.trunk else run.first_step, run.total_steps, passed=passed)",
         BRANCHES + "no_sample_is_seen_twice_and_none_is_lost_at_the_border",
     ),
     Row(

@@ -142,8 +142,9 @@ ROWS = [
     ),
     Row(
         'the average takes the weights before the step', 'mpp/train/run.py',
-        '        self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)\n        if run.average:\n            run.average.update(run.engine, self.number)\n',
-        '        if run.average:\n            run.average.update(run.engine, self.number)\n        self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)\n',
+        '            self.norm = run.engine.update(self.rate, self.weight_decay, by_depth=self.logs)\n            if run.average:',
+        '            average, engine, update = run.average, run.engine, run.engine.update\n            average and average.update(engine, self.number)\n'
+        '            self.norm = update(self.rate, self.weight_decay, by_depth=self.logs)\n            if False:',
         HAND + "the_average_after_every_step",
     ),
     Plant(

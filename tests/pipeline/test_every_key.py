@@ -148,6 +148,7 @@ CHANGES = {
     "data.mean": [Change("data.mean=[0.5, 0.4, 0.5]", RESULTS + " encoder")],
     "data.std": [Change("data.std=[0.5, 0.5, 0.3]", RESULTS + " encoder")],
     "data.max_pixels": [Change(LARGE, "error")],
+    "data.skip_samples": [Change("data.skip_samples=4:8", "loss weights samples", beside="log.samples=true", same="rate")],
     "data.max_bad_fraction": [Change("data.max_bad_fraction=1", "error loss bad", LARGE)],
     "system.precision": [Change("system.precision=bf16", RESULTS + " printed", same="rate parameters")],
     "system.micro_batch_max": [Change("system.micro_batch_max=2", "printed micro_batch", same="rate steps")],
@@ -179,6 +180,7 @@ ELSEWHERE = {
     "budget": "tests/pipeline/test_settling.py, against the clock",
     "resume_changes": "tests/pipeline/test_checkpoints.py, on runs that resume",
     "system.matrix_tflops": "tests/pipeline/test_speed_figures.py, on runs that are long enough",
+    "system.max_skipped_steps": "tests/pipeline/test_bad_numbers.py, on steps that are not finite",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
 }

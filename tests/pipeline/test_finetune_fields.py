@@ -130,6 +130,7 @@ ELSEWHERE = {
     "repeats": "tests/pipeline/test_finetune_repeats.py",
     "fit": "tests/pipeline/test_finetune.py",
     "system.matrix_tflops": "tests/pipeline/test_speed_figures.py, on runs that are long enough",
+    "system.max_skipped_steps": "tests/pipeline/test_bad_numbers.py, on steps that are not finite",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
 }

@@ -143,7 +143,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_
         f"log.every_steps={logged}",
     ]
     finished, (changed,) = ran(
-        POISONED, [*words, "log.pictures=0", "log.holdout_every_steps=4", f"system.zero_stage={stage}"], tmp_path / "state"
+        POISONED,
+        [*words, "log.pictures=0", "log.holdout_every_steps=4", f"system.zero_stage={stage}", "system.max_skipped_steps=0"],
+        tmp_path / "state",
     )
     assert finished.status == [2], finished.err[-3000:]
     (line,) = finished.error_lines

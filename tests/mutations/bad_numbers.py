@@ -1,0 +1,157 @@
+"""Bugs that the tests of bad numbers, the flight recorder, replay and passed-over samples must find."""
+
+from tests.mutations import Plant, Row
+
+BAD = "tests/pipeline/test_bad_numbers.py::"
+REPLAY = "tests/pipeline/test_replay.py::"
+SPIKES = "tests/monitor/test_spikes.py::"
+MAGNITUDES = "tests/monitor/test_magnitudes.py::"
+ORDER = "tests/data/test_order.py::"
+SKIPPED = BAD + "test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_counted_and_resumed_to_the_same_bits"
+STOPPED = BAD + "test_too_many_in_a_row_stop_the_run_with_the_last_commit_as_it_was_and_a_flight_dump_of_each_rank"
+PASSED = BAD + "test_steps_that_see_a_skipped_position_are_passed_over_and_what_comes_behind_is_unchanged"
+AGAIN = REPLAY + "test_the_batch_is_the_one_that_was_logged_and_its_loss_is_the_one_that_was_noted"
+
+ROWS = [
+    # Steps that are not finite.
+    Row(
+        "a resumed optimiser counts skipped steps as its own", "mpp/train/checkpoint.py", "engine.set_steps(commit.optimiser_steps)",
+        "engine.set_steps(commit.step)", SKIPPED,
+    ),
+    Row(
+        "a resumed run forgets how many steps it has skipped", "mpp/train/run.py", 'commit.record.get("skipped_steps", 0)', "0", SKIPPED,
+    ),
+    Row(
+        "one loss that is not finite hides the mean of all", "mpp/train/run.py",
+        "torch.where(torch.isfinite(added).all(), added, 0.0) if self.finite else added", "added", SKIPPED,
+    ),
+    Row(
+        "skipped steps are never forgiven", "mpp/train/run.py", "        elif not asked.passed:\n            run._in_a_row = 0\n",
+        "        elif not asked.passed:\n", BAD + "test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that_is_taken",
+    ),
+    Row(
+        "a commit is written in a skipped step", "mpp/train/run.py", "run._owed = bool(run._in_a_row) and", "run._owed = False and",
+        BAD + "test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that_is_taken",
+    ),
+    Row(
+        "a commit that waited is never written", "mpp/train/run.py", "self.commits = run._owed or self.crosses", "self.commits = self.crosses",
+        SKIPPED.replace("a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_counted_and_resumed_to_the_same_bits", "a_commit_that_fell_into_a_skipped_step_is_written_in_the_next"),
+    ),
+    Row(
+        "one step too many is allowed in a row", "mpp/train/run.py", "if self._in_a_row <= allowed and", "if self._in_a_row <= allowed + 1 and", STOPPED,
+    ),
+    Row(
+        "the advice looks back from the last skipped step", "mpp/train/run.py", "first.number - 2, self.repeats", "step.number - 2, self.repeats", STOPPED,
+    ),
+    Row(
+        "a run that has learned nothing skips its first step", "mpp/train/run.py", "self._in_a_row <= allowed and self.optimiser_steps:",
+        "self._in_a_row <= allowed:", BAD + "test_a_run_whose_first_step_is_not_finite_stops_at_once",
+    ),
+    # The flight recorder.
+    Row(
+        "the message names the dump of rank 0 whoever it was", "mpp/train/run.py", "rank = self.flight.write_together(", "rank = 0 * self.flight.write_together(",
+        STOPPED,
+    ),
+    Row(
+        "a dump after an error is written only where the program says so itself", "mpp/errors.py", "    if status:\n        error = sys", "    if status < 0:\n        error = sys",
+        BAD + "test_an_error_of_any_kind_leaves_a_flight_dump_that_says_why",
+    ),
+    Row(
+        "the watchman ends a process before its dump is written", "mpp/watch.py",
+        '            errors.stopping("ended by the watchman, because of another process", device=False)\n', "",
+        BAD + "test_a_rank_that_stands_still_because_another_was_killed_is_ended_with_its_dump",
+    ),
+    Row(
+        "a stop as asked leaves no dump", "mpp/train/run.py", 'self.flight.write_together(f"stopped as asked at step {step.number}")', "pass",
+        BAD + "test_a_signal_that_is_heeded_leaves_a_dump_of_each_rank_and_a_run_that_goes_on_to_its_end_takes_them_away",
+    ),
+    Row(
+        "a finished run keeps the dumps of earlier stops", "mpp/train/run.py", "self.flight.close(remove=True)", "self.flight.close(remove=False)",
+        BAD + "test_a_signal_that_is_heeded_leaves_a_dump_of_each_rank_and_a_run_that_goes_on_to_its_end_takes_them_away",
+    ),
+    Row(
+        "the loss in a dump is the sum over micro-batches", "mpp/train/flight.py", "loss.detach() / self.accumulation", "loss.detach()", AGAIN,
+    ),
+    # Loss spikes.
+    Row(
+        "a spike is told in each of its steps", "mpp/monitor/spikes.py", "high and not self.inside, high", "high, high",
+        SPIKES + "test_a_spike_is_told_where_it_begins_once_and_how_far_it_stands_above",
+    ),
+    Row(
+        "a spike widens what counts as noise", "mpp/monitor/spikes.py", "min(above, DEVIATIONS * deviation) if high else above", "above",
+        SPIKES + "test_one_spike_hides_no_other_and_a_level_that_stays_is_learned",
+    ),
+    Row(
+        "a loss that falls is a spike", "mpp/monitor/spikes.py", "and above > max(", "and abs(above) > max(",
+        SPIKES + "test_noise_and_a_loss_that_falls_hold_no_spike " + SPIKES + "test_a_step_far_below_is_none",
+    ),
+    Row(
+        "spikes are looked for from the first step on", "mpp/monitor/spikes.py", "self.steps >= WINDOW and", "self.steps >= 2 and",
+        SPIKES + "test_the_first_steps_conclude_nothing",
+    ),
+    Row(
+        "a resumed run learns the running mean anew", "mpp/train/run.py", 'Spikes(**commit.record.get("spikes", {}))', "Spikes()",
+        BAD + "test_a_loss_spike_is_told_once_with_its_samples_and_counted_across_a_resume",
+    ),
+    Row(
+        "the samples of a spike are those of the step behind it", "mpp/train/run.py",
+        "first, end = (step - 1) * self.global_batch, step * self.global_batch", "first, end = step * self.global_batch, (step + 1) * self.global_batch",
+        BAD + "test_a_loss_spike_is_told_once_with_its_samples_and_counted_across_a_resume",
+    ),
+    # Samples passed over.
+    Row(
+        "a range is rounded inwards to steps", "mpp/data/order.py", "range(first // global_batch, min(steps, -(-end // global_batch)))",
+        "range(-(-first // global_batch), min(steps, end // global_batch))", ORDER + "test_steps_that_see_any_position_of_a_range_are_passed_over_whole",
+    ),
+    Row(
+        "the loader reads what is passed over", "mpp/pretraining.py", "run.first_step, run.total_steps, passed=passed)", "run.first_step, run.total_steps)",
+        PASSED,
+    ),
+    Row(
+        "a step that is passed over decays the weights", "mpp/train/run.py", "        if self.passed:\n            self.norm = torch.full",
+        "        if False:\n            self.norm = torch.full", PASSED,
+    ),
+    Row(
+        "steps that are passed over count as the optimiser's", "mpp/train/run.py", "        elif not asked.passed:\n", "        else:\n", PASSED,
+    ),
+    Row(
+        "what was trained on may be passed over afterwards", "mpp/train/run_folder.py",
+        '            _check_still_to_come(commit, theirs.get(key) or [], ours.get(key) or [])\n', "",
+        BAD + "test_what_was_trained_on_cannot_be_passed_over_any_more",
+    ),
+    # Replay.
+    Row(
+        "a step is taken again with the step behind it", "mpp/replaying.py", 'done = noted["step"] - 1', 'done = noted["step"]', AGAIN,
+    ),
+    Row(
+        "the newest weights are taken whatever the step", "mpp/replaying.py", "if each.step < step), None)", "if each.step), None)",
+        REPLAY + "test_with_one_rank_the_gradient_norm_is_that_of_the_run",
+    ),
+    Row(
+        "the paths that stochastic depth drops are others", "mpp/replaying.py", "    torch.manual_seed(noise)\n    total, losses", "    total, losses", AGAIN,
+    ),
+    Row(
+        "changed pixels go unnoticed", "mpp/replaying.py", 'each["pixels"] == pixels_check(batch["image"]) for', 'each["pixels"] == each["pixels"] for',
+        REPLAY + "test_other_pixels_are_told",
+    ),
+    Row(
+        "any weights count as those of the step", "mpp/replaying.py", "exact=commit.step == step - 1)", "exact=True)",
+        REPLAY + "test_with_older_weights_it_says_that_they_have_moved",
+    ),
+    Plant(
+        "only the whole model is watched", "mpp.monitor.magnitudes:largest", "lambda value: 0.0",
+        MAGNITUDES + "test_the_first_module_whose_output_is_not_finite_is_named_and_what_led_there",
+    ),
+    Row(
+        "what goes into a module is not looked at", "mpp/monitor/magnitudes.py", "given.append(math.isfinite(largest((inputs, named))))", "given.append(True)",
+        MAGNITUDES + "test_what_is_computed_between_modules_is_told_apart",
+    ),
+    Row(
+        "gradients of weights are not looked at", "mpp/monitor/magnitudes.py", "            if weight.requires_grad:\n", "            if not weight.requires_grad:\n",
+        MAGNITUDES + "test_gradients_are_followed_from_the_loss_on",
+    ),
+    Row(
+        "hooks stay on the model", "mpp/monitor/magnitudes.py", "        for handle in handles:\n            handle.remove()\n", "        pass\n",
+        MAGNITUDES + "test_nothing_is_left_behind_on_the_model",
+    ),
+]  # fmt: skip
