@@ -24,6 +24,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler
+from mpp.disks import disks
 from mpp.errors import AGAIN
 from mpp.finetune_job import (
     PROGRAM,
@@ -81,6 +82,7 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     asked, again: the config, and how to have it anew with what a preset says of what it leaves open.  argv: the command line, to be noted.  Raises
     UserError.
     """
+    disks.patience = asked.system.disk_patience_seconds
     peers = meet(asked.system.patience_slow_seconds)
     agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
 

@@ -18,14 +18,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpp import errors
 from mpp.errors import ConfigError, UserError, of_this_rank
 from mpp.place import Place, find_place
 from mpp.watch import meeting
+
+if TYPE_CHECKING:  # torch takes seconds, and a process alone needs none of it
+    import torch.distributed as dist
 
 LOOKUP_SECONDS = 60.0  # for the name of rank 0's host to become known: a pod's may take a moment
 ATTENTIVE = timedelta(seconds=1)  # between two looks whether somebody has left
@@ -39,7 +40,7 @@ class Peers:
     place: Place = field(default_factory=Place)
     hosts: Sequence[str] = ("",)  # of each rank
     local_ranks: Sequence[int] = (0,)  # likewise
-    store: dist.Store | None = None  # none for a process alone
+    store: "dist.Store | None" = None  # none for a process alone
     seconds: float = 1800.0  # how long one may let the others wait
     joined: bool = False  # there are collectives, and a watch
     _told: int = field(default=0, init=False)  # how often they told each other anything
@@ -141,6 +142,8 @@ class Peers:
 
     def _wait(self, names: Sequence[str]) -> None:
         """Until others have written these.  Raises ConfigError where one has left, or does not come."""
+        import torch.distributed as dist
+
         store = self.store
         assert store is not None
         end = time.monotonic() + self.seconds
@@ -191,6 +194,8 @@ def meet(seconds: float) -> Peers:
     place = find_place()
     if place.size == 1:
         return Peers(place, (socket.gethostname(),), (place.local_rank,))
+    import torch.distributed as dist
+
     _wait_for_name(place)
     limit = timedelta(seconds=max(seconds, 1.0))
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun serves it

@@ -24,6 +24,7 @@ from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
 from mpp.data.training_set import TrainingSet, open_training_set
+from mpp.disks import disks
 from mpp.errors import AGAIN
 from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIXES, is_written, write_encoder
@@ -91,6 +92,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
 
     asked, again: the config, and how to have it anew with what it leaves open (settling.py).  argv: the command line, to be noted.  Raises UserError.
     """
+    disks.patience = asked.system.disk_patience_seconds
     peers = meet(asked.system.patience_slow_seconds)
     agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
     allow_open_files()

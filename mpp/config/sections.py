@@ -179,6 +179,9 @@ class SystemConfig(Section):
     patience_slow_seconds: Annotated[float, Field(gt=0)] = (
         1800.0  # the same while it starts, loads, compiles, measures or saves, or all stand still
     )
+    disk_patience_seconds: Annotated[float, Field(ge=0)] = (
+        300.0  # how long a read is tried again where a shared file system fails for a while
+    )
     deepspeed: dict[str, Any] = {}  # further DeepSpeed settings, passed through
 
 
@@ -186,6 +189,14 @@ class CheckpointConfig(Section):
     every_minutes: Annotated[float, Field(gt=0)] | None = 15.0
     every_samples: Positive | None = None
     keep: Annotated[int, Field(ge=2)] = 2  # newest commits kept
+    keep_every_samples: Positive | None = None  # the steps that reach each multiple of it commit, too, and are kept for good
+    background: StrictBool = True  # copied in its step, and written while training goes on
+    give_up_minutes: Annotated[float, Field(ge=0)] = (
+        30.0  # for which disks may fail to take a checkpoint before the run ends; 0: it ends at once
+    )
+    stop_after_minutes: Annotated[float, Field(gt=0)] | None = (
+        None  # of a start, which then commits in time, and ends as if asked to stop; null: the end of the SLURM job
+    )
     keep_at_samples: Annotated[
         tuple[Positive, ...], Field(strict=False)
     ] = ()  # the steps that reach these commit, too, and are kept for good

@@ -4,7 +4,9 @@ float32 weights and optimiser moments by parameter name, dealt out to the ranks 
 what makes it exist.
 """
 
+import errno
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,31 +27,68 @@ from mpp.watch import meeting, watch
 from mpp.world import World
 
 
-@watch.slowly("saving a checkpoint")
-def save(run_dir: Path, engine: Engine, world: World, record: dict[str, Any], beside: Mapping[str, Tensor] | None = None) -> Commit:
-    """Collective: every rank calls it after the same step.
+class NotWrittenError(CheckpointError):
+    """A checkpoint that a disk did not take: what was committed before is as it was, and another may be tried.  why: in words."""
 
-    record: step, samples_seen, config ...  beside: further tensors, the same on all ranks (an average of the weights), by their full name, such
-    as "ema/NAME"; rank 0 writes them.  Returns what was committed.  Raises CheckpointError, on all ranks, where a number is not finite or a file
-    cannot be written; then what was committed before is as it was.
+    def __init__(self, done: str, why: str):
+        super().__init__(f"the checkpoint was not {done} ({why}); earlier ones are whole: mend that, and give the same command again")
+        self.why = why
+
+
+class Saving:
+    """One checkpoint on its way to the disk: this rank's share is copied at once, and written by a thread, while training goes on.
+
+    It exists once `commit` has returned.  All but `is_written` is collective.
     """
-    folder = checkpoint_folder(run_dir, record["step"])
-    mine = {}
-    owners = _owners(engine, world.size)
-    for name, parameter in engine.module.named_parameters():
-        for kind, tensor in engine.state_of(parameter).items():
-            if owners[name] == world.rank:
-                mine[f"{kind}/{name}"] = tensor.detach().float().cpu().contiguous().clone()
-    if world.first and beside:
-        mine |= {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in beside.items()}
-    _check_finite(run_dir, mine, record, world)
-    _together(world, lambda: _fresh(folder) if world.first else None)
-    facts = _together(world, lambda: _write(folder / f"rank{world.rank:05d}", mine, engine.moments))
-    gathered: list[dict] = [{} for _ in range(world.size)]
-    dist.all_gather_object(gathered, facts)
-    record = record | {"files": {name: fact for part in gathered for name, fact in sorted(part.items())}}
-    _together(world, lambda: write_commit(folder, record) if world.first else None)
-    return sealed(folder, record)
+
+    @watch.slowly("copying a checkpoint")
+    def __init__(self, run_dir: Path, engine: Engine, world: World, record: Mapping[str, Any], beside: Mapping[str, Tensor] | None = None):
+        """record: step, samples_seen, config ...  beside: further tensors, the same on all ranks (an average of the weights), by their full name,
+        such as "ema/NAME"; rank 0 writes them.  Raises, on all ranks, CheckpointError where a number is not finite, and NotWrittenError where there
+        is no room."""
+        self.folder, self.world, self.record = checkpoint_folder(run_dir, record["step"]), world, record
+        mine, owners = {}, _owners(engine, world.size)
+        for name, parameter in engine.module.named_parameters():
+            for kind, tensor in engine.state_of(parameter).items():
+                if owners[name] == world.rank:
+                    mine[f"{kind}/{name}"] = tensor.detach().float().cpu().contiguous().clone()
+        if world.first and beside:
+            mine |= {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in beside.items()}
+        _check_finite(run_dir, mine, record, world)
+        needed = torch.tensor(sum(tensor.nbytes for tensor in mine.values()))
+        dist.all_reduce(needed)
+        together_on_disk(world, lambda: _fresh(self.folder, int(needed)) if world.first else None)
+        self._facts: dict[str, Any] = {}
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._write, args=[mine, engine.moments], name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self, mine: dict[str, Tensor], moments: Sequence[str]) -> None:
+        try:
+            self._facts = _write(self.folder / f"rank{self.world.rank:05d}", mine, moments)
+        except (OSError, SafetensorError) as error:
+            self._failure = error
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has done its part, well or not."""
+        return not self._thread.is_alive()
+
+    @watch.slowly("saving a checkpoint")
+    def commit(self) -> Commit:
+        """Wait for all parts, then make it exist.  Raises NotWrittenError, on all ranks, where a file cannot be written."""
+        self._thread.join()
+        facts = together_on_disk(self.world, self._told)
+        gathered: list[dict] = [{} for _ in range(self.world.size)]
+        dist.all_gather_object(gathered, facts)
+        record = {**self.record, "files": {name: fact for part in gathered for name, fact in sorted(part.items())}}
+        together_on_disk(self.world, lambda: write_commit(self.folder, record) if self.world.first else None)
+        return sealed(self.folder, record)
+
+    def _told(self) -> dict[str, Any]:
+        if self._failure:
+            raise self._failure
+        return self._facts
 
 
 def _check_finite(run_dir: Path, mine: Mapping[str, Tensor], record: Mapping[str, Any], world: World) -> None:
@@ -64,8 +103,9 @@ def _check_finite(run_dir: Path, mine: Mapping[str, Tensor], record: Mapping[str
         )
 
 
-def _together(world: World, work: Callable[[], Any], done: str = "written") -> Any:
-    """Do this rank's part; if it fails on any rank (a full disk, a lost mount), all of them raise the same CheckpointError, and none waits for ever."""
+def together_on_disk(world: World, work: Callable[[], Any], done: str = "written") -> Any:
+    """Collective: do this rank's part; if it fails on any rank (a full disk, a lost mount), all of them raise the same NotWrittenError, and none waits
+    for ever."""
     result, failure = None, None
     try:
         result = work()
@@ -75,18 +115,20 @@ def _together(world: World, work: Callable[[], Any], done: str = "written") -> A
     with meeting():
         dist.all_gather_object(failures, failure)
     if any(failures):
-        raise CheckpointError(
-            f"the checkpoint was not {done} ({'; '.join(filter(None, failures))}); earlier ones are whole: mend that, and give the same command again"
-        )
+        raise NotWrittenError(done, "; ".join(filter(None, failures)))
     return result
 
 
-def _fresh(folder: Path) -> None:
+def _fresh(folder: Path, needed: int) -> None:
+    """needed: bytes that all ranks will write.  Raises OSError where there is no room for them."""
     if (folder / "COMMIT.json").exists():
         set_aside(folder, "aside")
     shutil.rmtree(folder, ignore_errors=True)  # of a write that never committed
     folder.parent.mkdir(exist_ok=True)  # but not the run folder: one that was moved away is not begun again
     folder.mkdir()
+    if (free := shutil.disk_usage(folder).free) < needed:
+        folder.rmdir()
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB free", str(folder.parent))
 
 
 def _write(start: Path, tensors: dict[str, Tensor], moments: Sequence[str]) -> dict[str, dict]:
@@ -111,7 +153,7 @@ class Passed:
 
     def __init__(self, commit: Commit, world: World):
         self.commit, self.world = commit, world
-        self._files = _together(world, lambda: self._opened(commit.share_of(world.rank, world.size)), "read")
+        self._files = together_on_disk(world, lambda: self._opened(commit.share_of(world.rank, world.size)), "read")
         mine = {name: list(file.get_slice(name).get_shape()) for file in self._files for name in file.keys()}  # noqa: SIM118
         known: list[dict[str, list[int]]] = [{} for _ in range(world.size)]
         dist.all_gather_object(known, mine)

@@ -51,8 +51,8 @@ from mpp.text import counted, say
 from mpp.train.average import WeightAverage
 from mpp.train.bad_samples import BadSamples
 from mpp.train.branch import branch_course, check_branch, find_trunk
-from mpp.train.checkpoint import restore, save
-from mpp.train.commit import Commit, commits, find_commit, prune, set_aside_after
+from mpp.train.checkpoint import Saving, restore
+from mpp.train.commit import Commit, commits, find_commit, set_aside_after
 from mpp.train.compiling import pays
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.flight import Flight
@@ -60,6 +60,7 @@ from mpp.train.progress import progress_line
 from mpp.train.resume import STALE_SECONDS, Course, as_first_sees, course_of, settle, settle_trunk, way_out
 from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, refuse_unshared, write_run_folder
 from mpp.train.sample_log import SampleLog
+from mpp.train.saving import Saver
 from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
 from mpp.train.shared_sum import SharedSum
 from mpp.train.signals import StopRequest
@@ -288,7 +289,8 @@ class Run:
         passed: steps (0 is the first) that see no batch and change nothing, while their samples count as seen; the stream is without them."""
         self.stop = self.stop or StopRequest()
         self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
-        self._began = self._last_save = time.perf_counter()
+        self._began = time.perf_counter()
+        self._saver = Saver(self.run_dir, self.world, self.config.checkpoint, self._committed)
         self._busy, self._waited, self._logged_step, self._first_seconds = 0.0, 0.0, self.first_step, 0.0
         self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
         self.engine.phases.look()  # the empty step of a resumed run is not counted
@@ -422,18 +424,18 @@ class Run:
             found |= {f"speed/{phase}_ms": 1000 * each / steps for phase, each in seconds.items()}
         return {"speed/wait_share": waited / self._busy, "speed/peak_gb": peak_gigabytes(self.world.device.type)} | found
 
-    def save(self, step: "Step", more: Mapping[str, Any]) -> Commit:
-        """Collective: commit this step.  more: what the program wants beside the record."""
+    def save(self, step: "Step", more: Mapping[str, Any]) -> None:
+        """Collective: commit this step (train/saving.py); `commit` is the newest one that exists.  more: what the program wants beside the record."""
         record: dict[str, Any] = {"step": step.number, "samples_seen": step.samples_seen, "bad_samples": self.bad_samples}
         record |= {"skipped_steps": self.skipped_steps, "optimiser_steps": self.optimiser_steps, "spikes": dataclasses.asdict(self.spikes)}
         record |= {"config": self.config.model_dump(mode="json"), "manifests": self._depends_on, "world_size": self.world.size}
         record |= {"zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
         record |= {"kept": True} if step.kept else {}
-        self.commit = save(self.run_dir, self.engine, self.world, record, self.average.tensors() if self.average else None)
-        self._last_save = time.perf_counter()
-        if self.world.first:
-            prune(self.run_dir, self.config.checkpoint.keep)
-        return self.commit
+        beside = self.average.tensors() if self.average else None
+        self._saver.save(lambda: Saving(self.run_dir, self.engine, self.world, record, beside), ends=step.last or step.stopping)
+
+    def _committed(self, commit: Commit) -> None:
+        self.commit = commit
 
     def close(self) -> None:
         """The folder is let go, and what the run held in memory is given back; `commit` and `course` stay."""
@@ -508,12 +510,13 @@ class Step:
 
         # What every rank must decide alike is asked for now and read a step later, when the device has long finished: so nothing waits for it but a step
         # that shows or commits something.
-        minutes = (time.perf_counter() - run._last_save) / 60
-        save_due = run.world.first and checkpoint.every_minutes is not None and minutes >= checkpoint.every_minutes
+        saver, first = run._saver, run.world.first
         broken = False if self.passed else ~torch.isfinite(self.norm)
-        self._agreed = SharedSum([broken, stop.requested, save_due, self._bad], run.world)
+        stops = stop.requested or (first and saver.late)
+        self._saving, self._agreed = saver.pending, SharedSum([broken, stops, first and saver.due, self._bad, saver.is_written], run.world)
         self.shown = self.logs or self.number == run.first_step + 1  # the first step is shown at once, for people alone
         self.kept = any(self.samples_seen - run.global_batch < at <= self.samples_seen for at in run.keep_at)
+        self.kept = self.kept or self.crosses(checkpoint.keep_every_samples)
         self.commits = run._owed or self.crosses(checkpoint.every_samples) or self.kept or self.last
         before, run._unread = run._unread, self
         if before:
@@ -532,7 +535,9 @@ class Step:
     def _heed(self, asked: "Step") -> None:
         """Do what all ranks agreed on in the step that asked, this one or the one before."""
         run = self.run
-        broken, stopping, save_now, bad = asked._agreed.read()
+        broken, stopping, save_now, bad, written = asked._agreed.read()
+        if written == run.world.size and asked._saving is run._saver.pending:
+            run._saver.finish()
         if broken:
             run.skip(asked)
         elif not asked.passed:
