@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mpp.errors import AGAIN
 from tests.pipeline.conftest import Finished, metrics, pretrain, succeed, tensors
 from tests.pipeline.test_resume import forget_after
 from tests.pipeline.test_teacher import FEATURES
@@ -16,6 +17,7 @@ from tests.pipeline.test_teacher import FEATURES
 POISON = """
 import os, sys
 import mpp.train.run as run
+from mpp.errors import AGAIN
 from mpp.errors import run_program
 from mpp.pretrain import main
 from mpp.train.engine import Engine
@@ -205,7 +207,7 @@ def test_a_signal_that_is_heeded_leaves_a_dump_of_each_rank_and_a_run_that_goes_
     stopped = pretrain(
         run, shards, "log.every_steps=4", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGTERM", sleeps=False)]
     )
-    assert stopped.status == [0, 0] and "stopped as asked at step" in stopped.out
+    assert stopped.status == [AGAIN, AGAIN] and "stopped as asked at step" in stopped.out
     ours, theirs = dump(run, 0), dump(run, 1)
     assert ours["why"] == theirs["why"] == f"stopped as asked at step {ours['step']}" and ours["step"] in (4, 5)
     assert [each["losses"] for each in ours["steps"]] == [each["losses"] for each in theirs["steps"]]
@@ -232,7 +234,7 @@ def test_a_rank_that_stands_still_because_another_was_killed_is_ended_with_its_d
     run = tmp_path / "run"
     program = ["-c", SIGNALS.format(name="SIGKILL", sleeps=True)]
     killed = pretrain(run, shards, "log.every_steps=9", "log.pictures=0", world=2, program=program)
-    assert killed.status == [2, -9]
+    assert killed.status == [AGAIN, -9]
     found = dump(run, 0)
     assert found["why"] == "ended by the watchman, because of another process" and [each["step"] for each in found["steps"]] == [1, 2, 3, 4]
     assert {each["loss"] for each in found["steps"]} == {None}  # of the device nothing is asked any more

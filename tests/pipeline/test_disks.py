@@ -83,7 +83,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_whole_commits(small_disk, shar
 @pytest.mark.parametrize("how", ["renamed", pytest.param("deleted", marks=pytest.mark.long)])
 def test_a_run_folder_that_goes_away_ends_the_run_with_one_line(tmp_path, shards, how):
     run = tmp_path / "run"
-    (job,) = start([*TINY, *LONG, f"data.shards={shards}", f"run_dir={run}", "checkpoint.every_samples=240"])
+    (job,) = start([*TINY, *LONG, f"data.shards={shards}", f"run_dir={run}", "checkpoint={every_samples: 240, give_up_minutes: 0}"])
     while not (run / "checkpoints").is_dir():
         assert job.poll() is None, job.communicate()
         time.sleep(0.05)

@@ -167,6 +167,7 @@ CHANGES = {
     "checkpoint.every_minutes": [Change("checkpoint.every_minutes=1e-9", "commits", "checkpoint.every_samples=null", same=SPEED)],
     "checkpoint.every_samples": [Change("checkpoint.every_samples=8", "commits", same=SPEED)],
     "checkpoint.keep_at_samples": [Change("checkpoint.keep_at_samples=[8]", "commits", "checkpoint.every_samples=null", same=SPEED)],
+    "checkpoint.keep_every_samples": [Change("checkpoint.keep_every_samples=8", "commits", "checkpoint.every_samples=null", same=SPEED)],
     "checkpoint.keep": [Change("checkpoint.keep=2", "commits", same=SPEED)],
     "evaluate.images": [Change("evaluate.images=12", "features printed", "evaluate.every_steps=1", same=SPEED)],
     "evaluate.every_steps": [Change("evaluate.every_steps=2", "features printed", same=SPEED)],
@@ -183,6 +184,10 @@ ELSEWHERE = {
     "system.max_skipped_steps": "tests/pipeline/test_bad_numbers.py, on steps that are not finite",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
+    "system.disk_patience_seconds": "tests/test_disks.py",
+    "checkpoint.background": "tests/train/test_saving.py: it changes when a commit exists, and nothing of it",
+    "checkpoint.give_up_minutes": "tests/train/test_saving.py, on disks that take nothing",
+    "checkpoint.stop_after_minutes": "tests/train/test_saving.py, against the clock",
 }
 
 MANY = """

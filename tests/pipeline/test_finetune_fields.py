@@ -123,6 +123,7 @@ TABLE = {
     "checkpoint.every_minutes": Row(1e-9, EVERY_STEP, ("checkpoint.every_samples=null",), becomes={"checkpoints": [1, 2, 3, 4, 5, 6]}),
     "checkpoint.every_samples": Row(24, EVERY_STEP, becomes={"checkpoints": [3, 6]}),
     "checkpoint.keep": Row(2, EVERY_STEP, becomes={"checkpoints": [5, 6]}),
+    "checkpoint.keep_every_samples": Row(16, {"checkpoints"}, ("checkpoint.keep=2",), becomes={"checkpoints": [2, 4, 5, 6]}),
     "checkpoint.keep_at_samples": Row([16], {"checkpoints"}, ("checkpoint.keep=2",), becomes={"checkpoints": [2, 5, 6]}),
 }
 
@@ -133,6 +134,10 @@ ELSEWHERE = {
     "system.max_skipped_steps": "tests/pipeline/test_bad_numbers.py, on steps that are not finite",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
+    "system.disk_patience_seconds": "tests/test_disks.py",
+    "checkpoint.background": "tests/train/test_saving.py: it changes when a commit exists, and nothing of it",
+    "checkpoint.give_up_minutes": "tests/train/test_saving.py, on disks that take nothing",
+    "checkpoint.stop_after_minutes": "tests/train/test_saving.py, against the clock",
 }
 
 

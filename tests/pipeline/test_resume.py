@@ -194,7 +194,7 @@ def test_a_kill_inside_a_checkpoint_leaves_the_one_before(uninterrupted, shards,
 def test_a_full_disk_on_one_rank_stops_all_with_one_line_and_keeps_what_was_committed(shards, tmp_path):
     run = tmp_path / "run"
     fault = "raise OSError(28, 'No space left on device')"
-    finished = pretrain(run, shards, world=2, program=["-c", FAULTY.format(rank=1, fault=fault)])
+    finished = pretrain(run, shards, "checkpoint.give_up_minutes=0", world=2, program=["-c", FAULTY.format(rank=1, fault=fault)])
     assert finished.status == [2, 2]
     assert len(finished.error_lines) == 1 and "No space left" in finished.error_lines[0] and "rank 1" in finished.error_lines[0]
     assert "make room there); earlier ones are whole" in finished.error_lines[0]
