@@ -17,7 +17,6 @@ from tests.pipeline.test_teacher import FEATURES
 POISON = """
 import os, sys
 import mpp.train.run as run
-from mpp.errors import AGAIN
 from mpp.errors import run_program
 from mpp.pretrain import main
 from mpp.train.engine import Engine
@@ -222,7 +221,7 @@ def test_a_rank_that_is_ended_because_another_was_killed_leaves_its_own(shards, 
     killed = pretrain(
         run, shards, "log.every_steps=9", "log.pictures=0", world=2, program=["-c", SIGNALS.format(name="SIGKILL", sleeps=False)]
     )
-    assert killed.status[1] == -9 and killed.status[0] == 2
+    assert killed.status[1] == -9 and killed.status[0] == AGAIN
     assert not (run / "flight" / "rank1.json").exists()  # nothing can be done about that
     found = dump(run, 0)
     assert "another process" in found["why"] and [each["step"] for each in found["steps"]][:3] == [1, 2, 3]
