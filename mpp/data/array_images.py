@@ -91,6 +91,9 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def labels_of(self, ids: np.ndarray) -> np.ndarray:
+        return self.labels[ids]
+
     @property
     def samples_per_shard(self) -> list[int]:
         return [len(self)]

@@ -106,6 +106,9 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
+    def labels_of(self, ids: np.ndarray) -> np.ndarray:
+        return self.labels[ids]
+
     @property
     def labelled(self) -> bool:
         return bool(self.classes)

@@ -76,6 +76,10 @@ class LabelledImages(Images, Protocol):
         """int32 [n], -1 for none."""
         ...
 
+    def labels_of(self, ids: np.ndarray) -> np.ndarray:
+        """int32 [m]: of these alone."""
+        ...
+
     @property
     def labelled(self) -> bool: ...
 

@@ -3,7 +3,7 @@
 Here is what can be told without reading a shard: the manifest's claims about itself, sizes, the index's hash and its rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,10 +81,12 @@ def most_pixels(source: dict[str, Any]) -> int:
     return given if isinstance(given, int) and given > 0 else MAX_PIXELS
 
 
-def row_faults(folder: Path, manifest: Manifest, index: ShardIndex | np.ndarray) -> Iterator[Fault]:
+def row_faults(
+    folder: Path, manifest: Manifest, index: ShardIndex | np.ndarray, seen: Callable[[np.ndarray], None] = lambda rows: None
+) -> Iterator[Fault]:
     """Rows that cannot be those of this manifest's shards and classes.
 
-    index: INDEX_DTYPE [samples], as many as the manifest says: it is looked at in stretches of ROWS.
+    index: INDEX_DTYPE [samples], as many as the manifest says: it is looked at in stretches of ROWS, each of which `seen` is given, too.
     """
     path, classes, most = folder / manifest.index.name, len(manifest.classes), most_pixels(manifest.source)
     ends = np.cumsum([entry.samples for entry in manifest.shards], dtype=np.int64)
@@ -92,6 +94,7 @@ def row_faults(folder: Path, manifest: Manifest, index: ShardIndex | np.ndarray)
     free = last_key = -1  # of the row before: first byte of its shard in which the next image may begin; its key
     for first in range(0, len(index), ROWS):
         rows = np.asarray(index[first : first + ROWS])
+        seen(rows)
         shards = np.searchsorted(ends, (first, first + len(rows) - 1), side="right")
         span = np.arange(shards[0], shards[1] + 1)
         expected = np.repeat(span, np.diff(np.minimum(ends[span], first + len(rows)), prepend=first))  # [rows]: the shard each must lie in

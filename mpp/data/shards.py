@@ -67,12 +67,13 @@ class ShardSet:
 
     remedy = "copy or make the split again"
 
-    def __init__(self, path: Path, manifest: Manifest, manifest_hash: str):
-        """Takes a manifest as checked by `open`, which is the way in."""
+    def __init__(self, path: Path, manifest: Manifest, manifest_hash: str, unlabelled: int):
+        """Takes what `open`, which is the way in, has checked.  unlabelled: samples without a label."""
         self.path = path
         self.manifest: dict[str, Any] = manifest.model_dump(exclude={"shards"})  # of what is kept in columns below
         self.manifest_hash = manifest_hash  # sha256 of manifest.json's bytes, hexadecimal
         self.classes: list[str] = manifest.classes
+        self.unlabelled = unlabelled
         self.shard_names = np.array(
             [os.fsencode(entry.name) for entry in manifest.shards]
         )  # bytes, [shards]: many thousands of str would be copied
@@ -93,12 +94,12 @@ class ShardSet:
         folder = Path(path)
         manifest, data = peers.together(lambda: read_manifest(folder))
         found = hashlib.sha256(data).hexdigest()
-        shared = peers.from_first(lambda: [found, _check(folder, manifest)])
-        peers.together(lambda: _check_own(folder, manifest, found, shared, peers))
-        return cls(folder, manifest, found)
+        first = peers.from_first(lambda: [found, _check(folder, manifest), _file_of(folder, manifest)])
+        peers.together(lambda: _check_own(folder, manifest, found, first, peers))
+        return cls(folder, manifest, found, unlabelled=first[1])
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.path, self.manifest_hash)
+        return _reopen, (self.path, self.manifest_hash, self.unlabelled)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -117,9 +118,13 @@ class ShardSet:
         """int32 [samples], -1 for none."""
         return np.ascontiguousarray(self.index["label"], dtype=np.int32)
 
+    def labels_of(self, ids: np.ndarray) -> np.ndarray:
+        """int32 [m]: as `labels`, of these alone, without those of all the others."""
+        return np.array([self.index.row(int(sample)).label for sample in ids], np.int32)
+
     @property
     def labelled(self) -> bool:
-        return bool((self.labels >= 0).all())
+        return self.unlabelled == 0
 
     @functools.cached_property
     def prints(self) -> np.ndarray:
@@ -185,12 +190,18 @@ def _open_files() -> int:
     return OPEN_FILES if limit == resource.RLIM_INFINITY else min(OPEN_FILES, limit // 4)
 
 
-def _check(folder: Path, manifest: Manifest) -> list[int]:
-    """Everything that can be told without reading a shard; what the index is to the file system.  Raises DataError."""
+def _check(folder: Path, manifest: Manifest) -> int:
+    """Everything that can be told without reading a shard.  Returns how many samples have no label.  Raises DataError."""
+    unlabelled = 0
+
+    def count(rows: np.ndarray) -> None:
+        nonlocal unlabelled
+        unlabelled += int((rows["label"] < 0).sum())
+
     try:
         _refuse(file_faults(folder, manifest))
-        _refuse(row_faults(folder, manifest, ShardIndex(folder / manifest.index.name, manifest.samples)))
-        return _file_of(folder, manifest)
+        _refuse(row_faults(folder, manifest, ShardIndex(folder / manifest.index.name, manifest.samples), count))
+        return unlabelled
     except OSError as error:
         raise of_this_rank(DataError(f"{folder}: cannot read the shards: {error}; check the disk or mount and try again")) from error
 
@@ -201,17 +212,17 @@ def _file_of(folder: Path, manifest: Manifest) -> list[int]:
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _check_own(folder: Path, manifest: Manifest, found: str, shared: tuple[str, list[int]], peers: Peers) -> None:
-    """What rank 0 has not checked for this process.  shared: the manifest's hash and the index's file there."""
+def _check_own(folder: Path, manifest: Manifest, found: str, first: tuple[str, int, list[int]], peers: Peers) -> None:
+    """What rank 0 has not checked for this process.  first: the manifest's hash, and (last) the index's file, there."""
     if peers.first:
         return
-    if found != shared[0]:
+    if found != first[0]:
         raise DataError(
-            f"{folder}: on {peers.called(peers.rank)} it is another set (manifest sha256 {found[:12]}..., rank 0 has {shared[0][:12]}...); "
+            f"{folder}: on {peers.called(peers.rank)} it is another set (manifest sha256 {found[:12]}..., rank 0 has {first[0][:12]}...); "
             "give all hosts the same files"
         )
     try:
-        same = _file_of(folder, manifest) == shared[1]
+        same = _file_of(folder, manifest) == first[2]
     except OSError as error:
         raise DataError(f"{folder}: {peers.called(peers.rank)} cannot read the shards: {error}; check the disk or mount there") from error
     if not same and peers.first_of_host:
@@ -224,9 +235,9 @@ def _refuse(faults: Iterator[Fault]) -> None:
         raise of_this_rank(error) if fault.kind == UNREADABLE else error
 
 
-def _reopen(path: Path, manifest_hash: str) -> ShardSet:
+def _reopen(path: Path, manifest_hash: str, unlabelled: int) -> ShardSet:
     """Unpickle: the sender has checked the files, so only a changed manifest is looked for."""
     manifest, data = read_manifest(path)
     if hashlib.sha256(data).hexdigest() != manifest_hash:
         raise DataError(f"{path / MANIFEST}: changed while the program was running; start it again")
-    return ShardSet(path, manifest, manifest_hash)
+    return ShardSet(path, manifest, manifest_hash, unlabelled)

@@ -181,7 +181,7 @@ class FeatureLooks:
             return None
         (ids, values), images = self._asked, self.chosen.of_asked
         rows = subset(len(ids), min(most, len(ids)), self.seed, 4)
-        known = images.labels[ids[rows]] if images.labelled else None
+        known = images.labels_of(ids[rows]) if images.labelled else None
         words = [images.classes[label] for label in known] if known is not None else [str(sample) for sample in ids[rows]]
         return values[torch.from_numpy(rows)].numpy(), words, self._read(images, ids, ids[rows])["image"]
 
@@ -192,7 +192,7 @@ class FeatureLooks:
         if len(known) < LEAST_BANK:
             return found
         values = torch.cat([known, new])
-        labels = np.concatenate([self.chosen.of_bank.labels[bank_ids], self.chosen.of_asked.labels[asked_ids]])
+        labels = np.concatenate([self.chosen.of_bank.labels_of(bank_ids), self.chosen.of_asked.labels_of(asked_ids)])
         features = Features(_spec(values.shape[1]), Layout({("mean", 0): 0}, {("mean", 0): values.shape[1]}), values)
         choosing = subset(len(known), max(1, round(CHOOSING * len(known))), self.seed, 3)
         split = Split(np.setdiff1d(np.arange(len(known)), choosing), choosing)
