@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -100,16 +101,16 @@ class Peers:
         if not self.first:
             with meeting():
                 self._wait([name])
-            told = json.loads(self.store.get(name))
+            told = _unpacked(self.store.get(name))
             if "error" in told:
                 raise UserError(told["error"])  # which rank 0 prints
             return told["made"]
         try:
             made = _as_json(make())
         except UserError as error:
-            self.store.set(name, json.dumps({"error": str(error)}))
+            self.store.set(name, _packed({"error": str(error)}))  # type: ignore[arg-type]
             raise
-        self.store.set(name, json.dumps({"made": made}))
+        self.store.set(name, _packed({"made": made}))  # type: ignore[arg-type]  # of bytes, too
         return made
 
     def gather(self, mine: Any) -> list[Any]:
@@ -287,6 +288,15 @@ def _wait_for_name(place: Place) -> None:
 def _raise_first(failures: Sequence[str | None]) -> None:
     if failed := next(filter(None, failures), None):
         raise UserError(failed)
+
+
+def _packed(value: Any) -> bytes:
+    """Lists of files may be long, and go to every process."""
+    return zlib.compress(json.dumps(value).encode(), 1)
+
+
+def _unpacked(data: bytes) -> Any:
+    return json.loads(zlib.decompress(data))
 
 
 def _as_json(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from mpp.data.decode import check_header, storable
 from mpp.data.fingerprints import read_prints
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError, of_this_rank
+from mpp.peers import ALONE, Peers
 from mpp.progress import tracked
 
 
@@ -41,17 +43,11 @@ class FolderImages:
     remedy = "mend that file, or take it away"
 
     @classmethod
-    def open(cls, path: Path) -> "FolderImages":
-        """Raises DataError for a folder without class folders, of splits, or with images that lie in none of its folders."""
-        ignored: Counter[str] = Counter()
-        try:
-            found = sorted(
-                tracked(walk(path, ignored), f"listing {path}", None, "files"),
-                key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name)),
-            )
-            folders = {entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)}
-        except OSError as error:
-            raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
+    def open(cls, path: Path, peers: Peers = ALONE) -> "FolderImages":
+        """peers: who opens it together, collectively: rank 0 lists it.  Raises DataError for a folder without class folders, of splits, or with images
+        that lie in none of its folders."""
+        listed = peers.from_first(lambda: _list(path))
+        found, folders, ignored = [Listed(*file) for file in listed[0]], set(listed[1]), Counter(listed[2])
         if not found or not folders:
             seen = f" but {describe(ignored)}" if ignored and not found else ""
             raise DataError(
@@ -147,6 +143,25 @@ class FolderImages:
 
     def read(self, sample: int) -> bytes:
         return _file_bytes(self.files[sample])
+
+
+class Listed(NamedTuple):
+    """A file of the folder."""
+
+    name: str  # relative
+    size: int  # bytes
+    changed_ns: int
+
+
+def _list(path: Path) -> tuple[list[Listed], list[str], dict[str, int]]:
+    """The files that may be images, in ImageFolder's order; the folders; how many of what else."""
+    ignored: Counter[str] = Counter()
+    try:
+        found = [Listed(file.name, file.size, file.changed_ns) for file in tracked(walk(path, ignored), f"listing {path}", None, "files")]
+        folders = [entry.name for entry in os.scandir(path) if entry.is_dir() and not is_hidden(entry.name)]
+    except OSError as error:
+        raise of_this_rank(DataError(f"{path}: cannot be read: {error}; check the disk or mount and try again")) from error
+    return sorted(found, key=lambda file: (folder_at(file.name, 1), *os.path.split(file.name))), folders, ignored
 
 
 def _refuse_splits(path: Path, names: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> Labell
         if named := sorted(entry.name for entry in os.scandir(folder) if (folder / entry.name / MANIFEST).exists()):
             first = "train" if "train" in named else named[0]
             raise DataError(f"{source} holds the splits {', '.join(named)}; give one of them, such as {folder / first}")
-        return FolderImages.open(folder)
+        return FolderImages.open(folder, peers)
     if SEVERAL.match(name.lower().replace("_", "")):
         raise DataError(
             f"{source}: torchvision's sets of that name have several labels or boxes an image (multi-label, detection), and none of it is one class an "
