@@ -3,8 +3,9 @@
     python benchmarks/growth.py [--of images size model processes] [--rounds 3] [--out FILE] [--plot docs/growth.png]
     python benchmarks/growth.py --drawn benchmarks/results/cpu2-growth.json --plot docs/growth.png        # the plot alone
 
-images      a set of so many samples in shards of a thousand (holes in place of images), in a process of its own: seconds to open it, to place the
-            first batch of 4,096, and the memory that both take
+images      a set of so many samples in shards of a thousand (holes in place of images), in a process of its own: seconds to open it (rank 0, which
+            checks it; another rank, for which it is checked), to place the first batch of 4,096, the memory that a rank takes for both, and what a
+            forked loader process has of its own after placing another
 size        MAE ViT-S/16 at so many pixels a side, batches of 8: milliseconds an image of a training step, bytes of the step's tensors
 model       MAE at 224 pixels with encoders from Ti to L, batches of 4: the same, and what parameters and moments take
 processes   cifar_mae in batches of 32 a process on the cores of this machine: images/s of all of them, megabytes of each process
@@ -15,6 +16,7 @@ Medians over rounds.
 import argparse
 import functools
 import gc
+import hashlib
 import json
 import math
 import os
@@ -39,6 +41,7 @@ from step import synthetic_batch
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.order import Order
+from mpp.data.shard_format import read_manifest
 from mpp.data.shards import ShardSet
 from mpp.errors import run_program
 from mpp.machine import usable_cores
@@ -109,7 +112,20 @@ def opened(folder: str, count: int) -> dict[str, float]:
     sizes = [shards.size_of(int(sample)) for sample in ids]
     placed = time.perf_counter()
     assert len(sizes) == len(ids)
-    return {"open_seconds": read - began, "first_batch_seconds": placed - read, "mb": (psutil.Process().memory_info().rss - memory) / 1e6}
+    found = {"open_seconds": read - began, "first_batch_seconds": placed - read, "mb": (psutil.Process().memory_info().rss - memory) / 1e6}
+    gc.collect()
+    gc.freeze()
+    ours, theirs = os.pipe()
+    if not os.fork():
+        _, ids = order.sample_ids(order.places(1, 0, 1))
+        assert all(shards.size_of(int(sample)) for sample in ids)
+        os.write(theirs, f"{psutil.Process().memory_full_info().uss / 1e6}".encode())
+        os._exit(0)
+    os.wait()
+    began = time.perf_counter()
+    manifest, data = read_manifest(Path(folder))
+    ShardSet(Path(folder), manifest, hashlib.sha256(data).hexdigest(), 0)
+    return found | {"worker_mb": float(os.read(ours, 100)), "other_rank_open_seconds": time.perf_counter() - began}
 
 
 @functools.cache
