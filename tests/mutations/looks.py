@@ -24,7 +24,7 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "labels stand beside other images", FILE,
-        "[self.chosen.of_bank.labels[bank_ids], self.chosen.of_asked.labels[asked_ids]]", "[self.chosen.of_bank.labels[asked_ids], self.chosen.of_asked.labels[bank_ids]]",
+        "[self.chosen.of_bank.labels_of(bank_ids), self.chosen.of_asked.labels_of(asked_ids)]", "[self.chosen.of_bank.labels_of(asked_ids), self.chosen.of_asked.labels_of(bank_ids)]",
         UNIT + "classes_that_features_tell_apart_are_told_apart_and_shuffled_ones_are_not",
     ),
     Row(

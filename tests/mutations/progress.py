@@ -101,7 +101,7 @@ ROWS: list[Plant | Row] = [
         TEST + "a_dumb_terminal_gets_plain_lines_and_a_notebook_a_line_that_moves",
     ),
     Row(
-        "a lock is waited for in silence", "mpp/files.py", "            bar.update(0)\n            time.sleep(0.1)", "            time.sleep(0.1)",
+        "a lock is waited for in silence", "mpp/locks.py", "            bar.update(0)\n            time.sleep(0.1)", "            time.sleep(0.1)",
         TEST + "what_is_waited_for_is_said_and_then_had",
     ),
     Row(

@@ -82,13 +82,13 @@ ROWS: list[Plant | Row] = [
     ),
     # Branches.
     Row(
-        "a branch begins with a teacher of its own", "mpp/train/run.py", "            if average:\n                average.restore(commit)\n",
-        "            if average and not self.trunk:\n                average.restore(commit)\n",
+        "a branch begins with a teacher of its own", "mpp/train/run.py", "restore(commit, engine, world, average, prime",
+        "restore(commit, engine, world, None if self.trunk else average, prime",
         BRANCHES + "a_branch_is_the_run_that_was_asked_for_its_end_at_first_to_the_bit",
     ),
     Row(
-        "a branch sees the samples of the beginning", "mpp/pretraining.py", "world.rank, world.size, run.first_step, run.total_steps, passed=passed)",
-        "world.rank, world.size, 0 if run.trunk else run.first_step, run.total_steps, passed=passed)",
+        "a branch sees the samples of the beginning", "mpp/pretraining.py", "peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)",
+        "peers.rank, peers.size, 0 if run.trunk else run.first_step, run.total_steps, passed=passed)",
         BRANCHES + "no_sample_is_seen_twice_and_none_is_lost_at_the_border",
     ),
     Row(

@@ -129,7 +129,7 @@ ROWS = [
         'tests/prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
     ),
     Row(
-        'a removed lock counts', 'mpp/files.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
+        'a removed lock counts', 'mpp/locks.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
         'if lock:', 'tests/prep/test_two_runs.py::test_a_lock_that_its_holder_removed_keeps_others_out_all_the_same',
     ),
     Plant(

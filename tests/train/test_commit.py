@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import CheckpointError
 from mpp.train.commit import (
+    MOMENTS,
     Commit,
     DamagedError,
     checkpoint_folder,
@@ -351,3 +352,21 @@ def test_writing_a_commit_leaves_no_temporary_file(tmp_path):
     folder = put(tmp_path, 10)
     assert sorted(path.name for path in folder.iterdir()) == ["COMMIT.json", "rank00000.safetensors", "rank00001.safetensors"]
     assert isinstance(read_commit(folder), Commit)
+
+
+def test_readers_of_weights_do_not_read_moments(tmp_path):
+    run, folder = tmp_path / "run", put(tmp_path / "run", 2, committed=False)
+    path = folder / f"rank00000{MOMENTS}"
+    save_file({"exp_avg/z": torch.ones(2)}, str(path))
+    files = {
+        each.name: {"bytes": each.stat().st_size, "sha256": hashlib.sha256(each.read_bytes()).hexdigest()} for each in folder.iterdir()
+    }
+    write_commit(folder, {"step": 2, "samples_seen": 16, "files": files, "config": CONFIG.model_dump(mode="json")})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    commit = whole_commit(run)
+    assert commit is not None and commit.of_weights == [TENSORS, "rank00001.safetensors"]
+    assert set(read_tensors(commit, "weight/")) == {"a", "b.c"} and set(read_tensors(commit, "exp_avg/")) == {"a"}
+    commit.verify()
+    assert "is not what was committed" in str(commit.fault())

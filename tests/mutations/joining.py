@@ -1,0 +1,103 @@
+"""What processes agree on before they train, what they ask of the disk, and how they save."""
+
+from tests.mutations import Row
+
+PEERS, LOCKS, SAVING, DISKS = (
+    "tests/test_peers.py::test_",
+    "tests/test_locks.py::test_",
+    "tests/train/test_saving.py::test_",
+    "tests/test_disks.py::test_",
+)
+SHARDS, OPENS, CHECKPOINTS = (
+    "tests/data/test_shards.py::test_",
+    "tests/pipeline/test_opens.py::test_",
+    "tests/pipeline/test_checkpoints.py::test_",
+)
+COUNTED = OPENS + "a_start_and_a_resumption_ask_the_same_of_the_disk_whatever_the_number_of_processes"
+
+ROWS = [
+    Row(
+        "who differs is not looked at", "mpp/peers.py", "if fact != theirs[0]]", "if fact is None]",
+        PEERS + "processes_that_are_not_alike_stop_and_say_who_differs_in_what",
+    ),
+    Row(
+        "one that has left is waited for", "mpp/peers.py", 'if store.check(["left"]):', "if False:",
+        PEERS + "who_waits_for_one_that_has_left_is_told_and_waits_no_longer",
+    ),
+    Row(
+        "what stops one stops nobody else", "mpp/peers.py", "    if failed := next(filter(None, failures), None):", "    if failed := failures and failures[0]:",
+        PEERS + "what_stops_one_stops_all_with_the_same_words",
+    ),
+    Row(
+        "the code is not compared", "mpp/agreement.py", 'facts = {"program": program, "mpp": f"{mpp.__version__} ({code_digest()[:12]})",', 'facts = {"program": program,',
+        CHECKPOINTS + "processes_with_other_settings_or_another_mpp_are_named_before_they_train",
+    ),
+    Row(
+        "a folder that is not shared is trained in", "mpp/train/run_folder.py", "if token != held]", "if token is None]",
+        CHECKPOINTS + "a_process_that_sees_another_folder_under_the_runs_name_is_named",
+    ),
+    Row(
+        "every rank checks the shards", "mpp/data/shards.py", "    if not same and peers.first_of_host:", "    if True:",
+        COUNTED,
+    ),
+    Row(
+        "every rank reads the whole commit", "mpp/train/commit.py", "name))[rank::size]", "name))",
+        COUNTED,
+    ),
+    Row(
+        "an index that was cut reads as zeros", "mpp/data/shard_index.py", "        if len(data) < size:\n            raise", "        data = data.ljust(size, b'\\0')\n        if len(data) < size:\n            raise",
+        SHARDS + "an_index_that_is_cut_under_a_run_is_an_error_and_no_bus_error",
+    ),
+    Row(
+        "a stale handle stays open", "mpp/disks.py", "            again()\n", "            pass\n",
+        DISKS + "what_time_may_mend_is_waited_for_with_growing_waits",
+    ),
+    Row(
+        "a missing file is waited for as a server is", "mpp/disks.py", "if error.errno in PASSING else min(SHORT, disks.patience)", "if error.errno else 0.0",
+        DISKS + "it_is_given_up_in_the_end_and_soon_where_time_mends_nothing",
+    ),
+    Row(
+        "a lease does not count on", "mpp/locks.py", "                count += 1\n", "",
+        LOCKS + "a_lease_counts_on_for_as_long_as_it_is_held",
+    ),
+    Row(
+        "whoever lives elsewhere is taken for dead", "mpp/locks.py", "        if owner != self._last:\n", "        if self._last is None:\n",
+        LOCKS + "a_lock_whose_holder_on_another_host_lives_is_not_taken_over",
+    ),
+    Row(
+        "a lock that outlives its machine is for ever", "mpp/locks.py", "                        _replace(lock)\n", "                        pass\n",
+        LOCKS + "a_lock_that_outlives_its_dead_machine_is_taken_over_and_keeps_others_out_again",
+    ),
+    Row(
+        "who was taken over goes on writing", "mpp/locks.py", "                leave_at_once(2)\n", "                return\n",
+        LOCKS + "a_holder_that_was_taken_over_while_it_was_suspended_ends_at_once",
+    ),
+    Row(
+        "two take one dead lease", "mpp/locks.py", "                aside.rename(path)\n                return False\n", "                pass\n",
+        LOCKS + "of_many_that_find_a_dead_lease_one_takes_it",
+    ),
+    Row(
+        "a failed save ends the run", "mpp/train/saving.py", "if shared_sum([self.world.first and left <= 0], self.world)[0]:", "if True:",
+        SAVING + "a_checkpoint_that_a_disk_did_not_take_is_told_of_and_another_is_due_a_minute_later",
+    ),
+    Row(
+        "failed saves are borne for ever", "mpp/train/saving.py", "if shared_sum([self.world.first and left <= 0], self.world)[0]:", "if False:",
+        SAVING + "the_last_checkpoint_is_tried_again_before_the_run_ends",
+    ),
+    Row(
+        "the run ends before its last checkpoint exists", "mpp/train/saving.py", "                if ends or not self.config.background:\n", "                if not self.config.background:\n",
+        SAVING + "a_checkpoint_exists_once_its_parts_are_there_or_the_run_ends",
+    ),
+    Row(
+        "the checkpoint before is forgotten", "mpp/train/saving.py", "                self._finish()  # the one before, whose part others may still write\n", "",
+        SAVING + "a_checkpoint_exists_once_its_parts_are_there_or_the_run_ends",
+    ),
+    Row(
+        "no time is left for the last save", "mpp/train/saving.py", "spare = SPARE_SECONDS + SPARE_SAVES * self._longest", "spare = SPARE_SECONDS",
+        SAVING + "a_last_commit_comes_before_a_deadline_with_time_for_three_saves",
+    ),
+    Row(
+        "moments are hashed by who wants weights", "mpp/train/commit.py", "if fault := self.fault(self.of_weights):", "if fault := self.fault():",
+        "tests/train/test_commit.py::test_readers_of_weights_do_not_read_moments",
+    ),
+]  # fmt: skip
