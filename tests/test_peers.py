@@ -68,7 +68,7 @@ def test_what_stops_one_stops_all_with_the_same_words(where):
 
 
 def test_who_waits_for_one_that_has_left_is_told_and_waits_no_longer():
-    found = job(3, lambda mine: refuse("its own trouble") if mine.rank == 2 else mine.gather(1), seconds=500)
+    found = job(3, lambda mine: refuse("its own trouble") if mine.rank == 2 else mine.gather(1), seconds=5)
     assert [str(error) for error in found[:2]] == ["rank 2 (host n1) has left: its own trouble"] * 2
 
 
