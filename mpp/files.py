@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mpp.disks import patiently
 from mpp.errors import UserError, number_told
 from mpp.progress import Progress
 
@@ -46,6 +47,21 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
         sync_path(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """At the end of a text file, all of it: on a disk that fails for a while it is tried again, from where the file ended."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+
+    def write() -> None:
+        with writing(path), path.open("r+b", buffering=0) as file:
+            file.seek(end)
+            data = memoryview(text.encode(errors="surrogateescape"))
+            while data:  # on a disk that fills up the system takes a part at first
+                data = data[file.write(data) :]
+
+    patiently(write, str(path), lambda: os.truncate(path, end))
 
 
 def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:

@@ -18,7 +18,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from mpp.files import write_atomically, writing
+from mpp.disks import patiently
+from mpp.files import append, write_atomically, writing
 from mpp.monitor.layout import FINAL, REFERENCE, Layout, hyper_parameters
 from mpp.monitor.projector import write_projector
 from mpp.monitor.reference import Reference
@@ -44,8 +45,7 @@ class Board:
         """None: a figure that is not defined, which is not written down.  One that is not finite is null in metrics.jsonl: JSON has no word for it."""
         known = {name: value for name, value in values.items() if value is not None}
         finite = {name: value if math.isfinite(value) else None for name, value in known.items()}
-        with writing(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps({"samples": samples_seen, "step": step} | finite, allow_nan=False) + "\n")
+        append(self.metrics, json.dumps({"samples": samples_seen, "step": step} | finite, allow_nan=False) + "\n")
         beside = self._reference.beside(samples_seen, list(known)) if self._reference else {}
         self.events.add(samples_seen, *(summary.scalar(name, value) for name, value in known.items()))
         self.events.add(samples_seen, *(summary.scalar(f"{REFERENCE}/{name}", value) for name, value in beside.items()))
@@ -134,9 +134,19 @@ class Events:
             self.file.close()
 
     def write(self, data: bytes) -> None:
-        """Of a record, all of it: on a disk that fills up the system takes a part at first."""
-        while data:
-            data = data[self.file.write(data) :]
+        """Of a record, all of it: on a disk that fills up the system takes a part at first, and one that fails for a while is asked again."""
+        end = self.file.tell()
+
+        def put() -> None:
+            left = memoryview(data)
+            while left:
+                left = left[self.file.write(left) :]
+
+        def open_again() -> None:
+            self.file = self.path.open("ab", buffering=0)
+            self.file.truncate(end)
+
+        patiently(put, str(self.path), open_again)
 
     def _put(self, event: Any) -> None:
         with writing(self.path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mpp.errors import DataError
-from mpp.files import writing
+from mpp.files import append
 from mpp.world import World
 
 
@@ -21,8 +21,7 @@ class BadSamples:
     def note(self, bad: list[dict]) -> int:
         """Write them down; how many samples were replaced, which may have met several bad ones on the way."""
         if bad:
-            with writing(self.path), self.path.open("a") as file:
-                file.writelines(json.dumps(fault) + "\n" for fault in bad)
+            append(self.path, "".join(json.dumps(fault) + "\n" for fault in bad))
             self.newest = bad[-1]
         return sum(fault["bad"] == fault["sample"] for fault in bad)
 

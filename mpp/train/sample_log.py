@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mpp.data.crop_dataset import Batch
-from mpp.files import writing
+from mpp.files import append
 
 
 class SampleLog:
@@ -25,7 +25,8 @@ class SampleLog:
         columns = zip(
             *(batch[name].tolist() for name in ("position", "sample", "shown", "box", "pose")), masks.numpy(), images.numpy(), strict=True
         )
-        with writing(self.path), self.path.open("a") as file:
-            for position, sample, shown, box, pose, mask, image in columns:
-                checks = f"{zlib.crc32(mask):08x}\t{zlib.crc32(image):08x}"
-                file.write("\t".join(map(str, (position, sample, shown, *box, pose, checks))) + "\n")
+        lines = []
+        for position, sample, shown, box, pose, mask, image in columns:
+            checks = f"{zlib.crc32(mask):08x}\t{zlib.crc32(image):08x}"
+            lines.append("\t".join(map(str, (position, sample, shown, *box, pose, checks))) + "\n")
+        append(self.path, "".join(lines))
