@@ -21,16 +21,15 @@ from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
-from mpp.errors import ConfigError, UserError
+from mpp.errors import ConfigError
 from mpp.interop.lent import Brought, bring
 from mpp.interop.start_from import initialise_from
 from mpp.machine import allow_open_files
 from mpp.model.recompute import recompute_blocks
 from mpp.model.tokens import fuses_attention
 from mpp.peers import Peers, meet
-from mpp.place import find_place
 from mpp.planning import GPUS, REACHED, SLACK, Counts, counts
-from mpp.pretraining import PROGRAM, micro_step_bytes
+from mpp.pretraining import PROGRAM
 from mpp.progress import Progress
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -122,11 +121,11 @@ def examine(
     )
     examiner = Examiner(asked, run_dir, again, of_file, planned, report, peers)
     if examiner.alike():
-        examiner.machines()
-        examiner.images()
-        examiner.folder()
-        examiner.recipe()
-        examiner.links()
+        examiner.look_at_machines()
+        examiner.look_at_images()
+        examiner.look_at_folder()
+        examiner.look_at_recipe()
+        examiner.look_at_links()
     return report.end(peers)
 
 
@@ -174,7 +173,12 @@ class Examiner:
     def alike(self) -> bool:
         """Versions, code, command and settings; without which processes would ask each other different things."""
         settings = flat(self.config.model_dump(mode="json"))
-        if self.report.attempt("versions", lambda: [agree(self.peers, "mpp/doctor.py", settings)]) is None:
+
+        def all_agree() -> bool:
+            agree(self.peers, "mpp/doctor.py", settings)
+            return True
+
+        if not self.report.attempt("versions", all_agree):
             return False
         of = (
             "all processes have the same command, settings, mpp, Python and packages"
@@ -184,7 +188,7 @@ class Examiner:
         self.report.add(Finding("versions", "ok", of))
         return True
 
-    def machines(self) -> None:
+    def look_at_machines(self) -> None:
         allow_open_files()
         peers = self.peers
         found = self.report.attempt("device", lambda: device_of(peers))
@@ -200,7 +204,7 @@ class Examiner:
             ]
         )
 
-    def images(self) -> None:
+    def look_at_images(self) -> None:
         report, peers = self.report, self.peers
         peers.together(require_codecs)
         opened = report.attempt("shards", lambda: ShardSet.open(self.config.data.shards, peers))
@@ -237,13 +241,13 @@ class Examiner:
         without = lambda below, above: again(below, {**above, "budget": None})
         return settle(without({}, {}), without, self.run_dir, peers).config
 
-    def folder(self) -> None:
+    def look_at_folder(self) -> None:
         report, peers = self.report, self.peers
         if found := report.attempt("run folder", lambda: folder.shared(self.run_dir, peers)):
             report.add(found)
         self.first(lambda: [folder.held(self.run_dir)])
 
-    def recipe(self) -> None:
+    def look_at_recipe(self) -> None:
         report, peers, config, plan = self.report, self.peers, self.config, self.plan
         report.add(recipe.rate(config, self.of_file))
         fused = fuses_attention(config.system, "cuda" if self.planned else self.device.type)
@@ -256,12 +260,11 @@ class Examiner:
         with Progress("counting parameters, arithmetic and memory", at_once=True):
             found = self._counted(model, masking)
         self.gradient_bytes = found.parameters.trained * (2 if config.system.gradient_precision == "bf16" else 4)
-        if self.sets and plan:
-            if run := report.attempt("start", lambda: self._run(plan, brought)):
-                if config.init_from and not run.commit:
-                    report.attempt("start", lambda: peers.together(lambda: initialise_from(model, config) if peers.first else None))
-                begins = run.course.start_words(run.commit is not None)
-                report.add(Finding("start", "ok", f"{begins}, {run.total_steps:,} steps in all"))
+        if self.sets and plan and (run := report.attempt("start", lambda: self._run(plan, brought))):
+            if config.init_from and not run.commit:
+                report.attempt("start", lambda: peers.together(lambda: initialise_from(model, config) if peers.first else None))
+            begins = run.course.start_words(run.commit is not None)
+            report.add(Finding("start", "ok", f"{begins}, {run.total_steps:,} steps in all"))
         self.first(lambda: [folder.room(self.run_dir, config.checkpoint, recipe.commit_bytes(model, config), config.optim.total_samples)])
         if self.sets:
             sets = self.sets
@@ -355,7 +358,7 @@ class Examiner:
             self.report.add(images.loader_of_a_node(self.loaded.core, views, planned.per_node, planned.cores))
         self.report.add(recipe.length(config, views, self.size, None))
 
-    def links(self) -> None:
+    def look_at_links(self) -> None:
         report, peers = self.report, self.peers
         if peers.size == 1:
             report.add(Finding("all-reduce", "ok", "one process: nothing to exchange"), links.clocks(peers))

@@ -89,6 +89,11 @@ def _names(ranks: Sequence[int], called: Callable[[int], str]) -> str:
     return ", ".join(map(called, ranks[:NAMED])) + more
 
 
+def amount(value: float) -> str:
+    """Three digits of it, and no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def status(findings: Iterable[Finding]) -> int:
     """Exit status."""
     return int(any(each.verdict == "FAILED" for each in findings))

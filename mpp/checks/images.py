@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.checks.finding import Finding
+from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.loader import fixed_batches
 from mpp.data.order import BatchPlan, Order
@@ -120,8 +120,8 @@ def loader_rate(sets: TrainingSet, order: Order, plan: BatchPlan, workers: int) 
 def loader(rate: LoaderRate, step: float) -> Finding:
     """step: views a second that a rank trains on."""
     found = (
-        f"{rate.rank:,.0f} views/s reach a rank from {counted(rate.workers, 'loader process', 'loader processes')} ({rate.core:,.0f} a core), "
-        f"its step takes {step:,.0f}"
+        f"{amount(rate.rank)} views/s reach a rank from {counted(rate.workers, 'loader process', 'loader processes')} ({amount(rate.core)} a core), "
+        f"its step takes {amount(step)}"
     )
     if rate.rank < step:
         needed = math.ceil(step / rate.core)
@@ -135,9 +135,7 @@ def loader(rate: LoaderRate, step: float) -> Finding:
 def loader_of_a_node(core: float, step: float, per_node: int, cores: int) -> Finding:
     """As `loader`, of machines that are not this one.  core, step: views a second, of a core here and of a GPU there."""
     needed = math.ceil(per_node * step / core) + per_node
-    found = (
-        f"{core:,.0f} views/s a core, measured here: {per_node} GPUs that take {step:,.0f} each need {needed:,} cores a node, of {cores}"
-    )
+    found = f"{amount(core)} views/s a core, measured here: {per_node} GPUs that take {amount(step)} each need {needed:,} cores a node, of {cores}"
     if needed > cores:
         return Finding(
             "loader", "warning", found, "make shards with --resize, or take data.views=2 or more, system.decode=device, or more cores"

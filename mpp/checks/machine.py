@@ -17,6 +17,7 @@ from mpp.data.loader import SHARED_MEMORY, refuse_small_shared_memory, shared_by
 from mpp.data.order import OrderSampler
 from mpp.data.shards import OPEN_FILES
 from mpp.machine import usable_cores
+from mpp.text import counted
 from mpp.train.compiling import missing, pays
 from mpp.train.engine import SHARED_MEMORY_OP, check_version, is_compiled
 
@@ -34,7 +35,7 @@ def device(own: torch.device) -> Finding:
                 "device", "FAILED", f"{socket.gethostname()} has an NVIDIA driver, and torch sees no GPU",
                 "look at nvidia-smi and CUDA_VISIBLE_DEVICES, and install the torch of that driver's CUDA (python -c 'import torch; torch.zeros(1).cuda()' says why)",
             )  # fmt: skip
-        return Finding("device", "ok", f"no GPU: CPU cores, {torch.get_num_threads()} threads a process")
+        return Finding("device", "ok", f"no GPU: CPU cores, {counted(torch.get_num_threads(), 'thread')} a process")
     free, whole = torch.cuda.mem_get_info(own)
     name = f"{torch.cuda.get_device_name(own)}, {free / 1e9:.0f} of {whole / 1e9:.0f} GB free"
     if whole - free > BUSY * whole:
@@ -48,7 +49,7 @@ def cores(own: torch.device, local_size: int, workers: int) -> Finding:
     """workers: loader processes a rank."""
     usable, there = usable_cores(), psutil.cpu_count() or 1
     share = usable / local_size
-    found = f"{share:.3g} cores a rank ({usable} of the machine's {there}, {local_size} ranks), {workers} loader processes each"
+    found = f"{share:.3g} cores a rank ({usable} of the machine's {there}, {counted(local_size, 'rank')} here), {counted(workers, 'loader process', 'loader processes')} each"
     if share < 2 and own.type == "cuda":
         return Finding(
             "cores", "FAILED", found, "a GPU's process and its loader need two cores at least: ask for more (srun --cpus-per-task=12, which sbatch's own does not pass on)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpp.checks.finding import Finding
+from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.order import BatchPlan, lost_nodes_words, nodes_that_fit
 from mpp.monitor.arithmetic import matrix_rate
@@ -139,7 +139,7 @@ def step_rate(
 def step(found: StepRate, flop: int) -> Finding:
     share = found.views * flop / (found.tflops * 1e12)
     return Finding(
-        "step", "ok", f"{found.views:,.3g} views/s a rank, forward and backward, {found.batch} at once: {share:.0%} of {found.tflops:.3g} TFLOP/s", figure=found.views
+        "step", "ok", f"{amount(found.views)} views/s a rank, forward and backward, {found.batch} at once: {share:.0%} of {found.tflops:.3g} TFLOP/s", figure=found.views
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def slow_ranks(views: list[float], hosts: list[str]) -> Finding | None:
         return None
     worst = min(slow, key=lambda rank: views[rank])
     return Finding(
-        "slow ranks", "warning", f"{len(slow)} of {len(views)} ranks are slower than the middle one ({middle:,.3g} views/s), the slowest rank {worst} (host {hosts[worst]}) with {views[worst]:,.3g}: all wait for it",
+        "slow ranks", "warning", f"{len(slow)} of {len(views)} ranks are slower than the middle one ({amount(middle)} views/s), the slowest rank {worst} (host {hosts[worst]}) with {amount(views[worst])}: all wait for it",
         "see who else works there (nvidia-smi: clocks, heat; top), or leave that host out",
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def length(config: PretrainConfig, views: float, size: int, loaded: float | None
     total = config.optim.total_samples
     days = total / (each * size) / 86400
     took = f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} h" if days >= 1 / 24 else f"{1440 * days:.0f} min"
-    found = f"{total // config.data.global_batch:,} steps, {total:,} samples at {each * size:,.0f} a second: about {took}, exchange and saving apart"
+    found = f"{total // config.data.global_batch:,} steps, {total:,} samples at {amount(each * size)} a second: about {took}, exchange and saving apart"
     if days > LONG_DAYS:
         return Finding(
             "length", "warning", found, "take more or faster processes, a smaller model, or fewer samples (optim.total_samples, budget)"
