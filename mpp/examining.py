@@ -79,6 +79,10 @@ class Report:
             return None
         return found
 
+    def passes(self, name: str, work: Callable[[], object]) -> bool:
+        """Whether it is not refused, which is told."""
+        return self.attempt(name, lambda: [work()]) is not None
+
     def end(self, peers: Peers) -> int:
         """Exit status, of all ranks that of rank 0."""
         seconds = time.perf_counter() - self.began
@@ -86,7 +90,7 @@ class Report:
         if self.speaks and self.as_json:
             say_json(
                 {
-                    "checks": [each.as_dict() | {"verdict": each.verdict.lower(), "figure": None} for each in self.findings],
+                    "checks": [{k: v for k, v in each.as_dict().items() if k != "figure"} | {"verdict": each.verdict.lower()} for each in self.findings],
                     "ok": of["ok"], "warnings": of["warning"], "failed": of["FAILED"],
                     "processes": peers.size, "hosts": list(dict.fromkeys(peers.hosts)), "seconds": round(seconds, 1),
                 }
@@ -146,7 +150,7 @@ class Examiner:
         self.planned, self.report, self.peers = planned, report, peers
         self.size = planned.gpus if planned else peers.size
         self.nodes, self.per_node = (planned.gpus // planned.per_node, planned.per_node) if planned else (peers.nodes, peers.local_size)
-        self.device = torch.device("cpu")
+        self.device, self.has_device = torch.device("cpu"), True
         self.sets: TrainingSet | None = None
         self.plan: BatchPlan | None = None
         self.order: Order | None = None
@@ -174,11 +178,7 @@ class Examiner:
         """Versions, code, command and settings; without which processes would ask each other different things."""
         settings = flat(self.config.model_dump(mode="json"))
 
-        def all_agree() -> bool:
-            agree(self.peers, "mpp/doctor.py", settings)
-            return True
-
-        if not self.report.attempt("versions", all_agree):
+        if not self.report.passes("versions", lambda: agree(self.peers, "mpp/doctor.py", settings)):
             return False
         of = (
             "all processes have the same command, settings, mpp, Python and packages"
@@ -192,7 +192,7 @@ class Examiner:
         allow_open_files()
         peers = self.peers
         found = self.report.attempt("device", lambda: device_of(peers))
-        self.device = found or torch.device("cpu")
+        self.device, self.has_device = found or torch.device("cpu"), found is not None
         steps = self.config.optim.total_samples // self.config.data.global_batch
         looks = lambda: [machine.device(self.device)] if found else []
         self.each(
@@ -206,11 +206,12 @@ class Examiner:
 
     def look_at_images(self) -> None:
         report, peers = self.report, self.peers
-        peers.together(require_codecs)
+        report.passes("images", lambda: peers.together(require_codecs))
         opened = report.attempt("shards", lambda: ShardSet.open(self.config.data.shards, peers))
-        if opened is None:
-            return
-        report.add(images.shards(opened, peers.size))
+        if opened:
+            report.add(images.shards(opened, peers.size))
+        elif self.config.fit or self.config.budget or self.config.optim.epochs:
+            return  # what the run will be like depends on them
         settled = report.attempt("length", self._settled)
         if settled is None:
             return
@@ -219,13 +220,14 @@ class Examiner:
         self.plan = report.attempt(
             "batch", lambda: plan_batch(data.global_batch, data.streams, self.size, system.micro_batch_max, data.views)
         )
-        sets = self.sets = report.attempt("samples", lambda: open_training_set(settled, peers))
-        if self.plan is None or sets is None:
-            return
         plan = self.plan
-        report.add(recipe.batch(plan, self.size))
-        if self.nodes > 1 and self.nodes * self.per_node == self.size:
-            report.add(recipe.lost_nodes(plan, self.nodes, self.per_node))
+        if plan:
+            report.add(recipe.batch(plan, self.size))
+            if self.nodes > 1 and self.nodes * self.per_node == self.size:
+                report.add(recipe.lost_nodes(plan, self.nodes, self.per_node))
+        sets = self.sets = report.attempt("samples", lambda: open_training_set(settled, peers)) if opened else None
+        if plan is None or sets is None:
+            return
         order = self.order = report.attempt("samples", lambda: sets.order(settled, plan))
         if order is None:
             return
@@ -249,7 +251,7 @@ class Examiner:
 
     def look_at_recipe(self) -> None:
         report, peers, config, plan = self.report, self.peers, self.config, self.plan
-        report.add(recipe.rate(config, self.of_file))
+        report.add(recipe.rate(config, None if config.fit else self.of_file))
         fused = fuses_attention(config.system, "cuda" if self.planned else self.device.type)
         manifest = self.sets.manifests["shards"] if self.sets else None
         brought = report.attempt("model", lambda: peers.together(lambda: bring(config, manifest, fused)))
@@ -261,10 +263,10 @@ class Examiner:
             found = self._counted(model, masking)
         self.gradient_bytes = found.parameters.trained * (2 if config.system.gradient_precision == "bf16" else 4)
         if self.sets and plan and (run := report.attempt("start", lambda: self._run(plan, brought))):
-            if config.init_from and not run.commit:
-                report.attempt("start", lambda: peers.together(lambda: initialise_from(model, config) if peers.first else None))
-            begins = run.course.start_words(run.commit is not None)
-            report.add(Finding("start", "ok", f"{begins}, {run.total_steps:,} steps in all"))
+            begins = lambda: initialise_from(model, config) if peers.first and config.init_from and not run.commit else None
+            if report.passes("start", lambda: peers.together(begins)):
+                words = run.course.start_words(run.commit is not None)
+                report.add(Finding("start", "ok", f"the run {words}, {run.total_steps:,} steps in all"))
         self.first(lambda: [folder.room(self.run_dir, config.checkpoint, recipe.commit_bytes(model, config), config.optim.total_samples)])
         if self.sets:
             sets = self.sets
@@ -272,7 +274,8 @@ class Examiner:
         if plan is None:
             return
         self.loaded = self._loader_rate(plan)
-        self._steps(model, masking, found, plan)
+        if self.has_device:
+            self._steps(model, masking, found, plan)
 
     def _run(self, plan: BatchPlan, brought: Brought) -> Run:
         """What the run would be: whether it begins, or goes on from what is there.  Nothing is held or written."""
@@ -360,8 +363,8 @@ class Examiner:
 
     def look_at_links(self) -> None:
         report, peers = self.report, self.peers
-        if peers.size == 1:
-            report.add(Finding("all-reduce", "ok", "one process: nothing to exchange"), links.clocks(peers))
+        if peers.size == 1 or not self.has_device:
+            report.add(links.clocks(peers))
             return
         report.add(links.clocks(peers))
         failure, mine = None, None

@@ -1,5 +1,6 @@
 """What a process finds on its own machine: device, cores, compiler, packages, open files, memory shared with loader processes."""
 
+import os
 import resource
 import shutil
 import socket
@@ -30,7 +31,8 @@ CGROUP = Path("/sys/fs/cgroup")
 def device(own: torch.device) -> Finding:
     """own: this process's, whose number is right by now."""
     if own.type == "cpu":
-        if DRIVER.exists():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # on purpose
+        if DRIVER.exists() and not hidden:
             return Finding(
                 "device", "FAILED", f"{socket.gethostname()} has an NVIDIA driver, and torch sees no GPU",
                 "look at nvidia-smi and CUDA_VISIBLE_DEVICES, and install the torch of that driver's CUDA (python -c 'import torch; torch.zeros(1).cuda()' says why)",

@@ -7,6 +7,7 @@ import torch
 
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import seconds_of
 from mpp.data.order import BatchPlan, lost_nodes_words, nodes_that_fit
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.planning import SLACK, Counts
@@ -159,6 +160,11 @@ def slow_ranks(views: list[float], hosts: list[str]) -> Finding | None:
 def length(config: PretrainConfig, views: float, size: int, loaded: float | None) -> Finding:
     """views: a second that a rank trains on; loaded: that reach it, where they were measured."""
     each = min(views, loaded) if loaded else views
+    if config.budget:
+        samples = each * size * seconds_of(config.budget)
+        return Finding(
+            "length", "ok", f"budget={config.budget}: up to {amount(samples)} samples at {amount(each * size)} a second, less what exchange and saving take; what depends on the length was looked at as if it were {config.optim.total_samples:,}"
+        )  # fmt: skip
     total = config.optim.total_samples
     days = total / (each * size) / 86400
     took = f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} h" if days >= 1 / 24 else f"{1440 * days:.0f} min"
