@@ -115,9 +115,8 @@ def exchanged(found: Sequence[Exchange], peers: Peers, gradient_bytes: int, comp
     shown = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if hosts[4:] else "")
     speed = min(each.together for each in found)
     words = f"works between {peers.size} processes of {shown}: {speed:.3g} GB/s each"
-    if inside := {peers.hosts[rank]: each.inside for rank, each in enumerate(found) if each.inside}:
-        slowest = min(inside, key=lambda host: inside[host])
-        words += f"; inside a host {inside[slowest]:.3g} (the slowest: {slowest})"
+    if inside := [(each.inside, host) for each, host in zip(found, peers.hosts, strict=True) if each.inside]:
+        words += f"; inside a host {min(inside)[0]:.3g} (the slowest: {min(inside)[1]})"
     if between := [each.between for each in found if each.between]:
         words += f"; between hosts, one process of each, {min(between):.3g}"
     seconds = 2 * (peers.size - 1) / peers.size * gradient_bytes / (speed * 1e9)
