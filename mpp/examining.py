@@ -157,6 +157,7 @@ class Examiner:
         self.loaded: images.LoaderRate | None = None
         self.compute: float | None = None  # seconds of a step on a rank
         self.gradient_bytes = 0
+        self.budget: str | None = None  # that is still to set the length
 
     @property
     def workers(self) -> int:
@@ -215,6 +216,8 @@ class Examiner:
         settled = report.attempt("length", self._settled)
         if settled is None:
             return
+        if settled.budget is None:
+            self.budget = self.config.budget
         self.config = settled
         data, system = settled.data, settled.system
         self.plan = report.attempt(
@@ -350,7 +353,7 @@ class Examiner:
         if slow := recipe.slow_ranks(views, list(peers.hosts)):
             self.report.add(slow)
         self.compute = plan.micro_batch * plan.accumulation / min(views)
-        self.report.add(recipe.length(config, min(views), self.size, loaded.rank if loaded else None))
+        self.report.add(recipe.length(config, min(views), self.size, loaded.rank if loaded else None, self.budget))
 
     def _steps_elsewhere(self, found: Counts, plan: BatchPlan, planned: Planned) -> None:
         config, gpu = self.config, GPUS[planned.gpu]
@@ -359,7 +362,7 @@ class Examiner:
         views = REACHED[config.corruption.drops] * gpu.tflops * 1e12 / found.flop
         if self.loaded:
             self.report.add(images.loader_of_a_node(self.loaded.core, views, planned.per_node, planned.cores))
-        self.report.add(recipe.length(config, views, self.size, None))
+        self.report.add(recipe.length(config, views, self.size, None, self.budget))
 
     def look_at_links(self) -> None:
         report, peers = self.report, self.peers

@@ -45,7 +45,7 @@ def samples(order: Order, config: PretrainConfig) -> Finding:
     passes = config.optim.total_samples / config.data.views / order.samples
     found = (
         f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, "
-        f"{passes:.3g} passes"
+        f"{amount(passes)} passes"
     )
     if order.steps_per_epoch < FEW_STEPS:
         batch = max(1, order.samples // FEW_STEPS * config.data.views)

@@ -157,13 +157,14 @@ def slow_ranks(views: list[float], hosts: list[str]) -> Finding | None:
     )  # fmt: skip
 
 
-def length(config: PretrainConfig, views: float, size: int, loaded: float | None) -> Finding:
-    """views: a second that a rank trains on; loaded: that reach it, where they were measured."""
+def length(config: PretrainConfig, views: float, size: int, loaded: float | None, budget: str | None = None) -> Finding:
+    """views: a second that a rank trains on; loaded: that reach it, where they were measured.  budget: that will set the length,
+    in place of the config's."""
     each = min(views, loaded) if loaded else views
-    if config.budget:
-        samples = each * size * seconds_of(config.budget)
+    if budget:
+        samples = each * size * seconds_of(budget)
         return Finding(
-            "length", "ok", f"budget={config.budget}: up to {amount(samples)} samples at {amount(each * size)} a second, less what exchange and saving take; what depends on the length was looked at as if it were {config.optim.total_samples:,}"
+            "length", "ok", f"budget={budget}: up to {amount(samples)} samples at {amount(each * size)} a second, less what exchange and saving take; what depends on the length was looked at as if it were {config.optim.total_samples:,}"
         )  # fmt: skip
     total = config.optim.total_samples
     days = total / (each * size) / 86400

@@ -116,5 +116,4 @@ def test_a_run_is_as_long_as_its_samples_at_the_slower_of_loader_and_step(views,
 
 
 def test_of_a_budget_it_is_told_what_it_gives():
-    config = PretrainConfig.model_validate({"budget": "2h"})
-    assert "budget=2h: up to 14,400,000 samples at 2,000 a second" in recipe.length(config, 1000.0, 2, None).found
+    assert "budget=2h: up to 14,400,000 samples at 2,000 a second" in recipe.length(PretrainConfig(), 1000.0, 2, None, "2h").found
