@@ -96,7 +96,9 @@ def test_images_that_cannot_be_read_fail(make_shards, damage, tmp_path):
 
 
 def test_a_target_of_a_teacher_has_nothing_to_count(tiny_shards):
-    config = config_of(tiny_shards, target={"name": "features"}, corruption={"name": "replace", "mask": 1.0, "swap": 0.0, "keep": 0.0})
+    config = config_of(
+        tiny_shards, target={"name": "features", "blocks": 1}, corruption={"name": "replace", "mask": 1.0, "swap": 0.0, "keep": 0.0}
+    )
     assert looked_at(config).verdict == "ok"
 
 

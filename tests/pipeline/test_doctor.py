@@ -1,8 +1,11 @@
 """mpp/doctor.py as people give it: alone, on two real processes, with faults planted; and nothing of a run is begun or changed."""
 
 import json
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mpp import doctor
+from mpp import doctor, examining
 from mpp.checks import images, links, recipe
-from mpp.errors import UserError
+from mpp.errors import ConfigError, UserError
 from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port, start, succeed
 
@@ -204,3 +207,35 @@ def test_an_exchange_that_gives_wrong_sums_fails():
             links._timed(None, [0, 1], 0, torch.device("cpu"), 8)
     finally:
         dist.destroy_process_group()
+
+
+def test_processes_that_do_not_meet_are_a_failed_check(capsys, monkeypatch, tmp_path):
+    def nobody(seconds: float) -> None:
+        raise ConfigError("rank 3 of 4 has not come to n0:29500 within 120 s; start as many processes as WORLD_SIZE says")
+
+    monkeypatch.setattr(examining, "meet", nobody)
+    status, told = examined(capsys, f"run_dir={tmp_path / 'run'}")
+    (found,) = told["checks"]
+    assert status == 1 and found["name"] == "processes" and found["fix"] == "start as many processes as WORLD_SIZE says"
+
+
+@pytest.mark.long
+def test_on_several_hosts_an_exchange_is_told_inside_and_between_them_and_clocks_are_compared(shards, tmp_path):
+    """Two processes on each of two hosts that have a name of their own, and the network of this one."""
+    if subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode:
+        pytest.skip("a host's name may not be changed here (needs root or CAP_SYS_ADMIN)")
+    port, words = free_port(), [*TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "--json"]
+    ranks = []
+    for rank in range(4):
+        own = environment(rank, 4, port) | {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(rank % 2)}
+        command = ["unshare", "--uts", "sh", "-c", f'hostname node{rank // 2}; exec "$@"', "sh", sys.executable, "mpp/doctor.py", *words]
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    texts = [process.communicate(timeout=200) for process in ranks]
+    assert [process.returncode for process in ranks] == [0] * 4, texts
+    told = json.loads(texts[0][0])
+    assert told["hosts"] == ["node0", "node1"]
+    assert re.search(
+        r"4 processes of node0, node1: .* inside a host .* between hosts, one process of each, ", of(told, "all-reduce")["found"]
+    )
+    assert of(told, "clocks")["found"].startswith("2 hosts, the farthest from rank 0's clock is node1's by ")
+    assert of(told, "lost nodes")["found"] == "of 2 nodes x 2: with 1 lost the other goes on"
