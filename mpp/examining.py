@@ -170,10 +170,10 @@ class Examiner:
         if self.peers.first:
             self.report.add(*merged(found, self.peers.called))
 
-    def first(self, work: Callable[[], list[Finding]]) -> None:
+    def first(self, name: str, work: Callable[[], Finding]) -> None:
         """Collective: what rank 0 finds for all."""
-        told = self.peers.from_first(lambda: [each.as_dict() for each in work()])
-        self.report.add(*(Finding(**{**each, "ranks": ()}) for each in told))
+        told = self.peers.from_first(lambda: attempt(name, work).as_dict())
+        self.report.add(Finding(**{**told, "ranks": ()}))
 
     def alike(self) -> bool:
         """Versions, code, command and settings; without which processes would ask each other different things."""
@@ -250,7 +250,7 @@ class Examiner:
         report, peers = self.report, self.peers
         if found := report.attempt("run folder", lambda: folder.shared(self.run_dir, peers)):
             report.add(found)
-        self.first(lambda: [folder.held(self.run_dir)])
+        self.first("other runs", lambda: folder.held(self.run_dir))
 
     def look_at_recipe(self) -> None:
         report, peers, config, plan = self.report, self.peers, self.config, self.plan
@@ -270,10 +270,11 @@ class Examiner:
             if report.passes("start", lambda: peers.together(begins)):
                 words = run.course.start_words(run.commit is not None)
                 report.add(Finding("start", "ok", f"the run {words}, {run.total_steps:,} steps in all"))
-        self.first(lambda: [folder.room(self.run_dir, config.checkpoint, recipe.commit_bytes(model, config), config.optim.total_samples)])
+        needed = recipe.commit_bytes(model, config)
+        self.first("disk", lambda: folder.room(self.run_dir, config.checkpoint, needed, config.optim.total_samples))
         if self.sets:
             sets = self.sets
-            self.first(lambda: [images.target(model, config, sets)])
+            self.first("target", lambda: images.target(model, config, sets))
         if plan is None:
             return
         self.loaded = self._loader_rate(plan)
@@ -322,7 +323,8 @@ class Examiner:
         if self.config.system.images != "shards":
             self.each(lambda: [images.unmeasured(self.config, sets, self.peers.local_size, machine.free_memory)])
             return None
-        return self.report.attempt("loader", lambda: self.peers.together(lambda: images.loader_rate(sets, order, plan, self.workers)))
+        dataset = sets.placed(self.config, self.device, self.peers.local_size)
+        return self.report.attempt("loader", lambda: self.peers.together(lambda: images.loader_rate(dataset, order, plan, self.workers)))
 
     def _steps(self, model: PretrainingModel, masking: Masking, found: Counts, plan: BatchPlan) -> None:
         config, peers, loaded = self.config, self.peers, self.loaded

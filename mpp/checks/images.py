@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import fixed_batches
 from mpp.data.order import BatchPlan, Order
 from mpp.data.shards import ShardSet
@@ -109,12 +110,12 @@ class LoaderRate:
     workers: int
 
 
-def loader_rate(sets: TrainingSet, order: Order, plan: BatchPlan, workers: int) -> LoaderRate:
+def loader_rate(dataset: CropDataset, order: Order, plan: BatchPlan, workers: int) -> LoaderRate:
     """All ranks of a machine at the same time, as in training.  Raises UserError."""
     views = max(plan.views, min(plan.micro_batch, TIMED_VIEWS) // plan.views * plan.views)
     timed = replace(plan, micro_batch=views)
-    core = alone(sets.training, order, timed, TIMED_SECONDS)
-    return LoaderRate(core, with_workers(sets.training, order, timed, TIMED_SECONDS, workers) if workers else core, workers)
+    core = alone(dataset, order, timed, TIMED_SECONDS)
+    return LoaderRate(core, with_workers(dataset, order, timed, TIMED_SECONDS, workers) if workers else core, workers)
 
 
 def loader(rate: LoaderRate, step: float) -> Finding:

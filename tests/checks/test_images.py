@@ -118,9 +118,9 @@ def test_the_loader_is_timed_in_this_process_and_beside_it(tiny_shards, monkeypa
     config = config_of(tiny_shards, data={"views": 2})
     sets, plan = open_training_set(config), plan_batch(16, None, 1, 16, 2)
     order = sets.order(config, plan)
-    here = images.loader_rate(sets, order, plan, 0)
+    here = images.loader_rate(sets.training, order, plan, 0)
     assert here.core == here.rank > 0
-    beside = images.loader_rate(sets, order, plan, 1)
+    beside = images.loader_rate(sets.training, order, plan, 1)
     assert beside.rank > 0 and beside.workers == 1
 
 

@@ -124,7 +124,7 @@ ROWS: list[Plant | Row] = [
         DOCTOR + "an_exchange_that_gives_wrong_sums_fails",
     ),
     Row(
-        "the examination holds the folder", "mpp/examining.py", "        self.first(lambda: [folder.held(self.run_dir)])\n", "        self.run_dir.mkdir(parents=True)\n        self.first(lambda: [folder.held(self.run_dir)])\n",
+        "the examination holds the folder", "mpp/examining.py", "lambda: folder.held(self.run_dir))", "lambda: self.run_dir.mkdir() or folder.held(self.run_dir))",
         DOCTOR + "a_run_that_would_go_well_is_told_so_and_nothing_is_left",
     ),
     Row(
@@ -142,5 +142,13 @@ ROWS: list[Plant | Row] = [
     Row(
         "what is proposed fits without the nodes that are there", "mpp/data/order.py", "for n in (nodes, *wanted)]", "for n in wanted]",
         ORDER + "what_is_proposed_lets_a_run_go_on_without_the_nodes_that_are_lost",
+    ),
+    Row(
+        "a run says nothing of nodes that it may lose", "mpp/train/run.py", "if peers.nodes > 1 and peers.size == peers.nodes * peers.local_size:", "if peers.nodes > peers.size:",
+        "tests/train/test_plan_words.py::test_a_run_on_several_nodes_says_with_how_many_of_them_it_goes_on",
+    ),
+    Row(
+        "what fails at rank 0 alone ends the examination", "mpp/examining.py", "lambda: attempt(name, work).as_dict()", "lambda: work().as_dict()",
+        DOCTOR + "a_disk_that_fails_under_a_check_is_a_finding_and_the_others_follow",
     ),
 ]  # fmt: skip

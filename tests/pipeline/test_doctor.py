@@ -1,5 +1,6 @@
 """mpp/doctor.py as people give it: alone, on two real processes, with faults planted; and nothing of a run is begun or changed."""
 
+import errno
 import json
 import re
 import shutil
@@ -217,6 +218,16 @@ def test_processes_that_do_not_meet_are_a_failed_check(capsys, monkeypatch, tmp_
     status, told = examined(capsys, f"run_dir={tmp_path / 'run'}")
     (found,) = told["checks"]
     assert status == 1 and found["name"] == "processes" and found["fix"] == "start as many processes as WORLD_SIZE says"
+
+
+def test_a_disk_that_fails_under_a_check_is_a_finding_and_the_others_follow(shards, tmp_path, capsys, monkeypatch):
+    def broken(*_) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", "/there")
+
+    monkeypatch.setattr(examining.folder, "room", broken)
+    status, told = examined(capsys, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}")
+    assert status == 1 and of(told, "disk")["fix"] == "the file server has lost it: mount it again"
+    assert {each["name"] for each in told["checks"]} == ALL
 
 
 @pytest.mark.long
