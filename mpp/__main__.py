@@ -15,6 +15,7 @@ from mpp.errors import UserError, run_program
 from mpp.text import say
 
 PROGRAMS = (
+    "doctor",
     "pretrain",
     "linear_probe",
     "finetune",

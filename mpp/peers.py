@@ -64,6 +64,10 @@ class Peers:
         return self.place.local_size or self.hosts.count(self.hosts[self.rank])
 
     @property
+    def nodes(self) -> int:
+        return len(set(self.hosts))
+
+    @property
     def first_of_host(self) -> bool:
         return self.hosts.index(self.hosts[self.rank]) == self.rank
 

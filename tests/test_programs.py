@@ -29,6 +29,7 @@ WITH_TORCH = (
     "mpp/linear_probe.py",
     "mpp/fit_codebook.py",
     "mpp/plan.py",
+    "mpp/doctor.py",
 )  # whose knobs stand with the code that they turn
 ALONE = """
 import json, runpy, sys
@@ -51,7 +52,7 @@ WITH_A_CONFIG = [
 
 
 def test_all_programs_are_known():
-    assert len(PROGRAMS) == 18
+    assert len(PROGRAMS) == 19
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.finetuning"),
         (["mpp/inside.py", "encoder=x", "images=x"], "mpp.looking_inside"),
         (["mpp/replay.py", "dump.json"], "mpp.replaying"),
+        (["mpp/doctor.py", "run_dir=nowhere"], "mpp.examining"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )  # fmt: skip

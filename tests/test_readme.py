@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 import mpp
-from mpp import export, finetune, fit_codebook, linear_probe, loader_speed, pretrain, results
+from mpp import doctor, export, finetune, fit_codebook, linear_probe, loader_speed, pretrain, results
 from mpp import inside as inside_program
 from mpp import replay as replay_program
 from mpp.config.codebook import CodebookConfig
@@ -113,6 +113,13 @@ def test_every_loader_speed_command_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = loader_speed.parse(words_of(command, "mpp/loader_speed.py"))
     assert load(PretrainConfig, arguments.config, arguments.words).data.shards == "shards/train"
+
+
+@pytest.mark.parametrize("command", commands("mpp/doctor.py"))
+def test_every_command_of_the_doctor_parses_and_has_a_config_that_loads(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = doctor.parse(words_of(command, "mpp/doctor.py"))
+    assert load(PretrainConfig, arguments.config, arguments.words).run_dir == "runs/b16"
 
 
 @pytest.mark.parametrize("command", commands("mpp/fit_codebook.py"))

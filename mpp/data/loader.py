@@ -43,8 +43,7 @@ def batches(
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     if workers:
-        in_flight = min((PREFETCHED + 1) * workers, len(sampler)) * local_world
-        _refuse_small_shared_memory(dataset.bytes_of(sampler.micro_batch) * in_flight, workers)
+        refuse_small_shared_memory(shared_bytes(dataset, sampler, workers, local_world), workers)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -69,7 +68,14 @@ def _completed(items: Iterator[Any], dataset: CropDataset, copies: bool) -> Iter
         yield dataset.completed(batch)
 
 
-def _refuse_small_shared_memory(needed: int, workers: int) -> None:
+def shared_bytes(dataset: CropDataset, sampler: OrderSampler | EveryOnce | Parts, workers: int, local_world: int) -> int:
+    """What the loader processes of a machine hold in SHARED_MEMORY at their fullest."""
+    in_flight = min((PREFETCHED + 1) * workers, len(sampler)) * local_world
+    return dataset.bytes_of(sampler.micro_batch) * in_flight
+
+
+def refuse_small_shared_memory(needed: int, workers: int) -> None:
+    """needed: bytes.  Raises ConfigError."""
     if SHARED_MEMORY.is_dir() and needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
         raise of_this_rank(
             ConfigError(

@@ -15,6 +15,7 @@ k * (its sample's number) + view: schedules and logs count views.
 """
 
 import itertools
+import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -221,6 +222,45 @@ def _that_fits(samples: int, world: int, views: int) -> str:
     lower = next((batch for batch in range(first, 0, -world) if fits(batch)), None)
     upper = next(batch for batch in itertools.count(first + world, world) if fits(batch))
     return f"take the nearest batches that fit, with data.streams=null: {' and '.join(str(b * views) for b in (lower, upper) if b)}"
+
+
+def nodes_that_fit(streams: int, nodes: int, per_node: int) -> list[int]:
+    """How many of so many nodes, with `per_node` processes each, may share the streams equally; ascending."""
+    return [left for left in range(1, nodes + 1) if streams % (left * per_node) == 0]
+
+
+def streams_for(samples: int, worlds: Iterable[int]) -> int | None:
+    """The largest divisor of a step's samples, up to 1024 or as many as it takes, that each of these numbers of processes divides; None: there is none."""
+    least = math.lcm(*worlds)
+    return next((v for v in range(max(1024, least) // least * least, 0, -least) if samples % v == 0), None)
+
+
+def lost_nodes_words(plan: BatchPlan, nodes: int, per_node: int) -> str:
+    """With how many nodes a run goes on that has lost one or two of several, and which data.streams, or batch, would let all that are left go on.  Streams
+    belong to a run: they are chosen when it begins."""
+    left = [n for n in (nodes - 1, nodes - 2) if n > 0]
+    fits = lambda streams, n: max(nodes_that_fit(streams, n, per_node), default=0)
+    stay = [fits(plan.streams, n) for n in left]
+    each = [f"with {lost} lost {_goes_on(n, found)}" for lost, (n, found) in enumerate(zip(left, stay, strict=True), start=1)]
+    words = f"of {nodes} nodes x {per_node}: {', '.join(each)}"
+    if stay == left:
+        return words
+    for wanted in [left, left[:1]] if stay[0] < left[0] else [left]:
+        worlds, go_on = [n * per_node for n in (nodes, *wanted)], f"lets {' and '.join(map(str, wanted))} go on"
+        if streams := streams_for(plan.samples, worlds):
+            return f"{words}; data.streams={streams}, from the start of a run, {go_on}"
+        least = math.lcm(*worlds)
+        near = [batch for batch in (plan.samples // least * least, -(-plan.samples // least) * least) if 0 < batch < 2 * plan.samples]
+        if near:
+            batch = min(near, key=lambda batch: abs(batch - plan.samples))
+            return f"{words}; data.global_batch={batch * plan.views} data.streams={streams_for(batch, worlds)}, from the start of a run, {go_on}"
+    return f"{words}; no data.streams of this batch, or of one near it, lets more go on"
+
+
+def _goes_on(left: int, fitting: int) -> str:
+    if fitting == left:
+        return f"all {left} go on" if left > 1 else "the other goes on"
+    return f"{fitting} of {left} go on" if fitting else f"none of {left} can go on"
 
 
 def _by(views: int) -> str:

@@ -34,7 +34,7 @@ from mpp.config.schema import Section
 from mpp.config.sections import CheckpointConfig, OptimConfig, SystemConfig
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import default_workers
-from mpp.data.order import BatchPlan
+from mpp.data.order import BatchPlan, lost_nodes_words
 from mpp.errors import UserError
 from mpp.files import make_folder
 from mpp.machine import peak_gigabytes, usable_cores
@@ -267,7 +267,11 @@ class Run:
     def plan_words(self) -> str:
         plan, more = self.plan, ", ..." if len(self.plan.worlds) > 12 else ""
         worlds = ", ".join(map(str, plan.worlds[:12]))
-        return f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | the same batches on {worlds}{more} processes"
+        words = f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | the same batches on {worlds}{more} processes"
+        peers = self._peers
+        if peers.nodes > 1 and peers.size == peers.nodes * peers.local_size:
+            words += f" | {lost_nodes_words(plan, peers.nodes, peers.local_size)}"
+        return words
 
     @property
     def peak_rate(self) -> float:

@@ -1,3 +1,5 @@
+import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -5,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.data.order import Order, OrderSampler, default_streams, permute, plan_batch, steps_over
+from mpp.data.order import (
+    Order,
+    OrderSampler,
+    default_streams,
+    lost_nodes_words,
+    nodes_that_fit,
+    permute,
+    plan_batch,
+    steps_over,
+    streams_for,
+)
 from mpp.errors import ConfigError
 
 
@@ -219,6 +231,52 @@ def test_what_a_refusal_proposes_does_fit(samples, world, views, streams):
         elif remedy.startswith("take"):
             for named in remedy.rpartition(": ")[2].split(" and "):
                 assert plan_batch(int(named), None, world, 64, views).samples % world == 0
+
+
+@given(st.integers(1, 3000), st.integers(1, 12), st.integers(1, 8))
+def test_the_nodes_that_fit_are_those_whose_processes_may_share_a_batch(streams, nodes, per_node):
+    fit = nodes_that_fit(streams, nodes, per_node)
+    for left in range(1, nodes + 1):
+        try:
+            plan_batch(streams * 3, streams, left * per_node, 10**6)
+        except ConfigError:
+            assert left not in fit
+        else:
+            assert left in fit
+
+
+@given(st.integers(1, 20_000), st.lists(st.integers(1, 40), min_size=1, max_size=3))
+def test_streams_for_several_worlds_are_the_largest_that_all_of_them_divide(samples, worlds):
+    fit = [v for v in divisors(samples) if all(v % world == 0 for world in worlds)]
+    small = [v for v in fit if v <= 1024] or fit[:1]  # beyond the default's bound only where it must be
+    found = streams_for(samples, worlds)
+    assert found == (small[-1] if small and small[-1] <= max(1024, math.lcm(*worlds)) else None)
+
+
+@given(st.integers(1, 512), st.integers(2, 12), st.integers(1, 8), st.integers(1, 2))
+def test_what_is_proposed_lets_a_run_go_on_without_the_nodes_that_are_lost(factor, nodes, per_node, views):
+    plan = plan_batch(factor * nodes * per_node * views, nodes * per_node, nodes * per_node, 10**6, views)
+    words = lost_nodes_words(plan, nodes, per_node)
+    for lost, left in enumerate((n for n in (nodes - 1, nodes - 2) if n), start=1):
+        most = max(n for n in range(1, left + 1) if plan.streams % (n * per_node) == 0)
+        whole = f"all {left} go on" if left > 1 else "the other goes on"
+        assert f"with {lost} lost {whole if most == left else f'{most} of {left} go on'}" in words
+    if proposed := re.search(r"(?:data.global_batch=(\d+) )?data.streams=(\d+), from the start of a run, lets ([\d and]+) go on", words):
+        batch, streams, left = int(proposed[1] or factor * nodes * per_node * views), int(proposed[2]), proposed[3].split(" and ")
+        for n in (nodes, *map(int, left)):
+            assert plan_batch(batch, streams, n * per_node, 10**6, views)
+        assert int(left[0]) == nodes - 1
+
+
+def test_lost_nodes_in_words():
+    assert lost_nodes_words(plan_batch(4096, None, 32, 128), 4, 8) == (
+        "of 4 nodes x 8: with 1 lost 2 of 3 go on, with 2 lost all 2 go on; data.global_batch=4128 data.streams=96, from the start of a run, lets 3 and 2 go on"
+    )
+    assert lost_nodes_words(plan_batch(4032, 672, 32, 128), 4, 8) == "of 4 nodes x 8: with 1 lost all 3 go on, with 2 lost all 2 go on"
+    assert lost_nodes_words(plan_batch(4096, None, 16, 128), 2, 8) == "of 2 nodes x 8: with 1 lost the other goes on"
+    assert lost_nodes_words(plan_batch(4096, None, 512, 8), 64, 8).endswith(
+        "; no data.streams of this batch, or of one near it, lets more go on"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- sampler

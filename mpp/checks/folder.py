@@ -1,0 +1,103 @@
+"""The run folder before there is a run: whether it can be written, is one for all, has room, and is nobody else's.  Nothing is left there."""
+
+import fcntl
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mpp.checks.finding import Finding
+from mpp.config.sections import CheckpointConfig
+from mpp.errors import UserError
+from mpp.files import temporary
+from mpp.locks import Owner
+from mpp.peers import Peers
+from mpp.text import counted
+from mpp.train.commit import commits
+
+SEEN_SECONDS = 10.0  # in which a file of rank 0 is to be seen by all: it has a new name, of which no cache knows that it is not there
+LOOK_SECONDS = 0.2
+
+
+def levels_to(run_dir: Path) -> tuple[Path, int]:
+    """The folder itself, or the nearest above it that exists, and how many levels up that is."""
+    path, levels = run_dir.absolute(), 0
+    while not path.exists():
+        path, levels = path.parent, levels + 1
+    return path, levels
+
+
+def shared(run_dir: Path, peers: Peers, seconds: float = SEEN_SECONDS) -> Finding:
+    """Collective: rank 0 writes a token, which the others are to see at the same place.  Raises UserError, in all, where it cannot be written."""
+
+    def write() -> list:
+        there, levels = levels_to(run_dir)
+        token = temporary(there / "doctor")
+        try:
+            token.write_text(token.name)
+        except OSError as error:
+            raise UserError(
+                f"run_dir={run_dir}: {there} cannot be written ({error.strerror}); give a folder on a disk that you may write to"
+            ) from None
+        return [levels, token.name]
+
+    levels, name = peers.from_first(write)
+    path = run_dir.absolute()
+    token = (path if levels == 0 else path.parents[levels - 1]) / name
+    try:
+        ends = time.monotonic() + seconds
+        while not (seen := _holds(token, name)) and time.monotonic() < ends:
+            time.sleep(LOOK_SECONDS)
+        blind = [rank for rank, sees in enumerate(peers.gather(seen)) if not sees]
+    finally:
+        if peers.first:
+            token.unlink(missing_ok=True)
+    where = f"{run_dir}{'' if levels == 0 else f' (to be made in {token.parent})'}"
+    if blind:
+        who = f"{peers.called(blind[0])}{f' and {len(blind) - 1} more' if blind[1:] else ''}"
+        return Finding(
+            "run folder", "FAILED", f"{where}: {who} does not see what rank 0 writes there", "give a run_dir on a disk that all nodes share, by an absolute path"
+        )  # fmt: skip
+    return Finding("run folder", "ok", f"{where} can be written" + (f", and all {peers.size} processes see it" if peers.size > 1 else ""))
+
+
+def _holds(token: Path, text: str) -> bool:
+    with suppress(OSError):
+        return token.read_text() == text
+    return False
+
+
+def held(run_dir: Path) -> Finding:
+    """Whether a run trains there.  Its lock is asked for, and not kept."""
+    lock, owner = run_dir / "lock", Owner.read(run_dir / "lock.owner")
+    taken = False
+    with suppress(FileNotFoundError), lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go when the file is closed
+        except BlockingIOError:
+            taken = True
+        except OSError:  # no locks on that disk: the lease alone tells
+            taken = owner is not None and not owner.has_ended
+    if not taken:
+        return Finding("other runs", "ok", f"nobody trains in {run_dir}")
+    return Finding(
+        "other runs", "FAILED", f"a run trains in {run_dir} now{f' ({owner.words})' if owner else ''}, so this one could not", "wait for it, stop its processes, or give another run_dir"
+    )  # fmt: skip
+
+
+def room(run_dir: Path, checkpoint: CheckpointConfig, commit_bytes: int, total_samples: int) -> Finding:
+    """commit_bytes: of one checkpoint.  A new one is whole before the oldest goes."""
+    there, _ = levels_to(run_dir)
+    for_good = total_samples // checkpoint.keep_every_samples if checkpoint.keep_every_samples else 0
+    most = checkpoint.keep + 1 + for_good + len(checkpoint.keep_at_samples)
+    present = len(commits(run_dir))
+    needed, free = max(1, most - present) * commit_bytes, shutil.disk_usage(there).free
+    found = (
+        f"{counted(most, 'checkpoint')} of {commit_bytes / 1e9:.3g} GB{f', {present} of them there' if present else ''}: "
+        f"{needed / 1e9:.3g} GB are needed at most, {free / 1e9:.3g} GB are free in {there}"
+    )
+    if needed > free:
+        return Finding(
+            "disk", "FAILED", found, "make room there, or give a run_dir on another disk, or a smaller checkpoint.keep (2 at least)"
+        )
+    return Finding("disk", "ok", found)

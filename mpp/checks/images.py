@@ -1,0 +1,154 @@
+"""The images before there is a run: whether they are there, suffice, leave anything to predict, and come as fast as they are trained on."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpp.checks.finding import Finding, amount
+from mpp.config.pretrain import PretrainConfig
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.loader import fixed_batches
+from mpp.data.order import BatchPlan, Order
+from mpp.data.shards import ShardSet
+from mpp.data.training_set import TrainingSet
+from mpp.loader_timing import alone, with_workers
+from mpp.monitor.skill import fit_baseline
+from mpp.recipe.baselines import ClassBaselines
+from mpp.recipe.model import PretrainingModel
+from mpp.recipe.places import Masks
+from mpp.recipe.targets.base import everywhere
+from mpp.text import counted
+from mpp.train.step import masked_images
+
+LOOKED_AT, LOOK_SECONDS = 256, 8.0  # images whose goals are looked at, at most, and for how long
+ONE_CLASS = 0.8  # share of all patches in one class, from which on a constant solves most of the task (judged)
+FEW_STEPS = 4  # an epoch, below which a batch is a large part of the set (judged)
+TIMED_SECONDS = 1.0  # of the loader, for each of its rates twice
+TIMED_VIEWS = 64  # of a batch that is timed, at most: each loader process makes one before time counts
+
+
+def shards(opened: ShardSet, peers_size: int) -> Finding:
+    """Of a set that was opened, and so checked."""
+    size = sum(opened.shard_bytes.tolist()) / 1e9
+    seen = f", seen by all {peers_size} processes" if peers_size > 1 else ""
+    return Finding(
+        "shards", "ok", f"{opened.path}: {counted(len(opened), 'image')} in {counted(len(opened.shard_bytes), 'shard')}, {size:.3g} GB, as the manifest says{seen}"
+    )  # fmt: skip
+
+
+def samples(order: Order, config: PretrainConfig) -> Finding:
+    """Enough for a step and for streams, as `Order` and `plan_batch` make sure of; and not too few."""
+    passes = config.optim.total_samples / config.data.views / order.samples
+    found = (
+        f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, "
+        f"{amount(passes)} passes"
+    )
+    if order.steps_per_epoch < FEW_STEPS:
+        batch = max(1, order.samples // FEW_STEPS * config.data.views)
+        return Finding(
+            "samples", "warning", f"{found}: a step sees a large part of the set", f"take data.global_batch={batch} or less, or more images"
+        )
+    return Finding("samples", "ok", found)
+
+
+def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -> Finding:
+    """What there is to predict on some hundred images: of classes their entropy and the share of the most frequent; of all what trivial rules know."""
+    baselines, name = model.target.baselines, config.target.name
+    if baselines is None:
+        return Finding("target", "ok", f"{name}: made by a model, so there is nothing to count before training")
+    cells: list[tuple[Tensor, Tensor]] = []
+    bad, looked, began = 0, 0, time.monotonic()
+    pool = sets.training.ids
+    ids = pool[np.linspace(0, len(pool) - 1, min(LOOKED_AT, len(pool))).astype(np.int64)]
+    with torch.no_grad():
+        for batch, weight in fixed_batches(sets.training, ids, batch=32):
+            real = weight > 0
+            images, *masks = (part[real] for part in masked_images(batch, torch.device("cpu")))
+            cells.append((model.target(images, everywhere(Masks(*masks)), model.teacher), batch["kind"][real]))
+            bad, looked = bad + len(batch["bad"]), looked + len(images)
+            if time.monotonic() - began > LOOK_SECONDS:
+                break
+    baseline = fit_baseline(baselines, config.model.grid, lambda: cells, lambda: cells)
+    found, one_class = f"{name}, on {counted(looked, 'image')}: ", False
+    if isinstance(baselines, ClassBaselines):
+        counts = torch.bincount(torch.cat([goals.flatten() for goals, _ in cells]), minlength=baselines.classes).double()
+        shares = counts[counts > 0] / counts.sum()
+        entropy, most = float(-(shares * shares.log2()).sum()), float(shares.max())
+        found += (
+            f"{len(shares):,} of {baselines.classes:,} classes, entropy {abs(entropy):.2f} of {math.log2(baselines.classes):.2f} bits, "
+            f"{most:.0%} in the most frequent one; "
+        )
+        one_class = most > ONE_CLASS
+    found += f"the best trivial rule is '{baseline.name}', loss {abs(baseline.loss or 0.0):.4f}"
+    if bad:
+        return Finding(
+            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {config.data.shards} names them"
+        )  # fmt: skip
+    if not baseline.defines_skill:
+        return Finding(
+            "target", "FAILED", f"{found}: it leaves nothing to predict", "give images of more than one colour (python data_prep/inspect_shards.py shows them), or another target"
+        )  # fmt: skip
+    if one_class or sets.remarks:
+        why = f"{found}: nearly all patches are alike" if one_class else sets.remarks[0].removeprefix("note: ")
+        return Finding(
+            "target", "warning", why, "give images with more colours, or a target of structure, such as target.name=pixels or hog"
+        )
+    return Finding("target", "ok", found)
+
+
+@dataclass(frozen=True)
+class LoaderRate:
+    """Views a second."""
+
+    core: float  # of one core
+    rank: float  # that reach a training process
+    workers: int
+
+
+def loader_rate(dataset: CropDataset, order: Order, plan: BatchPlan, workers: int) -> LoaderRate:
+    """All ranks of a machine at the same time, as in training.  Raises UserError."""
+    views = max(plan.views, min(plan.micro_batch, TIMED_VIEWS) // plan.views * plan.views)
+    timed = replace(plan, micro_batch=views)
+    core = alone(dataset, order, timed, TIMED_SECONDS)
+    return LoaderRate(core, with_workers(dataset, order, timed, TIMED_SECONDS, workers) if workers else core, workers)
+
+
+def loader(rate: LoaderRate, step: float) -> Finding:
+    """step: views a second that a rank trains on."""
+    found = (
+        f"{amount(rate.rank)} views/s reach a rank from {counted(rate.workers, 'loader process', 'loader processes')} ({amount(rate.core)} a core), "
+        f"its step takes {amount(step)}"
+    )
+    if rate.rank < step:
+        needed = math.ceil(step / rate.core)
+        return Finding(
+            "loader", "warning", f"{found}: training would wait {1 - rate.rank / step:.0%} of its time",
+            f"give a rank {needed + 1} cores and leave system.workers null or {needed} (srun --cpus-per-task), or make shards with --resize, or data.views=2",
+        )  # fmt: skip
+    return Finding("loader", "ok", found, figure=rate.rank / step)
+
+
+def loader_of_a_node(core: float, step: float, per_node: int, cores: int) -> Finding:
+    """As `loader`, of machines that are not this one.  core, step: views a second, of a core here and of a GPU there."""
+    needed = math.ceil(per_node * step / core) + per_node
+    found = f"{amount(core)} views/s a core, measured here: {per_node} GPUs that take {amount(step)} each need {needed:,} cores a node, of {cores}"
+    if needed > cores:
+        return Finding(
+            "loader", "warning", found, "make shards with --resize, or take data.views=2 or more, system.decode=device, or more cores"
+        )
+    return Finding("loader", "ok", found)
+
+
+def unmeasured(config: PretrainConfig, sets: TrainingSet, local_size: int, free: Callable[[], int]) -> Finding:
+    """Of images that are decoded once and stay in memory: whether that has room for them.  free: bytes of RAM."""
+    index = sets.trained_on.index[sets.training.pool]
+    needed = 3 * int((index["width"].astype(np.int64) * index["height"]).sum()) * local_size
+    found = f"system.images={config.system.images}: decoded images take {needed / 1e9:.3g} GB of {free() / 1e9:.3g} GB free"
+    if needed > 0.8 * free():
+        return Finding("loader", "FAILED", found, "take system.images=shards, or make shards with --resize")
+    return Finding("loader", "ok", f"{found}; no step waits for a disk")

@@ -1,0 +1,74 @@
+"""What would go wrong with a run, before it is begun: shards, batch, learning rate, memory, loader, disks, network and clocks are looked at, in under a minute.
+
+    python mpp/doctor.py --config configs/mae_b16.yaml data.shards=shards/train run_dir=runs/b16 [--gpus 16 --gpu h100] [--json]
+    srun python mpp/doctor.py --config configs/mae_b16.yaml data.shards=/data/train run_dir=runs/b16
+
+It takes the config and the words of mpp/pretrain.py, on a login machine or, started as a run is started, inside the job: then every process looks at its
+own machine, and they exchange tensors.  A run is neither begun nor changed.  Exit status: 0 all is well, or there are warnings; 1 a check failed;
+2 the command is wrong.
+This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
+"""
+
+from mpp.interrupts import quiet_until_main
+
+quiet_until_main(__name__)
+
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpp.config.help import KeysParser
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load, tree_of
+from mpp.errors import ConfigError, interruptible, run_program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    config = load(PretrainConfig, arguments.config, arguments.words)
+    of_file = load(PretrainConfig, arguments.config, []) if arguments.config else None
+    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
+    with interruptible():
+        from mpp.examining import Planned, examine  # here, because it takes seconds
+
+    planned = Planned(arguments.gpus, min(arguments.gpus, arguments.per_node), arguments.gpu, arguments.cores) if arguments.gpus else None
+    return examine(config, run_dir, lambda below, above: anew(arguments, below, above), of_file, planned, arguments.json)
+
+
+def anew(arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfig:
+    """The config with these keys below the file and the words, and these above them."""
+    words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
+    return load(PretrainConfig, arguments.config, words, tree_of(below))
+
+
+def count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
+    return int(text)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = KeysParser(PretrainConfig, description="What would go wrong with a run, before it is begun.")
+    parser.add_argument("--config", help="a YAML file, such as configs/mae_b16.yaml")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
+    parser.add_argument("--gpus", type=count, help="on a login machine: how many GPUs the run is meant for, one a process")
+    parser.add_argument("--per-node", type=count, default=8, help="of those, GPUs of a node (8)")
+    parser.add_argument("--gpu", default="h100", help="their kind: h100, h200 or a100 (h100)")
+    parser.add_argument("--cores", type=count, default=96, help="CPU cores of a node (96)")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment
+    parser.add_argument("words", nargs="*", metavar="key=value", help="overrides, such as data.shards=shards/train run_dir=runs/try")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.gpus and arguments.gpu not in ("h100", "h200", "a100"):
+        raise ConfigError(f"--gpu {arguments.gpu} is not known; choose h100, h200 or a100")
+    if arguments.gpus and arguments.gpus > arguments.per_node and arguments.gpus % arguments.per_node:
+        raise ConfigError(
+            f"--gpus {arguments.gpus} must be whole nodes of --per-node {arguments.per_node}; give a multiple, or another --per-node"
+        )
+    return arguments
+
+
+if __name__ == "__main__":
+    run_program(main)

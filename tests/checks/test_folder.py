@@ -1,0 +1,71 @@
+"""The run folder: seen by all, with room, nobody else's; and left as it was."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from mpp.checks import folder
+from mpp.config.sections import CheckpointConfig
+from mpp.errors import UserError
+from mpp.locks import lock_folder
+from tests.test_peers import job
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_folder_that_all_see_is_well_and_nothing_is_left_in_it(tmp_path, size):
+    run_dir = tmp_path / "runs" / "own"
+    for found in job(size, lambda mine: folder.shared(run_dir, mine)):
+        assert found.verdict == "ok" and f"(to be made in {tmp_path})" in found.found
+    assert list(tmp_path.iterdir()) == []
+    run_dir.mkdir(parents=True)
+    assert {found.verdict for found in job(size, lambda mine: folder.shared(run_dir, mine))} == {"ok"}
+    assert list(run_dir.iterdir()) == []
+
+
+def test_who_does_not_see_it_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "elsewhere").mkdir()  # a disk of its own under the same name
+    look = lambda mine: folder.shared(tmp_path / ("elsewhere" if mine.rank in (2, 3) else "there") / "run", mine, seconds=0.3)
+    for found in job(4, look):
+        assert found.verdict == "FAILED" and "rank 2 (host n1) and 1 more does not see what rank 0 writes" in found.found
+    assert list((tmp_path / "there").iterdir()) == [] == list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_to_all():
+    found = job(2, lambda mine: folder.shared(folder.Path("/proc/run"), mine))
+    assert all(isinstance(error, UserError) and "/proc cannot be written" in str(error) for error in found)
+
+
+def test_a_run_that_trains_is_told_and_not_disturbed(tmp_path):
+    assert folder.held(tmp_path).verdict == "ok"
+    lock = (tmp_path / "lock").open("w")
+    assert folder.held(tmp_path).verdict == "ok"  # of a run that has ended
+    lock_folder(lock, "busy", leased=True)
+    found = folder.held(tmp_path)
+    assert found.verdict == "FAILED" and "a run trains in" in found.found and "process " in found.found
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with (tmp_path / "lock").open("w") as second, pytest.raises(UserError):  # it is still held
+        lock_folder(second, "busy", seconds=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before == ["lock", "lock.owner"]
+    lock.close()
+    assert folder.held(tmp_path).verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "present", "count"),
+    [
+        ({"keep": 2}, 0, 3),
+        ({"keep": 2}, 2, 1),
+        ({"keep": 3, "keep_every_samples": 250}, 0, 8),
+        ({"keep": 2, "keep_at_samples": (5, 7)}, 0, 5),
+    ],
+)
+def test_a_disk_must_hold_one_checkpoint_more_than_are_kept(monkeypatch, tmp_path, checkpoint, present, count):
+    monkeypatch.setattr(folder, "commits", lambda run_dir: [None] * present)
+    for free, verdict in ((count * 1000 - 1, "FAILED"), (count * 1000, "ok")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(10**9, 0, free))
+        found = folder.room(tmp_path / "not" / "there", CheckpointConfig(**checkpoint), 1000, total_samples=1000)
+        assert found.verdict == verdict, found
