@@ -3,6 +3,7 @@
 from tests.mutations import Plant, Row
 
 SPLIT = "tests/transfer/test_split.py::"
+SHARDS, ORDER, ADVICE = "tests/data/test_shards.py::", "tests/data/test_order.py::", "tests/prep/test_advice.py::"
 
 ROWS = [
     Row(
@@ -24,5 +25,63 @@ ROWS = [
         "    found = shuffled[by_class]",
         "    [np.flatnonzero(labels == label) for label in np.unique(labels)]\n    found = shuffled[by_class]",
         SPLIT + "test_no_class_is_looked_for_in_all_the_labels",
+    ),
+    # Descriptors, and samples that are fetched ahead.
+    Row(
+        "a copy of a set forgets how many shards it keeps open",
+        "mpp/data/shards.py",
+        "    opened.keep_open(open_files)\n",
+        "",
+        SHARDS + "test_as_many_stay_open_as_a_process_will_read_within_half_of_its_limit_also_in_a_copy",
+    ),
+    Row(
+        "open shards take the whole limit",
+        "mpp/data/shards.py",
+        "min(shards, limit // 2)",
+        "min(shards, limit)",
+        SHARDS + "test_as_many_stay_open_as_a_process_will_read_within_half_of_its_limit_also_in_a_copy",
+    ),
+    Plant(
+        "samples are fetched ahead one at a time",
+        "mpp.data.pixels:StoredPixels.ahead",
+        "lambda self, samples: real(self, samples[:1])",
+        SHARDS + "test_the_samples_of_a_batch_are_asked_for_together_before_the_first_is_read",
+    ),
+    Row(
+        "the places of another sample are fetched",
+        "mpp/data/shards.py",
+        "os.posix_fadvise(handle, row.offset, row.size,",
+        "os.posix_fadvise(handle, 0, row.size,",
+        SHARDS + "test_the_samples_of_a_batch_are_asked_for_together_before_the_first_is_read",
+    ),
+    Row(
+        "a vanished shard ends the fetching ahead",
+        "mpp/data/shards.py",
+        "            except OSError:\n                return",
+        "            except ZeroDivisionError:\n                return",
+        SHARDS + "test_what_cannot_be_fetched_ahead_is_left_to_the_read",
+    ),
+    Row(
+        "a stretch begins with a shard",
+        "mpp/data/order.py",
+        "int(whole) + 2)",
+        "int(whole) + 1)",
+        f"{ORDER}test_a_process_reads_from_no_more_shards_than_are_said_to_be_in_its_reach "
+        f"{ORDER}test_the_reach_is_the_share_of_the_shards_and_with_blocks_that_of_the_streams",
+    ),
+    Row(
+        "blocks are left out of the reach",
+        "mpp/data/order.py",
+        "        return min(reach, max(1, self.streams // world) * each)",
+        "        return reach",
+        f"{ORDER}test_the_reach_is_the_share_of_the_shards_and_with_blocks_that_of_the_streams "
+        f"{ADVICE}test_a_large_set_says_from_how_many_shards_a_process_reads_and_what_blocks_and_larger_shards_change",
+    ),
+    Row(
+        "blocks are advised where they change nothing",
+        "mpp/prep/advice.py",
+        "wide >= OFTEN * narrow",
+        "wide >= narrow",
+        ADVICE + "test_nothing_is_said_of_feeding_where_it_is_no_question",
     ),
 ]
