@@ -47,7 +47,7 @@ class DeviceJpegs(Pixels):
         return self._on_cpu
 
     def ahead(self, samples: Sequence[int]) -> None:
-        self.source.ahead(samples)
+        self._on_cpu.ahead(samples)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> Cut:
         width, height = self.size_of(sample)

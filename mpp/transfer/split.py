@@ -80,7 +80,7 @@ def few_labels(
     if fraction is None and per_class is None:
         return np.arange(len(labels))
     numbers, counts = np.unique(labels, return_counts=True)
-    wanted = [per_class if per_class is not None else max(1, round(fraction * n)) for n in counts.tolist()]  # type: ignore[operator]
+    wanted = [per_class if per_class is not None else max(1, round(fraction * n)) for n in counts.tolist()]
     for label, images, count in zip(numbers.tolist(), counts.tolist(), wanted, strict=True):
         if count > images:
             raise DataError(
