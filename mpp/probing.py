@@ -16,7 +16,7 @@ from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, remarks_on
 from mpp.files import write_atomically
 from mpp.monitor import rank
-from mpp.probe_job import PROGRAM, Probing, Reported, prepare, undone
+from mpp.probe_job import PROGRAM, Probing, Reported, prepare, state_memory, undone
 from mpp.probe_report import write
 from mpp.progress import Progress, tracked
 from mpp.transfer.extraction import Extracted
@@ -40,6 +40,8 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     for remark in [] if config.rank_only else [*remarks_on(job.train, job.test), *undone(job)]:
         job.say(f"note      {remark}")
 
+    if not config.extract_only:
+        state_memory(job)
     tables = job.extract(job.train, job.samples)
     for name, table in tables.items():
         job.say(f"train     {config.train}: {table}: {name}")
@@ -47,6 +49,9 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         if isinstance(row.extractor, PixelExtractor):
             row.own = row.extractor.told_apart(tables[name].features.values)
             row.about["features"] = str(row.own)
+
+    if config.extract_only:
+        return store(job, tables)
 
     # Everything is chosen on train.
     if job.division.splits:
@@ -62,6 +67,22 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         with Progress("writing the table and pictures", at_once=True):
             write(job, shown, started)
     return 0
+
+
+def store(job: Probing, tables: Mapping[str, Extracted]) -> int:
+    """Collective: the features of test, too, which no figure is computed of, so that nobody has read it; then all is there."""
+    if job.test is not None:
+        for name, table in job.extract(job.test, tested(job)).items():
+            job.say(f"test      {job.config.test}: {table}: {name}")
+    size = sum(table.features.values.nbytes for table in tables.values()) / 1e9
+    job.say(f"features lie in {job.cache} (of train {size:,.2f} GB); the same command without extract_only=true probes them")
+    return 0
+
+
+def tested(job: Probing) -> np.ndarray:
+    """int64, ids of test: the images used."""
+    assert job.test is not None
+    return subset(len(job.test), job.config.test_samples, job.config.seed, 1)
 
 
 def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
@@ -134,7 +155,7 @@ def show(job: Probing, tables: dict[str, Extracted]) -> Reported:
         job.about |= {"reported_on": "holdout of train", "test_reads": 0, "test_reads_folders": 0, "reported_images": len(reported)}
         job.overlap = together(job.world, lambda: seen_before(job, job.train, job.samples[reported]) if job.world.first else None)
         return Reported(job.train, job.samples, reported, tables)
-    ids = subset(len(test), config.test_samples, config.seed, 1)
+    ids = tested(job)
     command = [PROGRAM, *job.words]
     note = partial(log_test_read, job.out, test, len(ids), ledger=config.ledger, command=command, encoder=job.loaded.source)
     job.reads = from_first(job.world, lambda: note(named=str(config.test)))

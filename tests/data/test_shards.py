@@ -472,7 +472,7 @@ def test_as_many_stay_open_as_a_process_will_read_within_half_of_its_limit_also_
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
 def test_the_samples_of_a_batch_are_asked_for_together_before_the_first_is_read(tiny_shards, monkeypatch):
     shards, calls, read = ShardSet.open(tiny_shards), [], ShardSet.read
-    advise = lambda handle, *place: calls.append((Path(os.readlink(f"/proc/self/fd/{handle}")), *place))
+    advise = lambda handle, *place: calls.append((Path(f"/proc/self/fd/{handle}").readlink(), *place))
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr(ShardSet, "read", lambda self, sample: calls.append(sample) or read(self, sample))
     samples = (39, 2, 20)

@@ -215,6 +215,11 @@ class Probe(Section):
         """What these labels (integers, of the rows to fit on) leave undone, said before anything is extracted; raises DataError for what cannot be."""
         return ""
 
+    def memory(self, widths: Sequence[int], classes: int) -> tuple[int, str]:
+        """Bytes that fitting takes beside the features, about, of variants of so many columns each; and what makes them so many and what lowers them, in
+        words.  (0, ""): they are few whatever there is to choose from."""
+        return 0, ""
+
     def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
         """The features it chooses from, `own` first: tables are made to hold them."""
         return [own]
