@@ -4,6 +4,8 @@ from tests.mutations import Plant, Row
 
 SPLIT = "tests/transfer/test_split.py::"
 SHARDS, ORDER, ADVICE = "tests/data/test_shards.py::", "tests/data/test_order.py::", "tests/prep/test_advice.py::"
+EXTRACTION, PROBE = "tests/transfer/test_extraction.py::", "tests/transfer/test_linear_probe.py::"
+DEALT = "tests/pipeline/test_probe_processes.py::test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit"
 
 ROWS = [
     Row(
@@ -83,5 +85,77 @@ ROWS = [
         "wide >= OFTEN * narrow",
         "wide >= narrow",
         ADVICE + "test_nothing_is_said_of_feeding_where_it_is_no_question",
+    ),
+    # Hashes of tables.
+    Row(
+        "only the first stretch of a table is hashed",
+        "mpp/transfer/extraction.py",
+        "        file.seek(start)\n",
+        "",
+        EXTRACTION + "test_tables_are_hashed_stretch_by_stretch_and_each_stretch_is_looked_at",
+    ),
+    Row(
+        "a table's last, short stretch is left out",
+        "mpp/transfer/extraction.py",
+        "for at in range(0, size, STRETCH)]",
+        "for at in range(0, size - STRETCH, STRETCH)]",
+        EXTRACTION + "test_tables_are_hashed_stretch_by_stretch_and_each_stretch_is_looked_at",
+    ),
+    Row(
+        "hashes of processes are put together in the wrong order",
+        "mpp/transfer/extraction.py",
+        "found[number % world.size][number // world.size]",
+        "found[-1 - number % world.size][number // world.size]",
+        DEALT,
+    ),
+    # Probes that are dealt out, what they take, extraction alone.
+    Row(
+        "every process fits the first one's probes",
+        "mpp/probing.py",
+        "        parts = to_first(world, together(world, fit_mine), len(units_of(job)))",
+        "        mine[:] = units_of(job)[:: world.size]\n        parts = to_first(world, together(world, fit_mine), len(units_of(job)))",
+        DEALT,
+    ),
+    Row(
+        "repeats that are dealt out share a seed",
+        "mpp/probing.py",
+        "row, seed = job.rows[name], config.seed + number",
+        "row, seed = job.rows[name], config.seed + world.rank",
+        DEALT,
+    ),
+    Row(
+        "the velocity of heads is not counted",
+        "mpp/transfer/probes/linear.py",
+        "4 * heads * (2 * (",
+        "4 * heads * (1 * (",
+        PROBE + "test_what_probes_take_is_counted_from_heads_columns_and_batch",
+    ),
+    Row(
+        "a grid that does not fit is noticed after extraction",
+        "mpp/probing.py",
+        "    if not config.extract_only:\n        state_memory(job)\n    tables = job.extract(job.train, job.samples)\n",
+        "    tables = job.extract(job.train, job.samples)\n    state_memory(job)\n",
+        PROBE + "test_a_grid_that_does_not_fit_is_refused_before_anything_is_extracted_and_says_what_to_lower",
+    ),
+    Row(
+        "extracting alone leaves test to the probe",
+        "mpp/probing.py",
+        "    if job.test is not None:\n        for name, table in job.extract(",
+        "    if False:\n        for name, table in job.extract(",
+        PROBE + "test_extracting_alone_reads_no_test_split_and_the_probe_finds_all_of_it",
+    ),
+    Row(
+        "loader processes of a look end with it",
+        "mpp/data/loader.py",
+        "stays=bool(self.workers)",
+        "stays=False",
+        "tests/data/test_loader.py::test_what_is_read_again_is_read_by_the_same_processes_and_is_the_same",
+    ),
+    Row(
+        "every look has loader processes of its own",
+        "mpp/finetuning.py",
+        "        if id(data) not in self.read:\n",
+        "        if True:\n",
+        "tests/pipeline/test_finetune.py::test_looks_at_the_hold_out_share_their_loader_processes",
     ),
 ]
