@@ -24,6 +24,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.loader import Batches, batches
 from mpp.data.order import OrderSampler
+from mpp.data.shards import ShardSet
 from mpp.disks import disks
 from mpp.errors import AGAIN
 from mpp.finetune_job import (
@@ -140,6 +141,8 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
+    if isinstance(source := sets.source("train"), ShardSet):
+        source.keep_open(order.shards_in_reach(world.size))
     placed = sets.placed(config, world.device, world.local_size)
     stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
     weight = balanced_weights(sets.labels, len(sets.classes)).to(world.device) if config.optim.class_weight else None

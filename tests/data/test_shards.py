@@ -17,6 +17,7 @@ import mpp.data.shards as module
 from mpp.data import shard_faults
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
+from mpp.data.order import Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.shard_faults import row_faults
 from mpp.data.shard_format import INDEX_DTYPE, read_manifest
@@ -525,3 +526,10 @@ def test_the_same_samples_make_the_same_bytes(tmp_path):
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()
     assert str(tmp_path) not in (one / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(("world", "block", "kept"), [(1, None, 3), (2, None, 3), (4, None, 2)])
+def test_a_run_keeps_the_shards_in_its_reach_open(tiny_shards, world, block, kept):
+    shards = ShardSet.open(tiny_shards)
+    order = Order(tuple(shards.samples_per_shard), 8, 8, 0, block)
+    assert shards.keep_open(order.shards_in_reach(world)) == kept

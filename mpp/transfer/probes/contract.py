@@ -202,7 +202,7 @@ class Probe(Section):
     key: ClassVar[str]  # of its section in the config, and of its figures
     title: ClassVar[str]  # of its column in the table
     in_the_loop: ClassVar[bool] = False
-    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else rank 0 fits it."""
+    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else one process fits it."""
     takes_weights: ClassVar[bool] = False
     """Whether class_weight=balanced means anything to it."""
 
