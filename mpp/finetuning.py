@@ -10,7 +10,7 @@ import functools
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import flat
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
-from mpp.data.loader import batches
+from mpp.data.loader import Batches, batches
 from mpp.data.order import OrderSampler
+from mpp.data.shards import ShardSet
 from mpp.disks import disks
 from mpp.errors import AGAIN
 from mpp.finetune_job import (
@@ -58,7 +59,7 @@ from mpp.peers import meet
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage, short_at_first
-from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure
+from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure, once_each
 from mpp.train.commit import Commit
 from mpp.train.engine import Engine
 from mpp.train.optim import build_finetune_optimiser
@@ -140,6 +141,8 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
+    if isinstance(source := sets.source("train"), ShardSet):
+        source.keep_open(order.shards_in_reach(world.size))
     placed = sets.placed(config, world.device, world.local_size)
     stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
     weight = balanced_weights(sets.labels, len(sets.classes)).to(world.device) if config.optim.class_weight else None
@@ -200,6 +203,13 @@ class Tuned:
     average: WeightAverage | None
     arch: str  # timm's name
     model_arguments: dict[str, Any]  # of timm.create_model
+    read: dict[int, Batches] = field(default_factory=dict)  # of what has been measured on, by id: loader processes stay from look to look
+
+    def reading(self, data: CropDataset) -> Batches:
+        if id(data) not in self.read:
+            run = self.repeat.run
+            self.read[id(data)] = once_each(data, run.plan.micro_batch, run.workers, run.world)
+        return self.read[id(data)]
 
     @property
     def random(self) -> bool:
@@ -355,7 +365,14 @@ def measured(tuned: Tuned, data: CropDataset, names: Sequence[str] = (WEIGHTS, A
     """Collective: the weights as they are, and their average where there is one (of `names`)."""
     run, loaded, average, found = tuned.repeat.run, tuned.repeat.job.loaded, tuned.average, {}
     take = functools.partial(
-        measure, data=data, mean=loaded.mean, std=loaded.std, micro_batch=run.plan.micro_batch, workers=run.workers, world=run.world
+        measure,
+        data=data,
+        mean=loaded.mean,
+        std=loaded.std,
+        micro_batch=run.plan.micro_batch,
+        workers=run.workers,
+        world=run.world,
+        kept=tuned.reading(data),
     )
     if WEIGHTS in names:
         run.engine.train(False)

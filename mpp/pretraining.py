@@ -23,6 +23,7 @@ from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
+from mpp.data.shards import few_open_files
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
 from mpp.errors import AGAIN
@@ -130,6 +131,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     passed = steps_over(data.skip_samples, data.global_batch, run.total_steps)
     sampler = OrderSampler(order, plan, peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)
     device = device_of(peers)
+    reach = order.shards_in_reach(peers.size)
+    kept_open = sets.trained_on.keep_open(reach)
     placed = sets.placed(config, device, peers.local_size)
     stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size)
     run.join(settled.world)
@@ -164,6 +167,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *filter(None, [small_rate_note(config.optim, data.global_batch)]),
             *brought.words,
             *sets.remarks,
+            *([few_open_files(reach, kept_open)] if kept_open < reach else []),
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),

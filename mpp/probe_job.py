@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from mpp import text
@@ -14,7 +15,7 @@ from mpp.agreement import agree
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import flat
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
-from mpp.errors import ConfigError
+from mpp.errors import ConfigError, of_this_rank
 from mpp.files import make_folder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
@@ -32,6 +33,7 @@ from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM
 from mpp.world import World, join_processes, together
 
 PROGRAM = "mpp/linear_probe.py"  # as command lines are noted
+TOLD_MEMORY = 1e9  # bytes from which on it is said what a probe takes
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,42 @@ def undone(job: Probing) -> list[str]:
     if config.class_weight and (unweighted := [probe.title for probe in probes if not probe.takes_weights]):
         said.append(f"class_weight={config.class_weight} means nothing to {', '.join(unweighted)}")
     return list(dict.fromkeys(filter(None, said)))
+
+
+def memory_of(job: Probing) -> dict[str, tuple[int, str]]:
+    """By probe: what fitting it takes in one process, of the row that takes most; bytes, and in words."""
+    found = {}
+    for probe in job.config.cached():
+        each = []
+        for row in job.rows.values():
+            variants = [row.own] if row.backbone is None else probe.variants(row.own, row.backbone)
+            each.append(probe.memory([len(row.extractor.layout.columns(variant)) for variant in variants], len(job.train.classes)))
+        found[probe.key] = max(each)
+    return found
+
+
+def state_memory(job: Probing) -> None:
+    """Collective: say what the probes take where that is much, before hours of extraction.  Raises ConfigError where it does not fit."""
+    for key, (needed, words) in memory_of(job).items():
+        what, _, remedy = words.partition("; ")
+        if needed >= TOLD_MEMORY:
+            job.say(f"memory    {key}: {needed / 1e9:,.1f} GB a process: {what}")
+        together(job.world, lambda needed=needed, key=key, what=what, remedy=remedy: _refuse_beyond(job, needed, key, what, remedy))  # type: ignore[misc]
+
+
+def _refuse_beyond(job: Probing, needed: int, key: str, what: str, remedy: str) -> None:
+    device = job.world.device
+    if device.type == "cuda":
+        free, beside = torch.cuda.mem_get_info(device)[0], 1
+    else:
+        free, beside = psutil.virtual_memory().available, min(job.world.local_size, len(job.rows) * len(job.division.splits))
+    if needed * beside > free:
+        times = f" in each of {beside} processes of a machine" if beside > 1 else ""
+        raise of_this_rank(
+            ConfigError(
+                f"{key}: {what} take {needed / 1e9:,.1f} GB{times}, and {free / 1e9:,.1f} GB of {device.type} memory are free; {remedy}"
+            )
+        )
 
 
 def default_out(encoder: str, train: str) -> Path:

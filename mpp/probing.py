@@ -16,7 +16,7 @@ from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, remarks_on
 from mpp.files import write_atomically
 from mpp.monitor import rank
-from mpp.probe_job import PROGRAM, Probing, Reported, prepare, undone
+from mpp.probe_job import PROGRAM, Probing, Reported, prepare, state_memory, undone
 from mpp.probe_report import write
 from mpp.progress import Progress, tracked
 from mpp.transfer.extraction import Extracted
@@ -24,13 +24,13 @@ from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import log_test_read
 from mpp.transfer.near_duplicates import PICTURE, find_near, sheet
 from mpp.transfer.overlap import Overlap, find_overlap
-from mpp.transfer.probes.contract import Measured, Train
-from mpp.transfer.protocol import AllAnswers, answers_to, choose, report
+from mpp.transfer.probes.contract import Measured, Probe, Train
+from mpp.transfer.protocol import AllAnswers, answers_to, choose, chosen_words, report
 from mpp.transfer.rows import Line, majority
 from mpp.transfer.split import RANK, subset
 from mpp.transfer.table import MAJORITY, PRETRAINED
 from mpp.watch import watch
-from mpp.world import from_first, together
+from mpp.world import from_first, to_first, together
 
 
 def probe(config: ProbeConfig, words: Sequence[str]) -> int:
@@ -40,6 +40,8 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     for remark in [] if config.rank_only else [*remarks_on(job.train, job.test), *undone(job)]:
         job.say(f"note      {remark}")
 
+    if not config.extract_only:
+        state_memory(job)
     tables = job.extract(job.train, job.samples)
     for name, table in tables.items():
         job.say(f"train     {config.train}: {table}: {name}")
@@ -47,6 +49,9 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
         if isinstance(row.extractor, PixelExtractor):
             row.own = row.extractor.told_apart(tables[name].features.values)
             row.about["features"] = str(row.own)
+
+    if config.extract_only:
+        return store(job, tables)
 
     # Everything is chosen on train.
     if job.division.splits:
@@ -64,29 +69,72 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     return 0
 
 
+def store(job: Probing, tables: Mapping[str, Extracted]) -> int:
+    """Collective: the features of test, too, which no figure is computed of, so that nobody has read it; then all is there."""
+    if job.test is not None:
+        for name, table in job.extract(job.test, tested(job)).items():
+            job.say(f"test      {job.config.test}: {table}: {name}")
+    size = sum(table.features.values.nbytes for table in tables.values()) / 1e9
+    job.say(f"features lie in {job.cache} (of train {size:,.2f} GB); the same command without extract_only=true probes them")
+    return 0
+
+
+def tested(job: Probing) -> np.ndarray:
+    """int64, ids of test: the images used."""
+    assert job.test is not None
+    return subset(len(job.test), job.config.test_samples, job.config.seed, 1)
+
+
 def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
-    """Collective.  Probes on features are fitted in rank 0, those with the encoder in the loop by all."""
+    """Collective.  Probes on features are dealt out to the processes, which fit them each for itself; those with the encoder in the loop are fitted by
+    all together."""
     config, world, splits = job.config, job.world, job.division.splits
     job.about |= {"fit_images": len(splits[0].fit), "holdout_images": len(splits[0].choose), "classes": job.train.classes}
+
+    def train_of(name: str, number: int) -> Train:
+        row, seed = job.rows[name], config.seed + number
+        views = row.views(job.train, job.samples, config.features, seed, world)
+        return Train(
+            tables[name].features, row.own, job.labels, job.train.classes, splits[number], seed, world.device,
+            config.metric, config.class_weight == "balanced", config.widen, views=views,
+        )  # fmt: skip
+
+    again = lambda number: f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
+    mine = units_of(job)[world.rank :: world.size]
     online = {name: config.online() if row.encoder is not None else [] for name, row in job.rows.items()}
-    with Progress("", len(splits) * sum(len(config.cached()) + len(asked) for asked in online.values()), "probes", at_once=True) as bar:
-        for number, split in enumerate(splits):
-            seed = config.seed + number
-            again = f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
+    asked = len(mine) + len(splits) * sum(len(probes) for probes in online.values())
+    with Progress("", asked, "probes", at_once=True) as bar:
+
+        def fit_mine() -> dict[tuple[str, int, str], tuple[list[str], dict[str, float]]]:
+            said = {}
+            for probe, number, name in mine:
+                watch.moved(f"choosing for {name}{again(number)}", slow=True)
+                bar.update(0, f"{name}{again(number)}")
+                found = choose([probe], train_of(name, number), job.rows[name].backbone, bar.update)
+                job.rows[name].chosen[number, probe.key] = found
+                said[name, number, probe.key] = [each.summary() for each in found.fitted.values()], found.seconds
+            return said
+
+        parts = to_first(world, together(world, fit_mine), len(units_of(job)))
+        said = {unit: words for part in parts for unit, words in part.items()}
+        for number in range(len(splits)):
             for name, row in job.rows.items():
-                watch.moved(f"choosing for {name}{again}", slow=True)
-                bar.update(0, f"{name}{again}")
-                views = row.views(job.train, job.samples, config.features, seed, world)
-                train = Train(
-                    tables[name].features, row.own, job.labels, job.train.classes, split, seed, world.device,
-                    config.metric, config.class_weight == "balanced", config.widen, views=views,
-                )  # fmt: skip
-                row.chosen.append([choose(config.cached(), train, row.backbone, bar.update)] if world.first else [])
+                watch.moved(f"choosing for {name}{again(number)}", slow=True)
                 if world.first:
-                    job.say(f"chosen    {name}{again}: {row.chosen[-1][0].summary()}")
+                    each = [said[name, number, probe.key] for probe in config.cached()]
+                    summaries = [summary for summaries, _ in each for summary in summaries]
+                    job.say(
+                        f"chosen    {name}{again(number)}: {chosen_words(summaries, dict(took for _, seconds in each for took in seconds.items()))}"
+                    )
                 for probe in online[name]:
-                    row.chosen[-1].append(choose([probe], train, row.backbone, bar.update))
-                    job.say(f"trained   {name}{again}: {row.chosen[-1][-1].fitted[probe.key].summary()}")
+                    found = choose([probe], train_of(name, number), row.backbone, bar.update)
+                    row.chosen[number, probe.key] = found
+                    job.say(f"trained   {name}{again(number)}: {found.fitted[probe.key].summary()}")
+
+
+def units_of(job: Probing) -> list[tuple[Probe, int, str]]:
+    """What processes are dealt, one after the other: each probe on features (those that take longest first), each repeat, each row."""
+    return [(probe, number, name) for probe in job.config.cached() for number in range(len(job.division.splits)) for name in job.rows]
 
 
 def spread_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
@@ -107,7 +155,7 @@ def show(job: Probing, tables: dict[str, Extracted]) -> Reported:
         job.about |= {"reported_on": "holdout of train", "test_reads": 0, "test_reads_folders": 0, "reported_images": len(reported)}
         job.overlap = together(job.world, lambda: seen_before(job, job.train, job.samples[reported]) if job.world.first else None)
         return Reported(job.train, job.samples, reported, tables)
-    ids = subset(len(test), config.test_samples, config.seed, 1)
+    ids = tested(job)
     command = [PROGRAM, *job.words]
     note = partial(log_test_read, job.out, test, len(ids), ledger=config.ledger, command=command, encoder=job.loaded.source)
     job.reads = from_first(job.world, lambda: note(named=str(config.test)))
@@ -139,22 +187,47 @@ def seen_before(job: Probing, images: LabelledImages, ids: np.ndarray) -> Overla
 
 
 def report_rows(job: Probing, shown: Reported) -> None:
-    """Collective."""
-    said: dict[str, list[list[AllAnswers]]] = {}
-    for name, row in tracked(job.rows.items(), "answering", len(job.rows), "rows", at_once=True):
-        views = row.views(shown.images, shown.samples, job.config.features, job.config.seed, job.world)
-        images = Measured(shown.tables[name].features, shown.rows, views)
-        repeats = [{column: one for chosen in parts for column, one in answers_to(chosen, images).items()} for parts in row.chosen]
-        said.setdefault(row.line, []).append(repeats)
-    if not job.world.first:
+    """Collective: each process answers for what it has fitted."""
+    config, world, repeats = job.config, job.world, range(len(job.division.splits))
+    images_of = lambda name: Measured(
+        shown.tables[name].features, shown.rows, job.rows[name].views(shown.images, shown.samples, config.features, config.seed, world)
+    )
+    mine = units_of(job)[world.rank :: world.size]
+
+    def answer_mine() -> dict[tuple[str, int, str], tuple[AllAnswers, dict[str, float]]]:
+        given = {}
+        for probe, number, name in tracked(mine, "answering", len(mine), "probes", at_once=True):
+            watch.moved(f"answering for {name}", slow=True)
+            found = job.rows[name].chosen[number, probe.key]
+            given[name, number, probe.key] = answers_to(found, images_of(name)), found.seconds
+        return given
+
+    parts = to_first(world, together(world, answer_mine), len(units_of(job)))
+    given = {unit: one for part in parts for unit, one in part.items()}
+    for name, row in job.rows.items():
+        for number in repeats:
+            for probe in config.online() if row.encoder is not None else []:
+                found = row.chosen[number, probe.key]
+                given[name, number, probe.key] = answers_to(found, images_of(name)), found.seconds
+    if not world.first:
         return
+    probes = (*config.cached(), *config.online())
+    said: dict[str, list[list[AllAnswers]]] = {}
+    took: dict[str, dict[str, float]] = {}
+    for name, row in job.rows.items():
+        of_repeat = [[given[name, number, probe.key] for probe in probes if (name, number, probe.key) in given] for number in repeats]
+        said.setdefault(row.line, []).append(
+            [{column: one for answers, _ in each for column, one in answers.items()} for each in of_repeat]
+        )
+        for _, seconds in (one for each in of_repeat for one in each):
+            for key, more in seconds.items():
+                took.setdefault(row.line, {})[key] = took.get(row.line, {}).get(key, 0.0) + more
     truth, classes = shown.truth, job.train.classes
     for name, runs in tracked(said.items(), "figures", len(said), "rows"):
         line = job.lines[name]
-        found, line.answers = report(runs, truth, len(classes))
-        line.figures |= found
-        seconds = [chosen.seconds for row in job.rows.values() if row.line == name for parts in row.chosen for chosen in parts]
-        line.figures["seconds"] = {key: round(sum(took.get(key, 0.0) for took in seconds), 3) for took in seconds for key in took}
+        figures, line.answers = report(runs, truth, len(classes))
+        line.figures |= figures
+        line.figures["seconds"] = {key: round(spent, 3) for key, spent in took[name].items()}
     job.lines = {MAJORITY: majority(truth, classes)} | job.lines
     where = f"a hold-out of train ({len(shown.rows)} images that nothing was fitted or chosen on); no test split was read"
     if job.reads is not None:

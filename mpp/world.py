@@ -17,6 +17,7 @@ from mpp.peers import Peers, cannot_meet, meet
 from mpp.watch import meeting, watch
 
 WAIT = timedelta(days=7)  # how long collectives wait: longer than mpp/watchman.py, which says who is late
+CPU = torch.device("cpu")
 Made = TypeVar("Made")
 
 
@@ -119,6 +120,32 @@ def together(world: World, work: Callable[[], Made]) -> Made:
     if any(failures):
         raise UserError(next(text for text in failures if text))  # the same everywhere, so that rank 0 alone prints it
     return made  # type: ignore[return-value]
+
+
+def from_all(world: World, value: Made) -> list[Made]:
+    """Collective: what each process has, in order of rank."""
+    found = [value] * world.size
+    if world.size > 1:
+        with meeting():
+            dist.all_gather_object(found, value)
+    return found
+
+
+def to_first(world: World, value: Made, senders: int) -> list[Made]:
+    """Collective of the first `senders` processes (or all, if there are fewer): rank 0 gets what each has, one after the other, so that it holds no more than that; the others nothing."""
+    senders = min(senders, world.size)
+    if world.rank >= senders or senders <= 1:
+        return [value] if world.first else []
+    if not world.first:
+        dist.send_object_list([value], dst=0, device=CPU)
+        return []
+    found = [value]
+    with meeting():
+        for rank in range(1, senders):
+            holder: list[Any] = [None]
+            dist.recv_object_list(holder, src=rank, device=CPU)
+            found.append(holder[0])
+    return found
 
 
 def from_first(world: World, make: Callable[[], Made]) -> Made:

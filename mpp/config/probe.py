@@ -38,6 +38,9 @@ class Measurement(Section):
     )
     widen: StrictBool = True  # a grid whose best value lies at an end grows there, within limits; false: such a choice is marked alone
     repeats: Positive = 1  # of everything, each with its own draw of train_samples, hold-out and order (seed, seed + 1, ...)
+    extract_only: StrictBool = (
+        False  # features of train and test into the cache, and no more: the same command without it then needs one process
+    )
     rank_only: StrictBool = False  # the feature rank alone, which needs no labels
     rank_samples: Positive = 2048  # train images the feature rank is computed on
     patience_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long a process may stand still while others wait for it; then the job ends

@@ -98,6 +98,7 @@ class CropDataset(Dataset):
     def batch(self, keys: list[Key]) -> Batch:
         """All but what a device makes; `completed` adds that."""
         (height, width), count = both(self.augment.size), len(keys) * self.views
+        self.images.ahead([sample for _, sample, _ in keys])
         rows: dict[str, list] = {name: [] for name in ("pose", "position", "sample", "shown", "box")}
         crops = self.views if self.differ_in == "crop" else 1
         image: torch.Tensor | None = None

@@ -46,6 +46,9 @@ class DeviceJpegs(Pixels):
     def on_cpu(self) -> Pixels:
         return self._on_cpu
 
+    def ahead(self, samples: Sequence[int]) -> None:
+        self._on_cpu.ahead(samples)
+
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> Cut:
         width, height = self.size_of(sample)
         if width * height > self.max_pixels:

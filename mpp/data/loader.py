@@ -42,19 +42,51 @@ def batches(
     local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
+    loader = _loader(dataset, sampler, workers, pin_memory, local_world)
+    return _completed(handed_over(loader, phase, begun(loader)), dataset, copies=bool(workers) and not pin_memory)
+
+
+class Batches:
+    """As `batches`, as often as they are asked for: its processes begin with the first time, and stay for the next."""
+
+    def __init__(
+        self, dataset: CropDataset, sampler: OrderSampler | EveryOnce | Parts, workers: int, pin_memory: bool, local_world: int = 1
+    ):
+        self.dataset, self.sampler, self.workers, self.pin_memory, self.local_world = dataset, sampler, workers, pin_memory, local_world
+        self._loader: DataLoader | None = None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def again(self, phase: str) -> Iterator[Batch]:
+        """Raises as `batches`."""
+        if self._loader is None:
+            self._loader = _loader(self.dataset, self.sampler, self.workers, self.pin_memory, self.local_world, stays=bool(self.workers))
+        items = handed_over(self._loader, phase, begun(self._loader))
+        return _completed(items, self.dataset, copies=bool(self.workers) and not self.pin_memory)
+
+
+def _loader(
+    dataset: CropDataset,
+    sampler: OrderSampler | EveryOnce | Parts,
+    workers: int,
+    pin_memory: bool,
+    local_world: int,
+    stays: bool = False,
+) -> DataLoader:
     if workers:
         refuse_small_shared_memory(shared_bytes(dataset, sampler, workers, local_world), workers)
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=as_it_is,
         pin_memory=pin_memory,
         prefetch_factor=PREFETCHED if workers else None,
         in_order=True,
+        persistent_workers=stays,
         generator=torch.Generator(),  # the loader's own draws must not shift the model's noise
         **settings(workers),
     )
-    return _completed(handed_over(loader, phase, begun(loader)), dataset, copies=bool(workers) and not pin_memory)
 
 
 def _completed(items: Iterator[Any], dataset: CropDataset, copies: bool) -> Iterator[Batch]:

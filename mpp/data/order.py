@@ -66,6 +66,16 @@ class Order:
         first = step * self.batch + rank * own
         return np.arange(first, first + own, dtype=np.int64)
 
+    def shards_in_reach(self, world: int) -> int:
+        """In how many shards the samples of one of `world` processes may lie, at most: in an epoch, or where that is less with blocks in a step."""
+        stretch = self.samples_per_epoch // world
+        reach = shards_of(self.samples_per_shard, stretch)
+        if self.block is None:
+            return reach
+        blocks = -(-(self.batch // self.streams) // self.block) + 1  # that a stream's places of a step lie in
+        each = shards_of(self.samples_per_shard, min(blocks * self.block, self.samples_per_epoch // self.streams))
+        return min(reach, max(1, self.streams // world) * each)
+
     def sample_ids(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """places [n] -> (epoch [n], sample id [n]), both int64."""
         epoch, inside = np.divmod(places, self.samples_per_epoch)
@@ -84,6 +94,13 @@ class Order:
                 self._epochs.clear()
             self._epochs[epoch] = _epoch_of(self, epoch)
         return self._epochs[epoch]
+
+
+def shards_of(samples_per_shard: Sequence[int], stretch: int) -> int:
+    """In how many shards a stretch of so many neighbouring places of a line may lie at most, whatever the order of the shards: all but its first and
+    its last are in it whole."""
+    whole = np.searchsorted(np.cumsum(np.sort(samples_per_shard)), stretch - 2, side="right")
+    return min(len(samples_per_shard), stretch, int(whole) + 2)
 
 
 @dataclass(frozen=True)

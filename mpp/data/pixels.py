@@ -18,6 +18,7 @@ from torch import Tensor
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
+from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 from mpp.progress import tracked
 
@@ -35,6 +36,9 @@ class Pixels(ABC):
 
     def where(self, sample: int) -> str:
         return self.source.where(sample)
+
+    def ahead(self, samples: Sequence[int]) -> None:  # noqa: B027 (whose pixels lie in memory has nothing to fetch)
+        """These are cut next."""
 
     @abstractmethod
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> Cut:
@@ -57,6 +61,10 @@ class StoredPixels(Pixels):
     def __init__(self, source: Images, max_pixels: int):
         self.source, self.max_pixels = source, max_pixels
         self.decoder = f"JPEGs decoded by {jpeg_decoder()}, others by Pillow"
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        if isinstance(self.source, ShardSet):
+            self.source.ahead(samples)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> list[np.ndarray]:
         width, height = self.source.size_of(sample)

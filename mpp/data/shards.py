@@ -24,7 +24,9 @@ from mpp.errors import BadSample, DataError, of_this_rank
 from mpp.files import sha256_of
 from mpp.peers import ALONE, Peers
 
-OPEN_FILES = 256  # shards a process keeps open at once, or a quarter of what the system lets it open
+OPEN_FILES = (
+    256  # shards a process keeps open at once where nobody says how many it will read (keep_open), or half of what the system allows
+)
 
 LEAST_DEVIATION = 1 / 255  # of a colour, 0..1: below, it is the same everywhere
 
@@ -82,7 +84,14 @@ class ShardSet:
         self.mean: list[float] = manifest.mean  # RGB, 0..1
         self.std: list[float] = [max(value, LEAST_DEVIATION) for value in manifest.std]  # a constant channel must not divide by zero
         self.index = ShardIndex(path / manifest.index.name, manifest.samples)
-        self._file = functools.lru_cache(_open_files())(_ShardFile)
+        self.keep_open(OPEN_FILES)
+
+    def keep_open(self, shards: int) -> int:
+        """How many shards a process keeps open from now on, those read last: so many, or half of what the system lets it open; returned."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.open_files = shards if limit == resource.RLIM_INFINITY else min(shards, limit // 2)
+        self._file = functools.lru_cache(self.open_files)(_ShardFile)
+        return self.open_files
 
     @classmethod
     def open(cls, path: str | os.PathLike, peers: Peers = ALONE) -> "ShardSet":
@@ -99,7 +108,7 @@ class ShardSet:
         return cls(folder, manifest, found, unlabelled=first[1])
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.path, self.manifest_hash, self.unlabelled)
+        return _reopen, (self.path, self.manifest_hash, self.unlabelled, self.open_files)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -177,6 +186,19 @@ class ShardSet:
             raise BadSample(f"CRC-32 is {crc:08x}, the index says {row.crc32:08x}")
         return data
 
+    def ahead(self, samples: Sequence[int]) -> None:
+        """Tell the system that these are read next, so that it fetches all at once: a disk or a file server that is asked for one after the other
+        makes the reader wait for each.  Faults are left to `read`."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for sample in samples[: self.open_files]:  # more would close each other's files
+            row = self.index.row(sample)
+            try:
+                handle = self._file(str(self.path / self.shard_name(row.shard)), os.getpid()).handle
+                os.posix_fadvise(handle, row.offset, row.size, os.POSIX_FADV_WILLNEED)
+            except OSError:
+                return
+
     def verify_sha256(self, shard: int) -> None:
         """Read one whole shard.  Raises DataError when its sha256 is not the manifest's."""
         path = self.path / self.shard_name(shard)
@@ -185,9 +207,12 @@ class ShardSet:
             raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
 
 
-def _open_files() -> int:
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return OPEN_FILES if limit == resource.RLIM_INFINITY else min(OPEN_FILES, limit // 4)
+def few_open_files(reach: int, kept: int) -> str:
+    """reach: shards that a process reads from; kept: how many of them it may keep open."""
+    return (
+        f"note: the samples of a process lie in {reach:,} shards, and it may keep {kept:,} open (half of ulimit -n): it opens the others again and "
+        "again; raise ulimit -n, set data.block, or make larger shards"
+    )
 
 
 def _check(folder: Path, manifest: Manifest) -> int:
@@ -235,9 +260,11 @@ def _refuse(faults: Iterator[Fault]) -> None:
         raise of_this_rank(error) if fault.kind == UNREADABLE else error
 
 
-def _reopen(path: Path, manifest_hash: str, unlabelled: int) -> ShardSet:
+def _reopen(path: Path, manifest_hash: str, unlabelled: int, open_files: int) -> ShardSet:
     """Unpickle: the sender has checked the files, so only a changed manifest is looked for."""
     manifest, data = read_manifest(path)
     if hashlib.sha256(data).hexdigest() != manifest_hash:
         raise DataError(f"{path / MANIFEST}: changed while the program was running; start it again")
-    return ShardSet(path, manifest, manifest_hash, unlabelled)
+    opened = ShardSet(path, manifest, manifest_hash, unlabelled)
+    opened.keep_open(open_files)
+    return opened

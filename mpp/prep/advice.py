@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpp.data.order import Order, default_streams
 from mpp.data.shard_format import Manifest, read_manifest
 
 FEW = 100_000  # images up to which a preset that fits itself to the set is advised (configs/small_*.yaml)
 SIZES = ((32, 64), (96, 192))  # pixels to train at, for images whose usual short side is below the second number; 224 beyond
 LARGE = "configs/mpp_b16.yaml"
+MANY = 1_000_000  # images from which on it is said how they will be read
+BATCH = 4096  # data.global_batch of LARGE
+PROCESSES = (8, 64, 512)
+SHARD_BYTES = 1e9  # of a large set's shards, about: few enough to be opened, small enough to be copied and checked
+OFTEN = 4  # times fewer shards in reach from which on blocks are worth their weaker shuffle
 
 
 def config_for(manifest: Manifest) -> str:
@@ -25,6 +31,31 @@ def usual_side(short_sides: Sequence[tuple[int, int]]) -> int:
         if seen >= half:
             return side
     return 0
+
+
+def feeding_lines(train: Path) -> list[str]:
+    """For people: of a large set, how many shards a process reads from, and what changes that; none of others.  As `next_line`."""
+    manifest = read_manifest(train)[0]
+    if manifest.samples < MANY:
+        return []
+    sizes = tuple(entry.samples for entry in manifest.shards)
+    whole, image = max(sizes), manifest.bytes / manifest.samples
+    reach = lambda block: [Order(sizes, BATCH, default_streams(BATCH), 0, block).shards_in_reach(count) for count in PROCESSES]
+    in_words = lambda shards: ", ".join(f"of {count}: {found:,}" for count, found in zip(PROCESSES, shards, strict=True))
+    told = [
+        f"feeding:  {len(sizes):,} shards of {whole:,} images, {whole * image / 1e6:,.0f} MB; in an epoch of data.global_batch={BATCH} a process reads "
+        f"from at most so many of them, {in_words(reach(None))}"
+    ]
+    if any(wide >= OFTEN * narrow for wide, narrow in zip(reach(None), reach(whole), strict=True)):
+        told.append(
+            f"          data.block={whole} lets a step read from at most, {in_words(reach(whole))}: better for network and rotating disks; what is near in "
+            "the set then stays near in the epoch, so make the set shuffled"
+        )
+    if len(sizes) > PROCESSES[-1] and whole * image < SHARD_BYTES / 4:
+        told.append(
+            f"          larger shards mean fewer files to open: --samples-per-shard {round(SHARD_BYTES / image, -3):.0f} makes them about 1 GB"
+        )
+    return told
 
 
 def next_line(train: Path, more: str = "") -> str:

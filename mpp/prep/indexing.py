@@ -24,7 +24,7 @@ from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError
 from mpp.locks import hold_folder
-from mpp.prep.advice import next_line
+from mpp.prep.advice import feeding_lines, next_line
 from mpp.prep.destination import LOCK, WORK, Destination, remove_scratch
 from mpp.prep.multi_label import said_of, several_in
 from mpp.prep.options import disk_errors
@@ -101,6 +101,8 @@ def index(args: argparse.Namespace) -> int:
     if len(missing) < len(jobs):
         say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
     say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {counted(min(args.workers, max(len(missing), 1)), 'worker')}")
+    for line in feeding_lines(args.out):
+        say(line)
     say(next_line(args.out))
     return 0
 

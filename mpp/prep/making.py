@@ -18,7 +18,7 @@ from mpp.data.shard_format import INDEX, MANIFEST
 from mpp.data.write_shards import write_manifest
 from mpp.errors import DataError, UserError
 from mpp.prep import holdout
-from mpp.prep.advice import next_line
+from mpp.prep.advice import feeding_lines, next_line
 from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
 from mpp.prep.options import disk_errors
@@ -136,6 +136,8 @@ class Summary:
                 say(f"next:     copy {train} to a disk of the machines that train")
             else:
                 apart = f" data.holdout_shards={self.out.where('val')}" if self.listed.cut and "val" in self.splits else ""
+                for line in feeding_lines(Path(train)):
+                    say(line)
                 say(next_line(Path(train), apart))
 
     def _windowed(self) -> Counter:

@@ -2,7 +2,7 @@
 
     FOLDER/<data>-<key>/features.npy   float32 [n, W]
                         labels.npy     int32 [n]        samples.npy   int64 [n], the ids of the images
-                        features.json  FeatureSpec, columns, data, versions, sha256; written last: without it the table does not exist
+                        features.json  FeatureSpec, columns, data, versions, sha256 by stretch; written last: without it the table does not exist
 The key is a hash of everything that a feature depends on.  A table is compared with a few features computed afresh, at another batch size,
 whenever it is used.
 """
@@ -14,6 +14,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,15 +31,19 @@ from mpp.data.loader import batches, default_workers
 from mpp.data.order import FIXED, Parts
 from mpp.data.pixels import StoredPixels
 from mpp.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
-from mpp.files import make_folder, sha256_of, sync_path, write_atomically
+from mpp.files import HASHED, make_folder, sync_path, write_atomically
 from mpp.locks import lock_folder
+from mpp.machine import usable_cores
 from mpp.progress import Progress
 from mpp.text import counted
 from mpp.transfer.extractors import Extractor
 from mpp.transfer.features import FeatureConfig, Features, FeatureSpec
-from mpp.world import World, from_first, together, total
+from mpp.world import World, from_all, from_first, together, total
 
-FORMAT = 1
+FORMAT = 2
+FILES = "features.npy", "labels.npy", "samples.npy"
+STRETCH = 1 << 28  # bytes that are hashed as one, by one thread of one process
+HASHERS = 8  # threads of a process at most
 CHECKED_IMAGES, CHECK_BATCH = 8, 3  # of the self-check: so many images, recomputed so many at a time
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative difference of one image's features; a wrong image or row is off by 0.1 or more
 VERSIONS = ("torch", "timm", "pillow", "numpy")
@@ -89,7 +94,7 @@ def _extract(
     config: FeatureConfig,
     world: World,
 ) -> dict[str, Extracted]:
-    stored = from_first(world, lambda: {name: _is_whole(place) for name, place in places.items()})
+    stored = _stored(places, world)
     passes: dict[tuple[int, float], list[str]] = defaultdict(list)  # of the same crops
     for name, extractor in extractors.items():
         if not stored[name]:
@@ -180,14 +185,9 @@ def _one_pass(
             f"{count - missing} of {count} images were extracted and {repeated} of them more than once; no figure would be right"
         )
     seconds = time.perf_counter() - began
-    together(
-        world,
-        lambda: (
-            _commit(images, extractors, places, {"images": count, "repeated": repeated, "seconds": round(seconds, 3)}, world)
-            if world.first
-            else None
-        ),
-    )
+    hashes = hashes_of(list(places.values()), world)
+    known = {"images": count, "repeated": repeated, "seconds": round(seconds, 3)}
+    together(world, lambda: _commit(images, extractors, places, known, hashes, world) if world.first else None)
 
 
 def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[str, Extractor], places: Mapping[str, Path]) -> None:
@@ -252,7 +252,14 @@ def _write_at(handle: int, values: np.ndarray, start: int, rows: np.ndarray) -> 
         data, offset = data[done:], offset + done
 
 
-def _commit(images: LabelledImages, extractors: Mapping[str, Extractor], places: Mapping[str, Path], counted: dict, world: World) -> None:
+def _commit(
+    images: LabelledImages,
+    extractors: Mapping[str, Extractor],
+    places: Mapping[str, Path],
+    counted: dict,
+    hashes: Mapping[Path, Mapping[str, list[str]]],
+    world: World,
+) -> None:
     for name, extractor in extractors.items():
         place = places[name]
         about = {
@@ -264,24 +271,74 @@ def _commit(images: LabelledImages, extractors: Mapping[str, Extractor], places:
             "processes": world.size,
             "device": world.device.type,
             "versions": {package: version(package) for package in VERSIONS},
-            "files": {file: sha256_of(place / file) for file in ("features.npy", "labels.npy", "samples.npy")},
+            "stretch": STRETCH,
+            "files": hashes[place],
         }
         sync_path(place)
         write_atomically(place / "features.json", (json.dumps(about, indent=1) + "\n").encode())
 
 
-def _is_whole(place: Path) -> bool:
-    """Whether a table lies there, with the bytes that were committed.  Raises DataError for a damaged one."""
+def _stored(places: Mapping[str, Path], world: World) -> dict[str, bool]:
+    """Collective: which tables lie there, with the bytes that were committed.  Raises DataError for a damaged one."""
+    said = from_first(world, lambda: {place: about for place in places.values() if (about := _read_about(place)) is not None})
+    found = hashes_of(list(said), world)
+    for place, about in said.items():
+        for file, hashes in about["files"].items():
+            if found[place][file] != hashes:
+                raise DataError(f"{place}/{file} is not what was written (sha256); delete {place}: it is made again")
+    return {name: place in said for name, place in places.items()}
+
+
+def _read_about(place: Path) -> dict | None:
+    """features.json; None where there is none.  Raises DataError for a damaged one."""
     try:
-        about = json.loads((place / "features.json").read_text())
+        return json.loads((place / "features.json").read_text())
     except FileNotFoundError:
-        return False
+        return None
     except ValueError as error:
         raise DataError(f"{place}/features.json is damaged ({error}); delete {place}: it is made again") from error
-    for file, digest in about["files"].items():
-        if not (place / file).exists() or sha256_of(place / file) != digest:
-            raise DataError(f"{place}/{file} is not what was written (sha256); delete {place}: it is made again")
-    return True
+
+
+def hashes_of(places: Sequence[Path], world: World) -> dict[Path, dict[str, list[str]]]:
+    """Collective: sha256, hexadecimal, of every STRETCH bytes of each file of these tables ([] of a missing or empty one).
+
+    The stretches are dealt out to all processes, whose threads hash side by side: one after the other, 100 GB take minutes.
+    """
+    sizes = from_first(world, lambda: {place / file: _size_of(place / file) for place in places for file in FILES})
+    stretches = [(path, at, min(STRETCH, size - at)) for path, size in sizes.items() for at in range(0, size, STRETCH)]
+    mine = stretches[world.rank :: world.size]
+    found = from_all(world, together(world, lambda: _hash_stretches(mine, world)))
+    by_path: dict[Path, list[str]] = {path: [] for path in sizes}
+    for number, (path, *_) in enumerate(stretches):
+        by_path[path].append(found[number % world.size][number // world.size])
+    return {place: {file: by_path[place / file] for file in FILES} for place in places}
+
+
+def _hash_stretches(stretches: Sequence[tuple[Path, int, int]], world: World) -> list[str]:
+    threads = max(1, min(HASHERS, usable_cores() // world.local_size))
+    try:
+        size, found = sum(size for *_, size in stretches), []
+        with Progress("sha256 of feature tables", size, "MB", scale=1e-6) as bar, ThreadPoolExecutor(threads) as pool:
+            for (*_, size), digest in zip(stretches, pool.map(lambda each: _hash_stretch(*each), stretches), strict=True):
+                found.append(digest)
+                bar.update(size)
+            return found
+    except OSError as error:
+        raise of_this_rank(DataError(f"features cannot be read ({error}); check the disk of features.cache and try again")) from error
+
+
+def _hash_stretch(path: Path, start: int, left: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (piece := file.read(min(HASHED, left))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _check(

@@ -5,7 +5,7 @@ A column of the table is named by its probe, or by probe/part where it has sever
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,11 @@ class Chosen:
     seconds: dict[str, float]  # likewise, of all that were tried
 
     def summary(self) -> str:
-        took = ", ".join(f"{key} {seconds:.1f}" for key, seconds in self.seconds.items())
-        return "; ".join(filter(None, (found.summary() for found in self.fitted.values()))) + f" (seconds: {took})"
+        return chosen_words([found.summary() for found in self.fitted.values()], self.seconds)
+
+
+def chosen_words(summaries: Sequence[str], seconds: Mapping[str, float]) -> str:
+    return "; ".join(filter(None, summaries)) + f" (seconds: {', '.join(f'{key} {took:.1f}' for key, took in seconds.items())})"
 
 
 def variants_of(probes: Sequence[Probe], own: Variant, backbone: Backbone) -> list[Variant]:

@@ -33,7 +33,7 @@ class Row:
     own: Variant  # the features asked for
     about: dict[str, Any]  # for results.json
     encoder: EncoderExtractor | None = None  # the extractor, unless it has no encoder (raw pixels)
-    chosen: list[list[Chosen]] = field(default_factory=list)  # of each repeat, in rank 0 the probes on features first
+    chosen: dict[tuple[int, str], Chosen] = field(default_factory=dict)  # by repeat and probe: those that this process has fitted
 
     @property
     def backbone(self) -> Backbone | None:

@@ -55,11 +55,9 @@ def hold_out(
             f"{len(few):,} of {len(numbers):,} classes have too few labelled images{left} to hold out {fraction:g} of them, at least one, and fit on the rest: "
             f"{some}; {remedy}, or leave these classes out"
         )
-    order = Draws(seed, PROBE, use).permutation(len(labels))
+    members, of, place = _by_class(labels, Draws(seed, PROBE, use).permutation(len(labels)))
     held = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        held[members[: _held(fraction, len(members))]] = True
+    held[members[place < np.array([_held(fraction, n) for n in counts.tolist()], np.int64)[of]]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -81,14 +79,26 @@ def few_labels(
     """
     if fraction is None and per_class is None:
         return np.arange(len(labels))
-    order = Draws(seed, PROBE, LABELS).permutation(len(labels))
-    chosen = []
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        count = per_class if per_class is not None else max(1, round(fraction * len(members)))  # type: ignore[operator]
-        if count > len(members):
+    numbers, counts = np.unique(labels, return_counts=True)
+    wanted = [per_class if per_class is not None else max(1, round(fraction * n)) for n in counts.tolist()]
+    for label, images, count in zip(numbers.tolist(), counts.tolist(), wanted, strict=True):
+        if count > images:
             raise DataError(
-                f"class {name_of(label, classes)} has {len(members)} images to train on, fewer than labels_per_class={count}; lower it"
+                f"class {name_of(label, classes)} has {images} images to train on, fewer than labels_per_class={count}; lower it"
             )
-        chosen.append(members[:count])
-    return np.sort(np.concatenate(chosen))
+    members, of, place = _by_class(labels, Draws(seed, PROBE, LABELS).permutation(len(labels)))
+    return np.sort(members[place < np.array(wanted, np.int64)[of]])
+
+
+def _by_class(labels: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows class after class, each class's in the order given; which class each is of, counted over those there are; its place in its class.
+
+    labels: integers [n]; order: a permutation of range(n); all int64 [n].  One sort, where a look through the labels for every class would take
+    n x classes steps.
+    """
+    shuffled = labels[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    found = shuffled[by_class]
+    first = np.flatnonzero(np.concatenate([np.ones(min(1, len(found)), bool), found[1:] != found[:-1]]))  # row of each class's first
+    sizes = np.diff(first, append=len(found))
+    return order[by_class], np.repeat(np.arange(len(first)), sizes), np.arange(len(found)) - np.repeat(first, sizes)

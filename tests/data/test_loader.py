@@ -1,3 +1,4 @@
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpp.data.handing_over import packed, unpacked
-from mpp.data.loader import batches, fixed_batches
+from mpp.data.loader import Batches, batches, fixed_batches
 from mpp.data.order import FIXED
 from mpp.data.training_set import without_last
 from mpp.recipe.corruptions.drop import DropCorruption
@@ -46,6 +47,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny_shards, workers):
     assert len(alone) == 15
     found = list(batches(data, sampler(data), workers, pin_memory=False))
     assert all(same(a, b) for a, b in zip(alone, found, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_read_again_is_read_by_the_same_processes_and_is_the_same(tiny_shards, workers):
+    data = dataset(tiny_shards)
+    alone = list(batches(data, sampler(data), 0, pin_memory=False))
+    kept, before = Batches(data, sampler(data), workers, pin_memory=False), {child.pid for child in multiprocessing.active_children()}
+    processes = []
+    for _ in range(3):
+        found = list(kept.again("measuring"))
+        assert len(found) == len(kept) and all(same(a, b) for a, b in zip(alone, found, strict=True))
+        processes.append({child.pid for child in multiprocessing.active_children()} - before)
+    assert len(processes[0]) == workers and processes[0] == processes[1] == processes[2]
+    del kept
+    assert not {child.pid for child in multiprocessing.active_children()} & processes[0]
 
 
 def test_a_resumed_loader_goes_on_with_the_same_batches(tiny_shards):

@@ -53,6 +53,25 @@ def test_every_admissible_world_sees_the_same_global_batches(order, epoch):
             assert global_batch(order, step, world) == alone
 
 
+@settings(max_examples=60)
+@given(orders(), st.integers(0, 3))
+def test_a_process_reads_from_no_more_shards_than_are_said_to_be_in_its_reach(order, epoch):
+    edges = np.cumsum(order.samples_per_shard)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    for world in divisors(order.streams):
+        shards = [np.searchsorted(edges, order.sample_ids(order.places(step, 0, world))[1], side="right") for step in steps]
+        together = np.concatenate(shards) if order.block is None else max(shards, key=lambda step: len(set(step)))
+        assert len(set(together.tolist())) <= order.shards_in_reach(world) <= len(edges)
+
+
+@pytest.mark.parametrize(
+    ("world", "block", "reach"), [(1, None, 100), (4, None, 26), (12, None, 10), (1, 10, 24), (4, 10, 6), (12, 1000, 10)]
+)
+def test_the_reach_is_the_share_of_the_shards_and_with_blocks_that_of_the_streams(world, block, reach):
+    # 12 streams of 833 places on 100 shards of 100: 2,499 places hold 24 whole shards and two parts; two blocks of 10 lie in at most two shards.
+    assert Order((100,) * 100, 12, 12, 0, block).shards_in_reach(world) == reach
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 def test_48_samples_in_12_streams_are_the_same_on_any_world(world):
     order = Order((100, 37, 63), 48, 12, seed=3)

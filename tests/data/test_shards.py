@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 
 import mpp.data.shards as module
 from mpp.data import shard_faults
+from mpp.data.augment import Centre
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.order import Order
+from mpp.data.pixels import StoredPixels
 from mpp.data.shard_faults import row_faults
 from mpp.data.shard_format import INDEX_DTYPE, read_manifest
 from mpp.data.shards import ShardSet
@@ -451,6 +455,42 @@ def test_few_files_stay_open_and_none_outlives_the_set(tmp_path, monkeypatch):
     assert open_descriptors(tmp_path) == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_as_many_stay_open_as_a_process_will_read_within_half_of_its_limit_also_in_a_copy(tmp_path, monkeypatch):
+    shards = ShardSet.open(make(tmp_path / "train", shards=10, per_shard=1))
+    monkeypatch.setattr(module.resource, "getrlimit", lambda which: (14, 14))
+    assert [shards.keep_open(wanted) for wanted in (7, 8, 300, 5)] == [7, 7, 7, 5]
+    copy = pickle.loads(pickle.dumps(shards))
+    for one in (shards, copy):
+        for sample in [*range(10), *range(10)]:
+            one.read(sample)
+    assert open_descriptors(tmp_path) == 2 * 5
+    del shards, one
+    assert open_descriptors(tmp_path) == 5
+    assert "lie in 300 shards, and it may keep 7 open" in module.few_open_files(300, 7)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_the_samples_of_a_batch_are_asked_for_together_before_the_first_is_read(tiny_shards, monkeypatch):
+    shards, calls, read = ShardSet.open(tiny_shards), [], ShardSet.read
+    advise = lambda handle, *place: calls.append((Path(f"/proc/self/fd/{handle}").readlink(), *place))
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(ShardSet, "read", lambda self, sample: calls.append(sample) or read(self, sample))
+    samples = (39, 2, 20)
+    data = CropDataset(StoredPixels(shards, 10**6), Centre(8, 1.0), 0, range(40))
+    data.batch([(0, sample, place) for place, sample in enumerate(samples)])
+    rows = [shards.index.row(sample) for sample in samples]
+    asked = [(shards.path / shards.shard_name(row.shard), row.offset, row.size, os.POSIX_FADV_WILLNEED) for row in rows]
+    assert calls == [*asked, *samples]
+
+
+def test_what_cannot_be_fetched_ahead_is_left_to_the_read(split, monkeypatch):
+    shards = ShardSet.open(split)
+    (split / "000001.tar").unlink()
+    shards.ahead([5, 0])
+    assert shards.read(0) == contents(0)
+
+
 def test_pickling_carries_no_data_and_notices_a_changed_manifest(split):
     shards = ShardSet.open(split)
     shards.read(0)
@@ -486,3 +526,10 @@ def test_the_same_samples_make_the_same_bytes(tmp_path):
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()
     assert str(tmp_path) not in (one / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(("world", "block", "kept"), [(1, None, 3), (2, None, 3), (4, None, 2)])
+def test_a_run_keeps_the_shards_in_its_reach_open(tiny_shards, world, block, kept):
+    shards = ShardSet.open(tiny_shards)
+    order = Order(tuple(shards.samples_per_shard), 8, 8, 0, block)
+    assert shards.keep_open(order.shards_in_reach(world)) == kept

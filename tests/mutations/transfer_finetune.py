@@ -103,7 +103,7 @@ ROWS = [
         "images counted twice pass", "mpp/train/classify.py", "if not (times == 1).all():", "if not (times >= 1).all():", STEP + "a_measurement_that_counts_an_image_twice_fails",
     ),
     Row(
-        "few labels are not class-balanced", "mpp/transfer/split.py", "members = order[labels[order] == label]\n        count = per_class", "members = order\n        count = per_class",
+        "few labels are not class-balanced", "mpp/transfer/split.py", "    return np.sort(members[place < np.array(wanted, np.int64)[of]])", "    return np.sort(members[: sum(wanted)])",
         "tests/transfer/test_few_labels.py::test_every_class_gives_its_share_and_at_least_one",
     ),
     Plant(
@@ -168,8 +168,8 @@ ROWS = [
     ),
     Row(
         "measuring normalises by other colours than the encoder's", 'mpp/finetuning.py',
-        'mean=loaded.mean, std=loaded.std, micro_batch=run',
-        'mean=(0.5,) * 3, std=(0.5,) * 3, micro_batch=run',
+        '        mean=loaded.mean,\n        std=loaded.std,\n        micro_batch=run',
+        '        mean=(0.5,) * 3,\n        std=(0.5,) * 3,\n        micro_batch=run',
         HAND + "every_look_at_the_holdout_from_scratch",
     ),
     Row(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
+from mpp import finetuning
 from mpp.config.small import tuning
 from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
+from mpp.world import World
 from tests.pipeline.conftest import Finished, finish, metrics, start, succeed, tensors
 
 TINY = [
@@ -245,3 +249,18 @@ def test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_th
     forget_after(run, 2)
     assert "resumes at step 2" in finish(start([], 1, asked)).out
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(run, last).items())
+
+
+def test_looks_at_the_hold_out_share_their_loader_processes(monkeypatch):
+    world = World(0, 1, 1, torch.device("cpu"))
+    repeat = SimpleNamespace(
+        run=SimpleNamespace(plan=SimpleNamespace(micro_batch=8), workers=1, world=world, engine=Mock()), job=SimpleNamespace(loaded=Mock())
+    )
+    tuned, asked = finetuning.Tuned(repeat, None, "arch", {}), []
+    monkeypatch.setattr(finetuning, "measure", lambda predict, **words: asked.append((words["data"], words["kept"])))
+    holdout, test = object(), object()
+    monkeypatch.setattr(finetuning, "once_each", lambda data, *more: [data, more])
+    for data in (holdout, holdout, test, holdout):
+        finetuning.measured(tuned, data)
+    assert all(kept == [data, (8, 1, world)] for data, kept in asked)
+    assert asked[0][1] is asked[1][1] is asked[3][1]

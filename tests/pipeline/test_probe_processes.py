@@ -60,3 +60,26 @@ def test_an_image_that_one_process_cannot_read_ends_all_with_one_line(tmp_path, 
     assert done.status == [2, 2] and len(done.error_lines) == 1, done.err
     assert "no image out" in done.error_lines[0] and "Traceback" not in done.err
     assert not list((tmp_path / "out" / "features").glob("*/features.json"))
+
+
+def test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit(tmp_path, shards, encoder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as sums of one thread and of two differ in their last digits
+    words = [f"features.cache={tmp_path / 'cache'}", "repeats=2", "augmented=[]", "random_inits=1"]
+    stored = probe(tmp_path / "stored", encoder, shards, *words, "extract_only=true", world=2)
+    assert stored.status == [0, 0], stored.err[-3000:]
+    assert "by 2 processes" in stored.out and not (tmp_path / "stored" / "results.json").exists()
+    rows, lines = {}, {}
+    for world in (1, 3):
+        done = probe(tmp_path / str(world), encoder, shards, *words, world=world)
+        assert done.status == [0] * world, done.err[-3000:]
+        assert done.out.count("from the cache") == 3
+        found = json.loads((tmp_path / str(world) / "results.json").read_text())["rows"]
+        for row in found.values():
+            assert set(row.pop("seconds", {})) in ({"linear", "logistic", "knn", "few_shot"}, set())
+        rows[world] = found
+        lines[world] = [line.partition(" (seconds")[0] for line in done.out.splitlines() if line.startswith("chosen ")]
+        assert len(lines[world]) == 6
+    assert rows[3] == rows[1]
+    assert lines[3] == lines[1]
+    answers = [(tmp_path / world / "predictions.safetensors").read_bytes() for world in "13"]
+    assert answers[0] == answers[1]

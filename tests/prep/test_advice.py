@@ -10,7 +10,8 @@ import pytest
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.prep.advice import FEW, LARGE, config_for, next_line, usual_side
+from mpp.prep import advice
+from mpp.prep.advice import FEW, LARGE, config_for, feeding_lines, next_line, usual_side
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT
 
@@ -38,6 +39,29 @@ def test_a_small_set_goes_to_the_preset_of_its_usual_size(short_sides, size):
 
 def test_a_large_set_goes_to_the_papers_own_recipe():
     assert config_for(manifest(FEW, (256, FEW))) == "configs/small_224.yaml" and config_for(manifest(FEW + 1, (256, FEW + 1))) == LARGE
+
+
+def of_shards(monkeypatch, shards, per_shard, image):
+    entries = [SimpleNamespace(samples=per_shard) for _ in range(shards)]
+    known = SimpleNamespace(samples=shards * per_shard, bytes=shards * per_shard * image, shards=entries)
+    monkeypatch.setattr(advice, "read_manifest", lambda train: (known, b""))
+    return feeding_lines(None)
+
+
+def test_a_large_set_says_from_how_many_shards_a_process_reads_and_what_blocks_and_larger_shards_change(monkeypatch):
+    # 100,000 shards for 64 processes: 1,562.5 each, so 1,561 whole ones and two cut at most, 1,564 as the shares are 1,562.4998 shards long.
+    lines = of_shards(monkeypatch, 100_000, 10_000, 10_000)
+    assert len(lines) == 3
+    assert lines[0].startswith("feeding:  100,000 shards of 10,000 images, 100 MB; ")
+    assert lines[0].endswith("of 8: 12,501, of 64: 1,564, of 512: 197")
+    # With 1,024 streams a process of 64 has 16, each in two neighbouring blocks of 10,000: three shards at most.
+    assert "data.block=10000" in lines[1] and "of 8: 384, of 64: 48, of 512: 6:" in lines[1]
+    assert "--samples-per-shard 100000 " in lines[2]
+
+
+def test_nothing_is_said_of_feeding_where_it_is_no_question(monkeypatch):
+    assert of_shards(monkeypatch, 99, 10_000, 10_000) == []
+    assert len(of_shards(monkeypatch, 500, 10_000, 10_000)) == 1  # a stream is as long as a shard, and there are few
 
 
 def test_the_usual_side_is_the_medians():

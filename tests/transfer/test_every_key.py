@@ -47,6 +47,7 @@ CHANGES = {
     "widen": [Change("widen=true", "logistic", same="reported")],
     "repeats": [Change("repeats=2", "linear knn few_shot printed", same="reported")],
     "random_inits": [Change("random_inits=2", "seeds", "baselines=true  random_inits=1", same=FIGURES)],
+    "extract_only": [Change("extract_only=true", "linear logistic knn few_shot printed rows")],
     "rank_only": [Change("rank_only=true", "linear logistic knn few_shot printed")],
     "rank_samples": [Change("rank_samples=12", "feature_rank", same="linear logistic knn few_shot")],
     "augmented": [Change("augmented=[mae]  mae={epochs: 1, warmup_epochs: 0, batch: 16}", "mae printed", same=FIGURES)],
@@ -101,7 +102,8 @@ ELSEWHERE = {
 
 
 def figures(place: Path, out: Path, cache: Path, printed: str) -> dict:
-    results = json.loads((out / "results.json").read_text())
+    nothing = {"rows": {"pretrained": {"about": {"feature_spec": None}}}, "encoder": {"digest": None}}  # of extraction alone
+    results = json.loads((out / "results.json").read_text()) if (out / "results.json").exists() else nothing
     row = results["rows"]["pretrained"]
     sure = load_file(out / "predictions.safetensors") if (out / "predictions.safetensors").exists() else {}
     digest = lambda name: hashlib.sha256(sure[name].numpy().tobytes()).hexdigest() if name in sure else None

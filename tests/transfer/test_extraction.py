@@ -1,5 +1,6 @@
 """Tables on the disk: every image once, again only when something has changed, and never believed unseen."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -105,6 +106,27 @@ def test_a_flipped_bit_in_a_cached_table_is_found(splits, tmp_path):
         file.seek(-5, 2)
         file.write(b"\x01")
     with pytest.raises(DataError, match=r"features.npy is not what was written.*delete"):
+        run(splits["test"], tmp_path, {"e": encoder()})
+
+
+def test_tables_are_hashed_stretch_by_stretch_and_each_stretch_is_looked_at(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "STRETCH", 1000)
+    first = run(splits["test"], tmp_path, {"e": encoder()})["e"]
+    about = json.loads((first.folder / "features.json").read_text())
+    whole = (first.folder / "features.npy").read_bytes()
+    assert about["stretch"] == 1000 and len(whole) > 3000
+    expected = [hashlib.sha256(whole[at : at + 1000]).hexdigest() for at in range(0, len(whole), 1000)]
+    assert about["files"]["features.npy"] == expected
+    for at in (200, 1500, len(whole) - 1):
+        (first.folder / "features.npy").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataError, match=r"features.npy is not what was written"):
+            run(splits["test"], tmp_path, {"e": encoder()})
+    (first.folder / "features.npy").write_bytes(whole + b"more")
+    with pytest.raises(DataError, match=r"features.npy is not what was written"):
+        run(splits["test"], tmp_path, {"e": encoder()})
+    (first.folder / "labels.npy").unlink()
+    (first.folder / "features.npy").write_bytes(whole)
+    with pytest.raises(DataError, match=r"labels.npy is not what was written"):
         run(splits["test"], tmp_path, {"e": encoder()})
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from mpp import linear_probe, probe_job
 from mpp.config.probe import ProbeConfig
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.transfer.probes.linear import layer_curve
+from mpp.transfer.probes.knn import KnnProbe
+from mpp.transfer.probes.linear import LinearProbe, layer_curve
+from mpp.transfer.probes.logistic import LogisticProbe
 from mpp.transfer.table import by_column
 from tests.forks import run_forked
 from tests.transfer.conftest import make_split
@@ -264,6 +267,47 @@ def test_what_a_user_can_mend_is_one_line(words, kind, says, splits, encoder_fol
     with pytest.raises(kind, match=says) as caught:
         linear_probe.main([*(word.format(**places) for word in words), f"out={tmp_path}", "features.workers=0"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_grid_that_does_not_fit_is_refused_before_anything_is_extracted_and_says_what_to_lower(
+    tmp_path, splits, encoder_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(probe_job, "TOLD_MEMORY", 0)
+    free = SimpleNamespace(available=10**6)
+    monkeypatch.setattr(probe_job.psutil, "virtual_memory", lambda: free)
+    words = [f"encoder={encoder_folder}", f"train={splits['train']}", f"out={tmp_path}", *QUICK, "linear.batch=100000"]
+    # 2 rates x 3 classes; of the encoder layers 0 to 3 of 12 columns, mean and class token, and the last 1 and 4 of each pooling and both.
+    with pytest.raises(
+        ConfigError, match=r"2 learning rates x 3 classes take 0.0 GB, and 0.0 GB of cpu memory are free; lower linear.learning_rates"
+    ):
+        linear_probe.main(words)
+    assert not list((tmp_path / "features").glob("*/features.npy"))
+    free.available = 10**9
+    assert linear_probe.main([*words, "linear.batch=20"]) == 0
+    assert "memory    linear: 0.0 GB a process: " in capsys.readouterr().out
+
+
+def test_what_probes_take_is_counted_from_heads_columns_and_batch():
+    # ViT-B of 12 blocks: 13 layers x {mean, cls} of 768, the last 1 with both, the last 4 with {mean, cls, both}.
+    widths = [768] * 26 + [1536, 3072, 3072, 6144]
+    needed, words = LinearProbe().memory(widths, 21_841)
+    heads = 13 * 21_841
+    weights, biases, batch = 4 * heads * sum(widths), 4 * heads * len(widths), 4 * heads * 1024
+    assert needed == 2 * (weights + biases) + 3 * batch and 80e9 < needed < 81e9
+    assert words.startswith("30 places in the encoder x 13 learning rates x 21,841 classes; lower linear.learning_rates")
+    assert LogisticProbe().memory([768], 1000)[0] == 4 * 768 * 1000 * (40 + 8 + 8)
+    assert LogisticProbe(strengths=()).memory([768], 1000)[0] == KnnProbe().memory(widths, 1000)[0] == 0
+
+
+def test_extracting_alone_reads_no_test_split_and_the_probe_finds_all_of_it(tmp_path, splits, encoder_folder, capsys):
+    words = [f"train={splits['train']}", f"test={splits['test']}", f"ledger={tmp_path / 'ledger'}"]
+    assert linear_probe.main([f"encoder={encoder_folder}", f"out={tmp_path / 'out'}", *QUICK, *words, "extract_only=true"]) == 0
+    assert not (tmp_path / "ledger").exists() and not (tmp_path / "out" / "results.json").exists()
+    assert "without extract_only=true probes them" in capsys.readouterr().out
+    results = run(tmp_path / "out", encoder_folder, *words)
+    shown = capsys.readouterr().out
+    assert shown.count("from the cache") == 5 and " images/s by " not in shown  # four tables of train, and of test the encoder's is told
+    assert results["test_reads"] == 1
 
 
 def test_results_stay_whole_and_the_run_folder_is_the_place(splits, encoder_folder):

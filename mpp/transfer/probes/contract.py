@@ -202,7 +202,7 @@ class Probe(Section):
     key: ClassVar[str]  # of its section in the config, and of its figures
     title: ClassVar[str]  # of its column in the table
     in_the_loop: ClassVar[bool] = False
-    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else rank 0 fits it."""
+    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else one process fits it."""
     takes_weights: ClassVar[bool] = False
     """Whether class_weight=balanced means anything to it."""
 
@@ -214,6 +214,11 @@ class Probe(Section):
     def remark(self, labels: np.ndarray, classes: Sequence[str]) -> str:
         """What these labels (integers, of the rows to fit on) leave undone, said before anything is extracted; raises DataError for what cannot be."""
         return ""
+
+    def memory(self, widths: Sequence[int], classes: int) -> tuple[int, str]:
+        """Bytes that fitting takes beside the features, about, of variants of so many columns each; and what makes them so many and what lowers them, in
+        words.  (0, ""): they are few whatever there is to choose from."""
+        return 0, ""
 
     def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
         """The features it chooses from, `own` first: tables are made to hold them."""

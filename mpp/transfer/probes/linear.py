@@ -57,6 +57,15 @@ class LinearProbe(Probe):
     batch: Positive = 1024
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
+    def memory(self, widths: Sequence[int], classes: int) -> tuple[int, str]:
+        """Weight and velocity of each head, and logits, their softmax and a product's scratch of a minibatch; float32."""
+        heads = len(self.learning_rates) * classes
+        words = (
+            f"{len(widths)} places in the encoder x {len(self.learning_rates)} learning rates x {classes:,} classes; lower linear.learning_rates=[0.1,0.3], "
+            "linear.curve=false, linear.last_layers=[1] or linear.batch"
+        )
+        return 4 * heads * (2 * (sum(widths) + len(widths)) + 3 * self.batch), words
+
     def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
         """`own`; each layer's class token and mean, the predictor's first block (curve); {last k layers} x {cls, mean, both}.
 

@@ -46,6 +46,12 @@ class LogisticProbe(Probe):
     )
     passes: Positive = 1000  # over the images at most, for each strength
 
+    def memory(self, widths: Sequence[int], classes: int) -> tuple[int, str]:
+        """The steps and gradients that L-BFGS remembers, a solution each strength, and some scratch; float32.  Of the variant asked for alone."""
+        copies = 2 * MEMORY + len(self.strengths) + 8
+        words = f"{2 * MEMORY} remembered steps of {widths[0]:,} columns x {classes:,} classes; set logistic.strengths=[] to do without"
+        return (4 * widths[0] * classes * copies if self.strengths else 0), words
+
     def fit(self, train: Train) -> "FittedLogistic | None":
         if not self.strengths:
             return None
