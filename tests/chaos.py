@@ -269,7 +269,7 @@ class Chaos:
         wrong = []
         if "Traceback" in said:
             wrong.append("a traceback")
-        if "damaged" in said:
+        if " is damaged: " in said or "passed over, damaged" in said:
             wrong.append("a checkpoint was taken for damaged")
         if not life.hit and any(life.status):
             wrong.append(f"ended with {life.status} though nothing was done to it: {lines}")
