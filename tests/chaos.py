@@ -186,21 +186,22 @@ class Chaos:
             life.hit, life.kills = True, int(life.fault != "stop")
             for rank in victims:
                 os.kill(processes[rank].pid, signal.SIGSTOP if life.fault == "stop" else signal.SIGKILL)
-        texts, left = [], time.monotonic() + LONGEST_LIFE
-        for rank, process in enumerate(processes):
-            try:
-                texts.append(process.communicate(max(0.1, left - time.monotonic())))
-            except subprocess.TimeoutExpired:
-                from tests.forks import whereabouts
+        left = time.monotonic() + LONGEST_LIFE
+        try:
+            for process in processes:  # first: rank 0's watchman writes on when rank 0 is dead
+                process.wait(max(0.1, left - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            from tests.forks import whereabouts
 
-                life.wrong.append(f"rank {rank} has not ended {LONGEST_LIFE:.0f} s after the fault")
-                (run.with_name(f"{run.name}.hung{life.life}")).write_text(whereabouts())
-                for each in processes:
-                    each.send_signal(signal.SIGKILL)
-                texts.append(process.communicate(30))
+            life.wrong.append(f"somebody has not ended {LONGEST_LIFE:.0f} s after the fault")
+            (run.with_name(f"{run.name}.hung{life.life}")).write_text(whereabouts())
+            for process in processes:
+                process.send_signal(signal.SIGKILL)
+        ended = time.monotonic()
+        texts = [process.communicate(30) for process in processes]
         life.status = [process.returncode for process in processes]
         if life.hit and len(victims) < life.world:
-            life.notice = time.monotonic() - hurt
+            life.notice = ended - hurt
         if life.fault == "disk" and log.exists():
             life.answers, life.hit = len(log.read_text().splitlines()), True
             log.unlink()
@@ -318,9 +319,7 @@ class Chaos:
         lost = [life.trained + after.started for life, after in zip(killed, again, strict=True) if after and after.started is not None]
         told = lambda values: {
             "count": len(values),
-            **(
-                {"median": round(statistics.median(values), 3), "longest": round(max(values), 3)} if values else {}
-            ),
+            **({"median": round(statistics.median(values), 3), "longest": round(max(values), 3)} if values else {}),
         }
         return {
             "runs": len(self.runs),
@@ -354,7 +353,9 @@ class Chaos:
 
 def newest(run: Path) -> int:
     """The step of the newest commit; 0 where there is none."""
-    return max((int(path.parent.name) for path in (run / "checkpoints").glob("[0-9]*/COMMIT.json") if path.parent.name.isdigit()), default=0)
+    return max(
+        (int(path.parent.name) for path in (run / "checkpoints").glob("[0-9]*/COMMIT.json") if path.parent.name.isdigit()), default=0
+    )
 
 
 def whole_lines(run: Path) -> list[str]:
