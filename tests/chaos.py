@@ -1,6 +1,6 @@
 """Kill, stop, poison and starve runs, over and over, and hold what comes out against a run that nothing happened to.
 
-    python -m tests.chaos [--kills 200] [--seed 0] [--folder /tmp/mpp-chaos] [--out FILE]
+    python -m tests.chaos [--kills 200] [--seed 0] [--folder /tmp/mpp-chaos] [--part 1/2] [--out FILE]
 
 Run after run of mpp/pretrain.py, each started again until it reaches its end, and hurt in most of its lives:
     job      all ranks get SIGKILL at a random instant: while they start, train or write a checkpoint
@@ -13,11 +13,13 @@ Half of the runs keep their processes and ZeRO stage and must end with the weigh
 draw 1 to 3 processes and a stage from 0 to 3 for every life.  All must have seen every position once, with the sample, crop and mask of the
 uninterrupted run (log.samples).  No checkpoint may have been taken for damaged, and nobody may wait for ever.
 
-FOLDER/lives.jsonl has a line for each life; with the same FOLDER and seed a call goes on where another has stopped.  Exit status 1 where anything
+FOLDER/lives.jsonl has a line for each life; with the same FOLDER and seed a call goes on where another has stopped.  Calls with --part 1/2 and 2/2
+share the runs of one FOLDER; each counts the kills of all.  Exit status 1 where anything
 was not as it must be.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -82,14 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/mpp-chaos"), help="for runs and notes; a call with the same one goes on")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so many")
+    parser.add_argument("--part", default="1/1", help="K/N: of so many calls at once, this is which")
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
     prepare_shim(options.folder)
-    chaos = Chaos(options.folder, options.seed, options.faults)
+    chaos = Chaos(options.folder, options.seed, options.faults, *map(int, options.part.split("/")))
     ends = time.monotonic() + 60 * options.minutes
-    while chaos.kills < options.kills and time.monotonic() < ends:
+    while chaos.read_notes() < options.kills and time.monotonic() < ends:
         chaos.run()
     found = chaos.summary()
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
@@ -113,19 +116,23 @@ def prepare_shim(folder: Path) -> None:
 class Chaos:
     """One run after the other in FOLDER; each is named by its number, and what is drawn for it belongs to (seed, number)."""
 
-    def __init__(self, folder: Path, seed: int, faults: Sequence[str]):
+    def __init__(self, folder: Path, seed: int, faults: Sequence[str], part: int, parts: int):
         from tests.conftest import write_shards
 
-        self.folder, self.seed, self.faults = folder, seed, list(faults)
+        self.folder, self.seed, self.faults, self.part, self.parts = folder, seed, list(faults), part, parts
         os.environ["XDG_STATE_HOME"] = str(folder / "state")
         self.shards = folder / "shards"
         if not self.shards.exists():
             write_shards(self.shards, [16, 13, 11])
         self.notes = folder / "lives.jsonl"
-        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
-        self.lives = [Life(**json.loads(line)) for line in lines if line.startswith('{"run')]
-        self.runs = [json.loads(line) for line in lines if not line.startswith('{"run')]
-        self.lives = [life for life in self.lives if life.run < len(self.runs)]  # a run that was not finished is begun again
+
+    def read_notes(self) -> int:
+        """Lives and runs so far, of all parts; how many kills there were.  A run that has not come to its end counts for nothing, and is begun again."""
+        lines = [json.loads(line) for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
+        self.runs = {line["number"]: line for line in lines if "number" in line}
+        lives = [Life(**line) for line in lines if line.get("run") in self.runs]
+        self.lives = list({(life.run, life.life): life for life in lives}.values())
+        return self.kills
 
     @property
     def kills(self) -> int:
@@ -133,7 +140,7 @@ class Chaos:
 
     def run(self) -> None:
         """One run to its end, and what is to be said of it."""
-        number = len(self.runs)
+        number = next(number for number in itertools.count(self.part - 1, self.parts) if number not in self.runs)
         draw = random.Random(f"{self.seed}/{number}")
         run, lives = self.folder / f"run{number:04d}", list[Life]()
         shutil.rmtree(run, ignore_errors=True)
@@ -158,9 +165,9 @@ class Chaos:
         found = {"number": number, "lives": len(lives), "same_topology": own is not None, "wrong": wrong}
         found |= faults if not wrong else {}
         self.note(found)
-        self.lives += lives
-        self.runs.append(found)
-        sys.stderr.write(f"run {number}: {len(lives)} lives, {self.kills} kills so far{''.join(f'; WRONG: {each}' for each in wrong)}\n")
+        sys.stderr.write(
+            f"run {number}: {len(lives)} lives, {self.read_notes()} kills so far{''.join(f'; WRONG: {each}' for each in wrong)}\n"
+        )
         if not wrong:
             shutil.rmtree(run)
 
@@ -311,7 +318,7 @@ class Chaos:
         return {"lost": len(lost), "repeated": len(again), "other": len(other), "wrong": wrong}
 
     def uninterrupted(self, world: int, stage: int) -> Path:
-        run = self.folder / f"whole{world}x{stage}"
+        run = self.folder / f"whole{world}x{stage}.part{self.part}"
         if not (run / "verdict.json").exists():
             shutil.rmtree(run, ignore_errors=True)
             processes = self.start(run, Life(-1, 0, world, stage, "none"), None, {})
@@ -331,7 +338,7 @@ class Chaos:
         }
         return {
             "runs": len(self.runs),
-            "runs_of_one_topology": sum(run["same_topology"] for run in self.runs),
+            "runs_of_one_topology": sum(run["same_topology"] for run in self.runs.values()),
             "lives": len(self.lives),
             "kills": self.kills,
             "kills_of_one_rank_among_several": sum(life.notice is not None for life in killed),
@@ -344,9 +351,9 @@ class Chaos:
             "lives_on_failing_disks": sum(life.fault == "disk" and life.answers > 0 for life in hurt),
             "of_them_reached_their_end": sum(life.fault == "disk" and life.answers > 0 and not any(life.status) for life in hurt),
             "errors_answered_by_disks": sum(life.answers for life in hurt),
-            "samples_lost": sum(run.get("lost", 0) for run in self.runs),
-            "samples_repeated": sum(run.get("repeated", 0) for run in self.runs),
-            "samples_otherwise": sum(run.get("other", 0) for run in self.runs),
+            "samples_lost": sum(run.get("lost", 0) for run in self.runs.values()),
+            "samples_repeated": sum(run.get("repeated", 0) for run in self.runs.values()),
+            "samples_otherwise": sum(run.get("other", 0) for run in self.runs.values()),
             "samples_compared": len(self.runs) * STEPS * BATCH,
             "seconds_lost_a_kill": told(lost),
             "seconds_trained_again": told([life.trained for life in killed]),
@@ -359,7 +366,7 @@ class Chaos:
             "seconds_to_notice_a_stopped_rank": told([life.notice for life in hurt if life.fault == "stop" and life.notice is not None]),
             "patience_seconds": PATIENCE,
             "patience_slow_seconds": PATIENCE_SLOW,
-            "wrong": [each for run in self.runs for each in run["wrong"]],
+            "wrong": [each for run in self.runs.values() for each in run["wrong"]],
         }
 
 
