@@ -130,7 +130,7 @@ class Chaos:
         """Lives and runs so far, of all parts; how many kills there were.  A run that has not come to its end counts for nothing, and is begun again."""
         lines = [json.loads(line) for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
         self.runs = {line["number"]: line for line in lines if "number" in line}
-        lives = [Life(**line) for line in lines if line.get("run") in self.runs]
+        lives = [Life(**line) for line in lines if line.get("run") in self.runs and line["life"] < self.runs[line["run"]]["lives"]]
         self.lives = list({(life.run, life.life): life for life in lives}.values())
         return self.kills
 
