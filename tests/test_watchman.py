@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,13 @@ def test_the_token_is_not_among_the_words_of_a_process(tmp_path, monkeypatch):
     finally:
         mine.process.kill()
         mine.process.wait()
+
+
+def test_a_rank_that_was_killed_while_its_watchman_started_is_named_as_one_killed_later(hub):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    late = Watchman(dataclasses.replace(hub.orders, pid=ended.pid, listen_fd=None), TOKEN)
+    late.look()
+    assert late.mine.dead == "was killed by a signal, SIGKILL most likely, as the system does for want of memory"
+    found = verdict({0: late.mine}, 60.0, 1800.0)
+    assert found is not None and f"rank 0 (host here, pid {ended.pid}) was killed by a signal" in found.line

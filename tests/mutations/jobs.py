@@ -211,4 +211,12 @@ ROWS = [
         "sample logs keep what a resumed run sees again", "mpp/train/run_folder.py", 'int(line.split("\t")[0]) < position)', 'int(line.split("\t")[0]) < position + 1)',
         "tests/pipeline/test_chaos.py::test_runs_killed_by_chance_end_with_every_sample_once_and_the_bits_of_an_uninterrupted_run",
     ),
+    Row(
+        "a watchman whose rank was killed before it looked is a traceback", "mpp/watchman.py", "    except ProcessLookupError:  # it was killed", "    except ChildProcessError:  # it was killed",
+        f"{WATCHMAN}::test_a_rank_that_was_killed_while_its_watchman_started_is_named_as_one_killed_later",
+    ),
+    Row(
+        "ZeRO-3 goes on only where the number of processes divides every parameter", "mpp/train/engine.py", "yield nn.functional.pad(value.flatten(), (0, with_padding - own))", "yield value",
+        f"{RESUME}::test_each_zero_stage_on_processes_that_divide_no_parameter_too_resumes_to_the_same_bits",
+    ),
 ]  # fmt: skip
