@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
     prepare_shim(options.folder)
+    from tests.forks import server
+
+    server()  # before anything is timed
     chaos = Chaos(options.folder, options.seed, options.faults, *map(int, options.part.split("/")))
     ends = time.monotonic() + 60 * options.minutes
     while chaos.read_notes() < options.kills and time.monotonic() < ends:
