@@ -218,6 +218,8 @@ class Chaos:
         ended = time.monotonic()
         texts = [process.communicate(30) for process in processes]
         life.status = [process.returncode for process in processes]
+        if not any(life.status):  # the signal came to one that had just ended
+            life.hit, life.kills = False, 0
         if life.hit and len(victims) < life.world:
             life.notice = ended - hurt
         if life.fault == "disk" and log.exists():

@@ -208,7 +208,7 @@ ROWS = [
         "tests/train/test_commit.py::test_a_disk_that_fails_for_a_moment_makes_no_commit_damaged_or_absent",
     ),
     Row(
-        "sample logs keep what a resumed run sees again", "mpp/train/run_folder.py", 'int(line.split("\t")[0]) < position)', 'int(line.split("\t")[0]) < position + 1)',
+        "sample logs keep what a resumed run sees again", "mpp/train/run_folder.py", 'int(line.split("\\t")[0]) < position)', 'int(line.split("\\t")[0]) < position + 1)',
         "tests/pipeline/test_chaos.py::test_runs_killed_by_chance_end_with_every_sample_once_and_the_bits_of_an_uninterrupted_run",
     ),
     Row(
