@@ -85,6 +85,14 @@ def of_sets(record: Any) -> str:
     return ", ".join(key for key in record if key not in ("environment", "command", "commands", "versions"))
 
 
+def of_guards(record: Any) -> str:
+    steps = ", ".join(
+        f"{name} {row['guards_ms']:.2f} ms of {row['step_ms']:.0f} ({row['share']:.2%})" for name, row in record["steps"].items()
+    )
+    saves = ", ".join(f"{row['megabytes']:.0f} MB {row['wait_seconds']:.2f} of {row['seconds']:.2f} s" for row in record["saves"].values())
+    return f"guards of a step: {steps}; training waits for a checkpoint: {saves}"
+
+
 def synthetic(config: str) -> Record:
     command = f"deepspeed benchmarks/step.py --config configs/{config}.yaml --steps 200 --out {{out}}"
     return Record(f"{config}-synthetic", 1, command, of_step, gpu=True)
@@ -102,6 +110,7 @@ def of_faults(record: Any) -> str:
 
 RECORDS = [
     Record("bare_step", 8, "python benchmarks/bare_step.py --rounds 7 --steps 2 --out {out}", of_shapes),
+    Record("guards", 4, "python benchmarks/guards.py --shapes mae_ti4 --saves mae_ti4 mae_s16 --rounds 3 --out {out}", of_guards),
     Record("cpu_cores", 12, "python benchmarks/cpu_cores.py --shards {cifar}/train --rounds 2 --out {out}", of_cores),
     Record("end_to_end-cifar", 4, "python benchmarks/end_to_end.py --images {cifar_images} --shards {cifar}/train --out {out}", rates),
     Record(

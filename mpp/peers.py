@@ -16,7 +16,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -90,7 +90,8 @@ class Peers:
         if self.store is None:
             return [_as_json(mine)]
         name = self._next()
-        self.store.set(f"{name}/{self.rank}", json.dumps(mine))
+        with self._reaching():
+            self.store.set(f"{name}/{self.rank}", json.dumps(mine))
         if not self.first:
             return []
         with meeting():
@@ -105,7 +106,8 @@ class Peers:
         if not self.first:
             with meeting():
                 self._wait([name])
-            told = _unpacked(self.store.get(name))
+            with self._reaching():
+                told = _unpacked(self.store.get(name))
             if "error" in told:
                 raise UserError(told["error"])  # which rank 0 prints
             return told["made"]
@@ -152,7 +154,7 @@ class Peers:
         store = self.store
         assert store is not None
         end = time.monotonic() + self.seconds
-        try:
+        with self._reaching():
             while True:
                 with contextlib.suppress(dist.DistStoreError):
                     store.wait(list(names), ATTENTIVE)
@@ -168,9 +170,18 @@ class Peers:
                             f"{who} of {self.size} has told nothing for {self.seconds:.0f} s; see what it does on its host, and begin again"
                         )
                     )
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Around calls to the store.  Raises UserError where rank 0, with whom it ends, is gone; one process of a host prints it."""
+        import torch.distributed as dist
+
+        try:
+            yield
         except dist.DistNetworkError as error:
-            gone = UserError(f"{self.called(0)} has ended, or cannot be reached any more; its own message says why")
-            raise (of_this_rank(gone) if self.first_of_host else gone) from error
+            gone = UserError(f"{self.called(0)} has ended, or cannot be reached any more; its own message, if it left one, says why")
+            speaks = self.rank == next((rank for rank, host in enumerate(self.hosts) if rank and host == self.hosts[self.rank]), 0)
+            raise (of_this_rank(gone) if speaks else gone) from error
 
     def leaves(self, status: int, words: str, said: bool) -> None:
         """Tell the others, who may wait for this process, unless they have a watch by now (mpp/watch.py)."""

@@ -231,6 +231,16 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
+def opened(pid: int) -> int:
+    """A file that can be read from the end of this process on."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:  # it was killed while its watchman started
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
+
+
 def began_at(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -309,7 +319,7 @@ class Watchman:
         """token: what the watchmen of one job know, and nobody else."""
         self.orders, self.token = orders, token.encode()
         self.memory = mmap.mmap(orders.board_fd, BOARD_BYTES, prot=mmap.PROT_READ)
-        self.pidfd = os.pidfd_open(orders.pid)
+        self.pidfd = opened(orders.pid)
         self.mine = Report(orders.rank, orders.host, orders.pid)
         self.look_every = max(0.02, min(1.0, orders.patience / 10))
         self.moved: tuple[int, int] = (-1, -1)

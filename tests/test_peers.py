@@ -133,3 +133,34 @@ def test_five_hundred_and_twelve_processes_agree_through_one_store(monkeypatch):
         return sum(mine.gather(mine.rank))
 
     assert job(512, work, seconds=100) == [512 * 511 // 2] * 512
+
+
+class Lost(dist.HashStore):
+    """From one call on its server, rank 0, cannot be reached."""
+
+    calls: int
+
+    def get(self, name: str) -> bytes:
+        self.calls -= 1
+        if self.calls < 0:
+            raise dist.DistNetworkError("Connection reset by peer")
+        return super().get(name)
+
+    def set(self, name: str, value: str) -> None:
+        self.calls -= 1
+        if self.calls < 0:
+            raise dist.DistNetworkError("Broken pipe")
+        super().set(name, value)
+
+
+@pytest.mark.parametrize("rank, hosts, speaks", [(1, "aaaa", True), (2, "aaaa", False), (2, "aabb", True), (3, "aabb", False), (1, "aabb", True)])  # fmt: skip
+@pytest.mark.parametrize("calls", [0, 1])
+def test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host(rank, hosts, speaks, calls):
+    store = Lost()
+    store.calls = 9
+    store.set("told/2", '{"made": null}')  # what rank 0 has answered before it died
+    store.calls = calls
+    mine = Peers(Place(rank, 4), hosts, range(4), store, 5.0)
+    with pytest.raises(UserError, match=r"^rank 0 \(host a\) has ended, or cannot be reached any more") as raised:
+        mine.gather(1)
+    assert getattr(raised.value, "of_this_rank", False) is speaks

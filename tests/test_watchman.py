@@ -5,12 +5,13 @@ import json
 import mmap
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mpp.watch import _listener
-from mpp.watchman import MOST_STRANGERS, RUNNING, SECONDS_TO_SPEAK, Board, Orders, Report, Verdict, Watchman, verdict
+from mpp.watchman import BOARD_BYTES, MOST_STRANGERS, RUNNING, SECONDS_TO_SPEAK, Board, Orders, Report, Verdict, Watchman, verdict
 
 PATIENCE, SLOW = 60.0, 1800.0
 WAITING = 'Thread 1 (most recent call first):\n  File "/x/torch/distributed/distributed_c10d.py", line 1 in all_reduce\n  File "/x/mpp/a.py", line 2 in f'
@@ -231,3 +232,14 @@ def test_the_token_is_not_among_the_words_of_a_process(tmp_path, monkeypatch):
     finally:
         mine.process.kill()
         mine.process.wait()
+
+
+def test_a_rank_that_was_killed_while_its_watchman_started_is_named_as_one_killed_later(hub):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    Board().write(mmap.mmap(hub.orders.board_fd, BOARD_BYTES))
+    late = Watchman(dataclasses.replace(hub.orders, pid=ended.pid, listen_fd=None), TOKEN)
+    late.look()
+    assert late.mine.dead == "was killed by a signal, SIGKILL most likely, as the system does for want of memory"
+    found = verdict({0: late.mine}, 60.0, 1800.0)
+    assert found is not None and f"rank 0 (host here, pid {ended.pid}) was killed by a signal" in found.line

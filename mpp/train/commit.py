@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.disks import patiently
 from mpp.errors import CheckpointError
 from mpp.files import seal_of, sha256_of, write_atomically
 from mpp.text import say
@@ -78,8 +79,9 @@ class Commit:
     def fault(self, names: Iterable[str] | None = None) -> str | None:
         """Read these files (null: all) whole; what is wrong with the first that is not as committed, or not finite."""
         for name in self.record["files"] if names is None else names:
+            path = self.folder / name
             try:
-                found = sha256_of(self.folder / name)
+                found = patiently(lambda: sha256_of(path), str(path))  # noqa: B023, called at once
                 if found != self.record["files"][name]["sha256"]:
                     return f"{name} is not what was committed (sha256 differs from COMMIT.json)"
                 if broken := [key for key, tensor in _tensors(self.folder / name) if not_finite(tensor)]:
@@ -121,10 +123,11 @@ def sealed(folder: Path, record: dict[str, Any]) -> Commit:
 def read_commit(folder: Path) -> Commit | None:
     """None where none was written.  Looks at COMMIT.json and the sizes of the files; `Commit.fault` reads them.  Raises DamagedError."""
     path = folder / "COMMIT.json"
-    if not os.path.lexists(path) and folder.is_dir():
-        return None
     try:
-        record = json.loads(path.read_bytes())
+        data = patiently(lambda: _bytes_of(path), str(path))
+        if data is None and folder.is_dir() and not os.path.lexists(path):
+            return None
+        record = json.loads(path.read_bytes() if data is None else data)
         if isinstance(record, dict) and "seal" in record and record["seal"] == seal_of(record) and record.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder} has checkpoint format {record.get('format')}, this mpp reads {FORMAT} and 1; use the mpp that wrote it"
@@ -143,6 +146,22 @@ def read_commit(folder: Path) -> Commit | None:
     return Commit(folder, record)
 
 
+def _bytes_of(path: Path) -> bytes | None:
+    """None where there is nothing to read, for a disk that fails for a while is not taken for that."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes; None where it does not exist."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
 def _disagreement(folder: Path, record: Any) -> str | None:
     """What in COMMIT.json contradicts its seal, itself, its folder or the files beside it."""
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict) or not isinstance(record.get("config"), dict):
@@ -158,12 +177,12 @@ def _disagreement(folder: Path, record: Any) -> str | None:
     for name, facts in record["files"].items():
         if not (PLAIN_NAME.fullmatch(name) and isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys()):
             return f"COMMIT.json does not say what {name!r} holds"
-        try:
-            found = (folder / name).stat().st_size
-            if not os.access(folder / name, os.R_OK):
-                raise PermissionError(13, "Permission denied", str(folder / name))
-        except FileNotFoundError:
+        path = folder / name
+        found = patiently(lambda: _size_of(path), str(path))  # noqa: B023, called at once
+        if found is None:
             return f"{name} is missing"
+        if not os.access(path, os.R_OK):
+            raise PermissionError(13, "Permission denied", str(path))
         if found != facts["bytes"]:
             return f"{name} has {found} bytes, {facts['bytes']} were committed"
     return None if record["files"] else "COMMIT.json names no files"

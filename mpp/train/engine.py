@@ -4,12 +4,13 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -275,7 +276,8 @@ class Engine:
         if self.stage and parameter.requires_grad:
             from deepspeed.utils import safe_set_full_fp32_param
 
-            safe_set_full_fp32_param(parameter, value)
+            with padded(parameter, value) as whole:
+                safe_set_full_fp32_param(parameter, whole)
         # The setters leave the module's own copy as it was.
         if self.stage == 3:
             from deepspeed.runtime.zero import GatheredParameters
@@ -293,13 +295,30 @@ class Engine:
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        safe_set_full_optimizer_state(parameter, value, kind)
+        with padded(parameter, value) as whole:
+            safe_set_full_optimizer_state(parameter, whole, kind)
 
     def set_steps(self, steps: int) -> None:
         """How many steps the optimiser has taken."""
         for state in self.inner_optimiser.state.values():
             if "step" in state:  # SGD counts none
                 state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), steps)
+
+
+@contextmanager
+def padded(parameter: nn.Parameter, value: Tensor) -> Iterator[Tensor]:
+    """A value as DeepSpeed's setters can take it.  ZeRO-3 keeps equal pieces on all ranks, the last ones padded with zeros; its setters cut a piece out of
+    what has no padding, which fails where the number of ranks does not divide that of the parameter's elements."""
+    if not hasattr(parameter, "ds_tensor"):
+        yield value
+        return
+    inner: Any = parameter
+    own, with_padding = inner.ds_numel, inner.ds_tensor.ds_numel * dist.get_world_size()
+    inner.ds_numel = with_padding  # which the setters compare
+    try:
+        yield nn.functional.pad(value.flatten(), (0, with_padding - own))
+    finally:
+        inner.ds_numel = own
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

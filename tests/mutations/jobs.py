@@ -189,4 +189,34 @@ ROWS = [
         "a pod whose launcher was killed is finished", NODE, """if [ "$status" = 0 ] && pgrep""", """if false && pgrep""",
         f"{SCRIPTS}::test_the_status_of_a_pod_says_whether_it_counts_as_a_failure",
     ),
+    Row(
+        "rank 0's death between two calls of the store is a traceback", "mpp/peers.py",
+        "            with self._reaching():\n                told = json.loads(self.store.get(name))", "            told = json.loads(self.store.get(name))",
+        "tests/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
+    ),
+    Row(
+        "nobody of rank 0's host tells of its death", "mpp/peers.py", "for rank, host in enumerate(self.hosts) if rank and host ==",
+        "for rank, host in enumerate(self.hosts) if host ==",
+        "tests/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
+    ),
+    Row(
+        "a disk that fails for a moment makes a commit damaged", "mpp/train/commit.py", "found = patiently(lambda: sha256_of(path), str(path))", "found = sha256_of(path)",
+        "tests/train/test_commit.py::test_a_disk_that_fails_for_a_moment_makes_no_commit_damaged_or_absent",
+    ),
+    Row(
+        "a disk that fails for a moment hides a commit", "mpp/train/commit.py", "except (FileNotFoundError, IsADirectoryError, NotADirectoryError):", "except OSError:",
+        "tests/train/test_commit.py::test_a_disk_that_fails_for_a_moment_makes_no_commit_damaged_or_absent",
+    ),
+    Row(
+        "sample logs keep what a resumed run sees again", "mpp/train/run_folder.py", 'int(line.split("\\t")[0]) < position)', 'int(line.split("\\t")[0]) < position + 1)',
+        "tests/pipeline/test_chaos.py::test_runs_killed_by_chance_end_with_every_sample_once_and_the_bits_of_an_uninterrupted_run",
+    ),
+    Row(
+        "a watchman whose rank was killed before it looked is a traceback", "mpp/watchman.py", "    except ProcessLookupError:  # it was killed", "    except ChildProcessError:  # it was killed",
+        f"{WATCHMAN}::test_a_rank_that_was_killed_while_its_watchman_started_is_named_as_one_killed_later",
+    ),
+    Row(
+        "ZeRO-3 goes on only where the number of processes divides every parameter", "mpp/train/engine.py", "yield nn.functional.pad(value.flatten(), (0, with_padding - own))", "yield value",
+        f"{RESUME}::test_each_zero_stage_on_processes_that_divide_no_parameter_too_resumes_to_the_same_bits",
+    ),
 ]  # fmt: skip

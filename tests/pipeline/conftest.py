@@ -87,6 +87,8 @@ def start(words: list[str], world: int = 1, program: list[str] | None = None, cw
 
 
 def finish(processes: list[Forked], timeout: float = 300) -> Finished:
+    for process in processes:  # before any is read: rank 0's watchman writes on when rank 0 is dead
+        process.wait(timeout=timeout)
     texts = [process.communicate(timeout=timeout) for process in processes]
     return Finished([process.returncode for process in processes], "".join(out for out, _ in texts), "".join(err for _, err in texts))
 

@@ -132,14 +132,14 @@ def test_what_a_run_that_never_committed_has_left_does_not_count(uninterrupted, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_each_zero_stage_on_two_processes_trains_the_same_model_and_resumes_to_the_same_bits(stage, shards, tmp_path):
+@pytest.mark.parametrize("stage, world", [(1, 2), (2, 2), (3, 2), (3, 3), pytest.param(1, 3, marks=pytest.mark.long), pytest.param(2, 3, marks=pytest.mark.long)])  # fmt: skip
+def test_each_zero_stage_on_processes_that_divide_no_parameter_too_resumes_to_the_same_bits(stage, world, shards, tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     words = [f"system.zero_stage={stage}", "model.drop_path=0"]
-    succeed(run, shards, *words, world=2)
+    succeed(run, shards, *words, world=world)
     shutil.copytree(run, again)
     forget_after(again, STEP)
-    succeed(again, shards, *words, world=2)
+    succeed(again, shards, *words, world=world)
     assert_same_bits(run, again)
     assert metrics(run) == metrics(again)
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -370,3 +371,24 @@ def test_readers_of_weights_do_not_read_moments(tmp_path):
     assert set(read_tensors(commit, "weight/")) == {"a", "b.c"} and set(read_tensors(commit, "exp_avg/")) == {"a"}
     commit.verify()
     assert "is not what was committed" in str(commit.fault())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("call", ["read_bytes", "stat", "open"])
+def test_a_disk_that_fails_for_a_moment_makes_no_commit_damaged_or_absent(tmp_path, monkeypatch, number, call):
+    put(tmp_path, 10)
+    put(tmp_path, 20)
+    real, left = getattr(Path, call), [1, 1]
+
+    def failing(path: Path, *given, **more):
+        if "000000020" in str(path) and path.is_relative_to(tmp_path) and left:
+            left.pop()
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *given, **more)
+
+    monkeypatch.setattr(Path, call, failing)
+    assert steps(tmp_path) == [10, 20]
+    left[:] = [1, 1]
+    assert commits(tmp_path)[0].fault() is None and find_commit(tmp_path, "auto").step == 20
+    prune(tmp_path, 2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000000010", "000000020"]
