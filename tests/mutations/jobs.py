@@ -191,7 +191,7 @@ ROWS = [
     ),
     Row(
         "rank 0's death between two calls of the store is a traceback", "mpp/peers.py",
-        "            with self._reaching():\n                told = json.loads(self.store.get(name))", "            told = json.loads(self.store.get(name))",
+        "            with self._reaching():\n                told = _unpacked(self.store.get(name))", "            told = _unpacked(self.store.get(name))",
         "tests/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
     ),
     Row(

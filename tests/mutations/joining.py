@@ -73,16 +73,12 @@ ROWS = [
         LOCKS + "a_holder_that_was_taken_over_while_it_was_suspended_ends_at_once",
     ),
     Row(
-        "two take one dead lease", "mpp/locks.py", "                aside.rename(path)\n                return False\n", "                pass\n",
-        LOCKS + "of_many_that_find_a_dead_lease_one_takes_it",
-    ),
-    Row(
         "a failed save ends the run", "mpp/train/saving.py", "if shared_sum([self.world.first and left <= 0], self.world)[0]:", "if True:",
         SAVING + "a_checkpoint_that_a_disk_did_not_take_is_told_of_and_another_is_due_a_minute_later",
     ),
     Row(
         "failed saves are borne for ever", "mpp/train/saving.py", "if shared_sum([self.world.first and left <= 0], self.world)[0]:", "if False:",
-        SAVING + "the_last_checkpoint_is_tried_again_before_the_run_ends",
+        SAVING + "the_run_ends_when_no_disk_has_taken_one_for_as_long_as_was_said",
     ),
     Row(
         "the run ends before its last checkpoint exists", "mpp/train/saving.py", "                if ends or not self.config.background:\n", "                if not self.config.background:\n",

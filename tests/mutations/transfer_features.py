@@ -58,8 +58,8 @@ ROWS = [
         EXTRACTION + "test_an_extractor_that_sees_its_batch_is_caught",
     ),
     Plant(
-        "bytes of cached tables are believed", "mpp.transfer.extraction:sha256_of",
-        "lambda path: 'as written'",
+        "bytes of cached tables are believed", "mpp.transfer.extraction:_hash_stretch",
+        "lambda path, start, left: 'as written'",
         EXTRACTION + "test_a_flipped_bit_in_a_cached_table_is_found",
     ),
     Row(
