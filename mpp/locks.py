@@ -92,6 +92,7 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
                     )
                     if lockable:
                         _replace(lock)
+                        wait = Waiting()  # for whoever was quicker
                     elif _keep(lock, path, owner):
                         return
                     continue

@@ -129,6 +129,7 @@ def test_a_lock_that_outlives_its_dead_machine_is_taken_over_and_keeps_others_ou
     ours = (tmp_path / "lock").open("w")
     hold(ours, "busy", leased=True)
     assert "its machine is gone" in capsys.readouterr().err
+    theirs.close()
     with (tmp_path / "lock").open("w") as third, pytest.raises(UserError, match="busy"):
         hold(third, "busy")
     assert Owner.read(tmp_path / "lock.owner").pid == os.getpid()

@@ -65,7 +65,7 @@ ROWS = [
         LOCKS + "a_lock_whose_holder_on_another_host_lives_is_not_taken_over",
     ),
     Row(
-        "a lock that outlives its machine is for ever", "mpp/locks.py", "                        _replace(lock)\n", "                        pass\n",
+        "a lock that outlives its machine is for ever", "mpp/locks.py", "                    if lockable:\n", "                    if not lockable:\n",
         LOCKS + "a_lock_that_outlives_its_dead_machine_is_taken_over_and_keeps_others_out_again",
     ),
     Row(
