@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.make_shards import main
-from mpp.data.shards import INDEX_DTYPE, ShardSet
+from mpp.data.shard_format import INDEX_DTYPE
+from mpp.data.shards import ShardSet
 from mpp.prep import repeats
 from mpp.prep.repeats import KEPT_WHOLE, MADE_BY_US, TRAIN
 from mpp.prep.shard_job import Job, Record
