@@ -11,6 +11,7 @@ from mpp.disks import PASSING, SHORT, disks, patiently
 
 @pytest.fixture
 def slept(monkeypatch):
+    monkeypatch.setattr(disks, "patience", 300.0)  # whatever a program that ran in this process has asked for
     waits = list[float]()
     monkeypatch.setattr(module.time, "sleep", waits.append)
     return waits

@@ -85,7 +85,11 @@ def test_making_indexing_and_inspecting_send_to_the_same_config_and_it_takes_the
 
 @pytest.mark.parametrize(("words", "probes"), [([], "rank_only=true"), (["LABELS=1"], "test=demo/own/shards/val")])
 def test_the_demo_of_a_folder_asks_the_shards_for_their_config(words, probes):
-    shown = subprocess.run(["make", "-n", "demo", "DATA=pictures", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "--config $(" in shown and "inspect_shards.py demo/own/shards/train --config)" in shown and "budget=4min" in shown
+    asked = lambda *words: subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = asked("-n", "demo", "DATA=pictures", *words).replace('"$DEMO"', "demo")
+    assert (
+        "--config $(" in shown and "inspect_shards.py demo/own/shards/train --config)" in shown and "run_dir=demo/own/run $WORDS\n" in shown
+    )
     assert probes in shown and ("--labels --val 0.1" in shown) == bool(words)
-    assert "budget=" not in subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    says = "--eval=says: ; @echo words $$WORDS, demo $$DEMO"
+    assert "words budget=4min, demo demo" in asked(says, "says", "DATA=pictures") and "words , demo demo" in asked(says, "says")
