@@ -36,6 +36,9 @@ WHOLE_PROGRAMS = (
     "tests/prep/test_links.py",
     "tests/test_inside.py",
     "tests/test_door.py",
+    "tests/test_job_scripts.py",
+    "tests/test_locks.py",
+    "tests/test_progress.py",
 )
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]
 
