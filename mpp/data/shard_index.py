@@ -20,7 +20,7 @@ STRETCH = 1 << 18  # rows that are read together: 10 MB
 
 
 class Row(NamedTuple):
-    """As INDEX_DTYPE."""
+    """A row of the index, its fields in INDEX_DTYPE's order."""
 
     shard: int
     offset: int

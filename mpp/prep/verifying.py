@@ -37,7 +37,7 @@ from mpp.data.shard_format import (
     member_header,
     read_manifest,
 )
-from mpp.data.shard_index import ShardIndex
+from mpp.data.shard_index import Row, ShardIndex
 from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError
 from mpp.prep.indexing import read_in_place
@@ -338,19 +338,6 @@ def colour_faults(folder: Path, manifest: Manifest, seen: Tally) -> Iterator[Fau
 
 
 # ---------------------------------------------------------------- one shard
-
-
-class Row(NamedTuple):
-    """A row of the index, its fields in INDEX_DTYPE's order."""
-
-    shard: int
-    offset: int
-    size: int
-    crc32: int
-    width: int
-    height: int
-    label: int
-    key: int
 
 
 class Cut(Exception):

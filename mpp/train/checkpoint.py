@@ -7,6 +7,7 @@ what makes it exist.
 import errno
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,6 +59,7 @@ class Saving:
         needed = torch.tensor(sum(tensor.nbytes for tensor in mine.values()))
         dist.all_reduce(needed)
         together_on_disk(world, lambda: _fresh(self.folder, int(needed)) if world.first else None)
+        self._began = self._ended = time.monotonic()
         self._facts: dict[str, Any] = {}
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._write, args=[mine, engine.moments], name="checkpoint", daemon=True)
@@ -66,8 +68,14 @@ class Saving:
     def _write(self, mine: dict[str, Tensor], moments: Sequence[str]) -> None:
         try:
             self._facts = _write(self.folder / f"rank{self.world.rank:05d}", mine, moments)
-        except (OSError, SafetensorError) as error:
+        except Exception as error:  # whatever it is, `commit` raises it: a share that is missing must not be committed
             self._failure = error
+        self._ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """That this rank has taken to write its part."""
+        return self._ended - self._began
 
     @property
     def is_written(self) -> bool:

@@ -33,7 +33,8 @@ class Saver:
         self.pending: Saving | None = None
         self._began = self._last = time.monotonic()
         self._failing_since: float | None = None
-        self._longest = 0.0  # seconds of a save
+        self._longest = 0.0  # seconds of a save, from the copy to the commit
+        self._copied = 0.0  # seconds of the newest copy
         self._ends_at = _end_of_job()
 
     @property
@@ -63,14 +64,14 @@ class Saver:
         taken one for checkpoint.give_up_minutes, and where numbers are not finite."""
         waits = itertools.chain(WAITS, itertools.repeat(WAITS[-1]))
         while True:
-            began = time.monotonic()
             try:
                 self._finish()  # the one before, whose part others may still write
+                began = time.monotonic()
                 self.pending = make()
                 self._last = time.monotonic()
+                self._copied = self._last - began
                 if ends or not self.config.background:
                     self._finish()
-                self._longest = max(self._longest, time.monotonic() - began)
                 return
             except NotWrittenError as error:
                 wait = next(waits)
@@ -91,7 +92,9 @@ class Saver:
         pending, self.pending = self.pending, None
         if pending is None:
             return
+        began = time.monotonic()
         commit = pending.commit()
+        self._longest = max(self._longest, self._copied + pending.seconds + time.monotonic() - began)
         self._failing_since = None
         self._committed(commit)
         if self.world.first:

@@ -27,11 +27,9 @@ class Chosen:
     fitted: dict[str, Fitted]  # by key
     seconds: dict[str, float]  # likewise, of all that were tried
 
-    def summary(self) -> str:
-        return chosen_words([found.summary() for found in self.fitted.values()], self.seconds)
-
 
 def chosen_words(summaries: Sequence[str], seconds: Mapping[str, float]) -> str:
+    """summaries: of what was fitted; seconds: of all that was tried, by probe."""
     return "; ".join(filter(None, summaries)) + f" (seconds: {', '.join(f'{key} {took:.1f}' for key, took in seconds.items())})"
 
 

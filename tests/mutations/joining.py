@@ -93,6 +93,14 @@ ROWS = [
         SAVING + "a_last_commit_comes_before_a_deadline_with_time_for_three_saves",
     ),
     Row(
+        "a share that is missing is committed", "mpp/train/checkpoint.py", "except Exception as error:  # whatever it is", "except (OSError, SafetensorError) as error:  # whatever it is",
+        "tests/pipeline/test_resume.py::test_a_share_that_could_not_be_written_for_whatever_reason_is_not_committed",
+    ),
+    Row(
+        "a save takes as long as its copy", "mpp/train/saving.py", "self._copied + pending.seconds + ", "self._copied + ",
+        SAVING + "a_last_commit_comes_before_a_deadline_with_time_for_three_saves",
+    ),
+    Row(
         "moments are hashed by who wants weights", "mpp/train/commit.py", "if fault := self.fault(self.of_weights):", "if fault := self.fault():",
         "tests/train/test_commit.py::test_readers_of_weights_do_not_read_moments",
     ),

@@ -190,6 +190,13 @@ def test_a_kill_inside_a_checkpoint_leaves_the_one_before(uninterrupted, shards,
     assert_same_bits(uninterrupted, run)
 
 
+def test_a_share_that_could_not_be_written_for_whatever_reason_is_not_committed(shards, tmp_path):
+    run = tmp_path / "run"
+    failed = pretrain(run, shards, program=["-c", FAULTY.format(rank=0, fault="raise MemoryError('planted')")])
+    assert failed.status == [1] and "MemoryError: planted" in failed.err
+    assert [path.parent.name for path in (run / "checkpoints").glob("*/COMMIT.json")] == ["000000002"]
+
+
 @pytest.mark.slow
 def test_a_full_disk_on_one_rank_stops_all_with_one_line_and_keeps_what_was_committed(shards, tmp_path):
     run = tmp_path / "run"

@@ -24,6 +24,7 @@ class Part:
     step: int
     is_written: bool = True
     fails: bool = False
+    seconds: float = 0.0  # that its writing took
 
     def commit(self) -> Commit:
         if self.fails:
@@ -142,10 +143,11 @@ def test_a_last_commit_comes_before_a_deadline_with_time_for_three_saves(saver, 
     run = saver(stop_after_minutes=60)
 
     def slow() -> Part:
-        clock.now += 40
-        return Part(2)
+        clock.now += 10
+        return Part(2, seconds=30)  # beside the training
 
     run.save(slow, ends=False)
+    run.finish()
     clock.now = 1000 + 3600 - 60 - 3 * 40 - 1
     assert not run.late
     clock.now += 1

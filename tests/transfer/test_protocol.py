@@ -14,7 +14,7 @@ from mpp.transfer.probes.few_shot import FewShotProbe
 from mpp.transfer.probes.knn import KnnProbe
 from mpp.transfer.probes.linear import LinearProbe, layer_curve, train_heads
 from mpp.transfer.probes.logistic import LogisticProbe
-from mpp.transfer.protocol import Chosen, answers_to, choose, report
+from mpp.transfer.protocol import Chosen, answers_to, choose, chosen_words, report
 from mpp.transfer.split import CHOOSE, Split, hold_out
 from tests.transfer.test_probes import CPU, problem
 
@@ -110,7 +110,8 @@ def test_what_is_set_to_do_nothing_leaves_no_figure():
     values, labels = problem(120)
     chosen = choose([LogisticProbe(strengths=()), FewShotProbe(shots=())], train_on(values, labels))
     assert read(chosen, Measured(table(values), np.arange(60)), labels[:60]) == ({}, {})
-    assert chosen.seconds.keys() == {"logistic", "few_shot"} and chosen.summary().startswith(" (seconds: ")
+    assert chosen.seconds.keys() == {"logistic", "few_shot"} and not chosen.fitted
+    assert chosen_words(["", "linear: 3"], {"knn": 1.0, "linear": 2.06}) == "linear: 3 (seconds: knn 1.0, linear 2.1)"
 
 
 def test_a_class_without_images_is_never_drawn_nor_answered():
