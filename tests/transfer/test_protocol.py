@@ -110,7 +110,7 @@ def test_what_is_set_to_do_nothing_leaves_no_figure():
     values, labels = problem(120)
     chosen = choose([LogisticProbe(strengths=()), FewShotProbe(shots=())], train_on(values, labels))
     assert read(chosen, Measured(table(values), np.arange(60)), labels[:60]) == ({}, {})
-    assert chosen.seconds.keys() == {"logistic", "few_shot"} and not chosen.fitted
+    assert chosen.seconds.keys() == {"logistic", "few_shot"} and not any(each.summary() for each in chosen.fitted.values())
     assert chosen_words(["", "linear: 3"], {"knn": 1.0, "linear": 2.06}) == "linear: 3 (seconds: knn 1.0, linear 2.1)"
 
 
