@@ -269,7 +269,7 @@ class Examiner:
             begins = lambda: initialise_from(model, config) if peers.first and config.init_from and not run.commit else None
             if report.passes("start", lambda: peers.together(begins)):
                 words = run.course.start_words(run.commit is not None)
-                report.add(Finding("start", "ok", f"the run {words}, {run.total_steps:,} steps in all"))
+                report.add(Finding("start", "ok", f"{words}, {run.total_steps:,} steps in all"))
         needed = recipe.commit_bytes(model, config)
         self.first("disk", lambda: folder.room(self.run_dir, config.checkpoint, needed, config.optim.total_samples))
         if self.sets:

@@ -53,7 +53,7 @@ def test_a_run_that_would_go_well_is_told_so_and_nothing_is_left(shards, tmp_pat
     assert (status, told["failed"], told["processes"]) == (0, 0, 1)
     assert {each["name"] for each in told["checks"]} == ALL
     assert "40 training images, 3 steps of 12 an epoch in 12 streams, 2.4 passes" in of(told, "samples")["found"]
-    assert of(told, "start")["found"] == "the run starts, 8 steps in all"
+    assert of(told, "start")["found"] == "starts, 8 steps in all"
     assert list(tmp_path.iterdir()) == []
 
 
