@@ -62,8 +62,9 @@ from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure, once_each
 from mpp.train.commit import Commit
 from mpp.train.engine import Engine
+from mpp.train.meters import Meters
 from mpp.train.optim import build_finetune_optimiser
-from mpp.train.run import Meters, held_folder, start
+from mpp.train.run import held_folder, start
 from mpp.train.run_folder import environment, hold_run_folder
 from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import StopRequest, stopped_words

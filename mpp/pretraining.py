@@ -54,9 +54,10 @@ from mpp.settling import Again, settle
 from mpp.text import counted, say
 from mpp.train.commit import Commit, read_tensors
 from mpp.train.engine import Engine
+from mpp.train.meters import Meters
 from mpp.train.optim import build_optimiser
 from mpp.train.progress import signed
-from mpp.train.run import Meters, Run, Step
+from mpp.train.run import Run, Step
 from mpp.train.sample_log import SampleLog
 from mpp.train.schedule import small_rate_note
 from mpp.train.shared_sum import shared_sum

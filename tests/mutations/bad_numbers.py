@@ -22,7 +22,7 @@ ROWS = [
         "a resumed run forgets how many steps it has skipped", "mpp/train/run.py", 'commit.record.get("skipped_steps", 0)', "0", SKIPPED,
     ),
     Row(
-        "one loss that is not finite hides the mean of all", "mpp/train/run.py",
+        "one loss that is not finite hides the mean of all", "mpp/train/meters.py",
         "torch.where(torch.isfinite(added).all(), added, 0.0) if self.finite else added", "added", SKIPPED,
     ),
     Row(

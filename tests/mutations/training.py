@@ -322,7 +322,7 @@ ROWS = [
     ),
     # Of several ranks, and over a stop.
     Plant(
-        'hold-out figures are of rank 0 alone', 'mpp.train.run:Meters.look',
+        'hold-out figures are of rank 0 alone', 'mpp.train.meters:Meters.look',
         'lambda self, clear: self.sums.tolist()',
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
@@ -332,12 +332,12 @@ ROWS = [
         "tests/train/test_several_ranks.py::test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once",
     ),
     Plant(
-        'training figures are of rank 0 alone', 'mpp.train.run:Meters.look',
+        'training figures are of rank 0 alone', 'mpp.train.meters:Meters.look',
         'lambda self, clear: (self.sums.tolist(), self.sums.zero_() if clear else None)[0]',
         "tests/pipeline/test_counts.py::test_figures_of_two_processes_are_those_of_one",
     ),
     Plant(
-        'figures are since the start of the run', 'mpp.train.run:Meters.look',
+        'figures are since the start of the run', 'mpp.train.meters:Meters.look',
         'lambda self, clear: real(self, False)',
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),

@@ -266,7 +266,7 @@ ROWS = [
     ),
     Row("the config's page grows without a test", "mpp/config/finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
     Plant(
-        'a logged loss is the mean from the beginning', 'mpp.train.run:Meters.look',
+        'a logged loss is the mean from the beginning', 'mpp.train.meters:Meters.look',
         'lambda self, clear: real(self, False)',
         FIELDS + "a_logged_loss_is_the_mean_since_the_line_before",
     ),
