@@ -43,8 +43,8 @@ from mpp.machine import usable_cores
 from mpp.prep.holdout import Grouping
 from mpp.prep.options import MAX_PIXELS_HELP, at_least, share
 from mpp.prep.prepare import QUALITY
-from mpp.prep.remote import is_url
 from mpp.prep.sources import FORMATS
+from mpp.remote.urls import is_url
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,9 +18,9 @@ from mpp.data.shard_format import MANIFEST, REMAKE, Manifest
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_atomically, write_stream
-from mpp.prep.remote import WEB, split_url
-from mpp.prep.retries import Refused, unless_absent
-from mpp.prep.stores import Info, store_for
+from mpp.remote.retries import Refused, unless_absent
+from mpp.remote.stores import Info, store_for
+from mpp.remote.urls import WEB, split_url
 
 WORK = ".work"
 PLAN = f"{WORK}/plan.json"

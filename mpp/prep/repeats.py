@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mpp.prep.destination import WORK, Destination
-from mpp.prep.retries import shown
 from mpp.prep.shard_job import Job, Record, Work
 from mpp.prep.shuffle import Buckets, read_order
+from mpp.remote.retries import shown
 
 DROPS = f"{WORK}/drops"  # a line of JSON with the counts, then what to leave out: DROP rows sorted by job and key
 LISTED = "duplicates.jsonl"

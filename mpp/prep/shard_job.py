@@ -17,11 +17,11 @@ from mpp.data.write_shards import Sample, write_shard
 from mpp.errors import BadSample, DataError
 from mpp.prep.destination import WORK, Destination
 from mpp.prep.prepare import Options, prepare
-from mpp.prep.retries import shown
 from mpp.prep.shuffle import read_order
 from mpp.prep.source import Source
 from mpp.prep.workers import Tick
 from mpp.progress import tracked
+from mpp.remote.retries import shown
 
 REJECTS = "rejects.jsonl"
 

@@ -1,11 +1,10 @@
 """What a source of images is: something that can be listed as a stream and then read at random, from any process."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
@@ -14,12 +13,11 @@ from mpp.data.class_folders import class_names, folder_at
 from mpp.data.class_folders import describe as describe
 from mpp.data.class_folders import reason_to_ignore as reason_to_ignore
 from mpp.errors import BadSample
+from mpp.remote.urls import MAX_FILE_BYTES as MAX_FILE_BYTES
+from mpp.remote.urls import Bar as Bar
 
-MAX_FILE_BYTES = 256 << 20  # beyond this it is no photograph, and an archive that claims it may be a bomb
 FOREIGN = "webdataset in place"  # the manifest's source.kind of tars that were indexed where they lie
 FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL
-
-Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ from mpp.errors import BadSample
 from mpp.files import TEMPORARY, write_stream
 from mpp.prep.holdout import Grouping
 from mpp.prep.prepare import Options, encoded, storable
-from mpp.prep.retries import shown
 from mpp.prep.shuffle import Listed, read_order
 from mpp.prep.source import MAX_FILE_BYTES, Around, Item, Source
 from mpp.prep.sources.archives import FilesReader
 from mpp.prep.workers import Tick, run_jobs
+from mpp.remote.retries import shown
 
 FOLDER = "tiles"  # in the scratch folder
 FILES = 1024  # of a split's tiles, about; fewer where there are fewer scans

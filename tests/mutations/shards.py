@@ -384,51 +384,51 @@ ROWS = [
     ),
     # Servers and object stores.
     Row(
-        'a range from elsewhere is taken', 'mpp/prep/remote.py', 'int(sent[1]) != start or ',
+        'a range from elsewhere is taken', 'mpp/remote/web.py', 'int(sent[1]) != start or ',
         '', 'tests/prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
     ),
     Row(
-        'a dead server is a reject', 'mpp/prep/remote.py', 'if status >= 500 or status in TRY_AGAIN:',
+        'a dead server is a reject', 'mpp/remote/web.py', 'if status >= 500 or status in TRY_AGAIN:',
         'if status in TRY_AGAIN:', 'tests/prep/test_remote.py::test_a_row_of_a_dead_server_stops_the_run',
     ),
     Row(
-        'a file may change between ranges', 'mpp/prep/remote.py', 'if (answer.size, answer.tag) != (expected.size, expected.tag):',
+        'a file may change between ranges', 'mpp/remote/urls.py', 'if (answer.size, answer.tag) != (expected.size, expected.tag):',
         'if False:', 'tests/prep/test_remote.py::test_a_file_that_was_another_one_for_a_while_is_named',
     ),
     Row(
-        'a file may change after its last range', 'mpp/prep/remote.py', 'if found is None or (found.size, found.tag) != (expected.size, expected.tag):',
+        'a file may change after its last range', 'mpp/remote/urls.py', 'if found is None or (found.size, found.tag) != (expected.size, expected.tag):',
         'if found is None:', 'tests/prep/test_remote.py::test_a_file_that_changes_after_its_last_range_is_named',
     ),
     Row(
-        'parts of an older file are kept', 'mpp/prep/remote.py', 'if noted != known or not part.exists()',
+        'parts of an older file are kept', 'mpp/remote/urls.py', 'if noted != known or not part.exists()',
         'if not part.exists()', 'tests/prep/test_remote.py::test_what_was_fetched_of_a_file_that_has_changed_since_is_thrown_away',
     ),
     Row(
-        'a short answer counts as a whole range', 'mpp/prep/remote.py', 'if start < done:',
+        'a short answer counts as a whole range', 'mpp/remote/urls.py', 'if start < done:',
         'if False:', 'tests/prep/test_remote.py::test_a_download_survives_a_server_that_recovers',
     ),
     Row(
-        'a killed download begins again', 'mpp/prep/remote.py', '            write_atomically(note, json.dumps([known, done]).encode())\n',
+        'a killed download begins again', 'mpp/remote/urls.py', '            write_atomically(note, json.dumps([known, done]).encode())\n',
         '', 'tests/prep/test_remote.py::test_a_killed_download_goes_on_where_it_was',
     ),
     Row(
-        'a row may name a local file', 'mpp/prep/remote.py', 'if protocol not in LISTED or (',
+        'a row may name a local file', 'mpp/remote/urls.py', 'if protocol not in LISTED or (',
         'if (', 'tests/prep/test_remote.py::test_a_row_may_name_no_other_protocol',
     ),
     Plant(
-        'a full disk is tried again for minutes', 'mpp.prep.retries:_OF_THIS_MACHINE', '()',
+        'a full disk is tried again for minutes', 'mpp.remote.retries:_OF_THIS_MACHINE', '()',
         'tests/prep/test_remote.py::test_a_full_disk_is_not_taken_for_a_server_in_trouble',
     ),
     Plant(
-        'an upload is believed', 'mpp.prep.stores:S3Store._compare', 'lambda self, path, local: self.info(path)',
+        'an upload is believed', 'mpp.remote.stores:S3Store._compare', 'lambda self, path, local: self.info(path)',
         'tests/prep/test_remote.py::test_an_upload_that_did_not_arrive_as_it_was_is_found',
     ),
     Row(
-        'an object may change after it was listed', 'mpp/prep/stores.py', 'return data if (len(data), tag) == (info.size, info.tag) else None',
+        'an object may change after it was listed', 'mpp/remote/stores.py', 'return data if (len(data), tag) == (info.size, info.tag) else None',
         'return data', 'tests/prep/test_remote.py::test_an_object_that_changed_after_it_was_listed_is_named',
     ),
     Row(
-        'a listing ends with its first page', 'mpp/prep/stores.py', 'if not page.get("IsTruncated"):',
+        'a listing ends with its first page', 'mpp/remote/stores.py', 'if not page.get("IsTruncated"):',
         'if True:', 'tests/prep/test_remote.py::test_a_prefix_gives_the_shards_of_its_folder',
     ),
     Plant(

@@ -244,7 +244,7 @@ def test_a_list_that_changes_while_it_is_listed_is_refused(tmp_path):
 
 def test_addresses_are_read_from_afar_and_paths_are_not(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("mpp.prep.remote.read_url", lambda url: asked.append(url) or b"far")
+    monkeypatch.setattr("mpp.remote.urls.read_url", lambda url: asked.append(url) or b"far")
     (tmp_path / "a.jpg").write_bytes(b"near")
     (tmp_path / "list.txt").write_text("https://example.org/1?size=2,3\ta\na.jpg\tb\n")
     source = open_source(tmp_path / "list.txt", tmp_path)

@@ -27,9 +27,10 @@ from PIL import Image
 from data_prep import make_shards
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
-from mpp.prep import destination, remote, retries, stores, workers
+from mpp.prep import destination, workers
 from mpp.prep.source import Item
 from mpp.prep.sources import open_source
+from mpp.remote import retries, stores, urls
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
@@ -90,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=0.2, waits=(0, 0, 0.01)))
-    monkeypatch.setattr(remote, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(urls, "RANGE_BYTES", 1000)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.body, server.script, server.asked, server.tag = BODY, [], [], '"1"'
     server.url = f"http://127.0.0.1:{server.server_port}/photos.tar?key=secret"
@@ -114,7 +115,7 @@ class Bar:
 
 def fetch(server, folder: Path, limit: int = 1 << 60) -> bytes:
     bar = Bar(limit)
-    remote.download(server.url, remote.stat(server.url), folder / "photos.tar", lambda what, total: nullcontext(bar))
+    urls.download(server.url, urls.stat(server.url), folder / "photos.tar", lambda what, total: nullcontext(bar))
     assert bar.done == len(server.body)
     return (folder / "photos.tar").read_bytes()
 
@@ -175,7 +176,7 @@ def test_a_full_disk_is_not_taken_for_a_server_in_trouble(server, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(remote, "write_atomically", full)
+        patch.setattr(urls, "write_atomically", full)
         fetch(server, tmp_path)
     with pytest.raises(OSError, match="No space left"):
         retries.patiently(server.url, lambda: full(tmp_path, b""))
@@ -193,7 +194,7 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
 
 
 def fetch_again(server, folder: Path) -> bytes:
-    remote.download(server.url, remote.stat(server.url), folder / "photos.tar", lambda what, total: pytest.fail("fetches again"))
+    urls.download(server.url, urls.stat(server.url), folder / "photos.tar", lambda what, total: pytest.fail("fetches again"))
     return (folder / "photos.tar").read_bytes()
 
 
@@ -223,41 +224,41 @@ def test_a_file_that_was_another_one_for_a_while_is_named(server, tmp_path):
 def test_a_server_that_hides_the_size_is_refused(server):
     server.script = ["no length"]
     with pytest.raises(DataError, match="does not say how large it is, so a cut would go unnoticed"):
-        remote.stat(server.url)
+        urls.stat(server.url)
 
 
 @pytest.mark.parametrize("word", ["404", "403", "410", "400", "to file:///etc/passwd", "to ftp://x/y", "always to /again"])
 def test_a_row_whose_server_refuses_is_a_bad_sample(server, word):
     server.script = [word]
     with pytest.raises(BadSample, match=r"answers 4|leads to|redirects more than"):
-        remote.read_url(server.url)
+        urls.read_url(server.url)
 
 
 @pytest.mark.parametrize("words", [[], ["500", "503"], ["cut"], ["stall", "429"], ["to /elsewhere"]])
 def test_a_row_is_read_whole_from_a_server_that_recovers(server, words):
     server.script = words
-    assert remote.read_url(server.url) == BODY
+    assert urls.read_url(server.url) == BODY
 
 
 def test_a_row_of_a_dead_server_stops_the_run(server):
     server.script = ["always 503"]
     with pytest.raises(DataError, match=r"answers 503.*check the server and the network, then run the same command again"):
-        remote.read_url(server.url)
+        urls.read_url(server.url)
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x\.jpg: ConnectionError"):
-        remote.read_url("http://127.0.0.1:9/x.jpg")
+        urls.read_url("http://127.0.0.1:9/x.jpg")
 
 
 def test_a_row_is_read_up_to_the_limit_and_no_further(server, monkeypatch):
-    monkeypatch.setattr(remote, "MAX_FILE_BYTES", len(BODY))
-    assert remote.read_url(server.url) == BODY
-    monkeypatch.setattr(remote, "MAX_FILE_BYTES", len(BODY) - 1)
+    monkeypatch.setattr(urls, "MAX_FILE_BYTES", len(BODY))
+    assert urls.read_url(server.url) == BODY
+    monkeypatch.setattr(urls, "MAX_FILE_BYTES", len(BODY) - 1)
     for words in ([], ["no length"]):
         server.script = words
         with pytest.raises(BadSample, match="is larger than 4999 bytes"):
-            remote.read_url(server.url)
+            urls.read_url(server.url)
     server.body = b""
     with pytest.raises(BadSample, match="an empty file"):
-        remote.read_url(server.url)
+        urls.read_url(server.url)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_a_row_is_read_up_to_the_limit_and_no_further(server, monkeypatch):
 )
 def test_a_row_may_name_no_other_protocol(url):
     with pytest.raises(BadSample, match=r"is no (URL of http, https, s3, gs|address)"):
-        remote.read_url(url)
+        urls.read_url(url)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
         monkeypatch.setattr(stores, "_file_systems", {})
         with pytest.raises(DataError, match=f"pip install {package}"):
-            remote.stat(url)
+            urls.stat(url)
 
 
 # ---------------------------------------------------------------- an object store

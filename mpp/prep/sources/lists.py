@@ -124,7 +124,7 @@ class ListReader(Reader):
 
     def read(self, item: Item) -> bytes:
         if "://" in item.name:
-            from mpp.prep.remote import read_url  # here, because it needs packages that a list of files does not
+            from mpp.remote.urls import read_url  # here, because it needs packages that a list of files does not
 
             data: bytes = read_url(item.name)
             if not data:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpp.errors import DataError, UserError
-from mpp.prep.remote import download, last_name, split_url, stat
-from mpp.prep.retries import Refused
 from mpp.prep.source import FETCHED, Bar, Item, Reader, Source, SourceOptions, check_size, first_folder, reason_to_ignore
-from mpp.prep.stores import Info, Store, store_for
+from mpp.remote.retries import Refused
+from mpp.remote.stores import Info, Store, store_for
+from mpp.remote.urls import download, last_name, split_url, stat
 
 
 def open_url(url: str, leave_out: str, options: SourceOptions, opener: Callable[[Path], Source]) -> Source:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from mpp.errors import DataError
-from mpp.prep import retries
-from mpp.prep.retries import Trouble, patiently, unless_absent
+from mpp.remote import retries
+from mpp.remote.retries import Trouble, patiently, unless_absent
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 PART_BYTES = 50 << 20  # of a multipart upload; an ETag depends on it

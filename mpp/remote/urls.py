@@ -3,33 +3,28 @@
 http(s)://host/path      s3://bucket/key      gs://bucket/key      and, for SOURCE, what stores.py knows beside these
 """
 
-import functools
 import json
-import os
 import re
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from http.cookiejar import DefaultCookiePolicy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import mpp
 from mpp.errors import BadSample, DataError
 from mpp.files import write_atomically
-from mpp.prep import retries
-from mpp.prep.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown
-from mpp.prep.source import MAX_FILE_BYTES, Bar
-from mpp.prep.stores import Info, store_for
+from mpp.remote import retries, web
+from mpp.remote.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown
+from mpp.remote.stores import Info, store_for
 
 WEB = ("http", "https")
 LISTED = (*WEB, "s3", "gs")  # what a row of a list may name: its author is not the user
 LOCAL = ("file", "local", "zip", "tar", "libarchive", "dir", "simplecache", "filecache", "blockcache")
+MAX_FILE_BYTES = 256 << 20  # of an image: beyond this it is no photograph, and an archive that claims it may be a bomb
 RANGE_BYTES = 32 << 20  # fetched at a time; what a kill may cost
-CHUNK = 1 << 20
-REDIRECTS = 10
-TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
+
+
+Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
 
 
 def is_url(where: object) -> bool:
@@ -54,87 +49,6 @@ def last_name(url: str) -> str:
     return unquote(path).rstrip("/").rpartition("/")[2] or urlsplit(url).netloc
 
 
-# ---------------------------------------------------------------- web servers
-
-
-class Answer(NamedTuple):
-    size: int | None  # of the whole file; None where the server does not say
-    tag: str  # ETag or time of the last change; empty for none
-    ranged: bool  # the server sent the range, not the whole file
-    chunks: Iterator[bytes]
-
-
-@functools.cache
-def _session(process: int) -> Any:
-    """process: connections must not be shared by those that were forked."""
-    try:
-        import requests
-    except ImportError:
-        raise DataError("https:// needs the package requests: pip install requests") from None
-    session = requests.Session()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a list may name a million hosts
-    session.headers.update({"User-Agent": f"mpp/{mpp.__version__}", "Accept-Encoding": "identity"})
-    return session
-
-
-@contextmanager
-def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
-    """Ask for a file, or its bytes [start, end).  Raises Refused and retries.errors(); takes no more than the server announced."""
-    patience, session = retries.PATIENCE, _session(os.getpid())
-    ranged = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
-    deadline = time.monotonic() + patience.whole_seconds
-    timeout = patience.connect_seconds, patience.read_seconds
-    for _ in range(REDIRECTS):  # by hand: requests reads the body of a redirect, however long it is
-        try:
-            response = session.get(url, headers=ranged, stream=True, timeout=timeout, allow_redirects=False)
-            if (leads_to := session.get_redirect_target(response)) is None:
-                break
-            response.close()
-            url = urljoin(url, leads_to)
-        except ValueError as error:  # requests says so of any other protocol and of what is no URL, urllib of some of these
-            raise Refused(f"is no address, or leads to none ({shown(str(error))[:200]})") from error
-    else:
-        raise Refused(f"redirects more than {REDIRECTS} times")
-
-    def chunks() -> Iterator[bytes]:
-        while chunk := response.raw.read(CHUNK):  # raises where the connection is cut
-            yield chunk
-            if time.monotonic() > deadline:
-                raise Trouble(f"took more than {patience.whole_seconds:g} s for one answer")
-
-    with response:
-        status, said = response.status_code, f"the server answers {response.status_code} {response.reason}"
-        if status >= 500 or status in TRY_AGAIN:
-            raise Trouble(said)
-        if status == 416:
-            raise Refused("is empty, or ends before the bytes that were asked for")
-        if status not in (200, 206):
-            raise Refused(said, absent=status in (404, 410))
-        size = int(response.headers["Content-Length"]) if response.headers.get("Content-Length", "").isdecimal() else None
-        if status == 206:
-            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-            if start is None or not sent or int(sent[1]) != start or int(sent[2]) != min(end, int(sent[3])) - 1:
-                raise Trouble(f"asked for bytes {start} to {end}, the server sends {response.headers.get('Content-Range')!r}")
-            size = int(sent[3])
-        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        yield Answer(size, tag, status == 206, chunks())
-
-
-def _read_web(url: str) -> bytes:
-    data = bytearray()
-    with get(url) as answer:
-        for chunk in answer.chunks if (answer.size or 0) <= MAX_FILE_BYTES else [bytes(MAX_FILE_BYTES + 1)]:
-            data += chunk
-            if len(data) > MAX_FILE_BYTES:
-                return bytes(data)
-        if answer.size is not None and len(data) != answer.size:
-            raise Trouble(f"sent {len(data)} of {answer.size} bytes")
-    return bytes(data)
-
-
-# ---------------------------------------------------------------- any URL
-
-
 def read_url(url: str) -> bytes:
     """What a row of a list names, at most MAX_FILE_BYTES of it.
 
@@ -146,7 +60,11 @@ def read_url(url: str) -> bytes:
     try:
         if protocol not in LISTED or (protocol not in WEB and not path.partition("/")[2]) or re.search(r"::[\w+.-]+://", url):
             raise Refused(f"is no URL of {', '.join(LISTED)}")
-        data = patiently(url, lambda: _read_web(url)) if protocol in WEB else store_for(protocol).read(path, 0, MAX_FILE_BYTES + 1)
+        data = (
+            patiently(url, lambda: web.read(url, MAX_FILE_BYTES))
+            if protocol in WEB
+            else store_for(protocol).read(path, 0, MAX_FILE_BYTES + 1)
+        )
         if not data:
             raise Refused("an empty file")
         if len(data) > MAX_FILE_BYTES:
@@ -173,7 +91,7 @@ def stat(url: str) -> Info | None:
 
 
 def _size_and_tag(url: str) -> tuple[int | None, str]:
-    with get(url, 0, 1) as answer:  # its first byte: not every server answers HEAD as it answers GET
+    with web.get(url, 0, 1) as answer:  # its first byte: not every server answers HEAD as it answers GET
         return answer.size, answer.tag
 
 
@@ -239,13 +157,13 @@ def _range(url: str, start: int, end: int, expected: Info) -> Iterator[tuple[int
     if protocol not in WEB:
         yield start, end, [store_for(protocol).read(path, start, end)]
         return
-    with get(url, start, end) as answer:
+    with web.get(url, start, end) as answer:
         if (answer.size, answer.tag) != (expected.size, expected.tag):
             raise _changed(url, expected, answer)
         yield (start, end, answer.chunks) if answer.ranged else (0, expected.size, answer.chunks)
 
 
-def _changed(url: str, expected: Info, found: Info | Answer | None) -> DataError:
+def _changed(url: str, expected: Info, found: Info | web.Answer | None) -> DataError:
     now = f"{found.size} bytes {found.tag}" if found else "a folder"
     return DataError(
         f"{shown(url)}: changed while it was fetched ({expected.size} bytes {expected.tag} then, {now} now); "

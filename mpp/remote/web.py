@@ -1,0 +1,99 @@
+"""Web servers: a file, or bytes of one, asked for once; urls.py tries again.
+
+By hand above requests, which reads the body of a redirect however long it is, and believes whatever length an answer has.
+"""
+
+import functools
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NamedTuple
+from urllib.parse import urljoin
+
+import mpp
+from mpp.errors import DataError
+from mpp.remote import retries
+from mpp.remote.retries import Refused, Trouble, shown
+
+CHUNK = 1 << 20
+REDIRECTS = 10
+TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
+
+
+class Answer(NamedTuple):
+    size: int | None  # of the whole file; None where the server does not say
+    tag: str  # ETag or time of the last change; empty for none
+    ranged: bool  # the server sent the range, not the whole file
+    chunks: Iterator[bytes]
+
+
+@functools.cache
+def _session(process: int) -> Any:
+    """process: connections must not be shared by those that were forked."""
+    try:
+        import requests
+    except ImportError:
+        raise DataError("https:// needs the package requests: pip install requests") from None
+    session = requests.Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a list may name a million hosts
+    session.headers.update({"User-Agent": f"mpp/{mpp.__version__}", "Accept-Encoding": "identity"})
+    return session
+
+
+@contextmanager
+def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
+    """Ask for a file, or its bytes [start, end).  Raises Refused and retries.errors(); takes no more than the server announced."""
+    patience, session = retries.PATIENCE, _session(os.getpid())
+    ranged = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
+    deadline = time.monotonic() + patience.whole_seconds
+    timeout = patience.connect_seconds, patience.read_seconds
+    for _ in range(REDIRECTS):  # by hand: requests reads the body of a redirect, however long it is
+        try:
+            response = session.get(url, headers=ranged, stream=True, timeout=timeout, allow_redirects=False)
+            if (leads_to := session.get_redirect_target(response)) is None:
+                break
+            response.close()
+            url = urljoin(url, leads_to)
+        except ValueError as error:  # requests says so of any other protocol and of what is no URL, urllib of some of these
+            raise Refused(f"is no address, or leads to none ({shown(str(error))[:200]})") from error
+    else:
+        raise Refused(f"redirects more than {REDIRECTS} times")
+
+    def chunks() -> Iterator[bytes]:
+        while chunk := response.raw.read(CHUNK):  # raises where the connection is cut
+            yield chunk
+            if time.monotonic() > deadline:
+                raise Trouble(f"took more than {patience.whole_seconds:g} s for one answer")
+
+    with response:
+        status, said = response.status_code, f"the server answers {response.status_code} {response.reason}"
+        if status >= 500 or status in TRY_AGAIN:
+            raise Trouble(said)
+        if status == 416:
+            raise Refused("is empty, or ends before the bytes that were asked for")
+        if status not in (200, 206):
+            raise Refused(said, absent=status in (404, 410))
+        size = int(response.headers["Content-Length"]) if response.headers.get("Content-Length", "").isdecimal() else None
+        if status == 206:
+            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+            if start is None or not sent or int(sent[1]) != start or int(sent[2]) != min(end, int(sent[3])) - 1:
+                raise Trouble(f"asked for bytes {start} to {end}, the server sends {response.headers.get('Content-Range')!r}")
+            size = int(sent[3])
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        yield Answer(size, tag, status == 206, chunks())
+
+
+def read(url: str, most: int) -> bytes:
+    """At most `most` bytes and one more, where there are more.  Raises as `get`."""
+    data = bytearray()
+    with get(url) as answer:
+        for chunk in answer.chunks if (answer.size or 0) <= most else [bytes(most + 1)]:
+            data += chunk
+            if len(data) > most:
+                return bytes(data)
+        if answer.size is not None and len(data) != answer.size:
+            raise Trouble(f"sent {len(data)} of {answer.size} bytes")
+    return bytes(data)
