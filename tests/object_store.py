@@ -37,7 +37,7 @@ from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -48,15 +48,17 @@ UPLOADS = ".uploads"  # of FOLDER: what is not an object yet
 PAGE = 1000  # keys a listing, at most
 
 
-class Answer(NamedTuple):
-    """One request that was answered."""
+@dataclass
+class Answer:
+    """One request and what it was given.  Whoever has received bytes finds them counted."""
 
     when: float  # of the monotonic clock, when it came
     method: str  # GET, HEAD, PUT, POST, DELETE, or LIST
     key: str  # bucket/key; of a LIST bucket/prefix
-    start: int  # of the bytes that were asked for
-    status: int
-    sent: int  # bytes of the body
+    status: int = 0
+    start: int = 0  # of the bytes that were asked for
+    stop: int = 0
+    sent: int = 0  # bytes of the body
 
 
 # ---------------------------------------------------------------- what can go wrong
@@ -370,19 +372,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self) -> None:
-        self.came, self.status, self.sent, self.range, self.read_body = time.monotonic(), 0, 0, (0, 0), False
+        came, self.read_body = time.monotonic(), False
         split = urlsplit(self.path)
-        self.key, self.query = (
-            unquote(split.path).strip("/"),
-            {name: values[0] for name, values in parse_qs(split.query, keep_blank_values=True).items()},
-        )
+        self.key = unquote(split.path).strip("/")
+        self.query = {name: values[0] for name, values in parse_qs(split.query, keep_blank_values=True).items()}
         if self.key.partition("/")[0] == "-":
+            self.given = Answer(came, self.command, "-")
             self.of_the_log()
             return
         bucket, _, key = self.key.partition("/")
         method = self.command
         if method == "GET" and not key:
             method, self.key = "LIST", f"{bucket}/{self.query.get('prefix', '')}"
+        self.given = Answer(came, method, self.key)
+        self.server.store.log.append(self.given)
         time.sleep(self.server.store.latency)
         try:
             self.let_in()
@@ -391,8 +394,6 @@ class Handler(BaseHTTPRequestHandler):
             )
         except Wrong as error:
             self.refuse(error)
-        finally:
-            self.server.store.log.append(Answer(self.came, method, self.key, self.range[0], self.status, self.sent))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 
@@ -407,7 +408,7 @@ class Handler(BaseHTTPRequestHandler):
     # -- answers
 
     def head(self, status: int, length: int, headers: dict[str, str]) -> None:
-        self.status = status
+        self.given.status = status
         self.send_response(status)
         for name, value in {"Content-Length": str(length), **headers}.items():
             self.send_header(name, value)
@@ -416,8 +417,8 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.head(status, len(body), {} if status == 204 else {"Content-Type": "application/xml", **(headers or {})})
         if self.command != "HEAD" and body:
+            self.given.sent = len(body)
             self.wfile.write(body)
-            self.sent = len(body)
 
     def refuse(self, error: Wrong) -> None:
         self.drain()
@@ -489,13 +490,13 @@ class Handler(BaseHTTPRequestHandler):
             if start >= stop:
                 raise Wrong(416, "InvalidRange", headers={"Content-Range": f"bytes */{size}"})
             status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
-        self.range = start, stop
+        self.given.start, self.given.stop = start, stop
         self.head(status, stop - start + (fault.bytes if fault and what == "length" else 0), headers)
         if self.command == "GET":
             self.send_body(file, fault, what, size)
 
     def send_body(self, file: Any, fault: Fault | None, what: str, size: int) -> None:
-        start, stop = self.range
+        start, stop = self.given.start, self.given.stop
         if fault is None or what in ("late", "tag", "whole", "size"):
             self.send_bytes(file, start, stop)
         elif what == "flip":
@@ -504,8 +505,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_bytes(file, start, stop)
                 return
             self.send_bytes(file, start, place)
+            self.given.sent += 1
             self.wfile.write(bytes([os.pread(file.fileno(), 1, place)[0] ^ 1]))
-            self.sent += 1
             self.send_bytes(file, place + 1, stop)
         elif what == "drip":
             own = Rate(fault.bytes)
@@ -533,11 +534,12 @@ class Handler(BaseHTTPRequestHandler):
             most = stop - start
             if rate.bytes_per_second:
                 rate.take(most := min(most, CHUNK))
+            self.given.sent += most
             count = os.sendfile(self.connection.fileno(), file.fileno(), start, most)
+            self.given.sent -= most - count
             if not count:
                 raise ConnectionAbortedError("the file has become shorter")
             start += count
-            self.sent += count
 
     def list(self, bucket: str, key: str) -> None:
         store = self.server.store
