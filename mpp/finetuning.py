@@ -24,6 +24,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.loader import Batches, batches
 from mpp.data.order import OrderSampler
+from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
 from mpp.disks import disks
 from mpp.errors import AGAIN
@@ -85,6 +86,7 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     UserError.
     """
     disks.patience = asked.system.disk_patience_seconds
+    caching.use(asked.system.cache, asked.system.cache_gb)
     peers = meet(asked.system.patience_slow_seconds)
     agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
 
