@@ -237,6 +237,9 @@ class Examiner:
         if order is None:
             return
         report.add(images.samples(order, settled))
+        hand = report.attempt("cache", lambda: sets.trained_on.in_hand(order, self.size, self.per_node))
+        if hand:
+            report.add(Finding("cache", "ok", sets.trained_on.fetched_words(hand)))
         sampler = OrderSampler(order, plan, 0, self.size, 0, settled.optim.total_samples // data.global_batch)
         self.each(lambda: [machine.shared_memory(sets.training, sampler, self.workers, peers.local_size)])
 

@@ -136,8 +136,10 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     device = device_of(peers)
     reach = order.shards_in_reach(peers.size)
     kept_open = sets.trained_on.keep_open(reach)
+    hand = sets.trained_on.in_hand(order, peers.size, peers.local_size)
     placed = sets.placed(config, device, peers.local_size)
-    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=reach)
+    each = hand.bytes // peers.local_size if hand else 0
+    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=each)
     run.join(settled.world)
     world, masking = run.world, sets.masking
     brought.lent.to(world.device)
@@ -171,6 +173,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *brought.words,
             *sets.remarks,
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
+            *([sets.trained_on.fetched_words(hand)] if hand else []),
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),

@@ -167,7 +167,7 @@ class Keeper:
             case "suspect":
                 return self.suspect(Shard(asked["set"], asked["shard"]))
             case "status":
-                return self.status()
+                return self.status(self.sets[asked["set"]])
         raise DataError(f"the keeper of a cache is asked for {asked['do']!r}, which it does not know")
 
     def open(self, where: str) -> dict:
@@ -287,10 +287,11 @@ class Keeper:
         self.want([shard])
         return {"again": True}
 
-    def status(self) -> dict:
+    def status(self, kept: Kept) -> dict:
         with self.changed:
             seconds = time.monotonic() - self.began if self.began else 0.0
-            return {"bytes": self.bytes, "shards": self.shards, "seconds": seconds, "present": len(self.present), "pid": os.getpid()}
+            held = sum(kept.entries[shard.name].bytes for shard in self.present if shard.key == kept.key)
+            return {"bytes": self.bytes, "shards": self.shards, "seconds": seconds, "held": held}
 
     # ------------------------------------------------------------------------------------------------ what is fetched, and when
 

@@ -40,8 +40,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The sampler's micro-batches in its order, whatever the number of workers, which begin at once.
 
-    local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.  hand: shards that this process reads
-    from at a time, at most.
+    local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.  hand: bytes of the shards that this
+    process reads from at a time, at most, where they are fetched first.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     done = dataset.images.expects(sampler, hand)

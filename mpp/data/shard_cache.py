@@ -65,7 +65,12 @@ class CachedSet:
     def __init__(self, where: str, address: str, told: dict):
         """told: the keeper's answer to `open`."""
         self.where, self.address = where, address
-        self.folder, self.key, self.limit = Path(told["folder"]), str(told["set"]), int(told["limit"])
+        self.folder, self.key, self.limit = (
+            Path(told["folder"]),
+            str(told["set"]),
+            int(told["limit"]),
+        )  # limit: bytes, of all sets in `cache`
+        self.cache = self.folder.parent.parent
         self.sizes: dict[str, int] = told["sizes"]  # of shards that are not as large there as the manifest says; -1: not there
 
     def want(self, names: Sequence[str]) -> None:
@@ -90,7 +95,8 @@ class CachedSet:
         return moved
 
     def status(self) -> dict[str, Any]:
-        return _ask(self.address, {"do": "status"}, "")
+        """bytes, shards, seconds: fetched by this job so far; held: bytes of this set that are there."""
+        return _ask(self.address, {"do": "status", "set": self.key}, "")
 
 
 def cached_set(where: str, peers: Peers = ALONE) -> CachedSet | None:

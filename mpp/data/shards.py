@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from mpp.data.fingerprints import packed
+from mpp.data.in_hand import InHand, refuse_beyond
+from mpp.data.order import Order
 from mpp.data.shard_cache import CachedSet, Sampler, cached_set
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
@@ -24,6 +26,7 @@ from mpp.disks import patiently
 from mpp.errors import BadSample, DataError, of_this_rank
 from mpp.files import sha256_of
 from mpp.peers import ALONE, Peers
+from mpp.progress import minutes
 from mpp.remote.urls import Url, is_url
 
 OPEN_FILES = (
@@ -165,12 +168,27 @@ class ShardSet:
         row = self.index.row(sample)
         return f"{self.shard_name(row.shard)}/{row.key:012d}"
 
-    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-        """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: shards it has in hand at most.  What is given
-        is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
+    def in_hand(self, order: Order, world: int, local_world: int) -> InHand | None:
+        """local_world: of the `world` processes of the job, those of this machine.  What it reads from at a time, where it is fetched first; None where shards are read where they lie.  Raises ConfigError where the
+        cache does not hold it."""
         if self._cached is None:
-            return lambda done: None
-        return self._cached.plan(sampler, hand * int(self.shard_bytes.max(initial=0)))
+            return None
+        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, self._cached.limit, self.path)
+
+    def fetched_words(self, hand: InHand) -> str:
+        """How far the cache is, for the start of a run."""
+        assert self._cached is not None
+        told = self._cached.status()
+        rate = told["bytes"] / told["seconds"] if told["seconds"] else 0.0
+        left = max(0, hand.bytes - told["held"])
+        there = f"{told['held'] / 1e9:.3g} GB are there" + (f", at {rate / 1e6:,.0f} MB/s" if rate else "")
+        there += f", all of it in about {minutes(left / rate)} min" if left and rate else ""
+        return f"shards come through {self._cached.cache} (limit {self._cached.limit / 1e9:.3g} GB) | in hand of this machine up to {hand} | {there}"
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: bytes of the shards that it has in hand at
+        most.  What is given is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
+        return (lambda done: None) if self._cached is None else self._cached.plan(sampler, hand)
 
     def read(self, sample: int) -> bytes:
         """The image's bytes as stored.
