@@ -32,10 +32,11 @@ def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield store
 
 
-def samples(run: Path) -> list[dict]:
-    """What its sample logs say, in the order of the run."""
-    lines = [json.loads(line) for file in run.glob("samples.rank*.jsonl") for line in file.read_text().splitlines()]
-    return sorted(lines, key=lambda line: (line["step"], json.dumps(line)))
+def samples(run: Path) -> list[str]:
+    """Lines of its sample logs: one for each sample seen, in the order of the run."""
+    lines = sorted(line for file in run.glob("samples.rank*.tsv") for line in file.read_text().splitlines())
+    assert len(lines) == 96
+    return lines
 
 
 def cache_of(tmp_path: Path, made: Path, shards: float) -> tuple[str, ...]:
@@ -109,3 +110,35 @@ def test_a_folder_on_a_far_disk_is_read_through_the_cache_where_one_is_named(mad
     succeed(tmp_path / "run", made, *BLOCKS, *cache_of(tmp_path, made, 16), world=2)
     assert samples(tmp_path / "run") == samples(near)
     assert len(list((tmp_path / "cache").glob("sets/*/*.tar"))) >= 12
+
+
+QUICK = [
+    "features.workers=1", "features.batch=16", "linear.epochs=2", "linear.learning_rates=[0.1]", "logistic.strengths=[1]", "knn.k=[3]",
+    "few_shot.shots=[1]", "baselines=false",
+]  # fmt: skip
+
+
+def test_a_probe_and_a_fine_tuning_of_images_in_a_store_are_those_of_the_disk(store, made, near, tmp_path):
+    told, tuned = {}, {}
+    for name, train in {"near": str(made), "far": "s3://bucket/train"}.items():
+        cache = [f"shard_cache={tmp_path}/cache", "shard_cache_gb=0.002"] if name == "far" else []
+        words = [f"encoder={near}", f"train={train}", f"out={tmp_path / name}", *QUICK, *cache]
+        finished = finish(start(words, 2, ["mpp/linear_probe.py"]))
+        assert finished.status == [0, 0], finished.err[-3000:]
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        del results["rows"]["pretrained"]["seconds"]
+        told[name] = {key: results[key] for key in ("rows", "fit_images", "classes", "rank_images", "verdict", "reported_images")}
+        words = [
+            f"encoder={near}",
+            f"train={train}",
+            f"run_dir={tmp_path / name}-tuned",
+            "data.global_batch=8",
+            "optim.epochs=1",
+            "system.workers=1",
+        ]
+        words += [word.replace("shard_", "system.") for word in cache]
+        finished = finish(start([*words, "optim.warmup_epochs=0", "data.holdout_fraction=0.2"], 1, ["mpp/finetune.py"]))
+        assert finished.status == [0], finished.err[-3000:]
+        tuned[name] = metrics(tmp_path / f"{name}-tuned")
+    assert told["near"] == told["far"] and tuned["near"] == tuned["far"]
+    assert set(store.fetched("bucket/train/*.tar").values()) == {1}, "the fine-tuning finds what the probe has fetched"
