@@ -13,6 +13,7 @@ import mpp
 from mpp.peers import Peers
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
+OF_HOSTS = ("system.cache", "system.cache_gb", "shard_cache", "shard_cache_gb")  # each may have another disk
 REMEDIES = {
     "program": "give all processes the same command",
     "config": "give all processes the same command and the same files of settings",
@@ -26,7 +27,9 @@ def agree(peers: Peers, program: str, settings: Mapping[str, Any]) -> None:
     ranks differ from rank 0, and in what."""
     facts = {"program": program, "mpp": f"{mpp.__version__} ({code_digest()[:12]})", "python": platform.python_version()}
     facts |= {package: version(package) for package in PACKAGES}
-    peers.agree(facts | {f"config.{name}": json.dumps(value, default=str) for name, value in settings.items()}, REMEDIES)
+    peers.agree(
+        facts | {f"config.{name}": json.dumps(value, default=str) for name, value in settings.items() if name not in OF_HOSTS}, REMEDIES
+    )
 
 
 @functools.cache

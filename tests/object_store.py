@@ -200,6 +200,7 @@ class ObjectStore:
         self,
         folder: Path | str,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         latency: float = 0,
         rate: float | None = None,
@@ -214,10 +215,11 @@ class ObjectStore:
         self._tags: dict[tuple, str] = {}  # a file as it is -> its ETag
         self._connections: set[socket.socket] = set()
         self._closed = threading.Event()
+        self.host = host
         self._serve(port)
 
     def _serve(self, port: int) -> None:
-        self._server = Server(("127.0.0.1", port), self)
+        self._server = Server((self.host, port), self)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def __enter__(self) -> "ObjectStore":
@@ -237,7 +239,7 @@ class ObjectStore:
     @property
     def endpoint(self) -> str:
         """For AWS_ENDPOINT_URL; an object's own address is endpoint/bucket/key."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def rate(self) -> float | None:
@@ -713,13 +715,14 @@ def moment(seconds: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("folder", type=Path, help="FOLDER/BUCKET/KEY is what is served")
+    parser.add_argument("--host", default="127.0.0.1", help="the address it listens at")
     parser.add_argument("--port", type=int, default=0, help="0: one that is free")
     parser.add_argument("--latency-ms", type=float, default=0, help="before each answer")
     parser.add_argument("--mb-per-second", type=float, help="of all connections together; without: as fast as it goes")
     parser.add_argument("--seconds", type=float, default=600, help="after which it ends by itself")
     options = parser.parse_args()
     rate = options.mb_per_second and options.mb_per_second * 1e6
-    with ObjectStore(options.folder, port=options.port, latency=options.latency_ms / 1e3, rate=rate) as store:
+    with ObjectStore(options.folder, host=options.host, port=options.port, latency=options.latency_ms / 1e3, rate=rate) as store:
         print(store.endpoint, flush=True)
         time.sleep(options.seconds)
     return 0

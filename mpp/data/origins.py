@@ -115,16 +115,18 @@ class WebOrigin(Origin):
             if not answer.ranged:  # a server without ranges sends all, which is then asked for once
                 self.range_bytes = None
             first = start if answer.ranged else 0
-            data = bytearray()
+            parts, got = [], 0
             for chunk in answer.chunks:
-                data += chunk
-                if first + len(data) > max(end, 0) and answer.ranged:
+                parts.append(chunk)
+                got += len(chunk)
+                if first + got > end and answer.ranged:
                     raise Trouble(f"sent more than the {end - start} bytes asked for")
-                if first + len(data) >= end:
+                if first + got >= end:
                     break
-            if answer.size is not None and len(data) < min(end, answer.size) - first:
-                raise Trouble(f"sent {len(data)} of {min(end, answer.size) - first} bytes")
-        return bytes(data[start - first : end - first])
+            if answer.size is not None and got < min(end, answer.size) - first:
+                raise Trouble(f"sent {got} of {min(end, answer.size) - first} bytes")
+        data = b"".join(parts)
+        return data if answer.ranged else data[start:end]
 
     def sizes(self, names: Iterable[str]) -> dict[str, int] | None:
         asked = list(names)

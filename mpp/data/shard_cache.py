@@ -106,6 +106,8 @@ def cached_set(where: str, peers: Peers = ALONE) -> CachedSet | None:
     opened = lambda address: {"address": address, **_ask(address, {"do": "open", "where": where}, f"opening {shown(where)}")}
     mine = peers.together(lambda: opened(_keeper()) if peers.first_of_host else None)
     told = peers.gather(mine)[peers.hosts.index(peers.hosts[peers.rank])]
+    own = not (Path(told["address"]).exists() and Path(told["folder"]).exists())  # in a container beside that of the other
+    told = peers.together(lambda: opened(_keeper()) if own else told)
     return CachedSet(where, told.pop("address"), told)
 
 

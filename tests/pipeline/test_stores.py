@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from tests.conftest import write_shards
 from tests.object_store import ObjectStore
-from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed
+from tests.pipeline.conftest import ROOT, TINY, environment, finish, metrics, pretrain, start, succeed
 
 BLOCKS = ("data.streams=2", "data.block=12", "log.samples=true")  # eight shards at most are in hand, of sixteen
 SECRET = "hush-hush"
@@ -142,3 +144,51 @@ def test_a_probe_and_a_fine_tuning_of_images_in_a_store_are_those_of_the_disk(st
         tuned[name] = metrics(tmp_path / f"{name}-tuned")
     assert told["near"] == told["far"] and tuned["near"] == tuned["far"]
     assert set(store.fetched("bucket/train/*.tar").values()) == {1}, "the fine-tuning finds what the probe has fetched"
+
+
+@pytest.mark.long
+def test_two_hosts_with_a_cache_each_fetch_their_shares_and_train_the_run_from_the_disk(two_hosts, made, near, tmp_path):
+    (tmp_path / "store").mkdir()
+    shutil.copytree(made, tmp_path / "store" / "bucket" / "train")
+    command = ["ip", "netns", "exec", two_hosts[0], sys.executable, "tests/object_store.py", str(tmp_path / "store"), "--host", "10.77.0.1"]
+    server = subprocess.Popen([*command, "--port", "9797", "--seconds", "200"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout and "10.77.0.1:9797" in server.stdout.readline()
+        words = [*TINY, *BLOCKS, "data.shards=s3://bucket/train", f"run_dir={tmp_path / 'run'}", *cache_of(tmp_path, made, 9)[1:]]
+        hosts = []
+        for rank, name in enumerate(two_hosts):
+            place = environment(rank, 2, 29745) | {
+                "MASTER_ADDR": "10.77.0.1",
+                "LOCAL_RANK": "0",
+                "LOCAL_WORLD_SIZE": "1",
+                "GLOO_SOCKET_IFNAME": "eth0",
+            }
+            place |= {
+                "AWS_ACCESS_KEY_ID": "key",
+                "AWS_SECRET_ACCESS_KEY": SECRET,
+                "AWS_ENDPOINT_URL": "http://10.77.0.1:9797",
+                "PYTHONPATH": str(ROOT),
+            }
+            inside = f'hostname node{rank}; exec {sys.executable} mpp/pretrain.py "$@"'  # a machine of its own name
+            host = [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                "unshare",
+                "--uts",
+                "sh",
+                "-c",
+                inside,
+                "sh",
+                *words,
+                f"system.cache={tmp_path / f'cache{rank}'}",
+            ]
+            hosts.append(subprocess.Popen(host, cwd=ROOT, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        told = [host.communicate(timeout=200) for host in hosts]
+        assert [host.returncode for host in hosts] == [0, 0], told
+    finally:
+        server.kill()
+    assert samples(tmp_path / "run") == samples(near)
+    held = [{path.name for path in (tmp_path / f"cache{rank}").glob("sets/*/*.tar")} for rank in range(2)]
+    assert all(held) and held[0] != held[1], "each fetches what its own streams are made of"
