@@ -87,3 +87,13 @@ def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match="belongs to user"):
         CacheFolder(tmp_path / "cache", 1.0)
+
+
+def test_the_part_that_a_killed_job_left_takes_no_room_and_one_that_is_being_fetched_stays(tmp_path):
+    folder = CacheFolder(tmp_path / "shared", 3e-6)
+    left = folder.place(Shard("k", ".left.tar.part"))
+    left.parent.mkdir()
+    left.write_bytes(bytes(4096))
+    first, second = (folder.begin(Shard("k", name), 1000, lambda shard: 0.0) for name in ("a.tar", "b.tar"))
+    assert isinstance(first, Part) and not left.exists()
+    assert first.path.exists() and isinstance(second, str | Part)

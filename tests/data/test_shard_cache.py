@@ -230,13 +230,22 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize("what", FAULTS, ids=lambda what: what.replace(" ", "-"))
 def test_a_store_that_misbehaves_for_a_while_changes_nothing(store, made, what, scheme, cache):
     far = opened(where="s3://bucket/set/train" if scheme == "s3" else f"{store.endpoint}/bucket/set/train")
     fault = FAULTS[what](store.faults)
     caching.use(None, None)
     assert images_of(far) == images_of(ShardSet.open(made))
     assert fault.met and not list(cache.glob("sets/*/.*.part"))
+
+
+def test_what_has_its_name_in_the_cache_is_what_the_manifest_says(store, cache, made):
+    far = opened()
+    store.faults.flip(KEYS)
+    done = far.expects(sampler(list(range(len(far)))))
+    wait_for(lambda: len(tars(cache)) == SHARDS)
+    assert all(path.read_bytes() == (made / path.name).read_bytes() for path in cache.glob("sets/*/*.tar"))
+    done(-1)
 
 
 def test_a_store_that_cannot_be_reached_for_a_while_is_waited_for(store, monkeypatch):
@@ -327,7 +336,7 @@ def test_a_copy_that_rots_in_the_cache_is_fetched_anew(store, cache):
             r"(may not be read .*\(403\)|the server answers 403)",
         ),
     ],
-    ids=["lost shard", "another size", "no manifest", "no index", "damaged index", "forbidden"],
+    ids=["lost-shard", "another-size", "no-manifest", "no-index", "damaged-index", "forbidden"],
 )
 @pytest.mark.parametrize("scheme", ["s3", "http"])
 def test_a_set_that_is_not_whole_is_refused_when_it_is_opened(store, spoil, words, scheme):

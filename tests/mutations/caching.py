@@ -53,14 +53,14 @@ ROWS = [
         KEEPER,
         "if error is None and shard.name not in kept.odd and (",
         "if error is None and False and (",
-        CACHE + "test_a_store_that_misbehaves_for_a_while_changes_nothing[flips a bit-s3]",
+        CACHE + "test_what_has_its_name_in_the_cache_is_what_the_manifest_says",
     ),
     Row(
         "an object that was found missing once is given up",
         KEEPER,
         "failure.final = failure.times > RENEWED",
         "failure.final = True",
-        CACHE + "test_a_store_that_misbehaves_for_a_while_changes_nothing[loses and finds an object-s3]",
+        CACHE + "test_a_store_that_misbehaves_for_a_while_changes_nothing[loses-and-finds-an-object-s3]",
     ),
     Row(
         "credentials are looked for once",
@@ -88,14 +88,14 @@ ROWS = [
         KEEPER,
         "        faults = self._wrong_sizes(kept, manifest)\n",
         "        faults: dict[str, int] = {}\n",
-        CACHE + "test_a_set_that_is_not_whole_is_refused_when_it_is_opened[s3-lost shard]",
+        CACHE + "test_a_set_that_is_not_whole_is_refused_when_it_is_opened[s3-lost-shard]",
     ),
     Row(
         "the parts of killed jobs take room for good",
         FOLDER,
         "            path.unlink(missing_ok=True)\n        return True",
         "            pass\n        return True",
-        CACHE + "test_a_killed_download_leaves_nothing_that_counts_and_the_next_job_fetches_it_whole",
+        ROOM + "test_the_part_that_a_killed_job_left_takes_no_room_and_one_that_is_being_fetched_stays",
     ),
     Row(
         "the keeper outlives its job",
