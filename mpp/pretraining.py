@@ -21,6 +21,7 @@ from mpp.agreement import agree
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
 from mpp.data.shards import few_open_files
@@ -167,6 +168,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",
             *filter(None, [small_rate_note(config.optim, data.global_batch)]),
             *brought.words,
+            *sets.sources_words(config, order),
             *sets.remarks,
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
@@ -185,6 +187,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             decay_moves=run.schedule.final_weight_decay is not None,
         ),
     )
+    if world.first and isinstance(sets.trained_on, JoinedShards):
+        write_atomically(run_dir / "sources.json", (json.dumps(sets.trained_on.about(), indent=1) + "\n").encode())
     if run.board:
         run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name)))
     if looks and not run.first_step:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import listed
 from mpp.data.crop_dataset import CropDataset
+from mpp.data.joined_shards import Opened
 from mpp.data.loader import fixed_batches
 from mpp.data.order import BatchPlan, Order
-from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet
 from mpp.loader_timing import alone, with_workers
 from mpp.monitor.skill import fit_baseline
@@ -32,7 +33,7 @@ TIMED_SECONDS = 1.0  # of the loader, for each of its rates twice
 TIMED_VIEWS = 64  # of a batch that is timed, at most: each loader process makes one before time counts
 
 
-def shards(opened: ShardSet, peers_size: int) -> Finding:
+def shards(opened: Opened, peers_size: int) -> Finding:
     """Of a set that was opened, and so checked."""
     size = sum(opened.shard_bytes.tolist()) / 1e9
     seen = f", seen by all {peers_size} processes" if peers_size > 1 else ""
@@ -87,7 +88,7 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
     found += f"the best trivial rule is '{baseline.name}', loss {abs(baseline.loss or 0.0):.4f}"
     if bad:
         return Finding(
-            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {config.data.shards} names them"
+            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {' and '.join(listed(config.data.shards))} names them"
         )  # fmt: skip
     if not baseline.defines_skill:
         return Finding(

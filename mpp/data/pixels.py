@@ -18,6 +18,7 @@ from torch import Tensor
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
+from mpp.data.joined_shards import JoinedShards
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 from mpp.progress import tracked
@@ -63,7 +64,7 @@ class StoredPixels(Pixels):
         self.decoder = f"JPEGs decoded by {jpeg_decoder()}, others by Pillow"
 
     def ahead(self, samples: Sequence[int]) -> None:
-        if isinstance(self.source, ShardSet):
+        if isinstance(self.source, ShardSet | JoinedShards):
             self.source.ahead(samples)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> list[np.ndarray]:

@@ -30,6 +30,7 @@ from mpp.train.commit import Commit, commits, find_commit
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
+LATER = {"data.weights": None}  # keys that came after references were shipped, at the values that leave a run what it was before
 PASSED_OVER = "data.skip_samples"  # may change for the steps that are still to come
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 ENDS = (
@@ -133,7 +134,9 @@ def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
 
 def identity_of(config: RunConfig, depends_on: dict[str, str]) -> str:
     """Of what a run computes but for its seed: recipe, scale and images, sha256, hexadecimal.  depends_on: as of check_same_run."""
-    known = {key: value for key, value in flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, PASSED_OVER, "seed")}
+    ours = flat(config.that_changes_results())
+    left_out = (*PATHS, *LIMITS, PASSED_OVER, "seed", *(key for key, value in LATER.items() if ours.get(key, value) == value))
+    known = {key: value for key, value in ours.items() if key not in left_out}
     return hashlib.sha256(json.dumps([known, depends_on], sort_keys=True).encode()).hexdigest()
 
 
