@@ -188,7 +188,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         ),
     )
     if world.first and isinstance(sets.trained_on, JoinedShards):
-        write_atomically(run_dir / "sources.json", (json.dumps(sets.trained_on.about(), indent=1) + "\n").encode())
+        write_atomically(run_dir / "sources.json", sets.trained_on.as_json().encode())
     if run.board:
         run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name)))
     if looks and not run.first_step:

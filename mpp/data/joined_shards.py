@@ -4,6 +4,7 @@ Ids run through stretches: of each set those that are trained on, set after set,
 takes a range of ids, for training or hold-out, takes that of several sets; sources.json in the run folder says which id is whose.
 """
 
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,18 +86,14 @@ class JoinedShards:
         each = self.stretches[at]
         return each.source, each.first + sample - self.starts[at]
 
-    def about(self) -> list[dict[str, Any]]:
-        """Which ids are whose, for people and programs: [first id, how many, the first's own id in its set] of each stretch."""
-        stretches = list(zip(self.starts, self.stretches, strict=False))
-        return [
-            {
-                "name": name,
-                "shards": str(source.path),
-                "manifest": source.manifest_hash,
-                "ids": [[start, each.count, each.first] for start, each in stretches if each.source == number],
-            }
-            for number, (name, source) in enumerate(zip(self.names, self.sources, strict=True))
-        ]
+    def as_json(self) -> str:
+        """Which ids are whose, a line a stretch: {"source", "shards", "manifest" (sha256), "first", "samples" (ids), "first_there" (in its own set)}."""
+        lines = []
+        for start, each in zip(self.starts, self.stretches, strict=False):
+            source = self.sources[each.source]
+            about = {"source": self.names[each.source], "shards": str(source.path), "manifest": source.manifest_hash}
+            lines.append(json.dumps(about | {"first": start, "samples": each.count, "first_there": each.first}))
+        return "[\n" + ",\n".join(lines) + "\n]\n"
 
     @property
     def index(self) -> "JoinedIndex":

@@ -44,9 +44,10 @@ class MixedOrder(Order):
         super().__post_init__()
         for name, (first, end) in zip(self.names, self._shards_of_each(), strict=True):
             if (samples := sum(self.samples_per_shard[first:end])) < self.streams:
+                fits = max(streams for streams in range(1, samples + 1) if self.batch % streams == 0)
                 raise ConfigError(
-                    f"{name} has {samples:,} training samples, fewer than the {self.streams:,} streams that each draw from it; set data.streams={samples} or a "
-                    "lower divisor of the batch, give more images, or leave data.weights out"
+                    f"{name} has {samples:,} training samples, fewer than the {self.streams:,} streams that each draw from it; set data.streams={fits}, give more "
+                    "images, or leave data.weights out"
                 )
 
     def _shards_of_each(self) -> list[tuple[int, int]]:

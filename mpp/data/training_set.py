@@ -52,15 +52,19 @@ class TrainingSet:
         if not isinstance(shards, JoinedShards):
             return []
         samples = config.optim.total_samples / config.data.views
+        last = [
+            f"{len(source) - count:,} of {name}" for name, source, count in zip(shards.names, shards.sources, shards.trained, strict=True)
+        ]
+        held = f"held out: {', '.join(last)}" if self.held_out is shards else f"held out: of {self.held_out.path}"
         if isinstance(order, MixedOrder):
             passes = order.passes(config.optim.total_samples // config.data.views)
             each = [
                 f"{name} {float(weight):.2%} of each step, its {count:,} seen {times:.1f} times"
                 for name, weight, count, times in zip(shards.names, order.weights, shards.trained, passes, strict=True)
             ]
-            return [f"sources by weight: {'; '.join(each)}"]
+            return [f"sources by weight: {'; '.join(each)} | {held}"]
         each = [f"{name} {count:,} ({count / order.samples:.2%})" for name, count in zip(shards.names, shards.trained, strict=True)]
-        return [f"sources by size: {', '.join(each)}; each image once an epoch, {samples / order.samples:.1f} times in all"]
+        return [f"sources by size: {', '.join(each)}; each image once an epoch, {samples / order.samples:.1f} times in all | {held}"]
 
     @property
     def remarks(self) -> list[str]:
