@@ -15,6 +15,7 @@ from mpp.config.schema import listed
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.joined_shards import Opened
 from mpp.data.loader import fixed_batches
+from mpp.data.mixed_order import MixedOrder
 from mpp.data.order import BatchPlan, Order
 from mpp.data.training_set import TrainingSet
 from mpp.loader_timing import alone, with_workers
@@ -45,10 +46,11 @@ def shards(opened: Opened, peers_size: int) -> Finding:
 def samples(order: Order, config: PretrainConfig) -> Finding:
     """Enough for a step and for streams, as `Order` and `plan_batch` make sure of; and not too few."""
     passes = config.optim.total_samples / config.data.views / order.samples
-    found = (
-        f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, "
-        f"{amount(passes)} passes"
-    )
+    seen = f"{amount(passes)} passes"
+    if isinstance(order, MixedOrder):
+        each = order.passes(config.optim.total_samples // config.data.views)
+        seen = f"passes by weight: {', '.join(f'{name} {amount(times)}' for name, times in zip(order.names, each, strict=True))}"
+    found = f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, {seen}"
     if order.steps_per_epoch < FEW_STEPS:
         batch = max(1, order.samples // FEW_STEPS * config.data.views)
         return Finding(

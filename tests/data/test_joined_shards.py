@@ -9,7 +9,7 @@ import torch
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.joined_shards import JoinedShards, open_holdout, open_shards, short_names, shared_out, within
+from mpp.data.joined_shards import JoinedShards, open_holdout, open_shards, shared_out, short_names, within
 from mpp.data.loader import batches
 from mpp.data.mixed_order import MixedOrder
 from mpp.data.order import OrderSampler, plan_batch

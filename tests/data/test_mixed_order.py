@@ -163,7 +163,7 @@ def test_a_place_far_away_follows_on_the_one_before_it():
     order = mixed([[400], [90, 10], [64]], [0.6, 0.3, 0.1], 32, 16)
     for far in (3**15 - 2, 3**15 + 5, 10**9, 10**12):
         steps = [order.draws(order.places(step, 0, 1)) for step in range(far, far + 6)]
-        had = lambda step, of, at: min((int(d) for s, v, d in zip(*step, strict=True) if (s, v) == (of, at)), default=None)  # noqa: B023
+        had = lambda step, of, at: min((int(d) for s, v, d in zip(*step, strict=True) if (s, v) == (of, at)), default=None)
         for source in range(3):
             for stream in range(16):
                 known = [(int(((step[0] == source) & (step[1] == stream)).sum()), had(step, source, stream)) for step in steps]
