@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mpp.config.schema import Words
 from mpp.data.shards import ShardSet
@@ -85,6 +87,10 @@ class JoinedShards:
         at = bisect_right(self.starts, sample) - 1
         each = self.stretches[at]
         return each.source, each.first + sample - self.starts[at]
+
+    def sources_of(self, ids: Tensor) -> Tensor:
+        """int64 [n]: which set each id is of."""
+        return torch.tensor([self.place(sample)[0] for sample in ids.tolist()])
 
     def as_json(self) -> str:
         """Which ids are whose, a line a stretch: {"source", "shards", "manifest" (sha256), "first", "samples" (ids), "first_there" (in its own set)}."""

@@ -134,9 +134,8 @@ def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
 
 def identity_of(config: RunConfig, depends_on: dict[str, str]) -> str:
     """Of what a run computes but for its seed: recipe, scale and images, sha256, hexadecimal.  depends_on: as of check_same_run."""
-    ours = flat(config.that_changes_results())
-    left_out = (*PATHS, *LIMITS, PASSED_OVER, "seed", *(key for key, value in LATER.items() if ours.get(key, value) == value))
-    known = {key: value for key, value in ours.items() if key not in left_out}
+    known = {key: value for key, value in flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, PASSED_OVER, "seed")}
+    known = {key: value for key, value in known.items() if key not in LATER or value != LATER[key]}
     return hashlib.sha256(json.dumps([known, depends_on], sort_keys=True).encode()).hexdigest()
 
 

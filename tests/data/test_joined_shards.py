@@ -184,6 +184,10 @@ def test_a_copy_that_was_pickled_reads_the_same(joined):
     assert again.manifest_hash == joined.manifest_hash
 
 
+def test_the_hash_of_all_tells_their_order(joined, words):
+    assert open_shards(words[::-1], held_out=7).manifest_hash != joined.manifest_hash == open_shards(words).manifest_hash
+
+
 def test_open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set(joined, monkeypatch):
     assert joined.keep_open(10) == 10 and [each.open_files for each in joined.sources] == [6, 4]
     assert joined.keep_open(1) == 2  # one each

@@ -117,7 +117,9 @@ def test_after_any_step_a_source_is_within_twice_the_digit_sum_of_its_share_in_e
             assert abs(count[number].sum() - float((step + 1) * order.batch * weight)) < bound
 
 
-def test_weights_that_a_step_can_have_are_had_by_every_step_to_the_sample():
+@pytest.mark.parametrize("turns", [10, 2**24])  # however coarse the circle's turns are
+def test_weights_that_a_step_can_have_are_had_by_every_step_to_the_sample(turns, monkeypatch):
+    monkeypatch.setattr("mpp.data.mixed_order.TURNS", turns)
     order = mixed([[40], [40], [40]], [3, 0.5, 0.5], 48, 12)
     for step in range(300):
         assert np.bincount(order.draws(order.places(step, 0, 1))[0]).tolist() == [36, 6, 6]
