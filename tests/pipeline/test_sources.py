@@ -11,7 +11,7 @@ from mpp.data.shards import ShardSet
 from mpp.doctor import main as doctor
 from mpp.replay import main as replay
 from mpp.report import main as report
-from tests.pipeline.conftest import TINY, pretrain, succeed, tensors
+from tests.pipeline.conftest import TINY, metrics, pretrain, succeed, tensors
 from tests.pipeline.test_replay import STOPS
 from tests.pipeline.test_resume import forget_after
 
@@ -59,6 +59,14 @@ def test_every_step_of_a_run_has_its_share_of_each_source_and_its_log_says_which
     for step in range(8):
         assert Counter(names_of(weighted, lines[12 * step : 12 * step + 12])) == {"photos": 3, "scans": 9}
     assert max(int(line[1]) for line in lines) < 48  # none that is held out
+
+
+def test_the_hold_out_loss_is_that_of_the_sources_each_by_its_images(weighted):
+    rows = [values for values in metrics(weighted).values() if "holdout/loss" in values]
+    assert len(rows) == 2
+    for row in rows:
+        photos, scans = (row[f"holdout/loss/{name}"] for name in ("photos", "scans"))
+        assert photos != scans and row["holdout/loss"] == pytest.approx((5 * photos + 3 * scans) / 8, rel=1e-5)
 
 
 def test_a_sample_that_comes_again_is_seen_in_another_crop_under_another_mask(weighted):
