@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mpp.config.schema import Words
-from mpp.data.shards import ShardSet
+from mpp.data.shards import ShardSet, may_open
 from mpp.errors import ConfigError
 from mpp.peers import ALONE, Peers
 
@@ -137,9 +137,11 @@ class JoinedShards:
             source.ahead([own for of, own in places if of == number])
 
     def keep_open(self, shards: int) -> int:
-        """As ShardSet's, shared among the sets by their shards."""
-        every = len(self.shard_bytes)
-        return sum(each.keep_open(max(1, shards * len(each.shard_bytes) // every)) for each in self.sources)
+        """As ShardSet's: any of the sets may hold all of them; where that is too many in all, each has its part."""
+        wanted = [min(shards, len(each.shard_bytes)) for each in self.sources]
+        may = may_open(sum(wanted))
+        kept = [each.keep_open(max(1, count * may // sum(wanted))) for each, count in zip(self.sources, wanted, strict=True)]
+        return min(shards, sum(kept))
 
     def _asked(self, sample: int, ask: Callable[[ShardSet, int], Any]) -> Any:
         number, own = self.place(sample)

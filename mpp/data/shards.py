@@ -88,8 +88,7 @@ class ShardSet:
 
     def keep_open(self, shards: int) -> int:
         """How many shards a process keeps open from now on, those read last: so many, or half of what the system lets it open; returned."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.open_files = shards if limit == resource.RLIM_INFINITY else min(shards, limit // 2)
+        self.open_files = may_open(shards)
         self._file = functools.lru_cache(self.open_files)(_ShardFile)
         return self.open_files
 
@@ -205,6 +204,12 @@ class ShardSet:
         said = read_manifest(self.path)[0].shards[shard].sha256
         if (found := sha256_of(path)) != said:
             raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
+
+
+def may_open(files: int) -> int:
+    """So many, or half of what the system lets a process open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return files if limit == resource.RLIM_INFINITY else min(files, limit // 2)
 
 
 def few_open_files(reach: int, kept: int) -> str:

@@ -182,10 +182,12 @@ def check_same_run(
             )
             raise CheckpointError(f"{differs}{who}: set it back{purpose}, or give another run_dir{afresh}")
     for name, digest in manifests.items():
-        if commit.record["manifests"].get(name) != digest:
+        before = commit.record["manifests"].get(name)
+        if before != digest:
+            was = f"then {before[:12]}..." if before else "then there was none"
             raise CheckpointError(
-                f"{what(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
-                f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
+                f"{what(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., {was}): the run would be another; restore it, or give "
+                "another run_dir"
             )
     return changed
 

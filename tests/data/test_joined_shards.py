@@ -189,8 +189,11 @@ def test_the_hash_of_all_tells_their_order(joined, words):
 
 
 def test_open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set(joined, monkeypatch):
-    assert joined.keep_open(10) == 10 and [each.open_files for each in joined.sources] == [6, 4]
-    assert joined.keep_open(1) == 2  # one each
+    assert joined.keep_open(2) == 2 and [each.open_files for each in joined.sources] == [2, 2]  # both may be of one
+    assert joined.keep_open(5) == 5 and [each.open_files for each in joined.sources] == [3, 2]
+    with monkeypatch.context() as patch:
+        patch.setattr("resource.getrlimit", lambda _: (7, 7))
+        assert joined.keep_open(5) == 2 and [each.open_files for each in joined.sources] == [1, 1]  # half of 7, by their shards
     told: list[tuple[int, list[int]]] = []
     for number, source in enumerate(joined.sources):
         monkeypatch.setattr(source, "ahead", lambda samples, number=number: told.append((number, list(samples))))

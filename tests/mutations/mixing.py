@@ -120,7 +120,7 @@ ROWS = [
     ),
     Row(
         "each set keeps as many shards open as all may", "mpp/data/joined_shards.py",
-        "max(1, shards * len(each.shard_bytes) // every)", "shards",
+        "max(1, count * may // sum(wanted))", "count",
         JOINED + "open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set",
     ),
     Row(
