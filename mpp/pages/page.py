@@ -107,9 +107,11 @@ def _learning(run: RunFolder) -> list[Chart]:
     trivial = run.baseline.get("loss")
     level = (f"trivial: {run.baseline.get('name')}", float(trivial)) if trivial else None
     skill = {"training": "train/skill", "hold-out": "holdout/skill"}
+    sources = {name.removeprefix("holdout/loss/"): run.points(name) for name in run.names("holdout/loss/")}
     return [
         Chart("skill", _lines(run, skill), "skill", band=_band(run, "holdout/skill"), level=("as good as the trivial rule", 0.0)),
         Chart("loss", _lines(run, {"training": "train/loss", "hold-out": "holdout/loss"}), "loss", level=level),
+        Chart("hold-out loss by source", sources, "loss"),
     ]
 
 

@@ -103,7 +103,7 @@ def test_by_size_each_sample_of_all_sources_comes_once_an_epoch(sources, tmp_pat
     assert swapped.status == [2] and "the manifest of data.shards[0] has changed since" in swapped.err
     assert report([str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert all(source in page for source in sources)
+    assert all(source in page for source in sources) and "hold-out loss by source" in page
     capsys.readouterr()
 
 
