@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mpp.config.schema import Words
+from mpp.data.fingerprints import overlap
 from mpp.data.shards import ShardSet, may_open
 from mpp.errors import ConfigError
 from mpp.peers import ALONE, Peers
@@ -30,6 +31,9 @@ class Stretch:
     source: int  # which set
     first: int  # its own id of the first
     count: int
+
+
+LOOKED_THROUGH = 1_000_000  # images: their prints take a second and 40 MB to read
 
 
 class JoinedShards:
@@ -91,6 +95,28 @@ class JoinedShards:
     def sources_of(self, ids: Tensor) -> Tensor:
         """int64 [n]: which set each id is of."""
         return torch.tensor([self.place(sample)[0] for sample in ids.tolist()])
+
+    @property
+    def remarks(self) -> list[str]:
+        """Which images several of them share, byte for byte; of LOOKED_THROUGH at most."""
+        if len(self) > LOOKED_THROUGH:
+            return []
+        of = np.repeat([each.source for each in self.stretches], [each.count for each in self.stretches])
+        trained, held = self.prints[: sum(self.trained)], self.prints[sum(self.trained) :]
+        shared = [
+            f"{count:,} images of {name} are also in another source"
+            for number, name in enumerate(self.names)
+            if number and (count := int(overlap(self.prints[of == number], self.prints[of < number]).sum()))
+        ]
+        if not shared:
+            return []
+        leaked = int(overlap(held, trained).sum())
+        also = (
+            f"; {leaked:,} of {len(held):,} that are held out are trained on, too, so that hold-out figures look better than they are"
+            if leaked
+            else ""
+        )
+        return [f"note: {', '.join(shared)}, byte for byte{also}"]
 
     def as_json(self) -> str:
         """Which ids are whose, a line a stretch: {"source", "shards", "manifest" (sha256), "first", "samples" (ids), "first_there" (in its own set)}."""

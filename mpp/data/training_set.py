@@ -70,7 +70,8 @@ class TrainingSet:
     def remarks(self) -> list[str]:
         """What is unusual about the images that are trained on."""
         flat = flat_channels(self.trained_on.std)
-        return [f"note: {flat}"] if flat else []
+        shared = self.trained_on.remarks if isinstance(self.trained_on, JoinedShards) else []
+        return [*([f"note: {flat}"] if flat else []), *shared]
 
     def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> CropDataset:
         """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""

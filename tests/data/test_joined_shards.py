@@ -188,6 +188,23 @@ def test_the_hash_of_all_tells_their_order(joined, words):
     assert open_shards(words[::-1], held_out=7).manifest_hash != joined.manifest_hash == open_shards(words).manifest_hash
 
 
+def test_images_that_sources_share_are_counted_and_those_that_leak_into_the_hold_out(joined, make_shards, tmp_path):
+    # Images are drawn by their number, so of two sets of 12 and 9 the first 9 are the same; a third, of other sizes, shares none.
+    paths = [
+        str(make_shards(tmp_path / name / "train", [count], smallest=least))
+        for name, count, least in (("a", 12, 24), ("b", 9, 24), ("c", 9, 40))
+    ]
+    both = open_shards(tuple(paths), held_out=6)
+    assert both.trained == (10, 7, 7)
+    assert both.remarks == [
+        "note: 9 images of b are also in another source, byte for byte; 2 of 6 that are held out are trained on, too, so that hold-out figures look better "
+        "than they are"
+    ]
+    assert open_shards((paths[0], paths[2]), held_out=6).remarks == []
+    asked = config(paths, "data.holdout_samples=6")
+    assert open_training_set(asked).remarks == both.remarks
+
+
 def test_open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set(joined, monkeypatch):
     assert joined.keep_open(2) == 2 and [each.open_files for each in joined.sources] == [2, 2]  # both may be of one
     assert joined.keep_open(5) == 5 and [each.open_files for each in joined.sources] == [3, 2]

@@ -128,6 +128,10 @@ ROWS = [
         JOINED + "open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set",
     ),
     Row(
+        "images that sources share are not looked for", "mpp/data/joined_shards.py", "        if len(self) > LOOKED_THROUGH:", "        if len(self):",
+        JOINED + "images_that_sources_share_are_counted_and_those_that_leak_into_the_hold_out",
+    ),
+    Row(
         "one set may be given twice", "mpp/data/joined_shards.py", "if other := known.get(source.manifest_hash):", "if other := known.get(word + '/'):",
         JOINED + "what_cannot_be_joined_is_refused_in_one_line",
     ),
