@@ -156,7 +156,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     if isinstance(sets.held_out, JoinedShards):
         names = sets.held_out.names
         for batch, _ in holdout:
-            batch["origin"] = sets.held_out.sources_of(batch["shown"])
+            batch["origin"] = torch.tensor(sets.held_out.sources_of(batch["shown"].tolist()))
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     with watch.slowly("fitting trivial predictors"):

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mpp.config.schema import Words
 from mpp.data.fingerprints import overlap
@@ -92,9 +90,9 @@ class JoinedShards:
         each = self.stretches[at]
         return each.source, each.first + sample - self.starts[at]
 
-    def sources_of(self, ids: Tensor) -> Tensor:
-        """int64 [n]: which set each id is of."""
-        return torch.tensor([self.place(sample)[0] for sample in ids.tolist()])
+    def sources_of(self, ids: Sequence[int]) -> list[int]:
+        """Which set each id is of."""
+        return [self.place(sample)[0] for sample in ids]
 
     @property
     def remarks(self) -> list[str]:
