@@ -61,7 +61,7 @@ def fit(config: CodebookConfig) -> int:
         raise ConfigError(
             f"clusters={config.clusters} exceeds the {images * an_image:,} patches that they are fitted to; lower it, or raise patches or give more images"
         )
-    text.say(f"{text.counted(images, 'image')} of {data.shards}, {an_image} patches of each | goals: {of.caption} | {device.type}")
+    text.say(f"{text.counted(images, 'image')} of {sets.trained_on.path}, {an_image} patches of each | goals: {of.caption} | {device.type}")
     points = goals.of_images(sets.training, images, an_image)
     unseen = goals.of_images(sets.holdout, len(sets.holdout.pool), grid)
 

@@ -16,10 +16,10 @@ from mpp.checks.finding import Finding, attempt, merged, status
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
 from mpp.data.decode import require_codecs
+from mpp.data.joined_shards import open_shards
 from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
 from mpp.data.shard_cache import caching
-from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
 from mpp.errors import ConfigError
@@ -210,7 +210,7 @@ class Examiner:
     def look_at_images(self) -> None:
         report, peers = self.report, self.peers
         report.passes("images", lambda: peers.together(require_codecs))
-        opened = report.attempt("shards", lambda: ShardSet.open(self.config.data.shards, peers))
+        opened = report.attempt("shards", lambda: open_shards(self.config.data.shards, peers))
         if opened:
             report.add(images.shards(opened, peers.size))
         elif self.config.fit or self.config.budget or self.config.optim.epochs:

@@ -13,6 +13,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import decode
+from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
 from mpp.data.shard_cache import caching
@@ -95,7 +96,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
 
 def describe(dataset: CropDataset, config: PretrainConfig) -> None:
     shards = dataset.images.source
-    assert isinstance(shards, ShardSet)  # so open_training_set made them
+    assert isinstance(shards, ShardSet | JoinedShards)  # so open_training_set made them
     index = shards.index[dataset.pool]
     width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
     text.say(f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")

@@ -21,6 +21,7 @@ from mpp.agreement import agree
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
 from mpp.data.shard_cache import caching
@@ -155,6 +156,11 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     held = -(-len(sets.holdout.pool) // (plan.micro_batch * world.size))
     fixed = fixed_batches(sets.holdout, np.array(sets.holdout.pool), plan.micro_batch, world.rank, world.size)
     holdout = list(tracked(fixed, "reading the hold-out", held, "batches", at_once=True))
+    names: tuple[str, ...] = ()
+    if isinstance(sets.held_out, JoinedShards):
+        names = sets.held_out.names
+        for batch, _ in holdout:
+            batch["origin"] = torch.tensor(sets.held_out.sources_of(batch["shown"].tolist()))
     (bad_held_out,) = shared_sum([run.bad.note([fault for batch, _ in holdout for fault in batch["bad"]])], world)
     run.bad.stop_beyond(bad_held_out, data.holdout_samples, data.max_bad_fraction)
     with watch.slowly("fitting trivial predictors"):
@@ -171,6 +177,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",
             *filter(None, [small_rate_note(config.optim, data.global_batch)]),
             *brought.words,
+            *sets.sources_words(config, order),
             *sets.remarks,
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
             *([sets.trained_on.fetched_words(hand)] if hand else []),
@@ -188,8 +195,11 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             looks=looks is not None,
             labels=looks is not None and looks.features.labelled,
             decay_moves=run.schedule.final_weight_decay is not None,
+            sources=bool(names),
         ),
     )
+    if world.first and isinstance(sets.trained_on, JoinedShards):
+        write_atomically(run_dir / "sources.json", sets.trained_on.as_json().encode())
     if run.board:
         run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name)))
     if looks and not run.first_step:
@@ -212,14 +222,25 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             more |= {"teacher/decay": teacher.decay_at(step.number)} if teacher else {}
             run.log(step, {"train/loss": train_loss, "train/skill": skill} | more, words)
         if step.number % config.log.holdout_every_steps == 0 or step.last:
-            sums, by_image = on_holdout(engine, holdout, world)
+            sums, by_image, by_source = on_holdout(engine, holdout, world, len(names))
             apart = told_apart(model, holdout, world) if teacher else {}
             loss_, skill = loss_and_skill(sums, baseline)
             if run.board:
                 error = baseline.skill_error(by_image)
+                of_each = dict(zip(names, by_source, strict=True))
                 values = {"holdout/loss": loss_, "holdout/skill": skill, "holdout/skill_error": error} | apart
-                run.board.scalars(step.samples_seen, step.number, values)
-                say(f"  hold-out loss {loss_:.4f}  skill {signed(skill)}")
+                run.board.scalars(
+                    step.samples_seen, step.number, values | {f"holdout/loss/{name}": value for name, value in of_each.items()}
+                )
+                say(
+                    "  ".join(
+                        [
+                            f"  hold-out loss {loss_:.4f}",
+                            *(f"{name} {value:.4f}" for name, value in of_each.items()),
+                            f"skill {signed(skill)}",
+                        ]
+                    )
+                )
         if looks and (step.number % every == 0 or step.last):
             look_at_features(run, model, looks, step.samples_seen, step.number)
         if step.number % config.log.pictures_every_steps == 0 or step.last:
@@ -275,18 +296,25 @@ def loss_and_skill(sums: Sequence[float], baseline: Baseline) -> tuple[float, fl
 
 @watch.slowly("measuring on the hold-out")
 @torch.no_grad()
-def on_holdout(engine: Engine, holdout: Holdout, world: World) -> tuple[list[float], ImageSums]:
-    """Collective: the sums of `loss_and_skill`, and those by image, over the same images with the same crops and masks every time."""
+def on_holdout(engine: Engine, holdout: Holdout, world: World, sources: int = 0) -> tuple[list[float], ImageSums, list[float]]:
+    """Collective: the sums of `loss_and_skill`, those by image, and the loss of each source where there are several, over the same images with the same
+    crops and masks every time."""
     engine.train(False)
     meters, by_image = Meters(4, world.device), Meters(6, world.device, torch.float64)  # whose squares nearly cancel
+    by_source = Meters(2 * sources, world.device)
     for batch, weight in holdout:
         _, loss, masked, _ = engine.forward(*masked_images(batch, world.device))
         counted = weight.to(world.device)[:, None].expand_as(loss)
         meters.add(loss * counted, counted, loss * counted * masked, counted * masked)
         lost, patches = (loss * counted * masked).double().sum(1), (counted * masked).double().sum(1)  # [B]
         by_image.add(counted[:, 0].double(), lost, patches, lost * lost, lost * patches, patches * patches)
+        if sources:
+            own = [(batch["origin"] == number).to(world.device)[:, None] * counted for number in range(sources)]
+            by_source.add(*(loss * mine for mine in own), *own)
     engine.train(True)
-    return meters.look(clear=True), ImageSums(*by_image.look(clear=True))
+    of_sources = by_source.look(clear=True) if sources else []
+    means = [total / count for total, count in zip(of_sources[:sources], of_sources[sources:], strict=True)]
+    return meters.look(clear=True), ImageSums(*by_image.look(clear=True)), means
 
 
 @watch.slowly("measuring on the hold-out")

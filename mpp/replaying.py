@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.replay import ReplayConfig
-from mpp.config.schema import load
+from mpp.config.schema import Words, load
 from mpp.data.crop_dataset import Batch
 from mpp.data.order import BatchPlan, OrderSampler, plan_batch
 from mpp.data.shard_cache import caching
@@ -157,7 +157,7 @@ def replay(asked: ReplayConfig) -> int:
     return 0
 
 
-def read_dump(path: Path, shards: str | None) -> Dump:
+def read_dump(path: Path, shards: Words | None) -> Dump:
     """shards: where those of the run lie now.  Raises ConfigError."""
     try:
         facts = json.loads(path.read_text())
@@ -209,7 +209,9 @@ def batches_again(dump: Dump, sets: TrainingSet, noted: Mapping[str, Any]) -> li
     keys = list(sampler)[: len(noted["micro_batches"])]
     asked = [[sample for _, sample, _ in each] for each in keys]
     if asked != [each["samples"] for each in noted["micro_batches"]]:
-        raise DataError(f"{data.shards} are not the images of {dump.path}: the step had other samples; give the run's own with shards=")
+        raise DataError(
+            f"{sets.trained_on.path} are not the images of {dump.path}: the step had other samples; give the run's own with shards="
+        )
     return [
         sets.training.completed(sets.training.batch(each)) for each in tracked(keys, "making the batch again", len(keys), "micro-batches")
     ]

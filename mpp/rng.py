@@ -9,7 +9,7 @@ import threading
 import numpy as np
 
 # What a key is used for: two uses of one (seed, epoch, sample, view) never share bits.
-SHARDS, STREAM, OFFSET, CROP, MASK, INIT, PREP, PROBE, DROP_PATH, RAND_AUGMENT, ERASE, MIX, CODEBOOK = range(13)
+SHARDS, STREAM, OFFSET, CROP, MASK, INIT, PREP, PROBE, DROP_PATH, RAND_AUGMENT, ERASE, MIX, CODEBOOK, SOURCES = range(14)
 
 
 WORDS = 4  # 64-bit words a block

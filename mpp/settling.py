@@ -21,9 +21,9 @@ import torch
 from mpp.config import small
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import seconds_of
+from mpp.data.joined_shards import Opened, open_shards
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
-from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
@@ -60,7 +60,7 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = A
     """Collective.  Raises UserError."""
     if not (config.fit or config.budget or config.optim.epochs):
         return Settled(config)
-    shards = ShardSet.open(config.data.shards, peers)
+    shards = open_shards(config.data.shards, peers)
     commit = as_first_sees(peers, lambda: find_commit(run_dir, config.resume))
     fit = Fit(config, facts_of(config, shards, peers))
     if commit:
@@ -86,9 +86,9 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = A
     return replace(settled, world=world, words=(words, *settled.words))
 
 
-def facts_of(config: PretrainConfig, shards: ShardSet, peers: Peers = ALONE) -> small.Facts:
+def facts_of(config: PretrainConfig, shards: Opened, peers: Peers = ALONE) -> small.Facts:
     mean, std = tuple(shards.mean), tuple(shards.std)
-    apart = len(ShardSet.open(config.data.holdout_shards, peers)) if config.data.holdout_shards else 0
+    apart = len(open_shards(config.data.holdout_shards, peers, key="data.holdout_shards")) if config.data.holdout_shards else 0
     return small.Facts(len(shards), config.model.grid, torch.cuda.is_available(), peers.size, mean, std, apart)  # type: ignore[arg-type]
 
 

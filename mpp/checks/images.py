@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import listed
 from mpp.data.crop_dataset import CropDataset
+from mpp.data.joined_shards import Opened
 from mpp.data.loader import fixed_batches
+from mpp.data.mixed_order import MixedOrder
 from mpp.data.order import BatchPlan, Order
-from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet
 from mpp.loader_timing import alone, with_workers
 from mpp.monitor.skill import fit_baseline
@@ -32,7 +34,7 @@ TIMED_SECONDS = 1.0  # of the loader, for each of its rates twice
 TIMED_VIEWS = 64  # of a batch that is timed, at most: each loader process makes one before time counts
 
 
-def shards(opened: ShardSet, peers_size: int) -> Finding:
+def shards(opened: Opened, peers_size: int) -> Finding:
     """Of a set that was opened, and so checked."""
     size = sum(opened.shard_bytes.tolist()) / 1e9
     seen = f", seen by all {peers_size} processes" if peers_size > 1 else ""
@@ -44,10 +46,11 @@ def shards(opened: ShardSet, peers_size: int) -> Finding:
 def samples(order: Order, config: PretrainConfig) -> Finding:
     """Enough for a step and for streams, as `Order` and `plan_batch` make sure of; and not too few."""
     passes = config.optim.total_samples / config.data.views / order.samples
-    found = (
-        f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, "
-        f"{amount(passes)} passes"
-    )
+    seen = f"{amount(passes)} passes"
+    if isinstance(order, MixedOrder):
+        each = order.passes(config.optim.total_samples // config.data.views)
+        seen = f"passes by weight: {', '.join(f'{name} {amount(times)}' for name, times in zip(order.names, each, strict=True))}"
+    found = f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, {seen}"
     if order.steps_per_epoch < FEW_STEPS:
         batch = max(1, order.samples // FEW_STEPS * config.data.views)
         return Finding(
@@ -87,7 +90,7 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
     found += f"the best trivial rule is '{baseline.name}', loss {abs(baseline.loss or 0.0):.4f}"
     if bad:
         return Finding(
-            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {config.data.shards} names them"
+            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {' and '.join(listed(config.data.shards))} names them"
         )  # fmt: skip
     if not baseline.defines_skill:
         return Finding(

@@ -71,6 +71,7 @@ OTHERS: dict[tuple[str, ...], tuple[str, str]] = {
     ("data.shards", "train"): (
         "data data_path data_dir data_root dataset dataset_dir train_dir train_data train_path train_shards shards_path root path imagenet", "",
     ),
+    ("data.weights",): ("mixture_weights sampling_weights dataset_weights mixing_weights proportions probs mix_weights ratios", "one for each of data.shards"),
     ("test",): ("val val_data val_dir val_path validation eval_data test_data test_dir", ""),
     ("data.crop_scale", "augment.crop_scale", "mae.crop_scale"): ("scale min_scale crop_min crop_area rrc_scale min_crop random_crop_scale", "[low, high]: shares of the area"),
     ("data.crop_ratio", "augment.crop_ratio"): ("aspect aspect_ratio rrc_ratio", ""),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
-from mpp.config.schema import Changes, Count, Duration, Fraction, Pair, Positive, Ranges, Section, Triple
+from mpp.config.schema import Above0, Changes, Count, Duration, Fraction, Pair, Positive, Ranges, Section, Triple, Words
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
 from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
@@ -22,9 +22,14 @@ from mpp.recipe.teacher import TeacherKnobs
 class DataConfig(Section):
     """Which samples, in which order, and how they are cropped."""
 
-    shards: str = "data/train"  # a folder with manifest.json (data_prep/make_shards.py)
-    holdout_samples: Positive = 1024  # for hold-out loss and skill
-    holdout_shards: str | None = None  # where they come from; null: the last ones of `shards`, which are then not trained on
+    shards: Words = (
+        "data/train"  # a folder with manifest.json (data_prep/make_shards.py), or a list of several: [photos/train, scans/train]
+    )
+    weights: Annotated[tuple[Above0, ...], Field(strict=False)] | None = (
+        None  # of several `shards`: how often each is drawn from, such as [3, 1]; null: by size, each image once an epoch (docs/loading.md)
+    )
+    holdout_samples: Positive = 1024  # for hold-out loss and skill; of several `shards` some of each, by size
+    holdout_shards: Words | None = None  # where they come from; null: the last ones of `shards`, which are then not trained on
     global_batch: Positive = 4096  # views a step over all processes (ViT B.1.2)
     views: Positive = 1  # of each decoded image in a batch (repeated sampling, MAE-ST 3.2: 4); schedules and samples seen count views
     views_differ_in: Literal["crop", "mask"] = "crop"  # crop: each view has its own crop, pose and mask; mask: they share crop and pose
@@ -47,6 +52,16 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
+        if self.weights is not None:
+            sources = 1 if isinstance(self.shards, str) else len(self.shards)
+            if sources == 1:
+                raise ValueError(
+                    f"weights={list(self.weights)} are of several shards, and there is one set; leave them out, or give a list"
+                )
+            if len(self.weights) != sources:
+                raise ValueError(
+                    f"weights={list(self.weights)} are {len(self.weights)}, and shards names {sources} sets; give one weight for each"
+                )
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale={list(self.crop_scale)} must be two numbers 0 < low <= high <= 1")
@@ -59,7 +74,7 @@ class DataConfig(Section):
 
 
 class PretrainOptimConfig(OptimConfig):
-    epochs: Annotated[float, Field(gt=0)] | None = None  # passes over the images that are trained on, which then set total_samples
+    epochs: Above0 | None = None  # passes over the images that are trained on, which then set total_samples
 
 
 class LogConfig(Section):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from mpp.config.schema import Positive, Section
+from mpp.config.schema import Positive, Section, Words
 
 
 class ReplayConfig(Section):
@@ -11,5 +11,5 @@ class ReplayConfig(Section):
     weights: str | None = None  # a checkpoint of the run (RUN/checkpoints/N); null: those of the step, or the newest before it
     precision: Literal["fp32", "bf16"] | None = None  # of matrix products; null: fp32, and the run's own where that is another
     images: Positive = 8  # drawn and named at most
-    shards: str | None = None  # the run's training shards, where they have moved
+    shards: Words | None = None  # the run's training shards, where they have moved
     out: str | None = None  # folder of replay.json and replay.png; null: that of the dump

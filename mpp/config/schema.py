@@ -24,6 +24,7 @@ def _integral(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Above0 = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
@@ -93,6 +94,24 @@ def _ascending(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ..
     return tuple(sorted(ranges))
 
 
+def _words(value: Any) -> Any:
+    """One word, or a list of several."""
+    several = list(value) if isinstance(value, list | tuple) else [value]
+    if not several or not all(isinstance(word, str) and word for word in several):
+        raise ValueError(f"{value!r} is neither a word nor a list of words, such as '[shards/photos/train, shards/scans/train]'")
+    return several[0] if len(several) == 1 else tuple(several)
+
+
+def listed(words: str | typing.Sequence[str]) -> list[str]:
+    """Of what `Words` takes."""
+    return [words] if isinstance(words, str) else list(words)
+
+
+def as_given(words: str | typing.Sequence[str]) -> str:
+    """As it is given on a command line, behind the equals sign."""
+    return words if isinstance(words, str) else f"'[{', '.join(words)}]'"
+
+
 Ranges = Annotated[
     tuple[Annotated[tuple[Count, Count], Field(strict=False)], ...],
     BeforeValidator(_ranges),
@@ -100,6 +119,7 @@ Ranges = Annotated[
     AfterValidator(_ascending),
 ]
 Duration = Annotated[str, BeforeValidator(_duration)]
+Words = Annotated[str | tuple[str, ...], BeforeValidator(_words)]
 Changes = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(strict=False), AfterValidator(_changeable)]
 
 

@@ -14,9 +14,9 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from mpp.data.crop import Box, Size, both, plain_jpeg
+from mpp.data.joined_shards import Opened
 from mpp.data.pixels import Cut, Pixels, StoredPixels
 from mpp.data.shard_cache import Sampler
-from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
 
 _SOI, _SOS = 0xD8, 0xDA
@@ -31,7 +31,7 @@ class Refused(Exception):
 class DeviceJpegs(Pixels):
     """max_pixels: larger images are bad samples.  Raises ConfigError on a device that decodes nothing."""
 
-    def __init__(self, source: ShardSet, max_pixels: int, device: torch.device):
+    def __init__(self, source: Opened, max_pixels: int, device: torch.device):
         self.source, self.max_pixels, self.device = source, max_pixels, device
         self._on_cpu = StoredPixels(source, max_pixels)
         self.decoder = f"JPEGs decoded by nvJPEG; those it does not take: {self._on_cpu.decoder}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
+from mpp.data.joined_shards import JoinedShards
 from mpp.data.order import EveryOnce
 from mpp.data.shard_cache import Sampler
 from mpp.data.shards import ShardSet
@@ -70,7 +71,7 @@ class StoredPixels(Pixels):
         self.decoder = f"JPEGs decoded by {jpeg_decoder()}, others by Pillow"
 
     def ahead(self, samples: Sequence[int]) -> None:
-        if isinstance(self.source, ShardSet):
+        if isinstance(self.source, ShardSet | JoinedShards):
             self.source.ahead(samples)
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
@@ -83,7 +84,7 @@ class StoredPixels(Pixels):
 
 def expected(source: Images, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
     """As `ShardSet.expects`, of any images."""
-    return source.expects(sampler, hand) if isinstance(source, ShardSet) else lambda done: None
+    return source.expects(sampler, hand) if isinstance(source, ShardSet | JoinedShards) else lambda done: None
 
 
 class MemoryPixels(Pixels):

@@ -8,6 +8,7 @@ import torch
 from mpp.config.sections import SystemConfig
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs
+from mpp.data.joined_shards import JoinedShards
 from mpp.data.pixels import DevicePixels, MemoryPixels, StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.errors import ConfigError
@@ -28,7 +29,7 @@ def placed(data: CropDataset, system: SystemConfig, device: torch.device, local_
         return replace(data, images=memory if system.images == "ram" else DevicePixels(memory, device))
     if system.decode == "cpu" or device.type != "cuda":
         return data
-    if not isinstance(source, ShardSet):
+    if not isinstance(source, ShardSet | JoinedShards):
         raise ConfigError(f"system.decode=device reads shards, and {source.path} holds none: make shards, or leave system.decode out")
     return replace(data, images=DeviceJpegs(source, max_pixels, device))
 

@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpp.data.in_hand import InHand
 from mpp.disks import disks
 from mpp.errors import DataError, of_this_rank
 from mpp.peers import ALONE, Peers
-from mpp.progress import Progress
+from mpp.progress import Progress, minutes
 from mpp.remote.retries import shown
 from mpp.remote.urls import is_url
 from mpp.watch import watch
@@ -109,6 +110,17 @@ def cached_set(where: str, peers: Peers = ALONE) -> CachedSet | None:
     own = not (Path(told["address"]).exists() and Path(told["folder"]).exists())  # in a container beside that of the other
     told = peers.together(lambda: opened(_keeper()) if own else told)
     return CachedSet(where, told.pop("address"), told)
+
+
+def fetched_words(sets: Sequence[CachedSet], hand: InHand) -> str:
+    """How far the cache is, for the start of a run.  hand: of this machine, of all these sets."""
+    told = [cached.status() for cached in sets]
+    rate = told[0]["bytes"] / told[0]["seconds"] if told[0]["seconds"] else 0.0
+    held = sum(each["held"] for each in told)
+    left = max(0, hand.bytes - held)
+    there = f"{held / 1e9:.3g} GB are there" + (f", {rate / 1e6:,.0f} MB/s" if rate else "")
+    there += f", all of that in about {minutes(left / rate)}" if left and rate else ""
+    return f"shards come through {sets[0].cache} (limit {sets[0].limit / 1e9:.3g} GB) | in hand of this machine up to {hand} | {there}"
 
 
 # ------------------------------------------------------------------------------------------------ the keeper, from outside

@@ -18,7 +18,7 @@ import numpy as np
 from mpp.data.fingerprints import packed
 from mpp.data.in_hand import InHand, refuse_beyond
 from mpp.data.order import Order
-from mpp.data.shard_cache import CachedSet, Sampler, cached_set
+from mpp.data.shard_cache import CachedSet, Sampler, cached_set, fetched_words
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shard_index import Row, ShardIndex
@@ -26,7 +26,6 @@ from mpp.disks import patiently
 from mpp.errors import BadSample, DataError, of_this_rank
 from mpp.files import sha256_of
 from mpp.peers import ALONE, Peers
-from mpp.progress import minutes
 from mpp.remote.urls import Url, is_url
 
 OPEN_FILES = (
@@ -77,7 +76,7 @@ class ShardSet:
 
     def __init__(self, path: Path | Url, manifest: Manifest, manifest_hash: str, unlabelled: int, cached: CachedSet | None = None):
         """Takes what `open`, which is the way in, has checked.  unlabelled: samples without a label.  cached: where shards are read that lie elsewhere."""
-        self.path, self._cached = path, cached
+        self.path, self.cached = path, cached  # cached: where it is read that lies elsewhere
         self.folder = cached.folder if cached else Path(path)  # where files are read
         self.manifest: dict[str, Any] = manifest.model_dump(exclude={"shards"})  # of what is kept in columns below
         self.manifest_hash = manifest_hash  # sha256 of manifest.json's bytes, hexadecimal
@@ -95,8 +94,7 @@ class ShardSet:
 
     def keep_open(self, shards: int) -> int:
         """How many shards a process keeps open from now on, those read last: so many, or half of what the system lets it open; returned."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.open_files = shards if limit == resource.RLIM_INFINITY else min(shards, limit // 2)
+        self.open_files = may_open(shards)
         self._file = functools.lru_cache(self.open_files)(_ShardFile)
         return self.open_files
 
@@ -117,7 +115,7 @@ class ShardSet:
         return cls(Url(path) if is_url(path) else Path(path), manifest, found, unlabelled=first[1], cached=cached)
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.path, self.manifest_hash, self.unlabelled, self.open_files, self._cached)
+        return _reopen, (self.path, self.manifest_hash, self.unlabelled, self.open_files, self.cached)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -171,24 +169,19 @@ class ShardSet:
     def in_hand(self, order: Order, world: int, local_world: int) -> InHand | None:
         """local_world: of the `world` processes of the job, those of this machine.  What it reads from at a time, where it is fetched first; None where shards are read where they lie.  Raises ConfigError where the
         cache does not hold it."""
-        if self._cached is None:
+        if self.cached is None:
             return None
-        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, self._cached.limit, self.path)
+        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, self.cached.limit, self.path)
 
     def fetched_words(self, hand: InHand) -> str:
         """How far the cache is, for the start of a run."""
-        assert self._cached is not None
-        told = self._cached.status()
-        rate = told["bytes"] / told["seconds"] if told["seconds"] else 0.0
-        left = max(0, hand.bytes - told["held"])
-        there = f"{told['held'] / 1e9:.3g} GB are there" + (f", at {rate / 1e6:,.0f} MB/s" if rate else "")
-        there += f", all of it in about {minutes(left / rate)} min" if left and rate else ""
-        return f"shards come through {self._cached.cache} (limit {self._cached.limit / 1e9:.3g} GB) | in hand of this machine up to {hand} | {there}"
+        assert self.cached is not None
+        return fetched_words([self.cached], hand)
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
         """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: bytes of the shards that it has in hand at
         most.  What is given is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
-        return (lambda done: None) if self._cached is None else self._cached.plan(sampler, hand)
+        return (lambda done: None) if self.cached is None else self.cached.plan(sampler, hand)
 
     def read(self, sample: int) -> bytes:
         """The image's bytes as stored.
@@ -200,7 +193,7 @@ class ShardSet:
         try:
             return self._bytes_of(row)
         except BadSample:
-            if self._cached is None or not self._cached.suspect(self.shard_name(row.shard)):
+            if self.cached is None or not self.cached.suspect(self.shard_name(row.shard)):
                 raise
             self._file.cache_clear()
             return self._bytes_of(row)  # of another copy
@@ -228,23 +221,23 @@ class ShardSet:
 
     def _opened(self, shard: int, path: str) -> _ShardFile:
         """By process: a fork opens its own."""
-        if self._cached is None:
+        if self.cached is None:
             return self._file(path, os.getpid())
         for _ in range(WANTED_AGAIN):
             try:
                 return self._file(path, os.getpid())
             except FileNotFoundError:
-                self._cached.want([self.shard_name(shard)])  # which may make way for others again before it is opened
+                self.cached.want([self.shard_name(shard)])  # which may make way for others again before it is opened
         return self._file(path, os.getpid())
 
     def ahead(self, samples: Sequence[int]) -> None:
         """Tell the system that these are read next, so that it fetches all at once: a disk or a file server that is asked for one after the other
         makes the reader wait for each.  Faults are left to `read`."""
-        if self._cached is not None:
+        if self.cached is not None:
             self._file.cache_clear()  # a file that is open takes room after it has made way for others
             names = {self.shard_name(self.index.row(sample).shard) for sample in samples}
             if missing := [name for name in names if not (self.folder / name).exists()]:
-                self._cached.want(missing)
+                self.cached.want(missing)
         if not hasattr(os, "posix_fadvise"):
             return
         for sample in samples[: self.open_files]:  # more would close each other's files
@@ -258,11 +251,17 @@ class ShardSet:
     def verify_sha256(self, shard: int) -> None:
         """Read one whole shard.  Raises DataError when its sha256 is not the manifest's."""
         path = self.folder / self.shard_name(shard)
-        if self._cached is not None:
-            self._cached.want([self.shard_name(shard)])
+        if self.cached is not None:
+            self.cached.want([self.shard_name(shard)])
         said = read_manifest(self.folder)[0].shards[shard].sha256
         if (found := sha256_of(path)) != said:
             raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
+
+
+def may_open(files: int) -> int:
+    """So many, or half of what the system lets a process open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return files if limit == resource.RLIM_INFINITY else min(files, limit // 2)
 
 
 def few_open_files(reach: int, kept: int) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from mpp.config.schema import Words, as_given
 from mpp.config.sections import ModelConfig
 from mpp.errors import ConfigError
 from mpp.interop.codebook_file import CodebookFile, read_codebook
@@ -42,7 +43,7 @@ class Brought:
 
 class _Data(Protocol):
     @property
-    def shards(self) -> str: ...
+    def shards(self) -> Words: ...
     @property
     def crop_scale(self) -> tuple[float, float]: ...
     @property
@@ -98,7 +99,7 @@ def _listed(value: object) -> object:
 
 def fitting_codebook(config: _Config, path: str, manifest: str | None) -> CodebookFile:
     """The codebook of this run's shards and sizes.  Raises ConfigError, CheckpointError."""
-    model, shards = config.model, config.data.shards
+    model, shards = config.model, as_given(config.data.shards)
     sizes = f"model.image_size={model.image_size} model.patch_size={model.patch_size}"
     remedy = f"fit one with: python mpp/fit_codebook.py data.shards={shards} {sizes} out="
     if not Path(path).is_file():

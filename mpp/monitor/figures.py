@@ -97,6 +97,10 @@ FIGURES: dict[str, Figure] = {
         "hold-out loss", "", "the same as train/loss, on the hold-out: pretraining: with crops and masks that never change; fine-tuning: not mixed, not smoothed",
         f"pretraining: {LOOKS_AT_HOLDOUT}; fine-tuning: {LOOKS_AT_EPOCHS}", "lower", BOTH,
     ),
+    "holdout/loss/*": Figure(
+        "hold-out loss by source", "", "holdout/loss on the held-out images of one source; where data.shards, or data.holdout_shards, are several",
+        LOOKS_AT_HOLDOUT, "lower",
+    ),
     "holdout/skill": Figure("hold-out skill", "", "the same as train/skill, on the hold-out", LOOKS_AT_HOLDOUT, "higher"),
     "holdout/skill_error": Figure("standard error of the hold-out skill", "", "over the held-out images", LOOKS_AT_HOLDOUT),
     "target/position": Figure(

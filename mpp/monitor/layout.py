@@ -47,15 +47,19 @@ def _optimiser(decay_moves: bool) -> dict[str, Chart]:
     }
 
 
-def of_pretraining(*, reference: bool, skill: bool, teacher: bool, looks: bool, labels: bool, decay_moves: bool) -> Layout:
+def of_pretraining(
+    *, reference: bool, skill: bool, teacher: bool, looks: bool, labels: bool, decay_moves: bool, sources: bool = False
+) -> Layout:
     """reference: whether a shipped curve is drawn behind the run's own.  skill: whether it is defined.  teacher: whether the target moves with one.
-    looks, labels: whether features are looked at, and with labels.  decay_moves: the weight decay."""
+    looks, labels: whether features are looked at, and with labels.  decay_moves: the weight decay.  sources: whether the
+    hold-out is of several."""
     beside = {f"{tag}: this run, and the range of the reference": band(tag) for tag in ("holdout/skill", "features/linear") if reference}
     sections: Layout = {
         "1 Does it learn?": {
             **beside,
             **({"skill (0: the best trivial rule, 1: perfect)": lines("train/skill", "holdout/skill")} if skill else {}),
             "loss": lines("train/loss", "holdout/loss"),
+            **({"hold-out loss by source": lines("holdout/loss/.*")} if sources else {}),
         },
         "2 Are the features any good?": {
             **({"held-out images given their own class": lines("features/linear", "features/knn")} if labels else {}),

@@ -107,9 +107,11 @@ def _learning(run: RunFolder) -> list[Chart]:
     trivial = run.baseline.get("loss")
     level = (f"trivial: {run.baseline.get('name')}", float(trivial)) if trivial else None
     skill = {"training": "train/skill", "hold-out": "holdout/skill"}
+    sources = {name.removeprefix("holdout/loss/"): run.points(name) for name in run.names("holdout/loss/")}
     return [
         Chart("skill", _lines(run, skill), "skill", band=_band(run, "holdout/skill"), level=("as good as the trivial rule", 0.0)),
         Chart("loss", _lines(run, {"training": "train/loss", "hold-out": "holdout/loss"}), "loss", level=level),
+        Chart("hold-out loss by source", sources, "loss"),
     ]
 
 
@@ -284,9 +286,28 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 
 def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of words, and notes."""
-    where = (run.tree.get("data") or {}).get("shards") if run.kind == PRETRAINING else run.tree.get("train")
-    found, rows = run.manifest(), [("images", printable(where))]
-    notes = []
+    rows, notes = [], []
+    for number, word in enumerate(run.trained_on):
+        of = f"[{number}]" if len(run.trained_on) > 1 else ""
+        found = _set_card(run, word, ("shards" if run.kind == PRETRAINING else "train") + of)
+        rows += found[0]
+        notes += [f"{printable(word)}: {note}" if of else note for note in found[1]]
+    if weights := (run.tree.get("data") or {}).get("weights"):
+        rows.append(("weights", f"{', '.join(map(str, weights))}: how often each set was drawn from"))
+    bad = run.bad_samples()
+    rows.append(("bad samples", f"{int(run.last('data/bad_samples') or 0):,} could not be read while training, and were replaced"))
+    skipped, spikes = (int(run.last(f"train/{name}") or 0) for name in ("skipped_steps", "loss_spikes"))
+    if skipped or spikes:
+        rows.append(("bad numbers", f"{skipped:,} steps were skipped, as their gradient was not finite; {spikes:,} loss spikes"))
+    notes += [printable(f"{each.get('where')}: {each.get('reason')}") for each in bad[:SHOWN_BAD]]
+    if len(bad) > SHOWN_BAD:
+        notes.append(f"and {len(bad) - SHOWN_BAD:,} more in {run.path}/bad_samples.rank*.jsonl")
+    return rows, notes
+
+
+def _set_card(run: RunFolder, word: str, key: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Of one set.  key: by which the run knew its manifest."""
+    found, rows, notes = run.manifest(word), [("images", printable(word))], []
     if found is None:
         notes.append("The set no longer lies there, or is no set of shards: counts and sizes are not known.")
     else:
@@ -312,17 +333,9 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
             ("repeats", f"{manifest.repeats:,} were left out, byte for byte another's"),
         ]
         notes += filter(None, [flat_channels(manifest.std)])
-        known = run.commit.record.get("manifests", {}).get("shards" if run.kind == PRETRAINING else "train") if run.commit else None
+        known = run.commit.record.get("manifests", {}).get(key) if run.commit else None
         if known and run.kind == PRETRAINING and known != digest:
             notes.append("The set that lies there now is not the one that this run was trained on: its manifest has another sha256.")
-    bad = run.bad_samples()
-    rows.append(("bad samples", f"{int(run.last('data/bad_samples') or 0):,} could not be read while training, and were replaced"))
-    skipped, spikes = (int(run.last(f"train/{name}") or 0) for name in ("skipped_steps", "loss_spikes"))
-    if skipped or spikes:
-        rows.append(("bad numbers", f"{skipped:,} steps were skipped, as their gradient was not finite; {spikes:,} loss spikes"))
-    notes += [printable(f"{each.get('where')}: {each.get('reason')}") for each in bad[:SHOWN_BAD]]
-    if len(bad) > SHOWN_BAD:
-        notes.append(f"and {len(bad) - SHOWN_BAD:,} more in {run.path}/bad_samples.rank*.jsonl")
     return rows, notes
 
 

@@ -174,12 +174,17 @@ class RunFolder:
             for name, value in flat(self.tree).items()
         ]
 
-    def manifest(self) -> tuple[Path, Manifest, str] | None:
-        """Of the shards that it was trained on, where these still lie there, and its sha256."""
+    @property
+    def trained_on(self) -> list[str]:
+        """What names its images: one word, or several of sources that were mixed."""
         where = (self.tree.get("data") or {}).get("shards") if self.kind == PRETRAINING else self.tree.get("train")
-        folder = Path(str(where))
+        return [str(word) for word in (where if isinstance(where, list) else [where]) if word]
+
+    def manifest(self, word: str) -> tuple[Path, Manifest, str] | None:
+        """Of such shards, where these still lie there, and its sha256."""
+        folder = Path(word)
         try:
-            if not where or not (folder / MANIFEST).exists():
+            if not (folder / MANIFEST).exists():
                 return None
             found, data = read_manifest(folder)
         except DataError:

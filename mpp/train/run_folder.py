@@ -30,6 +30,7 @@ from mpp.train.commit import Commit, commits, find_commit
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
 LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
+LATER = {"data.weights": None}  # keys that came after references were shipped, at the values that leave a run what it was before
 PASSED_OVER = "data.skip_samples"  # may change for the steps that are still to come
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 ENDS = (
@@ -134,6 +135,7 @@ def _as_of_today(config: RunConfig, then: dict[str, Any]) -> dict[str, Any]:
 def identity_of(config: RunConfig, depends_on: dict[str, str]) -> str:
     """Of what a run computes but for its seed: recipe, scale and images, sha256, hexadecimal.  depends_on: as of check_same_run."""
     known = {key: value for key, value in flat(config.that_changes_results()).items() if key not in (*PATHS, *LIMITS, PASSED_OVER, "seed")}
+    known = {key: value for key, value in known.items() if key not in LATER or value != LATER[key]}
     return hashlib.sha256(json.dumps([known, depends_on], sort_keys=True).encode()).hexdigest()
 
 
@@ -180,10 +182,12 @@ def check_same_run(
             )
             raise CheckpointError(f"{differs}{who}: set it back{purpose}, or give another run_dir{afresh}")
     for name, digest in manifests.items():
-        if commit.record["manifests"].get(name) != digest:
+        before = commit.record["manifests"].get(name)
+        if before != digest:
+            was = f"then {before[:12]}..." if before else "then there was none"
             raise CheckpointError(
-                f"{what(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., then "
-                f"{str(commit.record['manifests'].get(name))[:12]}...): the run would be another; restore it, or give another run_dir"
+                f"{what(name)} has changed since {commit.folder} was written (sha256 {digest[:12]}..., {was}): the run would be another; restore it, or give "
+                "another run_dir"
             )
     return changed
 

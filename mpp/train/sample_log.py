@@ -3,7 +3,8 @@
     cat runs/a/samples.rank*.tsv | sort -n | cmp - <(cat runs/b/samples.rank*.tsv | sort -n)
 
 A line a view: position, sample asked for, sample shown (another where that one was bad), left, top, right, bottom of the crop, pose
-(0 as cut, 1 flipped, the rest in data/poses.py), CRC-32 of the mask, CRC-32 of the pixels as cut.
+(0 as cut, 1 flipped, the rest in data/poses.py), CRC-32 of the mask, CRC-32 of the pixels as cut.  Where a run has several sources, sources.json says which
+samples are of which.
 """
 
 import zlib

@@ -8,7 +8,7 @@ Letters: m images that figures are on.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpp.config.schema import listed
 from mpp.data.array_images import ROOT, is_array
 from mpp.data.fingerprints import how_stored, overlap
 from mpp.data.images import Images
+from mpp.data.joined_shards import shared_out
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
 from mpp.errors import CheckpointError, UserError
@@ -215,7 +217,13 @@ def trained_on(encoder: str, of: str = "") -> list[TrainedOn]:
         return found if config.get("init") == "random" else found + _began_from(config["encoder"], manifests.get("encoder"), commit)
     data = config["data"]
     held_out = 0 if data.get("holdout_shards") else data.get("holdout_samples", 0)
-    found = [_opened(PRETRAINING + of, data["shards"], manifests["shards"], commit, held_out)]
+    words = listed(data["shards"])
+    identities = [manifests["shards"]] if len(words) == 1 else [manifests[f"shards[{number}]"] for number in range(len(words))]
+    found = [_opened(PRETRAINING + of, word, identity, commit) for word, identity in zip(words, identities, strict=True)]
+    if held_out and all(each.images is not None for each in found):
+        sizes = [len(each.images or ()) for each in found]
+        last = [held_out] if len(words) == 1 else shared_out(held_out, sizes)
+        found = [replace(each, held_out=count) for each, count in zip(found, last, strict=True)]
     return found + (_began_from(config["init_from"], None, commit) if config.get("init_from") else [])
 
 
@@ -255,7 +263,7 @@ def _places(path: str, commit: Commit) -> Iterator[Path]:
         yield from (folder / path for folder in commit.folder.resolve().parents)
 
 
-def _opened(what: str, path: str, identity: str, commit: Commit, held_out: int = 0) -> TrainedOn:
+def _opened(what: str, path: str, identity: str, commit: Commit) -> TrainedOn:
     """The set at `path`, if it is still the one with this identity."""
     problem = "it is no longer there"
     if is_array(path):
@@ -270,6 +278,6 @@ def _opened(what: str, path: str, identity: str, commit: Commit, held_out: int =
             problem = str(error)
             continue
         if images.identity == identity:
-            return TrainedOn(what, path, images, held_out)
+            return TrainedOn(what, path, images)
         problem = f"{images.path} holds other images now (its manifest's sha256 is {images.identity[:12]}, it was {identity[:12]})"
     return TrainedOn(what, path, problem=problem)

@@ -50,6 +50,18 @@ def test_the_identity_is_of_recipe_scale_and_images_and_not_of_seed_place_or_spe
     assert len({own, *others, identity(given={"shards": "1235"})}) == 7
 
 
+def test_the_demo_s_reference_is_that_of_its_config():
+    """A key that came later, and leaves a run what it was, does not make it strange (train/run_folder.py, LATER)."""
+    shards = (
+        "d85f8d186e43580c0e1512e785f489e35f65515888cab34fd5279fe9bf8d9e12"  # sha256 of the manifest of data_prep/demo_digits.py's images
+    )
+    config = load(PretrainConfig, "configs/demo_digits.yaml", [])
+    shipped = json.loads((FOLDER / "demo_digits.json").read_text())["identity"]
+    assert identity_of(config, {"shards": shards}) == shipped
+    mixed = load(PretrainConfig, "configs/demo_digits.yaml", ["data.shards=[a, b]", "data.weights=[1, 2]"])
+    assert identity_of(mixed, {"shards": shards}) != shipped
+
+
 def test_every_shipped_reference_can_be_read_and_says_what_it_is():
     files = sorted(FOLDER.glob("*.json"))
     assert files

@@ -39,8 +39,8 @@ ROWS = [
     Row(
         "open shards take the whole limit",
         "mpp/data/shards.py",
-        "min(shards, limit // 2)",
-        "min(shards, limit)",
+        "min(files, limit // 2)",
+        "min(files, limit)",
         SHARDS + "test_as_many_stay_open_as_a_process_will_read_within_half_of_its_limit_also_in_a_copy",
     ),
     Plant(

@@ -63,7 +63,7 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "a hold-out of its own is not looked at", "mpp/settling.py",
-        "apart = len(ShardSet.open(config.data.holdout_shards, peers)) if config.data.holdout_shards else 0", "apart = 0",
+        'apart = len(open_shards(config.data.holdout_shards, peers, key="data.holdout_shards")) if config.data.holdout_shards else 0', "apart = 0",
         SETTLING + "with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out",
     ),
     Row(

@@ -133,6 +133,7 @@ CHANGES = {
     "optim.epochs": [Change("optim.epochs=2", "rate steps weights", same="first")],
     "optim.total_samples": [Change("optim.total_samples=16", "rate steps weights", same="first")],
     "data.shards": [Change("data.shards={other}", RESULTS)],
+    "data.weights": [Change("data.weights=[5, 1]", "first weights samples printed", "data.shards=[{other}, {square}]  log.samples=true", same="holdout_first rate")],
     "data.holdout_samples": [Change("data.holdout_samples=5", "holdout printed")],
     "data.holdout_shards": [Change("data.holdout_shards={other}", "holdout printed samples", "log.samples=true")],
     "data.global_batch": [Change("data.global_batch=2", "loss rate steps weights")],

@@ -28,10 +28,10 @@ def names(run_dir):
 
 
 @pytest.fixture(scope="module")
-def written(shards, tmp_path_factory):
-    """program -> the names that three runs write: of a target with baselines, of one that moves and learns, on two processes, and of fine-tuning."""
+def written(shards, make_shards, tmp_path_factory):
+    """program -> the names that three runs write: of a target with baselines on two sources, of one that moves and learns, on two processes, and of fine-tuning."""
     place = tmp_path_factory.mktemp("figures")
-    succeed(place / "fixed", shards, "log.pictures=0", "evaluate.images=0")
+    succeed(place / "fixed", f"[{shards}, {make_shards(place / 'other' / 'train', [9])}]", "log.pictures=0", "evaluate.images=0")
     succeed(place / "moving", shards, *LONG, *MOVING, world=2)
     test = write_images(place / "test", {"dark": 6, "light": 6}, seed=3)
     words = [

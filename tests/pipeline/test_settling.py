@@ -157,6 +157,16 @@ def test_with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out(shards):
     assert fit.samples_asked() == 2 * 48 and fit.open_keys(96)["data.holdout_samples"] == 47
 
 
+def test_several_sources_are_settled_for_all_their_images(shards, tiny_shards):
+    words = [f"data.shards=[{shards}, {tiny_shards}]", "data.weights=[1, 9]", "optim.epochs=2", "data.global_batch=8"]
+    again = lambda below, above: load(
+        PretrainConfig, SMALL[1], [*words, *(f"{key}={json.dumps(value)}" for key, value in above.items())], tree_of(below)
+    )
+    settled = settling.settle(again({}, {}), again, shards.parent / "no run")
+    assert settled.config.optim.total_samples == 2 * (48 + 40 - settled.config.data.holdout_samples) // 8 * 8
+    assert any("fit small: 88 images" in line for line in settled.words)
+
+
 @pytest.mark.long
 def test_two_processes_measure_and_settle_alike(shards, tmp_path):
     finished = fitted(tmp_path / "run", shards, "budget=15s", world=2)

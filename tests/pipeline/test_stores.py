@@ -114,6 +114,16 @@ def test_a_folder_on_a_far_disk_is_read_through_the_cache_where_one_is_named(mad
     assert len(list((tmp_path / "cache").glob("sets/*/*.tar"))) >= 12
 
 
+@pytest.mark.parametrize("weights", ["", "data.weights=[1, 2]"])
+def test_a_mix_of_a_set_in_a_store_and_one_on_the_disk_is_the_mix_of_both_on_the_disk(store, made, tmp_path, weights):
+    other = write_shards(tmp_path / "other" / "train", [9] * 5)
+    words = [*BLOCKS, *filter(None, [weights]), "system.workers=1"]
+    succeed(tmp_path / "near", f"[{made}, {other}]", *words)  # type: ignore[arg-type]
+    finished = succeed(tmp_path / "far", f"[s3://bucket/train, {other}]", *words, *cache_of(tmp_path, made, 24))  # type: ignore[arg-type]
+    assert samples(tmp_path / "far") == samples(tmp_path / "near") and "shards come through" in finished.out
+    assert set(store.fetched("bucket/train/*.tar").values()) == {1}
+
+
 QUICK = [
     "features.workers=1", "features.batch=16", "linear.epochs=2", "linear.learning_rates=[0.1]", "logistic.strengths=[1]", "knn.k=[3]",
     "few_shot.shots=[1]", "baselines=false",

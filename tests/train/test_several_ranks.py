@@ -138,8 +138,10 @@ def test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once(ti
     def work(world):
         size = {1: 11, 2: 3, 3: 2}[world.size]  # of the 11 images; on 2 and on 3 ranks a twelfth fills up the last batch
         batches = list(fixed_batches(data, np.arange(29, 40), size, world.rank, world.size))
-        sums, by_image = on_holdout(engine, batches, world)
-        return (*loss_and_skill(sums, baseline), by_image.images, baseline.skill_error(by_image))
+        for batch, _ in batches:
+            batch["origin"] = batch["shown"] % 3
+        sums, by_image, by_source = on_holdout(engine, batches, world, 3)
+        return (*loss_and_skill(sums, baseline), by_image.images, baseline.skill_error(by_image), *by_source)
 
     (alone,) = Ranks(1).run(monkeypatch, work)
     assert modes == [False, True] and alone[2] == 11

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mpp import linear_probe
 from mpp.data.fingerprints import overlap as same_images
+from mpp.data.joined_shards import shared_out
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
@@ -110,6 +111,21 @@ def test_a_run_tells_what_it_was_pretrained_on_from_wherever_it_is_looked_at(pre
     seen = only(find_overlap(train, np.arange(90, 110), train, np.arange(90), [str(pretrained / part)]).seen)
     assert (seen.count, seen.held_out) == (20, 10)
     assert seen.words(20, main=True) == "20 of 20 in the pretraining set (shards/train, 10 of them in its hold-out)"
+
+
+def test_a_run_on_several_sources_tells_each_with_its_own_hold_out(tmp_path, splits):
+    train, other = ShardSet.open(splits["train"]), ShardSet.open(splits["other"])
+    config = {"data": {"shards": [str(splits["train"]), str(splits["other"])], "holdout_samples": 20}}
+    manifests = {"shards[0]": train.identity, "shards[1]": other.identity, "shards": "of both"}
+    run = make_run(tmp_path / "run", config, manifests)
+    found = trained_on(str(run))
+    assert [each.path for each in found] == [str(splits["train"]), str(splits["other"])] and not any(each.problem for each in found)
+    assert [each.held_out for each in found] == shared_out(20, [len(train), len(other)])
+    seen = find_overlap(train, np.arange(len(train)), train, np.arange(1), [str(run)]).seen
+    assert seen[0].count == len(train)
+    manifests["shards[1]"] = "another"
+    changed = trained_on(str(make_run(tmp_path / "changed", config, manifests)))
+    assert changed[0].images is not None and changed[1].images is None and "holds other images now" in changed[1].problem
 
 
 def test_the_hold_out_of_another_set_is_no_part_of_the_pretraining_set(tmp_path, splits):
