@@ -15,10 +15,10 @@ import yaml
 ROOT = Path(__file__).parents[1]
 SLURM, POD = ROOT / "jobs/slurm/run.sbatch", ROOT / "jobs/k8s/node.sh"
 SRUN = """#!/bin/bash
-if [ "$1" = --overlap ]; then touch "$BOX/asked"; exit; fi
+if [ "$1" = --overlap ]; then echo >>"$BOX/asked"; exit; fi
 printf '%s\\n' "$@" >"$BOX/srun"
 if [ -n "$COMMITS" ]; then sleep 0.02; mkdir -p "$BOX/run/checkpoints/2"; touch "$BOX/run/checkpoints/2/COMMIT.json"; fi
-if [ -n "$WAITS" ]; then touch "$BOX/waits"; for _ in $(seq 200); do [ -e "$BOX/asked" ] && break; sleep 0.05; done; fi
+if [ -n "$WAITS" ]; then touch "$BOX/waits"; for _ in $(seq 400); do [ -e "$BOX/asked" ] && [ "$(wc -l <"$BOX/asked")" -ge "$WAITS" ] && break; sleep 0.05; done; fi
 exit "$STATUS"
 """
 SCONTROL = """#!/bin/bash
@@ -103,6 +103,26 @@ def test_a_batch_job_that_runs_out_of_time_asks_its_ranks_and_is_queued_again_bu
         (box / "asked").touch()  # as SLURM ends the step
     assert job.wait(timeout=60) == int(status)
     assert requeued(box) == again
+
+
+def test_ranks_that_had_only_begun_when_a_batch_job_was_asked_to_stop_are_asked_again(box):
+    job = batch(box, STATUS="75", WAITS="3", ASK_AGAIN_SECONDS="0.1")
+    while not (box / "waits").exists():
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=60) == 75 and len((box / "asked").read_text().splitlines()) >= 3 and requeued(box)
+
+
+@pytest.mark.parametrize(("job", "status"), [("17", 1), ("18", 0)])
+def test_a_node_whose_launcher_is_killed_and_says_0_has_failed_where_ranks_of_its_job_are_left(box, job, status):
+    stand_in(box, "deepspeed", "#!/bin/bash\nexit 0\n")
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--local_rank=0"], env=os.environ | {"SLURM_JOB_ID": job})
+    try:
+        given = {"PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SLURM_NODEID": "0", "SLURM_JOB_ID": "17"}
+        assert subprocess.run(["bash", ROOT / "jobs/slurm/node.sh", ""], env=given, timeout=60).returncode == status
+    finally:
+        left.kill()
+        left.wait()
 
 
 def test_the_launcher_gets_all_cores_of_its_node_and_the_words_as_they_are(box):

@@ -6,7 +6,20 @@ set -u
 image=$1
 shift
 launch=(--no_ssh --node_rank "$SLURM_NODEID" "$@")
-[ -n "$image" ] || exec deepspeed "${launch[@]}"
+
+# A launcher that is killed itself says 0, and leaves its ranks: then it has failed, and srun ends them.
+ended() {
+  [ "$1" = 0 ] || exit "$1"
+  for rank in $(pgrep -f -- "--local_[r]ank"); do
+    if grep -qz "^SLURM_JOB_ID=${SLURM_JOB_ID:-}\$" "/proc/$rank/environ"; then exit 1; fi
+  done
+  exit 0
+}
+
+if [ -z "$image" ]; then
+  deepspeed "${launch[@]}"
+  ended $?
+fi
 
 venv=$(mktemp -d "$image.XXXXXX") || exit 1
 squashfuse -f "$image" "$venv" &
@@ -18,3 +31,4 @@ until mountpoint -q "$venv"; do
 done
 export PATH="$venv/bin:$PATH"
 python "$venv/bin/deepspeed" "${launch[@]}" # not by its own first line, which names the folder in which it was installed
+ended $?
