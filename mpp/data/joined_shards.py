@@ -307,10 +307,12 @@ def shared_out(count: int, sizes: Sequence[int]) -> list[int]:
 
 
 def short_names(words: Sequence[str]) -> tuple[str, ...]:
-    """shards/photos/train, shards/scans/train -> photos, scans: what their paths do not share, where that leaves a name for each."""
+    """shards/photos/train, /data/old/scans/train -> photos, scans: where the ends of their paths are the same, as little of what stands before as tells them
+    apart; else what their paths do not share from the front."""
     parts = [word.rstrip("/").split("/") for word in words]
-    least = min(map(len, parts))
+    least, most = min(map(len, parts)), max(map(len, parts))
     first = next((at for at in range(least) if len({part[at] for part in parts}) > 1), least)
     last = next((at for at in range(least - first) if len({part[-1 - at] for part in parts}) > 1), least - first)
-    names = ["/".join(part[first : len(part) - last]) for part in parts]
-    return tuple(names if all(names) and len(set(names)) == len(names) else words)
+    rest = [part[first : len(part) - last] for part in parts]
+    joined = [["/".join(part[-count:]) for part in rest] for count in range(1 if last else most, most + 1)]
+    return tuple(next((names for names in joined if all(names) and len(set(names)) == len(names)), words))

@@ -102,7 +102,9 @@ def test_classes_are_those_of_the_sources_where_all_have_the_same(joined, make_s
     [
         (("shards/photos/train", "shards/scans/train"), ("photos", "scans")),
         (("a", "b"), ("a", "b")),
-        (("/data/a/x", "/data/b/c/x/"), ("a", "b/c")),
+        (("shards/photos/train", "/data/old/scans/train"), ("photos", "scans")),
+        (("/data/a/x", "/data/b/a/x/", "/data/c/x"), ("a", "b/a", "c")),
+        (("/data/photos/train", "/data/scans/all"), ("photos/train", "scans/all")),
         (("x/train", "x/train/more"), ("x/train", "x/train/more")),
         (("s3://bucket/p/train", "s3://other/p/train"), ("bucket", "other")),
     ],
