@@ -212,7 +212,7 @@ class ObjectStore:
         self.faults, self.log = Faults(), []  # type: ignore[var-annotated]
         self._rate = Rate(rate)
         self._tags: dict[tuple, str] = {}  # a file as it is -> its ETag
-        self._connections: set[socket.socket] = set()
+        self._hashing = threading.Lock()
         self._closed = threading.Event()
         self._serve(port)
 
@@ -300,10 +300,14 @@ class ObjectStore:
     def tag(self, path: Path) -> str:
         """MD5 of a file, computed once for as long as it stays what it is."""
         known = identity(path)
-        if known not in self._tags:
-            with path.open("rb") as file:
-                self._tags[known] = hashlib.file_digest(file, "md5").hexdigest()
+        with self._hashing:
+            if known not in self._tags:
+                with path.open("rb") as file:
+                    self._tags[known] = hashlib.file_digest(file, "md5").hexdigest()
         return self._tags[known]
+
+    def buckets(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and path.name != UPLOADS)
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """Every key of a bucket that begins so, in S3's order (UTF-8 bytes)."""
@@ -544,8 +548,8 @@ class Handler(BaseHTTPRequestHandler):
     def list(self, bucket: str, key: str) -> None:
         store = self.server.store
         if not bucket:
-            names = sorted(path.name for path in store.folder.iterdir() if path.is_dir() and path.name != UPLOADS)
-            buckets = "".join(f"<Bucket><Name>{escape(name)}</Name><CreationDate>{moment(0)}</CreationDate></Bucket>" for name in names)
+            entries = (f"<Bucket><Name>{escape(name)}</Name><CreationDate>{moment(0)}</CreationDate></Bucket>" for name in store.buckets())
+            buckets = "".join(entries)
             self.xml("ListAllMyBucketsResult", f"<Owner><ID>owner</ID></Owner><Buckets>{buckets}</Buckets>")
             return
         if not (store.folder / bucket).is_dir():
@@ -606,16 +610,18 @@ class Handler(BaseHTTPRequestHandler):
         """The whole body of a request.  Raises Wrong where it is not what its headers say."""
         if "aws-chunked" in self.headers.get("Content-Encoding", "") or not self.headers.get("Content-Length", "").isdecimal():
             raise Wrong(501, "NotImplemented", "a body with a Content-Length, in one piece, is all that is known")
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.read_body = True
+        data, self.read_body = self.rfile.read(int(self.headers["Content-Length"])), True
         if "Content-MD5" in self.headers and base64.b64decode(self.headers["Content-MD5"]) != hashlib.md5(data).digest():
             raise Wrong(400, "BadDigest")
         return data
 
     def drain(self) -> None:
         """What was sent and not read would be taken for the next request."""
-        if self.command in ("PUT", "POST") and not self.read_body:
-            self.close_connection = True
+        if not self.read_body and (length := self.headers.get("Content-Length", "")).isdecimal():
+            left = int(length)
+            while left and (data := self.rfile.read(min(left, 1 << 20))):
+                left -= len(data)
+        self.read_body = True
 
     def may_write(self, bucket: str) -> None:
         store = self.server.store
@@ -628,7 +634,7 @@ class Handler(BaseHTTPRequestHandler):
     def put(self, bucket: str, key: str) -> None:
         store = self.server.store
         if not key:
-            self.read_body = True
+            self.drain()
             store.path(bucket).mkdir(parents=True, exist_ok=True)
             self.reply(200, headers={"Location": f"/{bucket}"})
             return
@@ -720,6 +726,9 @@ def main() -> int:
     options = parser.parse_args()
     rate = options.mb_per_second and options.mb_per_second * 1e6
     with ObjectStore(options.folder, port=options.port, latency=options.latency_ms / 1e3, rate=rate) as store:
+        for bucket in store.buckets():
+            for key in store.keys(bucket):
+                store.tag(store.path(f"{bucket}/{key}"))  # now, not while somebody waits
         print(store.endpoint, flush=True)
         time.sleep(options.seconds)
     return 0
