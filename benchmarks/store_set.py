@@ -33,7 +33,7 @@ def build(photos: Path, work: Path, shards: int, shard_mb: float) -> Path:
     images = [data for _, data in spread(photos, 1000)]
     random = np.random.default_rng(0)
     count, total = 0, 0
-    while total < shards * shard_mb * 1e6 * 1.05:  # shards are cut by images, and images differ
+    while total < shards * shard_mb * 1e6 * 1.12:  # shards are cut by images, and images differ
         data = crop(images[random.integers(len(images))], random)
         (once / f"{count:06d}.jpg").write_bytes(data)
         count, total = count + 1, total + len(data)
@@ -52,9 +52,9 @@ def build(photos: Path, work: Path, shards: int, shard_mb: float) -> Path:
 
 
 def crop(data: bytes, random: np.random.Generator) -> bytes:
-    """A crop of 60 to 100 % of each side, so that no two images are the same."""
+    """A crop of 80 to 100 % of each side, so that no two images are the same."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    width, height = (max(SIDE, int(length * random.uniform(0.6, 1))) for length in image.size)
+    width, height = (max(SIDE, int(length * random.uniform(0.8, 1))) for length in image.size)
     left, top = (int(random.integers(max(1, whole - part + 1))) for whole, part in zip(image.size, (width, height), strict=True))
     buffer = io.BytesIO()
     image.crop((left, top, min(image.width, left + width), min(image.height, top + height))).save(buffer, "JPEG", quality=QUALITY)

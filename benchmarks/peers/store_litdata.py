@@ -2,7 +2,7 @@
 
 Bytes are decoded by torchvision.io.decode_jpeg and cropped as uint8 tensors.  Chunks of 9 MB in shuffled order, samples shuffled within a chunk
 (that is its way: an order mixed less than mpp's here); the rest as it comes: each loader process downloads two chunks ahead.
-It resumes by the state that its dataset gives for a number of samples.
+It resumes by the state that its dataset gives for a number of samples.  Its client is told that http is allowed, which it has no option for.
 """
 
 import os
@@ -15,9 +15,11 @@ import shutil
 
 import torch
 from litdata import StreamingDataLoader, StreamingDataset, optimize
+from litdata.streaming import downloader
 from loader_child import crop_tensor, decoded
 from store_child import StoredSet, main
 
+downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 CHUNK_BYTES = 9_000_000
 CACHE = "10GB"  # more than the set; its default leaves 50 GB of the disk free
 
