@@ -18,6 +18,7 @@ from mpp.config.schema import flat
 from mpp.data.decode import require_codecs
 from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
+from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
@@ -108,6 +109,7 @@ def examine(
     """Collective.  asked, again: as of pretraining.  of_file: the config without the words.  planned: where the run is meant for other machines; of a
     process alone.  Returns the exit status: 1 where a check failed."""
     disks.patience = DISK_SECONDS
+    caching.use(asked.system.cache, asked.system.cache_gb)
     quiet_deepspeed()
     report = Report(as_json, os.environ.get("RANK", "0") == "0")
     peers = report.attempt("processes", lambda: meet(MEETING_SECONDS))
@@ -235,6 +237,9 @@ class Examiner:
         if order is None:
             return
         report.add(images.samples(order, settled))
+        hand = report.attempt("cache", lambda: sets.trained_on.in_hand(order, self.size, self.per_node))
+        if hand:
+            report.add(Finding("cache", "ok", sets.trained_on.fetched_words(hand)))
         sampler = OrderSampler(order, plan, 0, self.size, 0, settled.optim.total_samples // data.global_batch)
         self.each(lambda: [machine.shared_memory(sets.training, sampler, self.workers, peers.local_size)])
 

@@ -22,8 +22,10 @@ from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import flat
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
+from mpp.data.in_hand import InHand
 from mpp.data.loader import Batches, batches
 from mpp.data.order import OrderSampler
+from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
 from mpp.disks import disks
 from mpp.errors import AGAIN
@@ -85,6 +87,7 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     UserError.
     """
     disks.patience = asked.system.disk_patience_seconds
+    caching.use(asked.system.cache, asked.system.cache_gb)
     peers = meet(asked.system.patience_slow_seconds)
     agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
 
@@ -142,10 +145,13 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
+    hand: InHand | None = None
     if isinstance(source := sets.source("train"), ShardSet):
         source.keep_open(order.shards_in_reach(world.size))
+        hand = source.in_hand(order, world.size, world.local_size)
     placed = sets.placed(config, world.device, world.local_size)
-    stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
+    own = hand.bytes // world.local_size if hand else 0
+    stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size, hand=own)
     weight = balanced_weights(sets.labels, len(sets.classes)).to(world.device) if config.optim.class_weight else None
     held = f", {len(sets.holdout.ids):,} held out" if sets.holdout else ""
     random = config.init == "random"
@@ -160,6 +166,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
             f"{run.total_steps} steps of {config.data.global_batch} | {run.rate_words}, "
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}",
             *([f"the loss weighs classes: {weights_in_words(weight, sets.classes)}"] if weight is not None else []),
+            *([source.fetched_words(hand)] if hand and isinstance(source, ShardSet) else []),
             f"{placed.images.decoder} | {counted(run.workers, 'loader process', 'loader processes')} a rank",
             run.plan_words,
         ],

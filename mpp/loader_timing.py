@@ -15,6 +15,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import decode
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
+from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.errors import BadSample, DataError
@@ -56,6 +57,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
     """seconds: about how long each stage is timed.  wanted_rate: views a second that a GPU trains at, if it is known.  Raises UserError."""
     allow_open_files()
     torch.set_num_threads(1)  # as in a loader process
+    caching.use(config.system.cache, config.system.cache_gb)
     sets = open_training_set(config)
     plan = plan_batch(config.data.global_batch, config.data.streams, 1, config.system.micro_batch_max, config.data.views)
     order = sets.order(config, plan)

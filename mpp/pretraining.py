@@ -23,6 +23,7 @@ from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
+from mpp.data.shard_cache import caching
 from mpp.data.shards import few_open_files
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
@@ -95,6 +96,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     asked, again: the config, and how to have it anew with what it leaves open (settling.py).  argv: the command line, to be noted.  Raises UserError.
     """
     disks.patience = asked.system.disk_patience_seconds
+    caching.use(asked.system.cache, asked.system.cache_gb)
     peers = meet(asked.system.patience_slow_seconds)
     agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
     allow_open_files()
@@ -134,8 +136,10 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     device = device_of(peers)
     reach = order.shards_in_reach(peers.size)
     kept_open = sets.trained_on.keep_open(reach)
+    hand = sets.trained_on.in_hand(order, peers.size, peers.local_size)
     placed = sets.placed(config, device, peers.local_size)
-    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size)
+    each = hand.bytes // peers.local_size if hand else 0
+    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=each)
     run.join(settled.world)
     world, masking = run.world, sets.masking
     brought.lent.to(world.device)
@@ -169,6 +173,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *brought.words,
             *sets.remarks,
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
+            *([sets.trained_on.fetched_words(hand)] if hand else []),
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
             run.plan_words,
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),

@@ -15,6 +15,7 @@ from mpp.agreement import agree
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import flat
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
+from mpp.data.shard_cache import caching
 from mpp.errors import ConfigError, of_this_rank
 from mpp.files import make_folder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
@@ -108,6 +109,7 @@ class Reported:
 
 def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     out = Path(config.out) if config.out else default_out(config.encoder, config.train)
+    caching.use(config.shard_cache, config.shard_cache_gb)
     peers = meet(config.patience_slow_seconds)
     agree(peers, PROGRAM, flat(config.model_dump(mode="json")))
     allow_open_files()

@@ -37,6 +37,8 @@ class Measurement(Section):
         None  # linear and logistic: an image counts n / (K n_class), as in scikit-learn; null: all alike
     )
     widen: StrictBool = True  # a grid whose best value lies at an end grows there, within limits; false: such a choice is marked alone
+    shard_cache: str | None = None  # a folder of this machine's own disk, as system.cache of a run
+    shard_cache_gb: Annotated[float, Field(gt=0)] | None = None  # as system.cache_gb
     repeats: Positive = 1  # of everything, each with its own draw of train_samples, hold-out and order (seed, seed + 1, ...)
     extract_only: StrictBool = (
         False  # features of train and test into the cache, and no more: the same command without it then needs one process

@@ -161,6 +161,10 @@ class SystemConfig(Section):
     )
     micro_batch_max: Positive = 128  # views a process takes at once; accumulation is the smallest that fits
     workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
+    cache: str | None = (
+        None  # a folder of this machine's own disk, into which shards are fetched whole before they are read: those of URLs (null: one in TMPDIR), and, where it is given, those of folders, too
+    )
+    cache_gb: Annotated[float, Field(gt=0)] | None = None  # that all jobs' shards may take there; null: half of what the disk has for them
     images: Literal["shards", "ram", "device"] = "shards"  # ram, device: small sets, decoded once into one tensor there
     decode: Literal["cpu", "device"] = "cpu"  # device: JPEGs of `images: shards` by a GPU's nvJPEG (levels differ by a few)
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO

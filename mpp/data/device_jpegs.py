@@ -6,7 +6,7 @@ than libjpeg-turbo, so pixels differ by a few of 255 levels from the CPU's: a ru
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from mpp.data.crop import Box, Size, both, plain_jpeg
 from mpp.data.pixels import Cut, Pixels, StoredPixels
+from mpp.data.shard_cache import Sampler
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError
 
@@ -48,6 +49,9 @@ class DeviceJpegs(Pixels):
 
     def ahead(self, samples: Sequence[int]) -> None:
         self._on_cpu.ahead(samples)
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        return self._on_cpu.expects(sampler, hand)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> Cut:
         width, height = self.size_of(sample)

@@ -12,6 +12,7 @@ import numpy as np
 
 from mpp.errors import BadSample, DataError, UserError, of_this_rank
 from mpp.machine import usable_cores
+from mpp.remote.urls import Url
 from mpp.watch import watch
 
 Found = TypeVar("Found")
@@ -22,7 +23,8 @@ STRETCH = 256  # images a thread reads before it asks for more
 class Images(Protocol):
     """Ids are 0 to len - 1."""
 
-    path: Path
+    @property
+    def path(self) -> Path | Url: ...
 
     def __len__(self) -> int: ...
 

@@ -1,6 +1,6 @@
 """Labelled images by the word that names them, and what two splits of them owe each other.
 
-shards/train             a folder of shards (manifest.json): made by data_prep, or indexed by it
+shards/train             a folder of shards (manifest.json): made by data_prep, or indexed by it; or its URL (s3://, gs://, https://)
 imagenet/train           a folder of one folder a class, in torchvision's ImageFolder order (what is an image, a class or a split: class_folders.py)
 cifar10, cifar10:ROOT    torchvision's own data sets that are arrays, downloaded to ROOT (default: data) where the network allows
 """
@@ -19,6 +19,7 @@ from mpp.data.shard_format import MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.peers import ALONE, Peers
+from mpp.remote.urls import is_url
 
 # torchvision's sets whose images have attributes, captions, boxes or maps of classes.
 SEVERAL = re.compile(
@@ -30,8 +31,8 @@ def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> Labell
     """Open the images that `source` names (see above); `split` is for the sources that have several.  peers: who opens them together; collective.
     Raises DataError."""
     folder = Path(source)
-    if (folder / MANIFEST).exists():
-        return ShardSet.open(folder, peers)
+    if is_url(source) or (folder / MANIFEST).exists():
+        return ShardSet.open(source, peers)
     name, _, root = source.partition(":")
     if is_array(source):
         return ArrayImages.open(name, Path(root or ROOT), split)
@@ -53,6 +54,8 @@ def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> Labell
 def open_images(source: str) -> LabelledImages:
     """As `open_labelled`, of images whose classes nobody asks for: a folder of images may have any folders in it, or none.  Raises DataError."""
     folder = Path(source)
+    if is_url(source):
+        return ShardSet.open(source)
     named = folder.is_dir() and any((folder / entry.name / MANIFEST).exists() for entry in os.scandir(folder))
     if is_array(source) or not folder.is_dir() or named or (folder / MANIFEST).exists():
         return open_labelled(source, "test")

@@ -6,7 +6,7 @@ features.workers of a probe, says otherwise.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,17 @@ def batches(
     pin_memory: bool,
     local_world: int = 1,
     phase: str = "training",
+    hand: int = 0,
 ) -> Iterator[Batch]:
     """The sampler's micro-batches in its order, whatever the number of workers, which begin at once.
 
-    local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.
+    local_world: processes of this machine that load as this one does.  phase: what is done with them, in words.  hand: bytes of the shards that this
+    process reads from at a time, at most, where they are fetched first.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
+    done = dataset.images.expects(sampler, hand)
     loader = _loader(dataset, sampler, workers, pin_memory, local_world)
-    return _completed(handed_over(loader, phase, begun(loader)), dataset, copies=bool(workers) and not pin_memory)
+    return _completed(handed_over(loader, phase, begun(loader)), dataset, bool(workers) and not pin_memory, done)
 
 
 class Batches:
@@ -62,8 +65,9 @@ class Batches:
         """Raises as `batches`."""
         if self._loader is None:
             self._loader = _loader(self.dataset, self.sampler, self.workers, self.pin_memory, self.local_world, stays=bool(self.workers))
+        done = self.dataset.images.expects(self.sampler)
         items = handed_over(self._loader, phase, begun(self._loader))
-        return _completed(items, self.dataset, copies=bool(self.workers) and not self.pin_memory)
+        return _completed(items, self.dataset, bool(self.workers) and not self.pin_memory, done)
 
 
 def _loader(
@@ -89,15 +93,17 @@ def _loader(
     )
 
 
-def _completed(items: Iterator[Any], dataset: CropDataset, copies: bool) -> Iterator[Batch]:
-    """copies: images out of the memory that is shared with loader processes, where pinning does not copy them."""
-    for batch in items:
+def _completed(items: Iterator[Any], dataset: CropDataset, copies: bool, done: Callable[[int], None]) -> Iterator[Batch]:
+    """copies: images out of the memory that is shared with loader processes, where pinning does not copy them.  done: is told how many have come."""
+    for number, batch in enumerate(items):
+        done(number)
         if "error" in batch:
             raise batch["error"]
         batch = unpacked(batch)
         if copies and "image" in batch:
             batch["image"] = torch.from_numpy(batch["image"].numpy().copy())
         yield dataset.completed(batch)
+    done(-1)
 
 
 def shared_bytes(dataset: CropDataset, sampler: OrderSampler | EveryOnce | Parts, workers: int, local_world: int) -> int:
@@ -124,8 +130,12 @@ def fixed_batches(dataset: CropDataset, ids: np.ndarray, batch: int, rank: int =
     Every rank yields the same number of batches of the same size, so collective calls inside the loop match.
     """
     dataset = replace(dataset, views=1)
-    for keys in EveryOnce(ids, batch, rank, world):
+    sampler = EveryOnce(ids, batch, rank, world)
+    done = dataset.images.expects(sampler)
+    for number, keys in enumerate(sampler):
+        done(number)
         rows = dataset.completed(dataset.batch(keys))
         counted = [fault for fault in rows["bad"] if fault["position"] < len(ids)]  # padding repeats a sample, not its fault
         rows["bad"] = [fault | {"position": None} for fault in counted]  # of no place in training
         yield rows, (rows["position"] < len(ids)).float()
+    done(-1)

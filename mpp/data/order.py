@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from mpp.errors import ConfigError
 from mpp.rng import OFFSET, SHARDS, STREAM, Draws
@@ -284,7 +283,7 @@ def _by(views: int) -> str:
     return f" / data.views={views}" if views > 1 else ""
 
 
-class OrderSampler(Sampler[list[tuple[int, int, int]]]):
+class OrderSampler:
     """Micro-batches of (epoch, sample id, position of its first view) for one rank, from `step` to `last_step`: a batch sampler for the torch
     DataLoader.  chosen: where the order is over some of the images only, their ids; the order's n-th sample is chosen[n]."""
 
@@ -320,7 +319,7 @@ class OrderSampler(Sampler[list[tuple[int, int, int]]]):
         return len(self.steps) * self.plan.accumulation
 
 
-class EveryOnce(Sampler[list[tuple[int, int, int]]]):
+class EveryOnce:
     """One rank's share of `ids`, in micro-batches of (FIXED, sample id, place in `ids`): together the ranks take every place exactly once.
 
     Every rank gives as many micro-batches of the same size, so that collective calls match; places from len(ids) on are padding, which repeats
@@ -340,7 +339,7 @@ class EveryOnce(Sampler[list[tuple[int, int, int]]]):
         return -(-len(self.ids) // (self.micro_batch * self.world))
 
 
-class Parts(Sampler[list[tuple[int, int, int]]]):
+class Parts:
     """Rows of `ids` as somebody else has dealt them out to micro-batches: (epoch, sample id, row)."""
 
     def __init__(self, ids: np.ndarray, parts: Sequence[Sequence[int] | np.ndarray], epoch: int = FIXED):

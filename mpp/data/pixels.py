@@ -6,7 +6,7 @@ All answer alike, and order, crops, poses and masks are drawn before anybody ask
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
+from mpp.data.shard_cache import Sampler
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 from mpp.progress import tracked
@@ -39,6 +40,10 @@ class Pixels(ABC):
 
     def ahead(self, samples: Sequence[int]) -> None:  # noqa: B027 (whose pixels lie in memory has nothing to fetch)
         """These are cut next."""
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        """As `ShardSet.expects`."""
+        return lambda done: None
 
     @abstractmethod
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> Cut:
@@ -65,6 +70,9 @@ class StoredPixels(Pixels):
     def ahead(self, samples: Sequence[int]) -> None:
         if isinstance(self.source, ShardSet):
             self.source.ahead(samples)
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        return self.source.expects(sampler, hand) if isinstance(self.source, ShardSet) else super().expects(sampler, hand)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> list[np.ndarray]:
         width, height = self.source.size_of(sample)

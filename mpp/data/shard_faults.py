@@ -3,7 +3,7 @@
 Here is what can be told without reading a shard: the manifest's claims about itself, sizes, the index's hash and its rows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Mani
 from mpp.data.shard_index import ShardIndex
 from mpp.files import seal_of, sha256_of
 from mpp.progress import tracked
+from mpp.remote.urls import Url
 
 ROWS = 1 << 16  # looked at together: 2.6 MB
 LISTED = 20  # rows of one kind among them that get a message of their own
@@ -24,7 +25,7 @@ class Fault(NamedTuple):
     """One thing that is wrong."""
 
     kind: str  # faults of one kind are counted together
-    path: Path  # of the file that is at fault
+    path: Path | Url  # of the file that is at fault
     message: str
     shard: str = ""  # name of the shard concerned
     key: int | None = None  # of the sample concerned
@@ -32,9 +33,13 @@ class Fault(NamedTuple):
     more: int = 0  # faults of this kind that come with this one and are not listed
 
 
-def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
-    """The manifest's totals and seal, the size of every file, the index's hash."""
-    path = folder / MANIFEST
+def file_faults(folder: Path, manifest: Manifest, elsewhere: Url | None = None, sizes: Mapping[str, int] | None = None) -> Iterator[Fault]:
+    """The manifest's totals and seal, the size of every file, the index's hash.
+
+    elsewhere, sizes: where the shards lie if not in the folder, and the bytes there of those that are not as large as the manifest says; -1 for none.
+    """
+    lies: Path | Url = elsewhere or folder
+    path: Path | Url = lies / MANIFEST
     for what, total, parts in (
         ("samples", manifest.samples, [entry.samples for entry in manifest.shards]),
         ("bytes", manifest.bytes, [entry.bytes for entry in manifest.shards]),
@@ -52,20 +57,21 @@ def file_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
     for entry in tracked(entries, f"looking at the files of {folder}", len(entries), "files"):
         shard = "" if entry is manifest.index else entry.name
         try:
-            size = (folder / entry.name).stat().st_size
+            size = sizes.get(entry.name, entry.bytes) if shard and sizes is not None else (folder / entry.name).stat().st_size
         except FileNotFoundError:
-            yield Fault("missing file", folder / entry.name, "is missing, the manifest lists it", shard)
-            continue
+            size = -1
         except OSError as error:
-            yield Fault(UNREADABLE, folder / entry.name, f"cannot be read ({error.strerror})", shard)
+            yield Fault(UNREADABLE, lies / entry.name, f"cannot be read ({error.strerror})", shard)
             continue
-        if size != entry.bytes:
+        if size < 0:
+            yield Fault("missing file", lies / entry.name, "is missing, the manifest lists it", shard)
+        elif size != entry.bytes:
             yield Fault(
-                "file size", folder / entry.name, f"has {size} bytes, the manifest says {entry.bytes}: cut or changed", shard, None, size
+                "file size", lies / entry.name, f"has {size} bytes, the manifest says {entry.bytes}: cut or changed", shard, None, size
             )
-    path = folder / manifest.index.name
+    path = lies / manifest.index.name
     try:
-        found = sha256_of(path)
+        found = sha256_of(folder / manifest.index.name)
     except FileNotFoundError:
         return
     except OSError as error:

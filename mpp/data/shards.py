@@ -9,13 +9,16 @@ import hashlib
 import os
 import resource
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpp.data.fingerprints import packed
+from mpp.data.in_hand import InHand, refuse_beyond
+from mpp.data.order import Order
+from mpp.data.shard_cache import CachedSet, Sampler, cached_set
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shard_index import Row, ShardIndex
@@ -23,11 +26,14 @@ from mpp.disks import patiently
 from mpp.errors import BadSample, DataError, of_this_rank
 from mpp.files import sha256_of
 from mpp.peers import ALONE, Peers
+from mpp.progress import minutes
+from mpp.remote.urls import Url, is_url
 
 OPEN_FILES = (
     256  # shards a process keeps open at once where nobody says how many it will read (keep_open), or half of what the system allows
 )
 
+WANTED_AGAIN = 10  # times, that a shard has made way for others before it could be opened
 LEAST_DEVIATION = 1 / 255  # of a colour, 0..1: below, it is the same everywhere
 
 
@@ -69,9 +75,10 @@ class ShardSet:
 
     remedy = "copy or make the split again"
 
-    def __init__(self, path: Path, manifest: Manifest, manifest_hash: str, unlabelled: int):
-        """Takes what `open`, which is the way in, has checked.  unlabelled: samples without a label."""
-        self.path = path
+    def __init__(self, path: Path | Url, manifest: Manifest, manifest_hash: str, unlabelled: int, cached: CachedSet | None = None):
+        """Takes what `open`, which is the way in, has checked.  unlabelled: samples without a label.  cached: where shards are read that lie elsewhere."""
+        self.path, self._cached = path, cached
+        self.folder = cached.folder if cached else Path(path)  # where files are read
         self.manifest: dict[str, Any] = manifest.model_dump(exclude={"shards"})  # of what is kept in columns below
         self.manifest_hash = manifest_hash  # sha256 of manifest.json's bytes, hexadecimal
         self.classes: list[str] = manifest.classes
@@ -83,7 +90,7 @@ class ShardSet:
         self.samples_per_shard: list[int] = [entry.samples for entry in manifest.shards]
         self.mean: list[float] = manifest.mean  # RGB, 0..1
         self.std: list[float] = [max(value, LEAST_DEVIATION) for value in manifest.std]  # a constant channel must not divide by zero
-        self.index = ShardIndex(path / manifest.index.name, manifest.samples)
+        self.index = ShardIndex(self.folder / manifest.index.name, manifest.samples)
         self.keep_open(OPEN_FILES)
 
     def keep_open(self, shards: int) -> int:
@@ -95,20 +102,22 @@ class ShardSet:
 
     @classmethod
     def open(cls, path: str | os.PathLike, peers: Peers = ALONE) -> "ShardSet":
-        """Open a split's folder, such as OUT/train, and check it: the manifest, the index's hash and rows, every shard's size.
+        """Open a split's folder, such as OUT/train, or a URL of one, and check it: the manifest, the index's hash and rows, every shard's size.
 
         peers: who opens it together, collectively: rank 0 checks it for all who see the same files, and so does the first process of each host that
         has others, such as a copy.  Raises DataError, one line, for anything missing, changed, cut or of another format.
         """
-        folder = Path(path)
+        cached = cached_set(str(path), peers)
+        folder = cached.folder if cached else Path(path)
         manifest, data = peers.together(lambda: read_manifest(folder))
         found = hashlib.sha256(data).hexdigest()
-        first = peers.from_first(lambda: [found, _check(folder, manifest), _file_of(folder, manifest)])
-        peers.together(lambda: _check_own(folder, manifest, found, first, peers))
-        return cls(folder, manifest, found, unlabelled=first[1])
+        check = lambda: _check(folder, manifest, cached)
+        first = peers.from_first(lambda: [found, check(), _file_of(folder, manifest)])
+        peers.together(lambda: _check_own(folder, manifest, found, first, peers, check))
+        return cls(Url(path) if is_url(path) else Path(path), manifest, found, unlabelled=first[1], cached=cached)
 
     def __reduce__(self) -> tuple:
-        return _reopen, (self.path, self.manifest_hash, self.unlabelled, self.open_files)
+        return _reopen, (self.path, self.manifest_hash, self.unlabelled, self.open_files, self._cached)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -159,6 +168,28 @@ class ShardSet:
         row = self.index.row(sample)
         return f"{self.shard_name(row.shard)}/{row.key:012d}"
 
+    def in_hand(self, order: Order, world: int, local_world: int) -> InHand | None:
+        """local_world: of the `world` processes of the job, those of this machine.  What it reads from at a time, where it is fetched first; None where shards are read where they lie.  Raises ConfigError where the
+        cache does not hold it."""
+        if self._cached is None:
+            return None
+        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, self._cached.limit, self.path)
+
+    def fetched_words(self, hand: InHand) -> str:
+        """How far the cache is, for the start of a run."""
+        assert self._cached is not None
+        told = self._cached.status()
+        rate = told["bytes"] / told["seconds"] if told["seconds"] else 0.0
+        left = max(0, hand.bytes - told["held"])
+        there = f"{told['held'] / 1e9:.3g} GB are there" + (f", at {rate / 1e6:,.0f} MB/s" if rate else "")
+        there += f", all of it in about {minutes(left / rate)} min" if left and rate else ""
+        return f"shards come through {self._cached.cache} (limit {self._cached.limit / 1e9:.3g} GB) | in hand of this machine up to {hand} | {there}"
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: bytes of the shards that it has in hand at
+        most.  What is given is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
+        return (lambda done: None) if self._cached is None else self._cached.plan(sampler, hand)
+
     def read(self, sample: int) -> bytes:
         """The image's bytes as stored.
 
@@ -166,10 +197,19 @@ class ShardSet:
         patience (disks.py): a lost disk is no bad sample.
         """
         row = self.index.row(sample)
-        path = str(self.path / self.shard_name(row.shard))
+        try:
+            return self._bytes_of(row)
+        except BadSample:
+            if self._cached is None or not self._cached.suspect(self.shard_name(row.shard)):
+                raise
+            self._file.cache_clear()
+            return self._bytes_of(row)  # of another copy
+
+    def _bytes_of(self, row: Row) -> bytes:
+        path = str(self.folder / self.shard_name(row.shard))
 
         def read() -> tuple[bytes, int]:
-            file = self._file(path, os.getpid())  # by process: a fork opens its own
+            file = self._opened(row.shard, path)
             data = file.pread(row.size, row.offset)
             return data, file.size() if len(data) < row.size else -1
 
@@ -186,23 +226,41 @@ class ShardSet:
             raise BadSample(f"CRC-32 is {crc:08x}, the index says {row.crc32:08x}")
         return data
 
+    def _opened(self, shard: int, path: str) -> _ShardFile:
+        """By process: a fork opens its own."""
+        if self._cached is None:
+            return self._file(path, os.getpid())
+        for _ in range(WANTED_AGAIN):
+            try:
+                return self._file(path, os.getpid())
+            except FileNotFoundError:
+                self._cached.want([self.shard_name(shard)])  # which may make way for others again before it is opened
+        return self._file(path, os.getpid())
+
     def ahead(self, samples: Sequence[int]) -> None:
         """Tell the system that these are read next, so that it fetches all at once: a disk or a file server that is asked for one after the other
         makes the reader wait for each.  Faults are left to `read`."""
+        if self._cached is not None:
+            self._file.cache_clear()  # a file that is open takes room after it has made way for others
+            names = {self.shard_name(self.index.row(sample).shard) for sample in samples}
+            if missing := [name for name in names if not (self.folder / name).exists()]:
+                self._cached.want(missing)
         if not hasattr(os, "posix_fadvise"):
             return
         for sample in samples[: self.open_files]:  # more would close each other's files
             row = self.index.row(sample)
             try:
-                handle = self._file(str(self.path / self.shard_name(row.shard)), os.getpid()).handle
+                handle = self._file(str(self.folder / self.shard_name(row.shard)), os.getpid()).handle
                 os.posix_fadvise(handle, row.offset, row.size, os.POSIX_FADV_WILLNEED)
             except OSError:
                 return
 
     def verify_sha256(self, shard: int) -> None:
         """Read one whole shard.  Raises DataError when its sha256 is not the manifest's."""
-        path = self.path / self.shard_name(shard)
-        said = read_manifest(self.path)[0].shards[shard].sha256
+        path = self.folder / self.shard_name(shard)
+        if self._cached is not None:
+            self._cached.want([self.shard_name(shard)])
+        said = read_manifest(self.folder)[0].shards[shard].sha256
         if (found := sha256_of(path)) != said:
             raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
 
@@ -215,7 +273,7 @@ def few_open_files(reach: int, kept: int) -> str:
     )
 
 
-def _check(folder: Path, manifest: Manifest) -> int:
+def _check(folder: Path, manifest: Manifest, cached: CachedSet | None) -> int:
     """Everything that can be told without reading a shard.  Returns how many samples have no label.  Raises DataError."""
     unlabelled = 0
 
@@ -224,7 +282,7 @@ def _check(folder: Path, manifest: Manifest) -> int:
         unlabelled += int((rows["label"] < 0).sum())
 
     try:
-        _refuse(file_faults(folder, manifest))
+        _refuse(file_faults(folder, manifest, Url(cached.where), cached.sizes) if cached else file_faults(folder, manifest))
         _refuse(row_faults(folder, manifest, ShardIndex(folder / manifest.index.name, manifest.samples), count))
         return unlabelled
     except OSError as error:
@@ -237,7 +295,9 @@ def _file_of(folder: Path, manifest: Manifest) -> list[int]:
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _check_own(folder: Path, manifest: Manifest, found: str, first: tuple[str, int, list[int]], peers: Peers) -> None:
+def _check_own(
+    folder: Path, manifest: Manifest, found: str, first: tuple[str, int, list[int]], peers: Peers, check: Callable[[], object]
+) -> None:
     """What rank 0 has not checked for this process.  first: the manifest's hash, and (last) the index's file, there."""
     if peers.first:
         return
@@ -251,7 +311,7 @@ def _check_own(folder: Path, manifest: Manifest, found: str, first: tuple[str, i
     except OSError as error:
         raise DataError(f"{folder}: {peers.called(peers.rank)} cannot read the shards: {error}; check the disk or mount there") from error
     if not same and peers.first_of_host:
-        _check(folder, manifest)
+        check()
 
 
 def _refuse(faults: Iterator[Fault]) -> None:
@@ -260,11 +320,12 @@ def _refuse(faults: Iterator[Fault]) -> None:
         raise of_this_rank(error) if fault.kind == UNREADABLE else error
 
 
-def _reopen(path: Path, manifest_hash: str, unlabelled: int, open_files: int) -> ShardSet:
+def _reopen(path: Path | Url, manifest_hash: str, unlabelled: int, open_files: int, cached: CachedSet | None) -> ShardSet:
     """Unpickle: the sender has checked the files, so only a changed manifest is looked for."""
-    manifest, data = read_manifest(path)
+    folder = cached.folder if cached else Path(path)
+    manifest, data = read_manifest(folder)
     if hashlib.sha256(data).hexdigest() != manifest_hash:
-        raise DataError(f"{path / MANIFEST}: changed while the program was running; start it again")
-    opened = ShardSet(path, manifest, manifest_hash, unlabelled)
+        raise DataError(f"{folder / MANIFEST}: changed while the program was running; start it again")
+    opened = ShardSet(path, manifest, manifest_hash, unlabelled, cached)
     opened.keep_open(open_files)
     return opened

@@ -71,6 +71,11 @@ def file_system(protocol: str) -> Any:
     return _file_systems[key]
 
 
+def forget(protocol: str) -> None:
+    """The next file system of this process is made anew, and looks for credentials anew."""
+    _file_systems.pop((os.getpid(), protocol), None)
+
+
 @dataclass(frozen=True)
 class Store:
     """Any store that fsspec knows.  Paths are without the protocol.  A listing holds one folder at a time."""

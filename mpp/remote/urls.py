@@ -23,8 +23,21 @@ LOCAL = ("file", "local", "zip", "tar", "libarchive", "dir", "simplecache", "fil
 MAX_FILE_BYTES = 256 << 20  # of an image: beyond this it is no photograph, and an archive that claims it may be a bomb
 RANGE_BYTES = 32 << 20  # fetched at a time; what a kill may cost
 
-
 Bar = Callable[[str, int | None], AbstractContextManager[Any]]  # (what, total bytes or None) -> something with update(bytes)
+
+
+class Url(str):
+    """An address where a path would stand."""
+
+    @property
+    def name(self) -> str:
+        return last_name(self)
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self.rstrip('/')}/{name}")
+
+    def resolve(self) -> "Url":
+        return self
 
 
 def is_url(where: object) -> bool:

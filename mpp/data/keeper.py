@@ -1,0 +1,534 @@
+"""The keeper of a machine's cache of shards: one process beside those of a job, which takes shards whole from where they lie (origins.py) into a folder
+(cache_folder.py), in the order in which they will be needed, and lets go of those that are needed last.
+
+    python -m mpp.data.keeper FOLDER [GIGABYTES]        begun by shard_cache.py; prints the address of its socket, and ends with its parent
+
+What it is asked, a line of JSON each, over a socket in a folder of this user's alone:
+    open     a set's manifest and index are fetched, and the sizes of its shards looked up
+    want     shards that must be there now; answered when they are, or when they cannot be had
+    plan     a sampler (data/order.py), pickled: the micro-batches that the asking process will read, in order
+    at       so many micro-batches of a plan are done with
+    suspect  a sample's bytes were not those of the index: is the copy at fault?
+    status   what has been fetched, in numbers
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import socketserver
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpp.data.cache_folder import CacheFolder, Part, Shard
+from mpp.data.origins import Origin, origin_of
+from mpp.data.shard_format import MANIFEST, Manifest, ShardEntry, read_manifest
+from mpp.disks import disks
+from mpp.errors import DataError, UserError
+from mpp.files import sha256_of, write_atomically, write_stream
+from mpp.remote import retries
+from mpp.remote.retries import Refused, Trouble, shown
+from mpp.text import say
+
+THREADS = 8  # that fetch, a range each
+BEGUN = 4  # shards at once, so that the first one needed is there first
+MOST_USES = 200_000  # of shards by micro-batches, that a plan looks ahead: its memory
+LEAST_AHEAD = 64  # micro-batches that it looks ahead at least: loader processes are so far before their rank
+LOOKING = 0.05  # seconds at a time, as long as nothing else is answered
+RENEWED = 3  # times that an answer which asking again would not change is asked for all the same, with credentials that are looked for anew
+SECONDS_BETWEEN = 5.0  # tries of a shard that could not be had
+TELLING = 10.0  # seconds of trouble from which on people are told
+CLAIMED_EVERY = 1.0  # seconds
+PARENT_EVERY = 0.5  # seconds between looks whether the job is still there
+
+
+class Plan:
+    """What one process will read: its micro-batches in order, as far as has been looked ahead."""
+
+    def __init__(self, sampler: Iterable[list[tuple[int, int, int]]], key: str, names: list[str], starts: np.ndarray):
+        """starts: the first sample's id of each shard, and their number."""
+        self._rest, self._key, self._names, self._starts = iter(sampler), key, names, starts
+        self._ahead: deque[list[Shard]] = deque()  # of micro-batches from `at` on
+        self.uses: dict[Shard, deque[int]] = {}  # in which of them, ascending
+        self.at = self._seen = self._pairs = 0
+        self.ends = False
+
+    def look(self, shards: int) -> None:
+        """Ahead, until so many different ones are seen, or for LOOKING seconds."""
+        end = time.monotonic() + LOOKING
+        while not self.ends and (
+            self._seen - self.at < LEAST_AHEAD or (len(self.uses) < shards and self._pairs < MOST_USES and time.monotonic() < end)
+        ):
+            if (keys := next(self._rest, None)) is None:
+                self.ends = True
+                return
+            found = np.unique(np.searchsorted(self._starts, [sample for _, sample, _ in keys], side="right") - 1)
+            batch = [Shard(self._key, self._names[number]) for number in found.tolist()]
+            for shard in batch:
+                self.uses.setdefault(shard, deque()).append(self._seen)
+            self._ahead.append(batch)
+            self._pairs += len(batch)
+            self._seen += 1
+
+    def moved(self, at: int) -> None:
+        self.look(0)
+        while self.at < at and self._ahead:
+            for shard in self._ahead.popleft():
+                self.uses[shard].popleft()
+                self._pairs -= 1
+                if not self.uses[shard]:
+                    del self.uses[shard]
+            self.at += 1
+            self.look(0)
+
+    def distance(self, shard: Shard) -> float:
+        """Micro-batches until it is needed."""
+        found = self.uses.get(shard)
+        return found[0] - self.at if found else math.inf
+
+
+class Kept:
+    """A set that is read through the cache."""
+
+    def __init__(self, origin: Origin, folder: Path, key: str, manifest: Manifest):
+        self.origin, self.folder, self.key = origin, folder, key
+        self.entries: dict[str, ShardEntry] = {entry.name: entry for entry in manifest.shards}
+        self.starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)])[:-1]
+        self.names = [entry.name for entry in manifest.shards]
+        self.odd: set[str] = set()  # whose sha256 is not the manifest's, also when fetched again: their samples are checked one by one
+
+
+class Fetching:
+    """A shard on its way."""
+
+    def __init__(self, shard: Shard, kept: Kept, part: Part):
+        self.shard, self.kept, self.part = shard, kept, part
+        self.next = self.pending = 0  # byte from which on nobody has been asked; ranges on their way
+        self.error: Exception | None = None
+
+    @property
+    def has_more(self) -> bool:
+        return self.error is None and (self.next < self.part.size or (self.part.size == 0 and self.pending == 0))
+
+
+class Failure:
+    def __init__(self) -> None:
+        self.since = self.next = time.monotonic()
+        self.times, self.error, self.final, self.told = 0, "", False, False
+
+
+class Keeper:
+    def __init__(self, folder: CacheFolder):
+        self.folder = folder
+        self.changed = threading.Condition()
+        self.sets: dict[str, Kept] = {}
+        self.plans: dict[int, Plan] = {}
+        self.hands: dict[int, int] = {}  # bytes that each plan has in hand
+        self.wanted: Counter[Shard] = Counter()
+        self.fetching: dict[Shard, Fetching] = {}
+        self.failures: dict[Shard, Failure] = {}
+        self.present: set[Shard] = set()
+        self.again: set[Shard] = set()  # fetched once and found wrong
+        self.bytes, self.shards, self.began = 0, 0, 0.0  # fetched, and when that began
+        self._numbers, self._claimed, self._full_said = itertools.count(1), 0.0, False
+
+    # ------------------------------------------------------------------------------------------------ what is asked
+
+    def answer(self, asked: dict, plans: set[int]) -> dict | None:
+        """plans: of the connection."""
+        match asked["do"]:
+            case "open":
+                return self.open(asked["where"])
+            case "want":
+                return self.want([Shard(asked["set"], name) for name in asked["shards"]])
+            case "plan":
+                return self.plan(asked, plans)
+            case "at":
+                self.at(asked["plan"], asked["batch"])
+                return None
+            case "done":
+                self.drop({asked["plan"]} & plans)
+                return None
+            case "suspect":
+                return self.suspect(Shard(asked["set"], asked["shard"]))
+            case "status":
+                return self.status(self.sets[asked["set"]])
+        raise DataError(f"the keeper of a cache is asked for {asked['do']!r}, which it does not know")
+
+    def open(self, where: str) -> dict:
+        """Manifest and index are fetched, and sizes looked up.  Raises DataError."""
+        origin = origin_of(where)
+        try:
+            data = origin.small(MANIFEST)
+        except Refused as error:
+            raise DataError(
+                f"{where}: has no {MANIFEST} that can be read ({error}), so it is no finished set of shards; check the address and your access to it"
+            ) from error
+        except OSError as error:
+            raise DataError(f"{where}: {error.strerror or error}; check the disk, mount and permissions") from error
+        digest = hashlib.sha256(data).hexdigest()
+        key = digest[:32]
+        folder = self.folder.sets / key
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / MANIFEST, data)
+        manifest, _ = read_manifest(folder)
+        with self.changed:
+            kept = self.sets.setdefault(key, Kept(origin, folder, key, manifest))
+            kept.origin = origin
+        index = folder / manifest.index.name
+        if not index.is_file() or index.stat().st_size != manifest.index.bytes or sha256_of(index) != manifest.index.sha256:
+            self._fetch_index(kept, manifest, index)
+        faults = self._wrong_sizes(kept, manifest)
+        with self.changed:
+            self.present |= {Shard(key, name) for name in kept.names if self.folder.has(Shard(key, name))}
+        return {"folder": str(folder), "set": key, "limit": self.folder.limit, "sizes": faults}
+
+    def _fetch_index(self, kept: Kept, manifest: Manifest, path: Path) -> None:
+        entry, origin = manifest.index, kept.origin
+        at_once = origin.range_bytes or entry.bytes
+        for last in (False, True):
+            try:
+                write_stream(path, (origin.read(entry.name, at, min(entry.bytes, at + at_once)) for at in range(0, entry.bytes, at_once)))
+            except (Refused, OSError) as error:
+                raise DataError(f"{origin.where(entry.name)}: {error}; check it and your access to it") from error
+            if (found := sha256_of(path)) == entry.sha256:
+                return
+            path.unlink()
+            if last:
+                raise DataError(
+                    f"{origin.where(entry.name)}: sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...; copy the split again"
+                )
+
+    def _wrong_sizes(self, kept: Kept, manifest: Manifest) -> dict[str, int]:
+        """Of shards whose size there is not the manifest's; -1 for none."""
+        try:
+            found = kept.origin.sizes(kept.names)
+        except (Refused, OSError) as error:
+            raise DataError(f"{kept.origin.where()}: cannot be listed ({error}); check the address and your access to it") from error
+        if found is None:
+            return {}
+        return {entry.name: found.get(entry.name, -1) for entry in manifest.shards if found.get(entry.name, -1) != entry.bytes}
+
+    def want(self, shards: list[Shard]) -> dict:
+        with self.changed:
+            self.wanted.update(shards)
+            self.changed.notify_all()
+            try:
+                self.present.difference_update([shard for shard in shards if not self.folder.has(shard)])  # another job may have removed it
+                while missing := [shard for shard in shards if shard not in self.present]:
+                    for shard in missing:
+                        if (failure := self.failures.get(shard)) and failure.final:
+                            self.failures.pop(shard)  # who asks again, has it tried again
+                            raise DataError(failure.error)
+                    self.changed.wait(1.0)
+                return {}
+            finally:
+                self.wanted.subtract(shards)
+                self.wanted = +self.wanted
+
+    def plan(self, asked: dict, plans: set[int]) -> dict:
+        kept = self.sets[asked["set"]]
+        sampler = pickle.loads(base64.b64decode(asked["sampler"]))  # of the job's own process: nobody else reaches this socket
+        with self.changed:
+            theirs = sum(told["hand"] for told in self.folder.others())
+            hand = asked["hand"] + sum(self.hands.values())
+            if theirs and theirs + hand > self.folder.limit:
+                pids = ", ".join(str(told["pid"]) for told in self.folder.others() if told["hand"])
+                raise DataError(
+                    f"system.cache={self.folder.path}: other jobs here (processes {pids}) have up to {theirs / 1e9:.3g} GB in hand and this one "
+                    f"{hand / 1e9:.3g}, beyond the limit of {self.folder.limit / 1e9:.3g} GB; raise system.cache_gb, or give this job another folder"
+                )
+            number = next(self._numbers)
+            self.plans[number], self.hands[number] = Plan(sampler, kept.key, kept.names, kept.starts), asked["hand"]
+            plans.add(number)
+            self._claim(at_once=True)
+            self.changed.notify_all()
+        return {"plan": number}
+
+    def at(self, number: int, batch: int) -> None:
+        with self.changed:
+            if plan := self.plans.get(number):
+                plan.moved(batch)
+                self.changed.notify_all()
+
+    def drop(self, numbers: set[int]) -> None:
+        with self.changed:
+            for number in numbers:
+                self.plans.pop(number, None)
+                self.hands.pop(number, None)
+            self.changed.notify_all()
+
+    def suspect(self, shard: Shard) -> dict:
+        """Whether another copy is there now; one that is not of the manifest's sha256 is fetched again, once."""
+        kept = self.sets[shard.key]
+        place = self.folder.place(shard)
+        with suppress(FileNotFoundError):
+            if shard.name in kept.odd or sha256_of(place) == kept.entries[shard.name].sha256:
+                return {"again": False}
+        say(f"warning: {place} is not what was fetched: a disk's fault, or somebody's; it is fetched again", error=True)
+        with self.changed:
+            self.folder.remove(shard)
+            self.present.discard(shard)
+        self.want([shard])
+        return {"again": True}
+
+    def status(self, kept: Kept) -> dict:
+        with self.changed:
+            seconds = time.monotonic() - self.began if self.began else 0.0
+            held = sum(kept.entries[shard.name].bytes for shard in self.present if shard.key == kept.key)
+            return {"bytes": self.bytes, "shards": self.shards, "seconds": seconds, "held": held}
+
+    # ------------------------------------------------------------------------------------------------ what is fetched, and when
+
+    def work(self) -> None:
+        """Of a thread that fetches."""
+        while True:
+            fetching, start, end = self._next()
+            try:
+                data = fetching.kept.origin.read(fetching.shard.name, start, end)
+                if len(data) < end - start:
+                    raise Trouble(f"ends at byte {start + len(data)}, the manifest says {fetching.part.size}")
+                fetching.part.write(data, start)
+                error: Exception | None = None
+            except Exception as found:  # whatever it is: it is told to who waits, and nothing is left hanging
+                error, data = found, b""
+            with self.changed:
+                self.bytes += len(data)
+                fetching.error = fetching.error or error
+                fetching.pending -= 1
+                complete = not fetching.pending and not fetching.has_more
+            if complete:
+                self._complete(fetching)
+
+    def _next(self) -> tuple[Fetching, int, int]:
+        """The range to fetch next: of the shard that is needed first; waits until there is one."""
+        with self.changed:
+            while True:
+                for shard in sorted(self.fetching, key=self._urgency):
+                    if (fetching := self.fetching[shard]).has_more:
+                        return self._range(fetching)
+                if len(self.fetching) < BEGUN and (begun := self._begin()):
+                    return self._range(begun)
+                self.changed.wait(1.0)
+
+    def _range(self, fetching: Fetching) -> tuple[Fetching, int, int]:
+        start = fetching.next
+        fetching.next = end = min(fetching.part.size, start + (fetching.kept.origin.range_bytes or fetching.part.size))
+        fetching.pending += 1
+        return fetching, start, end
+
+    def _urgency(self, shard: Shard) -> float:
+        """Micro-batches until it is needed; below 0 where somebody waits for it."""
+        if self.wanted[shard]:
+            return -1.0
+        return min((plan.distance(shard) for plan in self.plans.values()), default=math.inf)
+
+    def _begin(self) -> Fetching | None:
+        """Begin the missing shard that is needed first, if there is room for it."""
+        mean = max(
+            (sum(entry.bytes for entry in kept.entries.values()) // max(1, len(kept.entries)) for kept in self.sets.values()), default=1
+        )
+        for plan in self.plans.values():
+            plan.look(2 + self.folder.limit // max(1, mean))
+        self._claim()
+        now = time.monotonic()
+        known = {*self.wanted, *(shard for plan in self.plans.values() for shard in plan.uses)}
+        missing = [
+            shard
+            for shard in known - self.present - self.fetching.keys()
+            if not (failure := self.failures.get(shard)) or (failure.next <= now and not failure.final)
+        ]
+        if not missing:
+            return None
+        shard = min(missing, key=lambda each: (self._urgency(each), each))
+        kept = self.sets[shard.key]
+        if self.folder.has(shard):  # another job of this machine has fetched it
+            self._appears(shard)
+            return None
+        size = kept.entries[shard.name].bytes
+        try:
+            part = self.folder.begin(shard, size, self._urgency)
+        except OSError as error:
+            self._fails(shard, error)
+            return None
+        if self.folder.has(shard) and not isinstance(part, str):  # it has come in between
+            part.discard()
+            self._appears(shard)
+            return None
+        self.present -= self.folder.removed
+        self.folder.removed.clear()
+        if isinstance(part, str):
+            self._has_no_room(shard, size, part)
+            return None
+        self.began = self.began or now
+        self.fetching[shard] = Fetching(shard, kept, part)
+        return self.fetching[shard]
+
+    def _has_no_room(self, shard: Shard, size: int, why: str) -> None:
+        """Nothing to do as long as nobody waits for it."""
+        if why == "elsewhere" or not self.wanted[shard]:
+            return
+        if why == "disk full" or size > self.folder.limit or not self.fetching:
+            words = (
+                f"the disk has {self.folder.free() / 1e9:.3g} GB left"
+                if why == "disk full"
+                else f"its limit of {self.folder.limit / 1e9:.3g} GB is reached by what is needed sooner, here or by other jobs"
+            )
+            room = DataError(
+                f"system.cache={self.folder.path} has no room for {self.sets[shard.key].origin.where(shard.name)} ({size / 1e9:.3g} GB): {words}; "
+                "make room there, raise system.cache_gb, or give another folder"
+            )
+            self._fails(shard, room)
+
+    def _appears(self, shard: Shard) -> None:
+        with suppress(OSError):
+            os.utime(self.folder.place(shard))
+        self.present.add(shard)
+        self.failures.pop(shard, None)
+        self.changed.notify_all()
+
+    def _complete(self, fetching: Fetching) -> None:
+        """All ranges of a shard have come, or one has failed."""
+        shard, kept, error = fetching.shard, fetching.kept, fetching.error
+        entry = kept.entries[shard.name]
+        if error is None and shard.name not in kept.odd and (found := sha256_of(fetching.part.path)) != entry.sha256:
+            where = kept.origin.where(shard.name)
+            if shard in self.again:
+                kept.odd.add(shard.name)
+                say(
+                    f"warning: {where}: its sha256 is {found[:12]}..., also when fetched again, the manifest says {entry.sha256[:12]}...: it is used, and "
+                    "each of its samples checked",
+                    error=True,
+                )
+            else:
+                self.again.add(shard)
+                error = Trouble(f"sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...")
+        if error is None:
+            try:
+                fetching.part.publish()
+            except OSError as failed:
+                error = failed
+        with self.changed:
+            del self.fetching[shard]
+            if error is None:
+                self.shards += 1
+                self._appears(shard)
+            else:
+                fetching.part.discard()
+                self._fails(shard, error)
+            self.changed.notify_all()
+
+    def _fails(self, shard: Shard, error: Exception) -> None:
+        """Note it; it is tried again until the patience ends, or where asking again would change nothing a few times with other credentials."""
+        failure, origin, now = self.failures.setdefault(shard, Failure()), self.sets[shard.key].origin, time.monotonic()
+        failure.times += 1
+        failure.next = now + min(SECONDS_BETWEEN, 0.1 * 4**failure.times)
+        words = str(error) or type(error).__name__
+        where = origin.where(shard.name)
+        failure.error = words if isinstance(error, UserError) else f"{where}: {words}; check it and your access to it, then resume"
+        if isinstance(error, Refused):
+            origin.renew()
+            failure.final = failure.times > RENEWED
+        else:
+            if "credentials" in words:
+                origin.renew()
+            failure.final = now - failure.since > disks.patience
+        if (failure.final or now - failure.since > TELLING) and not failure.told and not (failure.final and self.wanted[shard]):
+            failure.told = True
+            needed = f"waited for, for up to {disks.patience:.0f} s" if self.wanted[shard] else "needed later"
+            say(f"warning: {failure.error.partition('; ')[0]}; it is {needed}, and tried again", error=True)
+        if failure.final and not self.wanted[shard]:  # it is somebody's only when it is needed
+            failure.final, failure.times, failure.next = False, 0, now + 60.0
+        self.changed.notify_all()
+
+    def _claim(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - self._claimed < CLAIMED_EVERY:
+            return
+        self._claimed = now
+        soon = {shard for plan in self.plans.values() for shard in plan.uses if shard in self.present or shard in self.fetching}
+        self.folder.claim(sum(self.hands.values()), sorted(soon | set(self.wanted)))
+
+
+# ------------------------------------------------------------------------------------------------ the process
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        keeper: Keeper = self.server.keeper  # type: ignore[attr-defined]
+        plans: set[int] = set()
+        try:
+            for line in self.rfile:
+                try:
+                    told = keeper.answer(json.loads(line), plans)
+                except UserError as error:
+                    told = {"error": shown(str(error))}
+                except Exception as error:
+                    told = {
+                        "error": f"the keeper of the cache {keeper.folder.path} has failed: {type(error).__name__}: {shown(str(error))}"
+                    }
+                if told is not None:
+                    self.wfile.write(json.dumps(told).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            keeper.drop(plans)
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def serve(folder: CacheFolder) -> Iterator[str]:
+    """Gives the socket's address, then serves until the parent is gone."""
+    parent = os.getppid()
+    home = Path(tempfile.mkdtemp(prefix="mpp-keeper-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None))
+    try:
+        keeper = Keeper(folder)
+        server = _Server(str(home / "socket"), _Connection)
+        server.keeper = keeper  # type: ignore[attr-defined]
+        for work in (server.serve_forever, *[keeper.work] * THREADS):
+            threading.Thread(target=work, daemon=True).start()
+        yield str(home / "socket")
+        while os.getppid() == parent:
+            time.sleep(PARENT_EVERY)
+    finally:
+        folder.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def main(argv: list[str]) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a request to stop goes to the whole group; samples are needed for the step in hand
+    facts: dict[str, Any] = json.loads(argv[0])
+    disks.patience = facts["patience"]
+    retries.PATIENCE = replace(retries.PATIENCE, waits=(0.5, 1, 2, 4))  # what goes on after that is tried again here, in the order of need
+    try:
+        folder = CacheFolder(Path(facts["folder"]), facts["gigabytes"])
+    except (UserError, OSError) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 2
+    for address in serve(folder):
+        print(json.dumps({"address": address, "limit": folder.limit}), flush=True)
+        sys.stdout.close()
+    os._exit(0)  # threads may be at work
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

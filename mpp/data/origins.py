@@ -1,0 +1,159 @@
+"""Where the shards of a set lie that are read through a cache: below a URL, or in a folder on a disk that is far away.
+
+An origin gives small files whole, large ones by ranges, and, where it can, the sizes of all; what becomes of an answer that is not the file asked for
+is decided by who knows its sha256 (keeper.py).
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mpp.disks import patiently as disk_patiently
+from mpp.errors import DataError
+from mpp.remote import stores, web
+from mpp.remote.retries import Refused, Trouble, patiently, shown
+from mpp.remote.urls import WEB, is_url, split_url
+
+RANGE_BYTES = 8 << 20  # asked for at a time
+MOST_SMALL = 1 << 30  # bytes of a manifest
+ASKED_AT_ONCE = 16  # web servers, which list nothing, for a size each
+MOST_ASKED = 2000  # shards of a web server whose sizes are asked for; beyond, a wrong one shows when it is fetched
+
+
+class Origin(ABC):
+    range_bytes: int | None = RANGE_BYTES  # None: files come whole
+
+    @abstractmethod
+    def where(self, name: str = "") -> str:
+        """A file's place, for messages."""
+
+    @abstractmethod
+    def small(self, name: str) -> bytes:
+        """A whole file, of no more than MOST_SMALL bytes.  Raises Refused, DataError, OSError."""
+
+    @abstractmethod
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end); fewer where the file ends.  Raises as `small`."""
+
+    @abstractmethod
+    def sizes(self, names: Iterable[str]) -> Mapping[str, int] | None:
+        """Bytes of those that are there; None where that cannot be told.  Raises as `small`."""
+
+    def renew(self) -> None:  # noqa: B027 (a folder has none)
+        """Look for credentials anew."""
+
+
+class FolderOrigin(Origin):
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def where(self, name: str = "") -> str:
+        return str(self.folder / name)
+
+    def small(self, name: str) -> bytes:
+        return disk_patiently((self.folder / name).read_bytes, self.where(name))
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        def read() -> bytes:
+            with (self.folder / name).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), end - start, start)
+
+        return disk_patiently(read, self.where(name))
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        return {name: (self.folder / name).stat().st_size for name in names if (self.folder / name).is_file()}
+
+
+class StoreOrigin(Origin):
+    def __init__(self, url: str):
+        self.protocol, path = split_url(url)
+        self.root = path.strip("/")
+
+    @property
+    def store(self) -> stores.Store:
+        return stores.store_for(self.protocol)
+
+    def where(self, name: str = "") -> str:
+        return self.store.url(f"{self.root}/{name}" if name else self.root)
+
+    def small(self, name: str) -> bytes:
+        path = f"{self.root}/{name}"
+        info = self.store.info(path)
+        if info is None or info.size > MOST_SMALL:
+            raise Refused("is a folder" if info is None else f"has {info.size} bytes, which no manifest has", absent=info is None)
+        return self.store.read(path, 0, info.size)
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        return self.store.read(f"{self.root}/{name}", start, end)
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        below = len(self.root) + 1
+        return {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root)}
+
+    def renew(self) -> None:
+        stores.forget(self.protocol)
+
+
+class WebOrigin(Origin):
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+
+    def where(self, name: str = "") -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+    def small(self, name: str) -> bytes:
+        return patiently(self.where(name), lambda: web.read(self.where(name), MOST_SMALL))
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        return patiently(self.where(name), lambda: self._read(self.where(name), start, end))
+
+    def _read(self, url: str, start: int, end: int) -> bytes:
+        whole = self.range_bytes is None
+        with web.get(url) if whole else web.get(url, start, end) as answer:
+            if not answer.ranged:  # a server without ranges sends all, which is then asked for once
+                self.range_bytes = None
+            first = start if answer.ranged else 0
+            data = bytearray()
+            for chunk in answer.chunks:
+                data += chunk
+                if first + len(data) > max(end, 0) and answer.ranged:
+                    raise Trouble(f"sent more than the {end - start} bytes asked for")
+                if first + len(data) >= end:
+                    break
+            if answer.size is not None and len(data) < min(end, answer.size) - first:
+                raise Trouble(f"sent {len(data)} of {min(end, answer.size) - first} bytes")
+        return bytes(data[start - first : end - first])
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int] | None:
+        asked = list(names)
+        if len(asked) > MOST_ASKED:
+            return None
+
+        def size(name: str) -> int | None:
+            try:
+                with web.get(self.where(name), 0, 1) as answer:  # its first byte: not every server answers HEAD as it answers GET
+                    return answer.size
+            except Refused as error:
+                if error.absent:
+                    return -1
+                raise
+
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            found = list(pool.map(lambda name: patiently(self.where(name), lambda: size(name)), asked))
+        if None in found:
+            return None
+        return {name: size for name, size in zip(asked, found, strict=True) if size is not None and size >= 0}
+
+
+def origin_of(where: str) -> Origin:
+    """Of a URL or a folder's path.  Raises DataError for a URL of another kind, and for one that carries a key: it would stand in logs and configs."""
+    if not is_url(where):
+        return FolderOrigin(Path(where))
+    if shown(where) != where:
+        raise DataError(
+            f"{shown(where)}: carries a password, key or signature, which would stand in the run folder; leave it out and give it by the environment "
+            "(AWS_*, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc for https)"
+        )
+    return WebOrigin(where) if split_url(where)[0] in WEB else StoreOrigin(where)

@@ -1,0 +1,223 @@
+"""Shards that lie elsewhere, read through a folder on this machine's own disk, of which a keeper takes care (keeper.py).
+
+    caching.use("/local/mpp", 500)           a program says which folder, and how much of it
+    cached = cached_set("s3://...", peers)   None where the shards are read where they lie
+    cached.want(["000003.tar"])              they are in cached.folder now
+    moved = cached.plan(sampler, hand)       this process will read these micro-batches, in order
+    moved(7)                                 and is done with the first seven
+
+The first process of a machine begins the keeper, and the others ask it, too; it ends with that process.  No process but the keeper talks to a store: the
+event loop of fsspec does not survive the fork of loader processes.
+"""
+
+import base64
+import json
+import os
+import pickle
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpp.disks import disks
+from mpp.errors import DataError, of_this_rank
+from mpp.peers import ALONE, Peers
+from mpp.progress import Progress
+from mpp.remote.retries import shown
+from mpp.remote.urls import is_url
+from mpp.watch import watch
+
+BEGINNING_SECONDS = 60.0  # for a keeper to answer that it is there
+Sampler = Iterable[list[tuple[int, int, int]]]  # micro-batches of (epoch, sample id, position)
+
+
+class Caching:
+    """Of this process, and of those forked from it."""
+
+    folder: str | None = None  # system.cache
+    gigabytes: float | None = None  # system.cache_gb
+
+    def use(self, folder: str | None, gigabytes: float | None) -> None:
+        self.folder, self.gigabytes = folder, gigabytes
+
+    @property
+    def place(self) -> Path:
+        """The folder that was asked for, or one of this user's below TMPDIR, which is on a machine's own disk."""
+        return Path(self.folder) if self.folder else Path(tempfile.gettempdir()) / f"mpp-cache-{os.getuid()}"
+
+    def takes(self, where: str) -> bool:
+        """Whether shards there are read through the cache: URLs are, and folders where a cache was asked for."""
+        return is_url(where) or self.folder is not None
+
+
+caching = Caching()
+
+
+class CachedSet:
+    """One set in the cache, as one process sees it.  Safe to fork; several threads may ask."""
+
+    def __init__(self, where: str, address: str, told: dict):
+        """told: the keeper's answer to `open`."""
+        self.where, self.address = where, address
+        self.folder, self.key, self.limit = (
+            Path(told["folder"]),
+            str(told["set"]),
+            int(told["limit"]),
+        )  # limit: bytes, of all sets in `cache`
+        self.cache = self.folder.parent.parent
+        self.sizes: dict[str, int] = told["sizes"]  # of shards that are not as large there as the manifest says; -1: not there
+
+    def want(self, names: Sequence[str]) -> None:
+        """Wait until all are there.  Raises DataError where one cannot be had."""
+        _ask(self.address, {"do": "want", "set": self.key, "shards": list(names)}, f"waiting for {shown(self.where)}")
+
+    def suspect(self, name: str) -> bool:
+        """A sample was not what the index says.  Whether there is another copy of its shard now."""
+        return _ask(self.address, {"do": "suspect", "set": self.key, "shard": name}, f"looking at {shown(self.where)}")["again"]
+
+    def plan(self, sampler: Sampler, hand: int) -> Callable[[int], None]:
+        """hand: bytes of the shards that the reader has in hand at most.  What is given takes how many micro-batches are done with, -1 for all.  Raises
+        DataError where other jobs have the room."""
+        wanted = {"do": "plan", "set": self.key, "sampler": base64.b64encode(pickle.dumps(sampler)).decode(), "hand": hand}
+        number = _ask(self.address, wanted, "planning what to fetch")["plan"]
+        process = os.getpid()
+
+        def moved(batch: int) -> None:
+            if os.getpid() == process:
+                _tell(self.address, {"do": "done", "plan": number} if batch < 0 else {"do": "at", "plan": number, "batch": batch})
+
+        return moved
+
+    def status(self) -> dict[str, Any]:
+        """bytes, shards, seconds: fetched by this job so far; held: bytes of this set that are there."""
+        return _ask(self.address, {"do": "status", "set": self.key}, "")
+
+
+def cached_set(where: str, peers: Peers = ALONE) -> CachedSet | None:
+    """Collective.  None where shards are read where they lie.  Raises DataError."""
+    if not caching.takes(where):
+        return None
+    opened = lambda address: {"address": address, **_ask(address, {"do": "open", "where": where}, f"opening {shown(where)}")}
+    mine = peers.together(lambda: opened(_keeper()) if peers.first_of_host else None)
+    told = peers.gather(mine)[peers.hosts.index(peers.hosts[peers.rank])]
+    return CachedSet(where, told.pop("address"), told)
+
+
+# ------------------------------------------------------------------------------------------------ the keeper, from outside
+
+_keepers: dict[tuple, tuple[subprocess.Popen, str]] = {}  # of this process, by folder and limit
+_local = threading.local()  # connections of this thread, by process and address
+
+
+def _keeper() -> str:
+    """The address of the keeper of this process, which begins it.  Raises DataError."""
+    known = os.getpid(), str(caching.place), caching.gigabytes
+    if known in _keepers and _keepers[known][0].poll() is None:
+        return _keepers[known][1]
+    facts = {"folder": str(caching.place.absolute()), "gigabytes": caching.gigabytes, "patience": disks.patience}
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "OMP_NUM_THREADS")}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "mpp.data.keeper", json.dumps(facts)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    with Progress("beginning the keeper of the cache"):
+        ready, _, _ = select.select([process.stdout], [], [], BEGINNING_SECONDS)
+        line = process.stdout.readline() if ready else b""
+    process.stdout.close()
+    try:
+        told = json.loads(line)
+    except ValueError:
+        process.kill()
+        raise of_this_rank(
+            DataError(f"the keeper of system.cache={caching.place} did not begin; its own message, if it left one, says why")
+        ) from None
+    if "error" in told:
+        raise of_this_rank(DataError(told["error"]))
+    _keepers[known] = process, told["address"]
+    return told["address"]
+
+
+def end_keepers() -> None:
+    """Those of this process, which end with it otherwise."""
+    for known in [known for known in _keepers if known[0] == os.getpid()]:
+        process, _ = _keepers.pop(known)
+        process.kill()
+        process.wait()
+
+
+class _Line:
+    """A connection."""
+
+    def __init__(self, address: str):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(address)
+        self.socket.settimeout(1.0)
+        self.rest = b""
+
+    def send(self, asked: dict) -> None:
+        self.socket.sendall(json.dumps(asked).encode() + b"\n")
+
+    def receive(self, what: str) -> dict:
+        end = time.monotonic() + watch.slow
+        with Progress(what) as bar:
+            while b"\n" not in self.rest:
+                try:
+                    if not (data := self.socket.recv(1 << 16)):
+                        raise ConnectionResetError("it has ended")
+                except TimeoutError:
+                    bar.update(0)
+                    watch.moved("waiting for shards", slow=True)
+                    if time.monotonic() > end:
+                        raise of_this_rank(
+                            DataError(
+                                f"the keeper of the cache has not answered for {watch.slow:.0f} s ({what}); end this job and begin it again"
+                            )
+                        ) from None
+                    continue
+                self.rest += data
+        line, _, self.rest = self.rest.partition(b"\n")
+        return json.loads(line)
+
+
+def _line(address: str) -> _Line:
+    lines = _local.__dict__.setdefault("lines", {})
+    known = os.getpid(), address
+    if known not in lines:
+        lines[known] = _Line(address)
+    return lines[known]
+
+
+def _tell(address: str, asked: dict) -> None:
+    try:
+        _line(address).send(asked)
+    except OSError as error:
+        raise _gone(error) from error
+
+
+def _ask(address: str, asked: dict, what: str) -> dict:
+    try:
+        line = _line(address)
+        line.send(asked)
+        told = line.receive(what)
+    except OSError as error:
+        raise _gone(error) from error
+    if "error" in told:
+        raise of_this_rank(DataError(told["error"]))
+    return told
+
+
+def _gone(error: OSError) -> Exception:
+    return of_this_rank(
+        DataError(
+            f"the keeper of the cache, a process of this machine, is gone ({error}): if memory ran out, give the job more, then resume"
+        )
+    )
