@@ -37,7 +37,12 @@ def build(photos: Path, work: Path, shards: int, shard_mb: float) -> Path:
         data = crop(images[random.integers(len(images))], random)
         (once / f"{count:06d}.jpg").write_bytes(data)
         count, total = count + 1, total + len(data)
-    made, each = folder / "made", -(-count // shards)
+    made, each = folder / "made", count // shards
+    for number in range(shards * each, count):  # all shards have as many images
+        path = once / f"{number:06d}.jpg"
+        total -= path.stat().st_size
+        path.unlink()
+    count = shards * each
     command = [sys.executable, MAKE_SHARDS, once, made, "--samples-per-shard", each, "--max-rejects", "0", "--quiet"]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     served = folder / "served" / BUCKET
