@@ -22,6 +22,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -77,6 +78,8 @@ class Fault:
     skip: int = 0
     times: int | None = 1
     together: bool = False  # all keys are counted as one
+    chance: float = 1.0  # that one which it would strike is struck; drawn by `seed`
+    seed: int = 0
     at: float = 0.5  # share of the body that is sent before
     seconds: float = 0
     bytes: int = 0  # that a length is off by, or a second
@@ -86,12 +89,16 @@ class Fault:
     asked: Counter = field(default_factory=Counter)  # by key
     met: int = 0  # answers that it has spoilt
 
+    def __post_init__(self) -> None:
+        self._draws = random.Random(self.seed)
+
     def strikes(self, method: str, key: str) -> bool:
         if method not in self.methods or not fnmatch.fnmatchcase(key, self.keys):
             return False
         counted = "" if self.together else key
         self.asked[counted] += 1
         strikes = self.asked[counted] > self.skip and (self.times is None or self.asked[counted] <= self.skip + self.times)
+        strikes = strikes and (self.chance == 1 or self._draws.random() < self.chance)
         self.met += strikes
         return strikes
 
