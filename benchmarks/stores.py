@@ -14,8 +14,9 @@ What it is asked to do, and what it does differently, stands at the top of its f
     resume   cold cache, at 90 % of an epoch: seconds from asking for a loader to the first batch, and what the store had sent by then
 
 "mpp, local disk" reads the same tars without a store.  In each round every tool runs at every rate, each time with an empty cache; the tools take
-turns at being first.  Figures are medians; ratios are medians of the ratios of one round.  Store and tool share the machine's cores.  The page
-cache is warm for the store's files and for those of the local disk.
+turns at being first.  Figures are medians; ratios are medians of the ratios of one round.  Images/s are those of the epoch from the moment a loader
+is asked for (importing apart), and those behind its first batch.  Images/CPU-s count all processes of a tool, with what its start costs.  Store and
+tool share the machine's cores.  The page cache is warm for the store's files and for those of the local disk.
 
 --only runs some parts and keeps the others as they are in --out.  --peers is the Python of an environment with the peers:
 
@@ -243,7 +244,9 @@ def summed_up(runs: list[dict], about: dict) -> dict:
     spent = [run["images"] / run["cpu_seconds"] for run in runs if run["cpu_seconds"]]
     return {
         "images_per_second": round(median(lambda run: run["images"] / run["seconds"]), 1),  # behind the first batch
-        "with_start": round(median(lambda run: (run["images"] + about["batch"]) / (run["first"] + run["seconds"])), 1),
+        "with_start": round(
+            median(lambda run: (run["images"] + about["batch"]) / (run["first"] + run["seconds"])), 1
+        ),  # of the whole epoch
         "first_batch": round(median(lambda run: run["first"]), 2),
         "waiting": round(median(lambda run: run["waited"] / run["seconds"]), 4),
         "longest_wait": round(median(lambda run: run["longest_wait"]), 2),
@@ -255,7 +258,7 @@ def summed_up(runs: list[dict], about: dict) -> dict:
 
 
 def median_ratio(above: list[dict], below: list[dict]) -> float:
-    """Of images a second, round by round."""
+    """Of images a second behind the first batch, round by round."""
     pairs = zip(above, below, strict=True)
     return round(statistics.median(a["images"] / a["seconds"] * b["seconds"] / b["images"] for a, b in pairs), 3)
 

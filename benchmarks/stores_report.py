@@ -9,11 +9,8 @@ from pathlib import Path
 
 
 def markdown(result: dict) -> str:
-    parts = [about(result)]
-    if "epoch" in result:
-        parts.append(table(result["epoch"], "images/s", fast))
-    if "paced" in result:
-        parts.append(table(result["paced"], "share of waiting, %", paced))
+    rates = dict.fromkeys([*result.get("epoch", {}), *result.get("paced", {})])
+    parts = [about(result), *(table(result, rate) for rate in rates)]
     if "memory" in result or "resume" in result:
         parts.append(rest(result))
     if result["left_out"]:
@@ -25,38 +22,29 @@ def about(result: dict) -> str:
     known, asked = result["set"], result["settings"]
     low, high = (size / 1e6 for size in known["shard_bytes"])
     return (
-        f"{known['entries']:,} images of {known['image_bytes'] / known['entries'] / 1e3:.0f} kB in {known['shards']} shards of {low:.1f} to "
-        f"{high:.1f} MB; {asked['workers']} loader process(es), {asked['latency_ms']:g} ms before each answer, medians of {asked['rounds']} "
-        f"rounds; a step of the second table takes {asked['step_ms']:g} ms."
+        f"{known['entries']:,} images of {mean(result) / 1e3:.0f} kB in {known['shards']} shards of {low:.1f} to {high:.1f} MB; "
+        f"{asked['workers']} loader process(es), {asked['latency_ms']:g} ms before each answer, medians of {asked['rounds']} rounds."
     )
 
 
-def table(rates: dict, what: str, cells) -> str:
-    titles = [f"{title} at {rate} MB/s" for rate in rates for title in cells(None)]
-    lines = [f"| {what} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for name in dict.fromkeys(name for found in rates.values() for name in found):
-        row = [cell for found in rates.values() for cell in (cells(found[name]) if name in found else ["-"] * len(cells(None)))]
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+def mean(result: dict) -> float:
+    return result["set"]["image_bytes"] / result["set"]["entries"]
 
 
-def fast(case: dict | None) -> list[str]:
-    if case is None:
-        return ["images/s", "over the local disk", "first batch, s", "images/CPU-s", "bytes / set"]
-    ratio, spent = case.get("over_local"), case["images_per_cpu_second"]
-    return [
-        number(case["images_per_second"], 0),
-        number(ratio, 2),
-        number(case["first_batch"], 1),
-        number(spent, 0),
-        number(case["bytes_over_set"], 2),
+def table(result: dict, rate: str) -> str:
+    fast, paced = (result.get(part, {}).get(rate, {}) for part in ("epoch", "paced"))
+    lines = [
+        f"| {rate} MB/s, which allow {float(rate) * 1e6 / mean(result):,.0f} images/s | images/s | behind the first batch | over the local disk | "
+        f"first batch, s | images/CPU-s | waiting at steps of {result['settings']['step_ms']:g} ms, % | longest wait there, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-
-
-def paced(case: dict | None) -> list[str]:
-    if case is None:
-        return ["waiting, %", "longest, s", "first batch, s"]
-    return [number(100 * case["waiting"], 1), number(case["longest_wait"], 1), number(case["first_batch"], 1)]
+    digits = {"with_start": 0, "images_per_second": 0, "over_local": 2, "first_batch": 1, "images_per_cpu_second": 0}
+    for name in dict.fromkeys([*fast, *paced]):
+        cells = [number(fast.get(name, {}).get(what), places) for what, places in digits.items()]
+        waiting = paced.get(name, {}).get("waiting")
+        cells += [number(waiting and 100 * waiting, 1), number(paced.get(name, {}).get("longest_wait"), 1)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def rest(result: dict) -> str:
