@@ -38,6 +38,7 @@ WHOLE_PROGRAMS = (
     "tests/test_door.py",
     "tests/test_job_scripts.py",
     "tests/test_locks.py",
+    "tests/data/test_shard_cache.py",
     "tests/test_progress.py",
 )
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]

@@ -51,6 +51,7 @@ MOST_USES = 200_000  # of shards by micro-batches, that a plan looks ahead: its 
 LEAST_AHEAD = 64  # micro-batches that it looks ahead at least: loader processes are so far before their rank
 LOOKING = 0.05  # seconds at a time, as long as nothing else is answered
 RENEWED = 3  # times that an answer which asking again would not change is asked for all the same, with credentials that are looked for anew
+STILL = 20.0  # seconds without a single byte after which an answer is asked for anew
 SECONDS_BETWEEN = 5.0  # tries of a shard that could not be had
 TELLING = 10.0  # seconds of trouble from which on people are told
 CLAIMED_EVERY = 1.0  # seconds
@@ -437,7 +438,7 @@ class Keeper:
         """Note it; it is tried again until the patience ends, or where asking again would change nothing a few times with other credentials."""
         failure, origin, now = self.failures.setdefault(shard, Failure()), self.sets[shard.key].origin, time.monotonic()
         failure.times += 1
-        failure.next = now + min(SECONDS_BETWEEN, 0.1 * 4**failure.times)
+        failure.next = now + min(SECONDS_BETWEEN, disks.patience / 4, 0.1 * 4**failure.times)
         words = str(error) or type(error).__name__
         where = origin.where(shard.name)
         failure.error = words if isinstance(error, UserError) else f"{where}: {words}; check it and your access to it, then resume"
@@ -518,7 +519,9 @@ def main(argv: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)  # a request to stop goes to the whole group; samples are needed for the step in hand
     facts: dict[str, Any] = json.loads(argv[0])
     disks.patience = facts["patience"]
-    retries.PATIENCE = replace(retries.PATIENCE, waits=(0.5, 1, 2, 4))  # what goes on after that is tried again here, in the order of need
+    # What goes on after these waits is tried again here, in the order of need; other shards come meanwhile.
+    still = min(STILL, max(1.0, disks.patience / 4))
+    retries.PATIENCE = replace(retries.PATIENCE, connect_seconds=min(10.0, still), read_seconds=still, waits=(0.5, 1.0))
     try:
         folder = CacheFolder(Path(facts["folder"]), facts["gigabytes"])
     except (UserError, OSError) as error:

@@ -18,11 +18,13 @@ from torch import Tensor
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
+from mpp.data.order import EveryOnce
 from mpp.data.shard_cache import Sampler
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, ConfigError, of_this_rank
 from mpp.progress import tracked
 
+TOGETHER = 256  # images, of which those that lie elsewhere are asked for at once
 Cut = list[np.ndarray] | bytes | None  # uint8 [3, H, W] of each box; or for the device to make: the encoded image, nothing
 
 
@@ -72,11 +74,16 @@ class StoredPixels(Pixels):
             self.source.ahead(samples)
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-        return self.source.expects(sampler, hand) if isinstance(self.source, ShardSet) else super().expects(sampler, hand)
+        return expected(self.source, sampler, hand)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> list[np.ndarray]:
         width, height = self.source.size_of(sample)
         return cut(self.source.read(sample), width, height, boxes, size, self.max_pixels)
+
+
+def expected(source: Images, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+    """As `ShardSet.expects`, of any images."""
+    return source.expects(sampler, hand) if isinstance(source, ShardSet) else lambda done: None
 
 
 class MemoryPixels(Pixels):
@@ -100,9 +107,12 @@ class MemoryPixels(Pixels):
         self.orientation = np.ones(len(pool), dtype=np.uint8)  # EXIF
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:  # what decoding in threads does to warnings ends here
             left = [sample for sample in pool if sample not in self.faults]
+            done = expected(source, EveryOnce(np.array(left), TOGETHER, 0, 1)) if left else lambda number: None
             decoded = executor.map(lambda sample: self._decode(sample, max_pixels), left)
-            for _ in tracked(decoded, f"decoding {source.path}", len(left), "images"):
-                pass
+            for number, _ in enumerate(tracked(decoded, f"decoding {source.path}", len(left), "images")):
+                if number % TOGETHER == 0:
+                    done(number // TOGETHER)
+            done(-1)
 
     def _size_or_fault(self, sample: int) -> tuple[int, int]:
         try:

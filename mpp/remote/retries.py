@@ -116,7 +116,8 @@ def meaning(url: str, error: Exception) -> str:
     if getattr(error, "errno", None) in _OF_THIS_MACHINE:
         raise error
     name, said = type(error).__name__, shown(" ".join(str(error).split()))
-    code = str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")) if error.__cause__ else ""
+    answer = getattr(error.__cause__, "response", None) or {}  # of an answer that never came there is none
+    code = str(answer.get("Error", {}).get("Code", ""))
     status = getattr(error, "code", None)
     if name in _NO_KEYS or code in _WRONG_KEYS or status in (401, "401"):
         need = CREDENTIALS.get(url.partition(":")[0], "check the credentials")

@@ -98,6 +98,8 @@ CHANGES = {
 ELSEWHERE = {
     "patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "patience_slow_seconds": "tests/test_watchman.py",
+    "shard_cache": "tests/pipeline/test_stores.py: it changes whence images come, and nothing of them",
+    "shard_cache_gb": "tests/pipeline/test_stores.py",
 }
 
 

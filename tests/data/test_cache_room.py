@@ -1,0 +1,89 @@
+"""When shards are needed, how many are in hand, and who makes way: what a cache decides, without a store."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpp.data.cache_folder import CacheFolder, Part, Shard
+from mpp.data.in_hand import in_hand, refuse_beyond
+from mpp.data.keeper import Plan
+from mpp.data.order import EveryOnce, Order
+from mpp.errors import ConfigError, UserError
+
+SHARDS, SAMPLES = 8, 6  # of the set; of a shard
+
+
+def sampler(ids: list[int], batch: int = 1) -> EveryOnce:
+    return EveryOnce(np.array(ids), batch, 0, 1)
+
+
+@given(st.lists(st.integers(0, SHARDS * SAMPLES - 1), min_size=1, max_size=80), st.integers(1, 4), st.integers(0, 100))
+def test_a_plan_knows_when_each_shard_is_needed_next(ids, batch, at):
+    plan = Plan(sampler(ids, batch), "k", [f"{number}.tar" for number in range(SHARDS)], np.arange(0, SHARDS * SAMPLES, SAMPLES))
+    plan.look(SHARDS + 1)
+    plan.moved(at)
+    plan.look(SHARDS + 1)
+    numbers = -(-len(ids) // batch)
+    batches = [[ids[min(place, len(ids) - 1)] // SAMPLES for place in range(n * batch, (n + 1) * batch)] for n in range(numbers)]
+    at = min(at, numbers)
+    for shard in range(SHARDS):
+        ahead = [number - at for number in range(at, numbers) if shard in batches[number]]
+        assert plan.distance(Shard("k", f"{shard}.tar")) == (ahead[0] if ahead else float("inf"))
+
+
+def test_a_plan_looks_ahead_no_further_than_it_has_to_and_keeps_little():
+    endless = iter(lambda: [(0, 0, 0)], None)
+    plan = Plan(endless, "k", ["0.tar", "1.tar"], np.array([0, 5]))
+    for at in range(0, 100_000, 500):
+        plan.moved(at)
+    assert len(plan._ahead) < 2000
+
+
+@given(
+    st.lists(st.integers(5, 60), min_size=3, max_size=12),
+    st.sampled_from([(12, 12), (12, 4), (8, 8), (6, 1)]),
+    st.sampled_from([1, 2]),
+    st.integers(1, 9),
+    st.integers(0, 5),
+)
+def test_what_is_refused_does_not_fit_and_what_is_named_instead_does(sizes, batch, machines, room, seed):
+    order = Order(tuple(sizes), batch[0], batch[1], seed)
+    if sum(sizes) < order.batch or batch[1] % machines:
+        return
+    bytes_ = np.array(sizes) * 1000
+    limit = int(np.sort(bytes_)[::-1][:room].sum())
+    try:
+        assert refuse_beyond(order, machines, machines, bytes_, limit, "s3://x").bytes <= limit
+    except ConfigError as error:
+        assert in_hand(order, machines, bytes_).bytes > limit
+        if found := re.search(r"set (?:data.streams=(\d+) )?data.block=(\d+)", str(error)):
+            named = Order(tuple(sizes), batch[0], int(found[1] or batch[1]), seed, int(found[2]))
+            assert refuse_beyond(named, machines, machines, bytes_, limit, "s3://x").bytes <= limit
+
+
+def test_what_another_job_is_about_to_read_makes_no_way(tmp_path):
+    one, two = (CacheFolder(tmp_path / "shared", 2.5e-6) for _ in range(2))
+    for name in ("a.tar", "b.tar"):
+        part = one.begin(Shard("k", name), 1000, lambda shard: 0.0)
+        assert isinstance(part, Part)
+        part.publish()
+    one.claim(0, [Shard("k", "a.tar")])
+    part = two.begin(Shard("k", "c.tar"), 1000, lambda shard: 1.0 if shard.name == "c.tar" else float("inf"))
+    assert isinstance(part, Part)
+    assert sorted(path.name for path in (tmp_path / "shared/sets/k").glob("*.tar")) == ["a.tar"]
+    part.discard()
+    one.claim(0, [Shard("k", "a.tar")])
+    assert two.begin(Shard("k", "d.tar"), 2000, lambda shard: 0.0) == "full"
+    one.close()  # it has ended
+    assert isinstance(two.begin(Shard("k", "d.tar"), 2000, lambda shard: 0.0 if shard.name == "d.tar" else 9.0), Part)
+
+
+def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError, match="belongs to user"):
+        CacheFolder(tmp_path / "cache", 1.0)
