@@ -57,7 +57,7 @@ def build(photos: Path, work: Path, shards: int, shard_mb: float) -> Path:
 
 
 def crop(data: bytes, random: np.random.Generator) -> bytes:
-    """A crop of 80 to 100 % of each side, so that no two images are the same."""
+    """A crop of 80 to 100 % of each side, so that hardly two images are the same."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = (max(SIDE, int(length * random.uniform(0.8, 1))) for length in image.size)
     left, top = (int(random.integers(max(1, whole - part + 1))) for whole, part in zip(image.size, (width, height), strict=True))
