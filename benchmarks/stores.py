@@ -37,8 +37,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -52,6 +53,8 @@ from mpp.train.run_folder import environment
 HERE = Path(__file__).parent
 SAMPLED_EVERY = 0.2  # seconds, of memory
 LIMIT = 900  # seconds a single process may take
+GRACE = 3  # seconds
+STORE_SECONDS = 4 * 3600  # after which a store ends by itself
 EPOCHS = 3  # of memory
 RESUMED_AT = 0.9  # of an epoch
 PARTS = ("epoch", "paced", "memory", "resume")
@@ -80,13 +83,24 @@ class Tool:
                     watch(members(process.pid))
                 time.sleep(SAMPLED_EVERY)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it has left behind
-            process.wait()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            end_group(process.pid)
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if process.returncode:
             raise Failed(lines[-1][:300] if lines else f"exit status {process.returncode}")
         return json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+
+
+def end_group(number: int) -> None:
+    """What a process has left behind has a moment to end by itself."""
+    deadline = time.monotonic() + GRACE
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(number, 0)
+            time.sleep(0.05)
+        os.killpg(number, signal.SIGKILL)
 
 
 def tools(peers: str) -> list[Tool]:
@@ -110,29 +124,31 @@ class Bench:
     cores: str
     left_out: dict[str, str]
     versions: dict[str, dict]
+    stores: contextlib.ExitStack
+    addresses: dict[float, str] = field(default_factory=dict)
 
-    @contextlib.contextmanager
-    def store(self, mb_per_second: float) -> Iterator[str]:
-        """A store that serves the set, and its address."""
-        program = HERE.parent / "tests" / "object_store.py"
-        words = [self.folder / "served", "--latency-ms", self.latency_ms, "--mb-per-second", mb_per_second, "--seconds", LIMIT + 60]
-        command = ["taskset", "-c", self.cores, sys.executable, program, *words]
-        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-        assert process.stdout
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.kill()
-            process.wait()
+    def store(self, mb_per_second: float) -> str:
+        """The address of a store of this rate that serves the set and has counted nothing yet; it ends with `stores`."""
+        if mb_per_second not in self.addresses:
+            program = HERE.parent / "tests" / "object_store.py"
+            words = [self.folder / "served", "--latency-ms", self.latency_ms, "--mb-per-second", mb_per_second, "--seconds", STORE_SECONDS]
+            command = ["taskset", "-c", self.cores, sys.executable, program, *words]
+            process = self.stores.enter_context(subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True))
+            self.stores.callback(process.kill)
+            assert process.stdout
+            self.addresses[mb_per_second] = process.stdout.readline().strip()
+        address = self.addresses[mb_per_second]
+        urllib.request.urlopen(urllib.request.Request(f"{address}/-/", method="DELETE")).close()
+        return address
 
     def ask(self, tool: Tool, mb_per_second: float, what: str, number: float, watch: Callable[[list], None] | None = None) -> dict:
-        """Run one tool once, with an empty cache and a store that nobody has asked yet.  Raises Failed."""
+        """Run one tool once, with an empty cache.  Raises Failed."""
         cache = self.work / "cache"
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir()
         os.sync()  # nobody pays for the writes of the run before
-        with contextlib.nullcontext("-") if tool.local else self.store(mb_per_second) as address:
-            result = tool.run([what, self.folder, address, cache, self.workers, number], self.cores, self.work / "log.txt", watch)
+        address = "-" if tool.local else self.store(mb_per_second)
+        result = tool.run([what, self.folder, address, cache, self.workers, number], self.cores, self.work / "log.txt", watch)
         self.versions[tool.name] = result.pop("versions")
         shutil.rmtree(cache)
         return result
@@ -164,9 +180,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     result["set"] = json.loads((folder / "set.json").read_text())
     settings = {"rates": options.rates, "latency_ms": options.latency_ms, "workers": options.workers, "step_ms": options.step_ms}
     result["settings"] = settings | {"rounds": options.rounds, "cores": options.cores}
-    bench = Bench(folder, work, options.latency_ms, options.workers, options.cores, result["left_out"], result["versions"])
+    with contextlib.ExitStack() as stores:
+        bench = Bench(folder, work, options.latency_ms, options.workers, options.cores, result["left_out"], result["versions"], stores)
+        measure(bench, options, result)
+    keep(options.out, result | {"seconds": round(time.monotonic() - began)})
+    print(markdown(result))
+    return 0
+
+
+def measure(bench: Bench, options: argparse.Namespace, result: dict) -> None:
+    """What --only names, into `result`."""
     found = [tool for tool in tools(options.peers) if not options.tools or any(word in tool.name for word in options.tools)]
-    found = bench.attempt("made ready", found, lambda tool: make_ready(tool, folder, work / "log.txt"))
+    found = bench.attempt("made ready", found, lambda tool: make_ready(tool, bench.folder, bench.work / "log.txt"))
 
     for part, step_ms in (("epoch", 0), ("paced", options.step_ms)):
         if part in options.only:
@@ -182,9 +207,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(options.rounds):
             said = f"resume, round {number + 1} of {options.rounds}"
             found = bench.attempt(said, found, lambda tool: resume(bench, tool, rate, result))
-    keep(options.out, result | {"seconds": round(time.monotonic() - began)})
-    print(markdown(result))
-    return 0
 
 
 def keep(out: Path, result: dict) -> None:
