@@ -174,12 +174,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     result = json.loads(options.out.read_text()) if options.out.exists() else {}
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    result |= {"environment": environment() | {"cpu": cpu()}, "commands": [*result.get("commands", []), words], "left_out": {}}
+    result |= {"environment": environment() | {"cpu": cpu()}, "commands": [*result.get("commands", []), words]}
+    result["left_out"] = {name: why for name, why in result.get("left_out", {}).items() if not why.startswith(tuple(options.only))}
     result["versions"] = result.get("versions", {})
     folder = build(options.photos, work, options.shards, options.shard_mb)
     result["set"] = json.loads((folder / "set.json").read_text())
-    settings = {"rates": options.rates, "latency_ms": options.latency_ms, "workers": options.workers, "step_ms": options.step_ms}
-    result["settings"] = settings | {"rounds": options.rounds, "cores": options.cores}
+    names = ("rates", "latency_ms", "workers", "step_ms", "rounds", "cores")
+    settings = {name: getattr(options, name) for name in names} | {"commit": result["environment"].get("commit")}
+    result["settings"] = result.get("settings", {}) | dict.fromkeys(options.only, settings)
     with contextlib.ExitStack() as stores:
         bench = Bench(folder, work, options.latency_ms, options.workers, options.cores, result["left_out"], result["versions"], stores)
         measure(bench, options, result)

@@ -19,11 +19,13 @@ def markdown(result: dict) -> str:
 
 
 def about(result: dict) -> str:
-    known, asked = result["set"], result["settings"]
+    known, asked = result["set"], next(iter(result["settings"].values()))
     low, high = (size / 1e6 for size in known["shard_bytes"])
     return (
         f"{known['entries']:,} images of {mean(result) / 1e3:.0f} kB in {known['shards']} shards of {low:.1f} to {high:.1f} MB; "
-        f"{asked['workers']} loader process(es), {asked['latency_ms']:g} ms before each answer, medians of {asked['rounds']} rounds."
+        f"{asked['workers']} loader process(es), {asked['latency_ms']:g} ms before each answer; medians of "
+        + ", ".join(f"{each['rounds']} rounds ({part})" for part, each in result["settings"].items() if part != "memory")
+        + "."
     )
 
 
@@ -33,9 +35,10 @@ def mean(result: dict) -> float:
 
 def table(result: dict, rate: str) -> str:
     fast, paced = (result.get(part, {}).get(rate, {}) for part in ("epoch", "paced"))
+    step_ms = result["settings"].get("paced", {}).get("step_ms", 0)
     lines = [
         f"| {rate} MB/s, which allow {float(rate) * 1e6 / mean(result):,.0f} images/s | images/s | behind the first batch | over the local disk | "
-        f"first batch, s | images/CPU-s | waiting at steps of {result['settings']['step_ms']:g} ms, % | longest wait there, s |",
+        f"first batch, s | images/CPU-s | waiting at steps of {step_ms:g} ms, % | longest wait there, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     digits = {"with_start": 0, "images_per_second": 0, "over_local": 2, "first_batch": 1, "images_per_cpu_second": 0}
