@@ -85,6 +85,11 @@ def of_sets(record: Any) -> str:
     return ", ".join(key for key in record if key not in ("environment", "command", "commands", "versions"))
 
 
+def of_stores(record: Any) -> str:
+    told = lambda found: ", ".join(f"{name} {case['images_per_second']:,.0f}" for name, case in found.items())
+    return "; ".join(f"at {rate} MB/s: {told(found)} images/s" for rate, found in record["epoch"].items())
+
+
 def of_guards(record: Any) -> str:
     steps = ", ".join(
         f"{name} {row['guards_ms']:.2f} ms of {row['step_ms']:.0f} ({row['share']:.2%})" for name, row in record["steps"].items()
@@ -121,6 +126,7 @@ RECORDS = [
     Record("growth", 15, "python benchmarks/growth.py --out {out} --plot docs/growth.png", of_growth),
     Record("extraction-b16", 4, "python benchmarks/extraction.py encoder=timm:vit_base_patch16_224@random train={photos}/train --images 256 --out {out}", of_extraction),
     Record("loader", 120, "python benchmarks/loader.py --peers {peers}/bin/python --out {out}", of_sets),
+    Record("stores", 45, "python benchmarks/stores.py --peers {peers}/bin/python --out {out}", of_stores),
     Record("data_prep", 60, "python benchmarks/data_prep.py --peers {peers}/bin/python --out {out} --rounds 3 --photos 2000 --resized 600", of_sets),
     Record("sweep", 6, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 mae_l16 mpp_l16 --batches 64 128 256 --rounds 5 --steps 10 --out {out}", of_shapes, gpu=True),
     *(synthetic(config) for config in ("mpp_b16", "mae_b16", "mae_l16")),

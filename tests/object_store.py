@@ -22,6 +22,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -77,6 +78,8 @@ class Fault:
     skip: int = 0
     times: int | None = 1
     together: bool = False  # all keys are counted as one
+    chance: float = 1.0  # that one which it would strike is struck; drawn by `seed`
+    seed: int = 0
     at: float = 0.5  # share of the body that is sent before
     seconds: float = 0
     bytes: int = 0  # that a length is off by, or a second
@@ -86,12 +89,16 @@ class Fault:
     asked: Counter = field(default_factory=Counter)  # by key
     met: int = 0  # answers that it has spoilt
 
+    def __post_init__(self) -> None:
+        self._draws = random.Random(self.seed)
+
     def strikes(self, method: str, key: str) -> bool:
         if method not in self.methods or not fnmatch.fnmatchcase(key, self.keys):
             return False
         counted = "" if self.together else key
         self.asked[counted] += 1
         strikes = self.asked[counted] > self.skip and (self.times is None or self.asked[counted] <= self.skip + self.times)
+        strikes = strikes and (self.chance == 1 or self._draws.random() < self.chance)
         self.met += strikes
         return strikes
 
@@ -213,7 +220,7 @@ class ObjectStore:
         self.faults, self.log = Faults(), []  # type: ignore[var-annotated]
         self._rate = Rate(rate)
         self._tags: dict[tuple, str] = {}  # a file as it is -> its ETag
-        self._connections: set[socket.socket] = set()
+        self._hashing = threading.Lock()
         self._closed = threading.Event()
         self.host = host
         self._serve(port)
@@ -302,10 +309,14 @@ class ObjectStore:
     def tag(self, path: Path) -> str:
         """MD5 of a file, computed once for as long as it stays what it is."""
         known = identity(path)
-        if known not in self._tags:
-            with path.open("rb") as file:
-                self._tags[known] = hashlib.file_digest(file, "md5").hexdigest()
+        with self._hashing:
+            if known not in self._tags:
+                with path.open("rb") as file:
+                    self._tags[known] = hashlib.file_digest(file, "md5").hexdigest()
         return self._tags[known]
+
+    def buckets(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and path.name != UPLOADS)
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """Every key of a bucket that begins so, in S3's order (UTF-8 bytes)."""
@@ -546,8 +557,8 @@ class Handler(BaseHTTPRequestHandler):
     def list(self, bucket: str, key: str) -> None:
         store = self.server.store
         if not bucket:
-            names = sorted(path.name for path in store.folder.iterdir() if path.is_dir() and path.name != UPLOADS)
-            buckets = "".join(f"<Bucket><Name>{escape(name)}</Name><CreationDate>{moment(0)}</CreationDate></Bucket>" for name in names)
+            entries = (f"<Bucket><Name>{escape(name)}</Name><CreationDate>{moment(0)}</CreationDate></Bucket>" for name in store.buckets())
+            buckets = "".join(entries)
             self.xml("ListAllMyBucketsResult", f"<Owner><ID>owner</ID></Owner><Buckets>{buckets}</Buckets>")
             return
         if not (store.folder / bucket).is_dir():
@@ -608,16 +619,18 @@ class Handler(BaseHTTPRequestHandler):
         """The whole body of a request.  Raises Wrong where it is not what its headers say."""
         if "aws-chunked" in self.headers.get("Content-Encoding", "") or not self.headers.get("Content-Length", "").isdecimal():
             raise Wrong(501, "NotImplemented", "a body with a Content-Length, in one piece, is all that is known")
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.read_body = True
+        data, self.read_body = self.rfile.read(int(self.headers["Content-Length"])), True
         if "Content-MD5" in self.headers and base64.b64decode(self.headers["Content-MD5"]) != hashlib.md5(data).digest():
             raise Wrong(400, "BadDigest")
         return data
 
     def drain(self) -> None:
         """What was sent and not read would be taken for the next request."""
-        if self.command in ("PUT", "POST") and not self.read_body:
-            self.close_connection = True
+        if not self.read_body and (length := self.headers.get("Content-Length", "")).isdecimal():
+            left = int(length)
+            while left and (data := self.rfile.read(min(left, 1 << 20))):
+                left -= len(data)
+        self.read_body = True
 
     def may_write(self, bucket: str) -> None:
         store = self.server.store
@@ -630,7 +643,7 @@ class Handler(BaseHTTPRequestHandler):
     def put(self, bucket: str, key: str) -> None:
         store = self.server.store
         if not key:
-            self.read_body = True
+            self.drain()
             store.path(bucket).mkdir(parents=True, exist_ok=True)
             self.reply(200, headers={"Location": f"/{bucket}"})
             return
@@ -723,6 +736,9 @@ def main() -> int:
     options = parser.parse_args()
     rate = options.mb_per_second and options.mb_per_second * 1e6
     with ObjectStore(options.folder, host=options.host, port=options.port, latency=options.latency_ms / 1e3, rate=rate) as store:
+        for bucket in store.buckets():
+            for key in store.keys(bucket):
+                store.tag(store.path(f"{bucket}/{key}"))  # now, not while somebody waits
         print(store.endpoint, flush=True)
         time.sleep(options.seconds)
     return 0

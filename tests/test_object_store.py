@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -187,6 +189,50 @@ def test_a_fault_strikes_the_requests_it_is_planted_for_and_no_other(store, s3):
     assert [asked(0), asked(2), asked(0)] == [200, 503, 200]
 
 
+def test_faults_by_chance_are_the_same_each_time_and_as_many_as_they_should_be(store):
+    session = requests.Session()
+
+    def statuses():
+        store.faults.clear()
+        store.faults.status("*", 503, chance=0.3, seed=5, times=None)
+        return [session.head(url(store), timeout=5).status_code for _ in range(3)] + [
+            session.get(url(store), timeout=5).status_code for _ in range(200)
+        ]
+
+    first = statuses()
+    assert first[:3] == [200] * 3 and 35 <= first.count(503) <= 85  # 60 expected, 4 deviations
+    assert statuses() == first
+
+
+def test_many_connections_at_once_under_every_fault_lose_no_count_and_mix_no_bytes(store):
+    plant = store.faults
+    plant.cut("*", chance=0.1, times=None)
+    plant.status("*", 503, chance=0.1, times=None)
+    plant.length("*", -3, chance=0.1, times=None)
+    plant.stall("*", 0.01, chance=0.1, times=None)
+    plant.flip("*", at=0.999, chance=0.1, times=None)
+    kinds = Counter()
+
+    def ask(number):
+        key = number % 5
+        right = BODY[key:]
+        try:
+            answer = requests.get(url(store, f"photos/train/{key}.tar"), timeout=5)
+        except requests.RequestException:
+            return "cut"
+        if answer.status_code == 503:
+            return "refused"
+        flipped = [place for place in range(len(right) - 400, len(right)) if answer.content[place : place + 1] != right[place : place + 1]]
+        assert answer.content[: len(right) - 400] == right[: len(right) - 400]
+        return "right" if not flipped else "short" if len(answer.content) < len(right) else "flipped" if len(flipped) == 1 else "wrong"
+
+    with ThreadPoolExecutor(16) as pool:
+        kinds.update(pool.map(ask, range(300)))
+    cut, refused, short, stalled, flipped = (fault.met for fault in plant._planted)
+    assert kinds == {"cut": cut, "refused": refused, "short": short, "flipped": flipped, "right": 300 - cut - refused - short - flipped}
+    assert min(cut, refused, short, stalled, flipped) > 5 and store.requests("*", "GET") == 300
+
+
 def test_a_stall_lets_half_through_and_then_nothing_for_a_while(store):
     store.faults.stall("*", seconds=0.5)
     got = []
@@ -289,8 +335,6 @@ def test_a_body_drips(store):
 
 
 def test_all_connections_share_one_rate_and_each_answer_waits(store):
-    from concurrent.futures import ThreadPoolExecutor
-
     store.rate, store.latency = 4e6, 0.05
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
