@@ -33,9 +33,9 @@ def usual_side(short_sides: Sequence[tuple[int, int]]) -> int:
     return 0
 
 
-def feeding_lines(train: Path | str, manifest: Manifest | None = None) -> list[str]:
+def feeding_lines(train: Path | Manifest) -> list[str]:
     """For people: of a large set, how many shards a process reads from, and what changes that; none of others.  As `next_line`."""
-    manifest = manifest or read_manifest(Path(train))[0]
+    manifest = train if isinstance(train, Manifest) else read_manifest(train)[0]
     if manifest.samples < MANY:
         return []
     sizes = tuple(entry.samples for entry in manifest.shards)

@@ -111,7 +111,7 @@ def index(args: argparse.Namespace) -> int:
     if len(missing) < len(jobs):
         say(f"kept from an earlier run: {len(jobs) - len(missing):,} of {len(jobs):,} tars")
     say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {counted(min(args.workers, max(len(missing), 1)), 'worker')}")
-    for line in feeding_lines(args.out, manifest):
+    for line in feeding_lines(manifest):
         say(line)
     say(next_line(args.out, manifest=manifest))
     return 0
