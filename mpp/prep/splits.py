@@ -36,7 +36,7 @@ def splits_in_store(url: Url) -> dict[Url, dict[str, Info]]:
     found: dict[str, dict[str, Info]] = {}
     for name, info in listing_of(url):
         folder, _, base = name.rpartition("/")
-        if "/" not in folder and not folder.startswith("."):
+        if "/" not in folder and not folder.startswith(".") and base not in (".", ".."):  # no names of files here
             found.setdefault(folder, {})[base] = info
     splits = {folder: objects for folder, objects in found.items() if MANIFEST in objects or any(name.endswith(".tar") for name in objects)}
     if "" in splits:
