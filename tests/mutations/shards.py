@@ -635,7 +635,7 @@ ROWS = [
         '            finally:\n                pass', 'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
     ),
     Row(
-        'verify takes the other splits of a store for no splits', 'mpp/prep/splits.py', 'if "/" not in folder and not folder.startswith("."):',
-        'if not folder or folder == "train":', 'tests/prep/test_verify_stores.py::test_all_splits_of_an_out_are_looked_at_and_more_workers_say_the_same',
+        'verify takes the other splits of a store for no splits', 'mpp/prep/splits.py', 'if "/" not in folder and not folder.startswith(".")',
+        'if (not folder or folder == "train")', 'tests/prep/test_verify_stores.py::test_all_splits_of_an_out_are_looked_at_and_more_workers_say_the_same',
     ),
 ]  # fmt: skip
