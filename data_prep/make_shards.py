@@ -41,10 +41,9 @@ from mpp.data.decode import MAX_PIXELS
 from mpp.errors import Parser, interruptible, run_program
 from mpp.machine import usable_cores
 from mpp.prep.holdout import Grouping
-from mpp.prep.options import MAX_PIXELS_HELP, at_least, share
+from mpp.prep.options import MAX_PIXELS_HELP, at_least, place, share
 from mpp.prep.prepare import QUALITY
 from mpp.prep.sources import FORMATS
-from mpp.remote.urls import is_url
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +59,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="make_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("source", type=_place, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}; or the URL of one")
-    parser.add_argument("out", type=_place, metavar="OUT", help="a new folder or s3://bucket/prefix; gets train/ and, with --val, val/")
+    parser.add_argument("source", type=place, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}; or the URL of one")
+    parser.add_argument("out", type=place, metavar="OUT", help="a new folder or s3://bucket/prefix; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
     parser.add_argument(
         "--checksum",
@@ -148,10 +147,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.group and not args.val:
         parser.error("--group says what --val keeps together; give --val with it")
     return args
-
-
-def _place(text: str) -> Path | str:
-    return text if is_url(text) else Path(text)
 
 
 def _quality(text: str) -> int:

@@ -1,8 +1,10 @@
 """PROGRAM: are these shards what they were when they were made?
 
     python data_prep/verify_shards.py FOLDER [FOLDER ...] [--full]
+    python data_prep/verify_shards.py s3://bucket/train [--full]      # gs:// likewise
 
-FOLDER is a split (OUT/train) or OUT, for all its splits.  Without --full: the manifest, the index's hash and rows, the size of every shard,
+FOLDER is a split (OUT/train) or OUT, for all its splits.  Of one in an object store sizes are those of a listing, the chosen images are fetched
+one by one, and with --full each shard is fetched once, whole, into --scratch, which holds one shard a worker at a time.  Without --full: the manifest, the index's hash and rows, the size of every shard,
 and --sample images, spread over all shards by --seed (CRC-32, tar header, format, size in pixels).  With --full: every byte.  Each shard's
 sha256, each tar walked by hand against the index, each image's CRC-32 and pixels, each label, and what the manifest says of all of them
 worked out anew, so that one flipped bit anywhere is found.
@@ -32,7 +34,7 @@ from pathlib import Path
 
 from mpp.errors import Parser, interruptible, run_program
 from mpp.machine import usable_cores
-from mpp.prep.options import at_least
+from mpp.prep.options import at_least, place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,11 +50,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="verify_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a split, such as OUT/train, or OUT for all its splits")
+    parser.add_argument(
+        "folders",
+        type=place,
+        nargs="+",
+        metavar="FOLDER",
+        help="a split, such as OUT/train, or OUT for all its splits; or s3://..., gs://...",
+    )
     parser.add_argument("--full", action="store_true", help="read every byte and decode every image")
     parser.add_argument("--sample", type=at_least(0), default=1000, metavar="N", help="images a split to look at without --full")
     parser.add_argument("--seed", type=at_least(0), default=0, help="which images those are")
     parser.add_argument("--workers", type=at_least(1), default=usable_cores(), metavar="N", help="processes")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where shards of a URL are fetched to, one a worker at a time (~/.cache/mpp)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
     return parser.parse_args(argv)

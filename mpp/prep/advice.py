@@ -33,9 +33,9 @@ def usual_side(short_sides: Sequence[tuple[int, int]]) -> int:
     return 0
 
 
-def feeding_lines(train: Path) -> list[str]:
+def feeding_lines(train: Path | Manifest) -> list[str]:
     """For people: of a large set, how many shards a process reads from, and what changes that; none of others.  As `next_line`."""
-    manifest = read_manifest(train)[0]
+    manifest = train if isinstance(train, Manifest) else read_manifest(train)[0]
     if manifest.samples < MANY:
         return []
     sizes = tuple(entry.samples for entry in manifest.shards)
@@ -58,8 +58,8 @@ def feeding_lines(train: Path) -> list[str]:
     return told
 
 
-def next_line(train: Path, more: str = "") -> str:
-    """For people; more: further words of the command.  Raises DataError where `train` is no split."""
-    config = config_for(read_manifest(train)[0])
+def next_line(train: Path | str, more: str = "", manifest: Manifest | None = None) -> str:
+    """For people; more: further words of the command; manifest: of a split that is no folder.  Raises DataError where `train` is no split."""
+    config = config_for(manifest or read_manifest(Path(train))[0])
     length = "" if config == LARGE else "  (budget=30min: as much as fits into that time)"
     return f"next:     deepspeed mpp/pretrain.py --config {config} data.shards={train}{more}{length}"

@@ -34,9 +34,14 @@ def destination(out: Path | str, scratch: Path | None, plan: dict) -> "Destinati
     """
     if isinstance(out, Path):
         return Destination(out)
+    return StoreDestination(out, scratch_of("shards", out, scratch, plan))
+
+
+def scratch_of(what: str, url: str, scratch: Path | None, plan: dict) -> Path:
+    """The folder on this machine that belongs to such work on a URL; `scratch` and `plan` as in `destination`."""
     base = scratch or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpp"
-    key = hashlib.sha256(json.dumps([out.rstrip("/"), plan]).encode()).hexdigest()[:16]
-    return StoreDestination(out, base.resolve() / f"shards-{key}")
+    key = hashlib.sha256(json.dumps([url.rstrip("/"), plan]).encode()).hexdigest()[:16]
+    return base.resolve() / f"{what}-{key}"
 
 
 class Destination:
@@ -46,6 +51,11 @@ class Destination:
         self.shown: Path | str = out
         self.folder_of_all = out.resolve()
         self.scratch = self.folder_of_all / WORK  # a local folder for what only an unfinished run needs
+
+    @property
+    def name(self) -> str:
+        """Of OUT itself."""
+        return self.folder_of_all.name
 
     def where(self, *names: str) -> str:
         """A place below OUT, for messages."""
@@ -142,6 +152,8 @@ class StoreDestination(Destination):
     `look` keeps one line a shard in memory.
     """
 
+    needs = "OUT is listed, read, written and deleted from"  # for messages: the access that is needed
+
     def __init__(self, url: str, scratch: Path):
         protocol, path = split_url(url)
         if protocol in WEB:
@@ -154,8 +166,12 @@ class StoreDestination(Destination):
     def __getstate__(self) -> dict:
         return vars(self) | {"_seen": None}
 
+    @property
+    def name(self) -> str:
+        return self.root.rpartition("/")[2]
+
     def where(self, *names: str) -> str:
-        return "/".join((str(self.shown), *names))
+        return "/".join((str(self.shown), *(name for name in names if name != ".")))
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -171,9 +187,7 @@ class StoreDestination(Destination):
         try:
             yield
         except Refused as error:
-            raise DataError(
-                f"{self.shown}: {error}; check the bucket and your access to it: OUT is listed, read, written and deleted from"
-            ) from error
+            raise DataError(f"{self.shown}: {error}; check the bucket and your access to it: {self.needs}") from error
 
     def _holds_other_things(self) -> bool:
         return any(not name.startswith(f"{WORK}/") for name, _ in self._listed())
@@ -186,7 +200,7 @@ class StoreDestination(Destination):
         self._seen = dict(self._listed())
 
     def publish(self, split: str, name: str) -> None:
-        self._upload(f"{split}/{name}", self.folder(split) / name)
+        self._upload(_below(split, name), self.folder(split) / name)
 
     def _upload(self, name: str, local: Path) -> None:
         with self._access():
@@ -195,7 +209,7 @@ class StoreDestination(Destination):
         local.unlink()
 
     def state(self, split: str, shard: str) -> list | None:
-        info = (self._seen or {}).get(f"{split}/{shard}")
+        info = (self._seen or {}).get(_below(split, shard))
         return [info.size, info.tag] if info else None
 
     def discard(self, split: str, shard: str) -> None:
@@ -256,6 +270,11 @@ class StoreDestination(Destination):
         self.look()
         self.store.remove([self._path(name) for name in self._seen or {} if name.startswith(f"{WORK}/") and name != PLAN])
         super().clean()
+
+
+def _below(split: str, name: str) -> str:
+    """A file's name below OUT; the split "." is OUT itself."""
+    return name if split == "." else f"{split}/{name}"
 
 
 def empty(folder: Path, *kept: str) -> None:

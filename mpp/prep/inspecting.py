@@ -25,8 +25,9 @@ from mpp.errors import BadSample, UserError
 from mpp.files import make_folder, write_atomically
 from mpp.prep.advice import config_for
 from mpp.prep.prepare import note_levels, say_small_range
-from mpp.prep.splits import splits_of, spread
+from mpp.prep.splits import splits_in_store, splits_of, spread
 from mpp.progress import Progress, tracked
+from mpp.remote.urls import WEB, Url, is_url, split_url
 from mpp.text import counted, printable, say, say_json
 
 FORMAT_IMAGES = 256  # looked at for their formats
@@ -79,7 +80,7 @@ class Cell(NamedTuple):
 class Facts(NamedTuple):
     """What is known of one split."""
 
-    folder: Path
+    folder: Path | Url
     manifest: dict[str, Any]  # without its shards
     shards: int
     per_shard: dict[str, list[int]]  # samples, bytes: least, median, most
@@ -98,15 +99,16 @@ class Facts(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Returns 0.  Raises DataError for shards that cannot be opened."""
     if args.config:
-        say(config_for(read_manifest(args.folder)[0]))
+        say(config_for(read_manifest(ShardSet.open(args.folder).folder if is_url(args.folder) else args.folder)[0]))
         return 0
-    splits = splits_of(args.folder)
+    splits = splits_at(args.folder)
     if args.out is not None:
         make_folder(args.out, "--out")
     found = []
     for folder in splits:
         facts = look(folder, args)
-        path = (args.out or folder.resolve().parent) / f"inspect-{folder.resolve().name}.png"
+        beside = folder.resolve().parent if isinstance(folder, Path) else Path.cwd()
+        path = (args.out or beside) / f"inspect-{folder.resolve().name}.png"
         with Progress(f"drawing {path}", at_once=True, quiet=args.quiet):
             save(path, facts)
         if args.json:
@@ -119,8 +121,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def look(folder: Path, args: argparse.Namespace) -> Facts:
-    """Open the split and gather the facts.  Raises DataError as ShardSet.open does."""
+def splits_at(where: Path | Url) -> list[Path] | list[Url]:
+    """As `splits_of`.  A web server cannot be asked what it has: it must be a split."""
+    if isinstance(where, Path):
+        return splits_of(where)
+    return [where] if split_url(where)[0] in WEB else list(splits_in_store(where))
+
+
+def look(folder: Path | Url, args: argparse.Namespace) -> Facts:
+    """Open the split and gather the facts; shards of a URL come through the cache (shard_cache.py).  Raises DataError as ShardSet.open does."""
     shards = ShardSet.open(folder)
     counts = np.zeros(len(shards.classes), np.int64)
     bins = np.zeros(len(SHORT_SIDES), np.int64)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import UserError
+from mpp.remote.urls import Url, is_url
 
 MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"
 
@@ -22,6 +23,11 @@ def at_least(lowest: int, most: int = 2**63 - 1) -> Any:
         return int(text)
 
     return whole_number
+
+
+def place(text: str) -> Path | Url:
+    """A folder or file, or the URL of one."""
+    return Url(text) if is_url(text) else Path(text)
 
 
 def share(text: str) -> float:

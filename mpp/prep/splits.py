@@ -7,6 +7,9 @@ from pathlib import Path
 
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError
+from mpp.prep.fetching import listing_of
+from mpp.remote.stores import Info
+from mpp.remote.urls import Url
 
 
 def splits_of(folder: Path) -> list[Path]:
@@ -26,6 +29,23 @@ def splits_of(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder}: holds neither shards nor splits; give a split, such as OUT/train, or the OUT of make_shards.py")
     return found
+
+
+def splits_in_store(url: Url) -> dict[Url, dict[str, Info]]:
+    """The splits at a URL of a store, as `splits_of` has them, each with what lies there by name.  One listing.  Raises DataError where there is none."""
+    found: dict[str, dict[str, Info]] = {}
+    for name, info in listing_of(url):
+        folder, _, base = name.rpartition("/")
+        if "/" not in folder and not folder.startswith(".") and base not in (".", ".."):  # no names of files here
+            found.setdefault(folder, {})[base] = info
+    splits = {folder: objects for folder, objects in found.items() if MANIFEST in objects or any(name.endswith(".tar") for name in objects)}
+    if "" in splits:
+        return {Url(url.rstrip("/")): splits[""]}
+    if not splits:
+        raise DataError(
+            f"{url}: holds neither shards nor splits; give a split, such as s3://bucket/out/train, or the OUT of make_shards.py"
+        )
+    return {url / folder: objects for folder, objects in sorted(splits.items())}
 
 
 def spread(samples_per_shard: Sequence[int], budget: int, seed: int, *, with_edges: bool = False) -> list[int]:

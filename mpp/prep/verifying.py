@@ -1,5 +1,8 @@
 """verify_shards.py's work: a split against its manifest and index, file by file, row by row, and, in full, byte by byte.
 
+Of a split in an object store the manifest and the index are fetched first, sizes are those of a listing, chosen images come one by one, and whole
+shards through the scratch folder.
+
 Tars are walked by hand: tarfile stops at an end mark, takes a damaged header for one, and never shows what fills up blocks, and that is where
 things hide.
 """
@@ -13,8 +16,8 @@ import tarfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,15 +42,22 @@ from mpp.data.shard_format import (
 )
 from mpp.data.shard_index import Row, ShardIndex
 from mpp.data.write_shards import mean_and_std, short_side_bins
-from mpp.errors import BadSample, DataError
+from mpp.errors import BadSample, DataError, UserError
+from mpp.files import writing
+from mpp.locks import hold_folder
+from mpp.prep.destination import LOCK, remove_scratch, scratch_of
+from mpp.prep.fetching import fetched, is_tar, refuse_small_scratch, store_root, sweep
 from mpp.prep.indexing import read_in_place
 from mpp.prep.prepare import Options
 from mpp.prep.source import FOREIGN
 from mpp.prep.sources.webdataset import TarImage, WebDataset
-from mpp.prep.splits import splits_of, spread
+from mpp.prep.splits import splits_in_store, splits_of, spread
 from mpp.prep.tiles import Cutting, Tile
 from mpp.prep.workers import Tick, run_jobs
 from mpp.progress import Progress
+from mpp.remote.retries import Refused
+from mpp.remote.stores import Info, store_for
+from mpp.remote.urls import Url, download
 from mpp.text import counted, say, say_json
 
 TOLERANCE = 1e-4  # of mean and std: another build of a JPEG decoder may round a pixel otherwise
@@ -86,7 +96,7 @@ class Tally:
 class Report:
     """What was found in one split."""
 
-    folder: Path
+    folder: Path | Url
     tally: Tally = field(default_factory=Tally)
     samples: int = 0
     shards: int = 0
@@ -109,15 +119,112 @@ class Job(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Returns 0 without faults, 1 with."""
     started = time.monotonic()
-    reports = [verify(folder, args) for folder in dict.fromkeys(split for folder in args.folders for split in splits_of(folder))]
+    reports = [verify(place, args) for folder in dict.fromkeys(args.folders) for place in places_of(folder, args)]
     show(reports, args, time.monotonic() - started)
     return int(any(report.faults for report in reports))
 
 
-def verify(folder: Path, args: argparse.Namespace) -> Report:
-    """Check one split.  Raises nothing for what is wrong with it."""
-    report = Report(folder)
+class Place:
+    """A split in a folder, where its files are read."""
+
+    def __init__(self, folder: Path):
+        self.shown: Path | Url = folder
+        self.folder = folder  # of the manifest, the index, and shards that are read whole
+        self.elsewhere: Url | None = None
+
+    def sizes(self, manifest: Manifest) -> dict[str, int] | None:
+        """Bytes of shards that are not in `folder`, where they are not as many as the manifest says; -1: is not there."""
+        return None
+
+    def tars(self) -> list[tuple[str, int]]:
+        """(name, bytes) of all that readers of *.tar would take for shards, hidden ones, too."""
+        return [(path.name, path.stat().st_size) for path in sorted(self.folder.iterdir()) if path.suffix.lower() == ".tar"]
+
+    def whole(self, name: str, tick: Tick) -> AbstractContextManager[Tick]:
+        """A shard lies in `folder` meanwhile, if it is there at all.  Gives what is to be told of bytes that are read of it."""
+        return nullcontext(tick)
+
+    @contextmanager
+    def reader(self, name: str) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
+        """(bytes, read(size, offset)) of a shard.  Raises FileNotFoundError."""
+        with (self.folder / name).open("rb") as file:
+            yield os.fstat(file.fileno()).st_size, partial(os.pread, file.fileno())
+
+
+class StorePlace(Place):
+    """A split in a store.  Small enough to be sent to the worker processes: a line a shard."""
+
+    def __init__(self, url: Url, objects: dict[str, Info], scratch: Path):
+        """objects: of the split, by name."""
+        self.shown = self.elsewhere = url
+        self.folder, self.objects = scratch, objects
+        self.protocol, _ = store_root(url, "")
+
+    def fetch(self, name: str, quiet: bool) -> None:
+        """A file that is small, or the index, to `folder`, if it is there at all."""
+        if info := self.objects.get(name):
+            bar = lambda what, total: Progress(what, total, "MB", scale=1e-6, quiet=quiet)
+            with writing(self.folder / name):
+                download(f"{self.shown}/{name}", info, self.folder / name, bar)
+
+    def sizes(self, manifest: Manifest) -> dict[str, int]:
+        found = {entry.name: self.objects[entry.name].size if entry.name in self.objects else -1 for entry in manifest.shards}
+        return {entry.name: found[entry.name] for entry in manifest.shards if found[entry.name] != entry.bytes}
+
+    def tars(self) -> list[tuple[str, int]]:
+        return [(name, info.size) for name, info in sorted(self.objects.items()) if name.lower().endswith(".tar")]
+
+    @contextmanager
+    def whole(self, name: str, tick: Tick) -> Iterator[Tick]:
+        if name not in self.objects:
+            yield tick
+            return
+        with fetched(f"{self.shown}/{name}", self.objects[name], self.folder, tick):
+            yield lambda count: tick(0)  # they were counted as they came
+
+    @contextmanager
+    def reader(self, name: str) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
+        if (info := self.objects.get(name)) is None:
+            raise FileNotFoundError(name)
+
+        def read(size: int, offset: int) -> bytes:
+            end = min(offset + size, info.size)
+            try:
+                return store_for(self.protocol).read(info.path, offset, end) if offset < end else b""
+            except Refused as error:
+                raise DataError(f"{self.shown}/{name}: {error}; check your access to it, then run the same command again") from error
+
+        yield info.size, read
+
+
+def places_of(where: Path | Url, args: argparse.Namespace) -> Iterator[Place]:
+    """The splits at a path or URL, one after the other: what was fetched of one is gone before the next.  Raises DataError where there is none."""
+    if not isinstance(where, Url):
+        if args.scratch:
+            raise UserError(f"--scratch {args.scratch}: is for shards of a URL; those of {where} are read where they lie")
+        yield from (Place(folder) for folder in splits_of(where))
+        return
+    for url, objects in splits_in_store(where).items():
+        scratch = scratch_of("verify", url, args.scratch, {})
+        with hold_folder(scratch / LOCK, f"{url}: another verify_shards.py is at work on it; wait for it or stop it"):
+            try:
+                files = scratch / "files"
+                sweep(files)
+                refuse_small_scratch(
+                    files, [info.size for name, info in objects.items() if is_tar(name)] if args.full else [], args.workers
+                )
+                yield StorePlace(url, objects, files)
+            finally:
+                remove_scratch(scratch)
+
+
+def verify(place: Place, args: argparse.Namespace) -> Report:
+    """Check one split.  Raises nothing for what is wrong with it, and DataError for a store that does not answer."""
+    folder = place.folder
+    report = Report(place.shown)
     tally = report.tally
+    if isinstance(place, StorePlace):
+        place.fetch(MANIFEST, args.quiet)
     try:
         manifest, data = read_manifest(folder)
     except DataError as error:
@@ -126,25 +233,27 @@ def verify(folder: Path, args: argparse.Namespace) -> Report:
         return report
     report.samples, report.shards = manifest.samples, len(manifest.shards)
     foreign = manifest.source if is_foreign(manifest) else None
+    if isinstance(place, StorePlace):
+        place.fetch(manifest.index.name, args.quiet)
     if data != manifest_bytes(manifest):
         tally.add([Fault("manifest", folder / MANIFEST, "is not laid out as it was written, so it was edited or damaged")])
-    tally.add(file_faults(folder, manifest))
+    tally.add(file_faults(folder, manifest, place.elsewhere, place.sizes(manifest)))
     index = open_index(folder, manifest)
     if index is not None:
         tally.add(row_faults(folder, manifest, index))
         tally.add(claim_faults(folder, manifest, index))
     elif not report.faults:
         tally.add([Fault(UNREADABLE, folder / manifest.index.name, "cannot be read")])
-    tally.add(unlisted_files(folder, manifest))
+    tally.add(unlisted_files(place, manifest))
     jobs, total = plan(manifest, index, args)
-    with Progress(f"reading {folder}", total, "MB", scale=1e-6, quiet=args.quiet) as bar:
+    with Progress(f"reading {place.shown}", total, "MB", scale=1e-6, quiet=args.quiet) as bar:
 
         def tick(count: int) -> None:
             report.bytes += count
             bar.update(count)
 
         index_name = None if index is None else manifest.index.name
-        work = partial(check_shard, folder, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source), cutting_of(manifest))
+        work = partial(check_shard, place, index_name, foreign, colour_limit(manifest), most_pixels(manifest.source), cutting_of(manifest))
         for found in run_jobs(work, jobs, args.workers, tick):
             tally.update(found)
     if args.full and not colours_are_told(manifest):
@@ -181,15 +290,19 @@ def plan(manifest: Manifest, index: ShardIndex | None, args: argparse.Namespace)
     return [job._replace(picks=(part - job.first).tolist()) for job, part in zip(jobs, parts, strict=True) if len(part)], total
 
 
-def unlisted_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+def unlisted_files(place: Place, manifest: Manifest) -> Iterator[Fault]:
     """Tars beside the shards.  Among tars from elsewhere one without an image is none of the set's business."""
     listed = {entry.name for entry in manifest.shards}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and path.name not in listed):
+    for name, size in place.tars():
+        path = place.folder / name
+        if name in listed:
+            continue
         if not is_foreign(manifest):
             yield Fault("unlisted file", path, "is not in the manifest, but readers of *.tar would take it for a shard", path.name)
-        elif not path.name.startswith(".") and path.stat().st_size:
+        elif not name.startswith(".") and size:
             try:
-                image = next(images_to_index(path, manifest.source, colour_limit(manifest)), None)
+                with place.whole(name, lambda count: None):
+                    image = next(images_to_index(path, manifest.source, colour_limit(manifest)), None)
                 said = f"is not in the manifest, and holds images, such as {image.member!r}; index the folder anew" if image else ""
             except (DataError, OSError) as error:
                 said = f"is not in the manifest, and cannot be read ({str(error).removeprefix(f'{path}: ')})"
@@ -198,7 +311,7 @@ def unlisted_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def check_shard(
-    folder: Path,
+    place: Place,
     index_name: str | None,
     foreign: dict | None,
     colour_limit: int,
@@ -209,13 +322,15 @@ def check_shard(
 ) -> Tally:
     """One job's work.  index_name: None where the index is of no use."""
     tally = Tally()
-    check = ShardCheck(folder, job.entry, foreign, colour_limit, max_pixels, cutting, tick, tally)
-    if index_name is None:
-        faults = check.whole(None)
-    else:
-        rows = ShardIndex(folder / index_name, job.first + job.entry.samples).rows(job.first, job.first + job.entry.samples)
-        faults = check.whole(rows) if job.picks is None else check.sampled(rows[job.picks])
-    tally.add(faults)
+    rows = None
+    if index_name is not None:
+        rows = ShardIndex(place.folder / index_name, job.first + job.entry.samples).rows(job.first, job.first + job.entry.samples)
+    check = lambda told: ShardCheck(place.folder, job.entry, foreign, colour_limit, max_pixels, cutting, told, tally)
+    if rows is not None and job.picks is not None:
+        tally.add(check(tick).sampled(rows[job.picks], place))
+        return tally
+    with place.whole(job.entry.name, tick) as told:
+        tally.add(check(told).whole(rows))
     return tally
 
 
@@ -361,12 +476,12 @@ class ShardCheck:
     seen: Tally  # its images and colours
     key: int | None = None  # of the image at which the check is
 
-    def sampled(self, rows: np.ndarray) -> Iterator[Fault]:
+    def sampled(self, rows: np.ndarray, place: Place) -> Iterator[Fault]:
         """Header, CRC-32, format and size in pixels of the images of these rows, INDEX_DTYPE [n], and their labels."""
         try:
-            with (self.folder / self.entry.name).open("rb") as file:
+            with place.reader(self.entry.name) as (size, read):
                 for row in map(Row._make, rows.tolist()):
-                    yield from self._sample(file, row)
+                    yield from self._sample(size, read, row)
         except FileNotFoundError:
             return  # reported with the sizes
         except OSError as error:
@@ -407,16 +522,16 @@ class ShardCheck:
         except DataError as error:
             yield self._fault("tar", str(error).removeprefix(f"{path}: "))
 
-    def _sample(self, file: BinaryIO, row: Row) -> Iterator[Fault]:
+    def _sample(self, size: int, read: Callable[[int, int], bytes], row: Row) -> Iterator[Fault]:
+        """size: of the shard in bytes; read: (size, offset) -> bytes of it."""
         start = row.offset - BLOCK
         if start < 0 or row.offset + row.size > self.entry.bytes:
             return  # a fault of the index, reported with its rows
         padded = BLOCK + _padded(row.size)
-        data = os.pread(file.fileno(), padded + 2 * BLOCK, start)
+        data = read(padded + 2 * BLOCK, start)
         self.tick(row.size)
         header, payload, label = data[:BLOCK], data[BLOCK : BLOCK + row.size], data[padded:]
         if len(payload) < row.size:
-            size = os.fstat(file.fileno()).st_size
             yield self._fault("cut", f"ends at byte {size}, before the end of this image", row.offset, row.key)
             return
         yield from self._image(header, payload, row, decode=False)

@@ -111,13 +111,13 @@ class Store:
         found = self.info(info.path)
         return self.read(info.path, 0, info.size) if found and (found.size, found.tag) == (info.size, info.tag) else None
 
-    def items(self, prefix: str) -> Iterator[Info]:
-        """Every object below a prefix (a folder, or a whole bucket), as a stream."""
+    def items(self, prefix: str, *, deep: bool = True) -> Iterator[Info]:
+        """Every object below a prefix (a folder, or a whole bucket), as a stream; deep: also those in folders below it."""
         waiting = [prefix]
         while waiting:
             folder = waiting.pop()
             found = unless_absent(partial(patiently, self.url(folder), partial(self.fs.ls, folder, detail=True))) or []
-            waiting += [entry["name"] for entry in found if entry["type"] == "directory"]
+            waiting += [entry["name"] for entry in found if entry["type"] == "directory" and deep]
             yield from (self._info(entry) for entry in found if entry["type"] != "directory")
 
     def put(self, path: str, data: bytes) -> None:
@@ -140,6 +140,10 @@ class Store:
         if info.size != local.stat().st_size:
             raise Trouble(f"has {info.size} bytes after an upload of {local.stat().st_size}")
         return info
+
+    def differs(self, path: str, local: Path) -> str:
+        """How a file that was fetched from there is not the object, by a checksum that the store tells of; empty where it is, and where none is told."""
+        return ""
 
     def remove(self, paths: list[str]) -> None:
         for path in paths:
@@ -179,9 +183,10 @@ class S3Store(Store):
 
         return patiently(self.url(path), get)
 
-    def items(self, prefix: str) -> Iterator[Info]:
+    def items(self, prefix: str, *, deep: bool = True) -> Iterator[Info]:
         bucket, _, key = prefix.partition("/")
-        query = {"Bucket": bucket, "Prefix": key + "/" if key else "", "MaxKeys": PAGE}
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": key + "/" if key else "", "MaxKeys": PAGE}
+        query |= {} if deep else {"Delimiter": "/"}
         while True:
             page = patiently(self.url(prefix), lambda: self.fs.call_s3("list_objects_v2", **query))
             for entry in page.get("Contents", []):
@@ -198,12 +203,20 @@ class S3Store(Store):
         size, tag = local.stat().st_size, head["ETag"].strip('"')
         if head["ContentLength"] != size:
             raise Trouble(f"has {head['ContentLength']} bytes after an upload of {size}")
-        # encrypted with a key of one's own, an object has an ETag that says nothing; the store itself has then compared a checksum
-        if head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head:
+        if _etag_tells(head):  # otherwise the store itself has compared a checksum
             known = _etag(local, multipart="-" in tag)
             if len(tag) >= 32 and tag != known:
                 raise Trouble(f"has ETag {tag} after an upload of {known}")
         return Info(path, size, tag)
+
+    def differs(self, path: str, local: Path) -> str:
+        head = patiently(self.url(path), lambda: self.fs.call_s3("head_object", **self._split(path)))
+        tag = head["ETag"].strip('"')
+        if (
+            not _etag_tells(head) or len(tag) != 32 or (known := _etag(local, multipart=False)) == tag
+        ):  # of others' parts the size is not known
+            return ""
+        return f"has ETag {tag}, what came has {known}"
 
     def remove(self, paths: list[str]) -> None:
         for at in range(0, len(paths), PAGE):
@@ -211,6 +224,11 @@ class S3Store(Store):
             bucket = self._split(paths[at])["Bucket"]
             delete = partial(self.fs.call_s3, "delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
             patiently(self.url(paths[at]), delete)
+
+
+def _etag_tells(head: dict) -> bool:
+    """Whether an ETag is a checksum: encrypted with a key of one's own, an object has one that says nothing."""
+    return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
 
 
 def _etag(local: Path, multipart: bool) -> str:
@@ -234,9 +252,10 @@ class GcsStore(Store):
         _, data = patiently(self.url(info.path), lambda: self.fs.call("GET", self.fs.url(info.path), generation=info.tag))
         return data if len(data) == info.size else None
 
-    def items(self, prefix: str) -> Iterator[Info]:
+    def items(self, prefix: str, *, deep: bool = True) -> Iterator[Info]:
         bucket, _, key = prefix.partition("/")
         query: dict[str, Any] = {"prefix": key + "/" if key else None, "maxResults": PAGE, "json_out": True}
+        query |= {} if deep else {"delimiter": "/"}
         while True:
             page = patiently(self.url(prefix), lambda: self.fs.call("GET", "b/{}/o", bucket, **query))
             for entry in page.get("items", []):
@@ -247,12 +266,20 @@ class GcsStore(Store):
             query["pageToken"] = page["nextPageToken"]
 
     def _compare(self, path: str, local: Path) -> Info:
-        found = self.fs.info(path)
-        with local.open("rb") as file:
-            known = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+        found, known = self.fs.info(path), _md5(local)
         if (int(found["size"]), found.get("md5Hash", known)) != (local.stat().st_size, known):
             raise Trouble(f"has {found['size']} bytes and md5 {found.get('md5Hash')} after an upload of {local.stat().st_size} and {known}")
         return self._info(found)
+
+    def differs(self, path: str, local: Path) -> str:
+        told = patiently(self.url(path), lambda: self.fs.info(path)).get("md5Hash")
+        return f"has md5 {told}, what came has {known}" if told and told != (known := _md5(local)) else ""
+
+
+def _md5(local: Path) -> str:
+    """As Google writes it."""
+    with local.open("rb") as file:
+        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
 
 
 def store_for(protocol: str) -> Store:

@@ -149,6 +149,8 @@ def download(url: str, expected: Info, path: Path, bar: Bar) -> None:
                     if done < end:
                         raise Trouble(f"sent {done - start} of {end - start} bytes")
             except Refused as error:
+                if (now := _stat_or_none(url)) and (now.size, now.tag) != (expected.size, expected.tag):
+                    raise _changed(url, expected, now) from error
                 at = f"at byte {done} of {expected.size}"
                 raise DataError(f"{shown(url)}: {error}, {at}; check the address and your access to it") from error
             except errors() as error:
@@ -174,6 +176,14 @@ def _range(url: str, start: int, end: int, expected: Info) -> Iterator[tuple[int
         if (answer.size, answer.tag) != (expected.size, expected.tag):
             raise _changed(url, expected, answer)
         yield (start, end, answer.chunks) if answer.ranged else (0, expected.size, answer.chunks)
+
+
+def _stat_or_none(url: str) -> Info | None:
+    """None where it cannot be told, too."""
+    try:
+        return stat(url)
+    except DataError:
+        return None
 
 
 def _changed(url: str, expected: Info, found: Info | web.Answer | None) -> DataError:

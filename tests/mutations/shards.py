@@ -557,4 +557,85 @@ ROWS = [
         "attributes are looked for in a folder", "mpp/data/labelled.py", "    if SEVERAL.match(", "    if False and (",
         "tests/prep/test_multi_label.py::test_torchvisions_sets_of_several_labels_are_no_classification",
     ),
+    # Tars and shards of a store.
+    Row(
+        'a tar of a store stays in scratch', 'mpp/prep/fetching.py', '            if done:\n                path.unlink(missing_ok=True)',
+        '            if done:\n                pass', 'tests/prep/test_index_stores.py::test_no_more_than_a_tar_a_worker_lies_in_scratch',
+    ),
+    Row(
+        'a tar of a store is fetched again for its bytes', 'mpp/prep/indexing.py', 'index_tar(work, job, lambda count: tick(0))',
+        'index_tar(work, job, lambda count: work.out.store.read(work.out._path(job.name), 0, 1))', 'tests/prep/test_index_stores.py::test_tars_in_a_store_get_the_manifest_and_the_index_of_their_folder_and_each_is_fetched_once',
+    ),
+    Row(
+        'the manifest is in the store before the index', 'mpp/prep/indexing.py', '    for name in (INDEX, MANIFEST):\n        work.out.publish',
+        '    for name in (MANIFEST, INDEX):\n        work.out.publish', 'tests/prep/test_index_stores.py::test_tars_in_a_store_get_the_manifest_and_the_index_of_their_folder_and_each_is_fetched_once',
+    ),
+    Row(
+        'a prefix is indexed with what lies deeper', 'mpp/prep/fetching.py', 'self.store.items(self.root, deep=False)',
+        'self.store.items(self.root)', 'tests/prep/test_index_stores.py::test_tars_in_a_store_get_the_manifest_and_the_index_of_their_folder_and_each_is_fetched_once',
+    ),
+    Row(
+        'records of a store are on this machine alone', 'mpp/prep/fetching.py', '        super().put(name, data)\n        if name.endswith(".done"):',
+        '        if not name.endswith(".done"):\n            super().put(name, data)\n        else:', 'tests/prep/test_index_stores.py::test_another_machine_goes_on_from_the_records_in_the_store',
+    ),
+    Row(
+        'a tar that changed after it was indexed stays in the manifest', 'mpp/prep/indexing.py', '        out.look()  # what changed since shows now',
+        '        pass', 'tests/prep/test_index_stores.py::test_a_tar_that_changes_while_it_is_fetched_or_later_is_noticed_and_read_anew',
+    ),
+    Plant(
+        'a tar that became shorter while it was fetched is a wrong address', 'mpp.remote.urls:_stat_or_none', 'lambda url: None',
+        'tests/prep/test_index_stores.py::test_a_tar_that_changes_while_it_is_fetched_or_later_is_noticed_and_read_anew',
+    ),
+    Plant(
+        'what came of a tar is believed', 'mpp.remote.stores:S3Store.differs', "lambda self, path, local: ''",
+        'tests/prep/test_index_stores.py::test_a_tar_that_never_comes_as_the_store_says_it_is_is_named tests/prep/test_index_stores.py::test_a_store_that_misbehaves_for_a_while_changes_nothing',
+    ),
+    Row(
+        'a store without leave to write is known at the end', 'mpp/prep/indexing.py', '            out.refuse_read_only()\n',
+        '            pass\n', 'tests/prep/test_index_stores.py::test_a_store_that_may_not_be_written_to_is_known_before_a_tar_is_fetched',
+    ),
+    Plant(
+        'tars fill the scratch disk', 'mpp.prep.fetching:refuse_small_scratch', 'lambda folder, sizes, workers: None',
+        'tests/prep/test_index_stores.py::test_a_scratch_disk_too_small_for_the_tars_of_all_workers_is_refused_with_what_fits',
+    ),
+    Plant(
+        'half a tar is fetched anew after a kill', 'mpp.prep.fetching:sweep', 'lambda folder, kept=(): real(folder)',
+        'tests/prep/test_index_stores.py::test_what_was_fetched_of_a_tar_before_the_kill_is_not_fetched_again',
+    ),
+    Plant(
+        'a full scratch disk has no name', 'mpp.prep.fetching:writing', 'lambda path: nullcontext()',
+        'tests/prep/test_index_stores.py::test_a_scratch_disk_that_fills_up_is_one_line_and_no_server_in_trouble',
+    ),
+    Row(
+        'messages name the scratch folder', 'mpp/prep/indexing.py', 'str(error).replace(str(path), work.out.where(job.name))',
+        'str(error)', 'tests/prep/test_index_stores.py::test_a_cut_tar_is_named_by_its_url_and_taken_away_the_others_are_not_read_again',
+    ),
+    Row(
+        'a run killed while it cleaned up in a store is refused', 'mpp/prep/indexing.py', 'is not None and not out.notes:',
+        'is not None:', 'tests/prep/test_index_stores.py::test_a_run_killed_while_it_cleaned_up_is_complete',
+    ),
+    Plant(
+        'a half-made split in a store is indexed', 'mpp.prep.fetching:TarsInStore.is_part_of_made', 'lambda self: False',
+        'tests/prep/test_index_stores.py::test_bad_input_is_one_line_and_leaves_nothing',
+    ),
+    Plant(
+        'verify believes the sizes of shards in a store', 'mpp.prep.verifying:StorePlace.sizes', 'lambda self, manifest: {}',
+        'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
+    ),
+    Plant(
+        'verify passes over stray tars in a store', 'mpp.prep.verifying:StorePlace.tars', 'lambda self: []',
+        'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
+    ),
+    Row(
+        'verify counts the bytes of a store twice', 'mpp/prep/verifying.py', 'yield lambda count: tick(0)',
+        'yield tick', 'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
+    ),
+    Row(
+        'what verify fetched stays', 'mpp/prep/verifying.py', '            finally:\n                remove_scratch(scratch)',
+        '            finally:\n                pass', 'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
+    ),
+    Row(
+        'verify takes the other splits of a store for no splits', 'mpp/prep/splits.py', 'if "/" not in folder and not folder.startswith(".")',
+        'if (not folder or folder == "train")', 'tests/prep/test_verify_stores.py::test_all_splits_of_an_out_are_looked_at_and_more_workers_say_the_same',
+    ),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
@@ -154,12 +154,15 @@ class WebDataset(Source):
 
 def open_webdataset(path: Path, options: SourceOptions) -> WebDataset:
     """Raises DataError where there are no tars."""
-    image_field, label_field = options.image_field and options.image_field.lower().lstrip("."), options.label_field
-    ours = label_field is None and is_ours(path) and ShardSet.open(path).labelled
-    source = WebDataset(path, image_field, label_field, options.group_field, ours)
+    source = replace(with_fields(path, options), ours=options.label_field is None and is_ours(path) and ShardSet.open(path).labelled)
     if not source.tars():
         raise DataError(f"{path}: holds no .tar at its top level; give the folder of the tars (compressed ones must be unpacked to .tar)")
     return source
+
+
+def with_fields(path: Path, options: SourceOptions) -> WebDataset:
+    """Of tars that are not there yet, or no shards of ours."""
+    return WebDataset(path, options.image_field and options.image_field.lower().lstrip("."), options.label_field, options.group_field)
 
 
 def is_webdataset(folder: Path, leave_out: Path) -> bool:
@@ -183,8 +186,16 @@ def is_webdataset(folder: Path, leave_out: Path) -> bool:
 def is_ours(path: Path) -> bool:
     """Whether a folder has a manifest of mpp's."""
     try:
-        return json.loads((path / MANIFEST).read_bytes())["format"] == FORMAT
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # other programs have manifests too
+        return is_our_manifest((path / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_our_manifest(data: bytes) -> bool:
+    """Other programs have manifests, too."""
+    try:
+        return json.loads(data)["format"] == FORMAT
+    except (ValueError, TypeError, KeyError):
         return False
 
 
