@@ -21,7 +21,7 @@ from mpp.recipe.targets import MeanColorTarget, TargetConfig
 from mpp.recipe.teacher import TeacherKnobs
 from mpp.remote.retries import shown
 from mpp.remote.stores import PACKAGES
-from mpp.remote.urls import split_url
+from mpp.remote.urls import is_url, split_url
 
 
 class DataConfig(Section):
@@ -98,7 +98,7 @@ class KeptCheckpointConfig(CheckpointConfig):
         if re.search(r"[@?]", url):
             raise ValueError(f"{shown(url)} holds a name, a key or a signature; give credentials as the store's own programs take them")
         try:
-            protocol, _ = split_url(url)
+            protocol = split_url(url)[0] if is_url(url) else ""
         except DataError as error:
             raise ValueError(str(error)) from None
         if protocol not in PACKAGES:

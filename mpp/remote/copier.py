@@ -298,7 +298,11 @@ class Copy:
 
         @contextmanager
         def bar(what: str, total: int | None) -> Iterator[Any]:
-            yield _Told(lambda count: (self._moved(), said(count)))
+            def told(count: int) -> None:
+                self._moved()
+                said(count)
+
+            yield _Told(told)
 
         for name, facts in sorted(record["files"].items()):
             info = unless_absent(lambda: self.store.info(f"{there}/{name}"))  # noqa: B023, called at once
@@ -448,7 +452,10 @@ class Copier:
 
     def _listen(self, lines: Any) -> None:
         for line in lines:
-            self._requests.put(json.loads(line))
+            request = json.loads(line)
+            if request["do"] == "leave":  # the end of the pipe is not to be waited for: loader processes, which were forked, hold it, too
+                break
+            self._requests.put(request)
         self._leave()
 
     def _leave(self) -> NoReturn:

@@ -38,6 +38,7 @@ from mpp.watch import watch
 
 AGAIN_SECONDS = 60.0  # from a copy that failed to the next try
 LAST_AGAIN_SECONDS = 10.0  # the same where the run ends and waits
+LEAVE_SECONDS = 15.0  # in which the process that copies lets go of its place
 COMMAND = [sys.executable, "-P", "-m", "mpp.remote.copier"]
 
 
@@ -91,8 +92,13 @@ class Helper:
         if process is not None:
             assert process.stdin is not None and process.stdout is not None
             with suppress(BrokenPipeError):
+                process.stdin.write('{"do": "leave"}\n')
                 process.stdin.close()
-            process.wait()
+            try:
+                process.wait(LEAVE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             process.stdout.close()
 
 
@@ -237,7 +243,7 @@ class Copies:
             newest = max(self.there, default=None)
             there = "no checkpoint" if newest is None else f"step {newest}"
             raise CheckpointError(
-                f"checkpoint.copy_to: {self.given_up}, for {self.config.give_up_minutes:g} min; the run has ended, all of it is in {self.run_dir}, and "
+                f"{self.given_up}: nothing was copied for checkpoint.give_up_minutes={self.config.give_up_minutes:g}; the run has ended, all of it is in {self.run_dir}, and "
                 f"{there} is in {self.where}: mend that, and give the same command again"
             )
 
@@ -248,7 +254,7 @@ class Copies:
     def _work(self) -> None:
         while True:
             with self._state:
-                while not (self._waiting or self._beside or self._ending):
+                while not (self._in_hand or self._waiting or self._beside or self._ending):
                     self._state.wait()
                 job = self._next()
                 if job is None and not self._beside:
@@ -289,10 +295,11 @@ class Copies:
         self._failing_since = self._failing_since or now
         left = self.config.give_up_minutes - (now - self._failing_since) / 60
         self._helper.end()
-        if left <= 0 or getattr(error, "kind", "") == "BusyError":
+        taken_over = getattr(error, "kind", "") == "BusyError"
+        if left <= 0 or taken_over:
             self.given_up = str(error)
         with self._state:
-            if self.given_up and self._ending:
+            if taken_over or (self.given_up and self._ending):
                 self._ended = True
                 self._state.notify_all()
                 return False
