@@ -106,6 +106,7 @@ CODES = {403: "AccessDenied", 404: "NoSuchBucket", 429: "TooManyRequests", 503: 
 def between(behind: str) -> Iterator[Any]:
     """A server in front of the one at this address (host:port)."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Between)
+    server.handle_error = lambda request, address: None  # of clients that were killed
     server.behind, server.asked, server.lock, server.over = behind, [], threading.Lock(), threading.Event()
     server.behave = lambda method, key: None
     server.url, server.daemon_threads = f"http://127.0.0.1:{server.server_port}", True

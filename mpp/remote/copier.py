@@ -126,7 +126,7 @@ class Copy:
     # ------------------------------------------------------------------------------------------------ the lease
 
     def hold(self) -> None:
-        """Raises BusyError where another run is at work there."""
+        """Raises BusyError where another run is at work there; `confirm` is to follow."""
         seen, since, told = None, time.monotonic(), False
         while True:
             found, written = self._lease()
@@ -145,7 +145,11 @@ class Copy:
             self._moved()
             time.sleep(LOOK_SECONDS)
         self._write_lease()
-        time.sleep(SETTLE_SECONDS)
+        self._written = time.monotonic()
+
+    def confirm(self) -> None:
+        """Once a moment has passed in which another that found nobody, too, may have written.  Raises BusyError."""
+        time.sleep(max(0.0, self._written + SETTLE_SECONDS - time.monotonic()))
         self.check_lease()
 
     def check_lease(self) -> None:
@@ -427,6 +431,9 @@ class Copier:
             threading.Thread(target=self._count, name="lease", daemon=True).start()
             self.copy.look()
         return self.copy.commits
+
+    def do_confirm(self) -> None:
+        self.copy.confirm()
 
     def do_copy(self, folder: str, keep: int, have: list[str]) -> list[str]:
         """What is there then."""

@@ -150,6 +150,7 @@ class Copies:
 
     def bring(self, resume: str | int) -> Commit | None:
         """`find`, and what is found lies on the disk.  One that is not as committed is set aside in the store, aloud, and the one before is taken."""
+        self._helper.ask("confirm")
         damaged = list[str]()
         while True:
             found = self.find(resume)

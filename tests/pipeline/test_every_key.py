@@ -185,6 +185,7 @@ ELSEWHERE = {
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
     "system.patience_slow_seconds": "tests/test_watchman.py",
     "system.disk_patience_seconds": "tests/test_disks.py",
+    "checkpoint.copy_to": "tests/pipeline/test_copies.py, on a store",
     "checkpoint.background": "tests/train/test_saving.py: it changes when a commit exists, and nothing of it",
     "checkpoint.give_up_minutes": "tests/train/test_saving.py, on disks that take nothing",
     "checkpoint.stop_after_minutes": "tests/train/test_saving.py, against the clock",

@@ -422,3 +422,13 @@ def test_the_doctor_learns_what_the_store_takes_and_leaves_nothing(store, run_di
     store.between.behave = lambda method, key: 403 if method == "DELETE" else None
     with pytest.raises(Refused, match="403"):
         Copy(WHERE, run_dir, owner()).probe()
+
+
+def test_of_two_that_begin_in_the_same_instant_one_goes_on(store, run_dir):
+    first, second = Copy(WHERE, run_dir, owner(host="first")), Copy(WHERE, run_dir, owner(host="second"))
+    first.hold()
+    store.delete_object(Bucket="bucket", Key="runs/a/lease.json")  # as the second sees it, who has looked before
+    second.hold()
+    second.confirm()
+    with pytest.raises(BusyError, match="on second"):
+        first.confirm()
