@@ -107,7 +107,7 @@ def test_a_run_killed_in_the_middle_of_a_copy_goes_on_on_an_empty_machine_as_if_
         assert not any(secret in text for secret in secrets)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_store_stays_away_commits_to_its_disk_and_ends_with_a_line(store, shards, tmp_path):
     run = tmp_path / "run"
     words = [

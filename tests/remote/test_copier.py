@@ -22,7 +22,9 @@ WHERE = "s3://bucket/runs/a"
 
 @pytest.fixture(scope="module")
 def moto():
-    with serve_s3() as client:
+    with serve_s3() as client, pytest.MonkeyPatch.context() as patch, between(client.meta.endpoint_url.removeprefix("http://")) as server:
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        client.between = server
         yield client
 
 
@@ -30,14 +32,12 @@ def moto():
 def store(moto, monkeypatch):
     """The client of an empty bucket, with `between`: the server before it that all requests of mpp go through."""
     monkeypatch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=0.5, waits=(0, 0, 0.01)))
-    monkeypatch.setattr(stores, "_file_systems", {})
     for name in ("BEAT_SECONDS", "LOOK_SECONDS", "SETTLE_SECONDS"):
         monkeypatch.setattr(copier, name, 0.02)
     monkeypatch.setattr(copier, "DEAD_SECONDS", 0.3)
-    with between(moto.meta.endpoint_url.removeprefix("http://")) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        moto.between = server
-        yield moto
+    moto.between.asked.clear()
+    yield moto
+    moto.between.behave = lambda method, key: None
     empty(moto)
 
 

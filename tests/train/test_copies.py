@@ -1,7 +1,9 @@
 """What rank 0 asks of the process that copies: from where a run goes on, what is copied next, and for how long a store may take nothing."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -300,3 +302,16 @@ def test_a_place_that_cannot_be_one_is_refused_and_no_key_is_shown(url, said):
     with pytest.raises(ConfigError, match=said) as caught:
         load(PretrainConfig, None, [f"checkpoint.copy_to={json.dumps(url)}"])
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_place_is_let_go_although_a_fork_holds_the_pipe(store, run_dir):
+    run = begun(run_dir)
+    child = os.fork()
+    if not child:  # as a loader process does
+        time.sleep(60)
+        os._exit(0)
+    began = time.monotonic()
+    run.close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert "runs/a/lease.json" not in listing(store) and time.monotonic() - began < copies.LEAVE_SECONDS
