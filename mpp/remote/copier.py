@@ -225,10 +225,8 @@ class Copy:
         """COMMIT.json first, so that what is half-deleted does not exist."""
         there = f"{self.root}/checkpoints/{folder}"
         paths = [info.path for info in self.store.items(there)]
-        for batch in (
-            [path for path in paths if path == f"{there}/COMMIT.json"],
-            [path for path in paths if path != f"{there}/COMMIT.json"],
-        ):
+        first = [path for path in paths if path == f"{there}/COMMIT.json"]
+        for batch in (first, [path for path in paths if path not in first]):
             if batch:
                 self.store.remove(batch)
         self.commits.pop(folder, None)
@@ -419,6 +417,9 @@ class Copier:
                 words = str(error) if isinstance(error, UserError) else f"{self.copy.where}: {shown(str(error))}"
                 self.answer({"failed": " ".join(words.split()), "kind": type(error).__name__})
             self._busy = False
+
+    def do_look(self) -> Any:
+        return self.copy.look()
 
     def do_probe(self) -> Any:
         return self.copy.probe() | {"commits": list(self.copy.commits)}

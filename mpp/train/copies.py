@@ -12,8 +12,12 @@ to its disk, and ends: who asks for copies does not trust that disk for longer.
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,10 +31,12 @@ import mpp
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.schema import flat
 from mpp.errors import CheckpointError, UserError
-from mpp.locks import Owner
+from mpp.files import user_folder
+from mpp.locks import Owner, hold_folder
 from mpp.progress import Progress
 from mpp.remote import retries
 from mpp.remote.retries import shown
+from mpp.remote.urls import is_url, last_name
 from mpp.text import say
 from mpp.train.commit import Commit, DamagedError, checkpoint_folder, find_commit, read_commit, set_aside_damaged, warn
 from mpp.train.run_folder import LIMITS, PASSED_OVER, PATHS
@@ -39,6 +45,7 @@ from mpp.watch import watch
 AGAIN_SECONDS = 60.0  # from a copy that failed to the next try
 LAST_AGAIN_SECONDS = 10.0  # the same where the run ends and waits
 LEAVE_SECONDS = 15.0  # in which the process that copies lets go of its place
+FETCH_SECONDS = 1800.0  # for which another program of this user may fetch the same run
 COMMAND = [sys.executable, "-P", "-m", "mpp.remote.copier"]
 
 
@@ -166,7 +173,8 @@ class Copies:
                         f"{self.run_dir} holds step {found.step}, {self.where} step {newest}: the run goes on from the one in {self.run_dir}"
                     )
                 return found
-            if fault := self._fetch(found):
+            say(f"{self.where} holds step {found.step}, {self.run_dir} none as new: it is fetched, and gone on from")
+            if fault := _fetch(self._helper, found, beside=True):
                 damaged.append(f"{found.folder.name}: {fault}")
                 if isinstance(resume, int):
                     raise CheckpointError(
@@ -178,30 +186,10 @@ class Copies:
 
     def _is_here(self, commit: Commit) -> bool:
         try:
-            return commit.folder.exists() and read_commit(commit.folder) == commit
+            return _is_there(commit)
         except DamagedError as error:
             set_aside_damaged(error, f", for the one in {self.where}")
             return False
-
-    def _fetch(self, commit: Commit) -> str | None:
-        """What is wrong with it."""
-        size, began = sum(facts["bytes"] for facts in commit.record["files"].values()), time.monotonic()
-        with Progress(f"fetching step {commit.step} from {self.where}", size, "MB", scale=1e-6) as bar:
-
-            def heard(facts: Mapping[str, Any]) -> None:
-                watch.moved()
-                bar.update(facts["bytes"])
-
-            try:
-                done = self._helper.ask("fetch", heard, folder=commit.folder.name, beside=True)
-            except CopyError as error:
-                if error.kind == "DamagedCopyError":
-                    return str(error)
-                raise
-        say(
-            f"{self.where} holds step {commit.step}, {self.run_dir} none as new: fetched ({done / 1e6:,.1f} MB in {time.monotonic() - began:.0f} s)"
-        )
-        return None
 
     def set_aside_after(self, step: int) -> None:
         """As commit.set_aside_after, in the store: what a run that goes on from `step` leaves behind, so that none goes on from it unasked."""
@@ -312,6 +300,65 @@ class Copies:
             while (rest := ends - time.monotonic()) > 0 and not (self._ending and wait == AGAIN_SECONDS):
                 self._state.wait(rest)
         return True
+
+
+@functools.cache
+def local(source: str) -> str:
+    """What programs take as encoder=, on this machine: of a run in a store its folder in the cache."""
+    return str(fetched(source)) if is_url(source) else source
+
+
+def fetched(url: str) -> Path:
+    """A run that lies in a store (or one of its checkpoints), as a run folder in this user's cache that holds its newest whole commit and no other.
+
+    Fetched once, every part's sha256 compared; what is damaged is passed over aloud.  Raises UserError.
+    """
+    parts = re.fullmatch(r"(.*?)(?:/checkpoints/(\d{9}))?/*", url)
+    assert parts is not None
+    where, asked = parts[1], parts[2]
+    KeptCheckpointConfig(copy_to=where)
+    place = user_folder("XDG_CACHE_HOME", "~/.cache") / "mpp" / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    run_dir, helper = place / last_name(where), Helper(where, place / last_name(where))
+    busy = f"{shown(url)} is being fetched to {place} by another program; wait for it"
+    with hold_folder(place / "lock", busy, seconds=FETCH_SECONDS):
+        try:
+            found = helper.ask("look")
+            for name in [asked] if asked else sorted(found, reverse=True):
+                if name not in found:
+                    break
+                commit = Commit(checkpoint_folder(run_dir, int(name)), found[name])
+                if _is_there(commit) or not (fault := _fetch(helper, commit, beside=False)):
+                    for older in set((run_dir / "checkpoints").iterdir()) - {commit.folder}:
+                        shutil.rmtree(older)
+                    return run_dir
+                warn(f"{shown(where)}/checkpoints/{name} is passed over, damaged: {fault}")
+        finally:
+            helper.end()
+    raise CheckpointError(f"{shown(url)} holds no whole checkpoint; give the checkpoint.copy_to of a run, or one of its checkpoints/NNN")
+
+
+def _is_there(commit: Commit) -> bool:
+    """Raises DamagedError."""
+    return commit.folder.exists() and read_commit(commit.folder) == commit
+
+
+def _fetch(helper: Helper, commit: Commit, beside: bool) -> str | None:
+    """What is wrong with it."""
+    size, began, where = sum(facts["bytes"] for facts in commit.record["files"].values()), time.monotonic(), shown(helper.where)
+    with Progress(f"fetching step {commit.step} from {where}", size, "MB", scale=1e-6) as bar:
+
+        def heard(facts: Mapping[str, Any]) -> None:
+            watch.moved()
+            bar.update(facts["bytes"])
+
+        try:
+            done = helper.ask("fetch", heard, folder=commit.folder.name, beside=beside)
+        except CopyError as error:
+            if error.kind == "DamagedCopyError":
+                return str(error)
+            raise
+    say(f"fetched step {commit.step} from {where} ({done / 1e6:,.1f} MB in {time.monotonic() - began:.0f} s)", error=not beside)
+    return None
 
 
 def _origin(commit: Commit) -> dict[str, Any]:

@@ -59,7 +59,7 @@ ROWS = [
     Row(
         "a checkpoint is deleted in the order of its names",
         FILE,
-        'for batch in ([path for path in paths if path == f"{there}/COMMIT.json"], [path for path in paths if path != f"{there}/COMMIT.json"]):',
+        "for batch in (first, [path for path in paths if path not in first]):",
         "for batch in [paths[::-1]]:",
         COPIER + "test_older_checkpoints_are_deleted_by_the_rule_of_the_disk_once_the_newer_is_whole",
     ),
@@ -224,5 +224,19 @@ ROWS = [
         '            if request["do"] == "leave":',
         '            if request["do"] == "never":',
         COPIES + "test_a_place_is_let_go_although_a_fork_holds_the_pipe",
+    ),
+    Row(
+        "a reader takes what is damaged in the store",
+        ASKED,
+        "not (fault := _fetch(helper, commit, beside=False)):",
+        "not (fault := _fetch(helper, commit, beside=False) and None):",
+        COPIES + "test_a_reader_gets_the_newest_whole_commit_once_and_into_the_cache",
+    ),
+    Row(
+        "a reader fetches a run anew each time",
+        ASKED,
+        "if _is_there(commit) or not (fault",
+        "if not (fault",
+        COPIES + "test_a_reader_gets_the_newest_whole_commit_once_and_into_the_cache",
     ),
 ]

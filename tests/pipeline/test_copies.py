@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mpp.interop.read_encoder import read_encoder
+from mpp.transfer import overlap
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
 from tests.stores import between, listing, serve_s3
 
@@ -49,7 +51,7 @@ def until(done, seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_a_copy_goes_on_on_an_empty_machine_as_if_nothing_had_happened(store, shards, tmp_path):
+def test_a_run_killed_in_the_middle_of_a_copy_goes_on_on_an_empty_machine_as_if_nothing_had_happened(store, shards, tmp_path, monkeypatch):
     """Two ranks with loader processes, which were forked."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     succeed(whole, shards, "log.samples=true", "system.workers=1", world=2)
@@ -78,7 +80,7 @@ def test_a_run_killed_in_the_middle_of_a_copy_goes_on_on_an_empty_machine_as_if_
 
     shutil.rmtree(run)
     done = succeed(run, shards, *TO, world=2)
-    assert f"s3://bucket/runs/a holds step 2, {run} none as new: fetched" in done.out and "resumes at step 2" in done.out
+    assert f"s3://bucket/runs/a holds step 2, {run} none as new: it is fetched" in done.out and "resumes at step 2" in done.out
     assert logs(run) == logs(whole) and len(logs(run)) == 2
     assert metrics(run).keys() == metrics(whole).keys()
     assert [metrics(run)[step]["train/loss"] for step in range(1, 9)] == [metrics(whole)[step]["train/loss"] for step in range(1, 9)]
@@ -97,6 +99,11 @@ def test_a_run_killed_in_the_middle_of_a_copy_goes_on_on_an_empty_machine_as_if_
     elsewhere = tmp_path / "elsewhere"
     done = succeed(elsewhere, shards, *TO)
     assert "already finished at step 8" in done.out and (elsewhere / "encoder/model.safetensors").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert read_encoder("s3://bucket/runs/a").digest == read_encoder(run).digest
+    assert overlap.trained_on("s3://bucket/runs/a")[0].path == overlap.trained_on(str(run))[0].path
+    exported = finish(start(["s3://bucket/runs/a", str(tmp_path / "out")], program=["mpp/export.py"]))
+    assert exported.status == [0] and (tmp_path / "out").exists(), exported.err
     other = pretrain(tmp_path / "other", shards, *TO, "seed=1")
     assert other.status == [2] and len(other.error_lines) == 1
     assert "written with seed=0, this run asks for 1" in other.err

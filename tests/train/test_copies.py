@@ -17,7 +17,7 @@ from mpp.files import sha256_of
 from mpp.remote import retries
 from mpp.train import copies
 from mpp.train.commit import Commit, checkpoint_folder, commits, prune, write_commit
-from mpp.train.copies import Copies, CopyError
+from mpp.train.copies import Copies, CopyError, fetched
 from tests.stores import between, empty, listing, serve_s3
 
 CHILD = "from mpp.remote import copier; copier.SETTLE_SECONDS = copier.LOOK_SECONDS = 0.02; copier.main()"
@@ -109,7 +109,7 @@ def test_the_newest_commit_of_disk_and_store_is_gone_on_from(copied, tmp_path, h
     assert found == commits(other)[0] and found.step == goes_on and found.fault([]) is None
     assert sha256_of(found.folder / "rank00000.safetensors") == found.record["files"]["rank00000.safetensors"]["sha256"]
     said = capsys.readouterr().out
-    assert ("s3://bucket/runs/a holds step 20" in said and "none as new: fetched (0.0 MB in " in said) == (goes_on == 20 and here != [20])
+    assert ("s3://bucket/runs/a holds step 20" in said and "none as new: it is fetched" in said) == (goes_on == 20 and here != [20])
     assert (f"holds step 30, s3://bucket/runs/a step 20: the run goes on from the one in {other}" in said) == (goes_on == 30)
     run.close()
 
@@ -315,3 +315,24 @@ def test_a_place_is_let_go_although_a_fork_holds_the_pipe(store, run_dir):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert "runs/a/lease.json" not in listing(store) and time.monotonic() - began < copies.LEAVE_SECONDS
+
+
+def test_a_reader_gets_the_newest_whole_commit_once_and_into_the_cache(copied, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = fetched("s3://bucket/runs/a/")
+    assert run.name == "a" and run.is_relative_to(tmp_path / "cache/mpp/runs") and [each.step for each in commits(run)] == [20]
+    assert commits(run)[0].record == commits(copied)[0].record and not (run / "metrics.jsonl").exists()
+    store.between.asked.clear()
+    assert fetched("s3://bucket/runs/a") == run
+    assert not [key for _, key in store.between.asked if key.endswith(".safetensors")]
+    assert [each.step for each in commits(fetched("s3://bucket/runs/a/checkpoints/000000010"))] == [10]
+    assert "lease.json" not in "".join(listing(store))
+
+    key = "runs/a/checkpoints/000000020/rank00000.safetensors"
+    store.put_object(Bucket="bucket", Key=key, Body=listing(store)[key][::-1])
+    shutil.rmtree(run)
+    assert [each.step for each in commits(fetched("s3://bucket/runs/a"))] == [10]
+    assert "s3://bucket/runs/a/checkpoints/000000020 is passed over, damaged" in capsys.readouterr().err
+    for url in ("s3://bucket/runs/none", "s3://bucket/runs/a/checkpoints/000000099"):
+        with pytest.raises(CheckpointError, match=f"{url} holds no whole checkpoint"):
+            fetched(url)
