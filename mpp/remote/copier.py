@@ -1,15 +1,16 @@
 """A run folder's copy in an object store, and the process beside rank 0 that keeps it (mpp/train/copies.py starts it, and asks).
 
-    WHERE/checkpoints/000012500/...       the parts, then what else a resume or a reader needs, then COMMIT.json: without that a checkpoint does not exist
-    WHERE/metrics.jsonl, tensorboard/ ... as in the run folder
-    WHERE/lease.json                      who writes here: host, process, job, and a count that goes on for as long as that lives
+    WHERE/checkpoints/000012500/...   parts, then what else a resume or a reader needs, then COMMIT.json, without which no checkpoint exists
+    WHERE/metrics.jsonl ...           as in the run folder
+    WHERE/lease.json                  who writes here: host, process, job, and a count that goes on for as long as that lives
 
-It is a process of its own, started as a program, for three reasons: fsspec's event loop does not survive a fork, and loader processes are forked; the training
-thread does not wait for this one's Python; and what hangs can be ended.  It ends with rank 0, at once.
+It is a process of its own, started as a program, for three reasons: fsspec's event loop does not survive a fork, and loader processes are
+forked; the training thread does not wait for this one's Python; and what hangs can be ended.  It ends with rank 0, at once.
 
-A lease is no lock, for stores have none.  Who finds one that counts stays away; who finds one that does not count any more takes over; and its holder looks at
-it before each COMMIT.json and before it deletes anything.  Two that begin in the same instant may both go on until one of them looks, a few
-seconds: then parts of one may lie under the COMMIT.json of the other, which is found out when they are fetched, for each part's sha256 is compared.
+A lease is no lock, for stores have none.  Who finds one that counts stays away; who finds one that does not count any more takes over; and its
+holder looks at it before each COMMIT.json and before a copy or a change of names begins.  Two that begin in the same instant look again after a
+moment; should both go on, parts of one may come to lie under the COMMIT.json of the other, which is found out when they are fetched, for each
+part's sha256 is compared.
 """
 
 import json
@@ -191,7 +192,8 @@ class Copy:
     # ------------------------------------------------------------------------------------------------ to the store
 
     def put_commit(self, folder: str, keep: int, have: list[str], told: Callable[[str], None] = lambda name: None) -> None:
-        """Copy a commit; then delete older ones by the rule of the disk (commit.prune).  have: its files that an earlier try has copied; told: of each that is."""
+        """Copy a commit; then delete older ones by the rule of the disk (commit.prune).  have: its files that an earlier try has copied; told: of
+        each that is."""
         source, there = self.run_dir / "checkpoints" / folder, f"{self.root}/checkpoints/{folder}"
         data = (source / "COMMIT.json").read_bytes()
         record = json.loads(data)
@@ -253,7 +255,8 @@ class Copy:
         return f"{self.where}/checkpoints/{new}"
 
     def put_beside(self) -> None:
-        """What lies in the run folder beside the checkpoints and has changed since it was copied; of pictures, which do not change, those that are not there."""
+        """What lies in the run folder beside the checkpoints and has changed since it was copied; of pictures, which do not change, those that are
+        not there."""
         if self._drawn is None:
             self._drawn = {info.path.removeprefix(f"{self.root}/"): info.size for info in self.store.items(f"{self.root}/pictures")}
         for path in _beside(self.run_dir):
@@ -286,8 +289,8 @@ class Copy:
     # ------------------------------------------------------------------------------------------------ from the store
 
     def fetch(self, folder: str, beside: bool, said: Callable[[int], None] = lambda done: None) -> int:
-        """A commit comes into the run folder, its COMMIT.json last; returns bytes.  beside: with what lies beside it.  said: how many bytes more have
-        come.  Raises DamagedCopyError where it is not what was committed."""
+        """A commit comes into the run folder, its COMMIT.json last; returns bytes.  beside: with what lies beside it.  said: how many bytes more
+        have come.  Raises DamagedCopyError where it is not what was committed."""
         record = self.commits[folder]
         to, there = self.run_dir / "checkpoints" / folder, f"{self.root}/checkpoints/{folder}"
         needed = sum(facts["bytes"] for facts in record["files"].values())

@@ -1,4 +1,4 @@
-"""A run whose folder is kept in an object store, too (checkpoint.copy_to): what rank 0 asks of the process that talks to the store (mpp/remote/copier.py).
+"""A run whose folder is kept in an object store, too (checkpoint.copy_to): what rank 0 asks of the process that talks to it (mpp/remote/copier.py).
 
     copies = Copies(config.checkpoint, run_dir)     the place is this run's; which commits lie there
     copies.find(resume)                             what the run goes on from: the newest commit of disk and store
@@ -7,8 +7,8 @@
     copies.take(commit)                             another one to copy; never waits
     copies.finish()                                 wait until all is there
 
-A copy that fails is told of and tried again, with the newest commit of then.  Once none has been taken for checkpoint.give_up_minutes the run commits,
-to its disk, and ends: who asks for copies does not trust that disk for longer.
+A copy that fails is told of and tried again, with the newest commit of then.  Once none has been taken for checkpoint.give_up_minutes the run
+commits, to its disk, and ends: who asks for copies does not trust that disk for longer.
 """
 
 import dataclasses
@@ -110,8 +110,8 @@ class Helper:
 
 
 class Copies:
-    """Of rank 0.  there: the commits of the store, by step, newest first, as they would lie on the disk.  given_up: in words, once no copy was taken for
-    as long as was said."""
+    """Of rank 0.  there: the commits of the store, by step, newest first, as they would lie on the disk.  given_up: in words, once no copy was
+    taken for as long as was said."""
 
     def __init__(self, checkpoint: KeptCheckpointConfig, run_dir: Path):
         """Raises UserError where another run writes there, and where the store cannot be used."""
