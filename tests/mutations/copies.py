@@ -239,4 +239,25 @@ ROWS = [
         "if not (fault",
         COPIES + "test_a_reader_gets_the_newest_whole_commit_once_and_into_the_cache",
     ),
+    Row(
+        "no time is left for the last copy",
+        "mpp/train/saving.py",
+        " + (self._copies.seconds if self._copies else 0.0))",
+        ")",
+        "tests/train/test_saving.py::test_the_last_commit_leaves_time_for_its_copy_and_comes_at_once_where_no_store_takes_any",
+    ),
+    Row(
+        "a run whose store stays away trains on",
+        "mpp/train/saving.py",
+        "        if self._copies and self._copies.given_up:",
+        "        if False:",
+        "tests/train/test_saving.py::test_the_last_commit_leaves_time_for_its_copy_and_comes_at_once_where_no_store_takes_any",
+    ),
+    Row(
+        "what is being copied is deleted from the disk",
+        "mpp/train/saving.py",
+        "self._copies.in_hand if self._copies else ()",
+        "()",
+        "tests/train/test_saving.py::test_what_is_being_copied_is_told_before_anything_is_deleted",
+    ),
 ]
