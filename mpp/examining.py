@@ -277,6 +277,8 @@ class Examiner:
                 report.add(Finding("start", "ok", f"{words}, {run.total_steps:,} steps in all"))
         needed = recipe.commit_bytes(model, config)
         self.first("disk", lambda: folder.room(self.run_dir, config.checkpoint, needed, config.optim.total_samples))
+        if config.checkpoint.copy_to:
+            self.first("copies", lambda: folder.copies(self.run_dir, config.checkpoint, needed))
         if self.sets:
             sets = self.sets
             self.first("target", lambda: images.target(model, config, sets))

@@ -4,7 +4,7 @@
     python mpp/export.py RUN OUT --teacher
     python mpp/export.py --check OUT
 
-RUN is a run folder (its newest commit) or anything else that mpp reads as an encoder.  Writes OUT/timm (timm.create_model("local-dir:OUT/timm",
+RUN is a run folder (its newest commit; also where checkpoint.copy_to has copied it, s3://...) or anything else that mpp reads as an encoder.  Writes OUT/timm (timm.create_model("local-dir:OUT/timm",
 pretrained=True)), OUT/transformers (AutoModel and AutoImageProcessor), OUT/transformers-mae (ViTMAEForPreTraining with the run's decoder) and
 OUT/safetensors (plain weights by timm's names); in each a CERTIFICATE.json, which --check measures again.  --teacher: the average of the encoder
 that a run has learned from (data2vec, I-JEPA), which also lies in RUN/teacher once it has ended.

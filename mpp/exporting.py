@@ -23,6 +23,7 @@ from mpp.model.tokens import class_tokens_of
 from mpp.progress import Progress
 from mpp.recipe.teacher import TeacherKnobs
 from mpp.train.commit import read_config, read_tensors, whole_commit
+from mpp.train.copies import local
 
 USE = {
     "timm": "timm.create_model('local-dir:{0}', pretrained=True)",
@@ -69,7 +70,7 @@ def export(path: str, out: str, targets: Sequence[str], teacher: bool = False) -
 
 
 def open_source(path: str) -> Source:
-    commit = whole_commit(Path(path))
+    commit = whole_commit(Path(local(path)))
     encoder = read_encoder(path, commit=commit)
     if commit is None or commit.record.get("program") == "finetune":  # a fine-tuned run has no decoder
         return Source(encoder, None)
@@ -80,7 +81,7 @@ def open_source(path: str) -> Source:
 
 def open_teacher(path: str) -> Source:
     """Without the decoder, which is the student's.  Raises CheckpointError where there is none."""
-    commit = whole_commit(Path(path))
+    commit = whole_commit(Path(local(path)))
     if commit is None or commit.record.get("program") == "finetune" or not isinstance(read_config(commit).target, TeacherKnobs):
         raise CheckpointError(
             f"{path} has no teacher: that is what a pretraining run, or its checkpoint, has whose target learns from an average of its encoder "

@@ -62,7 +62,7 @@ from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure, once_each
-from mpp.train.commit import Commit
+from mpp.train.commit import Commit, find_commit
 from mpp.train.engine import Engine
 from mpp.train.meters import Meters
 from mpp.train.optim import build_finetune_optimiser
@@ -104,7 +104,7 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     # In a series the folder above the repeats is held, too, for as long as this program runs.
     world: World | None = None
     if config.repeats > 1:
-        _lock = held_folder(run_dir, lambda: hold_run_folder(run_dir, "auto", None), peers)
+        _lock = held_folder(run_dir, lambda: hold_run_folder(run_dir, lambda: find_commit(run_dir, "auto"), None), peers)
         world = start(run_dir, config.system, peers)
     stop: StopRequest | None = None
     for repeat in repeats:

@@ -54,7 +54,8 @@ from mpp.recipe.targets.base import Across, everywhere
 from mpp.recipe.teacher import TeacherKnobs
 from mpp.settling import Again, settle
 from mpp.text import counted, say
-from mpp.train.commit import Commit, read_tensors
+from mpp.train.commit import Commit, commits, read_tensors
+from mpp.train.copies import Copies
 from mpp.train.engine import Engine
 from mpp.train.meters import Meters
 from mpp.train.optim import build_optimiser
@@ -101,7 +102,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     peers = meet(asked.system.patience_slow_seconds)
     agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
     allow_open_files()
-    settled = settle(asked, again, run_dir, peers)
+    copies = peers.together(lambda: Copies(asked.checkpoint, run_dir) if peers.first and asked.checkpoint.copy_to else None)
+    settled = settle(asked, again, run_dir, peers, (lambda: copies.find(asked.resume)) if copies else None)
     config = settled.config
     data, system = config.data, config.system
 
@@ -116,7 +118,20 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     brought = bring(config, sets.manifests["shards"], fused_attention)
     called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
     depends_on = {**sets.manifests, **brought.digests}
-    run = Run(PROGRAM, argv, config, run_dir, plan, config.optim, steps_of, depends_on, called, branch_from=config.branch_from, peers=peers)
+    run = Run(
+        PROGRAM,
+        argv,
+        config,
+        run_dir,
+        plan,
+        config.optim,
+        steps_of,
+        depends_on,
+        called,
+        branch_from=config.branch_from,
+        peers=peers,
+        copies=copies,
+    )
     model = build_model(config, fused_attention, replace(brought.lent, across=ACROSS))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not run.commit:
@@ -129,6 +144,9 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             export_encoder(run_dir, run.commit, config)
             if known := run.commit.record.get("baseline"):
                 conclude(run_dir, Baseline(**known), len(sets.holdout.pool))
+        if copies:
+            copies.begin(commits(run_dir))
+        run.finish_copies()
         return leave()
 
     # Loader processes begin before this one has collectives, a model on its device, or much memory.
@@ -258,6 +276,10 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         export_encoder(run_dir, commit, config)
         if commit.step == run.total_steps:
             conclude(run_dir, baseline, len(sets.holdout.pool))
+    run.finish_copies()
+    if run.board:
+        commit = run.commit
+        assert commit is not None
         say("done" if commit.step == run.total_steps else stopped_words(f"at step {commit.step}"))
         say(
             f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}"

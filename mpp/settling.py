@@ -56,12 +56,14 @@ class Settled:
     words: tuple[str, ...] = ()
 
 
-def settle(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = ALONE) -> Settled:
-    """Collective.  Raises UserError."""
+def settle(
+    config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = ALONE, find: Callable[[], Commit | None] | None = None
+) -> Settled:
+    """Collective.  find: of rank 0, what the run goes on from; null: what lies in `run_dir`.  Raises UserError."""
     if not (config.fit or config.budget or config.optim.epochs):
         return Settled(config)
     shards = open_shards(config.data.shards, peers)
-    commit = as_first_sees(peers, lambda: find_commit(run_dir, config.resume))
+    commit = as_first_sees(peers, find or (lambda: find_commit(run_dir, config.resume)))
     fit = Fit(config, facts_of(config, shards, peers))
     if commit:
         return fit.as_begun(again, commit)

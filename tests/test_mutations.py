@@ -32,6 +32,7 @@ ROWS = [row for module in MODULES for row in module.ROWS]
 
 WHOLE_PROGRAMS = (
     "tests/pipeline/",
+    "tests/train/test_copies.py",
     "tests/transfer/test_every_key.py",
     "tests/prep/test_links.py",
     "tests/test_inside.py",

@@ -7,13 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from mpp.checks.finding import Finding
+from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.sections import CheckpointConfig
 from mpp.errors import UserError
 from mpp.files import temporary
 from mpp.locks import Owner
 from mpp.peers import Peers
+from mpp.progress import Progress, minutes
+from mpp.remote.retries import shown
 from mpp.text import counted
 from mpp.train.commit import commits
+from mpp.train.copies import Helper
 
 SEEN_SECONDS = 10.0  # in which a file of rank 0 is to be seen by all: it has a new name, of which no cache knows that it is not there
 LOOK_SECONDS = 0.2
@@ -90,6 +94,7 @@ def room(run_dir: Path, checkpoint: CheckpointConfig, commit_bytes: int, total_s
     there, _ = levels_to(run_dir)
     for_good = total_samples // checkpoint.keep_every_samples if checkpoint.keep_every_samples else 0
     most = checkpoint.keep + 1 + for_good + len(checkpoint.keep_at_samples)
+    most += bool(getattr(checkpoint, "copy_to", None))  # the one that is being copied stays
     present = len(commits(run_dir))
     needed, free = max(1, most - present) * commit_bytes, shutil.disk_usage(there).free
     found = (
@@ -101,3 +106,27 @@ def room(run_dir: Path, checkpoint: CheckpointConfig, commit_bytes: int, total_s
             "disk", "FAILED", found, "make room there, or give a run_dir on another disk, or a smaller checkpoint.keep (2 at least)"
         )
     return Finding("disk", "ok", found)
+
+
+def copies(run_dir: Path, checkpoint: KeptCheckpointConfig, commit_bytes: int) -> Finding:
+    """Whether checkpoint.copy_to can be listed, written, read and deleted from, and is quick enough.  commit_bytes: of one checkpoint.  Raises UserError."""
+    assert checkpoint.copy_to is not None
+    helper, where = Helper(checkpoint.copy_to, run_dir), shown(checkpoint.copy_to)
+    try:
+        with Progress(f"writing to {where}", at_once=True):
+            found = helper.ask("probe")
+    finally:
+        helper.end()
+    if found["held"]:
+        return Finding(
+            "copies", "FAILED", f"another run writes to {where} ({found['held']})", "wait for it, stop it, or give another place"
+        )
+    rate = found["bytes_per_second"]
+    seconds, steps = commit_bytes / rate, [int(name) for name in found["commits"]]
+    said = f"{where} can be listed, written, read and deleted from, at {rate / 1e6:.0f} MB/s: {minutes(seconds)} for a checkpoint of {commit_bytes / 1e9:.3g} GB"
+    said += f", and holds checkpoints up to step {max(steps)}" if steps else ""
+    if checkpoint.every_minutes is not None and seconds > 60 * checkpoint.every_minutes:
+        return Finding(
+            "copies", "warning", f"{said}; one is due every {checkpoint.every_minutes:g} min, so some are passed over", "raise checkpoint.every_minutes, or give a place that is nearer"
+        )  # fmt: skip
+    return Finding("copies", "ok", said)

@@ -6,17 +6,22 @@ written down: system, log, evaluate, checkpoint.
 Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.06377; "ours" marks what a source leaves open (docs/paper.md).
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from mpp.config.schema import Above0, Changes, Count, Duration, Fraction, Pair, Positive, Ranges, Section, Triple, Words
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
+from mpp.errors import DataError
 from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
 from mpp.recipe.masks import MaskConfig, RandomMask
 from mpp.recipe.targets import MeanColorTarget, TargetConfig
 from mpp.recipe.teacher import TeacherKnobs
+from mpp.remote.retries import shown
+from mpp.remote.stores import PACKAGES
+from mpp.remote.urls import is_url, split_url
 
 
 class DataConfig(Section):
@@ -95,6 +100,27 @@ class EvaluateConfig(Section):
     )
 
 
+class KeptCheckpointConfig(CheckpointConfig):
+    copy_to: str | None = (
+        None  # a place in an object store, such as s3://bucket/runs/b16, where the run folder is kept, too (docs/clusters.md)
+    )
+
+    @field_validator("copy_to")
+    @classmethod
+    def _in_a_store(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if re.search(r"[@?]", url):
+            raise ValueError(f"{shown(url)} holds a name, a key or a signature; give credentials as the store's own programs take them")
+        try:
+            protocol = split_url(url)[0] if is_url(url) else ""
+        except DataError as error:
+            raise ValueError(str(error)) from None
+        if protocol not in PACKAGES:
+            raise ValueError(f"{shown(url)} is no place in an object store; give one of {', '.join(f'{name}://' for name in PACKAGES)}")
+        return url
+
+
 class PretrainConfig(Section):
     run_dir: str | None = None  # null: runs/<name of the YAML file>
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -122,7 +148,7 @@ class PretrainConfig(Section):
     system: SystemConfig = SystemConfig()
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: KeptCheckpointConfig = KeptCheckpointConfig()
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -22,19 +22,20 @@ from mpp.recipe.decoders.base import Given
 from mpp.recipe.targets import base as targets
 from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
+from mpp.train.copies import local
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 
 def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | None = None, network: str = "encoder") -> LoadedEncoder:
-    """The encoder of a run (its newest whole commit), of one checkpoint folder, an exported folder or file, `timm:NAME`, or another project's checkpoint.
+    """The encoder of a run (its newest whole commit; also in a store, s3://...), of one checkpoint folder, an exported folder or file, `timm:NAME`, or another project's checkpoint.
 
     commit: of the run, where the caller has read it.  network: "teacher" for the average that a run of pretraining has learned from.  What was assumed or left out is said on stderr, unless `quiet`.  Raises CheckpointError,
     ConfigError; also for weights that are not finite.
     """
     with Progress(f"reading the encoder {source}", at_once=True):
-        loaded = _open(str(source), commit, network)
+        loaded = _open(local(str(source)), commit, network)
         decoder = loaded.predictor.net.state_dict() if loaded.predictor else loaded.decoder
         tensors = {**loaded.net.state_dict(), **{f"decoder.{name}": tensor for name, tensor in decoder.items()}}
         broken = [name for name, tensor in tensors.items() if not_finite(tensor)]

@@ -26,6 +26,7 @@ class Patience:
     connect_seconds: float = 10
     read_seconds: float = 60  # without a single byte
     whole_seconds: float = 1800  # of one answer: a server may also drip
+    stall_seconds: float = 600  # of a copy in which a store neither takes nor gives anything; then its process is ended (copier.py)
     waits: tuple[float, ...] = (1, 2, 4, 8, 16, 32)  # seconds before each further try
 
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,11 +123,12 @@ class Store:
     def put(self, path: str, data: bytes) -> None:
         patiently(self.url(path), lambda: self.fs.pipe_file(path, data))
 
-    def put_file(self, path: str, local: Path) -> Info:
-        """Upload a file; the object appears whole or not at all.  Raises Trouble's DataError where it is not the file afterwards."""
+    def put_file(self, path: str, local: Path, moved: Callable[[], None] = lambda: None) -> Info:
+        """Upload a file; the object appears whole or not at all.  moved: is called whenever a part was taken.  Raises Trouble's DataError where it is
+        not the file afterwards."""
 
         def upload() -> Info:
-            self.fs.put_file(str(local), path, **self._put_options)
+            self.fs.put_file(str(local), path, callback=_told(moved), **self._put_options)
             return self._compare(path, local)
 
         return patiently(self.url(path), upload)
@@ -144,6 +145,10 @@ class Store:
     def differs(self, path: str, local: Path) -> str:
         """How a file that was fetched from there is not the object, by a checksum that the store tells of; empty where it is, and where none is told."""
         return ""
+
+    def copy(self, path: str, to: str) -> None:
+        """Inside the store, without a way through this machine."""
+        patiently(self.url(path), lambda: self.fs.cp_file(path, to))
 
     def remove(self, paths: list[str]) -> None:
         for path in paths:
@@ -280,6 +285,12 @@ def _md5(local: Path) -> str:
     """As Google writes it."""
     with local.open("rb") as file:
         return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+
+
+def _told(moved: Callable[[], None]) -> Any:
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"moved": lambda size, value: moved()})
 
 
 def store_for(protocol: str) -> Store:

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -288,9 +288,9 @@ def set_aside_damaged(error: DamagedError, further: str = "") -> None:
 
 
 @watch.slowly("deleting older checkpoints")
-def prune(run_dir: Path, keep: int) -> None:
+def prune(run_dir: Path, keep: int, spared: Container[Path] = ()) -> None:
     """Delete all but the `keep` newest commits and those that are kept for good (record["kept"]), and older leftovers of writes that never
-    committed.  What is damaged is set aside instead."""
+    committed.  What is damaged is set aside instead.  spared: folders that are to stay for now."""
     found = list(survey(run_dir))
     there = [each for each in found if isinstance(each, Commit)]
     kept = {commit.folder for number, commit in enumerate(there) if number < keep or commit.record.get("kept")}
@@ -300,7 +300,7 @@ def prune(run_dir: Path, keep: int) -> None:
         if isinstance(error, DamagedError) and error.folder < max(kept):
             set_aside_damaged(error)
     for folder in folders_of(run_dir):
-        if folder not in kept and folder < max(kept):
+        if folder not in kept and folder < max(kept) and folder not in spared:
             (folder / "COMMIT.json").unlink(missing_ok=True)  # first, so that a half-deleted folder does not exist
             shutil.rmtree(folder)
 

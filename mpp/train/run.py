@@ -35,7 +35,7 @@ from mpp.config.sections import CheckpointConfig, OptimConfig, SystemConfig
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, lost_nodes_words
-from mpp.errors import UserError
+from mpp.errors import CheckpointError, UserError
 from mpp.files import make_folder
 from mpp.machine import peak_gigabytes, usable_cores
 from mpp.monitor.arithmetic import matrix_rate
@@ -54,6 +54,7 @@ from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import Saving, restore
 from mpp.train.commit import Commit, commits, find_commit, set_aside_after
 from mpp.train.compiling import pays
+from mpp.train.copies import Copies
 from mpp.train.engine import MEASURING, Engine, start_distributed
 from mpp.train.flight import Flight
 from mpp.train.progress import progress_line
@@ -150,11 +151,12 @@ class Run:
         repeats: int = 1,
         branch_from: str | None = None,
         peers: Peers = ALONE,
+        copies: Copies | None = None,
     ):
         """program, argv: as the command line is noted.  schedule: the learning rate's, in samples.  steps_of: a commit's optim section -> its total steps.
         depends_on: sha256 of each thing that must not change under a run; what: its name -> what messages call it.  repeats: of which this run is one.
-        branch_from: the run, or one of its checkpoints, from which this one begins (train/branch.py).  peers: who trains together; collective.  Raises
-        UserError for what cannot go on."""
+        branch_from: the run, or one of its checkpoints, from which this one begins (train/branch.py).  peers: who trains together; collective.
+        copies: of rank 0, where the run folder is kept in a store, too.  Raises UserError for what cannot go on."""
         self.program, self.argv, self.config, self.run_dir, self.plan, self.schedule = program, argv, config, run_dir, plan, schedule
         self.global_batch = plan.samples * plan.views
         self.total_steps = schedule.total_samples // self.global_batch
@@ -164,13 +166,21 @@ class Run:
             else course_of(commit, config, self.total_steps, steps_of, depends_on, what)
         )
         self._depends_on, self.repeats, self._branch_from, self._peers = depends_on, repeats, branch_from or "", peers
-        self.commit: Commit | None = as_first_sees(peers, lambda: find_commit(run_dir, config.resume))
+        self.copies = copies
+        self._find = lambda: copies.find(config.resume) if copies else find_commit(run_dir, config.resume)
+        self.commit: Commit | None = as_first_sees(peers, self._find)
+        peers.together(lambda: copies.refuse_other_run(self.commit) if copies else None)
         if branch_from and self.commit:
             check_branch(run_dir, self.commit, branch_from)
         self.trunk: Commit | None = None
         if branch_from and not self.commit:
             self.trunk = as_first_sees(peers, lambda: find_trunk(branch_from))
-        self.course: Course = self._course_from(self.commit)
+        try:
+            self.course: Course = self._course_from(self.commit)
+        except CheckpointError as error:
+            if copies and self.commit and copies.there.get(self.commit.step) == self.commit:
+                raise CheckpointError(f"{error}; it was to be fetched from checkpoint.copy_to={copies.where}") from error
+            raise
         begins = stable_until(schedule.model_dump()) // self.global_batch * self.global_batch if schedule.cooldown_samples else 0
         # Samples seen; the last step before a cool-down is where a run may be trained on.
         self.keep_at = {*config.checkpoint.keep_at_samples, *filter(None, [begins])}
@@ -187,8 +197,10 @@ class Run:
     def settle(self) -> None:
         """Collective.  Raises UserError where another run holds the folder, where not all see it, and where no commit is whole."""
         watch.moved("starting", step=0, slow=True)
-        hold = lambda: hold_run_folder(self.run_dir, self.config.resume, self.commit)  # until `close`, or this process ends
+        hold = lambda: hold_run_folder(self.run_dir, self._find, self.commit)  # until `close`, or this process ends
         self._lock = held_folder(self.run_dir, hold, self._peers)
+        if self._copy_to:
+            self.commit = as_first_sees(self._peers, lambda: self.copies.bring(self.config.resume) if self.copies else None)
         self.commit = settle(self.run_dir, self.config.resume, self.commit, self._peers)
         self.course = self._course_from(self.commit)
         if self.commit is None and self.trunk:
@@ -253,6 +265,8 @@ class Run:
             return
         for newer in set_aside_after(self.run_dir, self.first_step):
             say(f"a newer checkpoint is set aside: {newer}")
+        if self.copies:
+            self.copies.set_aside_after(self.first_step)
         write_run_folder(self.run_dir, cast(Section, self.config), self.argv, self.program)
         self.board = Board(self.run_dir, self.first_step * self.global_batch)
         self.board.describe(layout, self.config.that_changes_results(), self.reference)
@@ -294,7 +308,9 @@ class Run:
         self.stop = self.stop or StopRequest()
         self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
         self._began = time.perf_counter()
-        self._saver = Saver(self.run_dir, self.world, self.config.checkpoint, self._committed)
+        if self.copies:  # after loader processes were forked: it has a thread
+            self.copies.begin(commits(self.run_dir))
+        self._saver = Saver(self.run_dir, self.world, self.config.checkpoint, self._committed, self.copies)
         self._busy, self._waited, self._logged_step, self._first_seconds = 0.0, 0.0, self.first_step, 0.0
         self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
         self.engine.phases.look()  # the empty step of a resumed run is not counted
@@ -440,6 +456,16 @@ class Run:
 
     def _committed(self, commit: Commit) -> None:
         self.commit = commit
+
+    @property
+    def _copy_to(self) -> str | None:
+        return getattr(self.config.checkpoint, "copy_to", None)
+
+    def finish_copies(self) -> None:
+        """Collective: wait until the store has all that is in the run folder.  Raises CheckpointError where it does not take it."""
+        if self._copy_to:
+            finish = lambda: self.copies.finish() if self.copies else None
+            from_first(self.world, finish) if hasattr(self, "world") else self._peers.together(finish)
 
     def close(self) -> None:
         """The folder is let go, and what the run held in memory is given back; `commit` and `course` stay."""

@@ -25,7 +25,7 @@ from mpp.files import keep_lines, write_atomically
 from mpp.locks import Owner, lock_folder
 from mpp.machine import usable_cores
 from mpp.peers import Peers
-from mpp.train.commit import Commit, commits, find_commit
+from mpp.train.commit import Commit, commits
 
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
@@ -75,15 +75,15 @@ def refuse_unshared(run_dir: Path, peers: Peers, seconds: float) -> None:
         )
 
 
-def hold_run_folder(run_dir: Path, resume: str | int, commit: Commit | None) -> TextIO:
+def hold_run_folder(run_dir: Path, find: Callable[[], Commit | None], commit: Commit | None) -> TextIO:
     """Rank 0: keep other runs out for as long as the file that is returned stays open.
 
-    commit: what `find_commit` has found before.  Raises UserError where another run is training here, CheckpointError where it has just committed.
+    find: what the run goes on from; commit: what it has found before.  Raises UserError where another run is training here, CheckpointError where it has just committed.
     """
     lock = (run_dir / "lock").open("w")
     busy = f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir"
     lock_folder(lock, busy, leased=True)
-    if find_commit(run_dir, resume) != commit:
+    if find() != commit:
         raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
     return lock
 

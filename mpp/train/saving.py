@@ -15,6 +15,7 @@ from mpp.config.sections import CheckpointConfig
 from mpp.text import say
 from mpp.train.checkpoint import NotWrittenError, Saving
 from mpp.train.commit import Commit, prune, warn
+from mpp.train.copies import Copies
 from mpp.train.shared_sum import shared_sum
 from mpp.watch import watch
 from mpp.world import World
@@ -27,9 +28,11 @@ SPARE_SECONDS, SPARE_SAVES = 60.0, 3.0  # before a deadline: a minute, and so ma
 class Saver:
     """All but `is_written`, `due` and `late` is collective."""
 
-    def __init__(self, run_dir: Path, world: World, checkpoint: CheckpointConfig, committed: Callable[[Commit], None]):
-        """committed: is told of each commit once it exists."""
-        self.run_dir, self.world, self.config, self._committed = run_dir, world, checkpoint, committed
+    def __init__(
+        self, run_dir: Path, world: World, checkpoint: CheckpointConfig, committed: Callable[[Commit], None], copies: Copies | None = None
+    ):
+        """committed: is told of each commit once it exists.  copies: of rank 0, where each is copied to a store."""
+        self.run_dir, self.world, self.config, self._committed, self._copies = run_dir, world, checkpoint, committed, copies
         self.pending: Saving | None = None
         self._began = self._last = time.monotonic()
         self._failing_since: float | None = None
@@ -52,8 +55,11 @@ class Saver:
 
     @property
     def late(self) -> bool:
-        """Whether, by this rank's clock, it is time for a last commit: before checkpoint.stop_after_minutes, or the end of the job."""
-        spare = SPARE_SECONDS + SPARE_SAVES * self._longest
+        """Whether, by this rank's clock, it is time for a last commit: before checkpoint.stop_after_minutes, or the end of the job; also where no store
+        takes copies any more."""
+        if self._copies and self._copies.given_up:
+            return True
+        spare = SPARE_SECONDS + SPARE_SAVES * (self._longest + (self._copies.seconds if self._copies else 0.0))
         limit = self.config.stop_after_minutes
         if limit is not None and time.monotonic() - self._began + min(spare, 30 * limit) >= 60 * limit:
             return True
@@ -98,8 +104,10 @@ class Saver:
         self._failing_since = None
         self._committed(commit)
         if self.world.first:
+            if self._copies:
+                self._copies.take(commit)
             try:
-                prune(self.run_dir, self.config.keep)
+                prune(self.run_dir, self.config.keep, self._copies.in_hand if self._copies else ())
             except OSError as error:  # what is left of it has no COMMIT.json, and goes the next time
                 warn(f"an older checkpoint could not be deleted ({error})")
 

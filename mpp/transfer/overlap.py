@@ -23,10 +23,11 @@ from mpp.data.images import Images
 from mpp.data.joined_shards import shared_out
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
-from mpp.errors import CheckpointError, UserError
+from mpp.errors import UserError
 from mpp.interop.foreign_encoder import TIMM
 from mpp.interop.read_encoder import read_encoder
 from mpp.train.commit import Commit, commits, read_commit
+from mpp.train.copies import local
 from mpp.transfer.metrics import figures, share_right
 from mpp.transfer.near_duplicates import Near
 from mpp.transfer.probes.contract import Answers
@@ -204,10 +205,10 @@ def trained_on(encoder: str, of: str = "") -> list[TrainedOn]:
     unknown = lambda why: [TrainedOn(PRETRAINING + of, problem=why)]
     if encoder.startswith(TIMM):
         return [] if encoder.endswith("@random") else unknown(f"{encoder} does not tell")
-    path = Path(encoder)
     try:
+        path = Path(local(encoder))
         commit = _commit_of(path)
-    except CheckpointError as error:
+    except UserError as error:
         return unknown(str(error))
     if commit is None:
         return unknown(f"{encoder} lies in no run of this machine")

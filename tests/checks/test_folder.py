@@ -6,9 +6,12 @@ from collections import namedtuple
 import pytest
 
 from mpp.checks import folder
+from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.sections import CheckpointConfig
 from mpp.errors import UserError
 from mpp.locks import lock_folder
+from mpp.train.copies import Copies, CopyError
+from tests.stores import listing, serve_s3
 from tests.test_peers import job
 
 Usage = namedtuple("Usage", "total used free")
@@ -69,3 +72,25 @@ def test_a_disk_must_hold_one_checkpoint_more_than_are_kept(monkeypatch, tmp_pat
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(10**9, 0, free))
         found = folder.room(tmp_path / "not" / "there", CheckpointConfig(**checkpoint), 1000, total_samples=1000)
         assert found.verdict == verdict, found
+
+
+def test_a_place_for_copies_is_tried_out_measured_and_left_as_it_was(tmp_path):
+    with serve_s3() as store:
+        checkpoint = KeptCheckpointConfig(copy_to="s3://bucket/runs/a", every_minutes=15)
+        found = folder.copies(tmp_path / "run", checkpoint, 10**6)
+        assert found.verdict == "ok" and "s3://bucket/runs/a can be listed, written, read and deleted from, at " in found.found
+        assert listing(store) == {} and list(tmp_path.iterdir()) == []
+        found = folder.copies(tmp_path / "run", checkpoint, 10**15)
+        assert found.verdict == "warning" and "one is due every 15 min" in found.found and "checkpoint.every_minutes" in found.fix
+        run = Copies(checkpoint, tmp_path)
+        found = folder.copies(tmp_path / "run", checkpoint, 10**6)
+        assert found.verdict == "FAILED" and "another run writes to s3://bucket/runs/a (process " in found.found
+        run.close()
+        with pytest.raises(CopyError, match="there is no such bucket"):
+            folder.copies(tmp_path / "run", KeptCheckpointConfig(copy_to="s3://none/runs"), 1)
+
+
+def test_a_run_with_copies_needs_room_for_the_checkpoint_that_is_being_copied(tmp_path):
+    words = {"keep": 2, "every_samples": None}
+    assert "3 checkpoints" in folder.room(tmp_path, KeptCheckpointConfig(**words), 1, 100).found
+    assert "4 checkpoints" in folder.room(tmp_path, KeptCheckpointConfig(copy_to="s3://bucket/runs", **words), 1, 100).found

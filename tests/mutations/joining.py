@@ -89,7 +89,7 @@ ROWS = [
         SAVING + "a_checkpoint_exists_once_its_parts_are_there_or_the_run_ends",
     ),
     Row(
-        "no time is left for the last save", "mpp/train/saving.py", "spare = SPARE_SECONDS + SPARE_SAVES * self._longest", "spare = SPARE_SECONDS",
+        "no time is left for the last save", "mpp/train/saving.py", "spare = SPARE_SECONDS + SPARE_SAVES * (self._longest + (self._copies.seconds if self._copies else 0.0))", "spare = SPARE_SECONDS",
         SAVING + "a_last_commit_comes_before_a_deadline_with_time_for_three_saves",
     ),
     Row(

@@ -188,6 +188,7 @@ ELSEWHERE = {
     "system.disk_patience_seconds": "tests/test_disks.py",
     "system.cache": "tests/pipeline/test_stores.py: it changes whence images come, and nothing of them",
     "system.cache_gb": "tests/pipeline/test_stores.py",
+    "checkpoint.copy_to": "tests/pipeline/test_copies.py, on a store",
     "checkpoint.background": "tests/train/test_saving.py: it changes when a commit exists, and nothing of it",
     "checkpoint.give_up_minutes": "tests/train/test_saving.py, on disks that take nothing",
     "checkpoint.stop_after_minutes": "tests/train/test_saving.py, against the clock",

@@ -31,9 +31,8 @@ from mpp.prep import destination, workers
 from mpp.prep.source import Item
 from mpp.prep.sources import open_source
 from mpp.remote import retries, stores, urls
+from tests.stores import empty, listing, serve_s3
 
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
 PROGRAM = Path(make_shards.__file__)
 BODY = np.random.default_rng(0).bytes(5000)
 
@@ -304,24 +303,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 @pytest.fixture(scope="module")
 def s3_client():
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": "/nowhere",
-            "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        patch.setattr(stores, "_file_systems", {})
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
+    with serve_s3() as client:
         yield client
-    server.stop()
 
 
 @pytest.fixture
@@ -330,13 +313,7 @@ def s3(s3_client, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(workers, "loop_runs", lambda: False)
     yield s3_client
-    for entry in listing(s3_client):
-        s3_client.delete_object(Bucket="bucket", Key=entry)
-
-
-def listing(client, prefix: str = "") -> dict[str, bytes]:
-    entries = client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", [])
-    return {entry["Key"].removeprefix(prefix): client.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read() for entry in entries}
+    empty(s3_client)
 
 
 def files(count: int = 12) -> dict[str, bytes]:

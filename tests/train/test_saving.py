@@ -177,3 +177,35 @@ def test_time_that_is_waited_for_a_disk_is_real(tmp_path, monkeypatch):
     began, fails = time.monotonic(), [True, False]
     Saver(tmp_path, ALONE, CheckpointConfig(), lambda _: None).save(lambda: Part(1, fails=fails.pop(0)), ends=True)
     assert time.monotonic() - began >= 0.05
+
+
+@dataclass
+class Copied:
+    """What is copied to a store, beside."""
+
+    seconds: float = 0.0
+    given_up: str = ""
+    in_hand: frozenset = frozenset()
+
+    def take(self, commit: Commit) -> None: ...
+
+
+def test_the_last_commit_leaves_time_for_its_copy_and_comes_at_once_where_no_store_takes_any(tmp_path, clock):
+    copied = Copied(seconds=100)
+    run = Saver(tmp_path, ALONE, CheckpointConfig(stop_after_minutes=60), lambda _: None, copied)
+    clock.now += 3600 - 60 - 3 * 100 - 1
+    assert not run.late
+    clock.now += 1
+    assert run.late
+    run = Saver(tmp_path, ALONE, CheckpointConfig(), lambda _: None, copied)
+    assert not run.late
+    copied.given_up = "the store is gone"
+    assert run.late
+
+
+def test_what_is_being_copied_is_told_before_anything_is_deleted(tmp_path, monkeypatch):
+    seen, copied = [], Copied(in_hand=frozenset({Path("000000002")}))
+    copied.take = lambda commit: seen.append(commit.step)
+    monkeypatch.setattr(saving, "prune", lambda run_dir, keep, spared: seen.append(spared))
+    Saver(tmp_path, ALONE, CheckpointConfig(), lambda _: None, copied).save(lambda: Part(4), ends=True)
+    assert seen == [4, copied.in_hand]
