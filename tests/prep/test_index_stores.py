@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from data_prep import index_shards
@@ -140,6 +141,18 @@ def test_a_whole_bucket_may_hold_the_tars(store, made, tmp_path):
     shutil.copytree(of(store), store.path("tars"))
     assert index_shards.main(["s3://tars/", "--labels", "--quiet", "--workers", "1", "--scratch", str(tmp_path / "other")]) == 0
     assert results(store.path("tars")) == results(made) and not left_in(tmp_path / "other")
+
+
+def test_other_stores_are_indexed_through_fsspec(made, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name in (*NAMES, "more/other.tar"):
+        memory.pipe_file(f"/bucket/tars/{name}", (made / name).read_bytes() if name in NAMES else b"is none of its business")
+    try:
+        index_shards.main(["memory://bucket/tars", "--labels", "--quiet", "--workers", "1", "--scratch", str(tmp_path)])
+        assert {path.rpartition("/")[2] for path in memory.find("/bucket/tars")} == {*NAMES, "other.tar", "manifest.json", "index.bin"}
+        assert (memory.cat("/bucket/tars/manifest.json"), memory.cat("/bucket/tars/index.bin")) == results(made)
+    finally:
+        memory.rm("/bucket", recursive=True)
 
 
 def test_rejects_are_listed_in_the_store(store, made, picture, tmp_path):
