@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from data_prep import index_shards
@@ -45,27 +46,34 @@ def made(tmp_path_factory, picture) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[ObjectStore]:
+    """One for all tests, so that what talks to it is made once.  Workers are forked, which is quicker."""
+    with pytest.MonkeyPatch.context() as patch, ObjectStore(tmp_path_factory.mktemp("store")) as store:
+        patch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0, 0.01)))
+        patch.setattr(stores, "_file_systems", {})
+        patch.setattr(workers, "loop_runs", lambda: False)
+        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush", "AWS_ENDPOINT_URL": store.endpoint}.items():
+            patch.setenv(name, value)
+        yield store
+
+
 @pytest.fixture
-def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """It holds the tars below PREFIX, without manifest and index, and things beside and below them.  Workers are forked, which is quicker."""
-    folder = tmp_path / "store" / "bucket" / "deep" / "tars"
+def store(server: ObjectStore, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """It holds the tars below PREFIX, without manifest and index, and things beside and below them."""
+    folder = server.folder / "bucket" / "deep" / "tars"
     (folder / "more").mkdir(parents=True)
     for name in NAMES:
         shutil.copy(made / name, folder / name)
     for name in ("notes.txt", ".hidden.tar", "more/other.tar"):
         (folder / name).write_bytes(b"is none of its business")
-    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0, 0.01)))
-    monkeypatch.setattr(stores, "_file_systems", {})
-    monkeypatch.setattr(workers, "loop_runs", lambda: False)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "hush-hush",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    with ObjectStore(tmp_path / "store") as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-        yield store
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield server
+    server.writable = True
+    server.faults.clear()
+    server.forget()
+    for bucket in server.folder.iterdir():
+        shutil.rmtree(bucket)
 
 
 @pytest.fixture
@@ -130,9 +138,21 @@ def test_training_opens_what_was_indexed_and_every_image_is_that_of_the_folder(s
 
 
 def test_a_whole_bucket_may_hold_the_tars(store, made, tmp_path):
-    shutil.copytree(of(store), tmp_path / "store" / "tars")
+    shutil.copytree(of(store), store.path("tars"))
     assert index_shards.main(["s3://tars/", "--labels", "--quiet", "--workers", "1", "--scratch", str(tmp_path / "other")]) == 0
-    assert results(tmp_path / "store" / "tars") == results(made) and not left_in(tmp_path / "other")
+    assert results(store.path("tars")) == results(made) and not left_in(tmp_path / "other")
+
+
+def test_other_stores_are_indexed_through_fsspec(made, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name in (*NAMES, "more/other.tar"):
+        memory.pipe_file(f"/bucket/tars/{name}", (made / name).read_bytes() if name in NAMES else b"is none of its business")
+    try:
+        index_shards.main(["memory://bucket/tars", "--labels", "--quiet", "--workers", "1", "--scratch", str(tmp_path)])
+        assert {path.rpartition("/")[2] for path in memory.find("/bucket/tars")} == {*NAMES, "other.tar", "manifest.json", "index.bin"}
+        assert (memory.cat("/bucket/tars/manifest.json"), memory.cat("/bucket/tars/index.bin")) == results(made)
+    finally:
+        memory.rm("/bucket", recursive=True)
 
 
 def test_rejects_are_listed_in_the_store(store, made, picture, tmp_path):

@@ -27,22 +27,28 @@ def made(tmp_path_factory) -> Path:
     return make(tmp_path_factory.mktemp("made") / "train", ((0, 1, 3), (4, 5, 6, 7), (8, 9)))
 
 
-@pytest.fixture
-def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """It holds a copy of the set.  Workers are forked, which is quicker."""
-    shutil.copytree(made, tmp_path / "store" / "bucket" / "set" / "train")
-    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0)))
-    monkeypatch.setattr(stores, "_file_systems", {})
-    monkeypatch.setattr(workers, "loop_runs", lambda: False)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "hush-hush",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    with ObjectStore(tmp_path / "store") as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[ObjectStore]:
+    """One for all tests, so that what talks to it is made once.  Workers are forked, which is quicker."""
+    with pytest.MonkeyPatch.context() as patch, ObjectStore(tmp_path_factory.mktemp("store")) as store:
+        patch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0, 0.01)))
+        patch.setattr(stores, "_file_systems", {})
+        patch.setattr(workers, "loop_runs", lambda: False)
+        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush", "AWS_ENDPOINT_URL": store.endpoint}.items():
+            patch.setenv(name, value)
         yield store
+
+
+@pytest.fixture
+def store(server: ObjectStore, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """It holds a copy of the set."""
+    shutil.copytree(made, server.folder / "bucket" / "set" / "train")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield server
+    server.faults.clear()
+    server.forget()
+    for bucket in server.folder.iterdir():
+        shutil.rmtree(bucket)
 
 
 @pytest.fixture
