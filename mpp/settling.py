@@ -24,6 +24,7 @@ from mpp.config.schema import seconds_of
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.shards import ShardSet
+from mpp.data.streams import folder_of, refuse_unsized
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
@@ -60,7 +61,8 @@ def settle(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = A
     """Collective.  Raises UserError."""
     if not (config.fit or config.budget or config.optim.epochs):
         return Settled(config)
-    shards = ShardSet.open(config.data.shards, peers)
+    refuse_unsized(config.data.shards, {"fit": config.fit, "budget": config.budget, "optim.epochs": config.optim.epochs})
+    shards = ShardSet.open(folder_of(config.data.shards, "its size settles the length of the run"), peers)
     commit = as_first_sees(peers, lambda: find_commit(run_dir, config.resume))
     fit = Fit(config, facts_of(config, shards, peers))
     if commit:

@@ -192,7 +192,7 @@ def load(
             if not isinstance(branch.get(section), dict):
                 branch[section] = {}
             branch = branch[section]
-        branch[last] = _parse(text, f"'{word}'")
+        branch[last] = text if text.startswith("pipe:") else _parse(text, f"'{word}'")  # a command is no YAML
     tree = _over(below or {}, tree)
     return checked(schema, tree)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from mpp.config.sections import ModelConfig
+from mpp.data.streams import is_stream
 from mpp.errors import ConfigError
 from mpp.interop.codebook_file import CodebookFile, read_codebook
 from mpp.interop.loaded_encoder import LoadedEncoder
@@ -42,7 +43,7 @@ class Brought:
 
 class _Data(Protocol):
     @property
-    def shards(self) -> str: ...
+    def shards(self) -> str | tuple[str, ...]: ...
     @property
     def crop_scale(self) -> tuple[float, float]: ...
     @property
@@ -105,7 +106,7 @@ def fitting_codebook(config: _Config, path: str, manifest: str | None) -> Codebo
         raise ConfigError(f"target.path={path} is not there; {remedy}{path}")
     file = read_codebook(Path(path))
     facts = file.facts
-    if manifest is not None and facts.shards != manifest:
+    if manifest is not None and not is_stream(shards) and facts.shards != manifest:  # none can be fitted to a stream
         raise ConfigError(
             f"target.path={path} was fitted on other shards (manifest {facts.shards[:12]}..., that of data.shards={shards} is {manifest[:12]}...); "
             f"{remedy}ANOTHER"

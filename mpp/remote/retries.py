@@ -48,6 +48,24 @@ def shown(text: str) -> str:
     return _SECRET.sub("?...", re.sub(r"://[^/@\s]*@", "://", text))
 
 
+_IN_COMMANDS = (
+    (re.compile(r"((?:authorization|cookie|[\w-]*(?:token|secret|key))\s*:\s*)[^'\"\s][^'\"]*", re.IGNORECASE), r"\1..."),  # headers
+    (re.compile(r"(\s(?:-u|--user|--[\w-]*(?:password|token|secret|key))[\s=]+)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE), r"\1..."),
+    (
+        re.compile(r"(\b\w*(?:password|token|secret|key|credentials)\w*=)('[^']*'|\"[^\"]*\"|[^\s;&]+)", re.IGNORECASE),
+        r"\1...",
+    ),  # variables
+)
+
+
+def hidden(text: str) -> str:
+    """A word that may hold a URL or a command (pipe:), as `shown`, and without what a command's headers, options and variables give away."""
+    if "pipe:" in text:
+        for pattern, instead in _IN_COMMANDS:
+            text = pattern.sub(instead, text)
+    return shown(text) if "://" in text else text
+
+
 class Refused(Exception):
     """The server answered and will not give this; asking again changes nothing."""
 
