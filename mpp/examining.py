@@ -211,7 +211,7 @@ class Examiner:
         report.passes("images", lambda: peers.together(require_codecs))
         opened = report.attempt("shards", self._open_shards)
         if opened:
-            report.add(opened)
+            report.add(*opened)
         elif self.config.fit or self.config.budget or self.config.optim.epochs:
             return  # what the run will be like depends on them
         settled = report.attempt("length", self._settled)
@@ -226,7 +226,7 @@ class Examiner:
         )
         plan = self.plan
         if plan:
-            report.add(recipe.batch(plan, self.size))
+            report.add(recipe.batch(plan, self.size, "as many images" if opened and is_stream(data.shards) else "the same batches"))
             if self.nodes > 1 and self.nodes * self.per_node == self.size:
                 report.add(recipe.lost_nodes(plan, self.nodes, self.per_node))
         sets = self.sets = report.attempt("samples", lambda: open_training_set(settled, peers)) if opened else None
@@ -239,12 +239,12 @@ class Examiner:
         sampler = OrderSampler(order, plan, 0, self.size, 0, settled.optim.total_samples // data.global_batch)
         self.each(lambda: [machine.shared_memory(sets.training, sampler, self.workers, peers.local_size)])
 
-    def _open_shards(self) -> Finding:
+    def _open_shards(self) -> list[Finding]:
         """Collective.  Raises UserError."""
         words, peers = self.config.data.shards, self.peers
         if is_stream(words):
-            return images.stream(peers.together(lambda: tars_of(words)))
-        return images.shards(ShardSet.open(folder_of(words, "training reads one folder of shards"), peers), peers.size)
+            return [images.stream(peers.together(lambda: tars_of(words)))]
+        return [images.shards(ShardSet.open(folder_of(words, "training reads one folder of shards"), peers), peers.size)]
 
     def _settled(self) -> PretrainConfig:
         """As the run would settle it, but that no budget is measured: then as long as without one."""

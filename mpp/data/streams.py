@@ -45,8 +45,9 @@ Words = str | Sequence[str]
 Taken = TypeVar("Taken")
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 FIRST_FILLED = 100  # samples in the buffer before one is handed on: webdataset's own
-FIRST_STEPS = 1 << 24  # passes of one start, at most
+PASSES = 1 << 24  # of one start, at most
 INDEX = "python data_prep/index_shards.py FOLDER (tars on a disk), or data_prep/make_shards.py SOURCE OUT (also URLs), makes a set of known size of them"
+REMEDY = "mend it or get it again, or leave it out of data.shards"
 # What reading may raise for tars that are not there, damaged, or not as webdataset takes them.
 _FAULTS = (Torn, tarfile.TarError, OSError, ValueError, EOFError, AssertionError)
 
@@ -211,16 +212,16 @@ class Reading:
         return False
 
     def _told(self, error: Exception) -> str:
+        if self._whole and self._whole.ended and not isinstance(error, Torn):
+            error = Torn(f"is cut at a header: it ends at byte {self._whole.at:,}, without its end mark")
         if isinstance(error, Torn):
-            words, *_ = error.args  # webdataset has added to them
-            remedy = "" if "--image-field" in words else "; mend it or get it again, or leave it out of data.shards"
-            return f"{words}{remedy}"
+            return error.told if "; " in error.told else f"{error.told}; {REMEDY}"
         if isinstance(error, FileNotFoundError) and error.filename and "/" not in str(error.filename) and "://" in self._tar.url:
             return f"needs the program {error.filename}, which is not installed here"
         if isinstance(error, OSError):
             return f"cannot be read ({error.strerror or type(error).__name__}); mend the disk or the way to it, and give the same command again"
-        words = hidden(str(error.args[0] if error.args else type(error).__name__).replace(self._tar.url, self._tar.name))
-        return f"is no tar of samples as webdataset reads them ({words}); mend it or get it again, or leave it out of data.shards"
+        words = str(error.args[0] if error.args else type(error).__name__).partition(" @ <")[0]  # webdataset adds the stream
+        return f"is no tar of samples as webdataset reads them ({hidden(words.replace(self._tar.url, self._tar.name))}); {REMEDY}"
 
 
 def share(tars: Sequence[Taken], reader: int, readers: int) -> tuple[list[Taken], int, int]:
@@ -291,7 +292,7 @@ class Stream:
             self._reader = (os.getpid(), worker), self.reader(worker, workers)
         number, sample = next(self._reader[1])
         self._in_hand[sample.id] = sample
-        return self.first_step * FIRST_STEPS + number, sample.id  # so that what comes again after a resume is cropped otherwise
+        return self.first_step * PASSES + number, sample.id  # so that what comes again after a resume is cropped otherwise
 
     def let_go(self) -> None:
         self._in_hand.clear()

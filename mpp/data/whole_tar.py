@@ -28,7 +28,11 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
 class Torn(Exception):
-    """What is wrong with a tar, in words that follow its name."""
+    """What is wrong with a tar, in words that follow its name: `told`, as webdataset adds to the arguments of exceptions."""
+
+    def __init__(self, told: str):
+        super().__init__(told)
+        self.told = told
 
 
 class WholeTar:
@@ -57,6 +61,11 @@ class WholeTar:
         if self._in_step:
             self._content = self._content_of(self._header)
         return self._header
+
+    @property
+    def ended(self) -> bool:
+        """Whether the bytes were at their end where a header should be."""
+        return len(self._header) < BLOCK <= self.at
 
     def check_end(self) -> None:
         """Once tarfile has found the end."""
@@ -110,7 +119,7 @@ class _Raw(io.RawIOBase):
     """Bytes of a file or of a command's output.  A command that did not end well is Torn."""
 
     def __init__(self, stream: Any):
-        self._stream, self._command = stream, getattr(stream, "proc", None)
+        self._stream, self._command = stream, getattr(stream, "proc", None)  # webdataset's Pipe has a process
 
     def readable(self) -> bool:
         return True
@@ -125,8 +134,8 @@ class _Raw(io.RawIOBase):
         if not data and self._command is not None:
             status = self._command.wait()
             if status not in self._stream.ignore_status:
-                how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-                raise Torn(f"its command {how}")
+                who = "a command" if isinstance(self._command.args, str) else str(self._command.args[0])  # of a URL: curl
+                raise Torn(f"comes from {who} that " + (f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"))
         buffer[: len(data)] = data
         return len(data)
 

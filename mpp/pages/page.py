@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 import mpp
 from mpp.data.shards import flat_channels
+from mpp.data.streams import in_words, is_stream
 from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
 from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
@@ -285,9 +286,13 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
 def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows of words, and notes."""
     where = (run.tree.get("data") or {}).get("shards") if run.kind == PRETRAINING else run.tree.get("train")
-    found, rows = run.manifest(), [("images", printable(where))]
+    found, rows = run.manifest(), [("images", printable(in_words(where) if where else where))]
     notes = []
-    if found is None:
+    if found is None and run.kind == PRETRAINING and where and is_stream(where):
+        notes.append(
+            "A stream of tars without an index: nobody has counted its images, and passes over them are not equal (docs/streams.md)."
+        )
+    elif found is None:
         notes.append("The set no longer lies there, or is no set of shards: counts and sizes are not known.")
     else:
         folder, manifest, digest = found

@@ -179,7 +179,7 @@ class RunFolder:
         where = (self.tree.get("data") or {}).get("shards") if self.kind == PRETRAINING else self.tree.get("train")
         folder = Path(str(where))
         try:
-            if not where or not (folder / MANIFEST).exists():
+            if not isinstance(where, str) or not (folder / MANIFEST).exists():
                 return None
             found, data = read_manifest(folder)
         except DataError:
