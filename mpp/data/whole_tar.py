@@ -134,8 +134,8 @@ class _Raw(io.RawIOBase):
         if not data and self._command is not None:
             status = self._command.wait()
             if status not in self._stream.ignore_status:
-                who = "a command" if isinstance(self._command.args, str) else str(self._command.args[0])  # of a URL: curl
-                raise Torn(f"comes from {who} that " + (f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"))
+                who = "a command that" if isinstance(self._command.args, str) else f"{self._command.args[0]}, which"  # of a URL curl
+                raise Torn(f"comes from {who} " + (f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"))
         buffer[: len(data)] = data
         return len(data)
 

@@ -113,6 +113,8 @@ def test_one_reader_sees_every_sample_of_every_tar_once_a_pass_each_time_in_anot
     assert len({tuple(order) for order in found.values()}) == 3
     assert passes(stream_of(f"{tars}/{{000..003}}.tar"), 54) == found
     assert passes(stream_of(f"{tars}/{{000..003}}.tar", seed=6), 18)[0] != found[0]
+    of_tars = passes(stream_of(f"{tars}/{{000..003}}.tar", buffer=1), 72).values()
+    assert len({tuple(order) for order in of_tars}) > 1  # the tars are shuffled, too
 
 
 def test_the_buffer_mixes_what_lies_side_by_side(tars):
@@ -141,8 +143,8 @@ def test_a_reader_that_shares_a_tar_of_one_sample_does_not_wait_for_ever(tars):
 
 
 def test_a_resume_begins_passes_of_another_order_and_crops_of_another_draw(tars):
-    words = f"{tars}/{{000..003}}.tar"
-    assert passes(stream_of(words), 18)[0] != passes(stream_of(words, first_step=4), 18)[0]
+    for words, buffer in ((f"{tars}/{{000..003}}.tar", 1), (f"{tars}/002.tar", 9)):  # of the tars, and in the buffer
+        assert passes(stream_of(words, buffer), 9)[0] != passes(stream_of(words, buffer, first_step=4), 9)[0]
     first, again = (stream_of(f"{tars}/001.tar", first_step=step) for step in (0, 4))
     (epoch, sample), (later, same_sample) = first.take(), again.take()
     assert sample == same_sample and epoch == 0 and later > 1_000_000
@@ -173,8 +175,10 @@ def test_loader_processes_deal_out_tars_and_are_those_of_the_main_process_when_t
 
 def test_crop_and_mask_of_a_batch_are_those_of_a_set_of_shards_for_the_same_key_and_bytes(tars):
     stream = stream_of(f"{tars}/{{000..003}}.tar")
-    found = dataset(stream, views=2).batch([(0, 0, 40), (0, 0, 42), (0, 0, 44)])
-    order = keys(sample for _, sample in islice(stream_of(f"{tars}/{{000..003}}.tar").reader(0, 1), 3))
+    data = dataset(stream, views=2)
+    data.batch([(0, 0, 38)])
+    found = data.batch([(0, 0, 40), (0, 0, 42), (0, 0, 44)])
+    order = keys(sample for _, sample in islice(stream_of(f"{tars}/{{000..003}}.tar").reader(0, 1), 1, 4))
     number = {key: Passed(Tar(f"{tars}/{named(key)}", ""), f"{key:06d}", b"").id for key in order}
     assert found["sample"].tolist() == [number[key] for key in order for _ in range(2)]
 
@@ -189,6 +193,7 @@ def test_crop_and_mask_of_a_batch_are_those_of_a_set_of_shards_for_the_same_key_
 
     images = StoredPixels(Same(Path("x"), [], []), 10**6)
     known = CropDataset(images, AUGMENT, 5, np.array(sorted(number.values())), 2, masking=MASKING)
+    assert len(stream._in_hand) == 3  # and no more of those before
     assert same(found, known.batch([(0, number[key], 40 + 2 * place) for place, key in enumerate(order)]))
 
 
@@ -343,7 +348,7 @@ def test_reading_a_tar_in_part_leaves_no_command_behind(tmp_path):
 
 def test_the_first_readable_images_are_held_out_and_their_tars_are_not_trained_on(tmp_path):
     members = pictures(range(12))
-    write_tar(tmp_path / "0.tar", [("bad.png", b"none"), *members[:6]])  # 3 samples
+    write_tar(tmp_path / "0.tar", [("bad.png", members[0][1][:90]), *members[:6]])  # 3 samples
     write_tar(tmp_path / "1.tar", members[6:14])
     write_tar(tmp_path / "2.tar", members[14:])
     stream, kept = open_stream(f"{tmp_path}/{{0..2}}.tar", 0, 4, 10**6, 5)
