@@ -103,7 +103,7 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
     found += f"the best trivial rule is '{baseline.name}', loss {abs(baseline.loss or 0.0):.4f}"
     if bad:
         return Finding(
-            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {config.data.shards} names them"
+            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", "mend them, or leave their tars out" if sets.stream else f"python data_prep/verify_shards.py {config.data.shards} names them"
         )  # fmt: skip
     if not baseline.defines_skill:
         return Finding(

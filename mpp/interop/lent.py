@@ -99,14 +99,15 @@ def _listed(value: object) -> object:
 
 def fitting_codebook(config: _Config, path: str, manifest: str | None) -> CodebookFile:
     """The codebook of this run's shards and sizes.  Raises ConfigError, CheckpointError."""
-    model, shards = config.model, config.data.shards
+    model = config.model
+    shards = "SHARDS" if is_stream(config.data.shards) else config.data.shards  # none can be fitted to a stream: of an indexed sample of it
     sizes = f"model.image_size={model.image_size} model.patch_size={model.patch_size}"
     remedy = f"fit one with: python mpp/fit_codebook.py data.shards={shards} {sizes} out="
     if not Path(path).is_file():
         raise ConfigError(f"target.path={path} is not there; {remedy}{path}")
     file = read_codebook(Path(path))
     facts = file.facts
-    if manifest is not None and not is_stream(shards) and facts.shards != manifest:  # none can be fitted to a stream
+    if manifest is not None and facts.shards != manifest and not is_stream(config.data.shards):
         raise ConfigError(
             f"target.path={path} was fitted on other shards (manifest {facts.shards[:12]}..., that of data.shards={shards} is {manifest[:12]}...); "
             f"{remedy}ANOTHER"

@@ -333,9 +333,10 @@ def test_what_is_no_tar_of_images_is_refused(tmp_path, tars):
         reading(str(tmp_path / "no.tar"))
 
 
+@pytest.mark.timeout(30)
 def test_reading_a_tar_in_part_leaves_no_command_behind(tmp_path):
     write_tar(tmp_path / "a.tar", pictures(range(90)))  # more than is read at once
-    held = iter(Reading(tars_of(f"pipe:echo $$ > {tmp_path}/pid; cat {tmp_path}/a.tar; exec sleep 60")))
+    held = iter(Reading(tars_of(f"pipe:echo $$ > {tmp_path}/pid; cat {tmp_path}/a.tar; exec sleep 90")))
     assert next(held).key == "000000"
     pid = int((tmp_path / "pid").read_text())
     held.close()
@@ -463,6 +464,18 @@ def test_credentials_in_a_word_are_in_no_file_and_no_line(word):
     )
     assert all("sesame" not in tar.name and "sesame" in tar.url and tar.file == f"{number}.tar" for number, tar in enumerate(tars_of(word)))
     assert "{0..9}.tar" in dump(config)
+
+
+@pytest.mark.parametrize(
+    "word", ["[pipe:get --token sesame a.tar, 3]", "['pipe:get --token sesame a.tar', b", "{a: 'https://me:sesame@host/a.tar'}"]
+)
+def test_a_word_that_is_wrong_is_told_without_its_credentials(word):
+    with pytest.raises(ConfigError, match=r"data\.shards") as error:
+        config_of(word)
+    assert "sesame" not in str(error.value)
+    with pytest.raises(ConfigError, match="is not of the form key=value") as error:
+        load(PretrainConfig, None, [word.strip("[")])
+    assert "sesame" not in str(error.value)
 
 
 def test_words_without_secrets_stand_as_they_are():

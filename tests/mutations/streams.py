@@ -74,13 +74,6 @@ ROWS: list[Plant | Row] = [
         T + "a_command_that_fails_is_named_with_its_status_whenever_it_fails",
     ),
     Row(
-        "attributes of a member are taken for the end of what is known",
-        TAR,
-        "            return blocks\n        if member.type",
-        "            return 0\n        if member.type",
-        T + "pax_and_long_names_are_followed_to_the_true_end",
-    ),
-    Row(
         "a command that is read in part is waited for",
         TAR,
         "            command.kill()",
@@ -125,6 +118,20 @@ ROWS: list[Plant | Row] = [
         "if given and is_stream(words):",
         "if given and not words:",
         T + "what_needs_a_set_of_known_size_is_refused_with_the_remedy",
+    ),
+    Row(
+        "a stream asks for a codebook of its own",
+        "mpp/interop/lent.py",
+        " and not is_stream(config.data.shards):",
+        ":",
+        "tests/interop/test_lent.py::test_a_codebook_of_other_shards_goes_with_a_stream_to_which_none_can_be_fitted",
+    ),
+    Row(
+        "what is wrong with a word is said with its credentials",
+        "mpp/config/schema.py",
+        "hidden(_one_line(error, schema))",
+        "_one_line(error, schema)",
+        T + "a_word_that_is_wrong_is_told_without_its_credentials",
     ),
     Row(
         "tars and folders of shards are mixed",
