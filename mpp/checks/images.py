@@ -109,8 +109,9 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
         return Finding(
             "target", "FAILED", f"{found}: it leaves nothing to predict", "give images of more than one colour (python data_prep/inspect_shards.py shows them), or another target"
         )  # fmt: skip
-    if one_class or sets.remarks:
-        why = f"{found}: nearly all patches are alike" if one_class else sets.remarks[0].removeprefix("note: ")
+    flat = [] if sets.stream else sets.remarks  # of a stream they say what it is
+    if one_class or flat:
+        why = f"{found}: nearly all patches are alike" if one_class else flat[0].removeprefix("note: ")
         return Finding(
             "target", "warning", why, "give images with more colours, or a target of structure, such as target.name=pixels or hog"
         )

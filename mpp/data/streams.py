@@ -20,6 +20,8 @@ import os
 import random
 import re
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,7 @@ Words = str | Sequence[str]
 Taken = TypeVar("Taken")
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 FIRST_FILLED = 100  # samples in the buffer before one is handed on: webdataset's own
+ORPHAN_SECONDS = 1.0  # between two looks whether the rank still lives
 PASSES = 1 << 24  # of one start, at most
 INDEX = "python data_prep/index_shards.py FOLDER (tars on a disk), or data_prep/make_shards.py SOURCE OUT (also URLs), makes a set of known size of them"
 REMEDY = "mend it or get it again, or leave it out of data.shards"
@@ -188,6 +191,11 @@ class Reading:
             if self._whole:
                 self._whole.close()
 
+    def kill(self) -> None:
+        """End the command that is read, while another thread reads it."""
+        if self._whole:
+            self._whole.kill()
+
     def _sources(self) -> Iterator[dict[str, Any]]:
         for tar in self.tars:
             self._tar, self._images, self._whole = tar, 0, None
@@ -253,6 +261,8 @@ class Stream:
     _in_hand: dict[int, Passed] = field(default_factory=dict, init=False, repr=False)
     _reader: tuple[tuple[int, int], Iterator[tuple[int, Passed]]] | None = field(default=None, init=False, repr=False)
 
+    _reading: "Reading | None" = field(default=None, init=False, repr=False)
+
     remedy = "mend that image, or leave its tar out of data.shards"
 
     @property
@@ -276,9 +286,9 @@ class Stream:
             order = Draws(self.seed, SHARDS, self.first_step, number).permutation(len(self.tars))
             of_rank, rank_nth, rank_of = share([self.tars[place] for place in order], self.rank, self.ranks)
             own, nth, of = share(of_rank, worker, workers)
-            samples = every(
-                every(Reading(own), rank_nth + number, rank_of), nth + number // rank_of, of
-            )  # in turn, so that all see all of a tar
+            self._reading = reading = Reading(own)
+            of_rank_alone = every(reading, rank_nth + number, rank_of)
+            samples = every(of_rank_alone, nth + number // rank_of, of)  # in turn, so that all see all of a tar
             start = seed_of(self.seed, STREAM, self.first_step, number, self.rank) ^ worker
             mixed = shuffle(self.buffer, initial=FIRST_FILLED, rng=random.Random(start))
             for sample in mixed(iter(samples)):
@@ -290,9 +300,19 @@ class Stream:
         worker, workers = (found.id, found.num_workers) if found else (0, 1)
         if self._reader is None or self._reader[0] != (os.getpid(), worker):  # a fork begins its own
             self._reader = (os.getpid(), worker), self.reader(worker, workers)
+            if found:
+                threading.Thread(target=self._end_with, args=(os.getppid(),), name="orphan", daemon=True).start()
         number, sample = next(self._reader[1])
         self._in_hand[sample.id] = sample
         return self.first_step * PASSES + number, sample.id  # so that what comes again after a resume is cropped otherwise
+
+    def _end_with(self, parent: int) -> None:
+        """A loader process that waits for a server would wait on when its rank was killed, and its command with it."""
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_SECONDS)
+        if self._reading:
+            self._reading.kill()
+        os._exit(1)
 
     def let_go(self) -> None:
         self._in_hand.clear()

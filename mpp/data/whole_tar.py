@@ -81,11 +81,15 @@ class WholeTar:
                 )
 
     def close(self) -> None:
-        """Of one that is not read to its end: what its command says of that does not count."""
-        if (command := getattr(self._stream, "proc", None)) and self._process == os.getpid():  # a fork leaves it to whoever began it
-            command.kill()
+        """Also of one that is not read to its end: what its command says of that does not count."""
+        self.kill()
         with suppress(OSError):
             self._stream.close()
+
+    def kill(self) -> None:
+        """End the command, also while another thread reads what it writes."""
+        if (command := getattr(self._stream, "proc", None)) and self._process == os.getpid():  # a fork leaves it to whoever began it
+            command.kill()
 
     def _next(self, size: int) -> bytes:
         """Fewer than `size` bytes only at the end."""

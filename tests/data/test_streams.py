@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import os
+import signal
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -23,11 +25,14 @@ from mpp.data.streams import Kept, Passed, Reading, Stream, StreamDataset, Strea
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError, DataError
 from mpp.remote.retries import hidden
+from mpp.watchman import process_state
 from tests.conftest import picture
 from tests.data.masked_images import AUGMENT, MASKING, same
 from tests.data.tars import pictures, write_tar, write_tars
+from tests.forks import Forked
 
 BLOCK = 512
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +336,30 @@ def test_what_is_no_tar_of_images_is_refused(tmp_path, tars):
         open_stream(f"{tmp_path}/no.tar", 0, 1, 10**6, 1)
     with pytest.raises(DataError, match="cannot be read"):
         reading(str(tmp_path / "no.tar"))
+
+
+ENDLESS = """
+import sys
+from mpp.data.loader import batches
+from tests.data.test_streams import dataset, sampler, stream_of
+
+stream = stream_of("pipe:" + sys.argv[1], buffer=1)
+list(batches(dataset(stream), sampler(stream), 1, pin_memory=False))
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_loader_process_that_waits_for_a_command_ends_with_its_rank_and_so_does_the_command(tmp_path):
+    rank = Forked(
+        ["-c", ENDLESS, f"echo $PPID $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pids; exec sleep 90"], cwd=ROOT, env=os.environ
+    )
+    while not (tmp_path / "pids").exists():
+        assert rank.poll() is None
+        time.sleep(0.05)
+    os.kill(rank.pid, signal.SIGKILL)
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        while process_state(pid)[0] not in ("", "Z"):  # who has no parent any more may be nobody's to bury
+            time.sleep(0.05)
 
 
 @pytest.mark.timeout(30)

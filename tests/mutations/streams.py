@@ -12,7 +12,11 @@ CUT = T + "a_tar_that_is_cut_anywhere_is_named_wherever_the_cut_lies"
 HELD = T + "the_first_readable_images_are_held_out_and_their_tars_are_not_trained_on"
 SECRET = T + "credentials_in_a_word_are_in_no_file_and_no_line"
 
+ORPHAN = T + "a_loader_process_that_waits_for_a_command_ends_with_its_rank_and_so_does_the_command"
+
 ROWS: list[Plant | Row] = [
+    Row("a loader process outlives its rank", FILE, "while os.getppid() == parent:", "while parent:", ORPHAN),
+    Row("the command of a loader process outlives it", FILE, "        if self._reading:\n            self._reading.kill()\n", "", ORPHAN),
     # Who reads which sample when.
     Row("all ranks read the same tars of a stream", FILE, "self.rank, self.ranks)\n            own", "0, 1)\n            own", TOGETHER),
     Row("loader processes of a stream read the same tars", FILE, "share(of_rank, worker, workers)", "share(of_rank, 0, 1)", TOGETHER),
