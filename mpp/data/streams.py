@@ -40,6 +40,7 @@ from mpp.errors import BadSample, ConfigError, DataError, of_this_rank
 from mpp.peers import ALONE, Peers
 from mpp.progress import tracked
 from mpp.remote.retries import hidden
+from mpp.remote.urls import MAX_FILE_BYTES
 from mpp.rng import SHARDS, STREAM, Draws, seed_of
 from mpp.text import counted
 
@@ -204,13 +205,18 @@ class Reading:
 
     def _seen_whole(self, opened: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for source in opened:
-            source["stream"] = self._whole = whole = WholeTar(source["stream"])
+            source["stream"] = self._whole = whole = WholeTar(source["stream"], self._refuse_large)
             yield source
             whole.check_end()
             whole.close()
             if not self._images:
                 seen = f"it has {', '.join(list(self._others)[:5])}" if self._others else "it has no files"
                 raise Torn(f"holds no image ({seen})")
+
+    def _refuse_large(self, member: tarfile.TarInfo) -> None:
+        """What would be read into memory."""
+        if member.size > MAX_FILE_BYTES and self._is_image(member.name):
+            raise Torn(f"holds {member.name} of {member.size:,} bytes, and an image has {MAX_FILE_BYTES:,} at most")
 
     def _is_image(self, name: str) -> bool:
         if name.lower().endswith(IMAGE_SUFFIXES):
@@ -225,7 +231,7 @@ class Reading:
         if isinstance(error, Torn):
             return error.told if "; " in error.told else f"{error.told}; {REMEDY}"
         if isinstance(error, FileNotFoundError) and error.filename and "/" not in str(error.filename) and "://" in self._tar.url:
-            return f"needs the program {error.filename}, which is not installed here"
+            return f"needs the program {error.filename}, which is not installed here; install it, or give a command that writes the tar (pipe:)"
         if isinstance(error, OSError):
             return f"cannot be read ({error.strerror or type(error).__name__}); mend the disk or the way to it, and give the same command again"
         words = str(error.args[0] if error.args else type(error).__name__).partition(" @ <")[0]  # webdataset adds the stream

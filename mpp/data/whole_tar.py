@@ -38,10 +38,11 @@ class Torn(Exception):
 class WholeTar:
     """For tarfile's stream mode: `read` never goes beyond a block that may be a header, so what was read last is what tarfile has judged last.
 
-    stream: a file, or webdataset's Pipe.  Whatever is not as it should be raises Torn.
+    stream: a file, or webdataset's Pipe.  judge: is shown each header of a plain file.  Whatever is not as it should be raises Torn.
     """
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: Any, judge: Callable[[tarfile.TarInfo], None] = lambda member: None):
+        self._judge = judge
         self._stream, self._process = stream, os.getpid()
         self._file: BinaryIO | None = None  # unpacked
         self._content, self._in_step = 0, True  # bytes up to the next header, as far as they are known
@@ -116,6 +117,7 @@ class WholeTar:
         if member.type in tarfile.SUPPORTED_TYPES and member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             self._in_step = not member.isreg()  # a sparse file, or a contiguous one
             return 0
+        self._judge(member)
         return blocks
 
 

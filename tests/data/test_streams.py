@@ -322,6 +322,15 @@ def test_a_cut_stops_a_loader_process_with_the_same_line(tars, tmp_path):
     assert error.value.of_this_rank
 
 
+def test_an_image_that_would_fill_the_memory_is_refused_by_its_header_and_other_files_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpp.data.streams.MAX_FILE_BYTES", 5000)
+    write_tar(tmp_path / "a.tar", [("1.png", picture(1, 24, None)), ("1.mp4", bytes(6000))])
+    assert reading(str(tmp_path / "a.tar")) == [1]
+    write_tar(tmp_path / "a.tar", [("1.png", picture(1, 24, None)), ("2.png", bytes(6000))])
+    with pytest.raises(DataError, match=r"a\.tar holds 2.png of 6,000 bytes, and an image has 5,000 at most; mend it"):
+        reading(str(tmp_path / "a.tar"))
+
+
 def test_what_is_no_tar_of_images_is_refused(tmp_path, tars):
     write_tar(tmp_path / "texts.tar", [("1.txt", b"a"), ("1.json", b"{}")])
     with pytest.raises(DataError, match=r"texts\.tar holds no image \(it has \.txt, \.json\)"):

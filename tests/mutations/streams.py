@@ -15,6 +15,20 @@ SECRET = T + "credentials_in_a_word_are_in_no_file_and_no_line"
 ORPHAN = T + "a_loader_process_that_waits_for_a_command_ends_with_its_rank_and_so_does_the_command"
 
 ROWS: list[Plant | Row] = [
+    Row(
+        "an image of any size is read into memory",
+        FILE,
+        "if member.size > MAX_FILE_BYTES and",
+        "if member.size < 0 and",
+        T + "an_image_that_would_fill_the_memory_is_refused_by_its_header_and_other_files_are_passed_over",
+    ),
+    Row(
+        "what a stream is counts as a fault of its colours",
+        "mpp/checks/images.py",
+        "flat = [] if sets.stream else sets.remarks",
+        "flat = sets.remarks",
+        "tests/pipeline/test_doctor.py::test_a_stream_is_examined_and_what_is_weaker_is_said",
+    ),
     Row("a loader process outlives its rank", FILE, "while os.getppid() == parent:", "while parent:", ORPHAN),
     Row("the command of a loader process outlives it", FILE, "        if self._reading:\n            self._reading.kill()\n", "", ORPHAN),
     # Who reads which sample when.

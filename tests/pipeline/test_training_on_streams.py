@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from mpp.data.streams import Passed, Tar
+from mpp.pages.page import data_card
+from mpp.pages.run_folder import PRETRAINING
 from tests.data.tars import pictures, write_tar, write_tars
 from tests.pipeline.conftest import pretrain, succeed
 
@@ -64,6 +67,18 @@ def test_two_ranks_train_on_unequal_tars_go_on_after_a_stop_and_write_no_secret(
     write_tar(tmp_path / "others" / "000.tar", pictures(range(50, 59)))
     refused = pretrain(run, f"{tmp_path}/others/{{000..004}}.tar", "optim.total_samples=96")
     assert refused.status == [2] and "error: the list of tars, or the hold-out, of data.shards has changed since" in refused.err
+
+
+def test_a_page_of_a_run_on_a_stream_says_that_nobody_has_counted_it():
+    found = SimpleNamespace(
+        kind=PRETRAINING,
+        tree={"data": {"shards": ["a.tar", "pipe:cat b.tar"]}},
+        manifest=lambda: None,
+        bad_samples=list,
+        last=lambda name: 0,
+    )
+    rows, notes = data_card(found)
+    assert rows[0] == ("images", "[a.tar, pipe:cat b.tar]") and notes[0].startswith("A stream of tars without an index: nobody has counted")
 
 
 @pytest.mark.slow
