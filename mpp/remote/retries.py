@@ -48,21 +48,23 @@ def shown(text: str) -> str:
     return _SECRET.sub("?...", re.sub(r"://[^/@\s]*@", "://", text))
 
 
-_IN_COMMANDS = (
-    (re.compile(r"((?:authorization|cookie|[\w-]*(?:token|secret|key))\s*:\s*)[^'\"\s][^'\"]*", re.IGNORECASE), r"\1..."),  # headers
-    (re.compile(r"(\s(?:-u|--user|--[\w-]*(?:password|token|secret|key))[\s=]+)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE), r"\1..."),
-    (
-        re.compile(r"(\b\w*(?:password|token|secret|key|credentials)\w*=)('[^']*'|\"[^\"]*\"|[^\s;&]+)", re.IGNORECASE),
-        r"\1...",
-    ),  # variables
-)
+_IN_COMMANDS = [  # of each the first group stays
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"((?:-H\s*|--header[\s=]+)(['\"])[\w-]+\s*:\s*)(?:(?!\2).)+",  # a header in quotes
+        r"((?:-H\s*|--header[\s=]+)[\w-]+:)\S+",  # and one without
+        r"(authorization\s*:\s*)(?:\w+\s+)?[^'\"\s]+",
+        r"(\s(?:-u|--user|--[\w-]*(?:password|token|secret|key))[\s=]+)(?:'[^']*'|\"[^\"]*\"|\S+)",  # options
+        r"((?<![^\s;&:(])\w*(?:password|token|secret|key|credentials)\w*=)(?:'[^']*'|\"[^\"]*\"|[^\s;&]+)",  # variables
+    )
+]
 
 
 def hidden(text: str) -> str:
     """A word that may hold a URL or a command (pipe:), as `shown`, and without what a command's headers, options and variables give away."""
     if "pipe:" in text:
-        for pattern, instead in _IN_COMMANDS:
-            text = pattern.sub(instead, text)
+        for pattern in _IN_COMMANDS:
+            text = pattern.sub(r"\1...", text)
     return shown(text) if "://" in text else text
 
 

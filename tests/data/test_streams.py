@@ -484,6 +484,9 @@ SECRETS = [
     "https://host/{0..9}.tar?X-Amz-Signature=sesame",
     "pipe:curl -s -H 'Authorization: Bearer sesame' https://host/{0..9}.tar",
     'pipe:curl -H "X-Api-Key: sesame" -s https://host/{0..9}.tar',
+    "pipe:curl --header=Cookie:sesame https://host/{0..9}.tar",
+    "pipe:curl -HX-Token:sesame https://host/{0..9}.tar",
+    "pipe:curl 'https://host/{0..9}.tar?a=1&token=sesame'",
     "pipe:curl -u me:sesame https://host/{0..9}.tar",
     "pipe:AWS_SECRET_ACCESS_KEY=sesame aws s3 cp s3://b/{0..9}.tar -",
     "pipe:get --token sesame {0..9}.tar",
@@ -522,6 +525,8 @@ def test_words_without_secrets_stand_as_they_are():
         "model.class_tokens=8",
         "pipe:aws s3 cp s3://b/{000..099}.tar -",
         "/data/key=3/{0..1}.tar",
+        "pipe:aws s3 cp s3://b/key=3/{0..9}.tar -",
+        "pipe:scp host-key:/data/{0..9}.tar /dev/stdout",
         "optim={base_lr: 1}",
     ):
         assert hidden(word) == word
