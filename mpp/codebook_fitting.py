@@ -24,6 +24,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import EveryOnce
+from mpp.data.streams import refuse_stream
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError, DataError
 from mpp.files import make_folder
@@ -49,6 +50,7 @@ def fit(config: CodebookConfig) -> int:
     model, data = config.model, config.data
 
     # Which images, whose goals; and everything that can be refused before the work.
+    refuse_stream(data.shards, "a codebook is fitted to images from all over a set")
     sets = open_training_set(PretrainConfig(seed=config.seed, model=model, data=data))
     of, teacher, encoder = inner_target(config.of, "of", model.image_size, model.patch_size, data.mean, data.std)
     Lent(teacher).to(device)

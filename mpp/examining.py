@@ -20,6 +20,7 @@ from mpp.data.joined_shards import open_shards
 from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
 from mpp.data.shard_cache import caching
+from mpp.data.streams import StreamOrder, is_stream, tars_of
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
 from mpp.errors import ConfigError
@@ -155,7 +156,7 @@ class Examiner:
         self.device, self.has_device = torch.device("cpu"), True
         self.sets: TrainingSet | None = None
         self.plan: BatchPlan | None = None
-        self.order: Order | None = None
+        self.order: Order | StreamOrder | None = None
         self.loaded: images.LoaderRate | None = None
         self.compute: float | None = None  # seconds of a step on a rank
         self.gradient_bytes = 0
@@ -210,9 +211,9 @@ class Examiner:
     def look_at_images(self) -> None:
         report, peers = self.report, self.peers
         report.passes("images", lambda: peers.together(require_codecs))
-        opened = report.attempt("shards", lambda: open_shards(self.config.data.shards, peers))
+        opened = report.attempt("shards", self._open_shards)
         if opened:
-            report.add(images.shards(opened, peers.size))
+            report.add(*opened)
         elif self.config.fit or self.config.budget or self.config.optim.epochs:
             return  # what the run will be like depends on them
         settled = report.attempt("length", self._settled)
@@ -227,7 +228,7 @@ class Examiner:
         )
         plan = self.plan
         if plan:
-            report.add(recipe.batch(plan, self.size))
+            report.add(recipe.batch(plan, self.size, "as many images" if opened and is_stream(data.shards) else "the same batches"))
             if self.nodes > 1 and self.nodes * self.per_node == self.size:
                 report.add(recipe.lost_nodes(plan, self.nodes, self.per_node))
         sets = self.sets = report.attempt("samples", lambda: open_training_set(settled, peers)) if opened else None
@@ -236,12 +237,18 @@ class Examiner:
         order = self.order = report.attempt("samples", lambda: sets.order(settled, plan))
         if order is None:
             return
-        report.add(images.samples(order, settled))
-        hand = report.attempt("cache", lambda: sets.trained_on.in_hand(order, self.size, self.per_node))
-        if hand:
-            report.add(Finding("cache", "ok", sets.trained_on.fetched_words(hand)))
+        report.add(images.samples(order, settled) if isinstance(order, Order) else images.stream_samples(sets, settled, self.workers))
+        hand = report.attempt("cache", lambda: sets.in_hand(order, self.size, self.per_node))
+        report.add(*(Finding("cache", "ok", words) for words in sets.fetched_words(hand)))
         sampler = OrderSampler(order, plan, 0, self.size, 0, settled.optim.total_samples // data.global_batch)
         self.each(lambda: [machine.shared_memory(sets.training, sampler, self.workers, peers.local_size)])
+
+    def _open_shards(self) -> list[Finding]:
+        """Collective.  Raises UserError."""
+        words, peers = self.config.data.shards, self.peers
+        if is_stream(words):
+            return [images.stream(peers.together(lambda: tars_of(words)))]
+        return [images.shards(open_shards(words, peers), peers.size)]
 
     def _settled(self) -> PretrainConfig:
         """As the run would settle it, but that no budget is measured: then as long as without one."""
@@ -293,7 +300,7 @@ class Examiner:
         config, sets = self.config, self.sets
         assert sets is not None
         steps_of = lambda optim: optim.get("total_samples", 0) // config.data.global_batch
-        called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
+        called = lambda name: sets.called(name) if name in sets.manifests else f"what {name} names"
         depends_on = {**sets.manifests, **brought.digests}
         return Run(
             PROGRAM,

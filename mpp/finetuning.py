@@ -168,7 +168,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
             *([f"the loss weighs classes: {weights_in_words(weight, sets.classes)}"] if weight is not None else []),
             *([source.fetched_words(hand)] if hand and isinstance(source, ShardSet) else []),
             f"{placed.images.decoder} | {counted(run.workers, 'loader process', 'loader processes')} a rank",
-            run.plan_words,
+            run.plan_words(),
         ],
         of_finetuning(run.schedule.final_weight_decay is not None),
     )

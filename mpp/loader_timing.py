@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,9 +16,10 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import decode
 from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, default_workers
-from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
+from mpp.data.order import BatchPlan, OrderSampler, Places, plan_batch
 from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
+from mpp.data.streams import Stream, in_words
 from mpp.data.training_set import open_training_set
 from mpp.errors import BadSample, DataError
 from mpp.machine import allow_open_files, usable_cores
@@ -26,6 +28,7 @@ from mpp.recipe.masking import Masking
 from mpp.rng import CROP, MASK, Draws
 
 RATES = (500.0, 1000.0, 2000.0, 4000.0)  # views a second, of GPUs nobody has named
+HELD = 1000  # images that are also decoded whole, at most
 WAITING = 0.2  # share of a read's time beyond its CPU time from which on the disk is the limit
 
 
@@ -95,31 +98,36 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
 
 
 def describe(dataset: CropDataset, config: PretrainConfig) -> None:
-    shards = dataset.images.source
-    assert isinstance(shards, ShardSet | JoinedShards)  # so open_training_set made them
-    index = shards.index[dataset.pool]
-    width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
-    text.say(f"{shards.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
+    source = dataset.images.source
+    if isinstance(source, Stream):
+        text.say(f"{in_words(source.words)}: {text.counted(len(source.tars), 'tar')} as a stream")
+    else:
+        assert isinstance(source, ShardSet | JoinedShards)  # so open_training_set made them
+        index = source.index[dataset.pool]
+        width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
+        text.say(f"{source.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
     text.say(
         f"crops of {config.model.image_size} pixels, {text.counted(config.data.views, 'view')} of each image | JPEGs decoded by {jpeg_decoder()}"
     )
 
 
-def keys_of(order: Order, plan: BatchPlan) -> Iterator[list[tuple[int, int, int]]]:
+def keys_of(order: Places, plan: BatchPlan) -> Iterator[list[tuple[int, int, int]]]:
     return iter(OrderSampler(order, plan, 0, 1, 0, 1_000_000))
 
 
-def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
+def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
     """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
     shards, augment, stages, began = dataset.images.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
-    timed: list[int] = []
-    for keys in tracked(keys_of(order, plan), "timing each stage", None, "micro-batches", at_once=True):
+    timed, held = 0, deque[bytes](maxlen=HELD)  # images; bytes of the last ones
+    for places in tracked(keys_of(order, plan), "timing each stage", None, "micro-batches", at_once=True):
+        with stages.read:
+            keys = dataset.drawn(places)
         for epoch, sample, _ in keys:
             try:
                 with stages.read:
                     data = shards.read(sample)
-                width, height = shards.size_of(sample)
+                width, height = shards.size_of(sample)  # of a stream from its header
                 with stages.augment:
                     boxes = [augment.draw(Draws(dataset.seed, CROP, epoch, sample, view)).box(width, height) for view in range(crops)]
                 with stages.decode:
@@ -129,7 +137,8 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPl
             with stages.augment:
                 for part in parts:
                     turned(resize(part, augment.size), orientation)
-            timed.append(sample)
+            timed += 1
+            held.append(data)
         with stages.augment:
             masking.draw_all([Draws(dataset.seed, MASK, epoch, sample, view) for epoch, sample, _ in keys for view in range(dataset.views)])
         if not timed:
@@ -138,20 +147,19 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Order, plan: BatchPl
             )
         if time.perf_counter() - began > 3 * seconds:
             break
-    stages.images = len(timed)
+    stages.images = timed
     began, decoded = time.perf_counter(), 0
     with Progress("timing whole images", at_once=True) as bar:
-        while decoded == 0 or (decoded < len(timed) and time.perf_counter() - began < seconds):
-            data = shards.read(timed[decoded])
+        while decoded == 0 or (decoded < len(held) and time.perf_counter() - began < seconds):
             with stages.decode_whole:
-                decode(data, max_pixels)
+                decode(held[decoded], max_pixels)
             decoded += 1
             bar.update()
-    stages.decode_whole.cpu *= len(timed) / decoded
+    stages.decode_whole.cpu *= timed / decoded
     return stages
 
 
-def alone(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float) -> float:
+def alone(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float) -> float:
     """Views per CPU-second, as whole micro-batches in this process."""
     views, whole = 0, Stage()
     for keys in tracked(keys_of(order, plan), "timing one core", None, "micro-batches", at_once=True):
@@ -162,7 +170,7 @@ def alone(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float) -
     return views / whole.cpu
 
 
-def with_workers(dataset: CropDataset, order: Order, plan: BatchPlan, seconds: float, workers: int) -> float:
+def with_workers(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float, workers: int) -> float:
     """Views a second that reach this process, after each worker's first batch."""
     stream = batches(dataset, OrderSampler(order, plan, 0, 1, 0, 1_000_000), workers, pin_memory=False)
     with Progress(f"timing {text.counted(workers, 'loader process', 'loader processes')}", at_once=True):

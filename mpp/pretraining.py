@@ -116,7 +116,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
     fused_attention = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused_attention)
-    called = lambda name: f"the manifest of data.{name}" if name in sets.manifests else f"what {name} names"
+    called = lambda name: sets.called(name) if name in sets.manifests else f"what {name} names"
     depends_on = {**sets.manifests, **brought.digests}
     run = Run(
         PROGRAM,
@@ -155,8 +155,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     device = device_of(peers)
     reach = order.shards_in_reach(peers.size)
     kept_open = sets.trained_on.keep_open(reach)
-    hand = sets.trained_on.in_hand(order, peers.size, peers.local_size)
-    placed = sets.placed(config, device, peers.local_size)
+    hand = sets.in_hand(order, peers.size, peers.local_size)
+    placed = sets.placed(config, device, peers.local_size, run.first_step)
     each = hand.bytes // peers.local_size if hand else 0
     stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=each)
     run.join(settled.world)
@@ -191,16 +191,17 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *settled.words,
             f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
             f"{masking.counts.predicted} predicted | {parameters:,} parameters with the decoder | target {config.target.name}",
-            f"{run.total_steps} steps of {data.global_batch} | {order.samples:,} training samples, {order.steps_per_epoch} steps an epoch | "
+            f"{run.total_steps} steps of {data.global_batch} | {order.words} | "
             f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",
             *filter(None, [small_rate_note(config.optim, data.global_batch)]),
             *brought.words,
             *sets.sources_words(config, order),
             *sets.remarks,
+            *filter(None, [sets.stream.shared_words(run.workers)] if sets.stream else []),
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
-            *([sets.trained_on.fetched_words(hand)] if hand else []),
+            *sets.fetched_words(hand),
             f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
-            run.plan_words,
+            run.plan_words("as many images a step") if sets.stream else run.plan_words(),
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),
             baseline.said(len(sets.holdout.pool)),
             *([f"features are looked at every {every} steps on {looks.features.words}"] if looks else []),
@@ -407,12 +408,9 @@ def baseline_of_run(run: Run, model: PretrainingModel, config: PretrainConfig, s
     if run.commit and "baseline" in run.commit.record:
         holder[0] = Baseline(**run.commit.record["baseline"])
     elif run.world.first:
-        pool = sets.training.pool
-        sample = np.linspace(0, len(pool) - 1, min(BASELINE_SAMPLES, len(pool))).astype(np.int64)
         cells = lambda data, ids: lambda: clean_cells(model, data, ids, run.world.device)
-        fit = lambda baselines: fit_baseline(
-            baselines, config.model.grid, cells(sets.training, sample), cells(sets.holdout, np.array(sets.holdout.pool))
-        )
+        held_out = cells(sets.holdout, np.array(sets.holdout.pool))
+        fit = lambda baselines: fit_baseline(baselines, config.model.grid, cells(*sets.some_training(BASELINE_SAMPLES)), held_out)
         holder[0] = fit(model.target.baselines) if model.target.baselines else NONE
     if run.world.first:
         write_atomically(run.run_dir / "baseline.json", (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())

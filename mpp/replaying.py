@@ -28,6 +28,7 @@ from mpp.config.schema import Words, load
 from mpp.data.crop_dataset import Batch
 from mpp.data.order import BatchPlan, OrderSampler, plan_batch
 from mpp.data.shard_cache import caching
+from mpp.data.streams import refuse_stream
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.files import make_folder, write_atomically
@@ -119,6 +120,7 @@ def replay(asked: ReplayConfig) -> int:
         f"step      {noted['step']} (samples {noted['samples'][0]}:{noted['samples'][1]} of the run), rank {facts['rank']} of {world}, learning rate "
         f"{noted['learning_rate']:.3g}; then: loss {as_word(noted['loss'])}, gradient norm {as_word(noted['gradient_norm'])}"
     )
+    refuse_stream(config.data.shards, "what a step of a run on one has seen cannot be read again: there is no order in it")
     caching.use(config.system.cache, config.system.cache_gb)
     sets = open_training_set(config)
     weights = find_weights(dump, noted["step"], asked.weights)

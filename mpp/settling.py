@@ -24,6 +24,7 @@ from mpp.config.schema import seconds_of
 from mpp.data.joined_shards import Opened, open_shards
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.streams import refuse_unsized
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError
 from mpp.interop.lent import bring
@@ -62,6 +63,7 @@ def settle(
     """Collective.  find: of rank 0, what the run goes on from; null: what lies in `run_dir`.  Raises UserError."""
     if not (config.fit or config.budget or config.optim.epochs):
         return Settled(config)
+    refuse_unsized(config.data.shards, {"fit": config.fit, "budget": config.budget, "optim.epochs": config.optim.epochs})
     shards = open_shards(config.data.shards, peers)
     commit = as_first_sees(peers, find or (lambda: find_commit(run_dir, config.resume)))
     fit = Fit(config, facts_of(config, shards, peers))

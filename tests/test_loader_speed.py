@@ -7,6 +7,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import SystemConfig
 from mpp.errors import DataError, UserError
 from mpp.loader_timing import Stage, Stages, limit
+from tests.data.tars import write_tars
 
 WORDS = [
     "model={image_size: 16, patch_size: 4}", "data.global_batch=8", "data.holdout_samples=4", "system.workers=1", "--seconds", "0.05",
@@ -34,6 +35,17 @@ def test_it_prints_each_stage_the_whole_and_the_cores_for_a_rate(tiny_shards, ca
     assert "2 views of each image" in text
     assert "1 loader process " in text
     assert "\nlimit: " in text
+
+
+def test_a_stream_is_timed_in_the_same_stages(tmp_path, capsys):
+    text = run(f"{write_tars(tmp_path / 'tars', [5, 20, 9])}/{{000..002}}.tar", capsys)
+    assert "2 tars as a stream" in text and re.findall(r"^(read|decode|augment|whole) +[\d,]+ +[\d,]+", text, re.MULTILINE) == [
+        "read",
+        "decode",
+        "augment",
+        "whole",
+    ]
+    assert int(re.search(r"\(([\d,]+) views timed\)", text)[1].replace(",", "")) >= 8
 
 
 def test_images_in_memory_are_timed_where_they_lie(tiny_shards, capsys):

@@ -16,7 +16,8 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.joined_shards import Opened
 from mpp.data.loader import fixed_batches
 from mpp.data.mixed_order import MixedOrder
-from mpp.data.order import BatchPlan, Order
+from mpp.data.order import BatchPlan, Order, Places
+from mpp.data.streams import Stream, Tar
 from mpp.data.training_set import TrainingSet
 from mpp.loader_timing import alone, with_workers
 from mpp.monitor.skill import fit_baseline
@@ -43,6 +44,22 @@ def shards(opened: Opened, peers_size: int) -> Finding:
     )  # fmt: skip
 
 
+def stream(tars: list[Tar]) -> Finding:
+    """Of tars without an index, which are not opened to count them."""
+    return Finding(
+        "shards", "ok", f"{counted(len(tars), 'tar')} as a stream, from {tars[0].name} on; nothing says what they hold until they are read"
+    )
+
+
+def stream_samples(sets: TrainingSet, config: PretrainConfig, workers: int) -> Finding:
+    """What is weaker than with an indexed set."""
+    assert sets.stream is not None
+    words = sets.stream.said.removeprefix("note: ")
+    if shared := sets.stream.shared_words(workers):
+        return Finding("samples", "warning", f"{words}; {shared.removeprefix('note: ')}", "give more tars, or lower system.workers")
+    return Finding("samples", "ok", words)
+
+
 def samples(order: Order, config: PretrainConfig) -> Finding:
     """Enough for a step and for streams, as `Order` and `plan_batch` make sure of; and not too few."""
     passes = config.optim.total_samples / config.data.views / order.samples
@@ -66,10 +83,9 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
         return Finding("target", "ok", f"{name}: made by a model, so there is nothing to count before training")
     cells: list[tuple[Tensor, Tensor]] = []
     bad, looked, began = 0, 0, time.monotonic()
-    pool = sets.training.ids
-    ids = pool[np.linspace(0, len(pool) - 1, min(LOOKED_AT, len(pool))).astype(np.int64)]
+    training, ids = sets.some_training(LOOKED_AT)
     with torch.no_grad():
-        for batch, weight in fixed_batches(sets.training, ids, batch=32):
+        for batch, weight in fixed_batches(training, ids, batch=32):
             real = weight > 0
             images, *masks = (part[real] for part in masked_images(batch, torch.device("cpu")))
             cells.append((model.target(images, everywhere(Masks(*masks)), model.teacher), batch["kind"][real]))
@@ -90,14 +106,15 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
     found += f"the best trivial rule is '{baseline.name}', loss {abs(baseline.loss or 0.0):.4f}"
     if bad:
         return Finding(
-            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", f"python data_prep/verify_shards.py {' and '.join(listed(config.data.shards))} names them"
+            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", "mend them, or leave their tars out" if sets.stream else f"python data_prep/verify_shards.py {' and '.join(listed(config.data.shards))} names them"
         )  # fmt: skip
     if not baseline.defines_skill:
         return Finding(
             "target", "FAILED", f"{found}: it leaves nothing to predict", "give images of more than one colour (python data_prep/inspect_shards.py shows them), or another target"
         )  # fmt: skip
-    if one_class or sets.remarks:
-        why = f"{found}: nearly all patches are alike" if one_class else sets.remarks[0].removeprefix("note: ")
+    flat = [] if sets.stream else sets.remarks  # of a stream they say what it is
+    if one_class or flat:
+        why = f"{found}: nearly all patches are alike" if one_class else flat[0].removeprefix("note: ")
         return Finding(
             "target", "warning", why, "give images with more colours, or a target of structure, such as target.name=pixels or hog"
         )
@@ -113,7 +130,7 @@ class LoaderRate:
     workers: int
 
 
-def loader_rate(dataset: CropDataset, order: Order, plan: BatchPlan, workers: int) -> LoaderRate:
+def loader_rate(dataset: CropDataset, order: Places, plan: BatchPlan, workers: int) -> LoaderRate:
     """All ranks of a machine at the same time, as in training.  Raises UserError."""
     views = max(plan.views, min(plan.micro_batch, TIMED_VIEWS) // plan.views * plan.views)
     timed = replace(plan, micro_batch=views)
@@ -149,6 +166,7 @@ def loader_of_a_node(core: float, step: float, per_node: int, cores: int) -> Fin
 
 def unmeasured(config: PretrainConfig, sets: TrainingSet, local_size: int, free: Callable[[], int]) -> Finding:
     """Of images that are decoded once and stay in memory: whether that has room for them.  free: bytes of RAM."""
+    assert not isinstance(sets.trained_on, Stream)  # no images of it are kept
     index = sets.trained_on.index[sets.training.pool]
     needed = 3 * int((index["width"].astype(np.int64) * index["height"]).sum()) * local_size
     found = f"system.images={config.system.images}: decoded images take {needed / 1e9:.3g} GB of {free() / 1e9:.3g} GB free"

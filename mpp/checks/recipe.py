@@ -52,12 +52,13 @@ def rate(config: PretrainConfig, recipe: PretrainConfig | None) -> Finding:
     return Finding("learning rate", "ok", found + warmup)
 
 
-def batch(plan: BatchPlan, size: int) -> Finding:
+def batch(plan: BatchPlan, size: int, what: str = "the same batches") -> Finding:
+    """what: any of the numbers of processes that share a step gives."""
     more = ", ..." if len(plan.worlds) > 12 else ""
     return Finding(
         "batch", "ok",
-        f"{plan.samples * plan.views:,} views a step: micro-batch {plan.micro_batch} x accumulation {plan.accumulation} x {size} processes; the same "
-        f"batches on {', '.join(map(str, plan.worlds[:12]))}{more}",
+        f"{plan.samples * plan.views:,} views a step: micro-batch {plan.micro_batch} x accumulation {plan.accumulation} x {size} processes; "
+        f"{what} on {', '.join(map(str, plan.worlds[:12]))}{more}",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Sources: "ViT B.1.2" is arXiv 2010.11929 appendix B.1.2, "MAE" is arXiv 2111.063
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
 
 from mpp.config.schema import Above0, Changes, Count, Duration, Fraction, Pair, Positive, Ranges, Section, Triple, Words
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
@@ -19,7 +19,7 @@ from mpp.recipe.decoders import DecoderConfig, LinearDecoder
 from mpp.recipe.masks import MaskConfig, RandomMask
 from mpp.recipe.targets import MeanColorTarget, TargetConfig
 from mpp.recipe.teacher import TeacherKnobs
-from mpp.remote.retries import shown
+from mpp.remote.retries import hidden, shown
 from mpp.remote.stores import PACKAGES
 from mpp.remote.urls import is_url, split_url
 
@@ -27,12 +27,11 @@ from mpp.remote.urls import is_url, split_url
 class DataConfig(Section):
     """Which samples, in which order, and how they are cropped."""
 
-    shards: Words = (
-        "data/train"  # a folder with manifest.json (data_prep/make_shards.py), or a list of several: [photos/train, scans/train]
-    )
+    shards: Words = "data/train"  # a folder with manifest.json (data_prep/make_shards.py) or its URL, or a list of several; or tars without one: a path or URL with {00..99}, pipe:COMMAND, a list
     weights: Annotated[tuple[Above0, ...], Field(strict=False)] | None = (
         None  # of several `shards`: how often each is drawn from, such as [3, 1]; null: by size, each image once an epoch (docs/loading.md)
     )
+    shuffle_buffer: Positive = 1000  # samples that a loader process shuffles in, of tars without a manifest (the package webdataset)
     holdout_samples: Positive = 1024  # for hold-out loss and skill; of several `shards` some of each, by size
     holdout_shards: Words | None = None  # where they come from; null: the last ones of `shards`, which are then not trained on
     global_batch: Positive = 4096  # views a step over all processes (ViT B.1.2)
@@ -54,6 +53,11 @@ class DataConfig(Section):
     skip_samples: Ranges = ()  # positions, as a:b,c:d (from a up to b, b not included): steps that see any are passed over, such as those behind a loss spike
     max_pixels: Positive = 100_000_000  # larger images are bad samples
     max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it, and beyond one sample, the run stops (0: the first one stops it)
+
+    @field_serializer("shards", when_used="json")
+    def _without_credentials(self, shards: str | tuple[str, ...]) -> str | list[str]:
+        """What is written down, printed or compared."""
+        return hidden(shards) if isinstance(shards, str) else [hidden(word) for word in shards]
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mpp.config.names import nearest
 from mpp.errors import ConfigError
+from mpp.remote.retries import hidden
 
 
 def _integral(value: Any) -> Any:
@@ -205,14 +206,14 @@ def load(
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-            raise ConfigError(f"'{word}' is not of the form key=value, such as optim.base_lr=1e-3")
+            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as optim.base_lr=1e-3")
         branch = tree
         *sections, last = key.split(".")
         for section in sections:
             if not isinstance(branch.get(section), dict):
                 branch[section] = {}
             branch = branch[section]
-        branch[last] = _parse(text, f"'{word}'")
+        branch[last] = text if text.startswith("pipe:") else _parse(text, f"'{hidden(word)}'")  # a command is no YAML
     tree = _over(below or {}, tree)
     return checked(schema, tree)
 
@@ -222,7 +223,7 @@ def checked(schema: type[Schema], tree: typing.Mapping[str, Any]) -> Schema:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, schema)) from None
+        raise ConfigError(hidden(_one_line(error, schema))) from None
 
 
 def _over(below: typing.Mapping[str, Any], above: typing.Mapping[str, Any]) -> dict[str, Any]:
@@ -289,7 +290,8 @@ def _one_line(error: ValidationError, schema: type[BaseModel]) -> str:
         row = None  # of a union section: pydantic puts its name after the section's
         if rest and hasattr(schema.model_fields[section].default, "name") and rest[0] not in known_keys(schema):
             row = rest.pop(0) if len(rest) > 1 or problem["type"] == "value_error" else None
-        key = ".".join([section, *(part for part in rest if not part.startswith(("constrained-", "function-", "literal[")))])
+        kinds = ("constrained-", "function-", "literal[", "tuple[")
+        key = ".".join([section, *(part for part in rest if part != "str" and not part.startswith(kinds))])
         if problem["type"] == "extra_forbidden" and key in known_keys(schema):
             problems.append(f"key '{key}' does not belong to {section}.name={row}")
         elif problem["type"] == "extra_forbidden":

@@ -13,7 +13,7 @@ and from its parts
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -97,6 +97,7 @@ class CropDataset(Dataset):
 
     def batch(self, keys: list[Key]) -> Batch:
         """All but what a device makes; `completed` adds that."""
+        keys = self.drawn(keys)
         (height, width), count = both(self.augment.size), len(keys) * self.views
         self.images.ahead([sample for _, sample, _ in keys])
         rows: dict[str, list] = {name: [] for name in ("pose", "position", "sample", "shown", "box")}
@@ -136,6 +137,15 @@ class CropDataset(Dataset):
             batch["bad"] += again["bad"]
         return batch
 
+    def drawn(self, keys: list[Key]) -> list[Key]:
+        """The samples that stand at these positions, where that shows only now (streams.py)."""
+        return keys
+
+    def candidates(self, sample: int) -> Iterator[int]:
+        """The sample itself, and those that are tried in its place, one after the other."""
+        for step in range(min(BAD_IN_A_ROW, len(self.pool))):
+            yield self.stand_in(sample, step)
+
     def stand_in(self, sample: int, step: int) -> int:
         """The id that is tried in place of `sample` after `step` unreadable ones, at step 0 itself: the next of the pool, cyclic."""
         return int(self.pool[(bisect_left(self.pool, sample) + step) % len(self.pool)]) if step else sample
@@ -144,9 +154,7 @@ class CropDataset(Dataset):
         """The crops of the sample, or of the next readable one that may stand in for it, and which it is; a record of every
         fault on the way."""
         faults: list[dict] = []
-        tried = min(BAD_IN_A_ROW, len(self.pool))
-        for step in range(tried):
-            candidate = self.stand_in(sample, step)
+        for candidate in self.candidates(sample):
             try:
                 width, height = self.images.size_of(candidate)
                 boxes = [view.box(width, height) for view in views]
@@ -158,7 +166,7 @@ class CropDataset(Dataset):
                 faults.append({"position": position, "sample": sample, "bad": candidate, "where": where, "reason": str(reason)})
         raise of_this_rank(
             DataError(
-                f"{tried} samples in a row are unreadable, from {self.images.where(sample)} on ({faults[0]['reason']}); "
+                f"{len(faults)} samples in a row are unreadable, from {self.images.where(sample)} on ({faults[0]['reason']}); "
                 f"make the shards again with data_prep/make_shards.py"
             )
         )

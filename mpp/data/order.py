@@ -19,6 +19,7 @@ import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -26,6 +27,21 @@ from mpp.errors import ConfigError
 from mpp.rng import OFFSET, SHARDS, STREAM, Draws
 
 FIXED = 2**62  # the "epoch" of draws that never change: hold-outs, and what is measured on
+
+
+class Places(Protocol):
+    """Which samples stand where in a run, as far as that is known before they are read."""
+
+    @property
+    def words(self) -> str:
+        """For people: how many there are."""
+        ...
+
+    def places(self, step: int, rank: int, world: int) -> np.ndarray: ...
+
+    def sample_ids(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def shards_in_reach(self, world: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -55,15 +71,17 @@ class Order:
         return self.samples // self.batch
 
     @property
+    def words(self) -> str:
+        return f"{self.samples:,} training samples, {self.steps_per_epoch} steps an epoch"
+
+    @property
     def samples_per_epoch(self) -> int:
         """Of those that are seen: a whole number of steps."""
         return self.steps_per_epoch * self.batch
 
     def places(self, step: int, rank: int, world: int) -> np.ndarray:
         """int64 [G / W]: the places that `rank` of `world` takes in optimiser step `step` of the run (0 is the first)."""
-        own = self.batch // world
-        first = step * self.batch + rank * own
-        return np.arange(first, first + own, dtype=np.int64)
+        return places_of(self.batch, step, rank, world)
 
     def shards_in_reach(self, world: int) -> int:
         """In how many shards the samples of one of `world` processes may lie, at most: in an epoch, or where that is less with blocks in a step."""
@@ -93,6 +111,13 @@ class Order:
                 self._epochs.clear()
             self._epochs[epoch] = _epoch_of(self, epoch)
         return self._epochs[epoch]
+
+
+def places_of(batch: int, step: int, rank: int, world: int) -> np.ndarray:
+    """As Order.places."""
+    own = batch // world
+    first = step * batch + rank * own
+    return np.arange(first, first + own, dtype=np.int64)
 
 
 def shards_of(samples_per_shard: Sequence[int], stretch: int) -> int:
@@ -289,7 +314,7 @@ class OrderSampler:
 
     def __init__(
         self,
-        order: Order,
+        order: Places,
         plan: BatchPlan,
         rank: int,
         world: int,

@@ -1,20 +1,26 @@
 """Which samples a run trains on and which it holds out, opened and checked."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
+import numpy as np
 import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Augment
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
+from mpp.data.images import Images
+from mpp.data.in_hand import InHand
 from mpp.data.joined_shards import JoinedShards, Opened, open_holdout, open_shards
 from mpp.data.mixed_order import MixedOrder, exact_weights
 from mpp.data.order import BatchPlan, Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.shards import ShardSet, flat_channels
+from mpp.data.streams import Kept, Stream, StreamDataset, StreamOrder, is_stream, open_stream, refuse_unsized
 from mpp.errors import ConfigError
 from mpp.peers import ALONE, Peers
 from mpp.recipe.masking import Masking
@@ -24,14 +30,24 @@ from mpp.recipe.masking import Masking
 class TrainingSet:
     training: CropDataset
     holdout: CropDataset
-    samples_per_shard: tuple[int, ...]  # of those that are trained on
+    samples_per_shard: tuple[int, ...]  # of those that are trained on; of a stream none is known
     masking: Masking
-    manifests: dict[str, str]  # which shards -> sha256 of their manifest
-    trained_on: Opened  # of which training.pool are the ids
-    held_out: Opened  # of which holdout.pool are the ids: the same, or data.holdout_shards
+    manifests: dict[str, str]  # which shards -> sha256 of their manifest, or of what else they are known by
+    trained_on: Opened | Stream  # of which training.pool are the ids
+    held_out: Opened | Kept  # of which holdout.pool are the ids: the same, or data.holdout_shards
 
-    def order(self, config: PretrainConfig, plan: BatchPlan) -> Order:
+    def called(self, name: str) -> str:
+        """What of `manifests` is meant, in messages."""
+        return "the list of tars, or the hold-out, of data.shards" if name == "shards" and self.stream else f"the manifest of data.{name}"
+
+    @property
+    def stream(self) -> Stream | None:
+        return self.trained_on if isinstance(self.trained_on, Stream) else None
+
+    def order(self, config: PretrainConfig, plan: BatchPlan) -> Order | StreamOrder:
         """Raises ConfigError for too few images."""
+        if self.stream:
+            return StreamOrder(len(self.stream.tars), plan.samples)
         shards, weights, block = self.trained_on, config.data.weights, config.data.block
         if weights is None or not isinstance(shards, JoinedShards):
             return Order(self.samples_per_shard, plan.samples, plan.streams, config.seed, block)
@@ -46,10 +62,10 @@ class TrainingSet:
             names=shards.names,
         )
 
-    def sources_words(self, config: PretrainConfig, order: Order) -> list[str]:
+    def sources_words(self, config: PretrainConfig, order: Order | StreamOrder) -> list[str]:
         """Of several sources, a line: how many images each has, its share, and how often a run sees them."""
         shards = self.trained_on
-        if not isinstance(shards, JoinedShards):
+        if not isinstance(shards, JoinedShards) or isinstance(order, StreamOrder):
             return []
         samples = config.optim.total_samples / config.data.views
         last = [
@@ -69,12 +85,36 @@ class TrainingSet:
     @property
     def remarks(self) -> list[str]:
         """What is unusual about the images that are trained on."""
+        if isinstance(self.trained_on, Stream):
+            return [self.trained_on.said]
         flat = flat_channels(self.trained_on.std)
         shared = self.trained_on.remarks if isinstance(self.trained_on, JoinedShards) else []
         return [*([f"note: {flat}"] if flat else []), *shared]
 
-    def placed(self, config: PretrainConfig, device: torch.device, local_world: int) -> CropDataset:
-        """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""
+    def some_training(self, count: int) -> tuple[CropDataset, np.ndarray]:
+        """Images that are trained on, to look at before training, and their ids: evenly from the set, or of a stream the first ones."""
+        if self.stream:
+            kept = self.stream.first_images(count)
+            return replace(self.holdout, images=StoredPixels(kept, self.stream.max_pixels), pool=range(len(kept))), np.arange(len(kept))
+        pool = self.training.ids
+        return self.training, pool[np.linspace(0, len(pool) - 1, min(count, len(pool))).astype(np.int64)]
+
+    def in_hand(self, order: Order | StreamOrder, world: int, local_world: int) -> InHand | None:
+        """What this machine reads from at a time, where it is fetched first.  local_world: of the `world` processes of the job, those of this machine."""
+        if isinstance(self.trained_on, Stream) or isinstance(order, StreamOrder):
+            return None
+        return self.trained_on.in_hand(order, world, local_world)
+
+    def fetched_words(self, hand: InHand | None) -> list[str]:
+        """How far the cache is, for the start of a run."""
+        return [] if hand is None or isinstance(self.trained_on, Stream) else [self.trained_on.fetched_words(hand)]
+
+    def placed(self, config: PretrainConfig, device: torch.device, local_world: int, first_step: int = 0) -> CropDataset:
+        """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own.  first_step: of this
+        start of the run, with which a stream begins anew."""
+        if self.stream:
+            self.stream.first_step = first_step
+            return self.training
         return placed(self.training, config.system, device, local_world)
 
 
@@ -82,6 +122,8 @@ def open_training_set(config: PretrainConfig, peers: Peers = ALONE) -> TrainingS
     """peers: who opens it together; collective.  Raises ConfigError and DataError for anything that cannot be trained on."""
     require_codecs()
     data = config.data
+    if is_stream(data.shards):
+        return _open_stream_set(config, peers)
     shards = open_shards(data.shards, peers, 0 if data.holdout_shards else data.holdout_samples)
     holdout_shards = open_holdout(data.holdout_shards, peers, data.holdout_samples) if data.holdout_shards else shards
     if data.holdout_shards and (both := set(manifests_of("", shards).values()) & set(manifests_of("", holdout_shards).values())):
@@ -90,24 +132,65 @@ def open_training_set(config: PretrainConfig, peers: Peers = ALONE) -> TrainingS
             f"data.holdout_shards={', '.join(which)} are the images that are trained on; leave it out to keep the last "
             f"{data.holdout_samples} of them apart, or give others"
         )
-    if data.holdout_samples >= len(holdout_shards):
-        raise ConfigError(
-            f"data.holdout_samples={data.holdout_samples} must be fewer than the {len(holdout_shards)} samples of {holdout_shards.path}; lower it"
-        )
+    _refuse_few(data.holdout_samples, holdout_shards)
     manifests = manifests_of("shards", shards) | (manifests_of("holdout_shards", holdout_shards) if data.holdout_shards else {})
     trained_on = without_last(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
     held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
+    masking = _masking(config)
+    training = _crops(CropDataset, config, masking, shards, range(sum(trained_on)))
+    holdout = _crops(CropDataset, config, masking, holdout_shards, held_out)
+    return TrainingSet(training, holdout, trained_on, masking, manifests, shards, holdout_shards)
+
+
+def _open_stream_set(config: PretrainConfig, peers: Peers) -> TrainingSet:
+    data, system = config.data, config.system
+    refuse_unsized(data.shards, {"fit": config.fit, "budget": config.budget, "optim.epochs": config.optim.epochs})
+    for key, value, usual in (
+        ("system.images", system.images, "shards"),
+        ("system.decode", system.decode, "cpu"),
+        ("data.block", data.block, None),
+        ("data.weights", data.weights, None),
+    ):
+        if value != usual:
+            raise ConfigError(
+                f"{key}={value} is for a set of shards whose images can be read in any order, and data.shards is a stream; leave it out"
+            )
+    masking = _masking(config)
+    holdout_shards = open_holdout(data.holdout_shards, peers, data.holdout_samples) if data.holdout_shards else None
+    if holdout_shards:
+        _refuse_few(data.holdout_samples, holdout_shards)
+    apart = 0 if holdout_shards else data.holdout_samples
+    stream, kept = open_stream(data.shards, config.seed, data.shuffle_buffer, data.max_pixels, apart, peers)
+    held_out = holdout_shards or kept
+    assert held_out is not None
+    known = hashlib.sha256(f"{stream.identity} {kept.identity if kept else ''}".encode()).hexdigest()
+    manifests = {"shards": known} | ({"holdout_shards": holdout_shards.manifest_hash} if holdout_shards else {})
+    training = _crops(StreamDataset, config, masking, stream, range(0))
+    holdout = _crops(CropDataset, config, masking, held_out, range(data.holdout_samples))
+    return TrainingSet(training, holdout, (), masking, manifests, stream, held_out)
+
+
+def _masking(config: PretrainConfig) -> Masking:
     masking = Masking(config.model.grid, config.mask, config.corruption)
     if not masking.counts.masked:
         raise ConfigError(
             f"the corruption section masks none of the {masking.counts.hidden} hidden patches, on which skill is measured; raise corruption.mask"
         )
+    return masking
+
+
+def _crops(kind: type[CropDataset], config: PretrainConfig, masking: Masking, source: Images | Stream, pool: range) -> CropDataset:
+    data = config.data
     augment = Augment(config.model.image_size, data.crop_scale, data.crop_ratio, data.flip, data.vertical_flip, data.turns)
-    training, holdout = (
-        CropDataset(StoredPixels(source, data.max_pixels), augment, config.seed, pool, data.views, data.views_differ_in, masking=masking)
-        for source, pool in ((shards, range(sum(trained_on))), (holdout_shards, held_out))
-    )
-    return TrainingSet(training, holdout, trained_on, masking, manifests, shards, holdout_shards)
+    pixels = StoredPixels(cast(Images, source), data.max_pixels)  # of which it asks size, place and bytes alone
+    return kind(pixels, augment, config.seed, pool, data.views, data.views_differ_in, masking=masking)
+
+
+def _refuse_few(holdout_samples: int, holdout_shards: Opened) -> None:
+    if holdout_samples >= len(holdout_shards):
+        raise ConfigError(
+            f"data.holdout_samples={holdout_samples} must be fewer than the {len(holdout_shards)} samples of {holdout_shards.path}; lower it"
+        )
 
 
 def sets_of(opened: Opened) -> tuple[ShardSet, ...]:

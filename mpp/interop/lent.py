@@ -13,6 +13,7 @@ import torch
 
 from mpp.config.schema import Words, as_given
 from mpp.config.sections import ModelConfig
+from mpp.data.streams import is_stream
 from mpp.errors import ConfigError
 from mpp.interop.codebook_file import CodebookFile, read_codebook
 from mpp.interop.loaded_encoder import LoadedEncoder
@@ -99,14 +100,16 @@ def _listed(value: object) -> object:
 
 def fitting_codebook(config: _Config, path: str, manifest: str | None) -> CodebookFile:
     """The codebook of this run's shards and sizes.  Raises ConfigError, CheckpointError."""
-    model, shards = config.model, as_given(config.data.shards)
+    model = config.model
+    # None can be fitted to a stream: of an indexed sample of it.
+    shards = "SHARDS" if is_stream(config.data.shards) else as_given(config.data.shards)
     sizes = f"model.image_size={model.image_size} model.patch_size={model.patch_size}"
     remedy = f"fit one with: python mpp/fit_codebook.py data.shards={shards} {sizes} out="
     if not Path(path).is_file():
         raise ConfigError(f"target.path={path} is not there; {remedy}{path}")
     file = read_codebook(Path(path))
     facts = file.facts
-    if manifest is not None and facts.shards != manifest:
+    if manifest is not None and facts.shards != manifest and not is_stream(config.data.shards):
         raise ConfigError(
             f"target.path={path} was fitted on other shards (manifest {facts.shards[:12]}..., that of data.shards={shards} is {manifest[:12]}...); "
             f"{remedy}ANOTHER"

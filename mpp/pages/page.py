@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 import mpp
 from mpp.data.shards import flat_channels
+from mpp.data.streams import in_words, is_stream
 from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
 from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
@@ -307,8 +308,12 @@ def data_card(run: RunFolder) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _set_card(run: RunFolder, word: str, key: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Of one set.  key: by which the run knew its manifest."""
-    found, rows, notes = run.manifest(word), [("images", printable(word))], []
-    if found is None:
+    found, rows, notes = run.manifest(word), [("images", printable(in_words(word)))], []
+    if found is None and run.kind == PRETRAINING and is_stream(word):
+        notes.append(
+            "A stream of tars without an index: nobody has counted its images, and passes over them are not equal (docs/streams.md)."
+        )
+    elif found is None:
         notes.append("The set no longer lies there, or is no set of shards: counts and sizes are not known.")
     else:
         folder, manifest, digest = found

@@ -49,6 +49,26 @@ def shown(text: str) -> str:
     return _SECRET.sub("?...", re.sub(r"://[^/@\s]*@", "://", text))
 
 
+_IN_COMMANDS = [  # of each the first group stays
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"((?:-H\s*|--header[\s=]+)(['\"])[\w-]+\s*:\s*)(?:(?!\2).)+",  # a header in quotes
+        r"((?:-H\s*|--header[\s=]+)[\w-]+:)\S+",  # and one without
+        r"(authorization\s*:\s*)(?:\w+\s+)?[^'\"\s]+",
+        r"(\s(?:-u|--user|--[\w-]*(?:password|token|secret|key))[\s=]+)(?:'[^']*'|\"[^\"]*\"|\S+)",  # options
+        r"((?<![^\s;&:(])\w*(?:password|token|secret|key|credentials)\w*=)(?:'[^']*'|\"[^\"]*\"|[^\s;&]+)",  # variables
+    )
+]
+
+
+def hidden(text: str) -> str:
+    """A word that may hold a URL or a command (pipe:), as `shown`, and without what a command's headers, options and variables give away."""
+    if "pipe:" in text:
+        for pattern in _IN_COMMANDS:
+            text = pattern.sub(r"\1...", text)
+    return shown(text) if "://" in text else text
+
+
 class Refused(Exception):
     """The server answered and will not give this; asking again changes nothing."""
 

@@ -277,11 +277,11 @@ class Run:
         for line in (*self.course.words(), *lines):
             say(line)
 
-    @property
-    def plan_words(self) -> str:
+    def plan_words(self, what: str = "the same batches") -> str:
+        """what: any of those numbers of processes gives."""
         plan, more = self.plan, ", ..." if len(self.plan.worlds) > 12 else ""
         worlds = ", ".join(map(str, plan.worlds[:12]))
-        words = f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | the same batches on {worlds}{more} processes"
+        words = f"micro-batch {plan.micro_batch} x accumulation {plan.accumulation} | {what} on {worlds}{more} processes"
         peers = self._peers
         if peers.nodes > 1 and peers.size == peers.nodes * peers.local_size:
             words += f" | {lost_nodes_words(plan, peers.nodes, peers.local_size)}"

@@ -25,12 +25,19 @@ from mpp.files import keep_lines, write_atomically
 from mpp.locks import Owner, lock_folder
 from mpp.machine import usable_cores
 from mpp.peers import Peers
+from mpp.remote.retries import hidden
 from mpp.train.commit import Commit, commits
 
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
-LIMITS = ("data.max_bad_fraction",)  # may change: no number that is computed depends on them
-LATER = {"data.weights": None}  # keys that came after references were shipped, at the values that leave a run what it was before
+LIMITS = (
+    "data.max_bad_fraction",
+    "data.shuffle_buffer",
+)  # may change: no number that is computed depends on them, or, as in a stream, it depends on each start anyhow
+LATER = {
+    "data.weights": None,
+    "data.shuffle_buffer": 1000,
+}  # keys that came after references were shipped, at the values that leave a run what it was before
 PASSED_OVER = "data.skip_samples"  # may change for the steps that are still to come
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
 ENDS = (
@@ -56,7 +63,7 @@ def write_run_folder(run_dir: Path, config: Section, argv: Sequence[str] | None,
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "config.yaml", dump(config).encode())
     with (run_dir / "command.txt").open("a") as file:
-        file.write(shlex.join(sys.argv if argv is None else [program, *argv]) + "\n")
+        file.write(shlex.join(map(hidden, sys.argv if argv is None else [program, *argv])) + "\n")
     write_atomically(run_dir / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())
 
 

@@ -27,6 +27,7 @@ from mpp.data.images import LabelledImages
 from mpp.data.labelled import open_labelled
 from mpp.data.order import FIXED
 from mpp.data.pixels import StoredPixels
+from mpp.data.streams import Stream
 from mpp.data.training_set import TrainingSet
 from mpp.errors import ConfigError, DataError
 from mpp.monitor.rank import spread
@@ -97,8 +98,10 @@ def choose(config: PretrainConfig, sets: TrainingSet, images: int, peers: Peers 
         cut = round(ASKED * len(drawn))
         mixed = np.random.Generator(np.random.Philox(config.seed)).permutation(drawn)
         return Chosen(given, np.sort(mixed[:cut]), given, np.sort(mixed[cut:]))
-    if not (training.labelled and held.labelled and training.classes == held.classes and len(training.classes) > 1):
-        return Chosen(held, ids_of(sets.holdout.pool, images, 1), training, np.arange(0))
+    if isinstance(training, Stream) or not (
+        training.labelled and held.labelled and training.classes == held.classes and len(training.classes) > 1
+    ):
+        return Chosen(held, ids_of(sets.holdout.pool, images, 1), held, np.arange(0))
     asked = ids_of(sets.holdout.pool, round(ASKED * images), 1)
     return Chosen(held, asked, training, ids_of(sets.training.pool, images - len(asked), 2))
 

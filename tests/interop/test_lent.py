@@ -169,6 +169,19 @@ def test_a_codebook_that_is_not_there_of_other_shards_or_of_another_size_is_refu
             brought(book, tiny_shards, words)
 
 
+def test_a_codebook_of_other_shards_goes_with_a_stream_to_which_none_can_be_fitted(book, tmp_path):
+    words = [
+        "model.image_size=16",
+        "model.patch_size=4",
+        f"target={{name: codebook, path: {book}}}",
+        "data.shards=pipe:cat --token sesame a.tar",
+    ]
+    assert bring(load(PretrainConfig, None, words), "another", False).lent.codebook is not None
+    absent = [*words[:2], f"target={{name: codebook, path: {tmp_path / 'none'}}}", words[3]]
+    with pytest.raises(ConfigError, match=r"is not there; fit one with: python mpp/fit_codebook.py data.shards=SHARDS "):
+        bring(load(PretrainConfig, None, absent), "another", False)
+
+
 def test_a_codebook_that_is_damaged_or_none_is_refused(book, tiny_shards, tmp_path):
     damaged = tmp_path / "damaged.safetensors"
     whole = book.read_bytes()

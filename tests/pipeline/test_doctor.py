@@ -17,6 +17,7 @@ import torch.distributed as dist
 from mpp import doctor, examining
 from mpp.checks import images, links, recipe
 from mpp.errors import ConfigError, UserError
+from tests.data.tars import write_tars
 from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port, start, succeed
 
@@ -55,6 +56,17 @@ def test_a_run_that_would_go_well_is_told_so_and_nothing_is_left(shards, tmp_pat
     assert "40 training images, 3 steps of 12 an epoch in 12 streams, 2.4 passes" in of(told, "samples")["found"]
     assert of(told, "start")["found"] == "starts, 8 steps in all"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stream_is_examined_and_what_is_weaker_is_said(tmp_path, capsys):
+    tars = f"{write_tars(tmp_path / 'tars', [9, 20, 9])}/{{000..002}}.tar"
+    status, told = examined(capsys, f"data.shards={tars}", f"run_dir={tmp_path / 'run'}", "system.workers=3")
+    assert (status, told["failed"]) == (0, 0) and {each["name"] for each in told["checks"]} == ALL
+    assert of(told, "shards")["found"].startswith(f"3 tars as a stream, from {tmp_path}/tars/000.tar on")
+    assert "as many images on 1, 2, 3" in of(told, "batch")["found"] and "the same" not in of(told, "batch")["found"]
+    assert of(told, "samples")["verdict"] == "warning" and "2 tars for 3 readers" in of(told, "samples")["found"]
+    assert of(told, "target")["verdict"] == "ok"
+    assert examined(capsys, f"data.shards={tars}", "optim.epochs=3")[0] == 1
 
 
 def test_lines_are_told_for_people_and_end_in_a_count(shards, tmp_path, capsys):

@@ -134,6 +134,7 @@ CHANGES = {
     "optim.total_samples": [Change("optim.total_samples=16", "rate steps weights", same="first")],
     "data.shards": [Change("data.shards={other}", RESULTS)],
     "data.weights": [Change("data.weights=[5, 1]", "first weights samples printed", "data.shards=[{other}, {square}]  log.samples=true", same="holdout_first rate")],
+    "data.shuffle_buffer": [Change("data.shuffle_buffer=1", "first loss weights samples", "data.shards={stream}  log.samples=true", same="holdout_first")],
     "data.holdout_samples": [Change("data.holdout_samples=5", "holdout printed")],
     "data.holdout_shards": [Change("data.holdout_shards={other}", "holdout printed samples", "log.samples=true")],
     "data.global_batch": [Change("data.global_batch=2", "loss rate steps weights")],
@@ -268,7 +269,12 @@ def observed(make_shards, tmp_path_factory) -> dict[tuple[str, str], dict]:
     place = tmp_path_factory.mktemp("keys")
     one, other = make_shards(place / "one" / "train", [7, 7]), make_shards(place / "other" / "train", [9])
     square = make_shards(place / "square" / "train", [12], side=32)
-    known = {"{reference}": str(place / "run0"), "{other}": str(other), "{square}": str(square)}
+    known = {
+        "{reference}": str(place / "run0"),
+        "{other}": str(other),
+        "{square}": str(square),
+        "{stream}": f"[{one}/000000.tar,{one}/000001.tar]",
+    }
     for number, end in enumerate(("", "2")):
         encoder, codebook = place / f"encoder{end}", place / f"codebook{end}.safetensors"
         known |= {f"{{encoder{end}}}": str(encoder), f"{{codebook{end}}}": str(codebook)}

@@ -10,7 +10,7 @@ from mpp.train.run import Run
 
 def said(hosts: list[str]) -> str:
     peers = Peers(Place(0, len(hosts)), hosts, list(range(len(hosts))))
-    return Run.plan_words.fget(SimpleNamespace(plan=plan_batch(96, 96, len(hosts), 8), _peers=peers))
+    return Run.plan_words(SimpleNamespace(plan=plan_batch(96, 96, len(hosts), 8), _peers=peers))
 
 
 def test_a_run_on_several_nodes_says_with_how_many_of_them_it_goes_on():
