@@ -135,7 +135,7 @@ ROWS = [
         COPIER + "test_a_file_that_is_too_large_for_memory_is_copied_as_it_was_at_one_instant",
     ),
     Row(
-        "a store that hangs is waited for for ever",
+        "a store that hangs is waited for without end",
         FILE,
         "            if self._busy and time.monotonic() - self._last > retries.PATIENCE.stall_seconds:",
         "            if False:",
@@ -212,7 +212,7 @@ ROWS = [
         COPIES + "test_a_place_that_cannot_be_one_is_refused_and_no_key_is_shown",
     ),
     Row(
-        "a finished series of steps leaves before its copies are there",
+        "a run ends before its copies are there",
         "mpp/train/run.py",
         "        if self._copy_to:\n            finish =",
         "        if False:\n            finish =",

@@ -90,6 +90,7 @@ def test_all_is_there_when_the_run_has_ended_and_the_place_is_let_go(store, run_
     run.begin([])
     (run_dir / "metrics.jsonl").write_text("a")
     run.take(commit(run_dir, 10))
+    until(lambda: steps(store) == {10})
     (run_dir / "verdict.json").write_text("b")
     run.finish()
     found = listing(store, "runs/a/")
