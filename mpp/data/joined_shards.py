@@ -167,7 +167,8 @@ class JoinedShards:
         """As ShardSet's: of all sets, where any is read through a cache."""
         if not (cached := self._cached()):
             return None
-        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, cached[0].limit, self.path)
+        sizes = [source.shard_bytes * (source.cached is not None) for source in self.sources]  # what lies on the disk takes no room
+        return refuse_beyond(order, world, max(1, world // local_world), np.concatenate(sizes), cached[0].limit, self.path)
 
     def fetched_words(self, hand: InHand) -> str:
         return fetched_words(self._cached(), hand)

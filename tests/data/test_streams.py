@@ -21,7 +21,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.pixels import StoredPixels
-from mpp.data.streams import Kept, Passed, Reading, Stream, StreamDataset, StreamOrder, Tar, folder_of, is_stream, open_stream, tars_of
+from mpp.data.streams import Kept, Passed, Reading, Stream, StreamDataset, StreamOrder, Tar, is_stream, open_stream, refuse_stream, tars_of
 from mpp.data.training_set import open_training_set
 from mpp.errors import ConfigError, DataError
 from mpp.remote.retries import hidden
@@ -457,8 +457,8 @@ def test_programs_that_need_an_index_say_how_to_make_one():
     with pytest.raises(
         ConfigError, match=r"data.shards=a\{0..1\}.tar is a stream of tars without an index, and .*; python data_prep/index_shards.py"
     ):
-        folder_of("a{0..1}.tar", "something else is needed")
-    assert folder_of("shards/train", "") == "shards/train"
+        refuse_stream("a{0..1}.tar", "something else is needed")
+    refuse_stream("shards/train", "")
 
 
 # --------------------------------------------------------------------------------------------------------------------- what people are told
