@@ -400,18 +400,15 @@ def test_a_process_whose_store_hangs_says_so_and_is_ended(tmp_path, monkeypatch)
     monkeypatch.setattr(copier.os, "_exit", lambda status: (left.append(status), threading.Event().wait()))
     orders = {"where": "memory://a/b", "run_dir": str(tmp_path), "owner": asdict(owner(pid=copier.os.getppid()))}
     orders["patience"] = asdict(replace(retries.PATIENCE, stall_seconds=0.2))
-    real = retries.PATIENCE
-    try:
-        process = Copier(orders, None)
-        process.answer = answers.append
-        process._busy = True
-        threading.Thread(target=process._look_around, daemon=True).start()
-        for _ in range(100):
-            time.sleep(0.05)
-            if left:
-                break
-    finally:
-        monkeypatch.setattr(retries, "PATIENCE", real)
+    monkeypatch.setattr(retries, "PATIENCE", retries.PATIENCE)  # which it sets: put back at the end
+    process = Copier(orders, None)
+    process.answer = answers.append
+    process._busy = True
+    threading.Thread(target=process._look_around, daemon=True).start()
+    for _ in range(100):
+        time.sleep(0.05)
+        if left:
+            break
     assert left == [1] and answers == [{"failed": "memory://a/b: has taken and given nothing for 0:00 min", "kind": "Stalled"}]
 
 
