@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mpp.data.shard_cache import _keepers, caching, end_keepers
 from mpp.data.shards import ShardSet
 from mpp.disks import disks
 from mpp.errors import BadSample, ConfigError, DataError
+from mpp.watchman import process_state
 from tests.conftest import write_shards
 from tests.object_store import ObjectStore
 
@@ -381,9 +383,13 @@ def test_the_keeper_ends_with_its_job_and_takes_its_socket_with_it(store, cache)
         "[(process, address)] = _keepers.values(); print(process.pid, address, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout.split()
-    wait_for(lambda: not Path(told[1]).parent.exists())
-    wait_for(lambda: not Path(f"/proc/{told[0]}").exists() or "Z" in Path(f"/proc/{told[0]}/stat").read_text().rpartition(")")[2][:3])
-    assert list((cache / "keepers").iterdir()) == []
+    try:
+        wait_for(lambda: not Path(told[1]).parent.exists())
+        wait_for(lambda: process_state(int(told[0]))[0] in ("", "Z"))
+        assert list((cache / "keepers").iterdir()) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(told[0]), signal.SIGKILL)
 
 
 def test_a_request_to_stop_that_reaches_all_processes_leaves_the_keeper_at_work(store):
