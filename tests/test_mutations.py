@@ -40,6 +40,12 @@ WHOLE_PROGRAMS = (
     "tests/test_job_scripts.py",
     "tests/test_locks.py",
     "tests/data/test_shard_cache.py",
+    "tests/data/test_streams.py",
+    "tests/data/test_mixed_order.py",
+    "tests/data/test_joined_shards.py",
+    "tests/prep/test_index_stores.py",
+    "tests/prep/test_verify_stores.py",
+    "tests/remote/",
     "tests/test_progress.py",
 )
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]

@@ -231,7 +231,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("scheme", ["s3", pytest.param("http", marks=pytest.mark.long)])
 @pytest.mark.parametrize("what", FAULTS, ids=lambda what: what.replace(" ", "-"))
 def test_a_store_that_misbehaves_for_a_while_changes_nothing(store, made, what, scheme, cache):
     far = opened(where="s3://bucket/set/train" if scheme == "s3" else f"{store.endpoint}/bucket/set/train")
@@ -261,10 +261,18 @@ def test_a_store_that_cannot_be_reached_for_a_while_is_waited_for(store, monkeyp
     "fault, words",
     [
         (lambda faults: faults.vanish("bucket/set/train/000003.tar"), r"s3://bucket/set/train/000003.tar: is not there \(404\)"),
-        (lambda faults: faults.status("bucket/set/train/000003.tar", 403, times=None), r"000003.tar: may not be read .* \(403\)"),
-        (lambda faults: faults.status("bucket/set/train/000003.tar", 503, times=None), r"000003.tar: .*(SlowDown|503|reduce)"),
+        pytest.param(
+            lambda faults: faults.status("bucket/set/train/000003.tar", 403, times=None),
+            r"000003.tar: may not be read .* \(403\)",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            lambda faults: faults.status("bucket/set/train/000003.tar", 503, times=None),
+            r"000003.tar: .*(SlowDown|503|reduce)",
+            marks=pytest.mark.long,
+        ),
         (lambda faults: faults.stall("bucket/set/train/000003.tar", 60, times=None), r"000003.tar: .*([Tt]ime|timed out)"),
-        (lambda faults: faults.cut("bucket/set/train/000003.tar", times=None), r"000003.tar: "),
+        pytest.param(lambda faults: faults.cut("bucket/set/train/000003.tar", times=None), r"000003.tar: ", marks=pytest.mark.long),
     ],
     ids=["lost", "forbidden", "overloaded", "stalled", "cut"],
 )

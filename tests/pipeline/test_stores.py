@@ -65,6 +65,7 @@ def test_a_run_from_a_store_through_a_cache_smaller_than_the_set_is_the_run_from
         assert SECRET.encode() not in file.read_bytes(), file
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_again_and_again_while_its_store_misbehaves_is_the_run_from_the_disk(store, made, near, tmp_path):
     words = [
         f"run_dir={tmp_path / 'run'}",
@@ -114,7 +115,7 @@ def test_a_folder_on_a_far_disk_is_read_through_the_cache_where_one_is_named(mad
     assert len(list((tmp_path / "cache").glob("sets/*/*.tar"))) >= 12
 
 
-@pytest.mark.parametrize("weights", ["", "data.weights=[1, 2]"])
+@pytest.mark.parametrize("weights", [pytest.param("", marks=pytest.mark.long), "data.weights=[1, 2]"])
 def test_a_mix_of_a_set_in_a_store_and_one_on_the_disk_is_the_mix_of_both_on_the_disk(store, made, tmp_path, weights):
     other = write_shards(tmp_path / "other" / "train", [9] * 5)
     words = [*BLOCKS, *filter(None, [weights]), "system.workers=1"]
