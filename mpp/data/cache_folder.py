@@ -43,6 +43,16 @@ class Held(NamedTuple):
     part: bool
 
 
+@contextmanager
+def _where_known() -> Iterator[None]:
+    """Some file systems reserve nothing; there a full disk shows when it is written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+
+
 class Part:
     """A shard that is being fetched: an open file of its size, which gets its name when it is whole."""
 
@@ -136,7 +146,8 @@ class CacheFolder:
                 os.ftruncate(handle, 0)
                 why = self._make_room(shard, size, next_use)
                 if not why:
-                    os.posix_fallocate(handle, 0, max(size, 1))
+                    with _where_known():
+                        os.posix_fallocate(handle, 0, max(size, 1))
                     os.ftruncate(handle, size)
                     return part
             except OSError as error:

@@ -14,6 +14,7 @@ What it is asked, a line of JSON each, over a socket in a folder of this user's 
 
 import base64
 import hashlib
+import heapq
 import itertools
 import json
 import math
@@ -46,6 +47,7 @@ from mpp.remote.retries import Refused, Trouble, shown
 from mpp.text import say
 
 THREADS = 8  # that fetch, a range each
+TRIED = 8  # shards at a time, of which other jobs may be fetching some
 BEGUN = 4  # shards at once, so that the first one needed is there first
 MOST_USES = 200_000  # of shards by micro-batches, that a plan looks ahead: its memory
 LEAST_AHEAD = 64  # micro-batches that it looks ahead at least: loader processes are so far before their rank
@@ -136,7 +138,9 @@ class Failure:
 class Keeper:
     def __init__(self, folder: CacheFolder):
         self.folder = folder
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)  # something came, or cannot come: for those who wait for it
+        self.to_fetch = threading.Condition(lock)  # there may be something to fetch, or room for it
         self.sets: dict[str, Kept] = {}
         self.plans: dict[int, Plan] = {}
         self.hands: dict[int, int] = {}  # bytes that each plan has in hand
@@ -228,7 +232,7 @@ class Keeper:
     def want(self, shards: list[Shard]) -> dict:
         with self.changed:
             self.wanted.update(shards)
-            self.changed.notify_all()
+            self.to_fetch.notify_all()
             try:
                 self.present.difference_update([shard for shard in shards if not self.folder.has(shard)])  # another job may have removed it
                 while missing := [shard for shard in shards if shard not in self.present]:
@@ -258,21 +262,21 @@ class Keeper:
             self.plans[number], self.hands[number] = Plan(sampler, kept.key, kept.names, kept.starts), asked["hand"]
             plans.add(number)
             self._claim(at_once=True)
-            self.changed.notify_all()
+            self.to_fetch.notify_all()
         return {"plan": number}
 
     def at(self, number: int, batch: int) -> None:
         with self.changed:
             if plan := self.plans.get(number):
                 plan.moved(batch)
-                self.changed.notify_all()
+                self.to_fetch.notify()
 
     def drop(self, numbers: set[int]) -> None:
         with self.changed:
             for number in numbers:
                 self.plans.pop(number, None)
                 self.hands.pop(number, None)
-            self.changed.notify_all()
+            self.to_fetch.notify()
 
     def suspect(self, shard: Shard) -> dict:
         """Whether another copy is there now; one that is not of the manifest's sha256 is fetched again, once."""
@@ -325,12 +329,13 @@ class Keeper:
                         return self._range(fetching)
                 if len(self.fetching) < BEGUN and (begun := self._begin()):
                     return self._range(begun)
-                self.changed.wait(1.0)
+                self.to_fetch.wait(1.0)
 
     def _range(self, fetching: Fetching) -> tuple[Fetching, int, int]:
         start = fetching.next
         fetching.next = end = min(fetching.part.size, start + (fetching.kept.origin.range_bytes or fetching.part.size))
         fetching.pending += 1
+        self.to_fetch.notify()  # another thread takes the next one
         return fetching, start, end
 
     def _urgency(self, shard: Shard) -> float:
@@ -354,36 +359,37 @@ class Keeper:
             for shard in known - self.present - self.fetching.keys()
             if not (failure := self.failures.get(shard)) or (failure.next <= now and not failure.final)
         ]
-        if not missing:
-            return None
-        shard = min(missing, key=lambda each: (self._urgency(each), each))
+        for shard in heapq.nsmallest(TRIED, missing, key=lambda each: (self._urgency(each), each)):
+            begun = self._try(shard)
+            if begun != "elsewhere":  # a shard that another job is fetching lets the next one come first; nothing else does
+                return begun if isinstance(begun, Fetching) else None
+        return None
+
+    def _try(self, shard: Shard) -> Fetching | str:
+        """Or why not."""
         kept = self.sets[shard.key]
         if self.folder.has(shard):  # another job of this machine has fetched it
-            self._appears(shard)
-            return None
+            return self._appears(shard)
         size = kept.entries[shard.name].bytes
         try:
             part = self.folder.begin(shard, size, self._urgency)
         except OSError as error:
-            self._fails(shard, error)
-            return None
-        if self.folder.has(shard) and not isinstance(part, str):  # it has come in between
-            part.discard()
-            self._appears(shard)
-            return None
+            return self._fails(shard, error)
         self.present -= self.folder.removed
         self.folder.removed.clear()
         if isinstance(part, str):
-            self._has_no_room(shard, size, part)
-            return None
-        self.began = self.began or now
+            return self._has_no_room(shard, size, part)
+        if self.folder.has(shard):  # it has come in between
+            part.discard()
+            return self._appears(shard)
+        self.began = self.began or time.monotonic()
         self.fetching[shard] = Fetching(shard, kept, part)
         return self.fetching[shard]
 
-    def _has_no_room(self, shard: Shard, size: int, why: str) -> None:
+    def _has_no_room(self, shard: Shard, size: int, why: str) -> str:
         """Nothing to do as long as nobody waits for it."""
         if why == "elsewhere" or not self.wanted[shard]:
-            return
+            return why
         if why == "disk full" or size > self.folder.limit or not self.fetching:
             words = (
                 f"the disk has {self.folder.free() / 1e9:.3g} GB left"
@@ -395,13 +401,15 @@ class Keeper:
                 "make room there, raise system.cache_gb, or give another folder"
             )
             self._fails(shard, room)
+        return why
 
-    def _appears(self, shard: Shard) -> None:
+    def _appears(self, shard: Shard) -> str:
         with suppress(OSError):
             os.utime(self.folder.place(shard))
         self.present.add(shard)
         self.failures.pop(shard, None)
         self.changed.notify_all()
+        return "there"
 
     def _complete(self, fetching: Fetching) -> None:
         """All ranges of a shard have come, or one has failed."""
@@ -432,9 +440,9 @@ class Keeper:
             else:
                 fetching.part.discard()
                 self._fails(shard, error)
-            self.changed.notify_all()
+            self.to_fetch.notify_all()
 
-    def _fails(self, shard: Shard, error: Exception) -> None:
+    def _fails(self, shard: Shard, error: Exception) -> str:
         """Note it; it is tried again until the patience ends, or where asking again would change nothing a few times with other credentials."""
         failure, origin, now = self.failures.setdefault(shard, Failure()), self.sets[shard.key].origin, time.monotonic()
         failure.times += 1
@@ -456,6 +464,7 @@ class Keeper:
         if failure.final and not self.wanted[shard]:  # it is somebody's only when it is needed
             failure.final, failure.times, failure.next = False, 0, now + 60.0
         self.changed.notify_all()
+        return "failed"
 
     def _claim(self, at_once: bool = False) -> None:
         now = time.monotonic()

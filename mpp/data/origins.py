@@ -90,7 +90,7 @@ class StoreOrigin(Origin):
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         below = len(self.root) + 1
-        return {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root)}
+        return {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root, deep=False)}
 
     def renew(self) -> None:
         stores.forget(self.protocol)
