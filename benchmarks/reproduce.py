@@ -86,7 +86,7 @@ def of_sets(record: Any) -> str:
 
 
 def of_stores(record: Any) -> str:
-    told = lambda found: ", ".join(f"{name} {case['images_per_second']:,.0f}" for name, case in found.items())
+    told = lambda found: ", ".join(f"{name} {case['with_start']:,.0f}" for name, case in found.items())
     return "; ".join(f"at {rate} MB/s: {told(found)} images/s" for rate, found in record["epoch"].items())
 
 
