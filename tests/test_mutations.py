@@ -46,6 +46,12 @@ WHOLE_PROGRAMS = (
     "tests/prep/test_index_stores.py",
     "tests/prep/test_verify_stores.py",
     "tests/remote/",
+    "tests/test_conformance.py",
+    "tests/test_watchman.py",
+    "tests/transfer/test_probe_places.py",
+    "tests/transfer/test_online.py",
+    "tests/model/test_encoder_kinds.py",
+    "tests/recipe/test_decoders_cross_attention.py",
     "tests/test_progress.py",
 )
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]

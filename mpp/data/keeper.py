@@ -22,6 +22,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import socketserver
 import sys
 import tempfile
@@ -44,7 +45,7 @@ from mpp.errors import DataError, UserError
 from mpp.files import sha256_of, write_atomically, write_stream
 from mpp.remote import retries
 from mpp.remote.retries import Refused, Trouble, shown
-from mpp.text import say
+from mpp.text import say, say_json
 
 THREADS = 8  # that fetch, a range each
 TRIED = 8  # shards at a time, of which other jobs may be fetching some
@@ -54,9 +55,12 @@ LEAST_AHEAD = 64  # micro-batches that it looks ahead at least: loader processes
 LOOKING = 0.05  # seconds at a time, as long as nothing else is answered
 RENEWED = 3  # times that an answer which asking again would not change is asked for all the same, with credentials that are looked for anew
 STILL = 20.0  # seconds without a single byte after which an answer is asked for anew
+DRIP = 120.0  # seconds for a range, after which it is asked for anew: a connection that drips may be slow alone
 SECONDS_BETWEEN = 5.0  # tries of a shard that could not be had
+TOLD_EVERY = 30.0  # seconds between two such lines
 TELLING = 10.0  # seconds of trouble from which on people are told
 CLAIMED_EVERY = 1.0  # seconds
+BEGINNING = 60.0  # seconds for a keeper to get its socket
 PARENT_EVERY = 0.5  # seconds between looks whether the job is still there
 
 
@@ -150,7 +154,7 @@ class Keeper:
         self.present: set[Shard] = set()
         self.again: set[Shard] = set()  # fetched once and found wrong
         self.bytes, self.shards, self.began = 0, 0, 0.0  # fetched, and when that began
-        self._numbers, self._claimed, self._full_said = itertools.count(1), 0.0, False
+        self._numbers, self._claimed, self._told = itertools.count(1), 0.0, -math.inf
 
     # ------------------------------------------------------------------------------------------------ what is asked
 
@@ -457,8 +461,9 @@ class Keeper:
             if "credentials" in words:
                 origin.renew()
             failure.final = now - failure.since > disks.patience
-        if (failure.final or now - failure.since > TELLING) and not failure.told and not (failure.final and self.wanted[shard]):
-            failure.told = True
+        due = not failure.told and now - self._told > TOLD_EVERY  # of many shards in trouble one stands for all
+        if (failure.final or now - failure.since > TELLING) and due and not (failure.final and self.wanted[shard]):
+            failure.told, self._told = True, now
             needed = f"waited for, for up to {disks.patience:.0f} s" if self.wanted[shard] else "needed later"
             say(f"warning: {failure.error.partition('; ')[0]}; it is {needed}, and tried again", error=True)
         if failure.final and not self.wanted[shard]:  # it is somebody's only when it is needed
@@ -505,9 +510,22 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     request_queue_size = 128
 
 
+def sweep() -> None:
+    """Remove the sockets of keepers that were killed."""
+    for home in Path(tempfile.gettempdir()).glob("mpp-keeper-*"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as line:
+            if home.stat().st_uid != os.getuid() or time.time() - home.stat().st_mtime < BEGINNING:
+                continue
+            try:
+                line.connect(str(home / "socket"))
+            except (ConnectionRefusedError, FileNotFoundError):
+                shutil.rmtree(home, ignore_errors=True)
+
+
 def serve(folder: CacheFolder) -> Iterator[str]:
     """Gives the socket's address, then serves until the parent is gone."""
     parent = os.getppid()
+    sweep()
     home = Path(tempfile.mkdtemp(prefix="mpp-keeper-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None))
     try:
         keeper = Keeper(folder)
@@ -530,14 +548,16 @@ def main(argv: list[str]) -> int:
     disks.patience = facts["patience"]
     # What goes on after these waits is tried again here, in the order of need; other shards come meanwhile.
     still = min(STILL, max(1.0, disks.patience / 4))
-    retries.PATIENCE = replace(retries.PATIENCE, connect_seconds=min(10.0, still), read_seconds=still, waits=(0.5, 1.0))
+    retries.PATIENCE = replace(
+        retries.PATIENCE, connect_seconds=min(10.0, still), read_seconds=still, whole_seconds=max(DRIP, still), waits=(0.5, 1.0)
+    )
     try:
         folder = CacheFolder(Path(facts["folder"]), facts["gigabytes"])
     except (UserError, OSError) as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        say_json({"error": str(error)})
         return 2
     for address in serve(folder):
-        print(json.dumps({"address": address, "limit": folder.limit}), flush=True)
+        say_json({"address": address, "limit": folder.limit})
         sys.stdout.close()
     os._exit(0)  # threads may be at work
 

@@ -34,6 +34,13 @@ from mpp.remote.retries import shown
 from mpp.remote.urls import is_url
 from mpp.watch import watch
 
+# Ranges come and go by megabytes: kept memory is not asked of the system again, page by page.
+MEMORY = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 BEGINNING_SECONDS = 60.0  # for a keeper to answer that it is there
 Sampler = Iterable[list[tuple[int, int, int]]]  # micro-batches of (epoch, sample id, position)
 
@@ -140,7 +147,7 @@ def _keeper() -> str:
         [sys.executable, "-P", "-m", "mpp.data.keeper", json.dumps(facts)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment | MEMORY,
     )
     assert process.stdout is not None
     with Progress("beginning the keeper of the cache"):

@@ -49,7 +49,7 @@ def file_system(protocol: str) -> Any:
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if protocol in ("s3", "s3a"):
             timeouts = {"connect_timeout": patience.connect_seconds, "read_timeout": patience.read_seconds}
-            options |= {"config_kwargs": timeouts | {"retries": {"max_attempts": 1}}, "max_concurrency": 2}
+            options |= {"config_kwargs": timeouts | {"retries": {"total_max_attempts": 1}}, "max_concurrency": 2}
         try:
             import fsspec
 

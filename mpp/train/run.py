@@ -356,6 +356,7 @@ class Run:
         why = f"the gradient norm of step {first.number} is not finite (learning rate {first.rate:.3g})"
         if self._in_a_row > 1:
             why += f", nor is it up to step {step.number}, {self._in_a_row} in a row"
+        self._saver.finish()  # a checkpoint of before, which is told of if it is the newest
         rank = self.flight.write_together(why, self._weights_at_stop(first.number - 1))
         raise UserError(
             f"{why}; {way_out(self.run_dir, self.config.model_dump(), first.number - 2, self.repeats)}; to see where it went wrong: "

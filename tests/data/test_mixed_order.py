@@ -82,7 +82,7 @@ def by_hand(order: MixedOrder, steps: int) -> list[list[tuple[int, int, int, int
     return found
 
 
-@settings(max_examples=40)
+@settings(max_examples=12)
 @given(mixes())
 def test_each_place_has_the_sample_that_counting_one_after_the_other_finds(order):
     for step, expected in enumerate(by_hand(order, 12)):

@@ -271,7 +271,11 @@ def test_a_store_that_cannot_be_reached_for_a_while_is_waited_for(store, monkeyp
             r"000003.tar: .*(SlowDown|503|reduce)",
             marks=pytest.mark.long,
         ),
-        (lambda faults: faults.stall("bucket/set/train/000003.tar", 60, times=None), r"000003.tar: .*([Tt]ime|timed out)"),
+        pytest.param(
+            lambda faults: faults.stall("bucket/set/train/000003.tar", 60, times=None),
+            r"000003.tar: .*([Tt]ime|timed out)",
+            marks=pytest.mark.long,
+        ),
         pytest.param(lambda faults: faults.cut("bucket/set/train/000003.tar", times=None), r"000003.tar: ", marks=pytest.mark.long),
     ],
     ids=["lost", "forbidden", "overloaded", "stalled", "cut"],

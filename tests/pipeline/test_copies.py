@@ -50,6 +50,7 @@ def until(done, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_a_copy_goes_on_on_an_empty_machine_as_if_nothing_had_happened(store, shards, tmp_path, monkeypatch):
     """Two ranks with loader processes, which were forked."""

@@ -115,6 +115,7 @@ def test_the_newest_commit_of_disk_and_store_is_gone_on_from(copied, tmp_path, h
     run.close()
 
 
+@pytest.mark.long
 def test_a_step_that_is_asked_for_comes_from_the_store_where_the_disk_has_none(copied, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
@@ -236,6 +237,7 @@ def test_a_store_that_stays_away_ends_the_run_after_as_long_as_was_said(store, r
         run.finish()
 
 
+@pytest.mark.long
 def test_a_store_that_comes_back_while_the_run_ends_still_gets_all(store, run_dir):
     run = begun(run_dir)
     fails = [503] * 3
@@ -259,6 +261,7 @@ def test_a_run_whose_place_was_taken_over_gives_up_at_once(store, run_dir):
         run.finish()
 
 
+@pytest.mark.long
 def test_a_process_that_dies_is_started_again_and_sends_only_what_is_missing(store, run_dir, capsys):
     run = begun(run_dir)
     killed = []
@@ -318,6 +321,7 @@ def test_a_place_is_let_go_although_a_fork_holds_the_pipe(store, run_dir):
     assert "runs/a/lease.json" not in listing(store) and time.monotonic() - began < copies.LEAVE_SECONDS
 
 
+@pytest.mark.long
 def test_a_reader_gets_the_newest_whole_commit_once_and_into_the_cache(copied, store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = fetched("s3://bucket/runs/a/")
