@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = [importlib.import_module(f"tests.mutations.{found.name}") for found in pkgutil.iter_modules(tests.mutations.__path__)]
 ROWS = [row for module in MODULES for row in module.ROWS]
 
-WHOLE_PROGRAMS = (
+WHOLE_PROGRAMS = (  # and other tests that take long, whose bugs `make test-all` plants
     "tests/pipeline/",
     "tests/train/test_copies.py",
     "tests/transfer/test_every_key.py",
@@ -52,6 +52,11 @@ WHOLE_PROGRAMS = (
     "tests/transfer/test_online.py",
     "tests/model/test_encoder_kinds.py",
     "tests/recipe/test_decoders_cross_attention.py",
+    "tests/recipe/test_pretexts.py",
+    "tests/prep/test_remote.py",
+    "tests/prep/test_verify_shards.py",
+    "tests/data/test_labelled_crops.py",
+    "tests/interop/test_foreign_encoder.py",
     "tests/test_progress.py",
 )
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]
