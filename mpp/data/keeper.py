@@ -153,7 +153,7 @@ class Keeper:
         self.failures: dict[Shard, Failure] = {}
         self.present: set[Shard] = set()
         self.again: set[Shard] = set()  # fetched once and found wrong
-        self.bytes, self.shards, self.began = 0, 0, 0.0  # fetched, and when that began
+        self.bytes, self.shards, self.began, self.last = 0, 0, 0.0, 0.0  # fetched; when that began, and when something came last
         self._numbers, self._claimed, self._told = itertools.count(1), 0.0, -math.inf
 
     # ------------------------------------------------------------------------------------------------ what is asked
@@ -298,7 +298,7 @@ class Keeper:
 
     def status(self, kept: Kept) -> dict:
         with self.changed:
-            seconds = time.monotonic() - self.began if self.began else 0.0
+            seconds = max(0.0, self.last - self.began)
             held = sum(kept.entries[shard.name].bytes for shard in self.present if shard.key == kept.key)
             return {"bytes": self.bytes, "shards": self.shards, "seconds": seconds, "held": held}
 
@@ -317,7 +317,7 @@ class Keeper:
             except Exception as found:  # whatever it is: it is told to who waits, and nothing is left hanging
                 error, data = found, b""
             with self.changed:
-                self.bytes += len(data)
+                self.bytes, self.last = self.bytes + len(data), time.monotonic()
                 fetching.error = fetching.error or error
                 fetching.pending -= 1
                 complete = not fetching.pending and not fetching.has_more

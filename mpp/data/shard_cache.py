@@ -125,8 +125,8 @@ def fetched_words(sets: Sequence[CachedSet], hand: InHand) -> str:
     rate = told[0]["bytes"] / told[0]["seconds"] if told[0]["seconds"] else 0.0
     held = sum(each["held"] for each in told)
     left = max(0, hand.bytes - held)
-    there = f"{held / 1e9:.3g} GB are there" + (f", {rate / 1e6:,.0f} MB/s" if rate else "")
-    there += f", all of that in about {minutes(left / rate)}" if left and rate else ""
+    there = f"{held / 1e9:.3g} GB are there"
+    there += f", at {rate / 1e6:,.0f} MB/s all of that in about {minutes(left / rate)}" if left and rate else ""
     return f"shards come through {sets[0].cache} (limit {sets[0].limit / 1e9:.3g} GB) | in hand of this machine up to {hand} | {there}"
 
 
