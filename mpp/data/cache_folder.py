@@ -78,6 +78,9 @@ class Part:
 class CacheFolder:
     def __init__(self, path: Path, gigabytes: float | None):
         """gigabytes: that all sets here may take together; None: half of what the disk has for them.  Raises UserError for a folder that is not ours."""
+        with suppress(OSError):  # which is told below
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)  # nobody else's to read
         make_folder(path, "system.cache")
         if (owner := path.stat()).st_uid != os.getuid():
             raise DataError(f"system.cache={path} belongs to user {owner.st_uid}; give a folder of your own")

@@ -283,18 +283,17 @@ class Keeper:
             self.to_fetch.notify()
 
     def suspect(self, shard: Shard) -> dict:
-        """Whether another copy is there now; one that is not of the manifest's sha256 is fetched again, once."""
+        """A copy that is not of the manifest's sha256 is fetched again, once; what is there then is as good as it gets."""
         kept = self.sets[shard.key]
         place = self.folder.place(shard)
         with suppress(FileNotFoundError):
             if shard.name in kept.odd or sha256_of(place) == kept.entries[shard.name].sha256:
-                return {"again": False}
+                return {}
         say(f"warning: {place} is not what was fetched: a disk's fault, or somebody's; it is fetched again", error=True)
         with self.changed:
             self.folder.remove(shard)
             self.present.discard(shard)
-        self.want([shard])
-        return {"again": True}
+        return self.want([shard])
 
     def status(self, kept: Kept) -> dict:
         with self.changed:
@@ -365,8 +364,10 @@ class Keeper:
         ]
         for shard in heapq.nsmallest(TRIED, missing, key=lambda each: (self._urgency(each), each)):
             begun = self._try(shard)
-            if begun != "elsewhere":  # a shard that another job is fetching lets the next one come first; nothing else does
-                return begun if isinstance(begun, Fetching) else None
+            if isinstance(begun, Fetching):
+                return begun
+            if begun in ("full", "disk full"):  # there is no room for what is needed later, either
+                return None
         return None
 
     def _try(self, shard: Shard) -> Fetching | str:
@@ -413,13 +414,20 @@ class Keeper:
         self.present.add(shard)
         self.failures.pop(shard, None)
         self.changed.notify_all()
+        self.to_fetch.notify()
         return "there"
 
     def _complete(self, fetching: Fetching) -> None:
         """All ranges of a shard have come, or one has failed."""
         shard, kept, error = fetching.shard, fetching.kept, fetching.error
         entry = kept.entries[shard.name]
-        if error is None and shard.name not in kept.odd and (found := sha256_of(fetching.part.path)) != entry.sha256:
+        found = ""
+        if error is None:
+            try:
+                found = sha256_of(fetching.part.path)
+            except OSError as failed:
+                error = failed
+        if error is None and shard.name not in kept.odd and found != entry.sha256:
             where = kept.origin.where(shard.name)
             if shard in self.again:
                 kept.odd.add(shard.name)
@@ -477,7 +485,8 @@ class Keeper:
             return
         self._claimed = now
         soon = {shard for plan in self.plans.values() for shard in plan.uses if shard in self.present or shard in self.fetching}
-        self.folder.claim(sum(self.hands.values()), sorted(soon | set(self.wanted)))
+        with suppress(OSError):  # a full disk: then others may have a shard make way that is asked for again
+            self.folder.claim(sum(self.hands.values()), sorted(soon | set(self.wanted)))
 
 
 # ------------------------------------------------------------------------------------------------ the process
@@ -510,6 +519,11 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     request_queue_size = 128
 
 
+def _end(failed: threading.ExceptHookArgs) -> None:
+    sys.excepthook(failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback)
+    os._exit(1)
+
+
 def sweep() -> None:
     """Remove the sockets of keepers that were killed."""
     for home in Path(tempfile.gettempdir()).glob("mpp-keeper-*"):
@@ -531,6 +545,7 @@ def serve(folder: CacheFolder) -> Iterator[str]:
         keeper = Keeper(folder)
         server = _Server(str(home / "socket"), _Connection)
         server.keeper = keeper  # type: ignore[attr-defined]
+        threading.excepthook = _end  # a thread that fails must not leave readers waiting
         for work in (server.serve_forever, *[keeper.work] * THREADS):
             threading.Thread(target=work, daemon=True).start()
         yield str(home / "socket")

@@ -85,9 +85,9 @@ class CachedSet:
         """Wait until all are there.  Raises DataError where one cannot be had."""
         _ask(self.address, {"do": "want", "set": self.key, "shards": list(names)}, f"waiting for {shown(self.where)}")
 
-    def suspect(self, name: str) -> bool:
-        """A sample was not what the index says.  Whether there is another copy of its shard now."""
-        return _ask(self.address, {"do": "suspect", "set": self.key, "shard": name}, f"looking at {shown(self.where)}")["again"]
+    def suspect(self, name: str) -> None:
+        """A sample was not what the index says: a copy of its shard that is at fault is fetched anew.  Raises as `want`."""
+        _ask(self.address, {"do": "suspect", "set": self.key, "shard": name}, f"looking at {shown(self.where)}")
 
     def plan(self, sampler: Sampler, hand: int) -> Callable[[int], None]:
         """hand: bytes of the shards that the reader has in hand at most.  What is given takes how many micro-batches are done with, -1 for all.  Raises

@@ -193,10 +193,11 @@ class ShardSet:
         try:
             return self._bytes_of(row)
         except BadSample:
-            if self.cached is None or not self.cached.suspect(self.shard_name(row.shard)):
+            if self.cached is None:
                 raise
+            self.cached.suspect(self.shard_name(row.shard))
             self._file.cache_clear()
-            return self._bytes_of(row)  # of another copy
+            return self._bytes_of(row)  # perhaps of another copy
 
     def _bytes_of(self, row: Row) -> bytes:
         path = str(self.folder / self.shard_name(row.shard))
