@@ -28,8 +28,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from mpp.data.cache_folder import CacheFolder, Part, Shard
+from mpp.data.fetch_plan import Plan
 from mpp.data.origins import Origin, origin_of
 from mpp.data.shard_format import MANIFEST, Manifest, ShardEntry, read_manifest
 from mpp.disks import disks
@@ -50,9 +51,6 @@ from mpp.text import say, say_json
 THREADS = 8  # that fetch, a range each
 TRIED = 8  # shards at a time, of which other jobs may be fetching some
 BEGUN = 4  # shards at once, so that the first one needed is there first
-MOST_USES = 200_000  # of shards by micro-batches, that a plan looks ahead: its memory
-LEAST_AHEAD = 64  # micro-batches that it looks ahead at least: loader processes are so far before their rank
-LOOKING = 0.05  # seconds at a time, as long as nothing else is answered
 RENEWED = 3  # times that an answer which asking again would not change is asked for all the same, with credentials that are looked for anew
 STILL = 20.0  # seconds without a single byte after which an answer is asked for anew
 DRIP = 120.0  # seconds for a range, after which it is asked for anew: a connection that drips may be slow alone
@@ -62,51 +60,6 @@ TELLING = 10.0  # seconds of trouble from which on people are told
 CLAIMED_EVERY = 1.0  # seconds
 BEGINNING = 60.0  # seconds for a keeper to get its socket
 PARENT_EVERY = 0.5  # seconds between looks whether the job is still there
-
-
-class Plan:
-    """What one process will read: its micro-batches in order, as far as has been looked ahead."""
-
-    def __init__(self, sampler: Iterable[list[tuple[int, int, int]]], key: str, names: list[str], starts: np.ndarray):
-        """starts: the first sample's id of each shard, and their number."""
-        self._rest, self._key, self._names, self._starts = iter(sampler), key, names, starts
-        self._ahead: deque[list[Shard]] = deque()  # of micro-batches from `at` on
-        self.uses: dict[Shard, deque[int]] = {}  # in which of them, ascending
-        self.at = self._seen = self._pairs = 0
-        self.ends = False
-
-    def look(self, shards: int) -> None:
-        """Ahead, until so many different ones are seen, or for LOOKING seconds."""
-        end = time.monotonic() + LOOKING
-        while not self.ends and (
-            self._seen - self.at < LEAST_AHEAD or (len(self.uses) < shards and self._pairs < MOST_USES and time.monotonic() < end)
-        ):
-            if (keys := next(self._rest, None)) is None:
-                self.ends = True
-                return
-            found = np.unique(np.searchsorted(self._starts, [sample for _, sample, _ in keys], side="right") - 1)
-            batch = [Shard(self._key, self._names[number]) for number in found.tolist()]
-            for shard in batch:
-                self.uses.setdefault(shard, deque()).append(self._seen)
-            self._ahead.append(batch)
-            self._pairs += len(batch)
-            self._seen += 1
-
-    def moved(self, at: int) -> None:
-        self.look(0)
-        while self.at < at and self._ahead:
-            for shard in self._ahead.popleft():
-                self.uses[shard].popleft()
-                self._pairs -= 1
-                if not self.uses[shard]:
-                    del self.uses[shard]
-            self.at += 1
-            self.look(0)
-
-    def distance(self, shard: Shard) -> float:
-        """Micro-batches until it is needed."""
-        found = self.uses.get(shard)
-        return found[0] - self.at if found else math.inf
 
 
 class Kept:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpp.data.cache_folder import CacheFolder, Part, Shard
+from mpp.data.fetch_plan import Plan
 from mpp.data.in_hand import in_hand, refuse_beyond
-from mpp.data.keeper import Plan
 from mpp.data.order import EveryOnce, Order
 from mpp.errors import ConfigError, UserError
 

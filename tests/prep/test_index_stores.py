@@ -21,7 +21,7 @@ from mpp.data.shard_cache import caching, end_keepers
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError, UserError
 from mpp.prep import fetching, indexing, workers
-from mpp.remote import retries, stores, urls
+from mpp.remote import urls
 from tests.object_store import ObjectStore
 from tests.prep.tars import tar
 
@@ -44,18 +44,6 @@ def made(tmp_path_factory, picture) -> Path:
         tar(folder / name, members)
     assert index_shards.main([str(folder), "--labels", "--quiet", "--workers", "1"]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[ObjectStore]:
-    """One for all tests, so that what talks to it is made once.  Workers are forked, which is quicker."""
-    with pytest.MonkeyPatch.context() as patch, ObjectStore(tmp_path_factory.mktemp("store")) as store:
-        patch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0, 0.01)))
-        patch.setattr(stores, "_file_systems", {})
-        patch.setattr(workers, "loop_runs", lambda: False)
-        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush", "AWS_ENDPOINT_URL": store.endpoint}.items():
-            patch.setenv(name, value)
-        yield store
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import pytest
 from data_prep import index_shards, inspect_shards, verify_shards
 from mpp.data.shard_cache import caching, end_keepers
 from mpp.errors import DataError, UserError
-from mpp.prep import fetching, verifying, workers
-from mpp.remote import retries, stores
+from mpp.prep import fetching, verifying
 from tests.object_store import ObjectStore
 from tests.prep.tars import tar
 from tests.prep.test_verify_shards import make
@@ -25,18 +24,6 @@ NAMES = [f"{number:06d}.tar" for number in range(3)]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     return make(tmp_path_factory.mktemp("made") / "train", ((0, 1, 3), (4, 5, 6, 7), (8, 9)))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[ObjectStore]:
-    """One for all tests, so that what talks to it is made once.  Workers are forked, which is quicker."""
-    with pytest.MonkeyPatch.context() as patch, ObjectStore(tmp_path_factory.mktemp("store")) as store:
-        patch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0, 0.01)))
-        patch.setattr(stores, "_file_systems", {})
-        patch.setattr(workers, "loop_runs", lambda: False)
-        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush", "AWS_ENDPOINT_URL": store.endpoint}.items():
-            patch.setenv(name, value)
-        yield store
 
 
 @pytest.fixture
