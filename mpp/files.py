@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -37,10 +37,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_stream(path: Path, chunks: Iterable[bytes]) -> None:
     """As `write_atomically`, for what need not fit into memory.  An exception from `chunks` leaves nothing behind."""
+    with being_written(path) as file:
+        file.writelines(chunks)
+
+
+@contextmanager
+def being_written(path: Path) -> Iterator[BinaryIO]:
+    """As `write_atomically`: an empty file to write to, which gets its name at the end.  An exception leaves nothing behind."""
     part = temporary(path)
     try:
         with writing(path), part.open("wb") as file:
-            file.writelines(chunks)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)

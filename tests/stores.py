@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from mpp.remote import stores
+from mpp.remote import s3
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def serve_s3() -> Iterator[Any]:
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
-        patch.setattr(stores, "_file_systems", {})
+        patch.setattr(s3, "_clients", {})
         client = boto3.client("s3")
         client.create_bucket(Bucket="bucket")
         yield client

@@ -1,4 +1,4 @@
-"""The object store of the tests, seen through clients that know nothing of it: boto3, s3fs, requests."""
+"""The object store of the tests, seen through clients that know nothing of it: boto3, requests."""
 
 import hashlib
 import time
@@ -11,9 +11,9 @@ import pytest
 from tests.object_store import ObjectStore
 
 boto3 = pytest.importorskip("boto3")
-s3fs = pytest.importorskip("s3fs")
 requests = pytest.importorskip("requests")
 
+from boto3.s3.transfer import TransferConfig  # noqa: E402
 from botocore.config import Config  # noqa: E402
 from botocore.exceptions import ClientError, EndpointConnectionError  # noqa: E402
 
@@ -44,9 +44,16 @@ def s3(store):
     return client(store)
 
 
-@pytest.fixture
-def fs(store):
-    return s3fs.S3FileSystem(key="one", secret="x", endpoint_url=store.endpoint, skip_instance_cache=True, use_listings_cache=False)
+def keys_of(s3, prefix=""):
+    """In photos, with their sizes."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="photos", Prefix=prefix)
+    return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
+
+
+def missing(s3, key, bucket="photos"):
+    with pytest.raises(ClientError, match="404"):
+        s3.head_object(Bucket=bucket, Key=key)
+    return True
 
 
 def url(store, key="photos/train/0.tar"):
@@ -56,24 +63,23 @@ def url(store, key="photos/train/0.tar"):
 # ---------------------------------------------------------------- a store like others
 
 
-def test_three_clients_read_the_same_bytes_whole_and_in_part(store, s3, fs):
+def test_two_clients_read_the_same_bytes_whole_and_in_part(store, s3):
     assert s3.get_object(Bucket="photos", Key="train/3.tar")["Body"].read() == BODY[3:]
-    assert fs.cat_file("photos/train/3.tar") == BODY[3:]
     assert requests.get(url(store, "photos/train/3.tar"), timeout=5).content == BODY[3:]
     for start, stop in ((0, 1), (10, 200_000), (299_990, 400_000)):
         part = s3.get_object(Bucket="photos", Key="train/0.tar", Range=f"bytes={start}-{stop - 1}")
-        assert part["Body"].read() == BODY[start:stop] == fs.cat_file("photos/train/0.tar", start=start, end=stop)
+        assert part["Body"].read() == BODY[start:stop]
         assert part["ContentRange"] == f"bytes {start}-{min(stop, len(BODY)) - 1}/{len(BODY)}"
     assert requests.get(url(store), headers={"Range": "bytes=-7"}, timeout=5).content == BODY[-7:]
     assert requests.get(url(store), headers={"Range": "bytes=299999-"}, timeout=5).content == BODY[299_999:]
     assert requests.get(url(store), headers={"Range": "bytes=300000-"}, timeout=5).status_code == 416
 
 
-def test_a_head_tells_size_and_md5(store, s3, fs):
+def test_a_head_tells_size_and_md5(store, s3):
     head = s3.head_object(Bucket="photos", Key="train/1.tar")
-    assert head["ContentLength"] == len(BODY) - 1 == fs.info("photos/train/1.tar")["size"]
+    assert head["ContentLength"] == len(BODY) - 1
     assert head["ETag"].strip('"') == hashlib.md5(BODY[1:]).hexdigest()
-    assert not fs.exists("photos/train/9.tar") and not fs.exists("nowhere/train/9.tar")
+    assert missing(s3, "train/9.tar") and missing(s3, "train/9.tar", bucket="nowhere")
 
 
 def test_an_object_is_given_only_where_its_tag_is_the_one_asked_for(store, s3):
@@ -84,7 +90,7 @@ def test_an_object_is_given_only_where_its_tag_is_the_one_asked_for(store, s3):
     assert requests.get(url(store), headers={"If-None-Match": f'"{tag}"'}, timeout=5).status_code == 304
 
 
-def test_a_listing_comes_in_pages_and_by_folders(store, s3, fs):
+def test_a_listing_comes_in_pages_and_by_folders(store, s3):
     pages = list(s3.get_paginator("list_objects_v2").paginate(Bucket="photos", PaginationConfig={"PageSize": 2}))
     keys = [entry["Key"] for page in pages for entry in page["Contents"]]
     assert keys == ["a b&c+ü.txt", *(f"train/{number}.tar" for number in range(5)), "train/manifest.json"]
@@ -92,37 +98,36 @@ def test_a_listing_comes_in_pages_and_by_folders(store, s3, fs):
     pages = list(s3.get_paginator("list_objects_v2").paginate(Bucket="photos", Delimiter="/", PaginationConfig={"PageSize": 1}))
     assert [entry["Key"] for page in pages for entry in page.get("Contents", [])] == ["a b&c+ü.txt"]
     assert [group["Prefix"] for page in pages for group in page.get("CommonPrefixes", [])] == ["train/"]
-    assert sorted(fs.ls("photos", detail=False)) == ["photos/a b&c+ü.txt", "photos/train"]
-    assert fs.find("photos") == [f"photos/{key}" for key in keys]
-    assert {entry["name"]: entry["size"] for entry in fs.ls("photos/train", detail=True)}["photos/train/4.tar"] == len(BODY) - 4
+    assert list(keys_of(s3)) == keys
+    assert keys_of(s3, "train/4")["train/4.tar"] == len(BODY) - 4
     after = s3.list_objects_v2(Bucket="photos", StartAfter="train/3.tar")["Contents"]
     assert [entry["Key"] for entry in after] == ["train/4.tar", "train/manifest.json"]
 
 
-def test_what_is_put_is_there_until_it_is_deleted(store, s3, fs, tmp_path):
+def test_what_is_put_is_there_until_it_is_deleted(store, s3, tmp_path):
     s3.put_object(Bucket="photos", Key="new/x y.bin", Body=BODY)
-    assert fs.cat_file("photos/new/x y.bin") == BODY == (store.folder / "photos/new/x y.bin").read_bytes()
+    assert s3.get_object(Bucket="photos", Key="new/x y.bin")["Body"].read() == BODY == (store.folder / "photos/new/x y.bin").read_bytes()
     with pytest.raises(ClientError, match="PreconditionFailed"):
         s3.put_object(Bucket="photos", Key="new/x y.bin", Body=b"", IfNoneMatch="*")
-    fs.pipe_file("photos/new/2", b"two")
+    s3.put_object(Bucket="photos", Key="new/2", Body=b"two")
     s3.delete_object(Bucket="photos", Key="new/x y.bin")
-    assert fs.find("photos/new") == ["photos/new/2"]
-    fs.rm(["photos/new/2", "photos/train/0.tar"])
-    assert not (store.folder / "photos/train/0.tar").exists() and not fs.exists("photos/new/2")
+    assert keys_of(s3, "new") == {"new/2": 3}
+    s3.delete_objects(Bucket="photos", Delete={"Objects": [{"Key": "new/2"}, {"Key": "train/0.tar"}]})
+    assert not (store.folder / "photos/train/0.tar").exists() and missing(s3, "new/2")
     s3.create_bucket(Bucket="others")
-    assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["others", "photos"] == sorted(fs.ls(""))
+    assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["others", "photos"]
 
 
-def test_an_upload_in_parts_appears_whole_and_with_the_tag_that_s3_gives_it(store, s3, fs, tmp_path):
+def test_an_upload_in_parts_appears_whole_and_with_the_tag_that_s3_gives_it(store, s3, tmp_path):
     large = BODY * 50
     (tmp_path / "large").write_bytes(large)
-    fs.put_file(str(tmp_path / "large"), "photos/large", chunksize=6 << 20)
+    s3.upload_file(str(tmp_path / "large"), "photos", "large", Config=TransferConfig(multipart_chunksize=6 << 20))
     assert (store.folder / "photos/large").read_bytes() == large
     parts = [hashlib.md5(large[start : start + (6 << 20)]).digest() for start in range(0, len(large), 6 << 20)]
     assert s3.head_object(Bucket="photos", Key="large")["ETag"] == f'"{hashlib.md5(b"".join(parts)).hexdigest()}-{len(parts)}"'
     upload = s3.create_multipart_upload(Bucket="photos", Key="never")["UploadId"]
     s3.upload_part(Bucket="photos", Key="never", UploadId=upload, PartNumber=1, Body=b"x")
-    assert not fs.exists("photos/never")
+    assert missing(s3, "never")
     s3.abort_multipart_upload(Bucket="photos", Key="never", UploadId=upload)
     with pytest.raises(ClientError, match="NoSuchUpload"):
         s3.upload_part(Bucket="photos", Key="never", UploadId=upload, PartNumber=1, Body=b"x")
@@ -302,11 +307,11 @@ def test_faults_of_writing_and_of_listings(store, s3):
     assert s3.list_objects_v2(Bucket="photos", Prefix="train/")["KeyCount"] == 6
 
 
-def test_an_object_that_vanishes_is_in_no_listing(store, s3, fs):
+def test_an_object_that_vanishes_is_in_no_listing(store, s3):
     store.faults.vanish("photos/train/2.tar")
     with pytest.raises(ClientError, match="NoSuchKey"):
         s3.get_object(Bucket="photos", Key="train/2.tar")
-    assert "photos/train/2.tar" not in fs.ls("photos/train", detail=False) and not fs.exists("photos/train/2.tar")
+    assert "train/2.tar" not in keys_of(s3) and missing(s3, "train/2.tar")
 
 
 def test_a_server_without_ranges_sends_everything(store):
@@ -344,10 +349,10 @@ def test_all_connections_share_one_rate_and_each_answer_waits(store):
     assert seconds >= 4 * len(BODY) / 4e6 + 0.05 - 0.03  # never faster; how much slower is the machine's affair
 
 
-def test_the_log_tells_who_asked_for_what(store, fs):
-    fs.cat_file("photos/train/0.tar", start=0, end=10)
-    fs.cat_file("photos/train/1.tar")
-    fs.ls("photos/train")
+def test_the_log_tells_who_asked_for_what(store, s3):
+    s3.get_object(Bucket="photos", Key="train/0.tar", Range="bytes=0-9")["Body"].read()
+    s3.get_object(Bucket="photos", Key="train/1.tar")["Body"].read()
+    keys_of(s3, "train/")
     assert store.fetched("photos/train/*") == {"photos/train/0.tar": 1, "photos/train/1.tar": 1}
     assert store.sent() == {"photos/train/0.tar": 10, "photos/train/1.tar": len(BODY) - 1}
     assert store.requests("photos/train/*", "LIST") >= 1

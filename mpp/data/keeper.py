@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -43,7 +43,7 @@ from mpp.data.origins import Origin, origin_of
 from mpp.data.shard_format import MANIFEST, Manifest, ShardEntry, read_manifest
 from mpp.disks import disks
 from mpp.errors import DataError, UserError
-from mpp.files import sha256_of, write_atomically, write_stream
+from mpp.files import being_written, sha256_of, write_atomically
 from mpp.remote import retries
 from mpp.remote.retries import Refused, Trouble, shown
 from mpp.text import say, say_json
@@ -162,10 +162,17 @@ class Keeper:
 
     def _fetch_index(self, kept: Kept, manifest: Manifest, path: Path) -> None:
         entry, origin = manifest.index, kept.origin
-        at_once = origin.range_bytes or entry.bytes
         for last in (False, True):
             try:
-                write_stream(path, (origin.read(entry.name, at, min(entry.bytes, at + at_once)) for at in range(0, entry.bytes, at_once)))
+                with being_written(path) as file:
+
+                    def write(data: bytes, at: int, file: BinaryIO = file) -> None:
+                        file.seek(at)
+                        file.write(data)
+
+                    while (done := file.seek(0, os.SEEK_END)) < entry.bytes:
+                        if not origin.fetch(entry.name, done, min(entry.bytes, done + (origin.range_bytes or entry.bytes)), write):
+                            break
             except (Refused, OSError) as error:
                 raise DataError(f"{origin.where(entry.name)}: {error}; check it and your access to it") from error
             if (found := sha256_of(path)) == entry.sha256:
@@ -261,15 +268,14 @@ class Keeper:
         while True:
             fetching, start, end = self._next()
             try:
-                data = fetching.kept.origin.read(fetching.shard.name, start, end)
-                if len(data) < end - start:
-                    raise Trouble(f"ends at byte {start + len(data)}, the manifest says {fetching.part.size}")
-                fetching.part.write(data, start)
+                came = fetching.kept.origin.fetch(fetching.shard.name, start, end, fetching.part.write)
+                if came < end - start:
+                    raise Trouble(f"ends at byte {start + came}, the manifest says {fetching.part.size}")
                 error: Exception | None = None
             except Exception as found:  # whatever it is: it is told to who waits, and nothing is left hanging
-                error, data = found, b""
+                error, came = found, 0
             with self.changed:
-                self.bytes, self.last = self.bytes + len(data), time.monotonic()
+                self.bytes, self.last = self.bytes + came, time.monotonic()
                 fetching.error = fetching.error or error
                 fetching.pending -= 1
                 complete = not fetching.pending and not fetching.has_more

@@ -14,6 +14,7 @@ from mpp.disks import patiently as disk_patiently
 from mpp.errors import DataError
 from mpp.remote import stores, web
 from mpp.remote.retries import Refused, Trouble, patiently, shown
+from mpp.remote.stores import Write
 from mpp.remote.urls import WEB, is_url, split_url
 
 RANGE_BYTES = 8 << 20  # asked for at a time
@@ -34,8 +35,9 @@ class Origin(ABC):
         """A whole file, of no more than MOST_SMALL bytes.  Raises Refused, DataError, OSError."""
 
     @abstractmethod
-    def read(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end); fewer where the file ends.  Raises as `small`."""
+    def fetch(self, name: str, start: int, end: int, write: Write) -> int:
+        """Bytes [start, end), written as they come; how many, fewer where the file ends.  After trouble they are written again.  Raises as `small`, and
+        what `write` raises."""
 
     @abstractmethod
     def sizes(self, names: Iterable[str]) -> Mapping[str, int] | None:
@@ -55,12 +57,14 @@ class FolderOrigin(Origin):
     def small(self, name: str) -> bytes:
         return disk_patiently((self.folder / name).read_bytes, self.where(name))
 
-    def read(self, name: str, start: int, end: int) -> bytes:
+    def fetch(self, name: str, start: int, end: int, write: Write) -> int:
         def read() -> bytes:
             with (self.folder / name).open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), end - start, start)
 
-        return disk_patiently(read, self.where(name))
+        data = disk_patiently(read, self.where(name))
+        write(data, start)
+        return len(data)
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         return {name: (self.folder / name).stat().st_size for name in names if (self.folder / name).is_file()}
@@ -85,15 +89,15 @@ class StoreOrigin(Origin):
             raise Refused("is a folder" if info is None else f"has {info.size} bytes, which no manifest has", absent=info is None)
         return self.store.read(path, 0, info.size)
 
-    def read(self, name: str, start: int, end: int) -> bytes:
-        return self.store.read(f"{self.root}/{name}", start, end)
+    def fetch(self, name: str, start: int, end: int, write: Write) -> int:
+        return self.store.fetch(f"{self.root}/{name}", start, end, write)
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         below = len(self.root) + 1
         return {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root, deep=False)}
 
     def renew(self) -> None:
-        stores.forget(self.protocol)
+        self.store.forget()
 
 
 class WebOrigin(Origin):
@@ -106,27 +110,26 @@ class WebOrigin(Origin):
     def small(self, name: str) -> bytes:
         return patiently(self.where(name), lambda: web.read(self.where(name), MOST_SMALL))
 
-    def read(self, name: str, start: int, end: int) -> bytes:
-        return patiently(self.where(name), lambda: self._read(self.where(name), start, end))
+    def fetch(self, name: str, start: int, end: int, write: Write) -> int:
+        return patiently(self.where(name), lambda: self._fetch(self.where(name), start, end, write))
 
-    def _read(self, url: str, start: int, end: int) -> bytes:
+    def _fetch(self, url: str, start: int, end: int, write: Write) -> int:
         whole = self.range_bytes is None
         with web.get(url) if whole else web.get(url, start, end) as answer:
             if not answer.ranged:  # a server without ranges sends all, which is then asked for once
                 self.range_bytes = None
-            first = start if answer.ranged else 0
-            parts, got = [], 0
-            for chunk in answer.chunks:
-                parts.append(chunk)
-                got += len(chunk)
-                if first + got > end and answer.ranged:
+            at = start if answer.ranged else 0
+            for data in answer.chunks:
+                if at + len(data) > end and answer.ranged:
                     raise Trouble(f"sent more than the {end - start} bytes asked for")
-                if first + got >= end:
+                if wanted := data[max(0, start - at) : end - at]:
+                    write(wanted, max(start, at))
+                at += len(data)
+                if at >= end:
                     break
-            if answer.size is not None and got < min(end, answer.size) - first:
-                raise Trouble(f"sent {got} of {min(end, answer.size) - first} bytes")
-        data = b"".join(parts)
-        return data if answer.ranged else data[start:end]
+            if answer.size is not None and at < min(end, answer.size):
+                raise Trouble(f"sent {at - start} of {min(end, answer.size) - start} bytes")
+        return min(at, end) - start
 
     def sizes(self, names: Iterable[str]) -> dict[str, int] | None:
         asked = list(names)

@@ -6,8 +6,7 @@
     moved = cached.plan(sampler, hand)       this process will read these micro-batches, in order
     moved(7)                                 and is done with the first seven
 
-The first process of a machine begins the keeper, and the others ask it, too; it ends with that process.  No process but the keeper talks to a store: the
-event loop of fsspec does not survive the fork of loader processes.
+The first process of a machine begins the keeper, and the others ask it, too; it ends with that process.  No process but the keeper talks to a store.
 """
 
 import base64

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mpp.errors import UserError
-from mpp.remote.stores import loop_runs
+from mpp.remote.through_fsspec import loop_runs
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -4,7 +4,7 @@
     WHERE/metrics.jsonl ...           as in the run folder
     WHERE/lease.json                  who writes here: host, process, job, and a count that goes on for as long as that lives
 
-It is a process of its own, started as a program, for three reasons: fsspec's event loop does not survive a fork, and loader processes are
+It is a process of its own, started as a program, for three reasons: gcsfs's event loop does not survive a fork, and loader processes are
 forked; the training thread does not wait for this one's Python; and what hangs can be ended.  It ends with rank 0, at once.
 
 A lease is no lock, for stores have none.  Who finds one that counts stays away; who finds one that does not count any more takes over; and its

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from mpp.errors import DataError
@@ -26,6 +27,7 @@ class Patience:
     connect_seconds: float = 10
     read_seconds: float = 60  # without a single byte
     whole_seconds: float = 1800  # of one answer: a server may also drip
+    asked_seconds: float = 60  # that are waited where a server asks for it (Retry-After), at most
     stall_seconds: float = 600  # of a copy in which a store neither takes nor gives anything; then its process is ended (copier.py)
     waits: tuple[float, ...] = (1, 2, 4, 8, 16, 32)  # seconds before each further try
 
@@ -33,7 +35,7 @@ class Patience:
 PATIENCE = Patience()
 
 CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket FSSPEC_S3_ANON=1",
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket AWS_NO_SIGN_REQUEST=YES",
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS; for a public bucket FSSPEC_GS_TOKEN=anon",
 }
 _OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk is no server in trouble
@@ -90,6 +92,11 @@ def unless_absent(call: Callable[[], T]) -> T | None:
 class Trouble(Exception):
     """An answer that cannot be used and may be better next time."""
 
+    def __init__(self, said: str, after: str = ""):
+        """after: Retry-After, as the server gave it."""
+        super().__init__(said)
+        self.after = after
+
 
 def patiently(url: str, call: Callable[[], T]) -> T:
     """call(), again and again while the server is in trouble.
@@ -101,26 +108,49 @@ def patiently(url: str, call: Callable[[], T]) -> T:
         try:
             return call()
         except errors() as error:
-            trouble = meaning(url, error)
-        give_up_or_wait(url, trouble, wait)
+            trouble, after = meaning(url, error), asked_wait(error)
+        give_up_or_wait(url, trouble, wait, after)
     raise AssertionError
 
 
-def give_up_or_wait(url: str, trouble: str, wait: float | None) -> None:
-    """Sleep before the next try, and say so where that is long; without a wait raise DataError."""
+def give_up_or_wait(url: str, trouble: str, wait: float | None, after: float = 0.0) -> None:
+    """Sleep before the next try, and say so where that is long; without a wait raise DataError.  after: seconds that the server asks to wait."""
     if wait is None:
         raise DataError(
             f"{shown(url)}: {trouble}, still so after several tries; check the server and the network, then run the same command again: "
             "what is done is kept"
         )
-    if wait >= 8:
-        say(f"warning: {shown(url)}: {trouble}; trying again in {wait:g} s", error=True)
-    time.sleep(wait * random.uniform(0.5, 1))  # many workers must not come back all at once
+    seconds = wait * random.uniform(0.5, 1)  # many workers must not come back all at once
+    seconds = max(seconds, min(after, PATIENCE.asked_seconds) * random.uniform(1, 1.25))
+    if max(wait, after) >= 8:
+        say(f"warning: {shown(url)}: {trouble}; trying again in {seconds:.0f} s", error=True)
+    time.sleep(seconds)
+
+
+def asked_wait(error: Exception) -> float:
+    """Seconds that the server asks to wait: Retry-After, in seconds or as a date; 0 where it does not."""
+    told = (
+        error.after
+        if isinstance(error, Trouble)
+        else _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
+    )
+    if told.strip().isdecimal():
+        return float(told)
+    try:
+        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _answer(error: Exception) -> dict:
+    """What botocore has made of an answer; nothing for other errors, and where none has come."""
+    found = getattr(error, "response", None)
+    return found if isinstance(found, dict) else {}
 
 
 def errors() -> tuple[type[Exception], ...]:
     """What the libraries raise for a failed request; only of those that were imported."""
-    found: list[type[Exception]] = [OSError, Trouble]  # requests' and s3fs's are OSErrors
+    found: list[type[Exception]] = [OSError, Trouble]  # requests' are OSErrors
     for module, names in (
         ("botocore.exceptions", ("BotoCoreError", "ClientError")),
         ("aiohttp", ("ClientError",)),
@@ -137,20 +167,24 @@ def meaning(url: str, error: Exception) -> str:
     if getattr(error, "errno", None) in _OF_THIS_MACHINE:
         raise error
     name, said = type(error).__name__, shown(" ".join(str(error).split()))
-    answer = getattr(error.__cause__, "response", None) or {}  # of an answer that never came there is none
+    answer = _answer(error)
     code = str(answer.get("Error", {}).get("Code", ""))
-    status = getattr(error, "code", None)
-    if name in _NO_KEYS or code in _WRONG_KEYS or status in (401, "401"):
+    status = str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or getattr(error, "code", ""))
+    if name in _NO_KEYS or code in _WRONG_KEYS or status == "401":
         need = CREDENTIALS.get(url.partition(":")[0], "check the credentials")
         raise DataError(f"{url}: no valid credentials ({code or said or name}); {need}") from error
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or (answer and status == "404"):
         raise Refused("is not there (404)" if code != "NoSuchBucket" else "there is no such bucket", absent=True) from error
-    if code in ("InvalidRange", "416"):
+    if code == "InvalidRange" or status == "416":
         raise Refused("is empty, or ends before the bytes that were asked for") from error
     if name == "ParamValidationError" or code == "InvalidBucketName":
         raise Refused(f"is no address of this store ({said})") from error
-    if isinstance(error, PermissionError) or said.startswith("Forbidden") or status in (403, "403"):
+    if code == "InvalidObjectState":
+        raise Refused("lies in an archive of its store (Glacier); have it restored first") from error
+    if isinstance(error, PermissionError) or said.startswith("Forbidden") or status == "403":
         raise Refused("may not be read or written with these credentials (403)") from error
     if isinstance(error, Trouble):
         return said
+    if answer:
+        return f"the server answers {status} {code if code != status else ''}".rstrip()
     return getattr(error, "strerror", None) or (f"{name}: {said}" if said else name)

@@ -6,7 +6,6 @@ By hand above requests, which reads the body of a redirect however long it is, a
 import functools
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
@@ -15,10 +14,9 @@ from urllib.parse import urljoin
 
 import mpp
 from mpp.errors import DataError
-from mpp.remote import retries
+from mpp.remote import body, retries
 from mpp.remote.retries import Refused, Trouble, shown
 
-CHUNK = 1 << 20
 REDIRECTS = 10
 TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
 
@@ -48,7 +46,6 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
     """Ask for a file, or its bytes [start, end).  Raises Refused and retries.errors(); takes no more than the server announced."""
     patience, session = retries.PATIENCE, _session(os.getpid())
     ranged = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
-    deadline = time.monotonic() + patience.whole_seconds
     timeout = patience.connect_seconds, patience.read_seconds
     for _ in range(REDIRECTS):  # by hand: requests reads the body of a redirect, however long it is
         try:
@@ -62,16 +59,10 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
     else:
         raise Refused(f"redirects more than {REDIRECTS} times")
 
-    def chunks() -> Iterator[bytes]:
-        while chunk := response.raw.read(CHUNK):  # raises where the connection is cut
-            yield chunk
-            if time.monotonic() > deadline:
-                raise Trouble(f"took more than {patience.whole_seconds:g} s for one answer")
-
     with response:
         status, said = response.status_code, f"the server answers {response.status_code} {response.reason}"
         if status >= 500 or status in TRY_AGAIN:
-            raise Trouble(said)
+            raise Trouble(said, response.headers.get("Retry-After", ""))
         if status == 416:
             raise Refused("is empty, or ends before the bytes that were asked for")
         if status not in (200, 206):
@@ -83,7 +74,7 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
                 raise Trouble(f"asked for bytes {start} to {end}, the server sends {response.headers.get('Content-Range')!r}")
             size = int(sent[3])
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        yield Answer(size, tag, status == 206, chunks())
+        yield Answer(size, tag, status == 206, body.parts(response.raw.read1))  # raises where the connection is cut
 
 
 def read(url: str, most: int) -> bytes:

@@ -3,6 +3,7 @@
 from tests.mutations import Row
 
 CACHE, ROOM = "tests/data/test_shard_cache.py::", "tests/data/test_cache_room.py::"
+STORES = "tests/remote/test_stores.py::"
 KEEPER, FOLDER = "mpp/data/keeper.py", "mpp/data/cache_folder.py"
 
 ROWS = [
@@ -131,5 +132,47 @@ ROWS = [
         "            self._file.cache_clear()  # a file that is open takes room after it has made way for others\n",
         "",
         CACHE + "test_a_shard_that_made_way_takes_no_room_any_more",
+    ),
+    Row(
+        "a server that drips is waited for",
+        "mpp/remote/body.py",
+        "if time.monotonic() > deadline:",
+        "if False:",
+        STORES + "test_a_server_that_drips_is_given_up_though_each_byte_is_in_time",
+    ),
+    Row(
+        "nobody is asked how long to wait",
+        "mpp/remote/retries.py",
+        "min(after, PATIENCE.asked_seconds)",
+        "min(0.0, PATIENCE.asked_seconds)",
+        STORES + "test_a_server_that_asks_to_wait_is_given_that_time",
+    ),
+    Row(
+        "a server may ask to wait for hours",
+        "mpp/remote/retries.py",
+        "min(after, PATIENCE.asked_seconds)",
+        "after",
+        STORES + "test_no_server_is_waited_for_longer_than_a_minute_or_so",
+    ),
+    Row(
+        "credentials are asked for where none are needed",
+        "mpp/remote/s3.py",
+        "config = config.merge(Config(signature_version=UNSIGNED))",
+        "pass",
+        STORES + "test_public_objects_are_read_without_credentials",
+    ),
+    Row(
+        "a whole file is taken for the range that was asked for",
+        "mpp/data/origins.py",
+        "data[max(0, start - at) : end - at]",
+        "data",
+        STORES + "test_a_server_that_ignores_a_range_is_used_where_it_says_so",
+    ),
+    Row(
+        "a prefix is taken for a missing object",
+        "mpp/remote/s3.py",
+        'below = place["Key"].rstrip("/") + "/" if place["Key"] else ""',
+        'below = place["Key"] + "/none"',
+        STORES + "test_a_folder_is_told_from_a_file_and_from_nothing",
     ),
 ]

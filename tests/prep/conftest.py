@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.prep import workers
-from mpp.remote import retries, stores
+from mpp.remote import retries, s3
 from tests import official_imagenet
 from tests.object_store import ObjectStore
 
@@ -42,11 +41,10 @@ def write_tar():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[ObjectStore]:
-    """A store for all tests of a module, so that what talks to it is made once.  Workers are forked, which is quicker."""
+    """A store for all tests of a module, so that what talks to it is made once."""
     with pytest.MonkeyPatch.context() as patch, ObjectStore(tmp_path_factory.mktemp("store")) as store:
         patch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=1, waits=(0, 0, 0.01)))
-        patch.setattr(stores, "_file_systems", {})
-        patch.setattr(workers, "loop_runs", lambda: False)
+        patch.setattr(s3, "_clients", {})
         for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hush-hush", "AWS_ENDPOINT_URL": store.endpoint}.items():
             patch.setenv(name, value)
         yield store

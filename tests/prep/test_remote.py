@@ -27,10 +27,11 @@ from PIL import Image
 from data_prep import make_shards
 from mpp.data.shards import ShardSet
 from mpp.errors import BadSample, DataError, UserError
-from mpp.prep import destination, workers
+from mpp.prep import destination
 from mpp.prep.source import Item
 from mpp.prep.sources import open_source
-from mpp.remote import retries, stores, urls
+from mpp.remote import retries, stores, through_fsspec, urls
+from mpp.remote import s3 as s3_store
 from tests.stores import empty, listing, serve_s3
 
 PROGRAM = Path(make_shards.__file__)
@@ -290,10 +291,10 @@ def test_urls_that_cannot_be_right_are_named(url, said, tmp_path):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    for package, url in (("s3fs", "s3://b/x"), ("gcsfs", "gs://b/x")):
-        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(s3_store, "_clients", {})
+    for package, module, url in (("boto3", "boto3.session", "s3://b/x"), ("gcsfs", "gcsfs", "gs://b/x")):
+        monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
-        monkeypatch.setattr(stores, "_file_systems", {})
         with pytest.raises(DataError, match=f"pip install {package}"):
             urls.stat(url)
 
@@ -309,9 +310,8 @@ def s3_client():
 
 @pytest.fixture
 def s3(s3_client, monkeypatch, tmp_path):
-    """A client of an empty bucket.  Workers are forked, which is quicker; the tests with a subprocess start them as users do."""
+    """A client of an empty bucket."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(workers, "loop_runs", lambda: False)
     yield s3_client
     empty(s3_client)
 
@@ -372,7 +372,6 @@ def test_a_prefix_gives_the_shards_of_its_folder(s3, expected, tmp_path, capsys,
 
 
 def test_a_folder_goes_to_a_bucket_and_stays_whole_there(s3, photos, expected, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(workers, "loop_runs", stores.loop_runs)  # workers are spawned
     make_shards.main([str(photos), "s3://bucket/out/", *OPTIONS])
     assert published(s3) == expected
     assert "s3://bucket/out/train: 10 images in 3 shards" in capsys.readouterr().out
@@ -462,7 +461,8 @@ def test_workers_forked_after_the_parent_listed_can_read(s3):
     upload(s3, "photos/", files())
     source = open_source("s3://bucket/photos/", "")
     items = list(source.items(Counter()))
-    assert stores.loop_runs()
+    assert s3_store._clients
+    assert not through_fsspec.loop_runs()
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
         read = list(pool.map(source.reader().read, items, timeout=20))
     assert {item.name: data for item, data in zip(items, read, strict=True)} == {
@@ -502,7 +502,8 @@ def test_an_upload_that_did_not_arrive_as_it_was_is_found(s3, tmp_path, monkeypa
     out = destination.StoreDestination("s3://bucket/out", tmp_path)
     out.folder("train").mkdir(parents=True)
     (out.folder("train") / "000000.tar").write_bytes(bytes(1000))
-    monkeypatch.setattr(out.store.fs, "put_file", lambda local, path, **options: out.store.fs.pipe_file(path, wrong))
+    monkeypatch.setattr(s3, "upload_fileobj", lambda file, Bucket, Key, **options: s3.put_object(Bucket=Bucket, Key=Key, Body=wrong))
+    monkeypatch.setattr(s3_store, "client", lambda: s3)
     with pytest.raises(DataError, match="after an upload of"):
         out.publish("train", "000000.tar")
     assert (out.folder("train") / "000000.tar").exists()
@@ -522,8 +523,7 @@ def test_a_published_shard_can_be_read_in_part_and_removed(s3, tmp_path):
 
 
 def test_a_large_upload_is_compared_by_the_etag_of_its_parts(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(stores.S3Store, "_put_options", {"chunksize": 5 << 20})
+    monkeypatch.setattr(s3_store, "PART_BYTES", 5 << 20)
     (tmp_path / "big").write_bytes(np.random.default_rng(1).bytes(11 << 20))
     info = stores.store_for("s3").put_file("bucket/big", tmp_path / "big")
     assert info.size == 11 << 20
@@ -539,7 +539,7 @@ def test_missing_credentials_and_buckets_are_one_line(s3, photos, tmp_path, monk
         make_shards.main(["s3://bucket/none/", str(tmp_path / "out"), "--format", "zip"])
     with pytest.raises(DataError, match="holds no images"):
         make_shards.main(["s3://bucket/none/", str(tmp_path / "out"), "--quiet"])
-    monkeypatch.setattr(stores, "_file_systems", {})
+    monkeypatch.setattr(s3_store, "_clients", {})
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(DataError, match=r"no valid credentials .*set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"):

@@ -12,7 +12,7 @@ import pytest
 from mpp.errors import DataError
 from mpp.files import seal_of, sha256_of
 from mpp.locks import Owner, _began
-from mpp.remote import copier, retries, stores
+from mpp.remote import copier, retries, s3
 from mpp.remote.copier import BusyError, Copier, Copy, DamagedCopyError
 from mpp.remote.retries import Refused
 from tests.stores import between, empty, listing, serve_s3
@@ -121,13 +121,13 @@ def test_only_what_has_changed_is_copied_again(store, held, run_dir):
 
 def test_a_file_that_is_too_large_for_memory_is_copied_as_it_was_at_one_instant(store, held, run_dir, monkeypatch):
     monkeypatch.setattr(copier, "MEMORY_BYTES", 3)
-    real = stores.S3Store.put_file
+    real = s3.S3Store.put_file
 
     def grows(self, path, local, moved):
         (run_dir / "metrics.jsonl").write_text("longer than before")
         return real(self, path, local, moved)
 
-    monkeypatch.setattr(stores.S3Store, "put_file", grows)
+    monkeypatch.setattr(s3.S3Store, "put_file", grows)
     held.put_beside()
     assert listing(store)["runs/a/metrics.jsonl"] in (b"metrics.jsonl", b"longer than before")
     assert not list(run_dir.glob(".metrics*"))

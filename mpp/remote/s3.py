@@ -1,0 +1,187 @@
+"""S3 and what speaks its language, through boto3.  Its own retries are switched off: retries.py tries again, also what fails behind an answer's beginning.
+
+Where the store is and who we are come from where AWS's own programs look: the environment, ~/.aws, a machine's role.  AWS_NO_SIGN_REQUEST=YES (as GDAL
+has it) asks for public objects without credentials.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mpp.errors import DataError
+from mpp.remote import body, retries, stores
+from mpp.remote.retries import Refused, Trouble, patiently, unless_absent
+from mpp.remote.stores import Info, Store, Write
+
+PART_BYTES = 50 << 20  # of a multipart upload; an ETag depends on it
+MOST_DELETED = 1000  # objects a request
+CONNECTIONS = 32  # of a process, kept open
+
+_clients: dict[int, Any] = {}  # by process: a forked one must not use its parent's connections
+
+
+def client() -> Any:
+    """This process's own, for all its threads.  Raises DataError where boto3 is missing."""
+    if (own := _clients.get(os.getpid())) is not None:
+        return own
+    try:
+        from boto3.session import Session
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise DataError("s3:// needs the package boto3: pip install boto3") from None
+    patience = retries.PATIENCE
+    config = Config(
+        connect_timeout=patience.connect_seconds,
+        read_timeout=patience.read_seconds,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=CONNECTIONS,
+    )
+    if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):
+        config = config.merge(Config(signature_version=UNSIGNED))
+    try:
+        made = Session().client("s3", config=config)  # a session of its own: threads may come here at once
+    except (BotoCoreError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is no URL
+        raise DataError(f"s3://: {error}; check the variables AWS_* and ~/.aws") from error
+    return _clients.setdefault(os.getpid(), made)
+
+
+def _split(path: str) -> dict[str, str]:
+    bucket, _, key = path.lstrip("/").partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+@dataclass(frozen=True)
+class S3Store(Store):
+    """A listing holds one page of stores.PAGE objects at a time."""
+
+    def _ask(self, path: str, call: str, **options: Any) -> Any:
+        return patiently(self.url(path), lambda: getattr(client(), call)(**options))
+
+    def info(self, path: str) -> Info | None:
+        place = _split(path)
+        if place["Key"]:
+            try:
+                head = self._ask(path, "head_object", **place)
+                return Info(path.lstrip("/"), head["ContentLength"], head["ETag"].strip('"'))
+            except Refused as error:
+                if not error.absent:
+                    raise
+        below = place["Key"].rstrip("/") + "/" if place["Key"] else ""
+        found = self._ask(path, "list_objects_v2", Bucket=place["Bucket"], Prefix=below, MaxKeys=1)
+        if below and not found.get("KeyCount", len(found.get("Contents", []))):
+            raise Refused("is not there (404)", absent=True)
+        return None
+
+    def fetch(self, path: str, start: int, end: int, write: Write) -> int:
+        def fetch() -> int:
+            answer = client().get_object(**_split(path), Range=f"bytes={start}-{end - 1}")
+            at = start
+            for data in _body(answer, end - start):
+                write(data, at)
+                at += len(data)
+            return at - start
+
+        return patiently(self.url(path), fetch)
+
+    def read_listed(self, info: Info) -> bytes | None:
+        def read() -> bytes | None:
+            answer = client().get_object(**_split(info.path))
+            with answer["Body"]:
+                if (answer["ContentLength"], answer["ETag"].strip('"')) != (info.size, info.tag):
+                    return None
+                return b"".join(_body(answer, info.size))
+
+        return unless_absent(lambda: patiently(self.url(info.path), read))
+
+    def items(self, prefix: str, *, deep: bool = True) -> Iterator[Info]:
+        bucket, _, key = prefix.partition("/")
+        query: dict[str, Any] = {"Bucket": bucket, "Prefix": key + "/" if key else "", "MaxKeys": stores.PAGE}
+        query |= {} if deep else {"Delimiter": "/"}
+        while True:
+            page = self._ask(prefix, "list_objects_v2", **query)
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):  # the mark of a folder
+                    yield Info(f"{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    def put(self, path: str, data: bytes) -> None:
+        self._ask(path, "put_object", **_split(path), Body=data)
+
+    def put_file(self, path: str, local: Path, moved: Callable[[], None] = lambda: None) -> Info:
+        def upload() -> Info:
+            with local.open("rb") as file:
+                client().upload_fileobj(file, **_split(path), Callback=lambda count: moved(), Config=_transfer())
+            return self._compare(path, local)
+
+        return patiently(self.url(path), upload)
+
+    def _compare(self, path: str, local: Path) -> Info:
+        """The object's info.  Raises Trouble where it differs from the local file, as far as the store can tell."""
+        head = client().head_object(**_split(path))
+        size, tag = local.stat().st_size, head["ETag"].strip('"')
+        if head["ContentLength"] != size:
+            raise Trouble(f"has {head['ContentLength']} bytes after an upload of {size}")
+        if _etag_tells(head):  # otherwise the store itself has compared a checksum
+            known = _etag(local, multipart="-" in tag)
+            if len(tag) >= 32 and tag != known:
+                raise Trouble(f"has ETag {tag} after an upload of {known}")
+        return Info(path, size, tag)
+
+    def differs(self, path: str, local: Path) -> str:
+        head = self._ask(path, "head_object", **_split(path))
+        tag = head["ETag"].strip('"')
+        if not _etag_tells(head) or len(tag) != 32:  # of others' parts the size is not known
+            return ""
+        return f"has ETag {tag}, what came has {known}" if (known := _etag(local, multipart=False)) != tag else ""
+
+    def copy(self, path: str, to: str) -> None:
+        patiently(self.url(path), lambda: client().copy(_split(path), **_split(to), Config=_transfer()))
+
+    def remove(self, paths: list[str]) -> None:
+        for at in range(0, len(paths), MOST_DELETED):
+            objects = [{"Key": _split(path)["Key"]} for path in paths[at : at + MOST_DELETED]]
+            self._ask(paths[at], "delete_objects", Bucket=_split(paths[at])["Bucket"], Delete={"Objects": objects, "Quiet": True})
+
+    def forget(self) -> None:
+        _clients.pop(os.getpid(), None)
+
+
+def _body(answer: dict, most: int) -> Iterator[bytes]:
+    """The bytes of an answer, which are as many as it says, and no more than `most`.  Raises Trouble."""
+    expected, got = answer["ContentLength"], 0
+    with answer["Body"] as stream:  # urllib3's: boto3's own `read` waits for all that it is asked for, however slowly that comes
+        if expected > most:
+            raise Trouble(f"sends {expected} bytes where {most} were asked for")
+        for data in body.parts(stream.read1):
+            got += len(data)
+            yield data
+    if got != expected:
+        raise Trouble(f"sent {got} of {expected} bytes")
+
+
+def _transfer() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=2 * PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=2)
+
+
+def _etag_tells(head: dict) -> bool:
+    """Whether an ETag is a checksum: encrypted with a key of one's own, an object has one that says nothing."""
+    return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
+
+
+def _etag(local: Path, multipart: bool) -> str:
+    """What S3 calls a file: its md5, or the md5 of its parts' md5s and their number."""
+    with local.open("rb") as file:
+        if not multipart:
+            return hashlib.file_digest(file, "md5").hexdigest()
+        parts = [hashlib.md5(part).digest() for part in iter(partial(file.read, PART_BYTES), b"")]
+    return f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"

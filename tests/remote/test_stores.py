@@ -1,0 +1,152 @@
+"""What is asked of a store or a web server, beside one on loopback that misbehaves: bytes written as they come, waits, and who is let in."""
+
+import time
+from email.utils import formatdate
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mpp.data.origins import origin_of
+from mpp.errors import DataError
+from mpp.remote import body, retries, s3, stores
+from mpp.remote.retries import Refused
+from tests.object_store import ObjectStore
+
+pytest.importorskip("boto3")
+pytest.importorskip("requests")
+
+BODY = np.random.default_rng(0).bytes(3_000_000)
+KEY = "photos/train/0.tar"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    (tmp_path / KEY).write_bytes(BODY)
+    for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=2, read_seconds=2, waits=(0, 0)))
+    with ObjectStore(tmp_path) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        yield store
+
+
+@pytest.fixture(params=["s3", "http"])
+def origin(request, store):
+    return origin_of("s3://photos/train" if request.param == "s3" else f"{store.endpoint}/photos/train")
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """Seconds that were slept between two tries."""
+    slept = list[float]()
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=slept.append, time=time.time))
+    return slept
+
+
+class File:
+    """What a range is written to."""
+
+    def __init__(self) -> None:
+        self.at, self.data = list[int](), bytearray(len(BODY) + 1)
+
+    def __call__(self, data: bytes, at: int) -> None:
+        self.at.append(at)
+        self.data[at : at + len(data)] = data
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, len(BODY)), (0, 1), (5, 2_500_000), (2_999_999, 3_000_000), (1_000_000, 9_000_000)])
+def test_a_range_is_written_in_parts_to_its_place(origin, start, end):
+    file = File()
+    assert origin.fetch("0.tar", start, end, file) == len(BODY[start:end])
+    assert file.data[start:end].rstrip(b"\0") == BODY[start:end].rstrip(b"\0")
+    assert file.at == list(range(start, min(end, len(BODY)), body.PART))
+
+
+def test_after_a_cut_it_is_written_from_its_start_again(origin, store):
+    fault = store.faults.cut(KEY, at=0.7)
+    file = File()
+    assert origin.fetch("0.tar", 10, len(BODY), file) == len(BODY) - 10
+    assert fault.met and file.at.count(10) == 2
+    assert file.data[10 : len(BODY)] == BODY[10:]
+    assert stores.store_for("s3").read(KEY, 10, len(BODY)) == BODY[10:]
+
+
+def test_what_is_read_after_a_cut_has_no_part_twice(store):
+    fault = store.faults.cut(KEY, at=0.7)
+    assert stores.store_for("s3").read(KEY, 10, len(BODY)) == BODY[10:]
+    assert fault.met
+
+
+def test_a_server_that_ignores_a_range_is_used_where_it_says_so(store):
+    store.faults.whole(KEY)
+    file = File()
+    assert origin_of(f"{store.endpoint}/photos/train").fetch("0.tar", 100, 2_000_000, file) == 1_999_900
+    assert file.data[100:2_000_000] == BODY[100:2_000_000] and not any(file.data[:100]) and not any(file.data[2_000_000:])
+    with pytest.raises(DataError, match=r"s3://photos/train/0.tar: sends 3000000 bytes where 1999900 were asked for, still so"):
+        origin_of("s3://photos/train").fetch("0.tar", 100, 2_000_000, File())
+
+
+def test_a_server_that_drips_is_given_up_though_each_byte_is_in_time(origin, store, monkeypatch):
+    store.faults.drip(KEY, 600_000, times=None)
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(read_seconds=5, whole_seconds=0.3, waits=()))
+    with pytest.raises(DataError, match=r"0\.tar: took more than 0\.3 s for one answer"):
+        origin.fetch("0.tar", 0, len(BODY), File())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_to_wait_is_given_that_time(origin, store, waited, capsys, status):
+    store.faults.status(KEY, status, retry_after=20)
+    assert origin.fetch("0.tar", 0, 100, File()) == 100
+    assert [20 <= seconds <= 25 for seconds in waited] == [True]
+    assert str(status) in capsys.readouterr().err
+
+
+def test_no_server_is_waited_for_longer_than_a_minute_or_so(origin, store, waited):
+    store.faults.status(KEY, 503, retry_after=7200)
+    origin.fetch("0.tar", 0, 100, File())
+    assert [60 <= seconds <= 75 for seconds in waited] == [True]
+
+
+def test_a_time_to_wait_may_be_a_date_and_nonsense_is_none():
+    asked = lambda told: retries.asked_wait(retries.Trouble("busy", told))
+    assert asked(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=2)
+    assert asked(formatdate(time.time() - 30, usegmt=True)) == 0
+    assert [asked(told) for told in ("", "soon", "-3", "1e9", "Wed, 99 Foo")] == [0] * 5
+    assert retries.asked_wait(OSError("no answer")) == 0
+
+
+def test_public_objects_are_read_without_credentials(store, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"no valid credentials .*for a public bucket AWS_NO_SIGN_REQUEST=YES"):
+        origin_of("s3://photos/train").fetch("0.tar", 0, 10, File())
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    s3.S3Store("s3").forget()
+    assert origin_of("s3://photos/train").fetch("0.tar", 0, 10, File()) == 10
+
+
+def test_a_folder_is_told_from_a_file_and_from_nothing(store):
+    find = stores.store_for("s3").info
+    assert find(KEY).size == len(BODY) and find("photos/train") is find("photos/train/") is find("photos") is None
+    for path, said in (("photos/trai", "is not there"), ("photos/train/0.ta", "is not there"), ("nowhere/x", "there is no such bucket")):
+        with pytest.raises(Refused, match=said) as refused:
+            find(path)
+        assert refused.value.absent
+
+
+def test_an_archived_object_is_named_as_that(store):
+    store.faults.status(KEY, 403, code="InvalidObjectState", times=None)
+    with pytest.raises(Refused, match="lies in an archive of its store"):
+        origin_of("s3://photos/train").fetch("0.tar", 0, 10, File())
+
+
+def test_a_wrong_endpoint_is_one_line(monkeypatch):
+    monkeypatch.setattr(s3, "_clients", {})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    with pytest.raises(DataError, match=r"s3://: .*127\.0\.0\.1:9.*; check the variables AWS_\* and ~/\.aws"):
+        stores.store_for("s3").info(KEY)
