@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpp.data.order import Order, default_streams
-from mpp.data.shard_format import Manifest, read_manifest
+from mpp.data.shard_format import Manifest
 
 FEW = 100_000  # images up to which a preset that fits itself to the set is advised (configs/small_*.yaml)
 SIZES = ((32, 64), (96, 192))  # pixels to train at, for images whose usual short side is below the second number; 224 beyond
@@ -33,9 +33,8 @@ def usual_side(short_sides: Sequence[tuple[int, int]]) -> int:
     return 0
 
 
-def feeding_lines(train: Path | Manifest) -> list[str]:
-    """For people: of a large set, how many shards a process reads from, and what changes that; none of others.  As `next_line`."""
-    manifest = train if isinstance(train, Manifest) else read_manifest(train)[0]
+def feeding_lines(manifest: Manifest) -> list[str]:
+    """For people: of a large set, how many shards a process reads from, and what changes that; none of others."""
     if manifest.samples < MANY:
         return []
     sizes = tuple(entry.samples for entry in manifest.shards)
@@ -58,8 +57,8 @@ def feeding_lines(train: Path | Manifest) -> list[str]:
     return told
 
 
-def next_line(train: Path | str, more: str = "", manifest: Manifest | None = None) -> str:
-    """For people; more: further words of the command; manifest: of a split that is no folder.  Raises DataError where `train` is no split."""
-    config = config_for(manifest or read_manifest(Path(train))[0])
+def next_line(train: Path | str, manifest: Manifest, more: str = "") -> str:
+    """For people; train: where the split is, a folder or a URL; more: further words of the command."""
+    config = config_for(manifest)
     length = "" if config == LARGE else "  (budget=30min: as much as fits into that time)"
     return f"next:     deepspeed mpp/pretrain.py --config {config} data.shards={train}{more}{length}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mpp.data.shard_format import MANIFEST, REMAKE, Manifest
+from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_atomically, write_stream
@@ -132,6 +132,10 @@ class Destination:
         path = self.folder_of_all / name
         path.parent.mkdir(exist_ok=True)
         write_stream(path, chunks)
+
+    def manifest(self, split: str) -> Manifest:
+        """Of a finished split.  Raises DataError."""
+        return read_manifest(self.folder_of_all / split)[0]
 
     def check(self, split: str) -> None:
         """Raises DataError where a finished split is not whole, as far as can be told without reading its shards."""
@@ -253,12 +257,15 @@ class StoreDestination(Destination):
         write_stream(local, chunks)
         self._upload(name, local)
 
-    def check(self, split: str) -> None:
+    def manifest(self, split: str) -> Manifest:
         data = self._fetch(f"{split}/{MANIFEST}")
         try:
-            manifest = Manifest.model_validate_json(data or b"")
+            return Manifest.model_validate_json(data or b"")
         except ValidationError as error:
             raise DataError(f"{self.where(split, MANIFEST)}: is missing or damaged; remove {self.shown} and make it again") from error
+
+    def check(self, split: str) -> None:
+        manifest = self.manifest(split)
         self.look()
         for name, size in [(manifest.index.name, manifest.index.bytes), *((entry.name, entry.bytes) for entry in manifest.shards)]:
             found = (self._seen or {}).get(f"{split}/{name}")

@@ -113,7 +113,7 @@ def index(args: argparse.Namespace) -> int:
     say(f"took {seconds:,.1f} s: {read_bytes / 1e6 / seconds:,.1f} MB/s with {counted(min(args.workers, max(len(missing), 1)), 'worker')}")
     for line in feeding_lines(manifest):
         say(line)
-    say(next_line(args.out, manifest=manifest))
+    say(next_line(args.out, manifest))
     return 0
 
 

@@ -132,13 +132,11 @@ class Summary:
             train = self.out.where("train")
             if "train" not in self.splits:
                 return
-            if isinstance(args.out, str):
-                say(f"next:     copy {train} to a disk of the machines that train")
-            else:
-                apart = f" data.holdout_shards={self.out.where('val')}" if self.listed.cut and "val" in self.splits else ""
-                for line in feeding_lines(Path(train)):
-                    say(line)
-                say(next_line(Path(train), apart))
+            apart = f" data.holdout_shards={self.out.where('val')}" if self.listed.cut and "val" in self.splits else ""
+            manifest = self.out.manifest("train")
+            for line in feeding_lines(manifest):
+                say(line)
+            say(next_line(train, manifest, apart))
 
     def _windowed(self) -> Counter:
         """What a window did: to tiles it was done while they were cut."""

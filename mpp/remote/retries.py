@@ -155,6 +155,7 @@ def errors() -> tuple[type[Exception], ...]:
         ("botocore.exceptions", ("BotoCoreError", "ClientError")),
         ("aiohttp", ("ClientError",)),
         ("gcsfs.retry", ("HttpError",)),
+        ("azure.core.exceptions", ("AzureError",)),
         ("google.auth.exceptions", ("GoogleAuthError",)),
         ("urllib3.exceptions", ("HTTPError",)),
     ):
@@ -169,7 +170,9 @@ def meaning(url: str, error: Exception) -> str:
     name, said = type(error).__name__, shown(" ".join(str(error).split()))
     answer = _answer(error)
     code = str(answer.get("Error", {}).get("Code", ""))
-    status = str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or getattr(error, "code", ""))
+    status = str(
+        answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or getattr(error, "status_code", "") or getattr(error, "code", "")
+    )
     if name in _NO_KEYS or code in _WRONG_KEYS or status == "401":
         need = CREDENTIALS.get(url.partition(":")[0], "check the credentials")
         raise DataError(f"{url}: no valid credentials ({code or said or name}); {need}") from error

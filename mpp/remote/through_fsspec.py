@@ -31,9 +31,8 @@ def loop_runs() -> bool:
 
 
 def file_system(protocol: str) -> Any:
-    """This process's own fsspec file system.  Raises DataError for a protocol we do not know, and where a package is missing."""
-    if protocol not in (*PACKAGES, "memory"):  # others, such as ftp, want more than a URL tells
-        raise DataError(f"{protocol}://: is neither read nor written; give s3://, gs:// or https://")
+    """This process's own fsspec file system.  Raises DataError for a protocol that is unknown or wants more than a bucket and a path, and where a
+    package is missing."""
     key = os.getpid(), protocol
     if key not in _file_systems:
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
@@ -47,11 +46,19 @@ def file_system(protocol: str) -> Any:
                 options["requests_timeout"] = aiohttp.ClientTimeout(
                     total=patience.whole_seconds, sock_connect=patience.connect_seconds, sock_read=patience.read_seconds
                 )
+            kind = fsspec.get_filesystem_class(protocol)
+            if kind._get_kwargs_from_urls(f"{protocol}://bucket/key"):  # such as ftp, whose hosts and users a path of ours does not tell
+                raise ValueError
             made = fsspec.filesystem(protocol, **options)
         except ImportError as error:
             package = PACKAGES.get(protocol)
-            need = f"the package {package}: pip install {package}" if package else str(error)
+            need = f"the package {package}: pip install {package}" if package else f"a package ({error})"
             raise DataError(f"{protocol}:// needs {need}") from error
+        except ValueError as error:
+            raise DataError(
+                f"{protocol}://: is neither read nor written; give s3://, gs:// or https://, or what else fsspec finds by a bucket and a path (az://, hf://)"
+                + (f" ({error})" if str(error) else "")
+            ) from error
         logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it prints the tracebacks of errors that it raises too
         _file_systems[key] = made
     return _file_systems[key]

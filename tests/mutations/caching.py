@@ -175,4 +175,25 @@ ROWS = [
         'below = place["Key"] + "/none"',
         STORES + "test_a_folder_is_told_from_a_file_and_from_nothing",
     ),
+    Row(
+        "a listing of gs:// ends with its first page",
+        "mpp/remote/through_fsspec.py",
+        'if "nextPageToken" not in page:',
+        "if True:",
+        "tests/remote/test_gcs.py::test_a_listing_goes_on_behind_its_first_page",
+    ),
+    Row(
+        "what came of gs:// is believed",
+        "mpp/remote/through_fsspec.py",
+        "if told and told != (known := _md5(local))",
+        "if False and (known := told)",
+        "tests/remote/test_gcs.py::test_what_was_fetched_is_compared_with_the_md5_that_the_store_tells",
+    ),
+    Row(
+        "a host is taken for a bucket",
+        "mpp/remote/through_fsspec.py",
+        "                raise ValueError\n",
+        "                pass\n",
+        "tests/remote/test_gcs.py::test_protocols_that_a_bucket_and_a_path_do_not_lead_to_are_refused",
+    ),
 ]

@@ -11,7 +11,7 @@ ROWS = [
         FILE,
         "stop = min(size, int(last) + 1) if first and last else size",
         "stop = min(size, int(last) + 2) if first and last else size",
-        STORE + "three_clients_read_the_same_bytes_whole_and_in_part",
+        STORE + "two_clients_read_the_same_bytes_whole_and_in_part",
     ),
     Row(
         "a page of a listing loses the key that it ends before",

@@ -10,7 +10,7 @@ import pytest
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.prep import advice
+from mpp.data.shard_format import read_manifest
 from mpp.prep.advice import FEW, LARGE, config_for, feeding_lines, next_line, usual_side
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT
@@ -41,16 +41,15 @@ def test_a_large_set_goes_to_the_papers_own_recipe():
     assert config_for(manifest(FEW, (256, FEW))) == "configs/small_224.yaml" and config_for(manifest(FEW + 1, (256, FEW + 1))) == LARGE
 
 
-def of_shards(monkeypatch, shards, per_shard, image):
+def of_shards(shards, per_shard, image):
     entries = [SimpleNamespace(samples=per_shard) for _ in range(shards)]
     known = SimpleNamespace(samples=shards * per_shard, bytes=shards * per_shard * image, shards=entries)
-    monkeypatch.setattr(advice, "read_manifest", lambda train: (known, b""))
-    return feeding_lines(None)
+    return feeding_lines(known)
 
 
-def test_a_large_set_says_from_how_many_shards_a_process_reads_and_what_blocks_and_larger_shards_change(monkeypatch):
+def test_a_large_set_says_from_how_many_shards_a_process_reads_and_what_blocks_and_larger_shards_change():
     # 100,000 shards for 64 processes: 1,562.5 each, so 1,561 whole ones and two cut at most, 1,564 as the shares are 1,562.4998 shards long.
-    lines = of_shards(monkeypatch, 100_000, 10_000, 10_000)
+    lines = of_shards(100_000, 10_000, 10_000)
     assert len(lines) == 3
     assert lines[0].startswith("feeding:  100,000 shards of 10,000 images, 100 MB; ")
     assert lines[0].endswith("of 8: 12,501, of 64: 1,564, of 512: 197")
@@ -59,9 +58,9 @@ def test_a_large_set_says_from_how_many_shards_a_process_reads_and_what_blocks_a
     assert "--samples-per-shard 100000 " in lines[2]
 
 
-def test_nothing_is_said_of_feeding_where_it_is_no_question(monkeypatch):
-    assert of_shards(monkeypatch, 99, 10_000, 10_000) == []
-    assert len(of_shards(monkeypatch, 500, 10_000, 10_000)) == 1  # a stream is as long as a shard, and there are few
+def test_nothing_is_said_of_feeding_where_it_is_no_question():
+    assert of_shards(99, 10_000, 10_000) == []
+    assert len(of_shards(500, 10_000, 10_000)) == 1  # a stream is as long as a shard, and there are few
 
 
 def test_the_usual_side_is_the_medians():
@@ -69,7 +68,7 @@ def test_the_usual_side_is_the_medians():
 
 
 def test_making_indexing_and_inspecting_send_to_the_same_config_and_it_takes_the_shards(tiny_shards, tmp_path):
-    line = next_line(tiny_shards)
+    line = next_line(tiny_shards, read_manifest(tiny_shards)[0])
     command = re.fullmatch(r"next:     deepspeed (mpp/pretrain\.py --config (\S+) data\.shards=\S+)  \(budget=30min: .*\)", line)
     words = command[1].split()[3:]
     assert load(PretrainConfig, ROOT / command[2], [*words, "budget=30min"]).data.shards == str(tiny_shards)
@@ -80,7 +79,7 @@ def test_making_indexing_and_inspecting_send_to_the_same_config_and_it_takes_the
     for tar in tiny_shards.glob("*.tar"):
         shutil.copy(tar, foreign)
     made = run_forked(["data_prep/index_shards.py", str(foreign)], cwd=ROOT, env=os.environ)
-    assert made.returncode == 0 and made.stdout.endswith(f"{next_line(foreign)}\n"), made.stderr
+    assert made.returncode == 0 and made.stdout.endswith(f"{next_line(foreign, read_manifest(foreign)[0])}\n"), made.stderr
 
 
 @pytest.mark.parametrize(("words", "probes"), [([], "rank_only=true"), (["LABELS=1"], "test=demo/own/shards/val")])
