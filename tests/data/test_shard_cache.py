@@ -328,15 +328,17 @@ def test_bytes_that_are_not_the_manifests_also_when_fetched_again_are_judged_sam
     assert store.fetched("*000002.tar").total() == 2
 
 
-def test_a_copy_that_rots_in_the_cache_is_fetched_anew(store, cache):
+@pytest.mark.parametrize("left", ["one bit is another", "its end is missing", "only zeros", "nothing"])
+def test_a_copy_that_rots_in_the_cache_or_was_half_written_when_a_machine_failed_is_fetched_anew(store, cache, left):
     far = opened()
     good = images_of(far)
     copy = next(cache.glob("sets/*/000004.tar"))
     data = bytearray(copy.read_bytes())
     row = far.index.row(4 * SAMPLES)
     data[row.offset + 9] ^= 4
+    kept = {"one bit is another": data, "its end is missing": data[: row.offset + 5], "only zeros": bytes(len(data)), "nothing": b""}
     far.ahead([0])
-    copy.write_bytes(data)
+    copy.write_bytes(kept[left])
     assert far.read(4 * SAMPLES) == good[4 * SAMPLES] and store.fetched("*000004.tar").total() == 2
 
 

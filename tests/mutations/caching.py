@@ -75,7 +75,7 @@ ROWS = [
         "mpp/data/shards.py",
         "            if self.cached is None:\n                raise",
         "            raise",
-        CACHE + "test_a_copy_that_rots_in_the_cache_is_fetched_anew",
+        CACHE + "test_a_copy_that_rots_in_the_cache_or_was_half_written_when_a_machine_failed_is_fetched_anew",
     ),
     Row(
         "bytes that are not the manifest's stop a run",
