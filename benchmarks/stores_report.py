@@ -38,14 +38,15 @@ def table(result: dict, rate: str) -> str:
     step_ms = result["settings"].get("paced", {}).get("step_ms", 0)
     lines = [
         f"| {rate} MB/s, which allow {float(rate) * 1e6 / mean(result):,.0f} images/s | images/s | behind the first batch | over the local disk | "
-        f"first batch, s | images/CPU-s | waiting at steps of {step_ms:g} ms, % | longest wait there, s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"first batch, s | images/CPU-s | waiting at steps of {step_ms:g} ms, % | of it behind the first batch | longest wait there, s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     digits = {"with_start": 0, "images_per_second": 0, "over_local": 2, "first_batch": 1, "images_per_cpu_second": 0}
     for name in dict.fromkeys([*fast, *paced]):
         cells = [number(fast.get(name, {}).get(what), places) for what, places in digits.items()]
-        waiting = paced.get(name, {}).get("waiting")
-        cells += [number(waiting and 100 * waiting, 1), number(paced.get(name, {}).get("longest_wait"), 1)]
+        slow = paced.get(name, {})
+        cells += [number(share and 100 * share, 1) for share in (slow.get("waiting"), slow.get("waiting_behind_first"))]
+        cells.append(number(slow.get("longest_wait"), 1))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
