@@ -19,18 +19,18 @@ ROWS = [
         "engine.set_steps(commit.step)", SKIPPED,
     ),
     Row(
-        "a resumed run forgets how many steps it has skipped", "mpp/train/run.py", 'commit.record.get("skipped_steps", 0)', "0", SKIPPED,
+        "a resumed run forgets how many steps it has skipped", "mpp/train/bad_numbers.py", 'commit.record.get("skipped_steps", 0) if', "0 if", SKIPPED,
     ),
     Row(
         "one loss that is not finite hides the mean of all", "mpp/train/meters.py",
         "torch.where(torch.isfinite(added).all(), added, 0.0) if self.finite else added", "added", SKIPPED,
     ),
     Row(
-        "skipped steps are never forgiven", "mpp/train/run.py", "        elif not asked.passed:\n            run._in_a_row = 0\n",
-        "        elif not asked.passed:\n", BAD + "test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that_is_taken",
+        "skipped steps are never forgiven", "mpp/train/bad_numbers.py", "        self.in_a_row = 0\n        self.optimiser_steps += 1",
+        "        self.optimiser_steps += 1", BAD + "test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that_is_taken",
     ),
     Row(
-        "a commit is written in a skipped step", "mpp/train/run.py", "run._owed = bool(run._in_a_row) and", "run._owed = False and",
+        "a commit is written in a skipped step", "mpp/train/run.py", "run._owed = bool(run.numbers.in_a_row) and", "run._owed = False and",
         BAD + "test_a_skipped_step_changes_no_weight_and_its_commit_waits_for_the_next_that_is_taken",
     ),
     Row(
@@ -38,18 +38,18 @@ ROWS = [
         SKIPPED.replace("a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_counted_and_resumed_to_the_same_bits", "a_commit_that_fell_into_a_skipped_step_is_written_in_the_next"),
     ),
     Row(
-        "one step too many is allowed in a row", "mpp/train/run.py", "if self._in_a_row <= allowed and", "if self._in_a_row <= allowed + 1 and", STOPPED,
+        "one step too many is allowed in a row", "mpp/train/bad_numbers.py", "if self.in_a_row <= self._allowed and", "if self.in_a_row <= self._allowed + 1 and", STOPPED,
     ),
     Row(
-        "the advice looks back from the last skipped step", "mpp/train/run.py", "first.number - 2, self.repeats", "step.number - 2, self.repeats", STOPPED,
+        "the advice looks back from the last skipped step", "mpp/train/bad_numbers.py", "self._first - 2, self._repeats", "number - 2, self._repeats", STOPPED,
     ),
     Row(
-        "a run that has learned nothing skips its first step", "mpp/train/run.py", "self._in_a_row <= allowed and self.optimiser_steps:",
-        "self._in_a_row <= allowed:", BAD + "test_a_run_whose_first_step_is_not_finite_stops_at_once",
+        "a run that has learned nothing skips its first step", "mpp/train/bad_numbers.py", "self.in_a_row <= self._allowed and self.optimiser_steps:",
+        "self.in_a_row <= self._allowed:", BAD + "test_a_run_whose_first_step_is_not_finite_stops_at_once",
     ),
     # The flight recorder.
     Row(
-        "the message names the dump of rank 0 whoever it was", "mpp/train/run.py", "rank = self.flight.write_together(", "rank = 0 * self.flight.write_together(",
+        "the message names the dump of rank 0 whoever it was", "mpp/train/bad_numbers.py", "rank = self._flight.write_together(", "rank = 0 * self._flight.write_together(",
         STOPPED,
     ),
     Row(
@@ -90,12 +90,12 @@ ROWS = [
         SPIKES + "test_the_first_steps_conclude_nothing",
     ),
     Row(
-        "a resumed run learns the running mean anew", "mpp/train/run.py", 'Spikes(**commit.record.get("spikes", {}))', "Spikes()",
+        "a resumed run learns the running mean anew", "mpp/train/bad_numbers.py", 'Spikes(**commit.record.get("spikes", {}))', "Spikes()",
         BAD + "test_a_loss_spike_is_told_once_with_its_samples_and_counted_across_a_resume",
     ),
     Row(
-        "the samples of a spike are those of the step behind it", "mpp/train/run.py",
-        "first, end = (step - 1) * self.global_batch, step * self.global_batch", "first, end = step * self.global_batch, (step + 1) * self.global_batch",
+        "the samples of a spike are those of the step behind it", "mpp/train/bad_numbers.py",
+        "first, end = (step - 1) * self._global_batch, step * self._global_batch", "first, end = step * self._global_batch, (step + 1) * self._global_batch",
         BAD + "test_a_loss_spike_is_told_once_with_its_samples_and_counted_across_a_resume",
     ),
     # Samples passed over.

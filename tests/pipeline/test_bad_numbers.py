@@ -164,12 +164,12 @@ def test_an_error_of_any_kind_leaves_a_flight_dump_that_says_why(shards, tmp_pat
 import mpp.train.run as run
 from mpp.errors import run_program
 from mpp.pretrain import main
-lost = run.Step.lost
+backward = run.Step.backward
 def breaking(self, loss):
-    lost(self, loss)
+    backward(self, loss)
     if self.number == 3:
         raise ZeroDivisionError("planted")
-run.Step.lost = breaking
+run.Step.backward = breaking
 run_program(main)
 """
     finished = pretrain(run, shards, "log.every_steps=4", "log.samples=true", program=["-c", program])
