@@ -5,7 +5,6 @@ The loop is pretraining's (train/run.py): the same order of samples on any clust
 image exactly once, and each read is logged.
 """
 
-import copy
 import functools
 import math
 import shlex
@@ -29,6 +28,7 @@ from mpp.finetune_job import (
     PROGRAM,
     Again,
     Repeat,
+    classifier_of,
     is_measured,
     open_job,
     refuse_other_layout,
@@ -46,13 +46,10 @@ from mpp.finetune_report import (
     verdict_of,
 )
 from mpp.interop.encoder_folder import write_classifier
-from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.model.classifier import build_classifier, classifier_arguments
-from mpp.model.tokens import choose_attention, class_tokens_of, fuses_attention, set_norm_eps
+from mpp.model.tokens import class_tokens_of
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.monitor.layout import of_finetuning
-from mpp.rng import INIT, seed_of
 from mpp.text import say
 from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure, once_each
@@ -330,20 +327,6 @@ def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], 
         config.data.test_crop,
         about,
     )
-
-
-def classifier_of(
-    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
-) -> tuple[torch.nn.Module, str, dict[str, Any]]:
-    """The model that learns, timm's name of its architecture, and the arguments it was made with."""
-    arch, encoder_arguments = loaded.architecture
-    arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
-    random = config.init == "random"
-    net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy.deepcopy(loaded.net)  # which is changed, and may be wanted again
-    model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
-    set_norm_eps(model, loaded.norm_eps)
-    choose_attention(model, fuses_attention(config.system))
-    return model, arch, arguments
 
 
 def say_finished(repeat: Repeat) -> None:

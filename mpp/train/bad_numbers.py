@@ -1,6 +1,8 @@
 """Numbers that go wrong: gradients that are not finite, whose steps are skipped until there are too many in a row, and losses that jump.
 
-A skipped step changes no weight and no moment (train/engine.py sees to that by itself); here it is counted, told of, and forgiven or not.
+A skipped step changes no weight and no moment (train/engine.py sees to that by itself); here it is counted, written down, told of, and forgiven or not.
+All ranks hear of it a step later, when the next may have moved the weights: nobody waits in a step that is finite.  So what is kept of weights is of
+the step itself only where that one was heard of at once, or the next was not finite either; else of one step behind it, and the dump says which.
 """
 
 import dataclasses
@@ -18,8 +20,9 @@ from mpp.text import say
 from mpp.train.average import WeightAverage
 from mpp.train.commit import Commit, commits
 from mpp.train.engine import Engine
-from mpp.train.flight import Flight
+from mpp.train.flight import SKIPPED, Flight, Kept
 from mpp.train.resume import way_out
+from mpp.watch import watch
 
 
 class BadNumbers:
@@ -46,6 +49,8 @@ class BadNumbers:
         self.optimiser_steps = commit.optimiser_steps if commit else 0
         self.spikes = Spikes(**commit.record.get("spikes", {})) if commit else Spikes()
         self.in_a_row = 0
+        self._kept: Kept | None = None  # of the steps that are skipped just now
+        self._keep_again = 0  # how many steps must have been skipped before weights are kept again
         self._listened = commit.step if commit else 0  # up to which losses were looked at
 
     def taken(self) -> None:
@@ -53,34 +58,47 @@ class BadNumbers:
         self.in_a_row = 0
         self.optimiser_steps += 1
 
-    def skip(self, number: int, rate: float) -> None:
-        """Collective: the gradient of this step was not finite, and so it has changed no weight.  Raises UserError where it is one too many in a row, or
-        the run has not taken a step yet; what led there is written down, and nothing is committed.  rate: its learning rate."""
+    def skip(self, number: int, rate: float, now: int, moved: bool) -> None:
+        """Collective: the gradient of this step was not finite, and so it has changed no weight.  It is written down.  Raises UserError where it is one too
+        many in a row, or the run has not taken a step yet; what led there is written down then, and nothing is committed.
+
+        rate: its learning rate.  now: the step in hand, this one or the next; moved: whether that has changed the weights.
+        """
         self.in_a_row += 1
         if self.in_a_row == 1:
-            self._first, self._first_rate = number, rate
-        if self.in_a_row <= self._allowed and self.optimiser_steps:
+            self._first, self._first_rate, self._kept = number, rate, None  # in those behind it the weights are still the same
+        forgiven = self.in_a_row <= self._allowed and bool(self.optimiser_steps)
+        if not forgiven:
+            self._finish_saving()  # a checkpoint of before, which is told of if it is the newest
+        due = not forgiven or (self.in_a_row == 1 and self.skipped_steps >= self._keep_again)
+        if due and not self._kept:
+            self._kept = self._keep_weights(now if moved else self._first - 1, now)
+            self._keep_again = self.skipped_steps + SKIPPED  # when the dump of this step goes
+        if forgiven:
             self.skipped_steps += 1
+            dump = self._flight.write_skipped(number, self._kept)
             if self._flight.world.first:
                 positions = f"{(number - 1) * self._global_batch}:{number * self._global_batch}"
                 say(
                     f"note: the gradient of step {number} (samples {positions}) is not finite: the step is skipped, it has changed no weight "
-                    f"({self.in_a_row} in a row; more than system.max_skipped_steps={self._allowed} end the run)"
+                    f"({self.in_a_row} in a row; more than system.max_skipped_steps={self._allowed} end the run); to see where it went wrong: "
+                    f"python mpp/replay.py {dump}"
                 )
             return
         why = f"the gradient norm of step {self._first} is not finite (learning rate {self._first_rate:.3g})"
         if self.in_a_row > 1:
             why += f", nor is it up to step {number}, {self.in_a_row} in a row"
-        self._finish_saving()  # a checkpoint of before, which is told of if it is the newest
-        rank = self._flight.write_together(why, self._weights_at_stop(self._first - 1))
+        dump = self._flight.write_together(why, self._kept)
         raise UserError(
             f"{why}; {way_out(self.run_dir, self._config, self._first - 2, self._repeats)}; to see where it went wrong: "
-            f"python mpp/replay.py {self._flight.folder}/rank{rank}.json"
+            f"python mpp/replay.py {dump}"
         )
 
-    def _weights_at_stop(self, step: int) -> int | None:
-        """Collective: keep the weights, and their average, as they are since that step, beside the flight recorder.  Returns the step; None where there is
-        no room for them."""
+    @watch.slowly("keeping the weights of a step that is not finite")
+    def _keep_weights(self, step: int, now: int) -> Kept | None:
+        """Collective: keep the weights as they are since that step, and their average as it is now, beside the flight recorder.  None where there is no room
+        for them."""
+        found = Kept(step, now if self._average else None)
         first = self._flight.world.first
         kept = self._average.tensors() if self._average else {}
         for name, parameter in self._engine.module.named_parameters():
@@ -89,12 +107,12 @@ class BadNumbers:
                 kept[f"weight/{name}"] = whole.detach().float().cpu()
         try:
             if first:
-                self._flight.keep_weights(kept)
+                self._flight.keep_weights(kept, found)
+            room = [True]
         except (OSError, SafetensorError):
-            step = -1
-        told = [step]
-        dist.broadcast_object_list(told, src=0)
-        return told[0] if told[0] >= 0 else None
+            room = [False]
+        dist.broadcast_object_list(room, src=0)
+        return found if room[0] else None
 
     def listen(self, number: int) -> None:
         """Collective: hear the losses of the steps up to this one, the mean over ranks; a spike is told once."""

@@ -252,6 +252,7 @@ class Run:
         about = {
             "program": self.program,
             "config": config,
+            "depends_on": self._depends_on,
             "device": self.world.device.type,
             "micro_batch": self.plan.micro_batch,
             "accumulation": self.plan.accumulation,
@@ -404,7 +405,7 @@ class Step:
         before, run._unread = run._unread, self
         if before:
             self._heed(before)
-        if self.shown or self.commits:
+        if self.shown or self.commits or run.numbers.in_a_row:  # while steps are skipped each is heard of at once, with the weights it had
             self._heed(self)
             run._unread = None
             run.numbers.listen(self.number)
@@ -421,7 +422,8 @@ class Step:
         if written == run.world.size and asked._saving is run._saver.pending:
             run._saver.finish()
         if broken:
-            run.numbers.skip(asked.number, asked.rate)
+            moved = self is not asked and not self.passed and not self._agreed.read()[0]
+            run.numbers.skip(asked.number, asked.rate, self.number, moved)
         elif not asked.passed:
             run.numbers.taken()
         run.bad_samples += bad
