@@ -1,7 +1,7 @@
 """What mpp/replay.py does, top to bottom: a dump of the flight recorder -> where numbers ceased to be finite, and on which images.
 
 OUT/replay.json:
-    format 1   dump   step   rank   weights {source, step (after which they are), exact}
+    format 1   dump   step   rank   weights {source, step (after which they are), exact, not_finite [names]}
     same       {samples, masks (of a fine-tuning labels), pixels: true, false, or null where it was not noted}
     precisions {fp32: {loss, gradient_norm (of this rank's share), micro_batch (the one at which it ended), first, first_gradient (or null):
                {name, kind, largest, given_finite}, forward [[name, kind, largest]], backward [likewise]}}
@@ -85,10 +85,9 @@ class Weights:
     @property
     def words(self) -> str:
         """How far they are from what the step had; empty where they are just that."""
-        steps = counted(abs(self.late), "step")
         if self.late:
-            return f"; {steps} {'behind it: the run had taken it before it knew' if self.late > 0 else 'short of it: weights have moved since'}"
-        return f"; the average that it learns from is {counted(self.average_late, 'step')} older" if self.average_late else ""
+            return f"; {counted(abs(self.late), 'step')} {'behind' if self.late > 0 else 'short of'} it: weights have moved since"
+        return f"; the average that it learns from is of {counted(self.average_late, 'step')} later" if self.average_late else ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,10 @@ def replay(asked: ReplayConfig) -> int:
         say(f"note: {line}")
 
     model = job.build(weights.tensors, weights.source)
+    not_finite = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if not_finite:
+        more = f", and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
+        say(f"          of its tensors {not_finite[0]}{more} hold numbers that are not finite")
     step = Taking(job, model, batches, noted["noise_seed"], facts["accumulation"])
     passes = {name: step.taken(name == "bf16") for name in precisions(asked, config)}
     for name, each in passes.items():
@@ -156,7 +159,7 @@ def replay(asked: ReplayConfig) -> int:
         "dump": str(dump.path),
         "step": noted["step"],
         "rank": facts["rank"],
-        "weights": {"source": weights.source, "step": weights.step, "exact": weights.exact},
+        "weights": {"source": weights.source, "step": weights.step, "exact": weights.exact, "not_finite": not_finite},
         "same": same,
         "precisions": {name: as_facts(each) for name, each in passes.items()},
         "images": images,
