@@ -405,7 +405,7 @@ class Step:
         before, run._unread = run._unread, self
         if before:
             self._heed(before)
-        if self.shown or self.commits or run.numbers.in_a_row:  # while steps are skipped each is heard of at once, with the weights it had
+        if self.shown or self.commits:
             self._heed(self)
             run._unread = None
             run.numbers.listen(self.number)

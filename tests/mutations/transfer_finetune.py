@@ -133,7 +133,7 @@ ROWS = [
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        "from scratch keeps the encoder", "mpp/finetuning.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
+        "from scratch keeps the encoder", "mpp/finetune_job.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
         HAND + "from_scratch_nothing_of_the_encoder_is_left",
     ),
     Row(

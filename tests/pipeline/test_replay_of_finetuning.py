@@ -52,11 +52,11 @@ run.Step.update = poisoning
 run_program(main)
 """
 WORDS = [
-    "data={global_batch: 12, holdout_fraction: 0.2, labels_per_class: 12}",
+    "data={global_batch: 12, holdout_fraction: 0.2, label_fraction: 0.5}",
     "system={micro_batch_max: 4, workers: 0, precision: fp32}",
     "optim={steps: 6, warmup_steps: 1, base_lr: 0.02, class_weight: balanced}",
     "augment={erasing: 0.9}",
-    "model.drop_path=0.3",
+    "model={drop_path: 0.3, head_std: 0.5}",
     "seed=7",
 ]
 
