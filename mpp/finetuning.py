@@ -127,9 +127,8 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     average = WeightAverage(model, short_at_first(config.optim.ema)) if config.optim.ema else None
     one = lambda: torch.zeros(1, 3, *size, device=world.device)
     blank = lambda engine: engine.forward(one())
-    if world.first and run.is_timed:
-        run.flop_per_image = training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
-    engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
+    flop = lambda: training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
+    engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, flop, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
     hand: InHand | None = None

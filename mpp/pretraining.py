@@ -153,12 +153,11 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     world, masking = run.world, sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
-    if world.first and run.is_timed:
-        run.flop_per_image = flop_of(model, config, masking, world.device)
     engine = run.begin(
         model,
         build_optimiser(model, config.optim, model.target.own_scales),
         lambda engine: engine.forward(*blank_inputs(config, masking, world.device))[0],
+        lambda: flop_of(model, config, masking, world.device),
         teacher,
     )
     held = -(-len(sets.holdout.pool) // (plan.micro_batch * world.size))

@@ -230,7 +230,7 @@ class FinetuningJob:
             found["erased"] = box
         if "share" in batch and (share := float(batch["share"][row])) < 1:
             pasted = tuple(batch["paste"][row].tolist()) != NO_BOX
-            found |= {"share": share, "mixed_with": int(batch["shown"][row ^ 1]), "pasted": pasted}
+            found |= {"share": share, "mixed_with": int(batch["sample"][row ^ 1]), "pasted": pasted}
         return found
 
     def caption(self, facts: Mapping[str, Any]) -> str:

@@ -140,8 +140,8 @@ def replay(asked: ReplayConfig) -> int:
     model = job.build(weights.tensors, weights.source)
     not_finite = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
     if not_finite:
-        more = f", and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
-        say(f"          of its tensors {not_finite[0]}{more} hold numbers that are not finite")
+        more = f" and {len(not_finite) - 1} more hold" if len(not_finite) > 1 else " holds"
+        say(f"          of its tensors {not_finite[0]}{more} numbers that are not finite")
     step = Taking(job, model, batches, noted["noise_seed"], facts["accumulation"])
     passes = {name: step.taken(name == "bf16") for name in precisions(asked, config)}
     for name, each in passes.items():

@@ -122,7 +122,7 @@ class Run:
         self.average: WeightAverage | None = None
         self.bad_samples = 0  # since the run began
         self.stop: StopRequest | None = None  # from the first step on
-        self.flop_per_image: float | None = None  # of training: the program says it, and has it held against this machine
+        self._flop_per_image: float | None = None
         self._rate_of_all: float | None = None  # FLOP/s
 
     def settle(self) -> None:
@@ -147,11 +147,18 @@ class Run:
         return self._first_step if self._first_step is not None else self.commit.step if self.commit else 0
 
     def begin(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Callable[[Engine], Tensor], average: WeightAverage | None = None
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        blank: Callable[[Engine], Tensor],
+        flop_per_image: Callable[[], float],
+        average: WeightAverage | None = None,
     ) -> Engine:
         """Collective.  blank: a forward pass of anything, whose gradients are not used: it creates the optimiser's state before it is put back.
-        average: of the weights, which is updated after each step and lies beside them in each commit."""
+        flop_per_image: of training, to be held against this machine.  average: of the weights, which is updated after each step and lies beside them in
+        each commit."""
         commit, world = self.commit, self.world
+        self._flop_per_image = flop_per_image() if world.first and self.is_timed else None
         from_first(world, lambda: cut_back_logs(self.run_dir, commit.samples_seen if commit else 0))
         self.average = average
         system = self.config.system.model_copy(update={"compile": pays(self.config.system, self.total_steps)})
@@ -241,7 +248,7 @@ class Run:
         self.stop = self.stop or StopRequest()
         self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
         self.speed = Speed(
-            self.engine.phases, self.world, self.first_step, self.global_batch, passed, self.flop_per_image, self._rate_of_all
+            self.engine.phases, self.world, self.first_step, self.global_batch, passed, self._flop_per_image, self._rate_of_all
         )
         if self.copies:  # after loader processes were forked: it has a thread
             self.copies.begin(commits(self.run_dir))

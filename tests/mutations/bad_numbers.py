@@ -214,7 +214,7 @@ ROWS = [
         TUNING + "test_a_weight_that_is_not_finite_is_found_and_the_module_that_uses_it",
     ),
     Row(
-        "the partner of a mixed image is the image itself", "mpp/replay_job.py", '["shown"][row ^ 1]', '["shown"][row]', LOSS,
+        "the partner of a mixed image is the image itself", "mpp/replay_job.py", '["sample"][row ^ 1]', '["sample"][row]', LOSS,
     ),
     Row(
         "the pictures of a replay leave out the standard deviation", "mpp/replay_job.py", "normalised * std + mean", "normalised + mean",

@@ -124,7 +124,8 @@ def test_the_loss_is_the_one_that_was_noted_and_images_are_named_with_their_labe
         assert each["where"] == images.where(each["shown"]) and each["label"] == images.classes[images.labels[each["shown"]]]
     samples = {each["sample"]: each for each in found["images"]}
     mixed = [each for each in found["images"] if "share" in each]
-    assert len(mixed) == 6 and all(samples[each["mixed_with"]]["mixed_with"] == each["sample"] for each in mixed)
+    assert len(mixed) == 6 and all(each["mixed_with"] != each["sample"] for each in mixed)
+    assert all(samples[each["mixed_with"]]["mixed_with"] == each["sample"] for each in mixed)
     said = capsys.readouterr().out
     assert "samples, labels, pixels are those of the run" in said
     assert f"{mixed[0]['share']:.0%} {mixed[0]['label']}, the rest of sample {mixed[0]['mixed_with']}" in said
@@ -138,7 +139,7 @@ def test_a_weight_that_is_not_finite_is_found_and_the_module_that_uses_it(poison
         first = found["precisions"]["fp32"]["first"]
         assert (first["name"], first["kind"], first["given_finite"]) == ("classifier.blocks.1.mlp.fc1", "Linear", True)
         said = capsys.readouterr().out
-        assert "classifier.blocks.1.mlp.fc1.weight hold numbers that are not finite" in said
+        assert "classifier.blocks.1.mlp.fc1.weight holds numbers that are not finite" in said
         assert "the weights are at fault, not an image" in said
 
 
