@@ -173,13 +173,17 @@ def read_dump(path: Path, shards: Words | None) -> Dump:
     """shards: where those of the run lie now.  Raises ConfigError."""
     try:
         facts = json.loads(path.read_text())
-        known = facts["format"] == FORMAT and isinstance(facts["steps"], list)
+        known = isinstance(facts["format"], int) and isinstance(facts["steps"], list)
     except OSError as error:
         raise ConfigError(f"cannot read the dump {path} ({error.strerror}); {GIVE}") from error
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
         raise ConfigError(f"{path} is no dump of the flight recorder; {GIVE}")
+    if facts["format"] != FORMAT:
+        raise ConfigError(
+            f"{path} is of another version of mpp: its format is {facts['format']}, and this one reads {FORMAT}; replay it with the one that ran"
+        )
     words = [f"{key}={json.dumps(value)}" for key, value in facts["config"].items()]
     moved = lambda key: [f"{key}={json.dumps(shards)}"] if shards else []
     if facts["program"] == "mpp/finetune.py":

@@ -72,7 +72,7 @@ class BadNumbers:
             self._finish_saving()  # a checkpoint of before, which is told of if it is the newest
         due = not forgiven or (self.in_a_row == 1 and self.skipped_steps >= self._keep_again)
         if due and not self._kept:
-            self._kept = self._keep_weights(now if moved else self._first - 1, now)
+            self._kept = self._keep_weights(now if moved else self._first - 1, now, goes_on=forgiven)
             self._keep_again = self.skipped_steps + SKIPPED  # when the dump of this step goes
         if forgiven:
             self.skipped_steps += 1
@@ -95,9 +95,9 @@ class BadNumbers:
         )
 
     @watch.slowly("keeping the weights of a step that is not finite")
-    def _keep_weights(self, step: int, now: int) -> Kept | None:
+    def _keep_weights(self, step: int, now: int, goes_on: bool) -> Kept | None:
         """Collective: keep the weights as they are since that step, and their average as it is now, beside the flight recorder.  None where there is no room
-        for them."""
+        for them.  goes_on: the run does."""
         found = Kept(step, now if self._average else None)
         first = self._flight.world.first
         kept = self._average.tensors() if self._average else {}
@@ -107,7 +107,7 @@ class BadNumbers:
                 kept[f"weight/{name}"] = whole.detach().float().cpu()
         try:
             if first:
-                self._flight.keep_weights(kept, found)
+                self._flight.keep_weights(kept, found, goes_on)
             room = [True]
         except (OSError, SafetensorError):
             room = [False]

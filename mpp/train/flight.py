@@ -22,6 +22,7 @@ the newest 4 stay, of every fourth with weights: one file, the newest, whose met
 mpp/replay.py reads such a file.
 """
 
+import errno
 import json
 import math
 import shutil
@@ -49,6 +50,7 @@ FORMAT = 2
 STEPS = 16
 ROWS = 4  # of each crop that `pixels_check` looks at, about
 SKIPPED = 4  # steps of which dumps stay
+CHECKPOINT = 3  # times as large as the weights and their average, at most: two moments
 WEIGHTS = "weights.safetensors"
 
 
@@ -228,11 +230,15 @@ class Flight:
         except OSError as error:  # a full disk: the run itself matters more, and its own last words
             warn(f"the flight recorder cannot be written ({error})")
 
-    def keep_weights(self, tensors: Mapping[str, Tensor], kept: Kept) -> None:
-        """Rank 0: those near a step that was not finite, so that it can be looked at.  No commit: nobody goes on from here."""
+    def keep_weights(self, tensors: Mapping[str, Tensor], kept: Kept, goes_on: bool) -> None:
+        """Rank 0: those near a step that was not finite, so that it can be looked at.  No commit: nobody goes on from here.  goes_on: the run does, and its
+        next checkpoint must find room, too.  Raises OSError where it would not, and SafetensorError."""
         self.folder.mkdir(exist_ok=True)
         part = temporary(self.folder / WEIGHTS)
         copies = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        needed = sum(tensor.nbytes for tensor in copies.values())
+        if goes_on and shutil.disk_usage(self.folder).free < (1 + CHECKPOINT) * needed:
+            raise OSError(errno.ENOSPC, "the next checkpoint needs the room", str(self.folder))
         save_file(copies, str(part), {"step": str(kept.step)})
         part.rename(self.folder / WEIGHTS)
 

@@ -59,8 +59,8 @@ ROWS = [
         WRITTEN,
     ),
     Row(
-        "weights of the step behind count as those of the skipped one", "mpp/train/bad_numbers.py", "self._keep_weights(now if moved else self._first - 1, now)",
-        "self._keep_weights(self._first - 1, now)", WRITTEN,
+        "weights of the step behind count as those of the skipped one", "mpp/train/bad_numbers.py", "self._keep_weights(now if moved else self._first - 1, now,",
+        "self._keep_weights(self._first - 1, now,", WRITTEN,
     ),
     Row(
         "weights that stood still count as moved", "mpp/train/run.py", "not self.passed and not self._agreed.read()[0]", "not self.passed", MANY,
@@ -86,6 +86,10 @@ ROWS = [
     Row(
         "a disk that is full ends a run that skips a step", "mpp/train/bad_numbers.py", "except (OSError, SafetensorError):", "except SafetensorError:",
         BAD + "test_where_weights_cannot_be_kept_the_run_goes_on_and_the_dump_says_none",
+    ),
+    Row(
+        "the trace of a skipped step takes the room of the next checkpoint", "mpp/train/flight.py", "< (1 + CHECKPOINT) * needed", "< needed",
+        "tests/train/test_flight.py::test_weights_of_a_run_that_goes_on_leave_room_for_its_next_checkpoint",
     ),
     # The flight recorder.
     Row(
@@ -184,6 +188,10 @@ ROWS = [
     ),
     Row(
         "weights of the step behind count as those of the step", "mpp/replaying.py", "late = max(0, kept", "late = 0 * max(0, kept", NEAREST,
+    ),
+    Row(
+        "an average that has moved on counts as the step's own", "mpp/replaying.py", 'dump.facts["average"] - (step - 1) if average else 0', "0",
+        REPLAY + "test_an_average_that_has_moved_on_is_told",
     ),
     Row(
         "weights that were kept go before the commit of the step itself", "mpp/replaying.py", "if not (late < short or not (late or average)):", "if False:",

@@ -147,6 +147,9 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(stopped, tmp_path):
     (tmp_path / "other.json").write_text('{"format": 9}')
     with pytest.raises(ConfigError, match="is no dump of the flight recorder"):
         main([str(tmp_path / "other.json")])
+    (tmp_path / "older.json").write_text(json.dumps(json.loads(dump.read_text()) | {"format": 1}))
+    with pytest.raises(ConfigError, match=r"older.json is of another version of mpp: its format is 1, and this one reads 2"):
+        main([str(tmp_path / "older.json")])
     with pytest.raises(ConfigError, match=r"step=40 is not in .*; there are 1 to 7"):
         main([str(dump), "step=40", f"out={tmp_path}"])
     with pytest.raises(CheckpointError, match="is no checkpoint"):
@@ -170,6 +173,17 @@ def test_other_pixels_are_told(stopped, tmp_path, capsys):
     found = replayed(tmp_path / "changed.json", f"weights={stopped}/checkpoints/000000006", out=tmp_path)
     assert found["same"] == {"samples": True, "masks": True, "pixels": False}
     assert "pixels DIFFER" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_an_average_that_has_moved_on_is_told(shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [*FEATURES, *SMALL, "checkpoint.every_samples=48", "log.every_steps=1"]  # what is logged is heard of at once
+    assert poisoned(run, shards, *words, steps="3").status == [0]
+    found = replayed(run / "flight" / "skipped-3.rank0.json", out=tmp_path)
+    assert found["weights"]["step"] == 2 and not found["weights"]["exact"]
+    assert "after step 2; the average that it learns from is of 1 step later" in capsys.readouterr().out
+    assert any(name.startswith("teacher.") for name, *_ in found["precisions"]["fp32"]["forward"])
 
 
 @pytest.mark.long
