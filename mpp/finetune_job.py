@@ -3,6 +3,7 @@
 RUN of a fine-tuning alone; of repeats RUN/repeat-0, RUN/repeat-1, ..., each what the same seed gives alone on the same hold-out.
 """
 
+import copy
 import functools
 import json
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mpp.config import small
 from mpp.config.finetune import FinetuneConfig
@@ -20,7 +23,10 @@ from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import is_written
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder
+from mpp.model.classifier import build_classifier, classifier_arguments
+from mpp.model.tokens import choose_attention, fuses_attention, set_norm_eps
 from mpp.peers import Peers
+from mpp.rng import INIT, seed_of
 from mpp.text import counted
 from mpp.train.commit import folders_of
 from mpp.train.run import Run
@@ -239,3 +245,17 @@ def clock_of(config: FinetuneConfig, steps_per_epoch: int) -> OptimConfig:
 def length_of(optim: Mapping[str, Any], steps_per_epoch: int) -> int:
     """Steps that an optim section asks for."""
     return optim.get("steps") or max(1, round(optim.get("epochs", 0) * steps_per_epoch))
+
+
+def classifier_of(
+    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
+) -> tuple[torch.nn.Module, str, dict[str, Any]]:
+    """The model that learns, timm's name of its architecture, and the arguments it was made with."""
+    arch, encoder_arguments = loaded.architecture
+    arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
+    random = config.init == "random"
+    net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy.deepcopy(loaded.net)  # which is changed, and may be wanted again
+    model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
+    set_norm_eps(model, loaded.norm_eps)
+    choose_attention(model, fuses_attention(config.system))
+    return model, arch, arguments

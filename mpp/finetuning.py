@@ -5,7 +5,6 @@ The loop is pretraining's (train/run.py): the same order of samples on any clust
 image exactly once, and each read is logged.
 """
 
-import copy
 import functools
 import math
 import shlex
@@ -17,22 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpp.agreement import agree
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.schema import flat
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.in_hand import InHand
-from mpp.data.loader import Batches, batches
+from mpp.data.loader import Batches
 from mpp.data.order import OrderSampler
-from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
-from mpp.disks import disks
 from mpp.errors import AGAIN
 from mpp.finetune_job import (
     PROGRAM,
     Again,
     Repeat,
+    classifier_of,
     is_measured,
     open_job,
     refuse_other_layout,
@@ -50,23 +46,18 @@ from mpp.finetune_report import (
     verdict_of,
 )
 from mpp.interop.encoder_folder import write_classifier
-from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.machine import allow_open_files
-from mpp.model.classifier import build_classifier, classifier_arguments
-from mpp.model.tokens import choose_attention, class_tokens_of, fuses_attention, set_norm_eps
+from mpp.model.tokens import class_tokens_of
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.monitor.layout import of_finetuning
-from mpp.peers import meet
-from mpp.rng import INIT, seed_of
-from mpp.text import counted, say
+from mpp.text import say
 from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure, once_each
 from mpp.train.commit import Commit, find_commit
 from mpp.train.engine import Engine
+from mpp.train.gathering import gather, held_folder, start
 from mpp.train.meters import Meters
 from mpp.train.optim import build_finetune_optimiser
-from mpp.train.run import held_folder, start
 from mpp.train.run_folder import environment, hold_run_folder
 from mpp.train.shared_sum import shared_sum
 from mpp.train.signals import StopRequest, stopped_words
@@ -86,13 +77,9 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     asked, again: the config, and how to have it anew with what a preset says of what it leaves open.  argv: the command line, to be noted.  Raises
     UserError.
     """
-    disks.patience = asked.system.disk_patience_seconds
-    caching.use(asked.system.cache, asked.system.cache_gb)
-    peers = meet(asked.system.patience_slow_seconds)
-    agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
+    peers = gather(PROGRAM, asked)
 
     # Everything that can be refused is refused before there are collectives.
-    allow_open_files()
     peers.together(lambda: refuse_other_layout(asked, run_dir) if peers.first else None)
     job = open_job(asked, run_dir, argv, again, peers)
     config = job.config
@@ -140,9 +127,8 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     average = WeightAverage(model, short_at_first(config.optim.ema)) if config.optim.ema else None
     one = lambda: torch.zeros(1, 3, *size, device=world.device)
     blank = lambda engine: engine.forward(one())
-    if world.first and run.is_timed:
-        run.flop_per_image = training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
-    engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
+    flop = lambda: training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
+    engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, flop, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
     hand: InHand | None = None
@@ -150,8 +136,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
         source.keep_open(order.shards_in_reach(world.size))
         hand = source.in_hand(order, world.size, world.local_size)
     placed = sets.placed(config, world.device, world.local_size)
-    own = hand.bytes // world.local_size if hand else 0
-    stream = batches(placed, sampler, run.workers, pin_memory=world.device.type == "cuda", local_world=world.local_size, hand=own)
+    stream = run.read(placed, sampler, world.device, hand)
     weight = balanced_weights(sets.labels, len(sets.classes)).to(world.device) if config.optim.class_weight else None
     held = f", {len(sets.holdout.ids):,} held out" if sets.holdout else ""
     random = config.init == "random"
@@ -167,7 +152,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}",
             *([f"the loss weighs classes: {weights_in_words(weight, sets.classes)}"] if weight is not None else []),
             *([source.fetched_words(hand)] if hand and isinstance(source, ShardSet) else []),
-            f"{placed.images.decoder} | {counted(run.workers, 'loader process', 'loader processes')} a rank",
+            f"{placed.images.decoder} | {run.loader_words}",
             run.plan_words(),
         ],
         of_finetuning(run.schedule.final_weight_decay is not None),
@@ -179,8 +164,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
         for batch in step.batches():
             images, targets = inputs_and_targets(batch, len(sets.classes), augment.smoothing, loaded.mean, loaded.std, world.device)
             loss = cross_entropy(engine.forward(images), targets, weight)
-            engine.backward(loss.mean())
-            step.lost(loss.detach().mean())
+            step.backward(loss.mean())
             meters.add(loss.detach(), torch.ones_like(loss))
         step.update()
         if step.shown:
@@ -190,7 +174,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
         if sets.holdout and not step.last and step.number % (order.steps_per_epoch * config.log.holdout_every_epochs) == 0:
             note_holdout(run.board, step.samples_seen, step.number, measured(tuned, sets.holdout))
         if step.commits:
-            run.save(step, {"program": "finetune", "seconds": round(seconds_before + run.seconds, 1)})
+            run.save(step, {"program": "finetune", "seconds": round(seconds_before + run.speed.seconds, 1)})
 
     watch.moved("writing results", step=run.total_steps, slow=True)
     assert run.commit is not None  # the last step is committed
@@ -342,20 +326,6 @@ def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], 
         config.data.test_crop,
         about,
     )
-
-
-def classifier_of(
-    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
-) -> tuple[torch.nn.Module, str, dict[str, Any]]:
-    """The model that learns, timm's name of its architecture, and the arguments it was made with."""
-    arch, encoder_arguments = loaded.architecture
-    arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
-    random = config.init == "random"
-    net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy.deepcopy(loaded.net)  # which is changed, and may be wanted again
-    model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
-    set_norm_eps(model, loaded.norm_eps)
-    choose_attention(model, fuses_attention(config.system))
-    return model, arch, arguments
 
 
 def say_finished(repeat: Repeat) -> None:

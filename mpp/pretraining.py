@@ -17,24 +17,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from mpp.agreement import agree
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import flat
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.joined_shards import JoinedShards
-from mpp.data.loader import batches, fixed_batches
+from mpp.data.loader import fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
-from mpp.data.shard_cache import caching
 from mpp.data.shards import few_open_files
 from mpp.data.training_set import TrainingSet, open_training_set
-from mpp.disks import disks
 from mpp.errors import AGAIN
 from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIXES, is_written, write_encoder
 from mpp.interop.lent import bring
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
-from mpp.machine import allow_open_files
 from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import logged
@@ -45,7 +40,6 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.projector import MOST
 from mpp.monitor.signs import Course, Signs
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
-from mpp.peers import meet
 from mpp.progress import tracked
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -57,6 +51,7 @@ from mpp.text import counted, say
 from mpp.train.commit import Commit, commits, read_tensors
 from mpp.train.copies import Copies
 from mpp.train.engine import Engine
+from mpp.train.gathering import gather
 from mpp.train.meters import Meters
 from mpp.train.optim import build_optimiser
 from mpp.train.progress import signed
@@ -97,11 +92,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
 
     asked, again: the config, and how to have it anew with what it leaves open (settling.py).  argv: the command line, to be noted.  Raises UserError.
     """
-    disks.patience = asked.system.disk_patience_seconds
-    caching.use(asked.system.cache, asked.system.cache_gb)
-    peers = meet(asked.system.patience_slow_seconds)
-    agree(peers, PROGRAM, flat(asked.model_dump(mode="json")))
-    allow_open_files()
+    peers = gather(PROGRAM, asked)
     copies = peers.together(lambda: Copies(asked.checkpoint, run_dir) if peers.first and asked.checkpoint.copy_to else None)
     settled = settle(asked, again, run_dir, peers, (lambda: copies.find(asked.resume)) if copies else None)
     config = settled.config
@@ -157,18 +148,16 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     kept_open = sets.trained_on.keep_open(reach)
     hand = sets.in_hand(order, peers.size, peers.local_size)
     placed = sets.placed(config, device, peers.local_size, run.first_step)
-    each = hand.bytes // peers.local_size if hand else 0
-    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=each)
+    stream = run.read(placed, sampler, device, hand)
     run.join(settled.world)
     world, masking = run.world, sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
-    if world.first and run.is_timed:
-        run.flop_per_image = flop_of(model, config, masking, world.device)
     engine = run.begin(
         model,
         build_optimiser(model, config.optim, model.target.own_scales),
         lambda engine: engine.forward(*blank_inputs(config, masking, world.device))[0],
+        lambda: flop_of(model, config, masking, world.device),
         teacher,
     )
     held = -(-len(sets.holdout.pool) // (plan.micro_batch * world.size))
@@ -185,7 +174,6 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         baseline = baseline_of_run(run, model, config, sets)
     with watch.slowly("reading the images to look at features on"):
         looks = Looks(FeatureLooks(config, chosen, world), EncoderLooks(config, chosen, world, engine.stage == 3)) if chosen else None
-    loaders = counted(run.workers, "loader process", "loader processes")
     run.announce(
         [
             *settled.words,
@@ -200,7 +188,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *filter(None, [sets.stream.shared_words(run.workers)] if sets.stream else []),
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
             *sets.fetched_words(hand),
-            f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {loaders} a rank",
+            f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {run.loader_words}",
             run.plan_words("as many images a step") if sets.stream else run.plan_words(),
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),
             baseline.said(len(sets.holdout.pool)),
@@ -228,9 +216,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None, passed):
         for batch in step.batches():
             _, loss, masked, own = engine.forward(*masked_images(batch, world.device))
-            engine.backward(loss.mean() + own)
+            step.backward(loss.mean() + own)
             loss = loss.detach()
-            step.lost(loss.mean() + own.detach())
             meters.add(loss, torch.ones_like(loss), loss * masked, masked, own.detach(), torch.ones_like(own))
         step.update()
         if step.shown:

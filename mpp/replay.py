@@ -1,10 +1,12 @@
 """Take a step of a run again, on a CPU: which module's output, or gradient, ceased to be finite first, and which images did it.
 
     python mpp/replay.py RUN/flight/rank0.json [step=N] [weights=RUN/checkpoints/N] [key=value ...]
+    python mpp/replay.py RUN/flight/skipped-1200.rank0.json
 
-RUN/flight is what a run leaves that stopped before its end (mpp/train/flight.py).  The rank's batch of the step is made again from the shards, with
-the same crops and masks, and compared with what was noted.  Then forward and backward pass are taken, in fp32 and in the run's precision, with an eye
-on every module.  Writes replay.json, and replay.png of the images, beside the dump (out=).  docs/troubleshooting.md says what to do about what it finds.
+RUN/flight is what a run leaves, of pretraining or fine-tuning, that stopped before its end or skipped a step (mpp/train/flight.py).  The rank's batch
+of the step is made again, with the same crops and masks, or labels and mixing, and compared with what was noted.  Then forward and backward pass are
+taken, in fp32 and in the run's precision, with an eye on every module.  Writes replay.json, and replay.png of the images, beside the dump (out=).
+docs/troubleshooting.md says what is exact, and what to do about what it finds.
 This file reads the command line and imports nothing slow; the rest is mpp/replaying.py.
 """
 

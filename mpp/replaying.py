@@ -1,10 +1,12 @@
 """What mpp/replay.py does, top to bottom: a dump of the flight recorder -> where numbers ceased to be finite, and on which images.
 
 OUT/replay.json:
-    format 1   dump   step   rank   weights {source, step, exact}   same {samples, masks, pixels: true, false, or null where it was not noted}
+    format 1   dump   step   rank   weights {source, step (after which they are), exact, not_finite [names]}
+    same       {samples, masks (of a fine-tuning labels), pixels: true, false, or null where it was not noted}
     precisions {fp32: {loss, gradient_norm (of this rank's share), micro_batch (the one at which it ended), first, first_gradient (or null):
                {name, kind, largest, given_finite}, forward [[name, kind, largest]], backward [likewise]}}
-    images     [{view, sample, shown, where, crop [left, top, right, bottom], loss, finite}]: those at fault, or those of the largest loss
+    images     [{view, sample, shown, where, crop [left, top, right, bottom], loss, finite}]: those at fault, or those of the largest loss; of a
+               fine-tuning also what replay_job.py says of each (label, what it is mixed with, what is erased)
 Numbers that are not finite are the words nan and inf.
 """
 
@@ -18,43 +20,35 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
+from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.replay import ReplayConfig
 from mpp.config.schema import Words, load
 from mpp.data.crop_dataset import Batch
-from mpp.data.order import BatchPlan, OrderSampler, plan_batch
 from mpp.data.shard_cache import caching
-from mpp.data.streams import refuse_stream
-from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.files import make_folder, write_atomically
-from mpp.interop.lent import bring
-from mpp.interop.start_from import initialise_from
-from mpp.model.tokens import fuses_attention
 from mpp.monitor.magnitudes import WEIGHT, Magnitudes, Seen, watching
 from mpp.progress import tracked
-from mpp.recipe.model import PretrainingModel, build_model
-from mpp.recipe.teacher import TeacherKnobs
+from mpp.replay_job import WEIGHT as OF_WEIGHTS
+from mpp.replay_job import FinetuningJob, Inputs, PretrainingJob, ReplayJob
 from mpp.text import counted, say
 from mpp.train.average import PREFIX
 from mpp.train.commit import Commit, commits, read_commit, read_tensors
-from mpp.train.flight import FORMAT, WEIGHTS, masks_check, pixels_check
-from mpp.train.step import masked_images
-from mpp.train.teacher import teacher_of
+from mpp.train.flight import FORMAT, WEIGHTS, pixels_check
 
+GIVE = "give RUN/flight/rankN.json of a run that stopped before its end, or RUN/flight/skipped-STEP.rankN.json of a step that was skipped"
 LEADING = 8  # modules that are told before the first that went wrong
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Dump:
     path: Path
     facts: dict[str, Any]
-    config: PretrainConfig
+    config: PretrainConfig | FinetuneConfig
 
     @property
     def run_dir(self) -> Path:
@@ -80,7 +74,20 @@ class Weights:
     tensors: Mapping[str, Tensor]  # weight/NAME, and ema/NAME of a teacher; empty: as the run began
     source: str
     step: int  # after which they are
-    exact: bool  # whether the step that is replayed had them
+    late: int  # how many steps have changed them since the step that is replayed had them; negative: so many short of it
+    average_late: int = 0  # likewise, of an average that the step learns from
+
+    @property
+    def exact(self) -> bool:
+        """Whether the step that is replayed had them."""
+        return not (self.late or self.average_late)
+
+    @property
+    def words(self) -> str:
+        """How far they are from what the step had; empty where they are just that."""
+        if self.late:
+            return f"; {counted(abs(self.late), 'step')} {'behind' if self.late > 0 else 'short of'} it: weights have moved since"
+        return f"; the average that it learns from is of {counted(self.average_late, 'step')} later" if self.average_late else ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Pass:
     gradient_norm: float  # of this rank's share
     micro_batch: int  # the last one taken
     seen: Magnitudes  # in that
-    losses: list[Tensor]  # [B, M] of each taken
+    losses: list[Tensor]  # [B, ...] of each taken
 
     @property
     def finite(self) -> bool:
@@ -120,36 +127,39 @@ def replay(asked: ReplayConfig) -> int:
         f"step      {noted['step']} (samples {noted['samples'][0]}:{noted['samples'][1]} of the run), rank {facts['rank']} of {world}, learning rate "
         f"{noted['learning_rate']:.3g}; then: loss {as_word(noted['loss'])}, gradient norm {as_word(noted['gradient_norm'])}"
     )
-    refuse_stream(config.data.shards, "what a step of a run on one has seen cannot be read again: there is no order in it")
     caching.use(config.system.cache, config.system.cache_gb)
-    sets = open_training_set(config)
-    weights = find_weights(dump, noted["step"], asked.weights)
-    batches = batches_again(dump, sets, noted)
-    same = compared(noted, batches)
+    job: ReplayJob = PretrainingJob(config, dump.run_dir) if isinstance(config, PretrainConfig) else FinetuningJob(config, dump.run_dir)
+    weights = find_weights(dump, noted, asked.weights, job.learns_from_average)
+    batches = batches_again(dump, job, noted)
+    same = compared(job, noted, batches)
     say(f"batch     {counted(sum(len(each['sample']) for each in batches), 'view')}, made again: {in_words(same)}")
-    moved = "" if weights.exact else f"; {counted(noted['step'] - 1 - weights.step, 'step')} short of it: weights have moved since"
-    say(f"weights   {weights.source}, after step {weights.step}{moved}")
-    for line in remarks(dump):
+    say(f"weights   {weights.source}, after step {weights.step}{weights.words}")
+    for line in job.remarks(facts):
         say(f"note: {line}")
 
-    model = model_at(config, weights, sets)
-    passes = {name: taken(model, batches, noted["noise_seed"], facts["accumulation"], name == "bf16") for name in precisions(asked, config)}
+    model = job.build(weights.tensors, weights.source)
+    not_finite = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if not_finite:
+        more = f" and {len(not_finite) - 1} more hold" if len(not_finite) > 1 else " holds"
+        say(f"          of its tensors {not_finite[0]}{more} numbers that are not finite")
+    step = Taking(job, model, batches, noted["noise_seed"], facts["accumulation"])
+    passes = {name: step.taken(name == "bf16") for name in precisions(asked, config)}
     for name, each in passes.items():
         for line in told(name, each, facts["accumulation"]):
             say(line)
     wrong = next((name for name, each in passes.items() if not each.finite), None)
-    views = judged(model, batches, passes[wrong or next(iter(passes))], noted["noise_seed"], wrong)
-    images = [facts_of(sets, batches, view) for view in views[: asked.images]]
-    for line in about_images(wrong, views, images, batches, weights):
+    views = step.judged(passes[wrong or next(iter(passes))], wrong)
+    images = [facts_of(job, batches, view) for view in views[: asked.images]]
+    for line in about_images(job, wrong, views, images, weights):
         say(line)
 
-    write_atomically(out / "replay.png", drawn(batches, views[: asked.images], images, noted["step"]))
+    write_atomically(out / "replay.png", drawn(job, batches, views[: asked.images], images, noted["step"]))
     found = {
         "format": 1,
         "dump": str(dump.path),
         "step": noted["step"],
         "rank": facts["rank"],
-        "weights": {"source": weights.source, "step": weights.step, "exact": weights.exact},
+        "weights": {"source": weights.source, "step": weights.step, "exact": weights.exact, "not_finite": not_finite},
         "same": same,
         "precisions": {name: as_facts(each) for name, each in passes.items()},
         "images": images,
@@ -163,63 +173,77 @@ def read_dump(path: Path, shards: Words | None) -> Dump:
     """shards: where those of the run lie now.  Raises ConfigError."""
     try:
         facts = json.loads(path.read_text())
-        known = facts["format"] == FORMAT and isinstance(facts["steps"], list)
+        known = isinstance(facts["format"], int) and isinstance(facts["steps"], list)
     except OSError as error:
-        raise ConfigError(
-            f"cannot read the dump {path} ({error.strerror}); give RUN/flight/rankN.json of a run that stopped before its end"
-        ) from error
+        raise ConfigError(f"cannot read the dump {path} ({error.strerror}); {GIVE}") from error
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise ConfigError(f"{path} is no dump of the flight recorder; give RUN/flight/rankN.json of a run that stopped before its end")
-    if facts["program"] != "mpp/pretrain.py":
-        raise ConfigError(f"{path} is of {facts['program']}; only steps of mpp/pretrain.py are replayed")
+        raise ConfigError(f"{path} is no dump of the flight recorder; {GIVE}")
+    if facts["format"] != FORMAT:
+        raise ConfigError(
+            f"{path} is of another version of mpp: its format is {facts['format']}, and this one reads {FORMAT}; replay it with the one that ran"
+        )
     words = [f"{key}={json.dumps(value)}" for key, value in facts["config"].items()]
-    return Dump(path, facts, load(PretrainConfig, None, [*words, *([f"data.shards={json.dumps(shards)}"] if shards else [])]))
+    moved = lambda key: [f"{key}={json.dumps(shards)}"] if shards else []
+    if facts["program"] == "mpp/finetune.py":
+        return Dump(path, facts, load(FinetuneConfig, None, [*words, *moved("train")]))
+    return Dump(path, facts, load(PretrainConfig, None, [*words, *moved("data.shards")]))
 
 
-def find_weights(dump: Dump, step: int, asked: str | None) -> Weights:
-    """Those that the step had, where they are kept; else the newest before it.  Raises CheckpointError."""
-    kept, file = dump.facts["weights"], dump.path.parent / WEIGHTS
-    if asked is None and kept is not None and step > kept and file.exists():
-        try:
-            return Weights(load_file(str(file)), str(file), kept, exact=True)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error}); name a checkpoint with weights=RUN/checkpoints/N") from error
-    commit: Commit | None = None
+def find_weights(dump: Dump, noted: Mapping[str, Any], asked: str | None, average: bool) -> Weights:
+    """Those that the step had, where they are kept; else the nearest.  average: whether it learns from one.  Raises CheckpointError."""
+    step = noted["step"]
     if asked is not None:
         commit = read_commit(Path(asked)) if Path(asked).is_dir() else None
         if commit is None:
             raise CheckpointError(f"weights={asked} is no checkpoint; give a folder of {dump.run_dir}/checkpoints")
-    else:
-        commit = next((each for each in commits(dump.run_dir) if each.step < step), None)
+        return of_commit(commit, step, average)
+    before = next((each for each in commits(dump.run_dir) if each.step < step), None)
+    short = step - 1 - (before.step if before else 0)
+    kept, file = dump.facts["weights"], dump.path.parent / WEIGHTS
+    if kept is None:
+        return of_commit(before, step, average)
+    # Between weights that were kept and a step behind them all steps were skipped; a step before them changed them unless it was skipped itself.
+    late = max(0, kept - step + (not isinstance(noted["gradient_norm"], str)))
+    if not (late < short or not (late or average)):
+        return of_commit(before, step, average)
+    try:
+        with safe_open(str(file), "pt") as opened:
+            if (opened.metadata() or {}).get("step") != str(kept):  # of a step that was skipped later
+                return of_commit(before, step, average)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        return of_commit(before, step, average)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); name a checkpoint with weights=RUN/checkpoints/N") from error
+    return Weights(tensors, str(file), kept, late, dump.facts["average"] - (step - 1) if average else 0)
+
+
+def of_commit(commit: Commit | None, step: int, average: bool) -> Weights:
+    """None: as the run began.  Raises CheckpointError."""
     if commit is None:
-        return Weights({}, "as the run began", 0, exact=step == 1)
+        return Weights({}, "as the run began", 0, 1 - step)
     commit.verify()
-    parts = ["weight/", *([PREFIX] if isinstance(dump.config.target, TeacherKnobs) else [])]
+    parts = [OF_WEIGHTS, *([PREFIX] if average else [])]
     tensors = {prefix + name: tensor for prefix in parts for name, tensor in read_tensors(commit, prefix).items()}
-    return Weights(tensors, str(commit.folder), commit.step, exact=commit.step == step - 1)
+    return Weights(tensors, str(commit.folder), commit.step, commit.step - (step - 1))
 
 
-def batches_again(dump: Dump, sets: TrainingSet, noted: Mapping[str, Any]) -> list[Batch]:
+def batches_again(dump: Dump, job: ReplayJob, noted: Mapping[str, Any]) -> list[Batch]:
     """This rank's micro-batches of the step, those that it had seen.  Raises ConfigError, DataError."""
-    facts, data = dump.facts, dump.config.data
-    usual = plan_batch(data.global_batch, data.streams, facts["world"], dump.config.system.micro_batch_max, data.views)
-    plan: BatchPlan = replace(usual, micro_batch=facts["micro_batch"], accumulation=facts["accumulation"])
-    done = noted["step"] - 1
-    sampler = OrderSampler(sets.order(dump.config, plan), plan, facts["rank"], facts["world"], done, done + 1)
-    keys = list(sampler)[: len(noted["micro_batches"])]
+    facts = dump.facts
+    plan = replace(job.plan(facts["world"]), micro_batch=facts["micro_batch"], accumulation=facts["accumulation"])
+    keys = list(job.sampler(plan, facts["rank"], facts["world"], noted["step"] - 1))[: len(noted["micro_batches"])]
     asked = [[sample for _, sample, _ in each] for each in keys]
     if asked != [each["samples"] for each in noted["micro_batches"]]:
-        raise DataError(
-            f"{sets.trained_on.path} are not the images of {dump.path}: the step had other samples; give the run's own with shards="
-        )
+        raise DataError(f"{job.source} are not the images of {dump.path}: the step had other samples; give the run's own with shards=")
     return [
-        sets.training.completed(sets.training.batch(each)) for each in tracked(keys, "making the batch again", len(keys), "micro-batches")
+        job.training.completed(job.training.batch(each)) for each in tracked(keys, "making the batch again", len(keys), "micro-batches")
     ]
 
 
-def compared(noted: Mapping[str, Any], batches: list[Batch]) -> dict[str, bool | None]:
+def compared(job: ReplayJob, noted: Mapping[str, Any], batches: list[Batch]) -> dict[str, bool | None]:
     """Whether what was made again is what was there; None: it was not noted."""
     pairs = list(zip(noted["micro_batches"], batches, strict=True))
     shown = lambda batch: {
@@ -228,7 +252,7 @@ def compared(noted: Mapping[str, Any], batches: list[Batch]) -> dict[str, bool |
     known = all(each["pixels"] is not None for each, _ in pairs)
     return {
         "samples": all(each["replaced"] == shown(batch) for each, batch in pairs),
-        "masks": all(each["masks"] == masks_check(batch) for each, batch in pairs),
+        job.drawn: all(each[job.drawn] == job.check(batch) for each, batch in pairs),
         "pixels": all(each["pixels"] == pixels_check(batch["image"]) for each, batch in pairs) if known else None,
     }
 
@@ -239,102 +263,65 @@ def in_words(same: Mapping[str, bool | None]) -> str:
     return "; ".join(parts) + ("; pixels were cut on a device, and may differ by a level" if same["pixels"] is None else "")
 
 
-def remarks(dump: Dump) -> list[str]:
-    """What a replay cannot bring back."""
-    found = []
-    if dump.facts["device"] != "cpu" and (dump.config.model.drop_path or getattr(dump.config.decoder, "drop_path", 0)):
-        found.append("stochastic depth drew its numbers on a GPU; here other paths are dropped")
-    if dump.facts["world"] > 1 and dump.config.target.name == "clusters":
-        found.append("target.name=clusters looks at the batches of all ranks; here only this rank's is there")
-    return found
-
-
-def model_at(config: PretrainConfig, weights: Weights, sets: TrainingSet) -> PretrainingModel:
-    """In training mode, its teacher lent where it has one.  Raises CheckpointError for weights of another model."""
-    fused = fuses_attention(config.system)
-    model = build_model(config, fused, bring(config, sets.manifests["shards"], fused).lent)
-    if not weights.tensors and config.init_from:
-        initialise_from(model, config)
-    teacher = teacher_of(model, config)
-    if weights.tensors:
-        put(weights, "weight/", model)
-        if teacher:
-            put(weights, PREFIX, teacher.net)
-    return model.train()
-
-
-@torch.no_grad()
-def put(weights: Weights, prefix: str, net: torch.nn.Module) -> None:
-    """In place.  Raises CheckpointError for weights of another model."""
-    ours = dict(net.named_parameters())
-    theirs = {name.removeprefix(prefix): value for name, value in weights.tensors.items() if name.startswith(prefix)}
-    if other := sorted(
-        name for name in ours.keys() | theirs.keys() if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
-    ):
-        raise CheckpointError(
-            f"{weights.source} is of another model ({other[0]} and {len(other) - 1} more differ); give a checkpoint of the run itself"
-        )
-    for name, parameter in ours.items():
-        parameter.copy_(theirs[name])
-
-
-def precisions(asked: ReplayConfig, config: PretrainConfig) -> list[str]:
+def precisions(asked: ReplayConfig, config: PretrainConfig | FinetuneConfig) -> list[str]:
     return [asked.precision] if asked.precision else list(dict.fromkeys(["fp32", config.system.precision]))
 
 
-def nets(model: PretrainingModel) -> list[tuple[str, torch.nn.Module]]:
-    return [("", model), *([("teacher.", model.teacher.net)] if model.teacher else [])]
+@dataclass(frozen=True)
+class Taking:
+    """A step that is taken again."""
 
+    job: ReplayJob
+    model: nn.Module
+    batches: list[Batch]
+    noise_seed: int
+    accumulation: int
 
-def taken(model: PretrainingModel, batches: list[Batch], noise: int, accumulation: int, bf16: bool) -> Pass:
-    """The step's forward and backward passes, as the run takes them; they end behind the first micro-batch that is not finite."""
-    model.zero_grad(set_to_none=True)
-    torch.manual_seed(noise)
-    total, losses = 0.0, []
-    for batch in tracked(batches, "taking the step", len(batches), "micro-batches"):
-        with watching(nets(model)) as seen:
-            loss, own = forward(model, inputs_of(batch), bf16)
-            mean = loss.mean() + own
-            (mean / accumulation).backward()
-        total += float(mean.detach())
-        losses.append(loss.detach())
-        norm = gradient_norm(model)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            break
-    return Pass(total / len(losses), norm, len(losses) - 1, seen, losses)
+    def taken(self, bf16: bool) -> Pass:
+        """The step's forward and backward passes, as the run takes them; they end behind the first micro-batch that is not finite."""
+        self._begin()
+        total, losses = 0.0, []
+        for batch in tracked(self.batches, "taking the step", len(self.batches), "micro-batches"):
+            with watching(self.job.nets(self.model)) as seen:
+                loss, mean = self._forward(self.job.inputs(batch), bf16)
+                (mean / self.accumulation).backward()
+            total += float(mean.detach())
+            losses.append(loss.detach())
+            norm = self._gradient_norm()
+            if not (math.isfinite(total) and math.isfinite(norm)):
+                break
+        return Pass(total / len(losses), norm, len(losses) - 1, seen, losses)
 
+    def judged(self, pass_: Pass, wrong: str | None) -> list[View]:
+        """wrong: in which precision; then each image of the micro-batch at fault alone, those that are not finite first.  Else by their loss, the largest
+        first."""
+        if wrong is None:
+            views = [
+                View(number, row, float(loss[row].mean()), True) for number, loss in enumerate(pass_.losses) for row in range(len(loss))
+            ]
+            return sorted(views, key=lambda view: -view.loss)
+        number, views = pass_.micro_batch, []
+        inputs = self.job.inputs(self.batches[number])
+        for row in tracked(range(len(inputs[0])), "looking at each image alone", len(inputs[0]), "images"):
+            self._begin()
+            loss, mean = self._forward(tuple(each[row : row + 1] for each in inputs), wrong == "bf16")
+            mean.backward()
+            alone = float(loss.mean().detach())
+            views.append(View(number, row, alone, math.isfinite(alone) and math.isfinite(self._gradient_norm())))
+        return sorted(views, key=lambda view: view.finite)
 
-def inputs_of(batch: Batch) -> Inputs:
-    return masked_images(batch, torch.device("cpu"))
+    def _begin(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        torch.manual_seed(self.noise_seed)
 
+    def _forward(self, inputs: Inputs, bf16: bool) -> tuple[Tensor, Tensor]:
+        """The loss of each view [B, ...], and what is learned from."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, own = self.job.loss(self.model, inputs)
+        return loss, loss.mean() + own
 
-def forward(model: PretrainingModel, inputs: Inputs, bf16: bool) -> tuple[Tensor, Tensor]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        _, loss, _, own = model(*inputs)
-    return loss, own
-
-
-def gradient_norm(model: PretrainingModel) -> float:
-    return float(torch.nn.utils.get_total_norm([each.grad for each in model.parameters() if each.grad is not None]))
-
-
-def judged(model: PretrainingModel, batches: list[Batch], pass_: Pass, noise: int, wrong: str | None) -> list[View]:
-    """wrong: in which precision; then each image of the micro-batch at fault alone, those that are not finite first.  Else by their loss, the largest
-    first."""
-    if wrong is None:
-        views = [View(number, row, float(loss[row].mean()), True) for number, loss in enumerate(pass_.losses) for row in range(len(loss))]
-        return sorted(views, key=lambda view: -view.loss)
-    number, views = pass_.micro_batch, []
-    inputs = inputs_of(batches[number])
-    for row in tracked(range(len(inputs[0])), "looking at each image alone", len(inputs[0]), "images"):
-        model.zero_grad(set_to_none=True)
-        torch.manual_seed(noise)
-        alone: Any = tuple(each[row : row + 1] for each in inputs)
-        loss, own = forward(model, alone, wrong == "bf16")
-        (loss.mean() + own).backward()
-        mean = float(loss.mean().detach())
-        views.append(View(number, row, mean, math.isfinite(mean) and math.isfinite(gradient_norm(model))))
-    return sorted(views, key=lambda view: view.finite)
+    def _gradient_norm(self) -> float:
+        return float(nn.utils.get_total_norm([each.grad for each in self.model.parameters() if each.grad is not None]))
 
 
 def told(name: str, found: Pass, micro_batches: int) -> list[str]:
@@ -361,14 +348,18 @@ def called(seen: Seen) -> str:
     return f"{seen.name} ({seen.kind})" if seen.name else "the whole model with its loss"
 
 
-def about_images(wrong: str | None, views: list[View], images: list[dict[str, Any]], batches: list[Batch], weights: Weights) -> list[str]:
+def about_images(job: ReplayJob, wrong: str | None, views: list[View], images: list[dict[str, Any]], weights: Weights) -> list[str]:
     at_fault = [view for view in views if not view.finite]
-    name = lambda each: f"          sample {each['sample']}: {each['where']}, crop {each['crop']}, loss {as_word(each['loss'])}"
+
+    def name(each: dict[str, Any]) -> str:
+        words = f", {caption}" if (caption := job.caption(each)) else ""
+        return f"          sample {each['sample']}: {each['where']}, crop {each['crop']}{words}, loss {as_word(each['loss'])}"
+
     if wrong is None:
         lines = []
         if not weights.exact:
             lines.append(
-                f"finite    with the weights of step {weights.step} all is finite: they have moved since; a checkpoint nearer to the step would tell more"
+                f"finite    with the weights of step {weights.step} all is finite: they are not those of the step; a checkpoint nearer to it would tell more"
             )
         return [*lines, "images    those of the largest loss:", *map(name, images[:3])]
     if not at_fault:
@@ -378,17 +369,18 @@ def about_images(wrong: str | None, views: list[View], images: list[dict[str, An
     return [f"images    {len(at_fault)} of {len(views)} are not finite alone:", *map(name, images[: len(at_fault)])]
 
 
-def facts_of(sets: TrainingSet, batches: list[Batch], view: View) -> dict[str, Any]:
+def facts_of(job: ReplayJob, batches: list[Batch], view: View) -> dict[str, Any]:
     batch = batches[view.micro_batch]
     shown = int(batch["shown"][view.row])
     return {
         "view": [view.micro_batch, view.row],
         "sample": int(batch["sample"][view.row]),
         "shown": shown,
-        "where": sets.trained_on.where(shown),
+        "where": job.where(shown),
         "crop": batch["box"][view.row].tolist(),
         "loss": in_json(view.loss),
         "finite": view.finite,
+        **job.about(batch, view.row),
     }
 
 
@@ -423,8 +415,9 @@ def as_word(value: float | str | None) -> str:
     return "not known" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
 
-def drawn(batches: list[Batch], views: list[View], images: list[dict[str, Any]], step: int) -> bytes:
-    """A PNG: the crops as the model was given them, less their pose."""
+def drawn(job: ReplayJob, batches: list[Batch], views: list[View], images: list[dict[str, Any]], step: int) -> bytes:
+    """A PNG: the crops as the model was given them; of pretraining less their pose."""
+    pictures = {number: job.pictures(batches[number]) for number in {view.micro_batch for view in views}}
     columns = min(4, len(views))
     rows = -(-len(views) // columns)
     figure = Figure(figsize=(3.2 * columns, 0.6 + 3.7 * rows), layout="constrained")
@@ -432,13 +425,14 @@ def drawn(batches: list[Batch], views: list[View], images: list[dict[str, Any]],
     figure.suptitle(f"step {step}: {'images of the largest loss' if all_finite else 'images of the batch, those at fault first'}")
     for place, (view, facts) in enumerate(zip(views, images, strict=True)):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.imshow(batches[view.micro_batch]["image"][view.row].permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.imshow(pictures[view.micro_batch][view.row].permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
         left, top, right, bottom = facts["crop"]
         crop = f"crop {right - left} x {bottom - top} px at ({left}, {top})"
         fault = "" if view.finite else ", not finite"
-        axes.set_title(f"sample {facts['sample']}, loss {as_word(facts['loss'])}{fault}\n{shortened(facts['where'])}\n{crop}", fontsize=8)
+        lines = [f"sample {facts['sample']}, loss {as_word(facts['loss'])}{fault}", facts["where"], crop, job.caption(facts)]
+        axes.set_title("\n".join(filter(None, map(shortened, lines))), fontsize=8)
     return png(figure)
 
 

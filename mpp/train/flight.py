@@ -1,25 +1,28 @@
-"""The flight recorder: what this rank did in its last steps, written down whenever the run stops before its end.
+"""The flight recorder: what this rank did in its last steps, written down whenever the run stops before its end, and in a step that is skipped.
 
-RUN/flight/rankN.json, some kB:
-    format 1   why (it stopped)   at (UTC)   step (begun last)   rank, world
-    program, config (the run's), device (cpu or cuda), micro_batch (views), accumulation
+RUN/flight/rankN.json (a stop) and RUN/flight/skipped-STEP.rankN.json (a step whose gradient was not finite), some kB each:
+    format 2   why   at (UTC)   step (begun last, or skipped)   rank, world
+    program, config (the run's), depends_on (sha256 of shards, encoder ...), device (cpu or cuda), micro_batch (views), accumulation
     weights    null, or the step after which flight/weights.safetensors was taken: weight/NAME, and ema/NAME of an average
-    steps      the last 16, oldest first
+    average    of that average: the step after which it was taken
+    steps      the last 16, oldest first; or the one that was skipped
         step                        its number; the first of a run is 1
         samples                     [a, b): its positions of the run, of all ranks together
         learning_rate, weight_decay
         noise_seed                  of what the model itself draws (stochastic depth)
         loss, gradient_norm         of this rank; of all.  "nan", "inf"; null where it is not known
-        losses                      of each rank, where all stopped together
-        micro_batches               position (of the first view), samples (ids), replaced (id asked for -> id shown), masks, pixels (CRC-32)
+        losses                      of each rank, where all stopped, or skipped, together
+        micro_batches               position (of the first view), samples (ids), replaced (id asked for -> id shown), masks, labels, pixels (CRC-32)
 Crops and masks need no more: they belong to (seed, epoch, sample, view).  `pixels` is of some rows, so that it costs little, and null
-where crops are made on a device.
+where crops are made on a device.  `masks` and `labels` (with what is mixed and erased) are null where there are none.
 
 Written on an error, on a signal that is heeded (the run commits, too), on numbers that stay not finite, and when the watchman ends the process; then
-without losses and norms, as the device may hang.  SIGKILL leaves nothing.  A run that reaches its end removes the folder.
+without losses and norms, as the device may hang.  SIGKILL leaves nothing.  A run that reaches its end removes what stops have left.  Of skipped steps
+the newest 4 stay, of every fourth with weights: one file, the newest, whose metadata say after which step.  So all are some kB a rank, and one model.
 mpp/replay.py reads such a file.
 """
 
+import errno
 import json
 import math
 import shutil
@@ -43,9 +46,11 @@ from mpp.files import temporary, write_atomically
 from mpp.train.commit import warn
 from mpp.world import World
 
-FORMAT = 1
+FORMAT = 2
 STEPS = 16
 ROWS = 4  # of each crop that `pixels_check` looks at, about
+SKIPPED = 4  # steps of which dumps stay
+CHECKPOINT = 3  # times as large as the weights and their average, at most: two moments
 WEIGHTS = "weights.safetensors"
 
 
@@ -62,6 +67,12 @@ def masks_check(batch: Batch) -> str | None:
     return f"{zlib.crc32(batch['source'].numpy(), zlib.crc32(batch['kind'].numpy())):08x}" if "kind" in batch else None
 
 
+def labels_check(batch: Batch) -> str | None:
+    """CRC-32 of the labels, and of what is erased and mixed; None of a batch without labels."""
+    parts = [batch[name].numpy().tobytes() for name in ("label", "erase", "noise", "share", "paste") if name in batch]
+    return f"{zlib.crc32(b''.join(parts)):08x}" if "label" in batch else None
+
+
 @dataclass
 class _Noted:
     """One step, on the host."""
@@ -69,6 +80,22 @@ class _Noted:
     step: int
     known: dict[str, Any]
     batches: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What weights.safetensors holds: the weights as they are since this step, and their average, where there is one, likewise."""
+
+    step: int
+    average: int | None
+
+
+def skipped_dumps(folder: Path) -> dict[int, list[Path]]:
+    """By the step that was skipped: the dumps of all ranks, also of runs before with more of them."""
+    found: dict[int, list[Path]] = {}
+    for path in folder.glob("skipped-*.rank*.json"):
+        found.setdefault(int(path.name.removeprefix("skipped-").partition(".")[0]), []).append(path)
+    return found
 
 
 class Flight:
@@ -100,6 +127,7 @@ class Flight:
                 "samples": samples[:: self.views],
                 "replaced": {int(asked): int(seen) for asked, seen in zip(samples[samples != shown], shown[samples != shown], strict=True)},
                 "masks": masks_check(batch),
+                "labels": labels_check(batch),
                 "pixels": pixels_check(batch["image"]),
             }
         )
@@ -122,8 +150,18 @@ class Flight:
         found = (sums / self.world.size).tolist()
         return [found[step % self._rows] for step in range(max(first, last - self._rows + 1), last + 1)]
 
-    def write(self, why: str, losses: Sequence[Sequence[float]] = (), weights: int | None = None, device: bool = True) -> None:
-        """losses: the ring's column of each rank.  weights: the step after which they were taken.  device: whether it may be asked."""
+    def skipped_path(self, step: int, rank: int) -> Path:
+        return self.folder / f"skipped-{step}.rank{rank}.json"
+
+    def write(
+        self,
+        why: str,
+        losses: Sequence[Sequence[float]] = (),
+        weights: Kept | None = None,
+        device: bool = True,
+        skipped: int | None = None,
+    ) -> None:
+        """losses: the ring's column of each rank.  device: whether it may be asked.  skipped: a step that is, and is written alone."""
         ring: list[list[Any]] = [[None, None]] * self._rows
         if device:
             with suppress(RuntimeError):  # a GPU that is lost says nothing any more
@@ -140,6 +178,7 @@ class Flight:
                 ],
             }
             for noted in list(self._steps)
+            if skipped in (None, noted.step)
         ]
         head = {
             "format": FORMAT,
@@ -147,41 +186,71 @@ class Flight:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "step": rows[-1]["step"] if rows else None,
         }
-        head |= {"rank": self.world.rank, "world": self.world.size, **self.about, "weights": weights}
+        head |= {"rank": self.world.rank, "world": self.world.size, **self.about}
+        head |= {"weights": weights.step, "average": weights.average} if weights else {"weights": None, "average": None}
         lines = ",\n".join(json.dumps(row) for row in rows)
         self.folder.mkdir(exist_ok=True)
-        write_atomically(self.path, (json.dumps(head)[:-1] + ',\n"steps": [\n' + lines + "\n]}\n").encode())
+        path = self.path if skipped is None else self.skipped_path(skipped, self.world.rank)
+        write_atomically(path, (json.dumps(head)[:-1] + ',\n"steps": [\n' + lines + "\n]}\n").encode())
 
-    def write_together(self, why: str, weights: int | None = None) -> int:
-        """Collective, once: a dump of each rank, with the losses of all.  Returns the rank whose loss was the first to be not finite, or 0."""
-        own = self._ring[:, 0].contiguous()
-        gathered = [torch.empty_like(own) for _ in range(self.world.size)]
-        dist.all_gather(gathered, own)
-        losses = [each.tolist() for each in gathered]
+    def write_together(self, why: str, weights: Kept | None = None) -> Path:
+        """Collective, once: a dump of each rank, with the losses of all.  Returns that of the rank whose loss was the first to be not finite, or of 0."""
+        losses = self._losses_of_ranks()
         self.close(remove=False)
-        try:
-            self.write(why, losses, weights)
-        except OSError as error:  # a full disk: the run's own last words matter more
-            warn(f"the flight recorder cannot be written ({error})")
+        self._try_to_write(why, losses, weights)
         for noted in self._steps:
             for rank, each in enumerate(losses):
                 if noted.batches and not math.isfinite(each[noted.step % self._rows]):
-                    return rank
-        return 0
+                    return self.folder / f"rank{rank}.json"
+        return self.folder / "rank0.json"
 
-    def keep_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Rank 0: of the step at which a run stops, so that it can be looked at.  No commit: nobody goes on from here."""
+    def write_skipped(self, step: int, weights: Kept | None) -> Path:
+        """Collective: a dump of this step by each rank, with the losses of all; those of the oldest skipped steps go.  Returns that of the rank whose loss
+        was not finite, or of 0 where it was on none."""
+        losses = self._losses_of_ranks()
+        self._try_to_write(f"the gradient of step {step} was not finite: it was skipped", losses, weights, skipped=step)
+        if self.world.first:
+            dumps = skipped_dumps(self.folder)
+            for old in sorted(dumps.keys() - {step})[: max(0, len(dumps) - SKIPPED)]:
+                for path in dumps[old]:
+                    path.unlink(missing_ok=True)
+        at_fault = (rank for rank, each in enumerate(losses) if not math.isfinite(each[step % self._rows]))
+        return self.skipped_path(step, next(at_fault, 0))
+
+    def _losses_of_ranks(self) -> list[list[float]]:
+        """Collective: the ring's column of each."""
+        own = self._ring[:, 0].contiguous()
+        gathered = [torch.empty_like(own) for _ in range(self.world.size)]
+        dist.all_gather(gathered, own)
+        return [each.tolist() for each in gathered]
+
+    def _try_to_write(self, why: str, losses: Sequence[Sequence[float]], weights: Kept | None, skipped: int | None = None) -> None:
+        try:
+            self.write(why, losses, weights, skipped=skipped)
+        except OSError as error:  # a full disk: the run itself matters more, and its own last words
+            warn(f"the flight recorder cannot be written ({error})")
+
+    def keep_weights(self, tensors: Mapping[str, Tensor], kept: Kept, goes_on: bool) -> None:
+        """Rank 0: those near a step that was not finite, so that it can be looked at.  No commit: nobody goes on from here.  goes_on: the run does, and its
+        next checkpoint must find room, too.  Raises OSError where it would not, and SafetensorError."""
         self.folder.mkdir(exist_ok=True)
         part = temporary(self.folder / WEIGHTS)
-        save_file({name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in tensors.items()}, str(part))
+        copies = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        needed = sum(tensor.nbytes for tensor in copies.values())
+        if goes_on and shutil.disk_usage(self.folder).free < (1 + CHECKPOINT) * needed:
+            raise OSError(errno.ENOSPC, "the next checkpoint needs the room", str(self.folder))
+        save_file(copies, str(part), {"step": str(kept.step)})
         part.rename(self.folder / WEIGHTS)
 
     def close(self, remove: bool) -> None:
-        """remove: the run has reached its end; rank 0 takes what earlier stops have left."""
+        """remove: the run has reached its end; rank 0 takes what earlier stops have left, and leaves what belongs to a step that was skipped."""
         if self._stopped in errors.at_stopping:
             errors.at_stopping.remove(self._stopped)
         if remove and self.world.first:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if not skipped_dumps(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self.folder.glob("rank*.json"):
+                path.unlink(missing_ok=True)
 
     def _stopped(self, why: str, device: bool) -> None:
         self.write(why, device=device)

@@ -1,13 +1,15 @@
 """A training run: what every training program does in the same order, once.
 
+    peers = gather(...)         the processes of the job meet, and agree on the command
     run = Run(..., peers)       the newest commit, as rank 0 sees it, and whether this start may go on from it
     run.settle()                the run folder is this run's alone, and one whole commit is settled on
+    stream = run.read(...)      its loader processes begin
     run.join()                  the processes get collectives, and each its device
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
     for step in run.steps(stream):
         for batch in step.batches():     this rank's share of the global batch, in micro-batches
-            ... engine.forward, engine.backward
+            ... engine.forward, step.backward
         step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next, read when it is there
         if step.shown: run.log(step, ...)
         if step.commits: run.save(step, ...)
@@ -16,122 +18,53 @@
 A step's samples, its learning rate and its noise belong to its number, so a resumed run does what an uninterrupted one does.
 """
 
-import dataclasses
 import gc
 import math
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mpp.config.schema import Section
-from mpp.config.sections import CheckpointConfig, OptimConfig, SystemConfig
-from mpp.data.crop_dataset import Batch
-from mpp.data.loader import default_workers
-from mpp.data.order import BatchPlan, lost_nodes_words
-from mpp.errors import CheckpointError, UserError
-from mpp.files import make_folder
-from mpp.machine import peak_gigabytes, usable_cores
-from mpp.monitor.arithmetic import matrix_rate
+from mpp.config.sections import OptimConfig
+from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.in_hand import InHand
+from mpp.data.loader import batches, default_workers
+from mpp.data.order import BatchPlan, OrderSampler, lost_nodes_words
+from mpp.errors import CheckpointError
+from mpp.machine import usable_cores
 from mpp.monitor.board import Board
-from mpp.monitor.energy import Energy
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
-from mpp.monitor.spikes import Spikes
 from mpp.peers import ALONE, Peers
 from mpp.progress import Progress
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
+from mpp.train.bad_numbers import BadNumbers
 from mpp.train.bad_samples import BadSamples
 from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import Saving, restore
 from mpp.train.commit import Commit, commits, find_commit, set_aside_after
 from mpp.train.compiling import pays
 from mpp.train.copies import Copies
-from mpp.train.engine import MEASURING, Engine, start_distributed
+from mpp.train.engine import Engine
 from mpp.train.flight import Flight
+from mpp.train.gathering import TrainingConfig, held_folder, start
 from mpp.train.progress import progress_line
-from mpp.train.resume import STALE_SECONDS, Course, as_first_sees, course_of, settle, settle_trunk, way_out
-from mpp.train.run_folder import RunConfig, cut_back_logs, hold_run_folder, identity_of, refuse_unshared, write_run_folder
+from mpp.train.resume import Course, as_first_sees, course_of, settle, settle_trunk
+from mpp.train.run_folder import cut_back_logs, hold_run_folder, identity_of, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.saving import Saver
 from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_decay
 from mpp.train.shared_sum import SharedSum
 from mpp.train.signals import StopRequest
+from mpp.train.speed import TIMED_STEPS, Speed, rate_of_all
 from mpp.watch import watch
 from mpp.world import World, from_first
-
-TIMED_STEPS = 100  # from which on a run is held against the machine's limit: to measure that takes a quarter of a second
-
-
-class _Data(Protocol):
-    @property
-    def max_bad_fraction(self) -> float: ...
-
-
-class _Log(Protocol):
-    @property
-    def every_steps(self) -> int: ...
-
-
-class _Optim(Protocol):
-    @property
-    def clip_norm(self) -> float: ...
-
-
-class TrainingConfig(RunConfig, Protocol):
-    """What every training program's config has."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def resume(self) -> str | int: ...
-    @property
-    def data(self) -> _Data: ...
-    @property
-    def log(self) -> _Log: ...
-    @property
-    def optim(self) -> _Optim: ...
-    @property
-    def system(self) -> SystemConfig: ...
-    @property
-    def checkpoint(self) -> CheckpointConfig: ...
-    def model_dump(self, *, mode: str = ...) -> dict[str, Any]: ...
-
-
-def rate_of_all(system: SystemConfig, world: World) -> float:
-    """Collective: FLOP/s of large matrix products, at the precision of the run, of all processes at once."""
-    with watch.slowly("measuring the machine"):
-        own = torch.tensor(
-            system.matrix_tflops * 1e12
-            if system.matrix_tflops
-            else matrix_rate(world.device, torch.bfloat16 if system.precision == "bf16" else torch.float32),
-            dtype=torch.float64,
-            device=world.device,
-        )
-        dist.all_reduce(own)
-    return float(own)
-
-
-def held_folder(run_dir: Path, hold: Callable[[], TextIO], peers: Peers) -> TextIO | None:
-    """Collective: the folder is made, and held by rank 0 for as long as the file that is returned stays open.  Raises UserError where another run
-    holds it, and where not all see it."""
-    peers.together(lambda: make_folder(run_dir, "run_dir"))
-    lock = peers.together(lambda: hold() if peers.first else None)
-    refuse_unshared(run_dir, peers, STALE_SECONDS)
-    return lock
-
-
-def start(run_dir: Path, system: SystemConfig, peers: Peers) -> World:
-    """Collective: the processes get collectives, and each its device."""
-    return start_distributed(system.patience_seconds, system.patience_slow_seconds, run_dir, peers)
 
 
 class Run:
@@ -187,12 +120,10 @@ class Run:
         self._first_step: int | None = None  # once training begins, when `commit` goes on
         self.board: Board | None = None
         self.average: WeightAverage | None = None
-        self.bad_samples = self.skipped_steps = 0  # since the run began
-        self.optimiser_steps = 0  # that changed weights: neither skipped nor passed over
-        self.spikes = Spikes()
+        self.bad_samples = 0  # since the run began
         self.stop: StopRequest | None = None  # from the first step on
-        self.flop_per_image: float | None = None  # of training: the program says it, and has it held against this machine
-        self._matrix_rate: float | None = None  # FLOP/s of all processes
+        self._flop_per_image: float | None = None
+        self._rate_of_all: float | None = None  # FLOP/s
 
     def settle(self) -> None:
         """Collective.  Raises UserError where another run holds the folder, where not all see it, and where no commit is whole."""
@@ -216,11 +147,18 @@ class Run:
         return self._first_step if self._first_step is not None else self.commit.step if self.commit else 0
 
     def begin(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, blank: Callable[[Engine], Tensor], average: WeightAverage | None = None
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        blank: Callable[[Engine], Tensor],
+        flop_per_image: Callable[[], float],
+        average: WeightAverage | None = None,
     ) -> Engine:
         """Collective.  blank: a forward pass of anything, whose gradients are not used: it creates the optimiser's state before it is put back.
-        average: of the weights, which is updated after each step and lies beside them in each commit."""
+        flop_per_image: of training, to be held against this machine.  average: of the weights, which is updated after each step and lies beside them in
+        each commit."""
         commit, world = self.commit, self.world
+        self._flop_per_image = flop_per_image() if world.first and self.is_timed else None
         from_first(world, lambda: cut_back_logs(self.run_dir, commit.samples_seen if commit else 0))
         self.average = average
         system = self.config.system.model_copy(update={"compile": pays(self.config.system, self.total_steps)})
@@ -228,12 +166,10 @@ class Run:
         if commit:
             restore(commit, engine, world, average, prime=lambda: self._take_empty_step(blank))
             self.bad_samples = commit.record["bad_samples"]
-            self.skipped_steps = commit.record.get("skipped_steps", 0)
-            self.optimiser_steps, self.spikes = commit.optimiser_steps, Spikes(**commit.record.get("spikes", {}))
         self._first_step = commit.step if commit else 0
         self.bad = BadSamples(self.run_dir, world)
         if self.is_timed:
-            self._matrix_rate = rate_of_all(self.config.system, world)
+            self._rate_of_all = rate_of_all(self.config.system, world)
         return engine
 
     @property
@@ -252,6 +188,15 @@ class Run:
         """Loader processes of this rank."""
         asked = self.config.system.workers
         return asked if asked is not None else default_workers(self._peers.local_size)
+
+    @property
+    def loader_words(self) -> str:
+        return f"{counted(self.workers, 'loader process', 'loader processes')} a rank"
+
+    def read(self, placed: CropDataset, sampler: OrderSampler, device: torch.device, hand: InHand | None) -> Iterator[Batch]:
+        """This rank's micro-batches; its loader processes begin at once.  hand: what this machine reads from at a time, where shards are fetched first."""
+        local, pinned = self._peers.local_size, device.type == "cuda"
+        return batches(placed, sampler, self.workers, pin_memory=pinned, local_world=local, hand=hand.bytes // local if hand else 0)
 
     @cached_property
     def reference(self) -> Reference | None:
@@ -295,11 +240,6 @@ class Run:
     def rate_words(self) -> str:
         return rate_words(self.schedule, self.global_batch)
 
-    @property
-    def seconds(self) -> float:
-        """Of this start's training, so far."""
-        return time.perf_counter() - self._began
-
     def steps(
         self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None, passed: Container[int] = ()
     ) -> Iterator["Step"]:
@@ -307,25 +247,35 @@ class Run:
         passed: steps (0 is the first) that see no batch and change nothing, while their samples count as seen; the stream is without them."""
         self.stop = self.stop or StopRequest()
         self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
-        self._began = time.perf_counter()
+        self.speed = Speed(
+            self.engine.phases, self.world, self.first_step, self.global_batch, passed, self._flop_per_image, self._rate_of_all
+        )
         if self.copies:  # after loader processes were forked: it has a thread
             self.copies.begin(commits(self.run_dir))
         self._saver = Saver(self.run_dir, self.world, self.config.checkpoint, self._committed, self.copies)
-        self._busy, self._waited, self._logged_step, self._first_seconds = 0.0, 0.0, self.first_step, 0.0
         self._unread: Step | None = None  # the last one, as long as nobody has read what all ranks agreed on
-        self.engine.phases.look()  # the empty step of a resumed run is not counted
-        self._energy = Energy() if self.world.first else None
-        self._in_a_row, self._owed = 0, False  # steps that were skipped; whether a commit waits for one that is not
-        self._listened = self.first_step  # up to which losses were looked at
+        self._owed = False  # whether a commit waits for a step that is not skipped
         config = self.config.model_dump(mode="json")
         about = {
             "program": self.program,
             "config": config,
+            "depends_on": self._depends_on,
             "device": self.world.device.type,
             "micro_batch": self.plan.micro_batch,
             "accumulation": self.plan.accumulation,
         }
         self.flight = Flight(self.run_dir, self.world, about, views, self.plan.accumulation, self.config.log.every_steps)
+        self.numbers = BadNumbers(
+            self.run_dir,
+            config,
+            self.global_batch,
+            self.repeats,
+            self.commit,
+            self.engine,
+            self.average,
+            self.flight,
+            self._saver.finish,
+        )
         for done in range(self.first_step, self.total_steps):
             step = Step(self, done)
             if done == self.first_step:
@@ -338,67 +288,6 @@ class Run:
                 return
         self.flight.close(remove=True)
 
-    def skip(self, step: "Step") -> None:
-        """Collective: the gradient of this step was not finite, and so it has changed no weight.  Raises UserError where it is one too many in a row, or
-        the run has not taken a step yet; what led there is written down, and nothing is committed."""
-        self._in_a_row += 1
-        if self._in_a_row == 1:
-            self._first_skipped = step
-        first, allowed = self._first_skipped, self.config.system.max_skipped_steps
-        if self._in_a_row <= allowed and self.optimiser_steps:
-            self.skipped_steps += 1
-            if self.world.first:
-                say(
-                    f"note: the gradient of step {step.number} (samples {step.positions}) is not finite: the step is skipped, it has changed no weight "
-                    f"({self._in_a_row} in a row; more than system.max_skipped_steps={allowed} end the run)"
-                )
-            return
-        why = f"the gradient norm of step {first.number} is not finite (learning rate {first.rate:.3g})"
-        if self._in_a_row > 1:
-            why += f", nor is it up to step {step.number}, {self._in_a_row} in a row"
-        self._saver.finish()  # a checkpoint of before, which is told of if it is the newest
-        rank = self.flight.write_together(why, self._weights_at_stop(first.number - 1))
-        raise UserError(
-            f"{why}; {way_out(self.run_dir, self.config.model_dump(), first.number - 2, self.repeats)}; to see where it went wrong: "
-            f"python mpp/replay.py {self.flight.folder}/rank{rank}.json"
-        )
-
-    def _weights_at_stop(self, step: int) -> int | None:
-        """Collective: keep the weights, and their average, as they are since that step, beside the flight recorder.  Returns the step; None where there is
-        no room for them."""
-        kept = self.average.tensors() if self.average else {}
-        for name, parameter in self.engine.module.named_parameters():
-            whole = self.engine.whole(parameter)  # one at a time: at ZeRO-3 there may be no room for all
-            if self.world.first:
-                kept[f"weight/{name}"] = whole.detach().float().cpu()
-        try:
-            if self.world.first:
-                self.flight.keep_weights(kept)
-        except (OSError, SafetensorError):
-            step = -1
-        told = [step]
-        dist.broadcast_object_list(told, src=0)
-        return told[0] if told[0] >= 0 else None
-
-    def listen(self, number: int) -> None:
-        """Collective: hear the losses of the steps up to this one, the mean over ranks; a spike is told once."""
-        for step, loss in enumerate(self.flight.losses(self._listened + 1, number), self._listened + 1):
-            if math.isfinite(loss) and (deviations := self.spikes.see(loss)) and self.world.first:
-                first, end = (step - 1) * self.global_batch, step * self.global_batch
-                before = next((each.step for each in commits(self.run_dir) if each.step < step), None)
-                left = f"data.skip_samples={first}:{end}" + (
-                    f" resume={before}, the newest checkpoint before it" if before else ", afresh in another run_dir"
-                )
-                say(
-                    f"note: loss spike: {loss:.4g} in step {step}, {deviations:.1f} standard deviations above what it was. If it does not come down again, "
-                    f"leave out what it has seen: {left}"
-                )
-        self._listened = number
-
-    def _trained(self, last: int) -> int:
-        """Steps since the row before that saw a batch."""
-        return sum(done not in self._passed for done in range(self._logged_step, last))
-
     def log(self, step: "Step", values: Mapping[str, float | None], words: str) -> None:
         """On a step that is shown: what is known of it goes to people, and to the board where that is due.  values, words: what the program measured."""
         known: dict[str, Any] = {
@@ -406,51 +295,23 @@ class Run:
             "optim/learning_rate": step.rate,
             **({"optim/weight_decay": step.weight_decay} if self.schedule.final_weight_decay is not None else {}),
             "optim/gradient_norm": None if step.passed else float(step.norm),
-            "speed/samples_per_second": self._trained(step.number) * self.global_batch / self._busy,
-            **self._speed(step),
+            **self.speed.figures(step.number, step.logs),
             **(self.engine.norms_by_depth(gradients=not step.passed) if step.logs else {}),
-            **({"speed/energy_joules": self._energy.look()} if self._energy and step.logs else {}),
+            **(self.speed.joules() if step.logs else {}),
             "data/bad_samples": float(self.bad_samples),
-            "train/skipped_steps": float(self.skipped_steps),
-            "train/loss_spikes": float(self.spikes.count),
+            **self.numbers.figures(),
         }
         if self.board:
             if step.logs:
                 self.board.scalars(step.samples_seen, step.number, known)
-            timed = step.number - self.first_step - 1
-            seconds_a_step = (self.seconds - self._first_seconds) / timed if timed else self.seconds
-            say(progress_line(step.number, self.total_steps, words, known, seconds_a_step * (self.total_steps - step.number)))
-        first = step.number == self.first_step + 1
-        if first:  # in it memory is asked for, files are opened, and maybe all is compiled: it is no part of later figures
-            self._first_seconds = self.seconds
-            self.engine.phases.look()
-        if step.logs or first:
-            self._busy, self._waited, self._logged_step = 0.0, 0.0, step.number
-
-    def _speed(self, step: "Step") -> dict[str, float]:
-        """The share of time without a batch; memory; how close to the limit of matrix products, where that is known; on a step that logs also the
-        milliseconds of each phase of a step."""
-        steps, waited = step.number - self._logged_step, self._waited
-        found: dict[str, float] = {}
-        if self.flop_per_image and self._matrix_rate:
-            rate = self.flop_per_image * self._trained(step.number) * self.global_batch / self._busy
-            found |= {"speed/tflops": rate / 1e12, "speed/mfu": rate / self._matrix_rate}
-        if step.logs:
-            seconds = self.engine.phases.look()
-            seconds.pop(MEASURING, None)  # between steps
-            # Beside a GPU a process may wait for a batch while the device still works on the one before: only what the device does nothing in counts.
-            idle = max(0.0, self._busy - sum(seconds.values()))
-            waited = min(waited, idle)
-            seconds |= {"data": waited, "rest": idle - waited}
-            found |= {f"speed/{phase}_ms": 1000 * each / steps for phase, each in seconds.items()}
-        return {"speed/wait_share": waited / self._busy, "speed/peak_gb": peak_gigabytes(self.world.device.type)} | found
+            say(progress_line(step.number, self.total_steps, words, known, self.speed.seconds_left(step.number, self.total_steps)))
+        self.speed.shown(step.number, step.logs)
 
     def save(self, step: "Step", more: Mapping[str, Any]) -> None:
         """Collective: commit this step (train/saving.py); `commit` is the newest one that exists.  more: what the program wants beside the record."""
         record: dict[str, Any] = {"step": step.number, "samples_seen": step.samples_seen, "bad_samples": self.bad_samples}
-        record |= {"skipped_steps": self.skipped_steps, "optimiser_steps": self.optimiser_steps, "spikes": dataclasses.asdict(self.spikes)}
-        record |= {"config": self.config.model_dump(mode="json"), "manifests": self._depends_on, "world_size": self.world.size}
-        record |= {"zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
+        record |= self.numbers.record() | {"config": self.config.model_dump(mode="json"), "manifests": self._depends_on}
+        record |= {"world_size": self.world.size, "zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
         record |= {"kept": True} if step.kept else {}
         beside = self.average.tensors() if self.average else None
         self._saver.save(lambda: Saving(self.run_dir, self.engine, self.world, record, beside), ends=step.last or step.stopping)
@@ -477,6 +338,8 @@ class Run:
         if hasattr(self, "engine"):
             self.engine.close()
             del self.engine
+        if hasattr(self, "numbers"):
+            del self.numbers, self.speed  # which know the engine
         self.average = self.board = self._lock = None
         self._stream = iter(())
         gc.collect()  # models and optimisers refer to each other
@@ -495,7 +358,8 @@ class Step:
         self.rate = learning_rate(done * run.global_batch, run.schedule, run.global_batch, run.course.began)
         self.weight_decay = weight_decay(done * run.global_batch, run.schedule, run.course.began)
         self.stopping = False
-        self._began, self._bad = time.perf_counter(), 0
+        self._bad = 0
+        run.speed.step_begins()
         self.passed = done in run._passed
         watch.moved(step=done)
         noise = seed_of(run.config.seed, DROP_PATH, done, run.world.rank)  # noise inside the model belongs to (seed, step, rank)
@@ -505,24 +369,20 @@ class Step:
             self.number, {"samples": samples, "learning_rate": self.rate, "weight_decay": self.weight_decay, "noise_seed": noise}
         )
 
-    @property
-    def positions(self) -> str:
-        return f"{self.samples_seen - self.run.global_batch}:{self.samples_seen}"
-
     def batches(self) -> Iterator[Batch]:
         run = self.run
         for _ in range(0 if self.passed else run.plan.accumulation):
-            asked = time.perf_counter()
-            batch = next(run._stream)
-            run._waited += time.perf_counter() - asked
+            with run.speed.waiting():
+                batch = next(run._stream)
             self._bad += run.bad.note(batch["bad"])
             if run._sample_log:
                 run._sample_log.note(batch)
             run.flight.note(batch)
             yield batch
 
-    def lost(self, loss: Tensor) -> None:
-        """loss: the mean over the batch in hand, on the device: for the flight recorder, and to tell spikes."""
+    def backward(self, loss: Tensor) -> None:
+        """loss: the mean over the batch in hand, on the device.  The flight recorder has it, too, and spikes are told by it."""
+        self.run.engine.backward(loss)
         self.run.flight.lost(loss)
 
     def update(self) -> None:
@@ -555,13 +415,12 @@ class Step:
         if self.shown or self.commits:
             self._heed(self)
             run._unread = None
-            run.listen(self.number)
-        if (
-            self.commits
-        ):  # one that is due in a skipped step waits for the next that is none, so that none from before the trouble is pruned for it
-            run._owed = bool(run._in_a_row) and not (self.kept or self.last or self.stopping)
+            run.numbers.listen(self.number)
+        # One that is due in a skipped step waits for the next that is none, so that none from before the trouble is pruned for it.
+        if self.commits:
+            run._owed = bool(run.numbers.in_a_row) and not (self.kept or self.last or self.stopping)
             self.commits = not run._owed
-        run._busy += time.perf_counter() - self._began
+        run.speed.step_ends()
 
     def _heed(self, asked: "Step") -> None:
         """Do what all ranks agreed on in the step that asked, this one or the one before."""
@@ -570,10 +429,10 @@ class Step:
         if written == run.world.size and asked._saving is run._saver.pending:
             run._saver.finish()
         if broken:
-            run.skip(asked)
+            moved = self is not asked and not self.passed and not self._agreed.read()[0]
+            run.numbers.skip(asked.number, asked.rate, self.number, moved)
         elif not asked.passed:
-            run._in_a_row = 0
-            run.optimiser_steps += 1
+            run.numbers.taken()
         run.bad_samples += bad
         run.bad.stop_beyond(run.bad_samples, asked.samples_seen // run._views, run.config.data.max_bad_fraction)
         if stopping:

@@ -72,8 +72,8 @@ ROWS: list[Plant | Row] = [
         TEACHER + "over_the_whole_run_means_over_the_whole_cycle_of_an_extension",
     ),
     Row(
-        "the teacher moves with every micro-batch", "mpp/pretraining.py", "            engine.backward(loss.mean() + own)\n",
-        "            engine.backward(loss.mean() + own)\n            if teacher:\n                teacher.update(engine, step.number)\n",
+        "the teacher moves with every micro-batch", "mpp/pretraining.py", "            step.backward(loss.mean() + own)\n",
+        "            step.backward(loss.mean() + own)\n            if teacher:\n                teacher.update(engine, step.number)\n",
         TAUGHT + "every_stage_world_and_accumulation_has_the_same_losses_and_moves_the_teacher_once_a_step",
     ),
     Plant(

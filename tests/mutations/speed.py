@@ -81,7 +81,7 @@ ROWS: list[Plant | Row] = [
         "tests/test_programs.py::test_threads_that_wait_for_each_other_do_not_spin_for_long_unless_the_user_says_so",
     ),
     Row(
-        "a GPU's time counts as waiting, too", "mpp/train/run.py", "            waited = min(waited, idle)\n", "",
+        "a GPU's time counts as waiting, too", "mpp/train/speed.py", "            waited = min(waited, idle)\n", "",
         "tests/train/test_run.py::test_what_a_gpu_does_in_the_meantime_is_no_waiting",
     ),
     Row(
@@ -130,11 +130,11 @@ ROWS: list[Plant | Row] = [
         ARITHMETIC + "counting_leaves_no_trace",
     ),
     Row(
-        "each process is held against its own limit", "mpp/train/run.py", "        dist.all_reduce(own)\n", "",
+        "each process is held against its own limit", "mpp/train/speed.py", "        dist.all_reduce(own)\n", "",
         FIGURES + "images_a_second_are_held_against_the_matrix_products_of_all_processes",
     ),
     Row(
-        "a resumed run counts its empty step", "mpp/train/run.py", "        self.engine.phases.look()  # the empty", "        pass  # the empty",
+        "a resumed run counts its empty step", "mpp/train/speed.py", "        phases.look()  # the empty", "        pass  # the empty",
         FIGURES + "a_resumed_run_does_not_count_the_step_that_creates_its_optimisers_state",
     ),
     Row(

@@ -419,7 +419,7 @@ ROWS = [
         "tests/pipeline/test_by_hand.py::test_the_learning_rate_of_every_step",
     ),
     Row(
-        "loss summed over patches", "mpp/pretraining.py", "engine.backward(loss.mean() + own)", "engine.backward(loss.sum(1).mean() + own)",
+        "loss summed over patches", "mpp/pretraining.py", "step.backward(loss.mean() + own)", "step.backward(loss.sum(1).mean() + own)",
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Plant(

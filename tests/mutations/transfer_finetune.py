@@ -133,7 +133,7 @@ ROWS = [
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        "from scratch keeps the encoder", "mpp/finetuning.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
+        "from scratch keeps the encoder", "mpp/finetune_job.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
         HAND + "from_scratch_nothing_of_the_encoder_is_left",
     ),
     Row(
@@ -179,7 +179,7 @@ ROWS = [
         HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "gradients are summed over a micro-batch", "mpp/finetuning.py", "engine.backward(loss.mean())", "engine.backward(loss.sum())",
+        "gradients are summed over a micro-batch", "mpp/finetuning.py", "step.backward(loss.mean())", "step.backward(loss.sum())",
         HAND + "rate_loss_and_norm_of_every_step_with_sgd",
     ),
     Row(
@@ -284,8 +284,8 @@ ROWS = [
     ),
     Row(
         'a resumed run begins its seconds anew', 'mpp/finetuning.py',
-        'round(seconds_before + run.seconds',
-        'round(run.seconds',
+        'round(seconds_before + run.speed.seconds',
+        'round(run.speed.seconds',
         FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds",
     ),
     Row("predictions of two processes stay in the order they came", "mpp/train/classify.py", "        predicted[order].astype", "        predicted.astype", STEP + "two_processes_find_of_every_image_what_one_finds"),

@@ -26,11 +26,12 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 import mpp.finetuning
-import mpp.train.run
+import mpp.train.gathering
+import mpp.train.speed
 from mpp.errors import UserError
 from mpp.finetune import main
-world = mpp.train.run.start_distributed()
-mpp.train.run.start_distributed = lambda *_: world  # one process group for all runs
+world = mpp.train.gathering.start_distributed()
+mpp.train.gathering.start_distributed = lambda *_: world  # one process group for all runs
 dist.destroy_process_group = lambda: None
 mpp.finetuning.draw_answers = lambda *_: None
 os.fsync = lambda _: None
@@ -46,7 +47,7 @@ class Clock:
     def perf_counter(self):
         self.seconds += 1
         return float(self.seconds)
-mpp.train.run.time = Clock()
+mpp.train.speed.time = Clock()
 torch.nn.Module.compile = lambda self, **_: print("compiled")
 import mpp.model.recompute
 calls, again = [], []

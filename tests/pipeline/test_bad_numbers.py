@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mpp.errors import AGAIN
@@ -48,8 +49,22 @@ def committed(run):
     return sorted(int(path.parent.name) for path in (run / "checkpoints").glob("*/COMMIT.json"))
 
 
-def dump(run, rank=0):
-    return json.loads((run / "flight" / f"rank{rank}.json").read_text())
+def dump(run, rank=0, skipped=None):
+    return json.loads((run / "flight" / f"{'' if skipped is None else f'skipped-{skipped}.'}rank{rank}.json").read_text())
+
+
+def flight(run):
+    return sorted(path.name for path in (run / "flight").iterdir())
+
+
+def assert_kept_after(run, step, commit=None):
+    """The weights in flight/ are those of the commit of that step."""
+    file = run / "flight" / "weights.safetensors"
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == {"step": str(step)}
+    kept, theirs = load_file(file), tensors(run, commit or step)
+    of_commit = {name: value for name, value in theirs.items() if name.startswith("weight/")}
+    assert kept.keys() == of_commit.keys() and all(torch.equal(kept[name], of_commit[name]) for name in kept)
 
 
 def assert_same(a, b):
@@ -74,12 +89,14 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all_counted_and_res
     assert finished.status == [0] * world, finished.err[-3000:]
     (note,) = [line for line in finished.out.splitlines() if "the step is skipped" in line]
     assert "step 3 (samples 24:36)" in note and "1 in a row" in note and "max_skipped_steps=3" in note
+    assert f"python mpp/replay.py {run}/flight/skipped-3.rank{world - 1}.json" in note
     assert "skipped 1" in finished.out
     rows = metrics(run)
     assert [rows[step]["train/skipped_steps"] for step in (2, 4, 8)] == [0, 1, 1]
     assert all(math.isfinite(rows[step]["train/loss"]) for step in (2, 4, 6, 8))  # of steps 3 and 4: that of 4
     assert [(record(run, step)["skipped_steps"], record(run, step)["optimiser_steps"]) for step in (4, 8)] == [(1, 3), (1, 7)]
-    assert not (run / "flight").exists()  # it came to its end
+    # It came to its end, and what tells of the step stays.
+    assert flight(run) == [*(f"skipped-3.rank{rank}.json" for rank in range(world)), "weights.safetensors"]
     shutil.copytree(run, again)
     forget_after(again, 4)
     assert poisoned(again, shards, *words, steps="3", rank=world - 1, world=world).status == [0] * world
@@ -137,9 +154,55 @@ def test_too_many_in_a_row_stop_the_run_with_the_last_commit_as_it_was_and_a_fli
         assert [math.isfinite(float(each)) for each in steps[4]["losses"]] == [each != bad for each in range(world)]
         assert steps[3]["loss"] == steps[3]["losses"][rank] and math.isfinite(steps[3]["loss"])
         assert steps[3]["gradient_norm"] > 0 and steps[4]["gradient_norm"] in ("nan", "inf")
-    kept = load_file(run / "flight" / "weights.safetensors")
-    of_commit = {name: value for name, value in tensors(run, 4).items() if name.startswith("weight/")}
-    assert kept.keys() == of_commit.keys() and all(torch.equal(kept[name], of_commit[name]) for name in kept)
+    assert_kept_after(run, 4)
+    assert [dump(run, bad, skipped)["weights"] for skipped in (5, 6)] == [4, 4]
+    assert f"skipped-7.rank{bad}.json" not in flight(run)
+
+
+SELDOM = ["checkpoint.every_samples=48", "log.pictures=0", "log.every_steps=99"]  # what all ranks agree on is heard a step later
+
+
+def test_a_skipped_step_is_written_down_by_each_rank_with_the_weights_of_the_step_behind_where_those_have_moved(shards, tmp_path):
+    run = tmp_path / "run"
+    assert poisoned(run, shards, *SELDOM, "system.micro_batch_max=3", steps="3", rank=1, world=2).status == [0, 0]
+    found = [dump(run, rank, 3) for rank in range(2)]
+    for rank, each in enumerate(found):
+        assert each["why"] == "the gradient of step 3 was not finite: it was skipped" and (each["step"], each["rank"]) == (3, rank)
+        assert (each["weights"], each["average"]) == (4, None)
+        (step,) = each["steps"]
+        assert step["samples"] == [24, 36] and [batch["position"] for batch in step["micro_batches"]] == [24 + 6 * rank, 27 + 6 * rank]
+        assert step["gradient_norm"] == "nan" and [math.isfinite(float(loss)) for loss in step["losses"]] == [True, False]
+    assert_kept_after(run, 4)
+    assert poisoned(tmp_path / "at once", shards, *EACH, steps="3").status == [0]
+    assert dump(tmp_path / "at once", 0, 3)["weights"] == 2  # a step that commits hears at once
+    assert_kept_after(tmp_path / "at once", 2)
+
+
+def test_of_many_skipped_steps_the_newest_stay_and_the_weights_of_one_of_them(shards, tmp_path):
+    run = tmp_path / "run"
+    words = [*SELDOM, "optim.total_samples=192", "checkpoint.keep_at_samples=[144]"]
+    finished = poisoned(run, shards, *words, steps="3,4,7,9,11")
+    assert finished.status == [0], finished.err[-3000:]
+    assert finished.out.count("the step is skipped") == 5
+    assert flight(run) == sorted([*(f"skipped-{step}.rank0.json" for step in (4, 7, 9, 11)), "weights.safetensors"])
+    assert [dump(run, 0, step)["weights"] for step in (4, 7, 9, 11)] == [2, None, None, 12]
+    assert_kept_after(run, 12)
+
+
+def test_where_weights_cannot_be_kept_the_run_goes_on_and_the_dump_says_none(shards, tmp_path):
+    run = tmp_path / "run"
+    full = "import mpp.train.flight as flight\ndef full(*_):\n    raise OSError(28, 'No space left on device')\nflight.Flight.keep_weights = full\n"
+    program = ["-c", full + POISON, "3", "0", "nan"]
+    finished = pretrain(run, shards, *SELDOM, program=program)
+    assert finished.status == [0] and "skipped-3.rank0.json" in finished.out, finished.err[-3000:]
+    assert dump(run, 0, 3)["weights"] is None and flight(run) == ["skipped-3.rank0.json"]
+
+
+def test_a_stop_that_is_heard_of_a_step_later_says_of_which_step_its_weights_are(shards, tmp_path):
+    run = tmp_path / "run"
+    assert poisoned(run, shards, *SELDOM, "system.max_skipped_steps=0", steps="6").status == [2]
+    assert (dump(run)["weights"], dump(run)["step"]) == (7, 7)  # the seventh was finite
+    assert flight(run) == ["rank0.json", "weights.safetensors"]
 
 
 def test_a_run_whose_first_step_is_not_finite_stops_at_once(shards, tmp_path):
@@ -164,12 +227,12 @@ def test_an_error_of_any_kind_leaves_a_flight_dump_that_says_why(shards, tmp_pat
 import mpp.train.run as run
 from mpp.errors import run_program
 from mpp.pretrain import main
-lost = run.Step.lost
+backward = run.Step.backward
 def breaking(self, loss):
-    lost(self, loss)
+    backward(self, loss)
     if self.number == 3:
         raise ZeroDivisionError("planted")
-run.Step.lost = breaking
+run.Step.backward = breaking
 run_program(main)
 """
     finished = pretrain(run, shards, "log.every_steps=4", "log.samples=true", program=["-c", program])

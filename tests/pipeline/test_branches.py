@@ -21,11 +21,11 @@ MANY = """
 import json, sys
 import torch.distributed as dist
 import mpp.train.engine as engine
-import mpp.train.run as run
+import mpp.train.gathering as gathering
 from mpp.pretrain import main
 
 world = engine.start_distributed()
-run.start_distributed = lambda *_, **__: world  # one process group for all runs
+gathering.start_distributed = lambda *_, **__: world  # one process group for all runs
 dist.destroy_process_group = lambda *_: None
 for words in json.loads(sys.argv[1]):
     main(words)

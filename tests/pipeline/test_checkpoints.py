@@ -92,7 +92,7 @@ def test_a_process_that_sees_another_folder_under_the_runs_name_is_named(uninter
     shutil.copytree(uninterrupted, own)
     for step in (6, 8):
         shutil.rmtree(checkpoint(copy, step))
-    program = "import mpp.train.run as run; run.STALE_SECONDS = 1.0; from mpp.errors import run_program; from mpp.pretrain import main; run_program(main)"
+    program = "import mpp.train.gathering as gathering; gathering.STALE_SECONDS = 1.0; from mpp.errors import run_program; from mpp.pretrain import main; run_program(main)"
     words = [*TINY, f"data.shards={shards}", "system.micro_batch_max=6", f"run_dir={copy}"]
     command = [sys.executable, "-c", program, *words]
     elsewhere = ["unshare", "--mount", "sh", "-c", f'mount --bind "{own}" "{copy}" && exec "$@"', "sh"]

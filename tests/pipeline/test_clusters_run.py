@@ -15,13 +15,13 @@ MANY = """
 import sys
 import torch.distributed as dist
 import mpp.train.engine as engine
-import mpp.train.run as run
+import mpp.train.gathering as gathering
 from mpp.errors import run_program
 from mpp.pretrain import main
 
 def every_stage(_):
     world, part = engine.start_distributed(), dist.destroy_process_group
-    run.start_distributed = lambda *_, **__: world  # one process group for all runs
+    gathering.start_distributed = lambda *_, **__: world  # one process group for all runs
     dist.destroy_process_group = lambda *_: None
     for stage in range(4):
         main([*sys.argv[2:], f"system.zero_stage={stage}", f"run_dir={sys.argv[1]}{stage}"])

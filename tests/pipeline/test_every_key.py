@@ -201,12 +201,12 @@ from pathlib import Path
 import deepspeed, torch, torch.distributed as dist
 import mpp.pretraining as pretraining
 import mpp.train.engine as engine
-import mpp.train.run as run
+import mpp.train.gathering as gathering
 from mpp.errors import UserError
 from mpp.pretrain import main
 
 world = engine.start_distributed()
-run.start_distributed = lambda *_, **__: world  # one process group for all runs
+gathering.start_distributed = lambda *_, **__: world  # one process group for all runs
 dist.destroy_process_group = lambda *_: None
 seen = {}
 initialize, build_model, compile = deepspeed.initialize, pretraining.build_model, torch.nn.Module.compile

@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mpp.data.shards import ShardSet
 from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.replay import main, parse
 from tests.pipeline.conftest import pretrain
+from tests.pipeline.test_bad_numbers import poisoned
 from tests.pipeline.test_teacher import FEATURES
 
 # mpp/pretrain.py which stops by a planted error in step 7.
@@ -79,7 +82,7 @@ def test_with_one_rank_the_gradient_norm_is_that_of_the_run(diverged, tmp_path):
     assert not found["weights"]["exact"]  # of behind that step
     dump = json.loads((diverged / "flight" / "rank0.json").read_text())
     found = replayed(diverged / "flight" / "rank0.json", "step=1", out=tmp_path)  # as the run began
-    assert found["weights"] == {"source": "as the run began", "step": 0, "exact": True}
+    assert found["weights"] == {"source": "as the run began", "step": 0, "exact": True, "not_finite": []}
     assert found["precisions"]["fp32"]["gradient_norm"] == pytest.approx(dump["steps"][0]["gradient_norm"], rel=1e-4)
     assert found["precisions"]["fp32"]["loss"] == pytest.approx(dump["steps"][0]["loss"], rel=1e-6)
 
@@ -89,10 +92,40 @@ def test_a_run_that_diverged_is_seen_to_in_the_same_step_with_the_weights_it_had
     first = next(each["step"] for each in dump["steps"] if isinstance(each["gradient_norm"], str))
     found = replayed(diverged / "flight" / "rank0.json", out=tmp_path)
     assert found["step"] == first == dump["weights"] + 1
-    assert found["weights"] == {"source": str(diverged / "flight" / "weights.safetensors"), "step": dump["weights"], "exact": True}
+    assert found["weights"]["source"] == str(diverged / "flight" / "weights.safetensors")
+    assert found["weights"]["step"] == dump["weights"] and found["weights"]["exact"]
     assert isinstance(found["precisions"]["fp32"]["gradient_norm"], str)  # inf or nan
     assert "the weights are at fault, not an image" in capsys.readouterr().out
     assert replayed(diverged / "flight" / "rank0.json", "precision=bf16", out=tmp_path)["precisions"].keys() == {"bf16"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_skipped_step_is_taken_again_with_the_weights_that_are_nearest(rank, shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [*SMALL, "checkpoint.every_samples=48", "log.every_steps=99", "system.zero_stage=1"]
+    assert poisoned(run, shards, *words, steps="3", rank=1, world=2).status == [0, 0]
+    dump = run / "flight" / f"skipped-3.rank{rank}.json"
+    found = replayed(dump, out=tmp_path)
+    assert found["step"] == 3 and found["rank"] == rank and found["same"] == {"samples": True, "masks": True, "pixels": True}
+    # Nearer than the run's first weights, two steps before it.
+    assert found["weights"] == {"source": str(run / "flight" / "weights.safetensors"), "step": 4, "exact": False, "not_finite": []}
+    said = capsys.readouterr().out
+    assert "after step 4; 1 step behind it: weights have moved since" in said and f"rank {rank} of 2" in said
+    assert f"then: loss {'nan' if rank else json.loads(dump.read_text())['steps'][0]['loss']:.4}" in said
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    with safe_open(other / "flight" / "weights.safetensors", "pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(weights, other / "flight" / "weights.safetensors", {"step": "9"})  # of a later skipped step
+    assert replayed(other / "flight" / dump.name, out=tmp_path)["weights"]["source"] == "as the run began"
+
+
+def test_a_commit_that_is_the_step_s_own_goes_before_weights_of_the_step_behind(shards, tmp_path):
+    run = tmp_path / "run"
+    words = [*SMALL, "checkpoint.every_samples=48", "log.every_steps=99"]
+    assert poisoned(run, shards, *words, steps="5").status == [0]
+    found = replayed(run / "flight" / "skipped-5.rank0.json", out=tmp_path)
+    assert found["weights"]["source"] == str(run / "checkpoints" / "000000004") and found["weights"]["exact"]
 
 
 def test_with_older_weights_it_says_that_they_have_moved(stopped, tmp_path, capsys):
@@ -114,6 +147,9 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(stopped, tmp_path):
     (tmp_path / "other.json").write_text('{"format": 9}')
     with pytest.raises(ConfigError, match="is no dump of the flight recorder"):
         main([str(tmp_path / "other.json")])
+    (tmp_path / "older.json").write_text(json.dumps(json.loads(dump.read_text()) | {"format": 1}))
+    with pytest.raises(ConfigError, match=r"older.json is of another version of mpp: its format is 1, and this one reads 2"):
+        main([str(tmp_path / "older.json")])
     with pytest.raises(ConfigError, match=r"step=40 is not in .*; there are 1 to 7"):
         main([str(dump), "step=40", f"out={tmp_path}"])
     with pytest.raises(CheckpointError, match="is no checkpoint"):
@@ -137,6 +173,17 @@ def test_other_pixels_are_told(stopped, tmp_path, capsys):
     found = replayed(tmp_path / "changed.json", f"weights={stopped}/checkpoints/000000006", out=tmp_path)
     assert found["same"] == {"samples": True, "masks": True, "pixels": False}
     assert "pixels DIFFER" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_an_average_that_has_moved_on_is_told(shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [*FEATURES, *SMALL, "checkpoint.every_samples=48", "log.every_steps=1"]  # what is logged is heard of at once
+    assert poisoned(run, shards, *words, steps="3").status == [0]
+    found = replayed(run / "flight" / "skipped-3.rank0.json", out=tmp_path)
+    assert found["weights"]["step"] == 2 and not found["weights"]["exact"]
+    assert "after step 2; the average that it learns from is of 1 step later" in capsys.readouterr().out
+    assert any(name.startswith("teacher.") for name, *_ in found["precisions"]["fp32"]["forward"])
 
 
 @pytest.mark.long

@@ -39,13 +39,13 @@ MANY = """
 import sys
 import torch.distributed as dist
 import mpp.train.engine as engine
-import mpp.train.run as run
+import mpp.train.gathering as gathering
 from mpp.errors import run_program
 from mpp.pretrain import main
 
 def every_stage(_):
     world, part = engine.start_distributed(), dist.destroy_process_group
-    run.start_distributed = lambda *_, **__: world  # one process group for all runs
+    gathering.start_distributed = lambda *_, **__: world  # one process group for all runs
     dist.destroy_process_group = lambda *_: None
     for stage, micro in ((0, 12), (0, 3), (1, 3), (2, 3), (3, 3)):  # what DeepSpeed lays over torch at stage 3, stays for the life of a process
         main([*sys.argv[2:], f"system.zero_stage={stage}", f"system.micro_batch_max={micro}", f"run_dir={sys.argv[1]}{stage}micro{micro}"])

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.train.run import Run, Step
+from mpp.train.run import Step
+from mpp.train.speed import Speed
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
@@ -24,11 +25,10 @@ def test_what_is_done_every_so_many_samples_is_due_in_the_step_that_reaches_each
 def test_what_a_gpu_does_in_the_meantime_is_no_waiting(waited, on_device, share, data, rest):
     """Of ten seconds and ten steps the process waited for some, while the device may have worked on."""
     phases = SimpleNamespace(look=lambda: {"forward": on_device / 4, "backward": on_device * 3 / 4, "measuring": 100.0})
-    run = SimpleNamespace(
-        _logged_step=10, _waited=waited, _busy=10.0, flop_per_image=None, engine=SimpleNamespace(phases=phases),
-        world=SimpleNamespace(device=torch.device("cpu")),
-    )  # fmt: skip
-    found = Run._speed(run, SimpleNamespace(number=20, logs=True))
+    speed = Speed(phases, SimpleNamespace(device=torch.device("cpu"), first=False), 10, 8, (), None, None)
+    speed._waited, speed._busy = waited, 10.0
+    found = speed.figures(20, logs=True)
+    assert found["speed/samples_per_second"] == 8
     assert found["speed/wait_share"] == pytest.approx(share)
     assert (found["speed/data_ms"], found["speed/rest_ms"]) == (pytest.approx(data), pytest.approx(rest))
     assert found["speed/forward_ms"] == pytest.approx(25 * on_device) and "speed/measuring_ms" not in found

@@ -1,0 +1,41 @@
+"""What the flight recorder notes of a batch."""
+
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mpp import errors
+from mpp.train import flight
+from mpp.train.flight import Flight, Kept, labels_check, masks_check
+
+
+@pytest.mark.parametrize(("free", "goes_on", "kept"), [(16_000, True, True), (15_999, True, False), (15_999, False, True)])
+def test_weights_of_a_run_that_goes_on_leave_room_for_its_next_checkpoint(free, goes_on, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(errors, "at_stopping", [])
+    monkeypatch.setattr(flight.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free))
+    world = SimpleNamespace(device=torch.device("cpu"), rank=0, size=1, first=True)
+    recorder = Flight(tmp_path, world, {}, views=1, accumulation=1, look_every=1)
+    tensors = {"weight/a": torch.zeros(600), "ema/a": torch.zeros(400)}  # 4,000 bytes; their checkpoint has at most three times as many
+    if kept:
+        recorder.keep_weights(tensors, Kept(3, 3), goes_on)
+    else:
+        with pytest.raises(OSError, match="the next checkpoint needs the room"):
+            recorder.keep_weights(tensors, Kept(3, 3), goes_on)
+    assert (tmp_path / "flight" / "weights.safetensors").exists() == kept
+
+
+def test_what_is_drawn_for_labelled_images_changes_their_check():
+    batch = {
+        "label": torch.tensor([1, 0]),
+        "erase": torch.tensor([[0, 0, 4, 4], [0, 0, 0, 0]]),
+        "noise": torch.tensor([5, 6]),
+        "share": torch.tensor([0.5, 0.5]),
+        "paste": torch.tensor([[1, 2, 3, 4]] * 2),
+    }
+    checks = [labels_check(batch), *(labels_check(batch | {name: value + 1}) for name, value in batch.items())]
+    assert len(set(checks)) == 6 and masks_check(batch) is None
+    assert labels_check({"kind": batch["label"]}) is None
+    plain = {"label": batch["label"]}
+    assert labels_check(plain) == labels_check(plain | {"image": torch.zeros(2)}) != labels_check(batch)
