@@ -112,8 +112,8 @@ ROWS = [
     Row(
         "every process fits the first one's probes",
         "mpp/probing.py",
-        "        parts = to_first(world, together(world, fit_mine), len(units_of(job)))",
-        "        mine[:] = units_of(job)[:: world.size]\n        parts = to_first(world, together(world, fit_mine), len(units_of(job)))",
+        "        parts = to_first(world, together(world, fit_mine), len(units))",
+        "        mine[:] = units[:: world.size]\n        parts = to_first(world, together(world, fit_mine), len(units))",
         DEALT,
     ),
     Row(
