@@ -204,8 +204,8 @@ ROWS = [
     Row(
         "the velocity of heads is not counted",
         "mpp/transfer/probes/linear.py",
-        "4 * heads * (2 * (",
-        "4 * heads * (1 * (",
+        "sum(2 * (width + 1) * count for width",
+        "sum((width + 1) * count for width",
         PROBE + "test_what_probes_take_is_counted_from_heads_columns_and_batch",
     ),
     Row(

@@ -10,6 +10,7 @@ from mpp.config.sections import ModelConfig
 from mpp.data.shards import ShardSet
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
+from mpp.transfer.probes.linear import cost
 from tests.pipeline.conftest import ROOT, finish, start
 
 QUICK = [
@@ -17,14 +18,15 @@ QUICK = [
     "few_shot.shots=[1]", "augmented=[mae]", "mae.epochs=2", "mae.warmup_epochs=1", "mae.batch=40",
 ]  # fmt: skip
 
-# Of every pass: what the linear heads cost that this process trains in it.
+# Every linear head that this process trains: of which features, with which seed, on how many images, on which columns, at which rate.
 NOTING = """
 import json, os
 from pathlib import Path
 import mpp.transfer.probes.linear as linear
 real, heads = linear.train_heads, []
 def noting(values, rows, labels, classes, blocks, **more):
-    heads.append(sum(linear.cost(len(block.columns), len(block.learning_rates)) for block in blocks))
+    of = [float(values[0].sum()), more["seed"], len(rows)]
+    heads.extend([*of, block.columns.tolist(), rate] for block in blocks for rate in block.learning_rates)
     return real(values, rows, labels, classes, blocks, **more)
 linear.train_heads = noting
 from mpp.errors import run_program
@@ -100,10 +102,13 @@ def test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit(tmp_pa
         rows[world] = found
         lines[world] = [line.partition(" (seconds")[0] for line in done.out.splitlines() if line.startswith("chosen ")]
         assert len(lines[world]) == 6
-        heads[world] = [sum(json.loads((tmp_path / f"heads.{world}.{rank}").read_text())) for rank in range(world)]
+        heads[world] = [json.loads((tmp_path / f"heads.{world}.{rank}").read_text()) for rank in range(world)]
     assert rows[3] == rows[1]
     assert lines[3] == lines[1]
     answers = [(tmp_path / world / "predictions.safetensors").read_bytes() for world in "13"]
     assert answers[0] == answers[1]
-    # None was trained twice, and each process had about its third, up to one head of raw pixels, which are wide.
-    assert sum(heads[3]) == heads[1][0] and max(heads[3]) < 0.5 * heads[1][0], heads
+    # None was trained twice, and each process had about its third, up to one block of raw pixels, which are wide.
+    (alone,), shares = heads[1], heads[3]
+    assert sorted(head for share in shares for head in share) == sorted(alone) and len({str(head) for head in alone}) == len(alone)
+    weigh = lambda heads: sum(cost(len(columns), 1) for *_, columns, _ in heads)
+    assert max(map(weigh, shares)) < 0.5 * weigh(alone)
