@@ -149,7 +149,6 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         run.finish_copies()
         return leave()
 
-    # Loader processes begin before this one has collectives, a model on its device, or much memory.
     passed = steps_over(data.skip_samples, data.global_batch, run.total_steps)
     sampler = OrderSampler(order, plan, peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)
     device = device_of(peers)
@@ -159,7 +158,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     placed = sets.placed(config, device, peers.local_size, run.first_step)
     each = hand.bytes // peers.local_size if hand else 0
     stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=each)
-    run.join(settled.world)
+    run.join(stream, settled.world)
     world, masking = run.world, sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
@@ -225,7 +224,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         look_at_features(run, model, looks, 0, 0)  # what random initialisation is worth
 
     meters = Meters(6, world.device, finite=True)  # loss, patches, loss of masked ones, masked patches, the target's own, how often
-    for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None, passed):
+    for step in run.steps(data.views, SampleLog(run_dir, world.rank) if config.log.samples else None, passed):
         for batch in step.batches():
             _, loss, masked, own = engine.forward(*masked_images(batch, world.device))
             engine.backward(loss.mean() + own)

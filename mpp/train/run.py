@@ -2,10 +2,10 @@
 
     run = Run(..., peers)       the newest commit, as rank 0 sees it, and whether this start may go on from it
     run.settle()                the run folder is this run's alone, and one whole commit is settled on
-    run.join()                  the processes get collectives, and each its device
+    run.join(stream)            loader processes have begun; now the processes get collectives, and each its device
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
-    for step in run.steps(stream):
+    for step in run.steps():
         for batch in step.batches():     this rank's share of the global batch, in micro-batches
             ... engine.forward, engine.backward
         step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next, read when it is there
@@ -206,8 +206,10 @@ class Run:
         if self.commit is None and self.trunk:
             self.commit = settle_trunk(self._branch_from, self.trunk, self._peers)
 
-    def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
-        """Collective.  world, stop: of a run before this one in the same processes."""
+    def join(self, stream: Iterator[Batch], world: World | None = None, stop: StopRequest | None = None) -> None:
+        """Collective.  stream: the batches of all steps, of loader processes that have begun: they are forked off before this process has collectives, a
+        model on its device, or much memory.  world, stop: of a run before this one in the same processes."""
+        self._stream = stream
         self.world, self.stop = world or start(self.run_dir, self.config.system, self._peers), stop
 
     @property
@@ -300,13 +302,11 @@ class Run:
         """Of this start's training, so far."""
         return time.perf_counter() - self._began
 
-    def steps(
-        self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None, passed: Container[int] = ()
-    ) -> Iterator["Step"]:
+    def steps(self, views: int = 1, sample_log: SampleLog | None = None, passed: Container[int] = ()) -> Iterator["Step"]:
         """One after the other, from the commit's to the last, or to the one in which somebody asked to stop.  views: of each sample in a batch.
         passed: steps (0 is the first) that see no batch and change nothing, while their samples count as seen; the stream is without them."""
         self.stop = self.stop or StopRequest()
-        self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
+        self._views, self._sample_log, self._passed = views, sample_log, passed
         self._began = time.perf_counter()
         if self.copies:  # after loader processes were forked: it has a thread
             self.copies.begin(commits(self.run_dir))

@@ -225,15 +225,15 @@ ROWS = [
     Row(
         "loader processes of a look end with it",
         "mpp/data/loader.py",
-        "stays=bool(self.workers)",
+        "stays=bool(workers)",
         "stays=False",
         "tests/data/test_loader.py::test_what_is_read_again_is_read_by_the_same_processes_and_is_the_same",
     ),
     Row(
         "every look has loader processes of its own",
         "mpp/finetuning.py",
-        "        if id(data) not in self.read:\n",
-        "        if True:\n",
-        "tests/pipeline/test_finetune.py::test_looks_at_the_hold_out_share_their_loader_processes",
+        "kept=tuned.loaders.measuring,",
+        "kept=None,",
+        "tests/pipeline/test_finetune.py::test_everything_is_measured_by_the_same_loader_processes",
     ),
 ]
