@@ -1,5 +1,7 @@
 """The linear probe's search, by one process and by several that divide it: seconds, and whether they find the same to the digit.
 
+Seconds pass also while a shared machine does other things; those of the CPU, of the process that had most, say how even the shares are.
+
     python benchmarks/divided_grid.py --out benchmarks/results/DEVICE-divided_grid.json
 
 The table is generated: so many images of an encoder of 12 blocks, 384 columns wide after each of 13 layers, class token and mean, on the disk.
@@ -52,19 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         for classes in options.classes:
             make_table(Path(folder), options.images, classes)
             seconds: dict[int, list[float]] = {number: [] for number in options.processes}
+            of_cpu: dict[int, list[float]] = {number: [] for number in options.processes}
             scores = {}
             for _ in range(options.rounds):
                 for number in options.processes:
-                    took, scores[number] = searched(Path(folder), classes, number, options.epochs)
+                    took, busy, scores[number] = searched(Path(folder), classes, number, options.epochs)
                     seconds[number].append(took)
+                    of_cpu[number].append(busy)
             middle = {number: statistics.median(took) for number, took in seconds.items()}
+            middle_of_cpu = {number: statistics.median(took) for number, took in of_cpu.items()}
             alike = len({json.dumps(each) for each in scores.values()}) == 1
             found[str(classes)] = {
                 "seconds": {str(number): [round(one, 2) for one in took] for number, took in seconds.items()},
+                "cpu_seconds": {str(number): [round(one, 2) for one in took] for number, took in of_cpu.items()},
                 "median": {str(number): round(took, 2) for number, took in middle.items()},
+                "cpu_median": {str(number): round(took, 2) for number, took in middle_of_cpu.items()},
                 "alike": alike,
             }
-            words = ", ".join(f"{number} process{'es' if number > 1 else ''} {took:.1f} s" for number, took in middle.items())
+            words = ", ".join(
+                f"{number} process{'es' if number > 1 else ''} {took:.1f} s (CPU {middle_of_cpu[number]:.1f})"
+                for number, took in middle.items()
+            )
             say(f"{classes} classes: {words}; {'the same' if alike else 'OTHER'} scores of {len(next(iter(scores.values())))} heads")
     about = {"images": options.images, "columns": WIDTH * LAYERS * 2, "epochs": options.epochs, "cores": usable_cores()}
     if options.out:
@@ -86,8 +96,8 @@ def make_table(folder: Path, count: int, classes: int) -> None:
     np.save(folder / "labels.npy", labels)
 
 
-def searched(folder: Path, classes: int, processes: int, epochs: int) -> tuple[float, list[float]]:
-    """Seconds from when all were ready to when all knew all scores, and the scores."""
+def searched(folder: Path, classes: int, processes: int, epochs: int) -> tuple[float, float, list[float]]:
+    """Seconds from when all were ready to when all knew all scores; of the CPU, of the process that had most; and the scores."""
     (folder / "store").unlink(missing_ok=True)
     spawn = multiprocessing.get_context("spawn")
     told: Any = spawn.Queue()
@@ -123,12 +133,15 @@ def work(folder: Path, classes: int, rank: int, processes: int, epochs: int, tol
         return given
 
     dist.barrier()
-    began = time.perf_counter()
+    began, began_on_cpu = time.perf_counter(), time.process_time()
     (found,) = find([probe.search(train)], rank, processes, share)
+    busy = time.process_time() - began_on_cpu
     dist.barrier()
     seconds = time.perf_counter() - began
+    most = torch.tensor(busy)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
     if rank == 0:
-        told.put((seconds, [head["holdout_score"] for head in found.fit().about["grid"]]))
+        told.put((seconds, float(most), [head["holdout_score"] for head in found.fit().about["grid"]]))
     dist.destroy_process_group()
 
 

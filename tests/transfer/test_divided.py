@@ -24,6 +24,7 @@ from mpp.transfer.split import CHOOSE, Split, hold_out
 from tests.transfer.test_probes import CPU, problem
 
 SPEC = FeatureSpec("tiny", (0, 1, 2), ("cls", "mean"), 16, 1.0, (0.5,) * 3, (0.5,) * 3, "fp32")
+gpu = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])
 CLASSES = 24  # so that learning rates are cut into groups
 VARIANTS = [
     Variant((1, 2), "both"), Variant((0,), "cls"), Variant((1,), "cls"), Variant((2,), "cls"),
@@ -196,10 +197,11 @@ def test_rounds_go_on_for_those_that_ask_and_seconds_are_those_of_all_processes(
 # ------------------------------------------------------------------------------------------------------------------ blocks
 
 
-def test_a_block_has_the_same_bits_whatever_is_trained_beside_it():
+@pytest.mark.parametrize("device", ["cpu", gpu])
+def test_a_block_has_the_same_bits_whatever_is_trained_beside_it(device):
     train = images()
     blocks = [Block(train.features.layout.columns(variant), rates) for variant in VARIANTS for rates in groups(RATES, CLASSES)]
-    settings = {"epochs": 2, "batch": 100, "weight_decay": 0.01, "seed": 3, "device": CPU}
+    settings = {"epochs": 2, "batch": 100, "weight_decay": 0.01, "seed": 3, "device": torch.device(device)}
     heads = lambda some: train_heads(train.features.values, train.split.fit, train.labels, CLASSES, some, **settings)
     whole = heads(blocks)
     answers = whole.predict(train.features.values, train.split.choose)
