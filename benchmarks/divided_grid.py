@@ -5,7 +5,8 @@ Seconds pass also while a shared machine does other things; those of the CPU, of
     python benchmarks/divided_grid.py --out benchmarks/results/DEVICE-divided_grid.json
 
 The table is generated: so many images of an encoder of 12 blocks, 384 columns wide after each of 13 layers, class token and mean, on the disk.
-The grid is the whole default one, 30 places x 13 learning rates; an epoch or two stand for the 30.  Each process has one thread.  In each round
+The grid is the whole default one, 30 places x 13 learning rates; two epochs stand for the 30, so that what is done once (mean and deviation of
+each column, the hold-out) counts for more than in a probe.  Each process has one thread.  In each round
 every number of processes has its turn.
 """
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
