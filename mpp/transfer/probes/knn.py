@@ -27,7 +27,7 @@ from mpp.transfer.probes.divided import DividedProbe, Search, Trials
 
 TEMPERATURES = 0.002, 20.0  # limits of the grid: the nearest alone, and all votes alike
 MOST_NEIGHBOURS = 2000
-BESIDE = 256  # columns whose product with the bank takes as long as finding the largest in it
+BESIDE = 128  # columns whose product with the bank takes as long as finding the largest in it
 
 
 class KnnProbe(DividedProbe):
