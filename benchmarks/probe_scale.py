@@ -21,7 +21,7 @@ import torch
 from mpp.errors import Parser, run_program
 from mpp.train.run_folder import environment
 from mpp.transfer.probes.knn import KnnProbe, nearest
-from mpp.transfer.probes.linear import LinearProbe, train_heads
+from mpp.transfer.probes.linear import Block, LinearProbe, groups, train_heads
 from mpp.transfer.probes.logistic import LogisticProbe, fit_path
 
 IMAGES, QUERIES, CLASSES, WIDTH, LAYERS = 1_281_167, 50_000, 1000, 768, 13
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values, rows, labels = torch.from_numpy(table), np.arange(count), np.arange(count) % CLASSES
         columns = [torch.arange(layer * WIDTH, (layer + 1) * WIDTH) for layer in range(LAYERS)]
         linear, path, k = LinearProbe(), LogisticProbe(), max(KnnProbe().k)
+        blocks = [Block(own, rates) for own in columns for rates in groups(linear.learning_rates, CLASSES)]
         shape = {"epochs": 1, "batch": linear.batch, "weight_decay": 0.0, "seed": 0, "device": device}
         passes: list[int] = []
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         asked = values[:512, :WIDTH]
         measured = {
-            EPOCH: timed(lambda: train_heads(values, rows, labels, CLASSES, columns, linear.learning_rates, **shape)),
+            EPOCH: timed(lambda: train_heads(values, rows, labels, CLASSES, blocks, **shape)),
             PASSES: timed(regress),
             SEARCH: timed(lambda: nearest(asked, values, rows, columns[0], k, device)),
         }

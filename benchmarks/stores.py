@@ -272,7 +272,9 @@ def summed_up(runs: list[dict], about: dict) -> dict:
             median(lambda run: (run["images"] + about["batch"]) / (run["first"] + run["seconds"])), 1
         ),  # of the whole epoch
         "first_batch": round(median(lambda run: run["first"]), 2),
-        "waiting": round(median(lambda run: (run["first"] + run["waited"]) / (run["first"] + run["seconds"])), 4),  # from asking for a loader on
+        "waiting": round(
+            median(lambda run: (run["first"] + run["waited"]) / (run["first"] + run["seconds"])), 4
+        ),  # from asking for a loader on
         "waiting_behind_first": round(median(lambda run: run["waited"] / run["seconds"]), 4),
         "longest_wait": round(median(lambda run: run["longest_wait"]), 2),
         "images_per_cpu_second": round(statistics.median(spent), 1) if spent else None,

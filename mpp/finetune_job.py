@@ -193,6 +193,12 @@ def refuse_unlike(repeats: Sequence[Repeat]) -> None:
             )
 
 
+def is_finished(repeat: Repeat, peers: Peers) -> bool:
+    """Collective: whether nothing is left to train or to measure of a run that has settled on its commit."""
+    commit = repeat.run.commit
+    return bool(commit and repeat.run.course.finished and peers.from_first(functools.partial(is_measured, repeat, commit.seal)))
+
+
 def is_measured(repeat: Repeat, seal: str) -> bool:
     """Whether what a run writes last, its results, is there, of the commit with this seal and of these images, chosen as is asked for now, and its
     encoder/ is there, too, and whole."""

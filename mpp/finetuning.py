@@ -8,8 +8,8 @@ image exactly once, and each read is logged.
 import functools
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,20 @@ import numpy as np
 import torch
 
 from mpp.config.finetune import FinetuneConfig
-from mpp.data.crop_dataset import CropDataset
+from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.fingerprints import content_id
 from mpp.data.in_hand import InHand
-from mpp.data.loader import Batches
+from mpp.data.loader import LoaderProcesses
 from mpp.data.order import OrderSampler
 from mpp.data.shards import ShardSet
 from mpp.errors import AGAIN
 from mpp.finetune_job import (
     PROGRAM,
     Again,
+    Job,
     Repeat,
     classifier_of,
-    is_measured,
+    is_finished,
     open_job,
     refuse_other_layout,
     refuse_unlike,
@@ -50,9 +51,10 @@ from mpp.model.tokens import class_tokens_of
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.monitor.layout import of_finetuning
+from mpp.peers import Peers
 from mpp.text import say
 from mpp.train.average import WeightAverage, short_at_first
-from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure, once_each
+from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure
 from mpp.train.commit import Commit, find_commit
 from mpp.train.engine import Engine
 from mpp.train.gathering import gather, held_folder, start
@@ -66,7 +68,7 @@ from mpp.transfer.protocol import Answers
 from mpp.transfer.results import draw_answers, write_predictions, write_results
 from mpp.transfer.table import FINETUNED
 from mpp.watch import watch
-from mpp.world import World, from_first, leave, together
+from mpp.world import device_of, from_first, leave, together
 
 WEIGHTS, AVERAGE = "weights", "average"  # what is measured
 
@@ -89,25 +91,28 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     ready = {0: build(repeats[0])}
 
     # In a series the folder above the repeats is held, too, for as long as this program runs.
-    world: World | None = None
     if config.repeats > 1:
         _lock = held_folder(run_dir, lambda: hold_run_folder(run_dir, lambda: find_commit(run_dir, "auto"), None), peers)
-        world = start(run_dir, config.system, peers)
+    for repeat in repeats:
+        repeat.run.settle()
+    left = [repeat for repeat in repeats if not is_finished(repeat, peers)]
+    loaders = Loaders(job, left, peers) if left else None
+    world = start(run_dir, config.system, peers) if config.repeats > 1 else None
     stop: StopRequest | None = None
     for repeat in repeats:
         run = repeat.run
-        run.settle()
-        run.join(world, stop)
-        world = run.world
-        if run.commit and run.course.finished and from_first(world, functools.partial(is_measured, repeat, run.commit.seal)):
-            say_finished(repeat)
+        if loaders is None or repeat.number not in loaders.placed:
+            if peers.first:
+                say_finished(repeat)
         else:
-            if not train(repeat, *(ready.pop(repeat.number, None) or build(repeat))):
+            run.join(loaders.stream(repeat), world, stop)
+            if not train(repeat, loaders, *(ready.pop(repeat.number, None) or build(repeat))):
                 leave()
                 return AGAIN
             stop = run.stop
         if config.repeats > 1:
             run.close()  # the next one needs the memory
+            assert world is not None
             if stop and repeat is not repeats[-1] and shared_sum([stop.requested], world)[0]:
                 if world.first:
                     say(stopped_words(f"after repeat {repeat.number + 1} of {config.repeats}"))
@@ -118,7 +123,41 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     return leave()
 
 
-def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: dict[str, Any]) -> bool:
+class Loaders:
+    """All loader processes of a fine-tuning, which begin before its processes join (`Run.join`): some read training images, for one repeat after the
+    other, and others what is measured on.  Nobody looks at test images before that is logged."""
+
+    def __init__(self, job: Job, repeats: Sequence[Repeat], peers: Peers):
+        """Collective.  repeats: that are left.  Raises ConfigError for images that do not fit where system.images or the cache want them."""
+        config, sets, device = job.config, job.sets, device_of(peers)
+        self.world = peers.size, peers.local_size
+        orders = [repeat.order for repeat in repeats]
+        self.hands: dict[int, InHand] = {}  # by repeat: what is read at a time, where shards are fetched first
+        if isinstance(source := sets.source("train"), ShardSet):
+            source.keep_open(max(order.shards_in_reach(peers.size) for order in orders))
+            found = {repeat.number: source.in_hand(repeat.order, *self.world) for repeat in repeats}
+            self.hands = {number: hand for number, hand in found.items() if hand}
+        # Of all repeats once, since their images may lie in memory.
+        drawn = np.unique(np.concatenate([repeat.sets.training.ids for repeat in repeats]))
+        images = replace(sets, training=replace(sets.training, pool=drawn)).placed(config, device, peers.local_size).images
+        self.placed = {repeat.number: replace(repeat.sets.training, images=images) for repeat in repeats}
+        begin = lambda datasets: LoaderProcesses(datasets, repeats[0].run.workers, device.type == "cuda", peers.local_size)
+        self.measuring = begin([data for data in (sets.holdout, sets.test) if data])
+        self._training, self._rank = begin(list(self.placed.values())), peers.rank
+        self._begun = {repeats[0].number: self._stream(repeats[0])}  # whose first batches are read while the processes join
+
+    def stream(self, repeat: Repeat) -> Iterator[Batch]:
+        """The batches of the steps that are left of it."""
+        return self._begun.pop(repeat.number, None) or self._stream(repeat)
+
+    def _stream(self, repeat: Repeat) -> Iterator[Batch]:
+        run, (world, local_world), hand = repeat.run, self.world, self.hands.get(repeat.number)
+        sampler = OrderSampler(repeat.order, run.plan, self._rank, world, run.first_step, run.total_steps, repeat.sets.training.ids)
+        own = hand.bytes // local_world if hand else 0
+        return self._training.batches(self.placed[repeat.number], sampler, "training", own)
+
+
+def train(repeat: Repeat, loaders: Loaders, model: torch.nn.Module, arch: str, model_arguments: dict[str, Any]) -> bool:
     """Collective: one training, from the commit that `run` has found to its measurement; False where somebody has asked to stop."""
     job, config, run, sets, order = repeat.job, repeat.config, repeat.run, repeat.sets, repeat.order
     augment, system, loaded, size, world = config.augment, config.system, job.loaded, job.size, run.world
@@ -130,13 +169,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     flop = lambda: training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, flop, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
-    sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
-    hand: InHand | None = None
-    if isinstance(source := sets.source("train"), ShardSet):
-        source.keep_open(order.shards_in_reach(world.size))
-        hand = source.in_hand(order, world.size, world.local_size)
-    placed = sets.placed(config, world.device, world.local_size)
-    stream = run.read(placed, sampler, world.device, hand)
+    source, hand = sets.source("train"), loaders.hands.get(repeat.number)
     weight = balanced_weights(sets.labels, len(sets.classes)).to(world.device) if config.optim.class_weight else None
     held = f", {len(sets.holdout.ids):,} held out" if sets.holdout else ""
     random = config.init == "random"
@@ -152,15 +185,15 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}",
             *([f"the loss weighs classes: {weights_in_words(weight, sets.classes)}"] if weight is not None else []),
             *([source.fetched_words(hand)] if hand and isinstance(source, ShardSet) else []),
-            f"{placed.images.decoder} | {run.loader_words}",
+            f"{loaders.placed[repeat.number].images.decoder} | {run.loader_words}",
             run.plan_words(),
         ],
         of_finetuning(run.schedule.final_weight_decay is not None),
     )
 
-    tuned = Tuned(repeat, average, arch, model_arguments)
+    tuned = Tuned(repeat, loaders, average, arch, model_arguments)
     meters = Meters(2, world.device, finite=True)  # loss, samples
-    for step in run.steps(stream):
+    for step in run.steps():
         for batch in step.batches():
             images, targets = inputs_and_targets(batch, len(sets.classes), augment.smoothing, loaded.mean, loaded.std, world.device)
             loss = cross_entropy(engine.forward(images), targets, weight)
@@ -192,16 +225,10 @@ class Tuned:
     """What a run has made, on its way to being measured."""
 
     repeat: Repeat
+    loaders: Loaders
     average: WeightAverage | None
     arch: str  # timm's name
     model_arguments: dict[str, Any]  # of timm.create_model
-    read: dict[int, Batches] = field(default_factory=dict)  # of what has been measured on, by id: loader processes stay from look to look
-
-    def reading(self, data: CropDataset) -> Batches:
-        if id(data) not in self.read:
-            run = self.repeat.run
-            self.read[id(data)] = once_each(data, run.plan.micro_batch, run.workers, run.world)
-        return self.read[id(data)]
 
     @property
     def random(self) -> bool:
@@ -334,8 +361,7 @@ def say_finished(repeat: Repeat) -> None:
     else:
         key = "optim.steps" if repeat.config.optim.steps else "optim.epochs"
         words = f"run {repeat.run.run_dir} | {repeat.run.course.finished_words(key)} | {repeat.results}"
-    if repeat.run.world.first:
-        say(words)
+    say(words)
 
 
 @watch.slowly("measuring")
@@ -350,7 +376,7 @@ def measured(tuned: Tuned, data: CropDataset, names: Sequence[str] = (WEIGHTS, A
         micro_batch=run.plan.micro_batch,
         workers=run.workers,
         world=run.world,
-        kept=tuned.reading(data),
+        kept=tuned.loaders.measuring,
     )
     if WEIGHTS in names:
         run.engine.train(False)

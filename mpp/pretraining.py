@@ -20,7 +20,7 @@ from torch._subclasses import FakeTensor
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.joined_shards import JoinedShards
-from mpp.data.loader import fixed_batches
+from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
 from mpp.data.shards import few_open_files
 from mpp.data.training_set import TrainingSet, open_training_set
@@ -140,7 +140,6 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         run.finish_copies()
         return leave()
 
-    # Loader processes begin before this one has collectives, a model on its device, or much memory.
     passed = steps_over(data.skip_samples, data.global_batch, run.total_steps)
     sampler = OrderSampler(order, plan, peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)
     device = device_of(peers)
@@ -148,8 +147,9 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     kept_open = sets.trained_on.keep_open(reach)
     hand = sets.in_hand(order, peers.size, peers.local_size)
     placed = sets.placed(config, device, peers.local_size, run.first_step)
-    stream = run.read(placed, sampler, device, hand)
-    run.join(settled.world)
+    each = hand.bytes // peers.local_size if hand else 0
+    stream = batches(placed, sampler, run.workers, pin_memory=device.type == "cuda", local_world=peers.local_size, hand=each)
+    run.join(stream, settled.world)
     world, masking = run.world, sets.masking
     brought.lent.to(world.device)
     teacher = teacher_of(model.to(world.device), config, run.course.began)
@@ -213,7 +213,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         look_at_features(run, model, looks, 0, 0)  # what random initialisation is worth
 
     meters = Meters(6, world.device, finite=True)  # loss, patches, loss of masked ones, masked patches, the target's own, how often
-    for step in run.steps(stream, data.views, SampleLog(run_dir, world.rank) if config.log.samples else None, passed):
+    for step in run.steps(data.views, SampleLog(run_dir, world.rank) if config.log.samples else None, passed):
         for batch in step.batches():
             _, loss, masked, own = engine.forward(*masked_images(batch, world.device))
             step.backward(loss.mean() + own)

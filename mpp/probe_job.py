@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mpp.transfer.extraction import Extracted, extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import Reads
 from mpp.transfer.overlap import Overlap
+from mpp.transfer.probes.divided import DividedProbe
 from mpp.transfer.results import RESULTS, find_results
 from mpp.transfer.rows import Line, Row, encoder_row
 from mpp.transfer.split import CHOOSE, REPORT, Split, hold_out, subset
@@ -202,32 +204,38 @@ def undone(job: Probing) -> list[str]:
 
 
 def memory_of(job: Probing) -> dict[str, tuple[int, str]]:
-    """By probe: what fitting it takes in one process, of the row that takes most; bytes, and in words."""
+    """By probe: what fitting it takes in a process, of the row that takes most; bytes, and in words."""
     found = {}
     for probe in job.config.cached():
         each = []
         for row in job.rows.values():
             variants = [row.own] if row.backbone is None else probe.variants(row.own, row.backbone)
-            each.append(probe.memory([len(row.extractor.layout.columns(variant)) for variant in variants], len(job.train.classes)))
+            widths = [len(row.extractor.layout.columns(variant)) for variant in variants]
+            each.append(probe.memory(widths, len(job.train.classes), job.world.size))
         found[probe.key] = max(each)
     return found
 
 
 def state_memory(job: Probing) -> None:
     """Collective: say what the probes take where that is much, before hours of extraction.  Raises ConfigError where it does not fit."""
+    divided = [
+        probe.key for probe in job.config.cached() if isinstance(probe, DividedProbe)
+    ]  # which all processes search for at the same time
     for key, (needed, words) in memory_of(job).items():
+        beside = job.world.local_size if key in divided else min(job.world.local_size, len(job.rows) * len(job.division.splits))
         what, _, remedy = words.partition("; ")
         if needed >= TOLD_MEMORY:
             job.say(f"memory    {key}: {needed / 1e9:,.1f} GB a process: {what}")
-        together(job.world, lambda needed=needed, key=key, what=what, remedy=remedy: _refuse_beyond(job, needed, key, what, remedy))  # type: ignore[misc]
+        together(job.world, partial(_refuse_beyond, job, needed, beside, key, what, remedy))
 
 
-def _refuse_beyond(job: Probing, needed: int, key: str, what: str, remedy: str) -> None:
+def _refuse_beyond(job: Probing, needed: int, beside: int, key: str, what: str, remedy: str) -> None:
+    """beside: processes of a machine that take so much at the same time."""
     device = job.world.device
     if device.type == "cuda":
         free, beside = torch.cuda.mem_get_info(device)[0], 1
     else:
-        free, beside = psutil.virtual_memory().available, min(job.world.local_size, len(job.rows) * len(job.division.splits))
+        free = psutil.virtual_memory().available
     if needed * beside > free:
         times = f" in each of {beside} processes of a machine" if beside > 1 else ""
         raise of_this_rank(

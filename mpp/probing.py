@@ -5,9 +5,10 @@ figures are on a further hold-out of train that no choice has seen.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,13 @@ from mpp.transfer.ledger import log_test_read
 from mpp.transfer.near_duplicates import PICTURE, find_near, sheet
 from mpp.transfer.overlap import Overlap, find_overlap
 from mpp.transfer.probes.contract import Measured, Probe, Train
-from mpp.transfer.protocol import AllAnswers, answers_to, choose, chosen_words, report
+from mpp.transfer.probes.divided import DividedProbe, Searched, find
+from mpp.transfer.protocol import AllAnswers, answers_to, choose, chosen_words, may_choose, report
 from mpp.transfer.rows import Line, majority
 from mpp.transfer.split import RANK, subset
 from mpp.transfer.table import MAJORITY, PRETRAINED
 from mpp.watch import watch
-from mpp.world import from_first, to_first, together
+from mpp.world import from_all, from_first, to_first, together
 
 
 def probe(config: ProbeConfig, words: Sequence[str]) -> int:
@@ -86,8 +88,8 @@ def tested(job: Probing) -> np.ndarray:
 
 
 def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
-    """Collective.  Probes on features are dealt out to the processes, which fit them each for itself; those with the encoder in the loop are fitted by
-    all together."""
+    """Collective.  First all processes search together where a probe's search can be divided; then probes on features are dealt out, and each is fitted by
+    one process; those with the encoder in the loop are fitted by all together."""
     config, world, splits = job.config, job.world, job.division.splits
     job.about |= {"fit_images": len(splits[0].fit), "holdout_images": len(splits[0].choose), "classes": job.train.classes}
 
@@ -100,22 +102,45 @@ def choose_rows(job: Probing, tables: Mapping[str, Extracted]) -> None:
         )  # fmt: skip
 
     again = lambda number: f", repeat {number + 1} of {len(splits)}" if len(splits) > 1 else ""
-    mine = units_of(job)[world.rank :: world.size]
+    units, divided = units_of(job), [probe for probe in config.cached() if isinstance(probe, DividedProbe)]
+    mine = units[world.rank :: world.size]
     online = {name: config.online() if row.encoder is not None else [] for name, row in job.rows.items()}
-    asked = len(mine) + len(splits) * sum(len(probes) for probes in online.values())
+    asked = len(mine) + len(splits) * (len(divided) * len(job.rows) + sum(len(probes) for probes in online.values()))
     with Progress("", asked, "probes", at_once=True) as bar:
+
+        def search(probe: DividedProbe) -> dict[tuple[str, int, str], Searched]:
+            """Collective: for all rows and repeats side by side."""
+            places = [(name, number) for number in range(len(splits)) for name in job.rows]
+
+            def begins(at: int) -> None:
+                name, number = places[at]
+                watch.moved(f"choosing for {name}{again(number)}", slow=True)
+                bar.update(0, f"{name}{again(number)}")
+
+            def share(work: Callable[[], Any]) -> list[Any]:
+                with Progress(probe.title, at_once=True):
+                    done = together(world, work)
+                return from_all(world, done)
+
+            searches = [probe.search(may_choose(probe, train_of(name, number), job.rows[name].backbone)) for name, number in places]
+            found = find(searches, world.rank, world.size, share, begins)
+            bar.update(len(found))
+            return {(name, number, probe.key): one for (name, number), one in zip(places, found, strict=True)}
+
+        searched = {unit: one for probe in divided for unit, one in search(probe).items()}
 
         def fit_mine() -> dict[tuple[str, int, str], tuple[list[str], dict[str, float]]]:
             said = {}
             for probe, number, name in mine:
                 watch.moved(f"choosing for {name}{again(number)}", slow=True)
                 bar.update(0, f"{name}{again(number)}")
-                found = choose([probe], train_of(name, number), job.rows[name].backbone, bar.update)
+                before = searched.get((name, number, probe.key))
+                found = choose([probe], train_of(name, number), job.rows[name].backbone, bar.update, before)
                 job.rows[name].chosen[number, probe.key] = found
                 said[name, number, probe.key] = [each.summary() for each in found.fitted.values()], found.seconds
             return said
 
-        parts = to_first(world, together(world, fit_mine), len(units_of(job)))
+        parts = to_first(world, together(world, fit_mine), len(units))
         said = {unit: words for part in parts for unit, words in part.items()}
         for number in range(len(splits)):
             for name, row in job.rows.items():

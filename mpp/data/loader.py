@@ -6,16 +6,16 @@ features.workers of a probe, says otherwise.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from mpp.data.crop_dataset import Batch, CropDataset
+from mpp.data.crop_dataset import Batch, CropDataset, Key
 from mpp.data.handing_over import PREFETCHED, as_it_is, begun, handed_over, settings, unpacked
 from mpp.data.order import EveryOnce, OrderSampler, Parts
 from mpp.errors import ConfigError, of_this_rank
@@ -45,41 +45,56 @@ def batches(
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
     done = dataset.images.expects(sampler, hand)
-    loader = _loader(dataset, sampler, workers, pin_memory, local_world)
+    if workers:
+        refuse_small_shared_memory(shared_bytes(dataset, sampler, workers, local_world), workers)
+    loader = _loader(dataset, sampler, workers, pin_memory)
     return _completed(handed_over(loader, phase, begun(loader)), dataset, bool(workers) and not pin_memory, done)
 
 
-class Batches:
-    """As `batches`, as often as they are asked for: its processes begin with the first time, and stay for the next."""
+class LoaderProcesses:
+    """Loader processes that begin at once and stay.  They read one of their data sets after the other, as often as asked, and nothing before that."""
 
-    def __init__(
-        self, dataset: CropDataset, sampler: OrderSampler | EveryOnce | Parts, workers: int, pin_memory: bool, local_world: int = 1
-    ):
-        self.dataset, self.sampler, self.workers, self.pin_memory, self.local_world = dataset, sampler, workers, pin_memory, local_world
-        self._loader: DataLoader | None = None
+    def __init__(self, datasets: Sequence[CropDataset], workers: int, pin_memory: bool, local_world: int = 1):
+        """local_world: as of `batches`."""
+        self.datasets, self.workers, self.pin_memory, self.local_world = datasets, workers, pin_memory, local_world
+        self._asked = _Asked()
+        self._loader = _loader(_Several(datasets), self._asked, workers, pin_memory, stays=bool(workers))
+        if workers:
+            begun(self._loader)
 
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def again(self, phase: str) -> Iterator[Batch]:
-        """Raises as `batches`."""
-        if self._loader is None:
-            self._loader = _loader(self.dataset, self.sampler, self.workers, self.pin_memory, self.local_world, stays=bool(self.workers))
-        done = self.dataset.images.expects(self.sampler)
+    def batches(self, dataset: CropDataset, sampler: OrderSampler | EveryOnce, phase: str, hand: int = 0) -> Iterator[Batch]:
+        """As the function of this name; dataset: one of them.  What was asked before and has not been taken is forgotten."""
+        if self.workers:
+            refuse_small_shared_memory(shared_bytes(dataset, sampler, self.workers, self.local_world), self.workers)
+        self._asked.number = next(number for number, each in enumerate(self.datasets) if each is dataset)
+        self._asked.sampler = sampler
+        done = dataset.images.expects(sampler, hand)
         items = handed_over(self._loader, phase, begun(self._loader))
-        return _completed(items, self.dataset, bool(self.workers) and not self.pin_memory, done)
+        return _completed(items, dataset, bool(self.workers) and not self.pin_memory, done)
 
 
-def _loader(
-    dataset: CropDataset,
-    sampler: OrderSampler | EveryOnce | Parts,
-    workers: int,
-    pin_memory: bool,
-    local_world: int,
-    stays: bool = False,
-) -> DataLoader:
-    if workers:
-        refuse_small_shared_memory(shared_bytes(dataset, sampler, workers, local_world), workers)
+class _Asked:
+    """Micro-batches of keys, with the number of their data set; none until there is a sampler."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.sampler: OrderSampler | EveryOnce | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
+        number = self.number
+        return ((number, keys) for keys in self.sampler or ())
+
+
+@dataclass(frozen=True)
+class _Several(Dataset):
+    datasets: Sequence[CropDataset]
+
+    def __getitems__(self, asked: tuple[int, list[Key]]) -> Batch:
+        number, keys = asked
+        return self.datasets[number].__getitems__(keys)
+
+
+def _loader(dataset: Dataset, sampler: Any, workers: int, pin_memory: bool, stays: bool = False) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mpp.data.crop_dataset import Batch, CropDataset
-from mpp.data.loader import Batches
+from mpp.data.loader import LoaderProcesses
 from mpp.data.order import EveryOnce
 from mpp.errors import DataError
 from mpp.model.classifier import partners, soft_targets
@@ -99,12 +99,6 @@ class Predictions:
         return self.accuracy if metric == "accuracy" else self.balanced_accuracy
 
 
-def once_each(data: CropDataset, micro_batch: int, workers: int, world: World) -> Batches:
-    """This rank's share of `data.ids`, to be read as often as it is measured on."""
-    sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
-    return Batches(data, sampler, workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
-
-
 @torch.no_grad()
 def measure(
     predict: Callable[[Tensor], Tensor],
@@ -114,16 +108,15 @@ def measure(
     micro_batch: int,
     workers: int,
     world: World,
-    kept: Batches | None = None,
+    kept: LoaderProcesses | None = None,
 ) -> Predictions:
     """Collective: every rank predicts its share of `data.ids`, each image once, and all get all of it.
 
-    predict: normalised images [B, 3, H, W] -> [B, K], in eval mode.  data: leaves none out.  kept: `once_each` of the same data, whose processes stay; None: they
-    begin and end here.  Raises DataError for an image that cannot be read,
-    and where the count is not exactly once.
+    predict: normalised images [B, 3, H, W] -> [B, K], in eval mode.  data: leaves none out.  kept: who reads it; None: processes that begin and end
+    here.  Raises DataError for an image that cannot be read, and where the count is not exactly once.
     """
-    read = once_each(data, micro_batch, workers, world) if kept is None else kept
-    mine = together(world, lambda: _share(predict, data, mean, std, read, world))
+    processes = kept or LoaderProcesses([data], workers, pin_memory=world.device.type == "cuda", local_world=world.local_size)
+    mine = together(world, lambda: _share(predict, data, mean, std, micro_batch, processes, world))
     parts: list[np.ndarray] = [mine] * world.size
     dist.all_gather_object(parts, mine)
     place, predicted, confidence, truth, losses = np.concatenate(parts, axis=1)
@@ -146,12 +139,15 @@ def _share(
     data: CropDataset,
     mean: Triple,
     std: Triple,
-    read: Batches,
+    micro_batch: int,
+    processes: LoaderProcesses,
     world: World,
 ) -> np.ndarray:
     """float64 [5, n]: place, predicted class, its probability, true class and loss of this rank's images."""
     mine: list[np.ndarray] = []
-    for batch in tracked(read.again("measuring"), f"answering for {data.images.source.path}", len(read), "batches"):
+    sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
+    read = processes.batches(data, sampler, "measuring")
+    for batch in tracked(read, f"answering for {data.images.source.path}", len(sampler), "batches"):
         labels = batch["label"].to(world.device)
         logits = predict(normalise(images_on_device(batch, world.device), mean, std)).float()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)

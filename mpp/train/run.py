@@ -3,11 +3,10 @@
     peers = gather(...)         the processes of the job meet, and agree on the command
     run = Run(..., peers)       the newest commit, as rank 0 sees it, and whether this start may go on from it
     run.settle()                the run folder is this run's alone, and one whole commit is settled on
-    stream = run.read(...)      its loader processes begin
-    run.join()                  the processes get collectives, and each its device
+    run.join(stream)            loader processes have begun; now the processes get collectives, and each its device
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
-    for step in run.steps(stream):
+    for step in run.steps():
         for batch in step.batches():     this rank's share of the global batch, in micro-batches
             ... engine.forward, step.backward
         step.update()           clip, step, and the one small sum in which all ranks decide alike what comes next, read when it is there
@@ -30,10 +29,9 @@ from torch import Tensor, nn
 
 from mpp.config.schema import Section
 from mpp.config.sections import OptimConfig
-from mpp.data.crop_dataset import Batch, CropDataset
-from mpp.data.in_hand import InHand
-from mpp.data.loader import batches, default_workers
-from mpp.data.order import BatchPlan, OrderSampler, lost_nodes_words
+from mpp.data.crop_dataset import Batch
+from mpp.data.loader import default_workers
+from mpp.data.order import BatchPlan, lost_nodes_words
 from mpp.errors import CheckpointError
 from mpp.machine import usable_cores
 from mpp.monitor.board import Board
@@ -137,8 +135,10 @@ class Run:
         if self.commit is None and self.trunk:
             self.commit = settle_trunk(self._branch_from, self.trunk, self._peers)
 
-    def join(self, world: World | None = None, stop: StopRequest | None = None) -> None:
-        """Collective.  world, stop: of a run before this one in the same processes."""
+    def join(self, stream: Iterator[Batch], world: World | None = None, stop: StopRequest | None = None) -> None:
+        """Collective.  stream: the batches of all steps, of loader processes that have begun: they are forked off before this process has collectives, a
+        model on its device, or much memory.  world, stop: of a run before this one in the same processes."""
+        self._stream = stream
         self.world, self.stop = world or start(self.run_dir, self.config.system, self._peers), stop
 
     @property
@@ -193,11 +193,6 @@ class Run:
     def loader_words(self) -> str:
         return f"{counted(self.workers, 'loader process', 'loader processes')} a rank"
 
-    def read(self, placed: CropDataset, sampler: OrderSampler, device: torch.device, hand: InHand | None) -> Iterator[Batch]:
-        """This rank's micro-batches; its loader processes begin at once.  hand: what this machine reads from at a time, where shards are fetched first."""
-        local, pinned = self._peers.local_size, device.type == "cuda"
-        return batches(placed, sampler, self.workers, pin_memory=pinned, local_world=local, hand=hand.bytes // local if hand else 0)
-
     @cached_property
     def reference(self) -> Reference | None:
         """Of a run from scratch, where there is one."""
@@ -240,13 +235,11 @@ class Run:
     def rate_words(self) -> str:
         return rate_words(self.schedule, self.global_batch)
 
-    def steps(
-        self, stream: Iterator[Batch], views: int = 1, sample_log: SampleLog | None = None, passed: Container[int] = ()
-    ) -> Iterator["Step"]:
+    def steps(self, views: int = 1, sample_log: SampleLog | None = None, passed: Container[int] = ()) -> Iterator["Step"]:
         """One after the other, from the commit's to the last, or to the one in which somebody asked to stop.  views: of each sample in a batch.
         passed: steps (0 is the first) that see no batch and change nothing, while their samples count as seen; the stream is without them."""
         self.stop = self.stop or StopRequest()
-        self._stream, self._views, self._sample_log, self._passed = stream, views, sample_log, passed
+        self._views, self._sample_log, self._passed = views, sample_log, passed
         self.speed = Speed(
             self.engine.phases, self.world, self.first_step, self.global_batch, passed, self._flop_per_image, self._rate_of_all
         )

@@ -4,11 +4,14 @@ While the best value of an axis is its first or last, the grid grows at that end
 rows of a comparison whose grids differ in the end had the same means.  A choice that still lies at an end is marked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,24 @@ class Found:
 def search(axes: Sequence[Axis], evaluate: Callable[[list[list[Any]]], np.ndarray], widen: bool = True) -> Found:
     """evaluate: values of each axis -> the scores of their product, an axis each.  Ties go to what lies farthest from the ends of the axes that can
     grow, then to what was tried first, so that a level stretch is no reason to go on."""
+
+    def at_once(values: list[list[Any]]) -> Generator[None, None, np.ndarray]:
+        return evaluate(values)
+        yield  # nothing, which makes it a generator
+
+    try:
+        next(searching(axes, at_once, widen))
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it asks nobody")
+
+
+def searching(
+    axes: Sequence[Axis], evaluate: Callable[[list[list[Any]]], Generator[Asked, Given, np.ndarray]], widen: bool = True
+) -> Generator[Asked, Given, Found]:
+    """As `search`, where evaluating asks others: what they are asked is yielded, and what they say is sent."""
     values = [list(axis.values) for axis in axes]
-    scores = np.asarray(evaluate(values), dtype=np.float64)
+    scores = np.asarray((yield from evaluate(values)), dtype=np.float64)
     while True:
         best = _pick(scores, axes)
         grown = False
@@ -71,7 +90,7 @@ def search(axes: Sequence[Axis], evaluate: Callable[[list[list[Any]]], np.ndarra
                 new = axis.beyond(values[i], upwards)
                 if not new or grown:
                     continue
-                more = np.asarray(evaluate([new if j == i else values[j] for j in range(len(axes))]), dtype=np.float64)
+                more = np.asarray((yield from evaluate([new if j == i else values[j] for j in range(len(axes))])), dtype=np.float64)
                 values[i] = [*values[i], *new] if upwards else [*new, *values[i]]
                 scores = np.concatenate([scores, more] if upwards else [more, scores], axis=i)
                 grown = True

@@ -17,6 +17,7 @@ from mpp.progress import Progress
 from mpp.transfer.features import Variant, refuse_other_features
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked
+from mpp.transfer.probes.divided import Searched
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,30 @@ def variants_of(probes: Sequence[Probe], own: Variant, backbone: Backbone) -> li
     return list(dict.fromkeys([own, *(variant for probe in probes for variant in probe.variants(own, backbone))]))
 
 
-def choose(probes: Sequence[Probe], train: Train, backbone: Backbone | None = None, ended: Callable[[], object] = lambda: None) -> Chosen:
+def may_choose(probe: Probe, train: Train, backbone: Backbone | None) -> Train:
+    """With what this probe may choose from.  backbone: what the features are of; None (raw pixels): from `train.own` alone."""
+    variants = [train.own] if backbone is None else probe.variants(train.own, backbone)
+    return replace(train, variants=variants, last=None if backbone is None else backbone.depth)
+
+
+def choose(
+    probes: Sequence[Probe],
+    train: Train,
+    backbone: Backbone | None = None,
+    ended: Callable[[], object] = lambda: None,
+    searched: Searched | None = None,
+) -> Chosen:
     """Fit every probe on `split.fit`, choose on `split.choose`; what was chosen then gets both.
 
-    backbone: what the features are of, for what a probe may choose from; None (raw pixels): from `train.own` alone.
-    ended: is told of each probe that has been fitted.
+    backbone: as of `may_choose`.  ended: is told of each probe that has been fitted.  searched: of a single probe, what several processes have
+    found together.
     """
     fitted, seconds = {}, {}
     for probe in probes:
         began = time.perf_counter()
-        variants = [train.own] if backbone is None else probe.variants(train.own, backbone)
         with Progress(probe.title, at_once=True):
-            found = probe.fit(replace(train, variants=variants, last=None if backbone is None else backbone.depth))
-        seconds[probe.key] = round(time.perf_counter() - began, 3)
+            found = searched.fit() if searched else probe.fit(may_choose(probe, train, backbone))
+        seconds[probe.key] = round(time.perf_counter() - began + (searched.seconds if searched else 0.0), 3)
         ended()
         if found is not None:
             fitted[probe.key] = found

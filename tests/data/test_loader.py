@@ -1,4 +1,5 @@
 import multiprocessing
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.handing_over import packed, unpacked
-from mpp.data.loader import Batches, batches, fixed_batches
+from mpp.data.loader import LoaderProcesses, batches, fixed_batches
 from mpp.data.order import FIXED
 from mpp.data.training_set import without_last
 from mpp.recipe.corruptions.drop import DropCorruption
@@ -53,15 +55,38 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny_shards, workers):
 def test_what_is_read_again_is_read_by_the_same_processes_and_is_the_same(tiny_shards, workers):
     data = dataset(tiny_shards)
     alone = list(batches(data, sampler(data), 0, pin_memory=False))
-    kept, before = Batches(data, sampler(data), workers, pin_memory=False), {child.pid for child in multiprocessing.active_children()}
-    processes = []
+    before = {child.pid for child in multiprocessing.active_children()}
+    kept, processes = LoaderProcesses([data], workers, pin_memory=False), []
     for _ in range(3):
-        found = list(kept.again("measuring"))
-        assert len(found) == len(kept) and all(same(a, b) for a, b in zip(alone, found, strict=True))
+        found = list(kept.batches(data, sampler(data), "measuring"))
+        assert len(found) == 15 and all(same(a, b) for a, b in zip(alone, found, strict=True))
         processes.append({child.pid for child in multiprocessing.active_children()} - before)
     assert len(processes[0]) == workers and processes[0] == processes[1] == processes[2]
     del kept
     assert not {child.pid for child in multiprocessing.active_children()} & processes[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_processes_read_several_sets_one_after_the_other_and_nothing_before_they_are_asked(tiny_shards, workers, monkeypatch):
+    one = dataset(tiny_shards)
+    other = replace(one, seed=one.seed + 1, masking=None)
+    looked = torch.zeros(1).share_memory_()
+    draw = CropDataset.batch
+    monkeypatch.setattr(CropDataset, "batch", lambda self, keys: (looked.add_(1), draw(self, keys))[1])
+    before = {child.pid for child in multiprocessing.active_children()}
+    kept = LoaderProcesses([one, other], workers, pin_memory=False)
+    began = {child.pid for child in multiprocessing.active_children()} - before
+    assert len(began) == workers
+    time.sleep(0.2)
+    assert looked == 0
+    alone = {each: list(batches(each_set, sampler(each_set), 0, pin_memory=False)) for each, each_set in (("one", one), ("other", other))}
+    left = kept.batches(one, sampler(one), "training")
+    assert same(next(left), alone["one"][0])
+    del left  # half-way, as where a run was asked to stop
+    for name, data in (("other", other), ("one", one), ("other", other)):
+        found = list(kept.batches(data, sampler(data), "training"))
+        assert len(found) == 15 and all(same(a, b) for a, b in zip(alone[name], found, strict=True))
+    assert {child.pid for child in multiprocessing.active_children()} - before == began
 
 
 def test_a_resumed_loader_goes_on_with_the_same_batches(tiny_shards):

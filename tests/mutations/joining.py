@@ -15,7 +15,50 @@ SHARDS, OPENS, CHECKPOINTS = (
 )
 COUNTED = OPENS + "a_start_and_a_resumption_ask_the_same_of_the_disk_whatever_the_number_of_processes"
 
+FIRST, LOADER = "tests/pipeline/test_loaders_first.py::test_", "tests/data/test_loader.py::test_"
+
 ROWS = [
+    # Loader processes begin before the processes join.
+    Row(
+        "fine-tuning joins before its loader processes begin", "mpp/finetuning.py",
+        "    loaders = Loaders(job, left, peers) if left else None\n    world = start(run_dir, config.system, peers) if config.repeats > 1 else None\n",
+        "    world = start(run_dir, config.system, peers)\n    loaders = Loaders(job, left, peers) if left else None\n",
+        FIRST + "fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured",
+    ),
+    Row(
+        "processes that are not asked yet do not begin", "mpp/data/loader.py", "        if workers:\n            begun(self._loader)\n", "",
+        FIRST + "fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured",
+    ),
+    Row(
+        "each repeat has loader processes of its own", "mpp/finetuning.py",
+        "return self._training.batches(", "return LoaderProcesses([self.placed[repeat.number]], run.workers, False, local_world).batches(",
+        FIRST + "fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured",
+    ),
+    Row(
+        "pretraining's loader processes begin with the first step", "mpp/data/loader.py",
+        "handed_over(loader, phase, begun(loader))", "handed_over(loader, phase)",
+        FIRST + "pretraining_forks_before_it_joins",
+    ),
+    Row(
+        "a finished fine-tuning begins loader processes", "mpp/finetuning.py", "if not is_finished(repeat, peers)]", "if True]",
+        FIRST + "so_does_one_that_goes_on_and_its_repeats_have_the_bits_of_one_process",
+    ),
+    Row(
+        "every repeat is trained on the labels of the first", "mpp/finetuning.py",
+        "replace(repeat.sets.training, images=images) for repeat in repeats}", "replace(repeats[0].sets.training, images=images) for repeat in repeats}",
+        "tests/pipeline/test_finetune_repeats.py::test_a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout",
+    ),
+    Row(
+        "loader processes read the first of their sets, whichever is asked for", "mpp/data/loader.py",
+        "        return ((number, keys) for", "        return ((0, keys) for",
+        LOADER + "the_same_processes_read_several_sets_one_after_the_other_and_nothing_before_they_are_asked",
+    ),
+    Row(
+        "loader processes read ahead before they are asked", "mpp/data/loader.py",
+        "        self._asked = _Asked()\n", "        self._asked = _Asked()\n        self._asked.sampler = EveryOnce(datasets[0].ids, 1, 0, 1)\n",
+        LOADER + "the_same_processes_read_several_sets_one_after_the_other_and_nothing_before_they_are_asked",
+    ),
+    # Who they are, and what they ask of the disk.
     Row(
         "who differs is not looked at", "mpp/peers.py", "if fact != theirs[0]]", "if fact is None]",
         PEERS + "processes_that_are_not_alike_stop_and_say_who_differs_in_what",

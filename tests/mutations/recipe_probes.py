@@ -40,9 +40,9 @@ ROWS = [
         "tables of before there were predictors are not found", "mpp/transfer/features.py", "return known if self.predictor else", "return known if True else",
         f"{PLACES}::test_an_encoder_without_one_has_no_such_feature_and_asking_for_it_is_refused",
     ),
-    Row("the linear probe's last block is the best place", "mpp/transfer/probes/linear.py", "for variants in (train.variants, ends)", "for variants in (train.variants, train.variants)", BEST),
+    Row("the linear probe's last block is the best place", "mpp/transfer/probes/linear.py", "picked.append((yield from chosen(ends)))", "picked.append((yield from chosen(train.variants)))", BEST),
     Row(
-        "the last block's answers are another head's", "mpp/transfer/probes/linear.py", "trained.only(variants.index(variant), rates.index(rate))", "trained.only(0, rates.index(rate))", BEST,
+        "the last block's answers are another head's", "mpp/transfer/probes/linear.py", "trained.only(blocks.index((variant, (rate,))))", "trained.only(0)", BEST,
     ),
     Row("the neighbours' last block is the best place", "mpp/transfer/probes/knn.py", "if variant.layers == (train.last,)]", "]", BEST),
     Row("neighbours are looked for at the features asked for, whatever was chosen", "mpp/transfer/probes/knn.py", "images.features.of(self.variant)", "images.features.of(self.train.own)", BEST),

@@ -5,6 +5,7 @@ from tests.mutations import Plant, Row
 SPLIT = "tests/transfer/test_split.py::"
 SHARDS, ORDER, ADVICE = "tests/data/test_shards.py::", "tests/data/test_order.py::", "tests/prep/test_advice.py::"
 EXTRACTION, PROBE = "tests/transfer/test_extraction.py::", "tests/transfer/test_linear_probe.py::"
+DIVIDED = "tests/transfer/test_divided.py::"
 DEALT = "tests/pipeline/test_probe_processes.py::test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit"
 
 ROWS = [
@@ -112,9 +113,86 @@ ROWS = [
     Row(
         "every process fits the first one's probes",
         "mpp/probing.py",
-        "        parts = to_first(world, together(world, fit_mine), len(units_of(job)))",
-        "        mine[:] = units_of(job)[:: world.size]\n        parts = to_first(world, together(world, fit_mine), len(units_of(job)))",
+        "        parts = to_first(world, together(world, fit_mine), len(units))",
+        "        mine[:] = units[:: world.size]\n        parts = to_first(world, together(world, fit_mine), len(units))",
         DEALT,
+    ),
+    Row(
+        "every process searches the whole grid",
+        "mpp/probing.py",
+        "find(searches, world.rank, world.size, share, begins)",
+        "find(searches, 0, 1, share, begins)",
+        DEALT,
+    ),
+    Row(
+        "what all have searched is searched again by one",
+        "mpp/probing.py",
+        "before = searched.get((name, number, probe.key))",
+        "before = None",
+        DEALT,
+    ),
+    Row(
+        "searches are dealt out one after the other",
+        "mpp/transfer/probes/divided.py",
+        "in sorted(line):",
+        "in line:",
+        DIVIDED + "test_each_of_two_processes_has_half_of_every_search_and_twelve_trials_keep_twelve_busy",
+    ),
+    Row(
+        "trials are dealt out by number, whatever they cost",
+        "mpp/transfer/probes/divided.py",
+        "shares[min(processes - 1, int((before + own / 2) / whole * processes))].append((number, trial))",
+        "shares[min(processes - 1, int(sum(map(len, shares)) / len(line) * processes))].append((number, trial))",
+        DIVIDED + "test_every_trial_is_dealt_once_and_nobody_has_more_than_a_share_and_one_trial",
+    ),
+    Row(
+        "what trials gave is told in the order of the processes",
+        "mpp/transfer/probes/divided.py",
+        "[found[number, trial] for trial in range(len(trials.costs))]",
+        "[one for part, _ in reversed(parts) for (of, _), one in part.items() if of == number]",
+        DIVIDED + "test_any_number_of_processes_finds_to_the_digit_what_one_finds",
+    ),
+    Row(
+        "seconds are those of one process",
+        "mpp/transfer/probes/divided.py",
+        "sum(took.get(number, 0.0) for _, took in parts)",
+        "max(took.get(number, 0.0) for _, took in parts)",
+        DIVIDED + "test_rounds_go_on_for_those_that_ask_and_seconds_are_those_of_all_processes",
+    ),
+    Row(
+        "a share reads the whole table",
+        "mpp/transfer/probes/linear.py",
+        "columns = torch.unique(torch.cat([columns.cpu() for columns in variants]))",
+        "columns = torch.arange(1 + max(int(columns.max()) for columns in variants))",
+        DIVIDED + "test_only_the_columns_that_are_needed_are_read",
+    ),
+    Row(
+        "a block is standardised by its neighbour's columns",
+        "mpp/transfer/probes/linear.py",
+        "Heads(block.columns.to(device), means[of_block[i]], scales[of_block[i]], ",
+        "Heads(block.columns.to(device), means[0][: w.shape[1]], scales[of_block[i]], ",
+        DIVIDED + "test_a_block_has_the_same_bits_whatever_is_trained_beside_it",
+    ),
+    Row(
+        "the memory of a share is stated as that of the whole grid",
+        "mpp/transfer/probes/linear.py",
+        "for width, count in blocks]], processes)",
+        "for width, count in blocks]], 1)",
+        DIVIDED + "test_the_memory_that_is_stated_is_what_the_largest_share_holds",
+    ),
+    Row(
+        "memory is asked for as if one process did all",
+        "mpp/probe_job.py",
+        "probe.memory(widths, len(job.train.classes), job.world.size)",
+        "probe.memory(widths, len(job.train.classes))",
+        PROBE + "test_processes_that_share_a_grid_need_less_each_and_room_for_all_of_a_machine",
+    ),
+    Row(
+        "room is asked for no more processes than there are rows",
+        "mpp/probe_job.py",
+        "beside = job.world.local_size if key in divided else min(",
+        "beside = min(",
+        PROBE + "test_processes_that_share_a_grid_need_less_each_and_room_for_all_of_a_machine",
     ),
     Row(
         "repeats that are dealt out share a seed",
@@ -126,8 +204,8 @@ ROWS = [
     Row(
         "the velocity of heads is not counted",
         "mpp/transfer/probes/linear.py",
-        "4 * heads * (2 * (",
-        "4 * heads * (1 * (",
+        "sum(2 * (width + 1) * count for width",
+        "sum((width + 1) * count for width",
         PROBE + "test_what_probes_take_is_counted_from_heads_columns_and_batch",
     ),
     Row(
@@ -147,15 +225,15 @@ ROWS = [
     Row(
         "loader processes of a look end with it",
         "mpp/data/loader.py",
-        "stays=bool(self.workers)",
+        "stays=bool(workers)",
         "stays=False",
         "tests/data/test_loader.py::test_what_is_read_again_is_read_by_the_same_processes_and_is_the_same",
     ),
     Row(
         "every look has loader processes of its own",
         "mpp/finetuning.py",
-        "        if id(data) not in self.read:\n",
-        "        if True:\n",
-        "tests/pipeline/test_finetune.py::test_looks_at_the_hold_out_share_their_loader_processes",
+        "kept=tuned.loaders.measuring,",
+        "kept=None,",
+        "tests/pipeline/test_finetune.py::test_everything_is_measured_by_the_same_loader_processes",
     ),
 ]

@@ -251,16 +251,13 @@ def test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_th
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(run, last).items())
 
 
-def test_looks_at_the_hold_out_share_their_loader_processes(monkeypatch):
+def test_everything_is_measured_by_the_same_loader_processes(monkeypatch):
     world = World(0, 1, 1, torch.device("cpu"))
-    repeat = SimpleNamespace(
-        run=SimpleNamespace(plan=SimpleNamespace(micro_batch=8), workers=1, world=world, engine=Mock()), job=SimpleNamespace(loaded=Mock())
-    )
-    tuned, asked = finetuning.Tuned(repeat, None, "arch", {}), []
+    run = SimpleNamespace(plan=SimpleNamespace(micro_batch=8), workers=1, world=world, engine=Mock())
+    repeat, loaders = SimpleNamespace(run=run, job=SimpleNamespace(loaded=Mock())), SimpleNamespace(measuring=object())
+    tuned, asked = finetuning.Tuned(repeat, loaders, None, "arch", {}), []
     monkeypatch.setattr(finetuning, "measure", lambda predict, **words: asked.append((words["data"], words["kept"])))
     holdout, test = object(), object()
-    monkeypatch.setattr(finetuning, "once_each", lambda data, *more: [data, more])
     for data in (holdout, holdout, test, holdout):
         finetuning.measured(tuned, data)
-    assert all(kept == [data, (8, 1, world)] for data, kept in asked)
-    assert asked[0][1] is asked[1][1] is asked[3][1]
+    assert asked == [(data, loaders.measuring) for data in (holdout, holdout, test, holdout)]

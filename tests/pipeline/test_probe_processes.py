@@ -10,12 +10,33 @@ from mpp.config.sections import ModelConfig
 from mpp.data.shards import ShardSet
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
-from tests.pipeline.conftest import finish, start
+from mpp.transfer.probes.linear import cost
+from tests.pipeline.conftest import ROOT, finish, start
 
 QUICK = [
     "features.workers=0", "features.batch=16", "linear.epochs=2", "linear.learning_rates=[0.1]", "logistic.strengths=[1]", "knn.k=[3]",
     "few_shot.shots=[1]", "augmented=[mae]", "mae.epochs=2", "mae.warmup_epochs=1", "mae.batch=40",
 ]  # fmt: skip
+
+# Every linear head that this process trains: of which features, with which seed, on how many images, on which columns, at which rate.
+NOTING = """
+import json, os
+from pathlib import Path
+import mpp.transfer.probes.linear as linear
+real, heads = linear.train_heads, []
+def noting(values, rows, labels, classes, blocks, **more):
+    of = [float(values[0].sum()), more["seed"], len(rows)]
+    heads.extend([*of, block.columns.tolist(), rate] for block in blocks for rate in block.learning_rates)
+    return real(values, rows, labels, classes, blocks, **more)
+linear.train_heads = noting
+from mpp.errors import run_program
+from mpp.linear_probe import main
+def noted(argv=None):
+    status = main(argv)
+    Path(os.environ["NOTED"] + os.environ["RANK"]).write_text(json.dumps(heads))
+    return status
+run_program(noted)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +47,8 @@ def encoder(tmp_path_factory):
     return folder
 
 
-def probe(out, encoder, train, *words: str, world: int):
-    return finish(start([f"encoder={encoder}", f"train={train}", f"out={out}", *QUICK, *words], world, ["mpp/linear_probe.py"]))
+def probe(out, encoder, train, *words: str, world: int, program=("mpp/linear_probe.py",)):
+    return finish(start([f"encoder={encoder}", f"train={train}", f"out={out}", *QUICK, *words], world, list(program)))
 
 
 def test_two_processes_make_the_same_table_as_one(tmp_path, shards, encoder):
@@ -64,13 +85,15 @@ def test_an_image_that_one_process_cannot_read_ends_all_with_one_line(tmp_path, 
 
 def test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit(tmp_path, shards, encoder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as sums of one thread and of two differ in their last digits
-    words = [f"features.cache={tmp_path / 'cache'}", "repeats=2", "augmented=[]", "random_inits=1"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    words = [f"features.cache={tmp_path / 'cache'}", "repeats=2", "augmented=[]", "random_inits=1", "linear.learning_rates=[0.1,0.3]"]
     stored = probe(tmp_path / "stored", encoder, shards, *words, "extract_only=true", world=2)
     assert stored.status == [0, 0], stored.err[-3000:]
     assert "by 2 processes" in stored.out and not (tmp_path / "stored" / "results.json").exists()
-    rows, lines = {}, {}
+    rows, lines, heads = {}, {}, {}
     for world in (1, 3):
-        done = probe(tmp_path / str(world), encoder, shards, *words, world=world)
+        monkeypatch.setenv("NOTED", str(tmp_path / f"heads.{world}."))
+        done = probe(tmp_path / str(world), encoder, shards, *words, world=world, program=("-c", NOTING))
         assert done.status == [0] * world, done.err[-3000:]
         assert done.out.count("from the cache") == 3
         found = json.loads((tmp_path / str(world) / "results.json").read_text())["rows"]
@@ -79,7 +102,13 @@ def test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit(tmp_pa
         rows[world] = found
         lines[world] = [line.partition(" (seconds")[0] for line in done.out.splitlines() if line.startswith("chosen ")]
         assert len(lines[world]) == 6
+        heads[world] = [json.loads((tmp_path / f"heads.{world}.{rank}").read_text()) for rank in range(world)]
     assert rows[3] == rows[1]
     assert lines[3] == lines[1]
     answers = [(tmp_path / world / "predictions.safetensors").read_bytes() for world in "13"]
     assert answers[0] == answers[1]
+    # None was trained twice, and each process had about its third, up to one block of raw pixels, which are wide.
+    (alone,), shares = heads[1], heads[3]
+    assert sorted(head for share in shares for head in share) == sorted(alone) and len({str(head) for head in alone}) == len(alone)
+    weigh = lambda heads: sum(cost(len(columns), 1) for *_, columns, _ in heads)
+    assert max(map(weigh, shares)) < 0.5 * weigh(alone)

@@ -12,6 +12,7 @@ from torch import nn
 
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
+from mpp.data.loader import LoaderProcesses
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
@@ -91,7 +92,7 @@ def test_two_processes_find_of_every_image_what_one_finds(tiny_shards, monkeypat
     monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(0, mine))
     one = measure(predict, data, HALF, HALF, 4, 0, ALONE)
     worlds = [World(rank, 2, 2, CPU) for rank in range(2)]
-    shares = [classify._share(predict, data, HALF, HALF, classify.once_each(data, 4, 0, world), world) for world in worlds]
+    shares = [classify._share(predict, data, HALF, HALF, 4, LoaderProcesses([data], 0, pin_memory=False), world) for world in worlds]
     monkeypatch.setattr("torch.distributed.all_gather_object", lambda parts, mine: parts.__setitem__(slice(None), shares))
     for rank in range(2):
         two = measure(predict, data, HALF, HALF, 4, 0, World(rank, 2, 2, CPU))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -287,13 +288,45 @@ def test_a_grid_that_does_not_fit_is_refused_before_anything_is_extracted_and_sa
     assert "memory    linear: 0.0 GB a process: " in capsys.readouterr().out
 
 
+def test_processes_that_share_a_grid_need_less_each_and_room_for_all_of_a_machine(tmp_path, splits, encoder_folder, monkeypatch):
+    """Eight of one machine, more than there are rows of the table: all search at the same time."""
+    words = [
+        f"encoder={encoder_folder}",
+        f"train={splits['train']}",
+        f"out={tmp_path}",
+        *QUICK,
+        "linear.batch=1",
+        "logistic.strengths=[]",
+        "baselines=false",
+    ]
+    config = linear_probe.parse(words)
+    job = probe_job.prepare(config, words)
+    of_one = probe_job.memory_of(job)["linear"][0]
+    job.world = replace(job.world, size=8, local_size=8)
+    monkeypatch.setattr(probe_job, "together", lambda world, work: work())
+    share = probe_job.memory_of(job)["linear"][0]
+    assert of_one / 8 < share < of_one / 3 and len(job.rows) < 6
+    monkeypatch.setattr(probe_job.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * share))
+    probe_job.state_memory(job)
+    monkeypatch.setattr(probe_job.psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * share))
+    with pytest.raises(ConfigError, match=r"linear: .* divided among 8 processes, take 0.0 GB in each of 8 processes of a machine"):
+        probe_job.state_memory(job)
+
+
 def test_what_probes_take_is_counted_from_heads_columns_and_batch():
     # ViT-B of 12 blocks: 13 layers x {mean, cls} of 768, the last 1 with both, the last 4 with {mean, cls, both}.
     widths = [768] * 26 + [1536, 3072, 3072, 6144]
     needed, words = LinearProbe().memory(widths, 21_841)
     heads = 13 * 21_841
-    weights, biases, batch = 4 * heads * sum(widths), 4 * heads * len(widths), 4 * heads * 1024
-    assert needed == 2 * (weights + biases) + 3 * batch and 80e9 < needed < 81e9
+    weights, biases = 4 * heads * sum(widths), 4 * heads * len(widths)
+    block = 4 * 21_841 * 1024  # of one learning rate, as so many classes are rows enough
+    assert needed == 2 * (weights + biases) + 3 * block and 77e9 < needed < 78e9
+    divided = LinearProbe().memory(widths, 21_841, 8)[0] - 3 * block
+    largest = 2 * 4 * 21_841 * 6145  # a head on all of the last 4 layers
+    assert 0 < divided - 2 * (weights + biases) / 8 < largest
+    assert (
+        LinearProbe().memory(widths, 21_841, 512)[0] == 2 * largest + 3 * block
+    )  # what is trained at the end: one for the choice, one for the last block
     assert words.startswith("30 places in the encoder x 13 learning rates x 21,841 classes; lower linear.learning_rates")
     assert LogisticProbe().memory([768], 1000)[0] == 4 * 768 * 1000 * (40 + 8 + 8)
     assert LogisticProbe(strengths=()).memory([768], 1000)[0] == KnnProbe().memory(widths, 1000)[0] == 0

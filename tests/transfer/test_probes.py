@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from mpp.errors import ConfigError, DataError
 from mpp.transfer.probes import few_shot, knn
-from mpp.transfer.probes.linear import standardisation, train_heads
+from mpp.transfer.probes.linear import Block, Needed, standardisation, train_heads
 from mpp.transfer.split import CHOOSE, REPORT, hold_out, subset
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_every_head_of_the_grid_is_the_head_torch_trains_alone(weight_decay):
     rows = np.flatnonzero(np.arange(240) % 7 != 0)
     columns, rates = [torch.arange(10), torch.arange(4), torch.tensor([8, 2, 5])], [0.01, 0.3]
     settings = {"epochs": 3, "batch": 50, "weight_decay": weight_decay, "seed": 4}
-    grid = train_heads(values, rows, labels, 3, columns, rates, device=CPU, **settings)
+    grid = train_heads(values, rows, labels, 3, [Block(c, rates) for c in columns], device=CPU, **settings)
     for c, heads in zip(columns, grid.heads, strict=True):
         for r, rate in enumerate(rates):
             oracle = torch_head(values[:, c], rows, labels, rate, **settings)
@@ -64,13 +64,13 @@ def test_every_head_of_the_grid_is_the_head_torch_trains_alone(weight_decay):
 def test_a_head_in_the_grid_equals_itself_alone_and_the_same_seed_gives_the_same_bits():
     values, labels = problem()
     rows, settings = np.arange(240), {"epochs": 2, "batch": 64, "weight_decay": 0.0, "device": CPU}
-    columns = [torch.arange(10), torch.arange(3, 7)]
-    grid = train_heads(values, rows, labels, 3, columns, [0.1, 0.5, 0.02], seed=1, **settings)
-    alone = train_heads(values, rows, labels, 3, columns[1:], [0.5], seed=1, **settings)
+    blocks = [Block(torch.arange(10), [0.1, 0.5, 0.02]), Block(torch.arange(3, 7), [0.1, 0.5, 0.02])]
+    grid = train_heads(values, rows, labels, 3, blocks, seed=1, **settings)
+    alone = train_heads(values, rows, labels, 3, [Block(torch.arange(3, 7), [0.5])], seed=1, **settings)
     assert_close(alone.heads[0].weight[0], grid.heads[1].weight[1], rtol=1e-5, atol=1e-6)
-    again = train_heads(values, rows, labels, 3, columns, [0.1, 0.5, 0.02], seed=1, **settings)
+    again = train_heads(values, rows, labels, 3, blocks, seed=1, **settings)
     assert torch.equal(again.heads[0].weight, grid.heads[0].weight)
-    other = train_heads(values, rows, labels, 3, columns, [0.1, 0.5, 0.02], seed=2, **settings)
+    other = train_heads(values, rows, labels, 3, blocks, seed=2, **settings)
     assert not torch.equal(other.heads[0].weight, grid.heads[0].weight)
 
 
@@ -78,14 +78,14 @@ def test_heads_learn_and_leave_the_features_as_they_were():
     values, labels = problem(noise=0.3)
     before = values.clone()
     settings = {"epochs": 5, "batch": 64, "weight_decay": 0.0, "seed": 0, "device": CPU}
-    grid = train_heads(values, np.arange(200), labels, 3, [torch.arange(10)], [0.1], **settings)
+    grid = train_heads(values, np.arange(200), labels, 3, [Block(torch.arange(10), [0.1])], **settings)
     assert (grid.predict(values, np.arange(200, 240), batch=7)[0][0][0].numpy() == labels[200:]).mean() > 0.95
     assert torch.equal(values, before)
 
 
 def test_standardisation_is_that_of_the_rows_alone():
     values, _ = problem()
-    mean, scale = standardisation(values, np.arange(50))
+    mean, scale = standardisation(values, np.arange(50), Needed([torch.arange(10)]))
     part = values[:50].double()
     assert_close(mean, part.mean(0).float())
     assert_close(scale, (part.var(0, correction=0) + 1e-6).rsqrt().float())

@@ -12,7 +12,7 @@ from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, score_of
 from mpp.transfer.probes.few_shot import FewShotProbe
 from mpp.transfer.probes.knn import KnnProbe
-from mpp.transfer.probes.linear import LinearProbe, layer_curve, train_heads
+from mpp.transfer.probes.linear import Block, LinearProbe, layer_curve, train_heads
 from mpp.transfer.probes.logistic import LogisticProbe
 from mpp.transfer.protocol import Chosen, answers_to, choose, chosen_words, report
 from mpp.transfer.split import CHOOSE, Split, hold_out
@@ -96,7 +96,7 @@ def fitted(probe: Probe, values, labels, share=0.2, **more):
 def test_the_winner_and_the_bank_get_the_hold_out_too():
     values, labels = problem(120)
     settings = {"epochs": 2, "batch": 64, "weight_decay": 0, "seed": 0, "device": CPU}
-    alone = train_heads(values, np.arange(120), labels, 3, [torch.arange(10)], [0.1], **settings)
+    alone = train_heads(values, np.arange(120), labels, 3, [Block(torch.arange(10), [0.1])], **settings)
     linear = fitted(LinearProbe(learning_rates=(0.1,), epochs=2, batch=64), values, labels)
     assert torch.equal(linear.head.heads[0].weight, alone.heads[0].weight)
     assert np.array_equal(fitted(KnnProbe(k=(3,)), values, labels).bank, np.arange(120))

@@ -202,7 +202,8 @@ class Probe(Section):
     key: ClassVar[str]  # of its section in the config, and of its figures
     title: ClassVar[str]  # of its column in the table
     in_the_loop: ClassVar[bool] = False
-    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else one process fits it."""
+    """Whether it looks at views: then it is read only when asked for (augmented=), by all processes, and not on raw pixels.  Else one process fits it,
+    though several may have searched (divided.py)."""
     takes_weights: ClassVar[bool] = False
     """Whether class_weight=balanced means anything to it."""
 
@@ -215,9 +216,9 @@ class Probe(Section):
         """What these labels (integers, of the rows to fit on) leave undone, said before anything is extracted; raises DataError for what cannot be."""
         return ""
 
-    def memory(self, widths: Sequence[int], classes: int) -> tuple[int, str]:
-        """Bytes that fitting takes beside the features, about, of variants of so many columns each; and what makes them so many and what lowers them, in
-        words.  (0, ""): they are few whatever there is to choose from."""
+    def memory(self, widths: Sequence[int], classes: int, processes: int = 1) -> tuple[int, str]:
+        """Bytes that fitting takes in a process beside the features, about, of variants of so many columns each, where so many processes share what can be
+        shared; and what makes them so many and what lowers them, in words.  (0, ""): they are few whatever there is to choose from."""
         return 0, ""
 
     def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:

@@ -22,13 +22,15 @@ from mpp.model.backbone import Backbone
 from mpp.progress import tracked
 from mpp.transfer.features import Variant, place, places_of
 from mpp.transfer.grid import Axis, Found, search
-from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, place_of, scores_by_place
+from mpp.transfer.probes.contract import Answers, Fitted, Measured, Train, place_of, scores_by_place
+from mpp.transfer.probes.divided import DividedProbe, Search, Trials
 
 TEMPERATURES = 0.002, 20.0  # limits of the grid: the nearest alone, and all votes alike
 MOST_NEIGHBOURS = 2000
+BESIDE = 128  # columns whose product with the bank takes as long as finding the largest in it
 
 
-class KnnProbe(Probe):
+class KnnProbe(DividedProbe):
     key, title = "knn", "k-NN"
 
     k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (5, 10, 20, 50, 100, 200)  # widened twofold, 1 to 2,000
@@ -43,15 +45,22 @@ class KnnProbe(Probe):
     def variants(self, own: Variant, backbone: Backbone) -> list[Variant]:
         return places_of(own, backbone) if self.curve else [own]
 
-    def fit(self, train: Train) -> "FittedKnn":
-        places = train.variants or [train.own]
-        found = {variant: self._at(train, variant) for variant in tracked(places, "neighbours", len(places), "places")}
+    def search(self, train: Train) -> Search:
+        """Each place is a trial."""
+        places = list(train.variants or [train.own])
+
+        def at(mine: Sequence[int]) -> list[Found]:
+            return [self._at(train, places[i]) for i in tracked(mine, "neighbours", len(mine), "places")]
+
+        costs = [len(train.features.layout.columns(variant)) + BESIDE for variant in places]
+        found = dict(zip(places, (yield Trials(costs, at)), strict=True))
         best = _best(found)
         ends = [variant for variant in found if variant.layers == (train.last,)]
         by_layer = scores_by_place((*place, one.score) for variant, one in found.items() if (place := place_of(variant)))
         about = _about(train, best, found[best]) | ({"by_layer": by_layer} if train.last is not None else {})
         last = _best({variant: found[variant] for variant in ends}) if ends else None
-        return FittedKnn(about, best, train, None if last is None else FittedKnn(_about(train, last, found[last]), last, train))
+        fitted = FittedKnn(about, best, train, None if last is None else FittedKnn(_about(train, last, found[last]), last, train))
+        return lambda: fitted
 
     def _at(self, train: Train, variant: Variant) -> Found:
         """What its neighbours are worth on the hold-out; each place's grid is widened for itself."""

@@ -46,7 +46,7 @@ class LogisticProbe(Probe):
     )
     passes: Positive = 1000  # over the images at most, for each strength
 
-    def memory(self, widths: Sequence[int], classes: int) -> tuple[int, str]:
+    def memory(self, widths: Sequence[int], classes: int, processes: int = 1) -> tuple[int, str]:
         """The steps and gradients that L-BFGS remembers, a solution each strength, and some scratch; float32.  Of the variant asked for alone."""
         copies = 2 * MEMORY + len(self.strengths) + 8
         words = f"{2 * MEMORY} remembered steps of {widths[0]:,} columns x {classes:,} classes; set logistic.strengths=[] to do without"
