@@ -14,7 +14,7 @@ from typing import Any
 from mpp.config import small
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
-from mpp.data.finetune_set import Choose, FinetuneSet, open_finetune_set
+from mpp.data.finetune_set import Choose, FinetuneSet, Triple, open_finetune_set
 from mpp.data.order import BatchPlan, Order, plan_batch
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import is_written
@@ -94,6 +94,13 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
     """Collective.  again: the config with these keys below the file and the words."""
     loaded = read_encoder(config.encoder)
     size = image_size(config, loaded)
+    sets = open_sets(config, size, loaded.mean, peers)
+    config, sets, words = fitted(config, sets, size, loaded.mean, again)
+    return Job(config, run_dir, argv, loaded, size, sets, plan_of(config, peers.size), words)
+
+
+def open_sets(config: FinetuneConfig, size: tuple[int, int], mean: Triple, peers: Peers, download: bool = True) -> FinetuneSet:
+    """Collective.  As the first repeat sees them.  size: (height, width) of crops; mean: of the input normalisation; download: as of `open_labelled`."""
     data = config.data
     divide = functools.partial(
         hold_out,
@@ -102,17 +109,24 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
         use=CHOOSE,
         remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
     )
-    sets = open_finetune_set(config, size, loaded.mean, divide, chooser(config), peers)
-    words: tuple[str, ...] = ()
-    if config.fit:
-        given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
-        config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(data, "global_batch")))
-        sets = sets.drawn(config.augment, size, loaded.mean)
-        words = (fitted_words(config, len(sets.labels)),)
+    return open_finetune_set(config, size, mean, divide, chooser(config), peers, download)
+
+
+def fitted(
+    config: FinetuneConfig, sets: FinetuneSet, size: tuple[int, int], mean: Triple, again: Again
+) -> tuple[FinetuneConfig, FinetuneSet, tuple[str, ...]]:
+    """With what a preset settles once the labels are known, and the plan in words; as it was without one."""
+    if not config.fit:
+        return config, sets, ()
+    given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
+    config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(config.data, "global_batch")))
+    return config, sets.drawn(config.augment, size, mean), (fitted_words(config, len(sets.labels)),)
+
+
+def plan_of(config: FinetuneConfig, processes: int) -> BatchPlan:
+    """How so many share a step."""
     data = config.data
-    together = 2 if config.augment.mixes else 1
-    plan = plan_batch(data.global_batch, data.streams, peers.size, config.system.micro_batch_max, together=together)
-    return Job(config, run_dir, argv, loaded, size, sets, plan, words)
+    return plan_batch(data.global_batch, data.streams, processes, config.system.micro_batch_max, together=config.augment.together)
 
 
 def fitted_words(config: FinetuneConfig, labels: int) -> str:

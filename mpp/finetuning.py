@@ -57,6 +57,7 @@ from mpp.model.tokens import choose_attention, class_tokens_of, fuses_attention,
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.monitor.layout import of_finetuning
+from mpp.monitor.memory import step_bytes
 from mpp.peers import meet
 from mpp.rng import INIT, seed_of
 from mpp.text import counted, say
@@ -141,7 +142,7 @@ def train(repeat: Repeat, model: torch.nn.Module, arch: str, model_arguments: di
     one = lambda: torch.zeros(1, 3, *size, device=world.device)
     blank = lambda engine: engine.forward(one())
     if world.first and run.is_timed:
-        run.flop_per_image = training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
+        run.flop_per_image = flop_of(model, size, world.device)
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     sampler = OrderSampler(order, job.plan, world.rank, world.size, run.first_step, run.total_steps, sets.training.ids)
@@ -344,17 +345,38 @@ def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], 
     )
 
 
+def blank_loss(model: torch.nn.Module, size: tuple[int, int], device: torch.device, batch: int) -> torch.Tensor:
+    """Of black images."""
+    return model(torch.zeros(batch, 3, *size, device=device)).sum()
+
+
+def flop_of(model: torch.nn.Module, size: tuple[int, int], device: torch.device) -> float:
+    """Of training on one image."""
+    return training_flop(model, lambda: blank_loss(model, size, device, 2)) / 2  # some norms need two
+
+
+def micro_step_bytes(model: torch.nn.Module, config: FinetuneConfig, size: tuple[int, int], batch: int, device: torch.device) -> int:
+    """What a training step on so many images holds at its fullest (monitor/memory.py), gradients included."""
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.system.precision == "bf16"):
+            return blank_loss(model, size, device, batch)
+
+    return step_bytes(model, loss)
+
+
 def classifier_of(
-    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
+    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int], device: str = ""
 ) -> tuple[torch.nn.Module, str, dict[str, Any]]:
-    """The model that learns, timm's name of its architecture, and the arguments it was made with."""
+    """The model that learns, timm's name of its architecture, and the arguments it was made with.  device: of another machine, by which the kind of
+    attention is chosen; else this one's."""
     arch, encoder_arguments = loaded.architecture
     arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
     random = config.init == "random"
     net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy.deepcopy(loaded.net)  # which is changed, and may be wanted again
     model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
     set_norm_eps(model, loaded.norm_eps)
-    choose_attention(model, fuses_attention(config.system))
+    choose_attention(model, fuses_attention(config.system, device))
     return model, arch, arguments
 
 

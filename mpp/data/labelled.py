@@ -27,15 +27,15 @@ SEVERAL = re.compile(
 )
 
 
-def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> LabelledImages:
+def open_labelled(source: str, split: SplitName, peers: Peers = ALONE, download: bool = True) -> LabelledImages:
     """Open the images that `source` names (see above); `split` is for the sources that have several.  peers: who opens them together; collective.
-    Raises DataError."""
+    download: torchvision's sets, where they are not there.  Raises DataError."""
     folder = Path(source)
     if is_url(source) or (folder / MANIFEST).exists():
         return ShardSet.open(source, peers)
     name, _, root = source.partition(":")
     if is_array(source):
-        return ArrayImages.open(name, Path(root or ROOT), split)
+        return ArrayImages.open(name, Path(root or ROOT), split, download)
     if folder.is_dir():
         if named := sorted(entry.name for entry in os.scandir(folder) if (folder / entry.name / MANIFEST).exists()):
             first = "train" if "train" in named else named[0]
