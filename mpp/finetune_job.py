@@ -178,7 +178,7 @@ def refuse_other_layout(config: FinetuneConfig, run_dir: Path) -> None:
         return
     if folders_of(run_dir):
         raise ConfigError(
-            f"run_dir={run_dir} holds a fine-tuning of its own, and repeats={config.repeats} train in {repeat_folder(run_dir, 0)}, ...: "
+            f"run_dir={run_dir} holds a fine-tuning of its own, and repeats={config.repeats} train in {repeat_folder(run_dir, 0)}, ...; "
             "give another run_dir"
         )
     if finished := [number for number in repeats_in(run_dir, MEASURED) if number >= config.repeats]:

@@ -47,7 +47,8 @@ def open_labelled(source: str, split: SplitName, peers: Peers = ALONE, download:
             "image, which classification needs; choose one label, and make shards of a list of path and label (data_prep/make_shards.py LIST OUT --labels)"
         )
     raise DataError(
-        f"{source}: no such folder of shards (data_prep/make_shards.py makes them), of class folders, nor one of torchvision's {', '.join(ARRAYS)}"
+        f"{source}: no such folder of shards, of class folders, nor one of torchvision's {', '.join(ARRAYS)}; give one of them "
+        "(data_prep/make_shards.py makes shards)"
     )
 
 

@@ -22,7 +22,7 @@ from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port, start, succeed
 
 ALL = {
-    "processes", "versions", "device", "cores", "compilers", "open files", "shards", "batch", "samples", "shared memory", "run folder", "other runs",
+    "processes", "program", "versions", "device", "cores", "compilers", "open files", "shards", "batch", "samples", "shared memory", "run folder", "other runs",
     "learning rate", "start", "disk", "target", "memory", "step", "loader", "length", "clocks",
 }  # fmt: skip
 
