@@ -6,8 +6,8 @@
 
 It takes the config and the words of mpp/pretrain.py, or of mpp/finetune.py, and knows by their keys which is meant.  Started on a login machine it looks
 at that; started as the run is, inside the job, every process looks at its own machine, and they exchange tensors.  A run is neither begun nor changed, and
-no image of a test split is looked at.  Exit status: 0 all is well, or there are warnings; 1 a check failed; 2 the command is wrong; 75 a process of the job
-has died or left.  Below stand the keys of pretraining; those of fine-tuning: python mpp/finetune.py --help.
+no image of a test split is looked at.  Exit status: 0 all is well, or there are warnings; 1 a check failed, or a process has died; 2 the command is wrong.
+Below stand the keys of pretraining; those of fine-tuning: python mpp/finetune.py --help.
 This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
 """
 

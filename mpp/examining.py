@@ -6,8 +6,10 @@ examining_finetuning.py.
 
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +29,7 @@ from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, OrderSampler, Places
 from mpp.data.shard_cache import caching
 from mpp.disks import disks
-from mpp.errors import ConfigError
+from mpp.errors import ConfigError, UserError, say_error
 from mpp.machine import allow_open_files
 from mpp.peers import Peers, meet
 from mpp.planning import GPUS, REACHED, SLACK, Counts
@@ -35,9 +37,11 @@ from mpp.progress import Progress
 from mpp.text import counted, say, say_json
 from mpp.train.engine import quiet_deepspeed
 from mpp.train.zero_costs import Parameters
+from mpp.watch import leave_at_once, watch
 from mpp.world import device_of
 
 MEETING_SECONDS = 120.0  # in which all processes must have come, and for which one may let the others wait
+PATIENCE, PATIENCE_SLOW = 30.0, 90.0  # seconds of the watchmen, who know more: less than that
 DISK_SECONDS = 5.0  # for which a disk that fails is tried again
 Made = TypeVar("Made")
 
@@ -57,8 +61,13 @@ class Report:
 
     def __init__(self, as_json: bool, speaks: bool):
         self.as_json, self.speaks, self.findings, self.began = as_json, speaks, list[Finding](), time.perf_counter()
+        self._writing, self._ended = threading.Lock(), False
 
     def add(self, *findings: Finding) -> None:
+        with self._writing:
+            self._add(findings)
+
+    def _add(self, findings: Sequence[Finding]) -> None:
         self.findings += findings
         if self.speaks and not self.as_json:
             for finding in findings:
@@ -79,6 +88,25 @@ class Report:
 
     def end(self, peers: Peers) -> int:
         """Exit status, of all ranks that of rank 0."""
+        with self._writing:
+            self._sum_up(peers)
+        return peers.from_first(lambda: status(self.findings))
+
+    def break_off(self, peers: Peers, words: str) -> None:
+        """From any thread: the processes cannot go on together, which is a finding, too; nobody is waited for, and nothing is told any more.  words: why,
+        as an error has them."""
+        self._writing.acquire()
+        if self._ended:
+            return
+        if self.speaks:
+            self._add([Finding.refused("processes", UserError(words or "another process has left; its own message says why"))])
+            self._sum_up(peers)
+            sys.stdout.flush()
+        elif words:
+            say_error(words)
+
+    def _sum_up(self, peers: Peers) -> None:
+        self._ended = True
         seconds = time.perf_counter() - self.began
         of = {verdict: sum(each.verdict == verdict for each in self.findings) for verdict in ("ok", "warning", "FAILED")}
         if self.speaks and self.as_json:
@@ -93,7 +121,6 @@ class Report:
             say(
                 f"{counted(len(self.findings), 'finding')} in {seconds:.0f} s: {of['ok']} ok, {counted(of['warning'], 'warning')}, {of['FAILED']} failed"
             )
-        return peers.from_first(lambda: status(self.findings))
 
 
 @dataclass(frozen=True)
@@ -144,14 +171,38 @@ def examine(kind: type["Examiner"], asked: Asked, as_json: bool) -> int:
         )
     )
     examiner = kind(asked, report, peers)
-    if examiner.alike():
-        examiner.look_at_machines()
-        examiner.look_at_images()
-        examiner.look_at_compilers()
-        examiner.look_at_folder()
-        examiner.look_at_recipe()
-        examiner.look_at_links()
-    return report.end(peers)
+    try:
+        if examiner.alike():
+            if peers.size > 1:
+                watch_over(peers, report)
+            for phase, look in (
+                ("looking at its machine", examiner.look_at_machines),
+                ("looking at images", examiner.look_at_images),
+                ("looking at compilers", examiner.look_at_compilers),
+                ("looking at the run folder", examiner.look_at_folder),
+                ("looking at the recipe", examiner.look_at_recipe),
+                ("comparing clocks, exchanging tensors", examiner.look_at_links),
+            ):
+                watch.moved(phase, slow=True)
+                look()
+        return report.end(peers)
+    except UserError as error:  # one has left, or does not answer: what is refused is a finding of its own
+        if not peers.first:
+            raise
+        report.break_off(peers, str(error))
+        return 1
+
+
+def watch_over(peers: Peers, report: Report) -> None:
+    """Collective: from here on a process that dies, or stands still, is a finding within seconds, and ends the examination."""
+
+    def told(words: str) -> None:
+        report.break_off(peers, words)
+        leave_at_once(1)
+
+    os.environ.update(LOCAL_WORLD_SIZE=str(peers.local_size), MASTER_ADDR=peers.place.address)
+    watch.patience, watch.slow, watch.told = PATIENCE, PATIENCE_SLOW, told
+    watch.begin(peers.rank, peers.size, None, lambda mine: peers.from_first(lambda: mine))
 
 
 class Examiner:
