@@ -65,7 +65,8 @@ class Report:
 
     def add(self, *findings: Finding) -> None:
         with self._writing:
-            self._add(findings)
+            if not self._ended:
+                self._add(findings)
 
     def _add(self, findings: Sequence[Finding]) -> None:
         self.findings += findings
@@ -95,15 +96,16 @@ class Report:
     def break_off(self, peers: Peers, words: str) -> None:
         """From any thread: the processes cannot go on together, which is a finding, too; nobody is waited for, and nothing is told any more.  words: why,
         as an error has them."""
-        self._writing.acquire()
-        if self._ended:
-            return
-        if self.speaks:
-            self._add([Finding.refused("processes", UserError(words or "another process has left; its own message says why"))])
-            self._sum_up(peers)
-            sys.stdout.flush()
-        elif words:
-            say_error(words)
+        with self._writing:
+            if self._ended:
+                return
+            if self.speaks:
+                self._add([Finding.refused("processes", UserError(words or "another process has left; its own message says why"))])
+                self._sum_up(peers)
+                sys.stdout.flush()
+            elif words:
+                say_error(words)
+            self._ended = True
 
     def _sum_up(self, peers: Peers) -> None:
         self._ended = True
@@ -140,14 +142,14 @@ class Learner:
 
     counts: Counts
     model: nn.Module
-    blank: Callable[
-        [torch.device, int], Callable[[], Tensor]
-    ]  # puts all there; the loss of so many black images, as often as it is asked for
+    # Puts all on a device; then the loss of so many black images, as often as it is asked for.
+    blank: Callable[[torch.device, int], Callable[[], Tensor]]
     drops: bool  # the encoder sees a part of the patches
     together: int  # views that stay in one micro-batch
     total_samples: int  # of a run
     repeats: int = 1
     shorter: str = recipe.SHORTER  # keys of a run's length, in words
+    lighter: str = images.LIGHTER  # what makes its loader's work less, likewise
 
 
 def examine(kind: type["Examiner"], asked: Asked, as_json: bool) -> int:
@@ -212,15 +214,8 @@ class Examiner:
     config: PretrainConfig | FinetuneConfig
 
     def __init__(self, asked: Asked, report: Report, peers: Peers):
-        self.config, self.run_dir, self.again, self.planned, self.report, self.peers = (
-            asked.config,
-            asked.run_dir,
-            asked.again,
-            asked.planned,
-            report,
-            peers,
-        )
-        self.file = asked.of_file
+        self.config, self.run_dir, self.again = asked.config, asked.run_dir, asked.again
+        self.planned, self.report, self.peers = asked.planned, report, peers
         planned = self.planned
         self.size = planned.gpus if planned else peers.size
         self.nodes, self.per_node = (planned.gpus // planned.per_node, planned.per_node) if planned else (peers.nodes, peers.local_size)
@@ -366,7 +361,7 @@ class Examiner:
         else:
             memory = recipe.memory(found, config.system.zero_stage, plan, self.size, room, what, mine.peak, learner.together)
             findings = [memory, recipe.step(mine, found.flop)]
-            findings += [images.loader(loaded, mine.views)] if loaded else []
+            findings += [images.loader(loaded, mine.views, learner.lighter)] if loaded else []
         self.each(lambda: findings)
         views = peers.gather(mine.views if mine else None)
         if any(each is None for each in views):
@@ -383,7 +378,7 @@ class Examiner:
         self.report.add(recipe.memory(learner.counts, stage, plan, self.size, room, what, together=learner.together))
         views = REACHED[learner.drops] * gpu.tflops * 1e12 / learner.counts.flop
         if self.loaded:
-            self.report.add(images.loader_of_a_node(self.loaded.core, views, planned.per_node, planned.cores))
+            self.report.add(images.loader_of_a_node(self.loaded.core, views, planned.per_node, planned.cores, learner.lighter))
         self._look_at_length(learner, views, None)
 
     def _look_at_length(self, learner: Learner, views: float, loaded: float | None) -> None:

@@ -177,9 +177,8 @@ class FinetuningExaminer(Examiner):
 
         total = self.schedule.total_samples if self.schedule else config.data.global_batch
         length = "optim.steps, repeats" if config.optim.steps else "optim.epochs, repeats"
-        return Learner(
-            self.counted(count, prepare), model, blank, False, config.augment.together, total, repeats=config.repeats, shorter=length
-        )
+        found, lighter = self.counted(count, prepare), "make shards with --resize"
+        return Learner(found, model, blank, False, config.augment.together, total, config.repeats, length, lighter)
 
 
 def moments_of(config: FinetuneConfig) -> int:

@@ -32,6 +32,7 @@ from mpp.text import counted
 from mpp.train.step import masked_images
 
 LOOKED_AT, LOOK_SECONDS = 256, 8.0  # images that are looked at, at most, and for how long
+LIGHTER = "make shards with --resize, or take data.views=2 or more"
 NAMES_THEM = "python data_prep/verify_shards.py {} names them"
 ONE_CLASS = 0.8  # share of all patches in one class, from which on a constant solves most of the task (judged)
 FEW_STEPS = 4  # an epoch, below which a batch is a large part of the set (judged)
@@ -145,8 +146,8 @@ def loader_rate(dataset: CropDataset, order: Places, plan: BatchPlan, workers: i
     return LoaderRate(core, with_workers(dataset, order, timed, TIMED_SECONDS, workers) if workers else core, workers)
 
 
-def loader(rate: LoaderRate, step: float) -> Finding:
-    """step: views a second that a rank trains on."""
+def loader(rate: LoaderRate, step: float, lighter: str = LIGHTER) -> Finding:
+    """step: views a second that a rank trains on.  lighter: by what an image takes less of a core, in words."""
     found = (
         f"{amount(rate.rank)} views/s reach a rank from {counted(rate.workers, 'loader process', 'loader processes')} ({amount(rate.core)} a core), "
         f"its step takes {amount(step)}"
@@ -155,19 +156,17 @@ def loader(rate: LoaderRate, step: float) -> Finding:
         needed = math.ceil(step / rate.core)
         return Finding(
             "loader", "warning", f"{found}: training would wait {1 - rate.rank / step:.0%} of its time",
-            f"give a rank {needed + 1} cores and leave system.workers null or {needed} (srun --cpus-per-task), or make shards with --resize, or data.views=2",
+            f"give a rank {needed + 1} cores and leave system.workers null or {needed} (srun --cpus-per-task), or {lighter}",
         )  # fmt: skip
     return Finding("loader", "ok", found, figure=rate.rank / step)
 
 
-def loader_of_a_node(core: float, step: float, per_node: int, cores: int) -> Finding:
+def loader_of_a_node(core: float, step: float, per_node: int, cores: int, lighter: str = LIGHTER) -> Finding:
     """As `loader`, of machines that are not this one.  core, step: views a second, of a core here and of a GPU there."""
     needed = math.ceil(per_node * step / core) + per_node
     found = f"{amount(core)} views/s a core, measured here: {per_node} GPUs that take {amount(step)} each need {needed:,} cores a node, of {cores}"
     if needed > cores:
-        return Finding(
-            "loader", "warning", found, "make shards with --resize, or take data.views=2 or more, system.decode=device, or more cores"
-        )
+        return Finding("loader", "warning", found, f"{lighter}, or take system.decode=device, or more cores")
     return Finding("loader", "ok", found)
 
 

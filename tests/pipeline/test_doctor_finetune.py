@@ -1,22 +1,21 @@
 """mpp/doctor.py with the words of mpp/finetune.py: what that would refuse is a failed check, and nothing is begun, changed or read that counts."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from mpp import doctor
+from mpp import doctor, examining
 from mpp.checks import images, recipe
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.errors import ConfigError
 from mpp.planning import Counts
 from mpp.train.zero_costs import held_at_most
-from tests.forks import Forked, run_forked
+from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, environment, finish, free_port, tensors
-from tests.pipeline.finetune_runs import write_encoder, write_images
+from tests.pipeline.finetune_runs import run_all, write_encoder, write_images
 from tests.pipeline.test_doctor import below, of
 
 ALL = {
@@ -133,6 +132,15 @@ def test_what_no_file_can_know_is_asked_for(given):
         doctor.main([f"encoder={given}/encoder", f"train={given}/train", "augment.mixupp=1"])
 
 
+def test_a_slow_loader_is_told_with_what_fine_tuning_can_do_about_it(given, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(examining.images, "loader_rate", lambda *_: images.LoaderRate(0.5, 1.0, 1))
+    _, told = examined(capsys, *words(given, tmp_path / "run"))
+    slow = of(told, "loader")
+    assert slow["verdict"] == "warning" and slow["fix"].endswith("or make shards with --resize") and "data.views" not in json.dumps(told)
+    _, told = examined(capsys, *words(given, tmp_path / "run"), "--gpus", "2", "--per-node", "2")
+    assert of(told, "loader")["fix"].startswith("make shards with --resize, or take system.decode=device")
+
+
 def test_a_preset_is_settled_as_the_run_would(given, tmp_path, capsys):
     asked = [f"encoder={given}/encoder", f"train={given}/train", f"test={given}/test", f"run_dir={tmp_path / 'run'}", "system.workers=0"]
     assert doctor.main(["--config", "configs/finetune_small.yaml", "--json", *asked]) == 0
@@ -166,10 +174,8 @@ def test_what_is_kept_and_held_follows_from_the_optimiser(optim, given, tmp_path
 def finished(given, tmp_path_factory):
     """A fine-tuning alone, and two of three repeats."""
     folder = tmp_path_factory.mktemp("finished")
-    for name, more in (("alone", []), ("series", ["repeats=2"])):
-        asked = ["mpp/finetune.py", *words(given, folder / name), f"ledger={folder}/reads", *more]
-        done = run_forked(asked, cwd=ROOT, env=os.environ | environment(0, 1, free_port()), timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    asked = lambda name, *more: [*words(given, folder / name), f"ledger={folder}/reads", *more]
+    run_all(folder, {"alone": asked("alone"), "series": asked("series", "repeats=2")})
     return folder
 
 
