@@ -106,7 +106,7 @@ def shared_memory(dataset: CropDataset, sampler: OrderSampler, workers: int, loc
         return refused
     free = shutil.disk_usage(SHARED_MEMORY).free
     return Finding(
-        "shared memory", "ok", f"{SHARED_MEMORY} has {free / 1e9:.3g} GB free, loaders hold up to {needed / 1e9:.2g}", figure=free / 1e9
+        "shared memory", "ok", f"{SHARED_MEMORY} has {free / 1e9:.3g} GB free, loaders hold up to {needed / 1e9:.2g} GB", figure=free / 1e9
     )
 
 
