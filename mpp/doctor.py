@@ -1,11 +1,13 @@
-"""What would go wrong with a run, before it is begun: shards, batch, learning rate, memory, loader, disks, network and clocks are looked at, in under a minute.
+"""What would go wrong with a run, before it is begun: images, batch, learning rate, memory, loader, disks, network and clocks are looked at, in under a minute.
 
     python mpp/doctor.py --config configs/mae_b16.yaml data.shards=shards/train run_dir=runs/b16 [--gpus 16 --gpu h100] [--json]
+    python mpp/doctor.py --config configs/finetune_b16.yaml encoder=runs/b16 train=shards/train test=shards/val run_dir=runs/b16-ft
     srun python mpp/doctor.py --config configs/mae_b16.yaml data.shards=/data/train run_dir=runs/b16
 
-It takes the config and the words of mpp/pretrain.py, on a login machine or, started as a run is started, inside the job: then every process looks at its
-own machine, and they exchange tensors.  A run is neither begun nor changed.  Exit status: 0 all is well, or there are warnings; 1 a check failed;
-2 the command is wrong.
+It takes the config and the words of mpp/pretrain.py, or of mpp/finetune.py, and knows by their keys which is meant.  Started on a login machine it looks
+at that; started as the run is, inside the job, every process looks at its own machine, and they exchange tensors.  A run is neither begun nor changed, and
+no image of a test split is looked at.  Exit status: 0 all is well, or there are warnings; 1 a check failed, or a process has died; 2 the command is wrong.
+Below stand the keys of pretraining; those of fine-tuning: python mpp/finetune.py --help.
 This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
 """
 
@@ -20,28 +22,56 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import load, tree_of
+from mpp.config.probe import ProbeConfig
+from mpp.config.schema import Section, given, known_keys, load, strange_keys, tree_of
 from mpp.errors import ConfigError, interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    config = load(PretrainConfig, arguments.config, arguments.words)
-    of_file = load(PretrainConfig, arguments.config, []) if arguments.config else None
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
-    with interruptible():
-        from mpp.examining import Planned, examine  # here, because it takes seconds
+    schema = schema_of(arguments)
+    config = load(schema, arguments.config, arguments.words)
+    of_file = load(schema, arguments.config, []) if arguments.config else None
+    if isinstance(config, FinetuneConfig):
+        config.refuse_missing()
+    usual = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
+    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else usual}")
+    with interruptible():  # here, because it takes seconds
+        from mpp.examining import Asked, Planned, examine
+        from mpp.examining_finetuning import FinetuningExaminer
+        from mpp.examining_pretraining import PretrainingExaminer
 
     planned = Planned(arguments.gpus, min(arguments.gpus, arguments.per_node), arguments.gpu, arguments.cores) if arguments.gpus else None
-    return examine(config, run_dir, lambda below, above: anew(arguments, below, above), of_file, planned, arguments.json)
+    again = lambda below, above=None: anew(schema, arguments, below, above or {})
+    kind = FinetuningExaminer if isinstance(config, FinetuneConfig) else PretrainingExaminer
+    return examine(kind, Asked(config, run_dir, again, of_file, planned), arguments.json)
 
 
-def anew(arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfig:
+def schema_of(arguments: argparse.Namespace) -> type[PretrainConfig] | type[FinetuneConfig]:
+    """That of the program which knows most of the keys that file and words name; where several know as many, the first.  Raises ConfigError for those
+    of a probe: what it refuses, it refuses in its first seconds."""
+    tree = given(arguments.config, arguments.words)
+    strange = {schema: len(strange_keys(schema, tree)) for schema in (PretrainConfig, FinetuneConfig, ProbeConfig)}
+    fewest = min(strange.values())
+    if fewest == strange[PretrainConfig]:
+        return PretrainConfig
+    if fewest == strange[FinetuneConfig]:
+        return FinetuneConfig
+    names = ", ".join(key for key in strange_keys(FinetuneConfig, tree) if key in known_keys(ProbeConfig))
+    raise ConfigError(
+        f"{names}: keys of mpp/linear_probe.py, which is not looked at here; it says itself what it cannot do, before it reads an image"
+    )
+
+
+def anew(
+    schema: type[PretrainConfig] | type[FinetuneConfig], arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]
+) -> Section:
     """The config with these keys below the file and the words, and these above them."""
     words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
-    return load(PretrainConfig, arguments.config, words, tree_of(below))
+    return load(schema, arguments.config, words, tree_of(below))
 
 
 def count(text: str) -> int:
@@ -51,8 +81,8 @@ def count(text: str) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="What would go wrong with a run, before it is begun.")
-    parser.add_argument("--config", help="a YAML file, such as configs/mae_b16.yaml")
+    parser = KeysParser(PretrainConfig, description=__doc__)
+    parser.add_argument("--config", help="a YAML file, such as configs/mae_b16.yaml or configs/finetune_b16.yaml")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
     parser.add_argument("--gpus", type=count, help="on a login machine: how many GPUs the run is meant for, one a process")
     parser.add_argument("--per-node", type=count, default=8, help="of those, GPUs of a node (8)")

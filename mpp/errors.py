@@ -24,6 +24,8 @@ from mpp.text import Cleaned, printable
 
 AGAIN = 75  # exit status of what ended well and is not finished, or because of another process: give the same command again (EX_TEMPFAIL of sysexits.h)
 
+UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer: a node may be late, or an address wrong, so that a few more tries may help (EX_UNAVAILABLE)
+
 at_leaving: list[
     Callable[[int, str, bool], None]
 ] = []  # of a process of a job: told of a program's end: its exit status, its last words, whether it has printed them
@@ -34,11 +36,25 @@ lost_connection: list[Callable[[], object]] = []  # called where another process
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line, exit status 2."""
+    """Something the user can mend: shown as one line."""
+
+    status = 2  # with which the program ends
 
 
 class ConfigError(UserError):
     """A config file or a key=value word that cannot be right."""
+
+
+class NotMetError(ConfigError):
+    """Processes of a job that have not come, cannot be reached, or do not answer."""
+
+    status = UNMET
+
+
+class GoneError(UserError):
+    """Another process of the job has ended, with a status of its own."""
+
+    status = AGAIN
 
 
 class DataError(UserError):
@@ -83,21 +99,21 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
         words, said = " ".join(str(error).split()), rank == "0" or getattr(error, "of_this_rank", False)
         if said:
             say_error(words)
-        status = 2
+        status = error.status
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
+        status = 2
         if (fault := disk_fault(error)) is not None:
             words = f"{fault}, and give the same command again"
         elif _joined() and isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", str(error)):
             for wait in lost_connection:
                 wait()
-            words = "another process of this run has ended; its own message says why"
+            words, status = "another process of this run has ended; its own message says why", AGAIN
         else:
             _leave(1)
             raise
         say_error(words)
-        status = 2
     _leave(status or 0, words, said)
     sys.stdout.flush()
     if at_leaving:

@@ -1,51 +1,47 @@
-"""What mpp/doctor.py does, in order: each check gives a finding (checks/), rank 0 tells them, and nothing of a run is begun or changed."""
+"""What mpp/doctor.py does, in order: each check gives a finding (checks/), rank 0 tells them, and nothing of a run is begun or changed.
+
+Here stands what is looked at of any training program; of the images and of what learns each looks in its own way: examining_pretraining.py,
+examining_finetuning.py.
+"""
 
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mpp.agreement import agree
 from mpp.checks import folder, images, links, machine, recipe
 from mpp.checks.finding import Finding, attempt, merged, status
+from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
-from mpp.data.decode import require_codecs
-from mpp.data.joined_shards import open_shards
+from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import default_workers
-from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch
+from mpp.data.order import BatchPlan, OrderSampler, Places
 from mpp.data.shard_cache import caching
-from mpp.data.streams import StreamOrder, is_stream, tars_of
-from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.disks import disks
-from mpp.errors import ConfigError
-from mpp.interop.lent import Brought, bring
-from mpp.interop.start_from import initialise_from
+from mpp.errors import ConfigError, UserError, say_error
 from mpp.machine import allow_open_files
-from mpp.model.recompute import recompute_blocks
-from mpp.model.tokens import fuses_attention
 from mpp.peers import Peers, meet
-from mpp.planning import GPUS, REACHED, SLACK, Counts, counts
-from mpp.pretraining import PROGRAM
+from mpp.planning import GPUS, REACHED, SLACK, Counts
 from mpp.progress import Progress
-from mpp.recipe.masking import Masking
-from mpp.recipe.model import PretrainingModel, build_model
-from mpp.settling import Again, settle
 from mpp.text import counted, say, say_json
-from mpp.train.commit import find_commit
 from mpp.train.engine import quiet_deepspeed
-from mpp.train.resume import as_first_sees
-from mpp.train.run import Run
-from mpp.train.teacher import teacher_of
 from mpp.train.zero_costs import Parameters
+from mpp.watch import leave_at_once, watch
 from mpp.world import device_of
 
 MEETING_SECONDS = 120.0  # in which all processes must have come, and for which one may let the others wait
+PATIENCE, PATIENCE_SLOW = 30.0, 90.0  # seconds of the watchmen, who know more: less than that
 DISK_SECONDS = 5.0  # for which a disk that fails is tried again
 Made = TypeVar("Made")
 
@@ -65,8 +61,14 @@ class Report:
 
     def __init__(self, as_json: bool, speaks: bool):
         self.as_json, self.speaks, self.findings, self.began = as_json, speaks, list[Finding](), time.perf_counter()
+        self._writing, self._ended = threading.Lock(), False
 
     def add(self, *findings: Finding) -> None:
+        with self._writing:
+            if not self._ended:
+                self._add(findings)
+
+    def _add(self, findings: Sequence[Finding]) -> None:
         self.findings += findings
         if self.speaks and not self.as_json:
             for finding in findings:
@@ -87,6 +89,26 @@ class Report:
 
     def end(self, peers: Peers) -> int:
         """Exit status, of all ranks that of rank 0."""
+        with self._writing:
+            self._sum_up(peers)
+        return peers.from_first(lambda: status(self.findings))
+
+    def break_off(self, peers: Peers, words: str) -> None:
+        """From any thread: the processes cannot go on together, which is a finding, too; nobody is waited for, and nothing is told any more.  words: why,
+        as an error has them."""
+        with self._writing:
+            if self._ended:
+                return
+            if self.speaks:
+                self._add([Finding.refused("processes", UserError(words or "another process has left; its own message says why"))])
+                self._sum_up(peers)
+                sys.stdout.flush()
+            elif words:
+                say_error(words)
+            self._ended = True
+
+    def _sum_up(self, peers: Peers) -> None:
+        self._ended = True
         seconds = time.perf_counter() - self.began
         of = {verdict: sum(each.verdict == verdict for each in self.findings) for verdict in ("ok", "warning", "FAILED")}
         if self.speaks and self.as_json:
@@ -101,22 +123,46 @@ class Report:
             say(
                 f"{counted(len(self.findings), 'finding')} in {seconds:.0f} s: {of['ok']} ok, {counted(of['warning'], 'warning')}, {of['FAILED']} failed"
             )
-        return peers.from_first(lambda: status(self.findings))
 
 
-def examine(
-    asked: PretrainConfig, run_dir: Path, again: Again, of_file: PretrainConfig | None, planned: Planned | None, as_json: bool
-) -> int:
-    """Collective.  asked, again: as of pretraining.  of_file: the config without the words.  planned: where the run is meant for other machines; of a
-    process alone.  Returns the exit status: 1 where a check failed."""
+@dataclass(frozen=True)
+class Asked:
+    """What is to be examined."""
+
+    config: PretrainConfig | FinetuneConfig
+    run_dir: Path
+    again: Callable[..., Any]  # the config anew, as the program itself has it
+    of_file: PretrainConfig | FinetuneConfig | None  # the config without the words
+    planned: Planned | None  # where the run is meant for other machines; of a process alone
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, as far as memory, speed and disks are concerned."""
+
+    counts: Counts
+    model: nn.Module
+    # Puts all on a device; then the loss of so many black images, as often as it is asked for.
+    blank: Callable[[torch.device, int], Callable[[], Tensor]]
+    drops: bool  # the encoder sees a part of the patches
+    together: int  # views that stay in one micro-batch
+    total_samples: int  # of a run
+    repeats: int = 1
+    shorter: str = recipe.SHORTER  # keys of a run's length, in words
+    lighter: str = images.LIGHTER  # what makes its loader's work less, likewise
+
+
+def examine(kind: type["Examiner"], asked: Asked, as_json: bool) -> int:
+    """Collective.  Returns the exit status: 1 where a check failed."""
+    system = asked.config.system
     disks.patience = DISK_SECONDS
-    caching.use(asked.system.cache, asked.system.cache_gb)
+    caching.use(system.cache, system.cache_gb)
     quiet_deepspeed()
     report = Report(as_json, os.environ.get("RANK", "0") == "0")
     peers = report.attempt("processes", lambda: meet(MEETING_SECONDS))
     if peers is None:
         return report.end(Peers(hosts=(socket.gethostname(),)))
-    if planned and peers.size > 1:
+    if asked.planned and peers.size > 1:
         raise ConfigError(f"--gpus is for a process alone, and here are {peers.size}, which look at themselves; leave it out")
     report.speaks = peers.first
     report.add(
@@ -126,41 +172,77 @@ def examine(
             f"{counted(peers.size, 'process', 'processes')} on {counted(peers.nodes, 'host')} ({peers.hosts[0]}{' ...' if peers.nodes > 1 else ''})",
         )
     )
-    examiner = Examiner(asked, run_dir, again, of_file, planned, report, peers)
-    if examiner.alike():
-        examiner.look_at_machines()
-        examiner.look_at_images()
-        examiner.look_at_folder()
-        examiner.look_at_recipe()
-        examiner.look_at_links()
-    return report.end(peers)
+    examiner = kind(asked, report, peers)
+    try:
+        if examiner.alike():
+            if peers.size > 1:
+                watch_over(peers, report)
+            for phase, look in (
+                ("looking at its machine", examiner.look_at_machines),
+                ("looking at images", examiner.look_at_images),
+                ("looking at compilers", examiner.look_at_compilers),
+                ("looking at the run folder", examiner.look_at_folder),
+                ("looking at the recipe", examiner.look_at_recipe),
+                ("comparing clocks, exchanging tensors", examiner.look_at_links),
+            ):
+                watch.moved(phase, slow=True)
+                look()
+        return report.end(peers)
+    except UserError as error:  # one has left, or does not answer: what is refused is a finding of its own
+        if not peers.first:
+            raise
+        report.break_off(peers, str(error))
+        return 1
+
+
+def watch_over(peers: Peers, report: Report) -> None:
+    """Collective: from here on a process that dies, or stands still, is a finding within seconds, and ends the examination."""
+
+    def told(words: str) -> None:
+        report.break_off(peers, words)
+        leave_at_once(1)
+
+    os.environ.update(LOCAL_WORLD_SIZE=str(peers.local_size), MASTER_ADDR=peers.place.address)
+    watch.patience, watch.slow, watch.told = PATIENCE, PATIENCE_SLOW, told
+    watch.begin(peers.rank, peers.size, None, lambda mine: peers.from_first(lambda: mine))
 
 
 class Examiner:
     """The parts of an examination, each collective; later ones leave out what earlier ones found to be missing."""
 
-    def __init__(
-        self,
-        asked: PretrainConfig,
-        run_dir: Path,
-        again: Again,
-        of_file: PretrainConfig | None,
-        planned: Planned | None,
-        report: Report,
-        peers: Peers,
-    ):
-        self.config, self.run_dir, self.again, self.of_file = asked, run_dir, again, of_file
-        self.planned, self.report, self.peers = planned, report, peers
+    program: str  # which would run
+    config: PretrainConfig | FinetuneConfig
+
+    def __init__(self, asked: Asked, report: Report, peers: Peers):
+        self.config, self.run_dir, self.again = asked.config, asked.run_dir, asked.again
+        self.planned, self.report, self.peers = asked.planned, report, peers
+        planned = self.planned
         self.size = planned.gpus if planned else peers.size
         self.nodes, self.per_node = (planned.gpus // planned.per_node, planned.per_node) if planned else (peers.nodes, peers.local_size)
         self.device, self.has_device = torch.device("cpu"), True
-        self.sets: TrainingSet | None = None
         self.plan: BatchPlan | None = None
-        self.order: Order | StreamOrder | None = None
+        self.order: Places | None = None
+        self.steps: int | None = None  # of a run, where that is known
         self.loaded: images.LoaderRate | None = None
         self.compute: float | None = None  # seconds of a step on a rank
         self.gradient_bytes = 0
         self.budget: str | None = None  # that is still to set the length
+
+    # Of the program.
+
+    def look_at_images(self) -> None:
+        """Sets plan, order and steps."""
+        raise NotImplementedError
+
+    def look_at_recipe(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """In which checkpoints will lie."""
+        return [self.run_dir]
+
+    # Of all of them.
 
     @property
     def workers(self) -> int:
@@ -182,14 +264,14 @@ class Examiner:
         """Versions, code, command and settings; without which processes would ask each other different things."""
         settings = flat(self.config.model_dump(mode="json"))
 
-        if not self.report.passes("versions", lambda: agree(self.peers, "mpp/doctor.py", settings)):
+        if not self.report.passes("versions", lambda: agree(self.peers, "mpp/doctor.py", settings | {"program": self.program})):
             return False
         of = (
             "all processes have the same command, settings, mpp, Python and packages"
             if self.peers.size > 1
             else "one process: nothing to compare"
         )
-        self.report.add(Finding("versions", "ok", of))
+        self.report.add(Finding("program", "ok", f"looked at as {self.program} would run it"), Finding("versions", "ok", of))
         return True
 
     def look_at_machines(self) -> None:
@@ -197,158 +279,75 @@ class Examiner:
         peers = self.peers
         found = self.report.attempt("device", lambda: device_of(peers))
         self.device, self.has_device = found or torch.device("cpu"), found is not None
-        steps = self.config.optim.total_samples // self.config.data.global_batch
         looks = lambda: [machine.device(self.device)] if found else []
-        self.each(
-            lambda: [
-                *looks(),
-                machine.cores(self.device, peers.local_size, self.workers),
-                machine.compiler(self.config, self.device, steps),
-                machine.open_files(self.workers),
-            ]
-        )
+        self.each(lambda: [*looks(), machine.cores(self.device, peers.local_size, self.workers), machine.open_files(self.workers)])
 
-    def look_at_images(self) -> None:
-        report, peers = self.report, self.peers
-        report.passes("images", lambda: peers.together(require_codecs))
-        opened = report.attempt("shards", self._open_shards)
-        if opened:
-            report.add(*opened)
-        elif self.config.fit or self.config.budget or self.config.optim.epochs:
-            return  # what the run will be like depends on them
-        settled = report.attempt("length", self._settled)
-        if settled is None:
-            return
-        if settled.budget is None:
-            self.budget = self.config.budget
-        self.config = settled
-        data, system = settled.data, settled.system
-        self.plan = report.attempt(
-            "batch", lambda: plan_batch(data.global_batch, data.streams, self.size, system.micro_batch_max, data.views)
-        )
-        plan = self.plan
-        if plan:
-            report.add(recipe.batch(plan, self.size, "as many images" if opened and is_stream(data.shards) else "the same batches"))
+    def look_at_compilers(self) -> None:
+        self.each(lambda: [machine.compiler(self.config.system, self.device, self.steps or 0)])
+
+    def look_at_plan(self, plan: Callable[[], BatchPlan], what: str = "the same batches") -> BatchPlan | None:
+        """Collective.  what: any of the numbers of processes that share a step gives."""
+        found = self.plan = self.report.attempt("batch", plan)
+        if found:
+            self.report.add(recipe.batch(found, self.size, what))
             if self.nodes > 1 and self.nodes * self.per_node == self.size:
-                report.add(recipe.lost_nodes(plan, self.nodes, self.per_node))
-        sets = self.sets = report.attempt("samples", lambda: open_training_set(settled, peers)) if opened else None
-        if plan is None or sets is None:
-            return
-        order = self.order = report.attempt("samples", lambda: sets.order(settled, plan))
-        if order is None:
-            return
-        report.add(images.samples(order, settled) if isinstance(order, Order) else images.stream_samples(sets, settled, self.workers))
-        hand = report.attempt("cache", lambda: sets.in_hand(order, self.size, self.per_node))
-        report.add(*(Finding("cache", "ok", words) for words in sets.fetched_words(hand)))
-        sampler = OrderSampler(order, plan, 0, self.size, 0, settled.optim.total_samples // data.global_batch)
-        self.each(lambda: [machine.shared_memory(sets.training, sampler, self.workers, peers.local_size)])
+                self.report.add(recipe.lost_nodes(found, self.nodes, self.per_node))
+        return found
 
-    def _open_shards(self) -> list[Finding]:
-        """Collective.  Raises UserError."""
-        words, peers = self.config.data.shards, self.peers
-        if is_stream(words):
-            return [images.stream(peers.together(lambda: tars_of(words)))]
-        return [images.shards(open_shards(words, peers), peers.size)]
-
-    def _settled(self) -> PretrainConfig:
-        """As the run would settle it, but that no budget is measured: then as long as without one."""
-        config, peers, again = self.config, self.peers, self.again
-        if not config.budget or as_first_sees(peers, lambda: find_commit(self.run_dir, config.resume)):
-            return settle(config, again, self.run_dir, peers).config
-        without = lambda below, above: again(below, {**above, "budget": None})
-        return settle(without({}, {}), without, self.run_dir, peers).config
+    def look_at_shared_memory(self, training: CropDataset, order: Places, plan: BatchPlan, chosen: np.ndarray | None = None) -> None:
+        """Collective.  chosen: ids, where the order is over some of the images only."""
+        sampler = OrderSampler(order, plan, 0, self.size, 0, self.steps or 1, chosen)
+        self.each(lambda: [machine.shared_memory(training, sampler, self.workers, self.peers.local_size)])
 
     def look_at_folder(self) -> None:
         report, peers = self.report, self.peers
         if found := report.attempt("run folder", lambda: folder.shared(self.run_dir, peers)):
             report.add(found)
-        self.first("other runs", lambda: folder.held(self.run_dir))
+        self.first("other runs", lambda: folder.held(*dict.fromkeys([self.run_dir, *self.run_dirs])))
 
-    def look_at_recipe(self) -> None:
-        report, peers, config, plan = self.report, self.peers, self.config, self.plan
-        report.add(recipe.rate(config, None if config.fit else self.of_file))
-        fused = fuses_attention(config.system, "cuda" if self.planned else self.device.type)
-        manifest = self.sets.manifests["shards"] if self.sets else None
-        brought = report.attempt("model", lambda: peers.together(lambda: bring(config, manifest, fused)))
-        model = report.attempt("model", lambda: build_model(config, fused, brought.lent)) if brought else None
-        if model is None or brought is None:
-            return
-        masking = Masking(config.model.grid, config.mask, config.corruption)
+    def look_at_disk(self, commit_bytes: int, total_samples: int) -> None:
+        self.first("disk", lambda: folder.room(self.run_dirs, self.config.checkpoint, commit_bytes, total_samples))
+
+    def counted(self, count: Callable[[], Counts], prepare: Callable[[], None]) -> Counts:
+        """Collective: rank 0 counts for all; the others bring their models into the state in which it has its own then."""
         with Progress("counting parameters, arithmetic and memory", at_once=True):
-            found = self._counted(model, masking)
-        self.gradient_bytes = found.parameters.trained * (2 if config.system.gradient_precision == "bf16" else 4)
-        if self.sets and plan and (run := report.attempt("start", lambda: self._run(plan, brought))):
-            begins = lambda: initialise_from(model, config) if peers.first and config.init_from and not run.commit else None
-            if report.passes("start", lambda: peers.together(begins)):
-                words = run.course.start_words(run.commit is not None)
-                report.add(Finding("start", "ok", f"{words}, {run.total_steps:,} steps in all"))
-        needed = recipe.commit_bytes(model, config)
-        self.first("disk", lambda: folder.room(self.run_dir, config.checkpoint, needed, config.optim.total_samples))
-        if config.checkpoint.copy_to:
-            self.first("copies", lambda: folder.copies(self.run_dir, config.checkpoint, needed))
-        if self.sets:
-            sets = self.sets
-            self.first("target", lambda: images.target(model, config, sets))
-        if plan is None:
+            if self.peers.first:
+                found = count()
+                told = [vars(found.parameters), found.flop, list(found.step_bytes.items())]
+            else:
+                prepare()
+                told = []
+            parameters, flop, held = self.peers.from_first(lambda: told)
+        made = Counts(Parameters(**parameters), flop, dict(map(tuple, held)))
+        self.gradient_bytes = made.parameters.trained * (2 if self.config.system.gradient_precision == "bf16" else 4)
+        return made
+
+    @property
+    def micro_batch(self) -> int:
+        return self.plan.micro_batch if self.plan else self.config.system.micro_batch_max
+
+    def look_at_loader(self, training: CropDataset, placed: Callable[[], CropDataset]) -> None:
+        """Collective: of this rank, while all of them load.  placed: training, with its pixels where system.images wants them."""
+        order, plan, peers = self.order, self.plan, self.peers
+        if order is None or plan is None:
             return
-        self.loaded = self._loader_rate(plan)
-        if self.has_device:
-            self._steps(model, masking, found, plan)
+        if (where := self.config.system.images) != "shards":
+            self.each(lambda: [images.unmeasured(where, training, peers.local_size, machine.free_memory)])
+            return
+        rate = lambda: images.loader_rate(placed(), order, plan, self.workers)
+        self.loaded = self.report.attempt("loader", lambda: peers.together(rate))
 
-    def _run(self, plan: BatchPlan, brought: Brought) -> Run:
-        """What the run would be: whether it begins, or goes on from what is there.  Nothing is held or written."""
-        config, sets = self.config, self.sets
-        assert sets is not None
-        steps_of = lambda optim: optim.get("total_samples", 0) // config.data.global_batch
-        called = lambda name: sets.called(name) if name in sets.manifests else f"what {name} names"
-        depends_on = {**sets.manifests, **brought.digests}
-        return Run(
-            PROGRAM,
-            None,
-            config,
-            self.run_dir,
-            plan,
-            config.optim,
-            steps_of,
-            depends_on,
-            called,
-            branch_from=config.branch_from,
-            peers=self.peers,
-        )
-
-    def _counted(self, model: PretrainingModel, masking: Masking) -> Counts:
-        """Of the model, which has its teacher then and recomputes what the config says."""
-        micro_batch = self.plan.micro_batch if self.plan else self.config.system.micro_batch_max
-        if self.peers.first:
-            found = counts(model, self.config, masking, micro_batch)
-            told = [vars(found.parameters), found.flop, list(found.step_bytes.items())]
-        else:
-            teacher_of(model, self.config)
-            recompute_blocks(model, self.config.system.recompute)
-            told = []
-        parameters, flop, held = self.peers.from_first(lambda: told)
-        return Counts(Parameters(**parameters), flop, dict(map(tuple, held)))
-
-    def _loader_rate(self, plan: BatchPlan) -> images.LoaderRate | None:
-        """Collective: of this rank, while all of them load."""
-        sets, order = self.sets, self.order
-        if sets is None or order is None:
-            return None
-        if self.config.system.images != "shards":
-            self.each(lambda: [images.unmeasured(self.config, sets, self.peers.local_size, machine.free_memory)])
-            return None
-        dataset = sets.placed(self.config, self.device, self.peers.local_size)
-        return self.report.attempt("loader", lambda: self.peers.together(lambda: images.loader_rate(dataset, order, plan, self.workers)))
-
-    def _steps(self, model: PretrainingModel, masking: Masking, found: Counts, plan: BatchPlan) -> None:
-        config, peers, loaded = self.config, self.peers, self.loaded
+    def look_at_steps(self, learner: Learner) -> None:
+        config, peers, loaded, plan = self.config, self.peers, self.loaded, self.plan
+        if plan is None or not self.has_device:
+            return
         if self.planned:
-            self._steps_elsewhere(found, plan, self.planned)
+            self._look_at_steps_elsewhere(learner, plan, self.planned)
             return
         room, what = recipe.room_of(self.device, machine.free_memory(), peers.local_size)
-        mine: recipe.StepRate | None = None
+        found, mine = learner.counts, None
         try:
-            mine = recipe.step_rate(model, config, masking, plan, self.device, found.flop)
+            mine = recipe.step_rate(learner.model, learner.blank, config.system.precision, plan, self.device, found.flop)
         except torch.OutOfMemoryError as error:
             words = str(error).partition(". ")[0]
             findings = [
@@ -360,8 +359,9 @@ class Examiner:
                 )
             ]
         else:
-            findings = [recipe.memory(found, config, plan, self.size, room, what, mine.peak), recipe.step(mine, found.flop)]
-            findings += [images.loader(loaded, mine.views)] if loaded else []
+            memory = recipe.memory(found, config.system.zero_stage, plan, self.size, room, what, mine.peak, learner.together)
+            findings = [memory, recipe.step(mine, found.flop)]
+            findings += [images.loader(loaded, mine.views, learner.lighter)] if loaded else []
         self.each(lambda: findings)
         views = peers.gather(mine.views if mine else None)
         if any(each is None for each in views):
@@ -369,16 +369,21 @@ class Examiner:
         if slow := recipe.slow_ranks(views, list(peers.hosts)):
             self.report.add(slow)
         self.compute = plan.micro_batch * plan.accumulation / min(views)
-        self.report.add(recipe.length(config, min(views), self.size, loaded.rank if loaded else None, self.budget))
+        self._look_at_length(learner, min(views), loaded.rank if loaded else None)
 
-    def _steps_elsewhere(self, found: Counts, plan: BatchPlan, planned: Planned) -> None:
-        config, gpu = self.config, GPUS[planned.gpu]
+    def _look_at_steps_elsewhere(self, learner: Learner, plan: BatchPlan, planned: Planned) -> None:
+        gpu, stage = GPUS[planned.gpu], self.config.system.zero_stage
         what = f"{SLACK:.0%} of an {gpu.name}, by arithmetic"
-        self.report.add(recipe.memory(found, config, plan, self.size, SLACK * gpu.gigabytes * 1e9, what))
-        views = REACHED[config.corruption.drops] * gpu.tflops * 1e12 / found.flop
+        room = SLACK * gpu.gigabytes * 1e9
+        self.report.add(recipe.memory(learner.counts, stage, plan, self.size, room, what, together=learner.together))
+        views = REACHED[learner.drops] * gpu.tflops * 1e12 / learner.counts.flop
         if self.loaded:
-            self.report.add(images.loader_of_a_node(self.loaded.core, views, planned.per_node, planned.cores))
-        self.report.add(recipe.length(config, views, self.size, None, self.budget))
+            self.report.add(images.loader_of_a_node(self.loaded.core, views, planned.per_node, planned.cores, learner.lighter))
+        self._look_at_length(learner, views, None)
+
+    def _look_at_length(self, learner: Learner, views: float, loaded: float | None) -> None:
+        total, batch = learner.total_samples, self.config.data.global_batch
+        self.report.add(recipe.length(total, batch, views, self.size, loaded, self.budget, learner.repeats, learner.shorter))
 
     def look_at_links(self) -> None:
         report, peers = self.report, self.peers

@@ -19,7 +19,7 @@ from pathlib import Path
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser
 from mpp.config.schema import dump, load, tree_of
-from mpp.errors import ConfigError, interruptible, run_program
+from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 
 PROGRAM = "mpp/finetune.py"
@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.print_config:
         say_lines(dump(config))
         return 0
-    for key in ("encoder", "train"):
-        if not getattr(config, key):
-            raise ConfigError(f"{key}= is missing; deepspeed {PROGRAM} encoder=RUN train=SHARDS/train [test=SHARDS/test] ...")
+    config.refuse_missing()
     run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'finetune'}")
     with interruptible():
         from mpp.finetuning import finetune  # here, because it takes seconds

@@ -17,7 +17,7 @@ import torch
 from mpp.config import small
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
-from mpp.data.finetune_set import Choose, FinetuneSet, open_finetune_set
+from mpp.data.finetune_set import Choose, FinetuneSet, Triple, open_finetune_set
 from mpp.data.order import BatchPlan, Order, plan_batch
 from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import is_written
@@ -100,6 +100,13 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
     """Collective.  again: the config with these keys below the file and the words."""
     loaded = read_encoder(config.encoder)
     size = image_size(config, loaded)
+    sets = open_sets(config, size, loaded.mean, peers)
+    config, sets, words = fitted(config, sets, size, loaded.mean, again)
+    return Job(config, run_dir, argv, loaded, size, sets, plan_of(config, peers.size), words)
+
+
+def open_sets(config: FinetuneConfig, size: tuple[int, int], mean: Triple, peers: Peers, download: bool = True) -> FinetuneSet:
+    """Collective.  As the first repeat sees them.  size: (height, width) of crops; mean: of the input normalisation; download: as of `open_labelled`."""
     data = config.data
     divide = functools.partial(
         hold_out,
@@ -108,17 +115,24 @@ def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, 
         use=CHOOSE,
         remedy=f"give more images of them, or {'' if config.test else 'a test split (test=) and '}data.holdout_fraction=0",
     )
-    sets = open_finetune_set(config, size, loaded.mean, divide, chooser(config), peers)
-    words: tuple[str, ...] = ()
-    if config.fit:
-        given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
-        config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(data, "global_batch")))
-        sets = sets.drawn(config.augment, size, loaded.mean)
-        words = (fitted_words(config, len(sets.labels)),)
+    return open_finetune_set(config, size, mean, divide, chooser(config), peers, download)
+
+
+def fitted(
+    config: FinetuneConfig, sets: FinetuneSet, size: tuple[int, int], mean: Triple, again: Again
+) -> tuple[FinetuneConfig, FinetuneSet, tuple[str, ...]]:
+    """With what a preset settles once the labels are known, and the plan in words; as it was without one."""
+    if not config.fit:
+        return config, sets, ()
+    given = lambda section, key: getattr(section, key) if key in section.model_fields_set else None
+    config = again(small.tuning(len(sets.labels), given(config.optim, "epochs"), given(config.data, "global_batch")))
+    return config, sets.drawn(config.augment, size, mean), (fitted_words(config, len(sets.labels)),)
+
+
+def plan_of(config: FinetuneConfig, processes: int) -> BatchPlan:
+    """How so many share a step."""
     data = config.data
-    together = 2 if config.augment.mixes else 1
-    plan = plan_batch(data.global_batch, data.streams, peers.size, config.system.micro_batch_max, together=together)
-    return Job(config, run_dir, argv, loaded, size, sets, plan, words)
+    return plan_batch(data.global_batch, data.streams, processes, config.system.micro_batch_max, together=config.augment.together)
 
 
 def fitted_words(config: FinetuneConfig, labels: int) -> str:
@@ -170,7 +184,7 @@ def refuse_other_layout(config: FinetuneConfig, run_dir: Path) -> None:
         return
     if folders_of(run_dir):
         raise ConfigError(
-            f"run_dir={run_dir} holds a fine-tuning of its own, and repeats={config.repeats} train in {repeat_folder(run_dir, 0)}, ...: "
+            f"run_dir={run_dir} holds a fine-tuning of its own, and repeats={config.repeats} train in {repeat_folder(run_dir, 0)}, ...; "
             "give another run_dir"
         )
     if finished := [number for number in repeats_in(run_dir, MEASURED) if number >= config.repeats]:
@@ -254,14 +268,15 @@ def length_of(optim: Mapping[str, Any], steps_per_epoch: int) -> int:
 
 
 def classifier_of(
-    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int]
+    config: FinetuneConfig, loaded: LoadedEncoder, classes: int, size: tuple[int, int], device: str = ""
 ) -> tuple[torch.nn.Module, str, dict[str, Any]]:
-    """The model that learns, timm's name of its architecture, and the arguments it was made with."""
+    """The model that learns, timm's name of its architecture, and the arguments it was made with.  device: of another machine, by which the kind of
+    attention is chosen; else this one's."""
     arch, encoder_arguments = loaded.architecture
     arguments = classifier_arguments(loaded.net, encoder_arguments, config.model, size)
     random = config.init == "random"
     net = loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy.deepcopy(loaded.net)  # which is changed, and may be wanted again
     model = build_classifier(net, arch, arguments, classes, config.model, size, seed_of(config.seed, INIT, 1), random=random)
     set_norm_eps(model, loaded.norm_eps)
-    choose_attention(model, fuses_attention(config.system))
+    choose_attention(model, fuses_attention(config.system, device))
     return model, arch, arguments

@@ -51,6 +51,7 @@ from mpp.model.tokens import class_tokens_of
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
 from mpp.monitor.layout import of_finetuning
+from mpp.monitor.memory import step_bytes
 from mpp.peers import Peers
 from mpp.text import say
 from mpp.train.average import WeightAverage, short_at_first
@@ -166,7 +167,7 @@ def train(repeat: Repeat, loaders: Loaders, model: torch.nn.Module, arch: str, m
     average = WeightAverage(model, short_at_first(config.optim.ema)) if config.optim.ema else None
     one = lambda: torch.zeros(1, 3, *size, device=world.device)
     blank = lambda engine: engine.forward(one())
-    flop = lambda: training_flop(model, lambda: model(one().expand(2, -1, -1, -1)).sum()) / 2  # some norms need two
+    flop = lambda: flop_of(model, size, world.device)
     engine = run.begin(model, build_finetune_optimiser(model, config.optim), blank, flop, average)
     seconds_before = run.commit.record["seconds"] if run.commit else 0.0
     source, hand = sets.source("train"), loaders.hands.get(repeat.number)
@@ -353,6 +354,26 @@ def write_model(tuned: Tuned, commit: Commit, weights: dict[str, torch.Tensor], 
         config.data.test_crop,
         about,
     )
+
+
+def blank_loss(model: torch.nn.Module, size: tuple[int, int], device: torch.device, batch: int) -> torch.Tensor:
+    """Of black images."""
+    return model(torch.zeros(batch, 3, *size, device=device)).sum()
+
+
+def flop_of(model: torch.nn.Module, size: tuple[int, int], device: torch.device) -> float:
+    """Of training on one image."""
+    return training_flop(model, lambda: blank_loss(model, size, device, 2)) / 2  # some norms need two
+
+
+def micro_step_bytes(model: torch.nn.Module, config: FinetuneConfig, size: tuple[int, int], batch: int, device: torch.device) -> int:
+    """What a training step on so many images holds at its fullest (monitor/memory.py), gradients included."""
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.system.precision == "bf16"):
+            return blank_loss(model, size, device, batch)
+
+    return step_bytes(model, loss)
 
 
 def say_finished(repeat: Repeat) -> None:

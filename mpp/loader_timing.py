@@ -3,7 +3,6 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,8 +110,10 @@ def describe(dataset: CropDataset, config: PretrainConfig) -> None:
     )
 
 
-def keys_of(order: Places, plan: BatchPlan) -> Iterator[list[tuple[int, int, int]]]:
-    return iter(OrderSampler(order, plan, 0, 1, 0, 1_000_000))
+def sampler_of(dataset: CropDataset, order: Places, plan: BatchPlan) -> OrderSampler:
+    """Of as many steps as are timed."""
+    chosen = dataset.pool if isinstance(dataset.pool, np.ndarray) else None  # an order over these alone, as of fine-tuning
+    return OrderSampler(order, plan, 0, 1, 0, 1_000_000, chosen)
 
 
 def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
@@ -120,7 +121,7 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchP
     shards, augment, stages, began = dataset.images.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
     timed, held = 0, deque[bytes](maxlen=HELD)  # images; bytes of the last ones
-    for places in tracked(keys_of(order, plan), "timing each stage", None, "micro-batches", at_once=True):
+    for places in tracked(sampler_of(dataset, order, plan), "timing each stage", None, "micro-batches", at_once=True):
         with stages.read:
             keys = dataset.drawn(places)
         for epoch, sample, _ in keys:
@@ -162,7 +163,7 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchP
 def alone(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float) -> float:
     """Views per CPU-second, as whole micro-batches in this process."""
     views, whole = 0, Stage()
-    for keys in tracked(keys_of(order, plan), "timing one core", None, "micro-batches", at_once=True):
+    for keys in tracked(sampler_of(dataset, order, plan), "timing one core", None, "micro-batches", at_once=True):
         with whole:
             views += len(dataset.completed(dataset.batch(keys))["sample"])
         if whole.wall > seconds:
@@ -172,7 +173,7 @@ def alone(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float) 
 
 def with_workers(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float, workers: int) -> float:
     """Views a second that reach this process, after each worker's first batch."""
-    stream = batches(dataset, OrderSampler(order, plan, 0, 1, 0, 1_000_000), workers, pin_memory=False)
+    stream = batches(dataset, sampler_of(dataset, order, plan), workers, pin_memory=False)
     with Progress(f"timing {text.counted(workers, 'loader process', 'loader processes')}", at_once=True):
         for _ in range(workers):
             next(stream)

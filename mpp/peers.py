@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpp import errors
-from mpp.errors import ConfigError, UserError, of_this_rank
+from mpp.errors import ConfigError, GoneError, NotMetError, UserError, of_this_rank
 from mpp.place import Place, find_place
 from mpp.watch import meeting
 
@@ -143,12 +143,27 @@ class Peers:
         found = self.collect(dict(facts))
         self.from_first(lambda: refuse_unlike(found, self.called, remedies))
 
+    def tell(self, name: str, text: str) -> None:
+        """For one that hears it, under a name that is used once; a name of a rank's own ends in /RANK."""
+        assert self.store is not None
+        with self._reaching():
+            self.store.set(name, text)
+
+    def heard(self, name: str) -> str:
+        """What another has told, as soon as it has."""
+        assert self.store is not None
+        with meeting():
+            self._wait([name])
+        with self._reaching():
+            return self.store.get(name).decode()
+
     def _next(self) -> str:
         self._told += 1
         return f"told/{self._told}"
 
     def _wait(self, names: Sequence[str]) -> None:
-        """Until others have written these.  Raises ConfigError where one has left, or does not come."""
+        """Until others have written these: KIND/NUMBER/RANK each rank, or rank 0 one of any other form.  Raises UserError where one has left, or does
+        not come."""
         import torch.distributed as dist
 
         store = self.store
@@ -160,13 +175,14 @@ class Peers:
                     store.wait(list(names), ATTENTIVE)
                     return
                 if store.check(["left"]):
-                    rank, words = json.loads(store.get("left"))
-                    raise UserError(f"{self.called(rank)} has left: {words}")  # which it has printed itself, or rank 0 prints
+                    rank, words, status = json.loads(store.get("left"))
+                    kind = UserError if status == UserError.status else GoneError  # what a person must mend, this process would meet, too
+                    raise kind(f"{self.called(rank)} has left: {words}")  # which it has printed itself, or rank 0 prints
                 if time.monotonic() > end:
                     absent = [name.rpartition("/")[2] for name in names if not store.check([name])]
                     who = some_ranks(absent) if names[0].count("/") == 2 else "rank 0"
                     raise of_this_rank(
-                        ConfigError(
+                        NotMetError(
                             f"{who} of {self.size} has told nothing for {self.seconds:.0f} s; see what it does on its host, and begin again"
                         )
                     )
@@ -179,7 +195,7 @@ class Peers:
         try:
             yield
         except dist.DistNetworkError as error:
-            gone = UserError(f"{self.called(0)} has ended, or cannot be reached any more; its own message, if it left one, says why")
+            gone = GoneError(f"{self.called(0)} has ended, or cannot be reached any more; its own message, if it left one, says why")
             speaks = self.rank == next((rank for rank, host in enumerate(self.hosts) if rank and host == self.hosts[self.rank]), 0)
             raise (of_this_rank(gone) if speaks else gone) from error
 
@@ -188,7 +204,7 @@ class Peers:
         if self.store is None or self.joined or not status:
             return
         with contextlib.suppress(Exception):  # the store may be gone, and this process ends anyhow
-            self.store.compare_set("left", "", json.dumps([self.rank, words or f"exit status {status}"]))
+            self.store.compare_set("left", "", json.dumps([self.rank, words or f"exit status {status}", status]))
             self.store.add("gone", 1)
             end = time.monotonic() + FAREWELL_SECONDS
             while self.first and self.store.add("gone", 0) < self.size and time.monotonic() < end:  # with whom the store ends
@@ -202,7 +218,7 @@ _met: Peers | None = None  # once in the life of a process
 def meet(seconds: float) -> Peers:
     """Collective: wait until all processes of this job are here; alone without a launcher.  Who has met before need not meet again.
 
-    seconds: how long any may let the others wait.  Raises ConfigError where the environment cannot be right, and names who has not come.
+    seconds: how long any may let the others wait.  Raises ConfigError where the environment cannot be right, and NotMetError, which names who has not come.
     """
     global _met
     if _met is not None:
@@ -241,7 +257,7 @@ def meet(seconds: float) -> Peers:
         raise cannot_meet(place, error) from error
     if isinstance(here, str):
         raise of_this_rank(
-            ConfigError(
+            NotMetError(
                 f"{here} of {place.size} has not come to {place.address}:{place.port} within {seconds:.0f} s; "
                 "start as many processes as WORLD_SIZE says, on hosts that reach that address"
             )
@@ -276,10 +292,10 @@ def some_ranks(ranks: Sequence[str]) -> str:
     return f"rank {', '.join(ranks[:NAMED])}{' ...' if ranks[NAMED:] else ''}"
 
 
-def cannot_meet(place: Place, error: Exception) -> ConfigError:
+def cannot_meet(place: Place, error: Exception) -> NotMetError:
     where = f"{place.address}:{place.port}"
     return of_this_rank(  # type: ignore[return-value]
-        ConfigError(
+        NotMetError(
             f"the processes cannot meet at {where} ({str(error).splitlines()[0]}); every node must reach that address, and on one host "
             f"each job needs a port of its own: deepspeed --master_port 29501 ..."
         )
@@ -294,8 +310,9 @@ def _wait_for_name(place: Place) -> None:
             return
         except (OSError, UnicodeError) as error:
             if time.monotonic() > ends or isinstance(error, UnicodeError) or place.rank == 0:
+                kind = NotMetError if place.rank and not isinstance(error, UnicodeError) else ConfigError
                 raise of_this_rank(
-                    ConfigError(f"MASTER_ADDR={place.address} is not the name of a host ({error}); give the name or address of rank 0's")
+                    kind(f"MASTER_ADDR={place.address} is not the name of a host ({error}); give the name or address of rank 0's")
                 ) from None
             time.sleep(1)
 

@@ -5,11 +5,13 @@ arithmetic: memory and traffic of ZeRO's stages (train/zero_costs.py), rings for
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
 import torch
+from torch import nn
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.order import BatchPlan, plan_batch
@@ -146,14 +148,24 @@ def counts(model: PretrainingModel, config: PretrainConfig, masking: Masking, mi
     teacher_of(model, config)
     flop = flop_of(model, config, masking, CPU)  # what is computed again counts once
     recompute_blocks(model, config.system.recompute)
+    beside = [model.teacher.net] if model.teacher else []
+    return Counts(
+        parameters_of(model, beside), flop, bytes_by_batch(lambda batch: micro_step_bytes(model, config, masking, batch, CPU), micro_batch)
+    )
+
+
+def parameters_of(model: nn.Module, beside: Sequence[nn.Module] = (), moments: int = 2) -> Parameters:
+    """beside: networks that every process holds whole; moments: of the optimiser, for each trained parameter."""
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    beside = sum(parameter.numel() for parameter in model.parameters()) - sum(trained)
-    if model.teacher:
-        beside += sum(parameter.numel() for parameter in model.teacher.net.parameters())
-    parameters = Parameters(sum(trained), sum(size for size in trained if size <= PERSISTENT), beside)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - sum(trained)
+    more = sum(parameter.numel() for net in beside for parameter in net.parameters())
+    return Parameters(sum(trained), sum(size for size in trained if size <= PERSISTENT), frozen + more, moments)
+
+
+def bytes_by_batch(step_bytes: Callable[[int], int], micro_batch: int) -> dict[int, int]:
+    """For `Counts.step_bytes`.  step_bytes: images at once -> bytes."""
     batches = sorted({micro_batch, max(1, micro_batch // 2)} | ({2} if micro_batch == 1 else set()))
-    held = {batch: micro_step_bytes(model, config, masking, batch, CPU) for batch in batches}
-    return Counts(parameters, flop, held)
+    return {batch: step_bytes(batch) for batch in batches}
 
 
 def here() -> Gpu:

@@ -32,13 +32,16 @@ class Watch:
     def __init__(self) -> None:
         self.board = watchman.Board()
         self.patience, self.slow = 60.0, 1800.0  # seconds, see watchman.verdict
+        self.told: Callable[[str], object] | None = (
+            None  # in place of the watchman's own line: is given it, or "", before this process is ended
+        )
         self.memory: mmap.mmap | None = None
         self.process: subprocess.Popen | None = None
 
-    def begin(self, rank: int, size: int, folder: Path, share: Callable[[Any], Any]) -> None:
+    def begin(self, rank: int, size: int, folder: Path | None, share: Callable[[Any], Any]) -> None:
         """Collective: start the watchmen of this job.
 
-        folder: where stacks are written.  share: gives all processes what rank 0 puts in.
+        folder: where stacks are written; None: nowhere.  share: gives all processes what rank 0 puts in.
         """
         listener = _listener(os.environ["MASTER_ADDR"], size == int(os.environ["LOCAL_WORLD_SIZE"])) if rank == 0 else None
         port, token = share((listener.getsockname()[1], secrets.token_hex(16)) if listener else None)
@@ -52,8 +55,8 @@ class Watch:
         faulthandler.register(signal.SIGUSR2, appended)
         kept = [board, stack, end_there, *([listener.fileno()] if listener else [])]
         orders = watchman.Orders(
-            rank, size, socket.gethostname(), os.getpid(), (os.environ["MASTER_ADDR"], port), self.patience, self.slow, str(folder.resolve()), board, stack,
-            end_there, listener.fileno() if listener else None,
+            rank, size, socket.gethostname(), os.getpid(), (os.environ["MASTER_ADDR"], port), self.patience, self.slow, str(folder.resolve()) if folder else "", board,
+            stack, end_there, listener.fileno() if listener else None, self.told is not None,
         )  # fmt: skip
         command = [sys.executable, "-I", "-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]
         self.process = subprocess.Popen(command, pass_fds=kept, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/")
@@ -112,8 +115,10 @@ class Watch:
             self.board.write(self.memory)
 
     def _end_when_asked(self, end: int) -> None:
-        if os.read(end, 1):
+        if asked := os.read(end, watchman.MOST_ASKED):
             errors.stopping("ended by the watchman, because of another process", device=False)
+            if self.told:
+                self.told(asked.decode(errors="replace").removeprefix(watchman.END))
             leave_at_once(errors.AGAIN)  # whoever is the cause has a status of his own
         if self.board.status == watchman.RUNNING:
             sys.stderr.write(

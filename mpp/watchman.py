@@ -38,6 +38,7 @@ SECONDS_TO_FOLLOW = 5.0  # for all to leave, after one has with an error; as lon
 SECONDS_TO_SPEAK = 10.0  # for whoever connects to show the token
 MOST_STRANGERS = 64  # who have not, at once
 MOST_UNREAD = 1 << 22  # bytes of a line, from one who has
+END, MOST_ASKED = "!", 4096  # how a rank is asked to end, before the line for people; bytes, which a pipe takes in one piece
 FATAL = {"Segmentation fault": "SIGSEGV", "Bus error": "SIGBUS", "Aborted": "SIGABRT", "Floating-point exception": "SIGFPE",
          "Floating point exception": "SIGFPE", "Illegal instruction": "SIGILL"}  # fmt: skip  # as faulthandler calls them
 WAITING_PLACES = (
@@ -137,6 +138,7 @@ class Report:
 class Verdict:
     line: str  # for people; "": whoever is the cause has said it
     stacks: bool = False  # they help
+    cause: str = ""  # who left, and what he said, where the line is left out for that
 
 
 # ------------------------------------------------------------------------------------------------------------------- what counts
@@ -154,7 +156,8 @@ def verdict(ranks: Mapping[int, Report], patience: float, slow: float) -> Verdic
     here = [each for each in ranks.values() if each.here]
     for each in ranks.values():
         if each.status not in (RUNNING, 0) and each.gone >= SECONDS_TO_FOLLOW and here:
-            return Verdict("" if each.said else f"{each.who}: {each.words}")
+            words = f"{each.who}: {each.words or f'exit status {each.status}'}"
+            return Verdict("" if each.said else words, cause=words)
     for each in here:
         if each.stopped >= patience:
             return Verdict(
@@ -299,11 +302,12 @@ class Orders:
     hub: tuple[str, int]  # where rank 0's watchman listens
     patience: float
     slow: float
-    folder: str  # for stacks
+    folder: str  # for stacks; "": nowhere
     board_fd: int
     stack_fd: int
-    end_fd: int  # a byte in it asks the rank to end
+    end_fd: int  # what is written there asks the rank to end
     listen_fd: int | None = None  # of rank 0's
+    rank_speaks: bool = False  # the rank says the line itself, as long as it can
 
 
 @dataclass
@@ -379,7 +383,7 @@ class Watchman:
             named = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
         if dumped.startswith("Fatal"):
             self.write_stack(dumped)
-            named = f"{named or 'a fatal error'} (its stack is in {self.stack_path()})"
+            named = f"{named or 'a fatal error'}" + (f" (its stack is in {self.stack_path()})" if self.orders.folder else "")
         if number == 0 and named is None:
             return "has ended without a word"
         killed_for_memory = memory_kills() > self.kills
@@ -414,6 +418,8 @@ class Watchman:
         return Path(self.orders.folder) / f"stack.rank{self.mine.rank}.txt"
 
     def write_stack(self, text: str) -> None:
+        if not self.orders.folder:
+            return
         with contextlib.suppress(OSError):
             self.stack_path().write_text(f"{self.mine.who}, {self.mine.where}\n\n{text}")
 
@@ -592,11 +598,13 @@ class Watchman:
 
     def end_the_job(self, found: Verdict) -> None:
         line = found.line
-        if found.stacks and line:
+        if found.stacks and line and self.orders.folder:
             line += f" (stacks of the ranks, where they could be had: {Path(self.orders.folder) / 'stack.rank*.txt'})"
-        if line:
-            with contextlib.suppress(OSError):
-                os.write(2, f"error: {' '.join(line.split())}\n".encode())
+        if self.orders.rank_speaks and self.mine.here and not self.mine.stopped:
+            line = line or found.cause
+        else:
+            self.say(line)
+            line = ""
         for peer in self.known_peers:
             self.send(peer, {"verdict": int(found.stacks)})
         told = time.monotonic()
@@ -604,15 +612,21 @@ class Watchman:
             self.write_stack(stack)
         if found.stacks:
             time.sleep(max(0.0, told + SECONDS_FOR_STACKS - time.monotonic()))
-        self.end_the_rank()
+        self.end_the_rank(line)
         self.leave()
 
-    def end_the_rank(self) -> None:
+    def say(self, line: str) -> None:
+        if line:
+            with contextlib.suppress(OSError):
+                os.write(2, f"error: {' '.join(line.split())}\n".encode())
+
+    def end_the_rank(self, line: str) -> None:
+        """line: which it is to say."""
         if not self.gone():
             with contextlib.suppress(OSError):
-                os.write(self.orders.end_fd, b"!")
-            if self.mine.stopped == 0:
-                select.select([self.pidfd], [], [], SECONDS_TO_LEAVE)
+                os.write(self.orders.end_fd, f"{END}{line}".encode()[:MOST_ASKED])
+            if self.mine.stopped == 0 and not select.select([self.pidfd], [], [], SECONDS_TO_LEAVE)[0]:
+                self.say(line)  # it could not
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             select.select([self.pidfd], [], [], SECONDS_TO_LEAVE)

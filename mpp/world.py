@@ -36,7 +36,8 @@ class World:
 def join_processes(
     patience: float = 60, slow: float = 1800, folder: Path = Path(), alone_too: bool = False, peers: Peers | None = None
 ) -> World:
-    """Alone without a launcher; among several, with collectives over gloo for the CPU and NCCL for GPUs, and under a watch.
+    """Alone without a launcher; among several, with collectives over gloo for the CPU and NCCL for GPUs, and under a watch.  Alone on a CPU,
+    with collectives that are copies: gloo would listen on a port for others.
 
     patience, slow: seconds, of mpp/watchman.py.  folder: where it writes stacks down.  alone_too: a process group also for one process.  peers: who
     has met; null: they meet now.  Collective.  Raises ConfigError where the environment cannot be right or the processes do not find each other.
@@ -46,7 +47,7 @@ def join_processes(
     place, local_size, device = peers.place, peers.local_size, device_of(peers)  # all come, or all know who does not
     os.environ.update(LOCAL_WORLD_SIZE=str(local_size), MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     if place.size > 1 or alone_too:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo" if place.size > 1 else copies_alone()
         store = peers.store or dist.HashStore()  # which needs no port
         try:
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=WAIT)
@@ -56,6 +57,13 @@ def join_processes(
         watch.begin(place.rank, place.size, folder, _share)
         peers.joined = True
     return World(place.rank, place.size, local_size, device)
+
+
+def copies_alone() -> str:
+    """The name of torch's backend that sends nothing: each collective leaves, or copies, what this process has, which is right where there is no other."""
+    from torch.testing._internal.distributed import fake_pg  # noqa: F401  # registers it, in every torch since 2.1
+
+    return "fake"
 
 
 def _share(value: Any) -> Any:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mpp.errors import AGAIN, UNMET
+
 ROOT = Path(__file__).parents[1]
 SLURM, POD = ROOT / "jobs/slurm/run.sbatch", ROOT / "jobs/k8s/node.sh"
 SRUN = """#!/bin/bash
@@ -71,6 +73,7 @@ def requeued(box: Path) -> bool:
         ("RUNNING", "2", "1", True),  # it has helped once: a disk that is full now, a server that was away
         ("RUNNING", "2", "", False),  # a person must mend it
         ("RUNNING", "1", "", True),  # the first of three
+        ("RUNNING", "69", "", True),  # likewise: a node was late, or an address is wrong
         ("COMPLETING", "143", "1", False),  # cancelled
     ],
 )
@@ -81,11 +84,12 @@ def test_a_batch_job_that_fails_is_queued_again_where_that_may_help(box, state, 
     assert requeued(box) == again
 
 
-def test_a_batch_job_ends_when_it_has_failed_three_times_in_a_row_without_a_commit(box):
+@pytest.mark.parametrize("status", [1, UNMET])
+def test_a_batch_job_ends_when_it_has_failed_three_times_in_a_row_without_a_commit(box, status):
     (box / "home/.failures-17").write_text("status 1\nstatus 1\n")  # of another job that had this number
     seen = []
     for restarts, commits in enumerate(["", "", "1", "", "", ""]):
-        batch(box, STATUS="1", COMMITS=commits, restarts=restarts).communicate(timeout=60)
+        batch(box, STATUS=str(status), COMMITS=commits, restarts=restarts).communicate(timeout=60)
         seen.append(requeued(box))
     assert seen == [True, True, True, True, True, False]
     assert not list((box / "home").glob(".[hf]*"))
@@ -190,6 +194,7 @@ def pod(box: Path, deepspeed: str, *words: str, known: int = 2) -> subprocess.Po
         ('touch "$BOX/left"', 1),  # ranks are left: the launcher was killed
         ("exit 75", 75),
         ("exit 2", 2),
+        ("exit 69", 69),  # counts: processes that never meet would meet as little the next time
         ("exit 247", 247),
         ('sleep 0.02; mkdir "$BOX/run/checkpoints/2"; touch "$BOX/run/checkpoints/2/COMMIT.json"; exit 247', 75),  # commits advance
     ],
@@ -235,7 +240,7 @@ def test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_sta
     assert node["resources"]["limits"]["nvidia.com/gpu"] == given["PROCESSES_PER_NODE"]
     assert int(node["resources"]["requests"]["cpu"]) >= 2 * int(given["PROCESSES_PER_NODE"])
     ignored = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
-    assert [(each["containerName"], each["values"]) for each in ignored] == [(node["name"], [75])]
+    assert [(each["containerName"], each["values"]) for each in ignored] == [(node["name"], [AGAIN])]
     assert inside["restartPolicy"] == "Never"  # podFailurePolicy asks for it
     assert inside["terminationGracePeriodSeconds"] >= 300 and node["command"][-1] == "jobs/k8s/node.sh"
     shm = next(each for each in inside["volumes"] if each["name"] == "shm")

@@ -1,5 +1,6 @@
 """What processes tell each other before they have collectives.  Ranks are threads here, with a store of their own process; tests/pipeline has real ones."""
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 import torch.distributed as dist
 
 from mpp import agreement, peers
-from mpp.errors import ConfigError, UserError
+from mpp.errors import AGAIN, UNMET, ConfigError, GoneError, UserError
 from mpp.peers import ALONE, Peers
 from mpp.place import Place
+from tests.forks import run_forked
+from tests.pipeline.conftest import ROOT, free_port
 
 
 def job(size: int, work: Callable[[Peers], Any], seconds: float = 20.0, hosts: int = 2) -> list[Any]:
@@ -70,11 +73,40 @@ def test_what_stops_one_stops_all_with_the_same_words(where):
 def test_who_waits_for_one_that_has_left_is_told_and_waits_no_longer():
     found = job(3, lambda mine: refuse("its own trouble") if mine.rank == 2 else mine.gather(1), seconds=5)
     assert [str(error) for error in found[:2]] == ["rank 2 (host n1) has left: its own trouble"] * 2
+    assert [error.status for error in found] == [2, 2, 2]  # a person must mend it
 
 
 def test_who_does_not_come_is_named():
     found = job(3, lambda mine: None if mine.rank == 1 else mine.gather(1), seconds=0.5)
-    assert "rank 1 of 3 has told nothing for 0 s" in str(found[0]) and isinstance(found[0], ConfigError)
+    assert "rank 1 of 3 has told nothing for 0 s" in str(found[0]) and found[0].status == UNMET
+
+
+def test_who_has_ended_otherwise_lets_the_others_be_started_again():
+    """An interrupt, a fault of the program: whoever waited for it was well."""
+
+    def work(mine: Peers) -> Any:
+        return mine.leaves(130, "", True) if mine.rank == 1 else mine.gather(1)
+
+    found = job(3, work, seconds=5)
+    assert {(str(found[rank]), found[rank].status) for rank in (0, 2)} == {("rank 1 (host n0) has left: exit status 130", AGAIN)}
+
+
+ALONE_OF_TWO = ["mpp/pretrain.py", "system.patience_slow_seconds=1", "data.shards=nowhere"]
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries(there, tmp_path):
+    ours = {"RANK": there, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    given = os.environ | {name: str(value) for name, value in ours.items()}
+    done = run_forked([*ALONE_OF_TWO, f"run_dir={tmp_path}/run"], cwd=ROOT, env=given, timeout=120)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == UNMET and ("rank 1 of 2 has not come to" if there == 0 else "the processes cannot meet at") in line
+
+
+def test_what_has_a_value_that_cannot_be_right_is_not_tried_again():
+    for error in (ConfigError("two processes are rank 0"), UserError("")):
+        assert error.status == 2
+    assert peers.cannot_meet(Place(), RuntimeError("timeout")).status == UNMET
 
 
 def test_hosts_know_their_first_process_and_how_many_they_have():
@@ -161,6 +193,7 @@ def test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host(ran
     store.set("told/2", '{"made": null}')  # what rank 0 has answered before it died
     store.calls = calls
     mine = Peers(Place(rank, 4), hosts, range(4), store, 5.0)
-    with pytest.raises(UserError, match=r"^rank 0 \(host a\) has ended, or cannot be reached any more") as raised:
+    with pytest.raises(GoneError, match=r"^rank 0 \(host a\) has ended, or cannot be reached any more") as raised:
         mine.gather(1)
+    assert raised.value.status == AGAIN
     assert getattr(raised.value, "of_this_rank", False) is speaks

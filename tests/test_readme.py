@@ -119,7 +119,8 @@ def test_every_loader_speed_command_parses(command, monkeypatch):
 def test_every_command_of_the_doctor_parses_and_has_a_config_that_loads(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = doctor.parse(words_of(command, "mpp/doctor.py"))
-    assert load(PretrainConfig, arguments.config, arguments.words).run_dir == "runs/b16"
+    config = load(doctor.schema_of(arguments), arguments.config, arguments.words)
+    assert config.run_dir == ("runs/b16-ft" if isinstance(config, FinetuneConfig) else "runs/b16")
 
 
 @pytest.mark.parametrize("command", commands("mpp/fit_codebook.py"))

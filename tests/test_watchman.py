@@ -93,7 +93,8 @@ def test_where_all_came_equally_far_their_stacks_tell_who_waits():
 def test_a_rank_that_died_is_named_at_once_and_one_that_left_with_an_error_speaks_for_itself():
     assert "rank 1 (host host1, pid 1001) was killed by SIGKILL, at step 12" in line(rank(0), rank(1, dead="was killed by SIGKILL"))
     assert judge(rank(0), rank(1, status=2, gone=1.0)) is None  # the others follow
-    assert judge(rank(0), rank(1, status=2, gone=6.0)) == Verdict("")
+    left = judge(rank(0), rank(1, status=2, gone=6.0, words="a disk is full"))
+    assert left == Verdict("", cause="rank 1 (host host1, pid 1001): a disk is full")  # for who has not heard it
     assert line(rank(0), rank(1, status=2, gone=6.0, said=False, words="a full disk")) == "rank 1 (host host1, pid 1001): a full disk"
     assert judge(rank(0, status=2, gone=6.0), rank(1, status=2, gone=6.0)) is None
     assert judge(rank(0), rank(1, status=0, gone=9999.0)) is None  # done

@@ -3,6 +3,7 @@
 import fcntl
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,8 +72,13 @@ def _holds(token: Path, text: str) -> bool:
     return False
 
 
-def held(run_dir: Path) -> Finding:
-    """Whether a run trains there.  Its lock is asked for, and not kept."""
+def held(*run_dirs: Path) -> Finding:
+    """Whether a run trains in one of them.  Its lock is asked for, and not kept."""
+    found = [_held(run_dir) for run_dir in run_dirs]
+    return next((each for each in found if each.verdict != "ok"), found[0])
+
+
+def _held(run_dir: Path) -> Finding:
     lock, owner = run_dir / "lock", Owner.read(run_dir / "lock.owner")
     taken = False
     with suppress(FileNotFoundError), lock.open() as file:
@@ -89,16 +95,17 @@ def held(run_dir: Path) -> Finding:
     )  # fmt: skip
 
 
-def room(run_dir: Path, checkpoint: CheckpointConfig, commit_bytes: int, total_samples: int) -> Finding:
-    """commit_bytes: of one checkpoint.  A new one is whole before the oldest goes."""
-    there, _ = levels_to(run_dir)
+def room(run_dirs: Sequence[Path], checkpoint: CheckpointConfig, commit_bytes: int, total_samples: int) -> Finding:
+    """run_dirs: of a run, or of each of its repeats.  commit_bytes: of one checkpoint.  A new one is whole before the oldest goes."""
+    there, _ = levels_to(run_dirs[0])
     for_good = total_samples // checkpoint.keep_every_samples if checkpoint.keep_every_samples else 0
     most = checkpoint.keep + 1 + for_good + len(checkpoint.keep_at_samples)
     most += bool(getattr(checkpoint, "copy_to", None))  # the one that is being copied stays
-    present = len(commits(run_dir))
-    needed, free = max(1, most - present) * commit_bytes, shutil.disk_usage(there).free
+    there_now = [len(commits(run_dir)) for run_dir in run_dirs]
+    needed, free = sum(max(1, most - each) for each in there_now) * commit_bytes, shutil.disk_usage(there).free
+    present, each_of = sum(there_now), f" for each of {len(run_dirs)} repeats" if len(run_dirs) > 1 else ""
     found = (
-        f"{counted(most, 'checkpoint')} of {commit_bytes / 1e9:.3g} GB{f', {present} of them there' if present else ''}: "
+        f"{counted(most, 'checkpoint')} of {commit_bytes / 1e9:.3g} GB{each_of}{f', {present} of them there' if present else ''}: "
         f"{needed / 1e9:.3g} GB are needed at most, {free / 1e9:.3g} GB are free in {there}"
     )
     if needed > free:

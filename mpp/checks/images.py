@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +14,14 @@ from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import listed
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.joined_shards import Opened
+from mpp.data.joined_shards import JoinedShards, Opened
 from mpp.data.loader import fixed_batches
 from mpp.data.mixed_order import MixedOrder
 from mpp.data.order import BatchPlan, Order, Places
-from mpp.data.streams import Stream, Tar
+from mpp.data.shards import ShardSet
+from mpp.data.streams import Tar
 from mpp.data.training_set import TrainingSet
+from mpp.errors import BadSample
 from mpp.loader_timing import alone, with_workers
 from mpp.monitor.skill import fit_baseline
 from mpp.recipe.baselines import ClassBaselines
@@ -28,7 +31,9 @@ from mpp.recipe.targets.base import everywhere
 from mpp.text import counted
 from mpp.train.step import masked_images
 
-LOOKED_AT, LOOK_SECONDS = 256, 8.0  # images whose goals are looked at, at most, and for how long
+LOOKED_AT, LOOK_SECONDS = 256, 8.0  # images that are looked at, at most, and for how long
+LIGHTER = "make shards with --resize, or take data.views=2 or more"
+NAMES_THEM = "python data_prep/verify_shards.py {} names them"
 ONE_CLASS = 0.8  # share of all patches in one class, from which on a constant solves most of the task (judged)
 FEW_STEPS = 4  # an epoch, below which a batch is a large part of the set (judged)
 TIMED_SECONDS = 1.0  # of the loader, for each of its rates twice
@@ -60,16 +65,16 @@ def stream_samples(sets: TrainingSet, config: PretrainConfig, workers: int) -> F
     return Finding("samples", "ok", words)
 
 
-def samples(order: Order, config: PretrainConfig) -> Finding:
-    """Enough for a step and for streams, as `Order` and `plan_batch` make sure of; and not too few."""
-    passes = config.optim.total_samples / config.data.views / order.samples
+def samples(order: Order, total: int, views: int = 1) -> Finding:
+    """Enough for a step and for streams, as `Order` and `plan_batch` make sure of; and not too few.  total: of the run, so many views each."""
+    passes = total / views / order.samples
     seen = f"{amount(passes)} passes"
     if isinstance(order, MixedOrder):
-        each = order.passes(config.optim.total_samples // config.data.views)
+        each = order.passes(total // views)
         seen = f"passes by weight: {', '.join(f'{name} {amount(times)}' for name, times in zip(order.names, each, strict=True))}"
     found = f"{order.samples:,} training images, {counted(order.steps_per_epoch, 'step')} of {order.batch:,} an epoch in {counted(order.streams, 'stream')}, {seen}"
     if order.steps_per_epoch < FEW_STEPS:
-        batch = max(1, order.samples // FEW_STEPS * config.data.views)
+        batch = max(1, order.samples // FEW_STEPS * views)
         return Finding(
             "samples", "warning", f"{found}: a step sees a large part of the set", f"take data.global_batch={batch} or less, or more images"
         )
@@ -105,9 +110,8 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
         one_class = most > ONE_CLASS
     found += f"the best trivial rule is '{baseline.name}', loss {abs(baseline.loss or 0.0):.4f}"
     if bad:
-        return Finding(
-            "target", "FAILED", f"{bad} of {looked} images that were looked at cannot be read", "mend them, or leave their tars out" if sets.stream else f"python data_prep/verify_shards.py {' and '.join(listed(config.data.shards))} names them"
-        )  # fmt: skip
+        fix = "mend them, or leave their tars out" if sets.stream else NAMES_THEM.format(" and ".join(listed(config.data.shards)))
+        return unreadable("target", bad, looked, fix)
     if not baseline.defines_skill:
         return Finding(
             "target", "FAILED", f"{found}: it leaves nothing to predict", "give images of more than one colour (python data_prep/inspect_shards.py shows them), or another target"
@@ -119,6 +123,10 @@ def target(model: PretrainingModel, config: PretrainConfig, sets: TrainingSet) -
             "target", "warning", why, "give images with more colours, or a target of structure, such as target.name=pixels or hog"
         )
     return Finding("target", "ok", found)
+
+
+def unreadable(name: str, bad: int, looked: int, fix: str) -> Finding:
+    return Finding(name, "FAILED", f"{bad} of {looked} images that were looked at cannot be read", fix)
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,8 @@ def loader_rate(dataset: CropDataset, order: Places, plan: BatchPlan, workers: i
     return LoaderRate(core, with_workers(dataset, order, timed, TIMED_SECONDS, workers) if workers else core, workers)
 
 
-def loader(rate: LoaderRate, step: float) -> Finding:
-    """step: views a second that a rank trains on."""
+def loader(rate: LoaderRate, step: float, lighter: str = LIGHTER) -> Finding:
+    """step: views a second that a rank trains on.  lighter: by what an image takes less of a core, in words."""
     found = (
         f"{amount(rate.rank)} views/s reach a rank from {counted(rate.workers, 'loader process', 'loader processes')} ({amount(rate.core)} a core), "
         f"its step takes {amount(step)}"
@@ -148,28 +156,37 @@ def loader(rate: LoaderRate, step: float) -> Finding:
         needed = math.ceil(step / rate.core)
         return Finding(
             "loader", "warning", f"{found}: training would wait {1 - rate.rank / step:.0%} of its time",
-            f"give a rank {needed + 1} cores and leave system.workers null or {needed} (srun --cpus-per-task), or make shards with --resize, or data.views=2",
+            f"give a rank {needed + 1} cores and leave system.workers null or {needed} (srun --cpus-per-task), or {lighter}",
         )  # fmt: skip
     return Finding("loader", "ok", found, figure=rate.rank / step)
 
 
-def loader_of_a_node(core: float, step: float, per_node: int, cores: int) -> Finding:
+def loader_of_a_node(core: float, step: float, per_node: int, cores: int, lighter: str = LIGHTER) -> Finding:
     """As `loader`, of machines that are not this one.  core, step: views a second, of a core here and of a GPU there."""
     needed = math.ceil(per_node * step / core) + per_node
     found = f"{amount(core)} views/s a core, measured here: {per_node} GPUs that take {amount(step)} each need {needed:,} cores a node, of {cores}"
     if needed > cores:
-        return Finding(
-            "loader", "warning", found, "make shards with --resize, or take data.views=2 or more, system.decode=device, or more cores"
-        )
+        return Finding("loader", "warning", found, f"{lighter}, or take system.decode=device, or more cores")
     return Finding("loader", "ok", found)
 
 
-def unmeasured(config: PretrainConfig, sets: TrainingSet, local_size: int, free: Callable[[], int]) -> Finding:
-    """Of images that are decoded once and stay in memory: whether that has room for them.  free: bytes of RAM."""
-    assert not isinstance(sets.trained_on, Stream)  # no images of it are kept
-    index = sets.trained_on.index[sets.training.pool]
-    needed = 3 * int((index["width"].astype(np.int64) * index["height"]).sum()) * local_size
-    found = f"system.images={config.system.images}: decoded images take {needed / 1e9:.3g} GB of {free() / 1e9:.3g} GB free"
+def unmeasured(where: str, training: CropDataset, local_size: int, free: Callable[[], int]) -> Finding:
+    """Of images that are decoded once and stay in memory: whether that has room for them.  where: system.images.  free: bytes of RAM."""
+    needed = 3 * pixels_of(training) * local_size
+    found = f"system.images={where}: decoded images take {needed / 1e9:.3g} GB of {free() / 1e9:.3g} GB free"
     if needed > 0.8 * free():
         return Finding("loader", "FAILED", found, "take system.images=shards, or make shards with --resize")
     return Finding("loader", "ok", f"{found}; no step waits for a disk")
+
+
+def pixels_of(training: CropDataset) -> int:
+    """Of all its images; where no index has their sizes, by those of some, evenly from the set, whose headers are read."""
+    source, ids = training.images.source, training.ids
+    if isinstance(source, ShardSet | JoinedShards):
+        index = source.index[training.pool]
+        return int((index["width"].astype(np.int64) * index["height"]).sum())
+    some = list[int]()
+    for sample in ids[np.linspace(0, len(ids) - 1, min(LOOKED_AT, len(ids))).astype(np.int64)].tolist():
+        with suppress(BadSample):
+            some.append(math.prod(source.size_of(sample)))
+    return round(len(ids) * sum(some) / max(1, len(some)))

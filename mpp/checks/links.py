@@ -21,7 +21,8 @@ FIX = "see docs/launching.md, When it hangs: GLOO_SOCKET_IFNAME or NCCL_SOCKET_I
 
 
 def clocks(peers: Peers, clock: Callable[[], float] = time.time) -> Finding:
-    """Collective: each host's clock against rank 0's, through the store, one host after the other; the shortest of some questions counts."""
+    """Collective: each host's clock against rank 0's, through the store, one host after the other; the shortest of some questions counts.  Raises
+    UserError where a process has left, or does not answer."""
     if peers.store is None or peers.nodes == 1:
         return Finding("clocks", "ok", "one host, one clock")
     asking = [rank for rank in range(1, peers.size) if peers.hosts.index(peers.hosts[rank]) == rank]
@@ -45,21 +46,19 @@ def clocks(peers: Peers, clock: Callable[[], float] = time.time) -> Finding:
 
 def _offset(peers: Peers, rank: int, clock: Callable[[], float]) -> list[float]:
     """At that rank: its clock less rank 0's, and within how much, in seconds; at rank 0, which answers, nothing."""
-    store, best = peers.store, [0.0, float("inf")]
-    assert store is not None
-    wait = timedelta(seconds=peers.seconds)
+    best = [0.0, float("inf")]
     for number in range(TRIES):
-        asked, told = f"clock/{rank}/{number}/asked", f"clock/{rank}/{number}/told"
+        asked, told = f"clock/{number}/{rank}", f"clock-told/{number}-{rank}"
         if peers.first:
-            store.wait([asked], wait)
-            store.set(told, repr(clock()))
+            peers.heard(asked)
+            peers.tell(told, repr(clock()))
             continue
         before = clock()
-        store.set(asked, "")
-        store.wait([told], wait)
+        peers.tell(asked, "")
+        heard = peers.heard(told)
         after = clock()
         if (after - before) / 2 < best[1]:
-            best = [(before + after) / 2 - float(store.get(told)), (after - before) / 2]
+            best = [(before + after) / 2 - float(heard), (after - before) / 2]
     return [] if peers.first else best
 
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from mpp.checks.finding import Finding, attempt
-from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import SystemConfig
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.handing_over import PREFETCHED
 from mpp.data.loader import SHARED_MEMORY, refuse_small_shared_memory, shared_bytes
@@ -61,8 +61,8 @@ def cores(own: torch.device, local_size: int, workers: int) -> Finding:
     return Finding("cores", "ok", found, figure=share)
 
 
-def compiler(config: PretrainConfig, own: torch.device, steps: int) -> Finding:
-    """What DeepSpeed and torch.compile will want to compile here."""
+def compiler(system: SystemConfig, own: torch.device, steps: int) -> Finding:
+    """What DeepSpeed and torch.compile will want to compile here.  steps: of the run."""
     name, gxx = "compilers", shutil.which("g++") or shutil.which("c++")
     refused = attempt(name, lambda: check_version(version("deepspeed")))
     if isinstance(refused, Finding):
@@ -76,7 +76,7 @@ def compiler(config: PretrainConfig, own: torch.device, steps: int) -> Finding:
         said += " compiles its collectives for CPUs at the first start: one to two minutes"
     else:
         said += " has its collectives compiled"
-    if pays(config.system, steps):
+    if pays(system, steps):
         if lacking := missing(own):
             said, fix = f"{said}; the step will not be compiled, which needs {lacking}", f"install {lacking}, or set system.compile=false"
         else:
@@ -106,7 +106,7 @@ def shared_memory(dataset: CropDataset, sampler: OrderSampler, workers: int, loc
         return refused
     free = shutil.disk_usage(SHARED_MEMORY).free
     return Finding(
-        "shared memory", "ok", f"{SHARED_MEMORY} has {free / 1e9:.3g} GB free, loaders hold up to {needed / 1e9:.2g}", figure=free / 1e9
+        "shared memory", "ok", f"{SHARED_MEMORY} has {free / 1e9:.3g} GB free, loaders hold up to {needed / 1e9:.2g} GB", figure=free / 1e9
     )
 
 

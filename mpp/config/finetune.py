@@ -10,6 +10,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from mpp.config.schema import Beta, Changes, Count, Fraction, Pair, Positive, Section
 from mpp.config.sections import CheckpointConfig, ClassifierConfig, SystemConfig
+from mpp.errors import ConfigError
 
 
 class AugmentConfig(Section):
@@ -31,6 +32,11 @@ class AugmentConfig(Section):
     @property
     def mixes(self) -> bool:
         return bool(self.mix_share and (self.mixup or self.cutmix))
+
+    @property
+    def together(self) -> int:
+        """Samples that stay in one micro-batch."""
+        return 2 if self.mixes else 1
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -149,6 +155,12 @@ class FinetuneConfig(Section):
                 f"{key} would make the repeats={self.repeats} differ in more than their seeds; leave it out, or give another run_dir"
             )
         return self
+
+    def refuse_missing(self) -> None:
+        """Raises ConfigError where a command lacks what no file can know."""
+        for key in ("encoder", "train"):
+            if not getattr(self, key):
+                raise ConfigError(f"{key}= is missing; deepspeed mpp/finetune.py encoder=RUN train=SHARDS/train [test=SHARDS/test] ...")
 
     def that_changes_results(self) -> dict[str, Any]:
         """What a resumed run must not change."""

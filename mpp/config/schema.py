@@ -192,6 +192,11 @@ def load(
     schema: type[Schema], path: str | Path | None, words: typing.Sequence[str] = (), below: typing.Mapping[str, Any] | None = None
 ) -> Schema:
     """The schema's defaults, overridden by `below`, by a YAML file, and by `a.b=value` words, each key by key.  Raises ConfigError."""
+    return checked(schema, _over(below or {}, given(path, words)))
+
+
+def given(path: str | Path | None, words: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file and the words over it name, as a tree that nothing has checked.  Raises ConfigError."""
     tree: dict[str, Any] = {}
     if path is not None:
         try:
@@ -214,8 +219,13 @@ def load(
                 branch[section] = {}
             branch = branch[section]
         branch[last] = text if text.startswith("pipe:") else _parse(text, f"'{hidden(word)}'")  # a command is no YAML
-    tree = _over(below or {}, tree)
-    return checked(schema, tree)
+    return tree
+
+
+def strange_keys(schema: type[BaseModel], tree: typing.Mapping[str, Any]) -> list[str]:
+    """Those of a tree, by dotted name, that a schema does not know: by them configs of several programs are told apart."""
+    known = set(known_keys(schema))
+    return [key for key in flat(tree) if key not in known]
 
 
 def checked(schema: type[Schema], tree: typing.Mapping[str, Any]) -> Schema:

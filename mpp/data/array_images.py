@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,19 +39,30 @@ def is_array(source: str) -> bool:
     return source.partition(":")[0] in ARRAYS and not Path(source).is_dir()
 
 
-def read_cifar(known: Any, root: Path, split: SplitName) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_cifar(known: Any, root: Path, split: SplitName, download: bool = True) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Class names, pixels and labels as ArrayImages has them; known: torchvision's class, which knows the checksums, but would unpickle whatever a
-    file holds."""
+    file holds.  Raises RuntimeError where the files are not whole, and may not be downloaded."""
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     folder = root / known.base_folder
     checksums = [*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])]
     if not all(check_integrity(folder / file, md5) for file, md5 in checksums):
+        if not download:
+            raise RuntimeError("not whole")  # as torchvision's own sets do
         download_and_extract_archive(known.url, root, filename=known.filename, md5=known.tgz_md5)
     layout = LAYOUTS[known.base_folder]
     files = Cifar(folder, layout, lambda member: (folder / member).open("rb"))
     pixels, labels = zip(*(files.images(batch) for batch, where in layout.batches.items() if where == split), strict=True)
     return files.class_names(), np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(labels).astype(np.int32)
+
+
+@contextmanager
+def _only_one(name: str, root: Path) -> Iterator[None]:
+    """Of several processes one downloads."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as lock:
+        lock_folder(lock, f"{name}: another process has been downloading to {root} for half an hour; stop it", seconds=HALF_HOUR)
+        yield
 
 
 @dataclass(eq=False)
@@ -65,19 +78,23 @@ class ArrayImages:
     remedy = "copy or make the split again"
 
     @classmethod
-    def open(cls, name: str, root: Path, split: SplitName) -> "ArrayImages":
+    def open(cls, name: str, root: Path, split: SplitName, download: bool = True) -> "ArrayImages":
+        """download: the files that are not there; else nothing is written.  Raises DataError."""
         import torchvision
 
         kind, splits = ARRAYS[name]
         make = getattr(torchvision.datasets, kind)
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            with (root / f".{name}.lock").open("w") as lock:  # one of several processes downloads
-                lock_folder(lock, f"{name}: another process has been downloading to {root} for half an hour; stop it", seconds=HALF_HOUR)
+            with _only_one(name, root) if download else nullcontext():
                 if name in CLASSES:
-                    return cls(root / f"{name}-{split}", *read_cifar(make, root, split))
-                data = make(str(root), download=True, **splits[split])
+                    return cls(root / f"{name}-{split}", *read_cifar(make, root, split, download))
+                data = make(str(root), download=download, **splits[split])
         except (URLError, RuntimeError, OSError, EOFError) as error:
+            if not download:
+                raise DataError(
+                    f"{name}: its files are not whole under {root}, to which a run would download them; copy them there as torchvision lays them out "
+                    f"(torchvision.datasets.{kind}), or see that the network lets them be downloaded"
+                ) from error
             raise DataError(
                 f"{name}: its files are not whole under {root} and cannot be downloaded ({' '.join(str(error).split())}); copy them there as torchvision "
                 f"lays them out (torchvision.datasets.{kind}), or give shards (data_prep/make_shards.py)"

@@ -83,15 +83,22 @@ class FinetuneSet:
 
 
 def open_finetune_set(
-    config: FinetuneConfig, size: tuple[int, int], mean: Triple, hold_out: Divide, few_labels: Choose, peers: Peers = ALONE
+    config: FinetuneConfig,
+    size: tuple[int, int],
+    mean: Triple,
+    hold_out: Divide,
+    few_labels: Choose,
+    peers: Peers = ALONE,
+    download: bool = True,
 ) -> FinetuneSet:
     """size: (height, width) of the crops; mean: of the input normalisation.
 
-    hold_out: labels [n] and the classes' names -> rows (kept, held); few_labels: the same -> rows that are used.  Raises ConfigError and DataError for anything that cannot be trained on.
+    hold_out: labels [n] and the classes' names -> rows (kept, held); few_labels: the same -> rows that are used.  download: as of `open_labelled`.
+    Raises ConfigError and DataError for anything that cannot be trained on.
     """
     require_codecs()
-    train = open_labelled(config.train, "train", peers)
-    test = open_labelled(config.test, "test", peers) if config.test else None
+    train = open_labelled(config.train, "train", peers, download)
+    test = open_labelled(config.test, "test", peers, download) if config.test else None
     check_splits(train, test)
     kept, held = np.arange(len(train)), np.arange(0)
     if config.data.holdout_fraction:

@@ -27,15 +27,15 @@ SEVERAL = re.compile(
 )
 
 
-def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> LabelledImages:
+def open_labelled(source: str, split: SplitName, peers: Peers = ALONE, download: bool = True) -> LabelledImages:
     """Open the images that `source` names (see above); `split` is for the sources that have several.  peers: who opens them together; collective.
-    Raises DataError."""
+    download: torchvision's sets, where they are not there.  Raises DataError."""
     folder = Path(source)
     if is_url(source) or (folder / MANIFEST).exists():
         return ShardSet.open(source, peers)
     name, _, root = source.partition(":")
     if is_array(source):
-        return ArrayImages.open(name, Path(root or ROOT), split)
+        return ArrayImages.open(name, Path(root or ROOT), split, download)
     if folder.is_dir():
         if named := sorted(entry.name for entry in os.scandir(folder) if (folder / entry.name / MANIFEST).exists()):
             first = "train" if "train" in named else named[0]
@@ -47,7 +47,8 @@ def open_labelled(source: str, split: SplitName, peers: Peers = ALONE) -> Labell
             "image, which classification needs; choose one label, and make shards of a list of path and label (data_prep/make_shards.py LIST OUT --labels)"
         )
     raise DataError(
-        f"{source}: no such folder of shards (data_prep/make_shards.py makes them), of class folders, nor one of torchvision's {', '.join(ARRAYS)}"
+        f"{source}: no such folder of shards, of class folders, nor one of torchvision's {', '.join(ARRAYS)}; give one of them "
+        "(data_prep/make_shards.py makes shards)"
     )
 
 

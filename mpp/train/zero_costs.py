@@ -1,6 +1,7 @@
 """What ZeRO's stages hold on each process and send between processes, by arithmetic; counted on real processes in tests/pipeline/test_zero_costs.py.
 
 Letters: P trained parameters, W processes, A micro-batches a step.  Bytes; parameters, gradients and moments are float32.
+AdamW has two moments; SGD one, its momentum, or none.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Parameters:
     trained: int  # P
     persistent: int = 0  # those of P in parameters of at most PERSISTENT elements
     beside: int = 0  # what every process holds whole whatever the stage: frozen parameters, a teacher, an average
+    moments: int = 2  # of the optimiser, for each of P
 
     @property
     def large(self) -> int:
@@ -53,12 +55,12 @@ def sent(parameters: Parameters, stage: int, accumulation: int, gradient_bytes: 
 def held_between_steps(parameters: Parameters, stage: int, processes: int) -> float:
     """Parameters, moments, and ZeRO's copies and buffers."""
     whole, share = FLOAT * parameters.trained, FLOAT * parameters.trained / processes
-    beside = FLOAT * parameters.beside
+    beside, moments = FLOAT * parameters.beside, parameters.moments
     if stage == 0 or (processes == 1 and stage < 3):
-        return beside + (3 if stage == 0 else 4) * whole
+        return beside + (1 + moments if stage == 0 else 2 + moments) * whole
     if stage < 3:
-        return beside + whole + 3 * share
-    return beside + 5 * share + whole  # share: parameters, their float32 copies, gradients, two moments; whole: the bucket
+        return beside + whole + (1 + moments) * share
+    return beside + (3 + moments) * share + whole  # share: parameters, their float32 copies, gradients, moments; whole: the bucket
 
 
 def held_at_most(parameters: Parameters, stage: int, processes: int, step_bytes: int, accumulation: int = 1) -> float:

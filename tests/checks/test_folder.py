@@ -53,8 +53,9 @@ def test_a_run_that_trains_is_told_and_not_disturbed(tmp_path):
     with (tmp_path / "lock").open("w") as second, pytest.raises(UserError):  # it is still held
         lock_folder(second, "busy", seconds=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == before == ["lock", "lock.owner"]
+    assert folder.held(tmp_path / "not there", tmp_path).found == found.found  # in one of several
     lock.close()
-    assert folder.held(tmp_path).verdict == "ok"
+    assert folder.held(tmp_path, tmp_path / "not there").verdict == "ok"
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,12 @@ def test_a_disk_must_hold_one_checkpoint_more_than_are_kept(monkeypatch, tmp_pat
     monkeypatch.setattr(folder, "commits", lambda run_dir: [None] * present)
     for free, verdict in ((count * 1000 - 1, "FAILED"), (count * 1000, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(10**9, 0, free))
-        found = folder.room(tmp_path / "not" / "there", CheckpointConfig(**checkpoint), 1000, total_samples=1000)
+        found = folder.room([tmp_path / "not" / "there"], CheckpointConfig(**checkpoint), 1000, total_samples=1000)
         assert found.verdict == verdict, found
+        repeats = [tmp_path / f"repeat-{number}" for number in range(3)]
+        three = 3 * count * 1000 - (verdict != "ok")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=three: Usage(10**9, 0, free))
+        assert folder.room(repeats, CheckpointConfig(**checkpoint), 1000, total_samples=1000).verdict == verdict
 
 
 def test_a_place_for_copies_is_tried_out_measured_and_left_as_it_was(tmp_path):
@@ -92,5 +97,5 @@ def test_a_place_for_copies_is_tried_out_measured_and_left_as_it_was(tmp_path):
 
 def test_a_run_with_copies_needs_room_for_the_checkpoint_that_is_being_copied(tmp_path):
     words = {"keep": 2, "every_samples": None}
-    assert "3 checkpoints" in folder.room(tmp_path, KeptCheckpointConfig(**words), 1, 100).found
-    assert "4 checkpoints" in folder.room(tmp_path, KeptCheckpointConfig(copy_to="s3://bucket/runs", **words), 1, 100).found
+    assert "3 checkpoints" in folder.room([tmp_path], KeptCheckpointConfig(**words), 1, 100).found
+    assert "4 checkpoints" in folder.room([tmp_path], KeptCheckpointConfig(copy_to="s3://bucket/runs", **words), 1, 100).found

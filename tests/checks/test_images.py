@@ -9,7 +9,11 @@ from PIL import Image
 from mpp.checks import images
 from mpp.checks.images import LoaderRate
 from mpp.config.pretrain import PretrainConfig
+from mpp.data.augment import Centre
+from mpp.data.crop_dataset import CropDataset
+from mpp.data.folder_images import FolderImages
 from mpp.data.order import Order, plan_batch
+from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
 from mpp.data.write_shards import Sample, write_manifest, write_shard
@@ -52,12 +56,12 @@ def test_shards_that_were_opened_are_counted(tiny_shards):
 
 
 @pytest.mark.parametrize(("batch", "verdict"), [(16, "ok"), (25, "ok"), (26, "warning"), (101, "warning")])
-def test_a_step_that_sees_a_large_part_of_the_set_is_a_warning(tiny_shards, batch, verdict):
-    found = images.samples(Order((60, 41), batch, 1, 0), config_of(tiny_shards))
+def test_a_step_that_sees_a_large_part_of_the_set_is_a_warning(batch, verdict):
+    found = images.samples(Order((60, 41), batch, 1, 0), 960)
     assert found.verdict == verdict and f"101 training images, {101 // batch} step" in found.found
     if found.fix:
         proposed = int(found.fix.partition("global_batch=")[2].split()[0])
-        assert images.samples(Order((60, 41), proposed, 1, 0), config_of(tiny_shards)).verdict == "ok"
+        assert images.samples(Order((60, 41), proposed, 1, 0), 960).verdict == "ok"
 
 
 def test_the_label_entropy_of_a_target_is_that_of_its_classes(tmp_path):
@@ -125,8 +129,20 @@ def test_the_loader_is_timed_in_this_process_and_beside_it(tiny_shards, monkeypa
 
 
 def test_images_in_memory_must_fit_there(tiny_shards):
-    sets, config = open_training_set(config_of(tiny_shards)), config_of(tiny_shards, system={"images": "ram"})
+    sets = open_training_set(config_of(tiny_shards))
     index = ShardSet.open(tiny_shards).index[0:32]
     needed = 2 * 3 * int((index["width"].astype(int) * index["height"]).sum())
-    assert images.unmeasured(config, sets, 2, lambda: int(needed / 0.8) + 1).verdict == "ok"
-    assert images.unmeasured(config, sets, 2, lambda: int(needed / 0.8) - 1).verdict == "FAILED"
+    assert images.unmeasured("ram", sets.training, 2, lambda: int(needed / 0.8) + 1).verdict == "ok"
+    assert images.unmeasured("ram", sets.training, 2, lambda: int(needed / 0.8) - 1).verdict == "FAILED"
+
+
+def test_pixels_of_images_without_an_index_are_those_of_some_of_them(tmp_path):
+    colours = np.full((12, 20, 3), 90, np.uint8)
+    for number in range(300):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(colours).save(path)
+    (tmp_path / "a" / "0.png").write_bytes(b"no image")
+    ids = np.arange(0, 300, 2)
+    training = CropDataset(StoredPixels(FolderImages.open(tmp_path), 10**6), Centre(8, 1.0), 0, ids)
+    assert images.pixels_of(training) == len(ids) * 12 * 20

@@ -4,10 +4,11 @@ import time
 
 import pytest
 
+from mpp import peers
 from mpp.checks import links
 from mpp.checks.links import Exchange
 from mpp.peers import ALONE
-from tests.test_peers import job
+from tests.test_peers import job, refuse
 
 
 def test_clocks_that_agree_are_well_and_a_host_whose_clock_is_off_is_named():
@@ -17,6 +18,17 @@ def test_clocks_that_agree_are_well_and_a_host_whose_clock_is_off_is_named():
     for found in job(6, late, hosts=3):
         assert found.verdict == "warning" and "n2's by -90.0" in found.found and found.found.endswith("too far: n2")
         assert "NTP" in found.fix
+
+
+def test_a_host_that_leaves_while_clocks_are_compared_is_named_and_nobody_waits_for_it(monkeypatch):
+    """Of three hosts the second: rank 0 asks it, the third waits for what rank 0 makes of it."""
+    monkeypatch.setattr(peers, "FAREWELL_SECONDS", 0.5)
+    found = job(3, lambda mine: refuse("its own trouble") if mine.rank == 1 else links.clocks(mine), hosts=3)
+    assert {str(found[rank]) for rank in (0, 2)} == {"rank 1 (host n1) has left: its own trouble"}
+    found = job(2, lambda mine: None if mine.rank == 1 else links.clocks(mine), seconds=0.5)
+    assert str(found[0]).startswith("rank 1 of 2 has told nothing for 0 s")
+    found = job(2, lambda mine: refuse("no") if mine.rank == 0 else links.clocks(mine))
+    assert str(found[1]) == "rank 0 (host n0) has left: no"
 
 
 def test_of_one_host_there_is_one_clock():

@@ -10,6 +10,7 @@ import torch
 
 from mpp.checks import machine
 from mpp.config.pretrain import PretrainConfig
+from mpp.config.sections import SystemConfig
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
 
@@ -47,26 +48,26 @@ def test_a_gpu_wants_two_cores_and_a_process_one(monkeypatch, cores, ranks, devi
 
 
 def test_what_will_be_compiled_is_told_and_what_cannot_be_is_a_warning(monkeypatch):
-    config = PretrainConfig()
+    system = SystemConfig()
     monkeypatch.setattr(machine, "is_compiled", lambda op: True)
     monkeypatch.setattr(machine, "missing", lambda device: "")
-    found = machine.compiler(config, CPU, steps=10)
+    found = machine.compiler(system, CPU, steps=10)
     assert (found.verdict, found.found.partition(" has ")[2]) == ("ok", "its collectives compiled")
     monkeypatch.setattr(machine, "is_compiled", lambda op: False)
-    assert "compiles its collectives for CPUs at the first start" in machine.compiler(config, CPU, 10).found
+    assert "compiles its collectives for CPUs at the first start" in machine.compiler(system, CPU, 10).found
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    found = machine.compiler(config, CPU, 10)
+    found = machine.compiler(system, CPU, 10)
     assert (found.verdict, found.fix) == ("warning", "apt-get install g++")
-    assert machine.compiler(config, GPU, 10).verdict == "ok"
+    assert machine.compiler(system, GPU, 10).verdict == "ok"
     monkeypatch.setattr(machine, "missing", lambda device: "Triton")
-    assert machine.compiler(config, GPU, 10).verdict == "ok"  # so short a run is not compiled
-    found = machine.compiler(config, GPU, 100_000)
+    assert machine.compiler(system, GPU, 10).verdict == "ok"  # so short a run is not compiled
+    found = machine.compiler(system, GPU, 100_000)
     assert found.verdict == "warning" and "Triton" in found.found and "system.compile=false" in found.fix
 
 
 def test_a_deepspeed_that_is_too_old_fails_with_what_to_install(monkeypatch):
     monkeypatch.setattr(machine, "version", lambda package: "0.14.2")
-    found = machine.compiler(PretrainConfig(), CPU, 10)
+    found = machine.compiler(SystemConfig(), CPU, 10)
     assert found.verdict == "FAILED" and "0.14.2 is too old" in found.found + found.fix
 
 

@@ -6,6 +6,12 @@ FINDING, MACHINE = "tests/checks/test_finding.py::test_", "tests/checks/test_mac
 FOLDER, LINKS = "tests/checks/test_folder.py::test_", "tests/checks/test_links.py::test_"
 IMAGES, RECIPE = "tests/checks/test_images.py::test_", "tests/checks/test_recipe.py::test_"
 ORDER, DOCTOR = "tests/data/test_order.py::test_", "tests/pipeline/test_doctor.py::test_"
+LABELLED, TUNING = "tests/checks/test_labelled.py::test_", "tests/pipeline/test_doctor_finetune.py::test_"
+WELL, FAULT = (
+    TUNING + "a_fine_tuning_that_would_go_well_is_told_so_and_nothing_is_left",
+    TUNING + "each_fault_is_one_failed_check_with_its_fix",
+)
+PEERS, ALONE = "tests/test_peers.py::test_", "tests/pipeline/test_alone.py::test_"
 ROWS: list[Plant | Row] = [
     Plant(
         "a check that failed leaves status 0", "mpp.checks.finding:status", "lambda findings: 0",
@@ -68,7 +74,7 @@ ROWS: list[Plant | Row] = [
         FOLDER + "a_disk_must_hold_one_checkpoint_more_than_are_kept",
     ),
     Row(
-        "moments need no room", "mpp/checks/recipe.py", "return 12 * trained + 4 * (frozen + averaged)", "return 4 * trained + 4 * (frozen + averaged)",
+        "moments need no room", "mpp/checks/recipe.py", "return 4 * (1 + moments) * trained", "return 4 * trained",
         RECIPE + "a_checkpoint_has_the_bytes_that_are_committed",
     ),
     Row(
@@ -76,7 +82,7 @@ ROWS: list[Plant | Row] = [
         RECIPE + "a_checkpoint_has_the_bytes_that_are_committed",
     ),
     Row(
-        "a rate that does not follow the batch is well", "mpp/checks/recipe.py", "if not 1 / APART <= batch / theirs <= APART:", "if False:",
+        "a rate that does not follow the batch is well", "mpp/checks/recipe.py", "and not 1 / APART <= batch / theirs <= APART:", "and False:",
         RECIPE + "the_rate_after_scaling_is_told_beside_that_of_the_file",
     ),
     Row(
@@ -112,7 +118,7 @@ ROWS: list[Plant | Row] = [
         IMAGES + "the_cores_of_a_node_that_is_not_here_are_counted",
     ),
     Row(
-        "clocks are compared with the sign turned", "mpp/checks/links.py", "(before + after) / 2 - float(store.get(told))", "float(store.get(told)) - (before + after) / 2",
+        "clocks are compared with the sign turned", "mpp/checks/links.py", "(before + after) / 2 - float(heard)", "float(heard) - (before + after) / 2",
         LINKS + "clocks_that_agree_are_well_and_a_host_whose_clock_is_off_is_named",
     ),
     Row(
@@ -124,11 +130,11 @@ ROWS: list[Plant | Row] = [
         DOCTOR + "an_exchange_that_gives_wrong_sums_fails",
     ),
     Row(
-        "the examination holds the folder", "mpp/examining.py", "lambda: folder.held(self.run_dir))", "lambda: self.run_dir.mkdir() or folder.held(self.run_dir))",
+        "the examination holds the folder", "mpp/examining.py", "lambda: folder.held(*dict", "lambda: self.run_dir.mkdir() or folder.held(*dict",
         DOCTOR + "a_run_that_would_go_well_is_told_so_and_nothing_is_left",
     ),
     Row(
-        "without shards nothing else is looked at", "mpp/examining.py", "        elif self.config.fit or self.config.budget or self.config.optim.epochs:\n", "        else:\n",
+        "without shards nothing else is looked at", "mpp/examining_pretraining.py", "        elif self.config.fit or self.config.budget or self.config.optim.epochs:\n", "        else:\n",
         DOCTOR + "shards_that_are_not_as_the_manifest_says_fail",
     ),
     Row(
@@ -150,5 +156,137 @@ ROWS: list[Plant | Row] = [
     Row(
         "what fails at rank 0 alone ends the examination", "mpp/examining.py", "lambda: attempt(name, work).as_dict()", "lambda: work().as_dict()",
         DOCTOR + "a_disk_that_fails_under_a_check_is_a_finding_and_the_others_follow",
+    ),
+    Row(
+        "any config is one of pretraining", "mpp/doctor.py", "if fewest == strange[PretrainConfig]:", "if tree is not None:",
+        TUNING + "which_program_is_meant_is_known_by_the_keys",
+    ),
+    Row(
+        "a probe passes for a fine-tuning", "mpp/doctor.py", "if fewest == strange[FinetuneConfig]:", "if tree is not None:",
+        TUNING + "which_program_is_meant_is_known_by_the_keys",
+    ),
+    Row(
+        "the doctor downloads what is not there", "mpp/examining_finetuning.py", "peers, download=False)", "peers, download=True)",
+        FAULT,
+    ),
+    Row(
+        "without an encoder nothing else is looked at", "mpp/examining_finetuning.py", "if loaded else UNREAD\n", "if loaded else self.report.end(peers)\n",
+        TUNING + "without_an_encoder_the_images_are_looked_at_nevertheless",
+    ),
+    Row(
+        "who reads another encoder is not noticed", "mpp/examining_finetuning.py", "if digest != digests[0]), None):", "if digest is None), None):",
+        TUNING + "two_processes_look_at_themselves_and_who_has_another_encoder_is_named",
+    ),
+    Row(
+        "the other layout of a run folder is not looked for", "mpp/examining_finetuning.py", "if not report.passes(\"start\", lambda: peers.together(layout)):", "if False:",
+        FAULT,
+    ),
+    Row(
+        "repeats that were extended apart may go on", "mpp/examining_finetuning.py", "if repeats is None or not report.passes(\"start\", lambda: refuse_unlike(repeats)):", "if repeats is None:",
+        TUNING + "what_has_been_done_of_it_is_told_and_left_as_it_is",
+    ),
+    Row(
+        "a run that has been measured is measured again", "mpp/examining_finetuning.py", "    if run.commit and run.course.finished and is_measured(repeat, run.commit.seal):\n", "    if False:\n",
+        TUNING + "what_has_been_done_of_it_is_told_and_left_as_it_is",
+    ),
+    Row(
+        "the preset is not settled", "mpp/examining_finetuning.py", "        self.config, sets, said = settled\n", "        _, sets, said = settled\n",
+        TUNING + "a_preset_is_settled_as_the_run_would",
+    ),
+    Row(
+        "SGD has two moments", "mpp/examining_finetuning.py", "else int(config.optim.momentum > 0)", "else 2",
+        TUNING + "what_is_kept_and_held_follows_from_the_optimiser",
+    ),
+    Row(
+        "an average is not held", "mpp/examining_finetuning.py", "beside = [model] if config.optim.ema else []", "beside = []",
+        TUNING + "what_is_kept_and_held_follows_from_the_optimiser",
+    ),
+    Row(
+        "moments are always two", "mpp/train/zero_costs.py", "beside, moments = FLOAT * parameters.beside, parameters.moments", "beside, moments = FLOAT * parameters.beside, 2",
+        TUNING + "what_is_kept_and_held_follows_from_the_optimiser",
+    ),
+    Row(
+        "SGD may take no more than AdamW", "mpp/checks/recipe.py", '"sgd": 0.5', '"sgd": 1e-2',
+        RECIPE + "sgd_takes_rates_at_which_adamw_diverges",
+    ),
+    Row(
+        "pairs are torn apart by what is proposed", "mpp/checks/recipe.py", "largest_batch(stage, size, room) // together * together", "largest_batch(stage, size, room)",
+        RECIPE + "memory_is_held_against_what_there_is_and_the_fix_fits",
+    ),
+    Row(
+        "repeats take no time", "mpp/checks/recipe.py", "days = repeats * total /", "days = total /",
+        RECIPE + "a_run_is_as_long_as_its_samples_at_the_slower_of_loader_and_step",
+    ),
+    Row(
+        "repeats share one disk's worth of checkpoints", "mpp/checks/folder.py", "sum(max(1, most - each) for each in there_now)", "max(1, most - sum(there_now))",
+        FOLDER + "a_disk_must_hold_one_checkpoint_more_than_are_kept",
+    ),
+    Row(
+        "only the first folder is asked whether a run trains there", "mpp/checks/folder.py", "for run_dir in run_dirs]\n    return", "for run_dir in run_dirs[:1]]\n    return",
+        FOLDER + "a_run_that_trains_is_told_and_not_disturbed",
+    ),
+    Row(
+        "classes are counted with what is held out", "mpp/checks/labelled.py", "np.bincount(sets.labels, minlength", "np.bincount(sets.source(\"train\").labels, minlength",
+        LABELLED + "classes_are_counted_as_they_are_trained_on",
+    ),
+    Row(
+        "few held-out images are well", "mpp/checks/labelled.py", "if sets.test is None and held < FEW_HELD:", "if held < 0:",
+        LABELLED + "few_held_out_images_that_are_all_there_is_to_report_on_are_a_warning",
+    ),
+    Row(
+        "held-out images are not looked at", "mpp/checks/labelled.py", "[replace(sets.holdout, leaves_none_out=False)] if sets.holdout", "[replace(sets.holdout, leaves_none_out=False)] if not sets.holdout",
+        LABELLED + "damaged_images_are_found_wherever_in_train_they_are_and_test_is_not_looked_at",
+    ),
+    Row(
+        "test images are looked at, too", "mpp/checks/labelled.py", "    source = sets.source(\"train\")\n    if bad:\n", "    source = sets.source(\"train\")\n    bad += [b for t in [sets.test] if t for b in next(iter(fixed_batches(replace(t, leaves_none_out=False), t.ids, 32)))[0][\"bad\"]]\n    if bad:\n",
+        LABELLED + "damaged_images_are_found_wherever_in_train_they_are_and_test_is_not_looked_at",
+    ),
+    Row(
+        "pixels of damaged images are guessed to be none", "mpp/checks/images.py", "sum(some) / max(1, len(some)))", "sum(some) / min(LOOKED_AT, len(ids)))",
+        IMAGES + "pixels_of_images_without_an_index_are_those_of_some_of_them",
+    ),
+    Row(
+        "nobody watches the processes of an examination", "mpp/examining.py", "            if peers.size > 1:\n                watch_over", "            if peers.size > 9:\n                watch_over",
+        DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
+    ),
+    Row(
+        "a process that leaves ends the examination without a word", "mpp/examining.py", "        report.break_off(peers, str(error))\n", "",
+        DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
+    ),
+    Row(
+        "the rank is not told what its watchman would say", "mpp/watchman.py", "f\"{END}{line}\".encode()", "END.encode()",
+        DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
+    ),
+    Row(
+        "a watchman speaks beside its rank", "mpp/watchman.py", "if self.orders.rank_speaks and self.mine.here", "if self.orders.rank_speaks and not self.mine.here",
+        DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
+    ),
+    Row(
+        "clocks wait for a host that has left", "mpp/peers.py", "                if store.check([\"left\"]):\n", "                if False:\n",
+        LINKS + "a_host_that_leaves_while_clocks_are_compared_is_named_and_nobody_waits_for_it",
+    ),
+    Row(
+        "processes that do not meet are a mistake of the config", "mpp/errors.py", "    status = UNMET\n", "    status = 2\n",
+        PEERS + "processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries",
+    ),
+    Row(
+        "any error ends with the same status", "mpp/errors.py", "        status = error.status\n", "        status = 2\n",
+        PEERS + "processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries",
+    ),
+    Row(
+        "what a person must mend is tried again by the others", "mpp/peers.py", "kind = UserError if status == UserError.status else GoneError", "kind = GoneError",
+        PEERS + "who_waits_for_one_that_has_left_is_told_and_waits_no_longer",
+    ),
+    Row(
+        "who waited for a process that was interrupted is at fault", "mpp/peers.py", "kind = UserError if status == UserError.status else GoneError", "kind = UserError",
+        PEERS + "who_has_ended_otherwise_lets_the_others_be_started_again",
+    ),
+    Row(
+        "processes that never meet are tried for ever", "jobs/k8s/pretrain.yaml", "values: [75]", "values: [69, 75]",
+        "tests/test_job_scripts.py::test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods",
+    ),
+    Row(
+        "a process alone listens for others", "mpp/world.py", 'else "gloo" if place.size > 1 else copies_alone()', 'else "gloo"',
+        ALONE + "a_training_of_one_process_listens_on_no_port",
     ),
 ]  # fmt: skip

@@ -26,7 +26,7 @@ ROWS: list[Plant | Row] = [
         SETTLING + "the_speed_is_measured_at_the_batch_that_the_run_has",
     ),
     Row(
-        "a preset has the last say", "mpp/config/schema.py", "tree = _over(below or {}, tree)", "tree = _over(tree, below or {})",
+        "a preset has the last say", "mpp/config/schema.py", "_over(below or {}, given(path, words))", "_over(given(path, words), below or {})",
         RULES + "what_a_file_or_a_word_names_stays",
     ),
     Row(
@@ -52,7 +52,7 @@ ROWS: list[Plant | Row] = [
         LABELS + "any_number_of_labels_gives_a_run_of_the_preset_for_few",
     ),
     Row(
-        "what a preset of fine-tuning says is not what it does", "mpp/finetune_job.py", "sets = sets.drawn(config.augment, size, loaded.mean)", "pass",
+        "what a preset of fine-tuning says is not what it does", "mpp/finetune_job.py", "return config, sets.drawn(config.augment, size, mean), (", "return config, sets, (",
         "tests/pipeline/test_finetune.py::"
         "test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_that_goes_on_has_the_same",
     ),

@@ -25,7 +25,7 @@ ROWS: list[Plant | Row] = [
         PLAN + "less_is_held_where_more_is_computed_again_and_by_bf16_gradients_less_is_sent",
     ),
     Row(
-        "a plan forgets the teacher", "mpp/planning.py", "        beside += sum(parameter.numel() for parameter in model.teacher.net.parameters())\n", "        pass\n",
+        "a plan forgets the teacher", "mpp/planning.py", "beside = [model.teacher.net] if model.teacher else []", "beside = list[nn.Module]()",
         PLAN + "a_teacher_is_held_beside_the_model",
     ),
     Row(

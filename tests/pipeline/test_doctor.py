@@ -22,7 +22,7 @@ from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port, start, succeed
 
 ALL = {
-    "processes", "versions", "device", "cores", "compilers", "open files", "shards", "batch", "samples", "shared memory", "run folder", "other runs",
+    "processes", "program", "versions", "device", "cores", "compilers", "open files", "shards", "batch", "samples", "shared memory", "run folder", "other runs",
     "learning rate", "start", "disk", "target", "memory", "step", "loader", "length", "clocks",
 }  # fmt: skip
 
@@ -262,3 +262,44 @@ def test_on_several_hosts_an_exchange_is_told_inside_and_between_them_and_clocks
     )
     assert of(told, "clocks")["found"].startswith("2 hosts, the farthest from rank 0's clock is node1's by ")
     assert of(told, "lost nodes")["found"] == "of 2 nodes x 2: with 1 lost the other goes on"
+
+
+DIES = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from mpp import doctor
+from mpp.checks import links
+from mpp.errors import UserError, run_program
+how, real = sys.argv[2], links.clocks
+def clocks(peers):
+    if peers.rank == 1 and how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if peers.rank == 1 and how == "left":
+        raise UserError("its clock is broken; mend it")
+    if peers.rank == 0:
+        peers.heard("clock/0/1")  # as on two hosts
+    return real(peers)
+links.clocks = clocks
+del sys.argv[1:3]
+run_program(doctor.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "status", "found", "fix"),
+    [
+        ("killed", -signal.SIGKILL, "was killed by SIGKILL, as the system does for want of memory, comparing clocks, exchanging tensors", "mend it"),
+        ("left", 2, "its clock is broken", "mend it"),
+    ],
+)  # fmt: skip
+def test_a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it(how, status, found, fix, shards, tmp_path):
+    port, began = free_port(), time.monotonic()
+    words = ["-c", DIES, str(ROOT), how, *TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "--json"]
+    done = finish([Forked(words, cwd=ROOT, env=environment(rank, 2, port)) for rank in (0, 1)])
+    assert done.status == [1, status] and time.monotonic() - began < examining.MEETING_SECONDS, done.err
+    told = json.loads(done.out)
+    said = [each for each in told["checks"] if each["name"] == "processes" and each["verdict"] == "failed"]
+    assert len(said) == 1 and said[0]["found"].startswith("rank 1 (host ") and found in said[0]["found"] and fix in said[0]["fix"]
+    assert told["failed"] == 1 and {"memory", "step", "length"} <= {each["name"] for each in told["checks"]}  # what was found before
+    assert "Traceback" not in done.err and "error" not in done.err and list(tmp_path.iterdir()) == []
