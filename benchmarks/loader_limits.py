@@ -23,10 +23,10 @@ from mpp.data import _jpeg
 from mpp.data.augment import Augment
 from mpp.data.crop import cut, resize
 from mpp.data.order import Order
-from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry, manifest_bytes
+from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, manifest_pieces, sealed
+from mpp.data.shard_table import ShardEntry, ShardTable
 from mpp.data.shards import ShardSet
 from mpp.errors import run_program
-from mpp.files import seal_of
 from mpp.rng import CROP, Draws
 
 SHARDS = 10_000
@@ -79,7 +79,7 @@ def large(rows: int) -> None:
         empty_set(Path(folder), each)
         for _ in range(3):
             began = time.perf_counter()
-            order = Order((each,) * SHARDS, 4096, 1024, seed=0)
+            order = Order(np.full(SHARDS, each), 4096, 1024, seed=0)
             order.sample_ids(order.places(0, 0, 4096 // 4))
             made = time.perf_counter()
             order.sample_ids(order.places(order.steps_per_epoch - 1, 0, 1))
@@ -100,7 +100,7 @@ def empty_set(folder: Path, each: int, shards: int = SHARDS) -> None:
     index["size"], index["width"], index["height"], index["label"], index["key"] = 500, 32, 32, -1, np.arange(len(index))
     (folder / INDEX).write_bytes(index.tobytes())
     size = -(-(each * 1024 + 1024) // 10_240) * 10_240
-    entries = [ShardEntry(name=f"{number:06d}.tar", bytes=size, sha256="0" * 64, samples=each) for number in range(shards)]
+    entries = ShardTable(ShardEntry(name=f"{number:06d}.tar", bytes=size, sha256="0" * 64, samples=each) for number in range(shards))
     for entry in entries:
         with (folder / entry.name).open("wb") as file:
             file.truncate(size)
@@ -109,7 +109,7 @@ def empty_set(folder: Path, each: int, shards: int = SHARDS) -> None:
         mean_std_images=1, short_sides=[(32, len(index))], source={"name": "holes"}, mpp="0",
         index=IndexEntry(name=INDEX, bytes=index.nbytes, sha256=hashlib.sha256(index.tobytes()).hexdigest()), shards=entries, check="",
     )  # fmt: skip
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_copy(update={"check": seal_of(manifest.model_dump(), "check")})))
+    (folder / MANIFEST).write_bytes(b"".join(manifest_pieces(sealed(manifest))))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 Here is what can be told without reading a shard: the manifest's claims about itself, sizes, the index's hash and its rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpp.data.decode import MAX_PIXELS
-from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry
+from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, check_of
 from mpp.data.shard_index import ShardIndex
-from mpp.files import seal_of, sha256_of
+from mpp.data.shard_table import ShardEntry
+from mpp.files import sha256_of
 from mpp.progress import tracked
 from mpp.remote.urls import Url
 
@@ -41,20 +43,20 @@ def file_faults(folder: Path, manifest: Manifest, elsewhere: Url | None = None, 
     lies: Path | Url = elsewhere or folder
     path: Path | Url = lies / MANIFEST
     for what, total, parts in (
-        ("samples", manifest.samples, [entry.samples for entry in manifest.shards]),
-        ("bytes", manifest.bytes, [entry.bytes for entry in manifest.shards]),
+        ("samples", manifest.samples, manifest.shards.samples),
+        ("bytes", manifest.bytes, manifest.shards.bytes),
         ("index bytes", manifest.index.bytes, [manifest.samples * INDEX_DTYPE.itemsize]),
     ):
         if sum(parts) != total:
             yield Fault("manifest", path, f"says {total} {what}, but its parts add up to {sum(parts)}, so it was edited")
     if not manifest.samples:
         yield Fault("manifest", path, "holds no samples")
-    if len({entry.name for entry in manifest.shards}) != len(manifest.shards):
+    if len(set(manifest.shards.names)) != len(manifest.shards):
         yield Fault("manifest", path, "names a shard twice, so it was edited")
-    if manifest.check != seal_of(manifest.model_dump(), "check"):
+    if manifest.check != check_of(manifest):
         yield Fault("manifest", path, "was changed after it was written: its check does not fit the rest of it")
-    entries: list[IndexEntry | ShardEntry] = [manifest.index, *manifest.shards]
-    for entry in tracked(entries, f"looking at the files of {folder}", len(entries), "files"):
+    entries: Iterable[IndexEntry | ShardEntry] = itertools.chain([manifest.index], manifest.shards)
+    for entry in tracked(entries, f"looking at the files of {folder}", 1 + len(manifest.shards), "files"):
         shard = "" if entry is manifest.index else entry.name
         try:
             size = sizes.get(entry.name, entry.bytes) if shard and sizes is not None else (folder / entry.name).stat().st_size
@@ -95,8 +97,8 @@ def row_faults(
     index: INDEX_DTYPE [samples], as many as the manifest says: it is looked at in stretches of ROWS, each of which `seen` is given, too.
     """
     path, classes, most = folder / manifest.index.name, len(manifest.classes), most_pixels(manifest.source)
-    ends = np.cumsum([entry.samples for entry in manifest.shards], dtype=np.int64)
-    shard_bytes = np.array([entry.bytes for entry in manifest.shards], np.uint64)
+    ends = np.cumsum(manifest.shards.samples, dtype=np.int64)
+    shard_bytes = np.array(manifest.shards.bytes, np.uint64)
     free = last_key = -1  # of the row before: first byte of its shard in which the next image may begin; its key
     for first in range(0, len(index), ROWS):
         rows = np.asarray(index[first : first + ROWS])
@@ -107,7 +109,7 @@ def row_faults(
         offset, size, key = (np.ascontiguousarray(rows[name], np.uint64) for name in ("offset", "size", "key"))
         limit = shard_bytes[expected]
         lowest = np.empty(len(rows), np.uint64)  # an image begins behind the one before it and its own header
-        lowest[0] = min(free, 2**64 - 1) if first > ends[span[0]] - manifest.shards[span[0]].samples else BLOCK
+        lowest[0] = min(free, 2**64 - 1) if first > ends[span[0]] - manifest.shards.samples[span[0]] else BLOCK
         lowest[1:] = np.where(expected[1:] == expected[:-1], (offset + size)[:-1] + np.uint64(BLOCK), np.uint64(BLOCK))
         disorder = np.append(int(key[0]) <= last_key, key[1:] <= key[:-1])
         pixels = rows["width"].astype(np.uint64) * rows["height"]
