@@ -76,7 +76,7 @@ def test_sources_json_says_which_id_is_whose(joined, words):
 
 
 def test_the_shards_of_the_whole_are_those_of_its_stretches(joined):
-    assert joined.samples_per_shard == [9, 8, 2, 5, 4, 4, 3] and joined.shards_of_each == (3, 2)
+    assert joined.samples_per_shard.tolist() == [9, 8, 2, 5, 4, 4, 3] and joined.shards_of_each == (3, 2)
     assert within([9, 8, 6], 10, 7) == (7,) and within([9, 8, 6], 0, 0) == () and within([9, 8, 6], 8, 10) == (1, 8, 1)
 
 

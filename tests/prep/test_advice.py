@@ -42,9 +42,10 @@ def test_a_large_set_goes_to_the_papers_own_recipe():
 
 
 def of_shards(monkeypatch, shards, per_shard, image):
-    entries = [SimpleNamespace(samples=per_shard) for _ in range(shards)]
-    known = SimpleNamespace(samples=shards * per_shard, bytes=shards * per_shard * image, shards=entries)
-    monkeypatch.setattr(advice, "read_manifest", lambda train: (known, b""))
+    known = SimpleNamespace(
+        samples=shards * per_shard, bytes=shards * per_shard * image, shards=SimpleNamespace(samples=[per_shard] * shards)
+    )
+    monkeypatch.setattr(advice, "read_manifest", lambda train: (known, ""))
     return feeding_lines(None)
 
 
