@@ -6,16 +6,16 @@
 images      a set of so many samples in shards of a thousand (holes in place of images), in a process of its own: seconds to open it (rank 0, which
             checks it; another rank, for which it is checked), to place the first batch of 4,096, the memory that a rank takes for both, and what a
             forked loader process has of its own after placing another
-shards      a manifest of so many shards, without an index or tars: its size, seconds and memory to read it, to check its seal, and what stays of it in a
+shards      a manifest of so many shards, without an index or tars: its size, CPU seconds and memory to read it, to check its seal, and what stays of it in a
             rank (ShardSet, Order, two epochs) and in the keeper of a cache
-samples     so many samples in a thousand shards, the index a hole: seconds and memory of what a rank of 8 places and chooses at its start, and of what is
+samples     so many samples in a thousand shards, the index a hole: CPU seconds and memory of what a rank of 8 places and chooses at its start, and of what is
             by the sample: labels, a hold-out by class, prints (up to 10 million; a fine-tuning or a probe needs them, pretraining does not)
 size        MAE ViT-S/16 at so many pixels a side, batches of 8: milliseconds an image of a training step, bytes of the step's tensors
 model       MAE at 224 pixels with encoders from Ti to L, batches of 4: the same, and what parameters and moments take
 processes   cifar_mae in batches of 32 a process on the cores of this machine: images/s of all of them, megabytes of each process
 
-Medians over rounds.  Memory of shards and samples is what Python and numpy have asked for (tracemalloc), at most and kept, and each time is of a run of
-its own; memory of images is the process's (RSS, and what a loader process shares with nobody).
+Medians over rounds.  Memory of shards and samples is what Python and numpy have asked for (tracemalloc), at most and kept, and times are of
+another run; memory of images is the process's (RSS, and what a loader process shares with nobody).
 """
 
 import argparse
@@ -142,11 +142,11 @@ def of_shards(rounds: int) -> Rows:
 
 
 def taken(name: str, make: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of one call, and megabytes that another one keeps, and takes at most."""
+    """CPU seconds of one call, and megabytes that another one keeps, and takes at most."""
     gc.collect()
-    began = time.perf_counter()
+    began = time.process_time()
     made = make()
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     del made
     gc.collect()
     tracemalloc.start()
@@ -155,7 +155,7 @@ def taken(name: str, make: Callable[[], Any]) -> dict[str, float]:
     kept, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     del made
-    return {f"{name}_seconds": seconds, f"{name}_mb": kept / 1e6, f"{name}_most_mb": most / 1e6}
+    return {f"{name}_cpu_seconds": seconds, f"{name}_mb": kept / 1e6, f"{name}_most_mb": most / 1e6}
 
 
 def manifest_read(folder: str, count: int) -> dict[str, float]:

@@ -132,27 +132,42 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise DataError(f"{folder}: has no {MANIFEST}, so it is no finished set of shards; {make}") from None
     except OSError as error:
         raise of_this_rank(DataError(f"{folder / MANIFEST}: {error.strerror}; check the disk, mount and permissions")) from error
-    digest, failed = hashlib.sha256(data).hexdigest(), None
+    digest = hashlib.sha256(data).hexdigest()
+    text = _text(data, folder / MANIFEST)
+    del data  # of a million shards 157 MB
+    return _manifest(text, folder / MANIFEST), digest
+
+
+def manifest_in(data: bytes, where: object) -> Manifest:
+    """As `read_manifest`, of its bytes; where: they are from, for messages."""
+    return _manifest(_text(data, where), where)
+
+
+def _text(data: bytes, where: object) -> str:
     try:
-        text = data.decode()
-        del data  # of a million shards 157 MB
+        return data.decode()
+    except ValueError as error:
+        raise DataError(f"{where}: is not a JSON object ({error}); {REMAKE}") from error
+
+
+def _manifest(text: str, where: object) -> Manifest:
+    failed = None
+    try:
         try:
             content = parsed(text)
         except ValidationError as error:  # perhaps of another version, which says more
             content, failed = json.loads(text), error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{folder / MANIFEST}: is not a JSON object ({error}); {REMAKE}") from error
+        raise DataError(f"{where}: is not a JSON object ({error}); {REMAKE}") from error
     if (kind := (content.get("format"), content.get("version"))) != (FORMAT, VERSION):
-        raise DataError(
-            f"{folder / MANIFEST}: is of format {kind[0]!r} version {kind[1]!r}, this mpp reads {FORMAT!r} version {VERSION}; {REMAKE}"
-        )
+        raise DataError(f"{where}: is of format {kind[0]!r} version {kind[1]!r}, this mpp reads {FORMAT!r} version {VERSION}; {REMAKE}")
     try:
         if failed:
             raise failed
-        return Manifest.model_validate(content), digest
+        return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(f"{folder / MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {REMAKE}") from error
+        raise DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {REMAKE}") from error
 
 
 def member_header(key: int, field: str, size: int) -> bytes:

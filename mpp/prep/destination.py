@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from mpp.data.shard_format import MANIFEST, REMAKE, Manifest
+from mpp.data.shard_format import MANIFEST, REMAKE, manifest_in
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_atomically, write_stream
@@ -256,8 +254,8 @@ class StoreDestination(Destination):
     def check(self, split: str) -> None:
         data = self._fetch(f"{split}/{MANIFEST}")
         try:
-            manifest = Manifest.model_validate_json(data or b"")
-        except ValidationError as error:
+            manifest = manifest_in(data or b"", self.where(split, MANIFEST))
+        except DataError as error:
             raise DataError(f"{self.where(split, MANIFEST)}: is missing or damaged; remove {self.shown} and make it again") from error
         self.look()
         for name, size in [(manifest.index.name, manifest.index.bytes), *((entry.name, entry.bytes) for entry in manifest.shards)]:

@@ -143,6 +143,9 @@ def test_an_entry_that_is_none_is_named_by_its_place_in_the_whole_list(tmp_path,
     (tmp_path / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DataError, match=message):
         read_manifest(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps(content)[:-1])
+    with pytest.raises(DataError, match=r"is not a JSON object"):
+        read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps(content | {"version": 2}))
     with pytest.raises(DataError, match=r"version 2, this mpp reads 'mpp-shards' version 1"):  # which may have other entries
         read_manifest(tmp_path)
