@@ -5,7 +5,7 @@
 
 images      a set of so many samples in shards of a thousand (holes in place of images), in a process of its own: seconds to open it (rank 0, which
             checks it; another rank, for which it is checked), to place the first batch of 4,096, the memory that a rank takes for both, and what a
-            forked loader process has of its own after placing another
+            forked loader process has of its own after placing another; a hundred million take 4 GB of /tmp
 shards      a manifest of so many shards, without an index or tars: its size, CPU seconds and memory to read it, to check its seal, and what stays of it in a
             rank (ShardSet, Order, two epochs) and in the keeper of a cache
 samples     so many samples in a thousand shards, the index a hole: CPU seconds and memory of what a rank of 8 places and chooses at its start, and of what is
@@ -69,7 +69,7 @@ from mpp.transfer.while_training import choose
 from mpp.world import World
 
 ROOT = Path(__file__).parents[1]
-IMAGES = (10**3, 10**4, 10**5, 10**6, 10**7)
+IMAGES = (10**3, 10**4, 10**5, 10**6, 10**7, 10**8)
 SHARDS = (10**3, 10**4, 10**5, 10**6)
 SAMPLES = (10**6, 10**7, 10**8, 10**9)
 BY_SAMPLE = 10**7

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, Valid
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
-STRETCH = 1 << 14  # entries that are objects at once: 16 MB
+STRETCH = 1 << 12  # entries that are objects at once: 4 MB
 DIGEST = 32  # bytes of a sha256
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 _BETWEEN = re.compile(r"[ \t\n\r]*(,?)[ \t\n\r]*")

@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import random
+import threading
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.data import shard_table
+from mpp.data import shard_faults, shard_table
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs
@@ -238,6 +240,29 @@ def test_what_is_read_of_the_index_does_not_grow_with_the_set(tmp_path, monkeypa
     monkeypatch.setattr(DeviceJpegs, "_decode", lambda self, data: None)
     assert DeviceJpegs(shards, 1000, "cpu").encoded_bytes == 0  # type: ignore[arg-type]
     assert sum(read) <= 4096 * INDEX_DTYPE.itemsize
+
+
+def test_sizes_of_many_shards_are_asked_for_at_once_and_told_in_order(tmp_path, monkeypatch):
+    manifest = manifest_of(entries_of(600, each=1))
+    (tmp_path / INDEX).write_bytes(bytes(manifest.index.bytes))
+    for entry in manifest.shards:
+        with (tmp_path / entry.name).open("wb") as file:
+            file.truncate(entry.bytes + (entry.name in ("000007.tar", "000400.tar")))
+    (tmp_path / "000300.tar").unlink()
+    together, stat = threading.Barrier(shard_faults.ASKERS, timeout=20), Path.stat
+
+    def meets(path, **given):
+        if path.name in {f"{number * shard_faults.IN_A_ROW:06d}.tar" for number in range(1, shard_faults.ASKERS)} | {"000000.tar"}:
+            together.wait()  # breaks where others are not on their way, too
+        return stat(path, **given)
+
+    monkeypatch.setattr(Path, "stat", meets)
+    found = [fault for fault in shard_faults.file_faults(tmp_path, manifest) if fault.shard]
+    assert [(fault.shard, fault.kind) for fault in found] == [
+        ("000007.tar", "file size"),
+        ("000300.tar", "missing file"),
+        ("000400.tar", "file size"),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- some of many

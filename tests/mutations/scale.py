@@ -179,6 +179,13 @@ ROWS = [
         "np.searchsorted(self._names, wanted)",
         LARGE + "an_entry_is_found_by_its_name_in_any_order_of_the_list",
     ),
+    Row(
+        "sizes are asked for one after the other",
+        "mpp/data/shard_faults.py",
+        "pool.map(lambda part: [ask(entry) for entry in part], parts)",
+        "map(lambda part: [ask(entry) for entry in part], parts)",
+        LARGE + "sizes_of_many_shards_are_asked_for_at_once_and_told_in_order",
+    ),
     # Hashes of tables.
     Row(
         "only the first stretch of a table is hashed",
