@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Strict, ValidationError
 
-from mpp.data.shard_table import Count, ShardTable, parsed
+from mpp.data.shard_table import ShardTable, parsed
 from mpp.errors import DataError, of_this_rank
 
 FORMAT, VERSION = "mpp-shards", 1
@@ -41,6 +41,9 @@ INDEX_DTYPE = np.dtype(
         ("key", "<u8"),  # the 12-digit ordinal
     ]
 )
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class IndexEntry(BaseModel):

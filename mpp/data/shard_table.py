@@ -8,18 +8,16 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, SchemaValidator, core_schema
 
 STRETCH = 1 << 12  # entries that are objects at once: 4 MB
 DIGEST = 32  # bytes of a sha256
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 _BETWEEN = re.compile(r"[ \t\n\r]*(,?)[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
-_quoted = json.JSONEncoder().encode
+_quoted = json.JSONEncoder().encode  # json.dumps would look at its options for every name
 
 
 class ShardEntry(NamedTuple):
@@ -29,17 +27,16 @@ class ShardEntry(NamedTuple):
     samples: int
 
 
-class _Told(TypedDict):
-    """One in manifest.json."""
-
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+\.[tT][aA][rR]$")]
-    bytes: Count
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    samples: Count
-
-
-_ENTRIES = TypeAdapter(list[_Told])
+_COUNT = core_schema.int_schema(strict=True, ge=0, lt=2**63)
+_RULES = {
+    "name": core_schema.str_schema(strict=True, pattern=r"^[^/\\\x00]+\.[tT][aA][rR]$"),
+    "bytes": _COUNT,
+    "sha256": core_schema.str_schema(strict=True, pattern=r"^[0-9a-f]{64}$"),
+    "samples": _COUNT,
+}
+_ENTRIES = SchemaValidator(
+    core_schema.list_schema(core_schema.typed_dict_schema({name: core_schema.typed_dict_field(rule) for name, rule in _RULES.items()}))
+)
 
 
 class ShardTable(Sequence[ShardEntry]):
@@ -134,7 +131,7 @@ def _table(text: str, at: int) -> tuple[ShardTable, int]:
             told = _ENTRIES.validate_python(part)
         except ValidationError as error:
             raise _further_on(error, len(table)) from None
-        table._grow(*([entry[name] for entry in told] for name in ShardEntry._fields))  # type: ignore[literal-required]
+        table._grow(*([entry[name] for entry in told] for name in ShardEntry._fields))
     return table, _past(text, at, "]")
 
 
