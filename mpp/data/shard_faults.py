@@ -94,7 +94,7 @@ def file_faults(folder: Path, manifest: Manifest, elsewhere: Url | None = None, 
 
 
 def _asked(entries: Iterator[Entry], ask: Callable[[Entry], int | OSError]) -> Iterator[tuple[Entry, int | OSError]]:
-    """Each with its answer, in order.  Many are asked for at once: a file server takes a millisecond for each of perhaps a million."""
+    """Each with its answer, in order.  Many are asked for at once, as a file server answers each of perhaps a million late."""
     with ThreadPoolExecutor(ASKERS) as pool:
         while some := list(itertools.islice(entries, ASKERS * IN_A_ROW)):
             parts = [some[first : first + IN_A_ROW] for first in range(0, len(some), IN_A_ROW)]
