@@ -142,7 +142,7 @@ class ShardSet:
 
     @functools.cached_property
     def prints(self) -> np.ndarray:
-        return packed(self.index["crc32"], self.index["size"])
+        return self.index.of_each(lambda rows: packed(rows["crc32"], rows["size"]), np.dtype(np.uint64))
 
     def shard_name(self, shard: int) -> str:
         return os.fsdecode(self.shard_names[shard])

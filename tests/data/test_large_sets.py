@@ -37,6 +37,7 @@ from mpp.data.shard_format import (
     read_manifest,
     sealed,
 )  # fmt: skip
+from mpp.data.shard_index import STRETCH
 from mpp.data.shard_table import ShardEntry, ShardTable, parsed
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet, without_last
@@ -231,6 +232,14 @@ def test_a_rank_and_its_sampler_hold_nothing_by_the_sample(tmp_path):
 
     kept, most = held(begin)
     assert kept < 2e6 and most < 20e6  # two bytes a sample would be as much
+
+
+def test_prints_and_labels_of_a_set_take_what_they_are_and_a_stretch_of_rows(tmp_path):
+    shards = large(tmp_path, 10, 4 * 10**5)
+    stretch = STRETCH * (INDEX_DTYPE.itemsize + 4 * 8)  # rows, and what is made of them
+    for make, each in ((lambda: shards.index.column("label"), 4), (lambda: large(tmp_path, 10, 4 * 10**5).prints, 8)):
+        kept, most = held(make)
+        assert kept < each * len(shards) + 1e5 and most < each * len(shards) + stretch + 1e6
 
 
 def test_what_is_read_of_the_index_does_not_grow_with_the_set(tmp_path, monkeypatch):

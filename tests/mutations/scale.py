@@ -179,6 +179,12 @@ ROWS = [
         "np.searchsorted(self._names, wanted)",
         LARGE + "an_entry_is_found_by_its_name_in_any_order_of_the_list",
     ),
+    Plant(
+        "prints are made of whole columns",
+        "mpp.data.shard_index:ShardIndex.of_each",
+        "lambda self, work, dtype: work(self[:])",
+        LARGE + "prints_and_labels_of_a_set_take_what_they_are_and_a_stretch_of_rows",
+    ),
     Row(
         "sizes are asked for one after the other",
         "mpp/data/shard_faults.py",
