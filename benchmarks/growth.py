@@ -334,19 +334,21 @@ ROW: dict[str, Callable[[str, int], dict[str, float]]] = {"images": opened, "sha
 
 def draw(found: dict[str, Any]) -> Figure:
     with matplotlib.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False}):
-        figure = Figure(figsize=(11, 7.2), layout="constrained")
-        axes = figure.subplots(2, 2)
+        figure = Figure(figsize=(11, 10.8), layout="constrained")
+        axes = figure.subplots(3, 2)
         left, right = "#0072B2", "#D55E00"
 
         def panel(at, title: str, rows: Rows, x: str, lines: dict[str, str], memory: str, unit: str, log: bool) -> None:
             beside = at.twinx()
-            places = [row[x] for row in rows]
+            places, held = [row[x] for row in rows], [row[memory] for row in rows]
             for (key, label), style in zip(lines.items(), ("-o", "--s"), strict=False):
                 at.plot(places, [row[key] for row in rows], style, color=left, label=label, markersize=4)
-            beside.plot(places, [row[memory] for row in rows], ":^", color=right, label=unit, markersize=4)
+            beside.plot(places, held, ":^", color=right, label=unit, markersize=4)
             if log:
                 at.set(yscale="log", **({} if isinstance(places[0], str) else {"xscale": "log"}))
                 beside.set(yscale="log")
+                if max(held) < 3 * min(held):  # flat, and to be seen as such
+                    beside.set(ylim=(min(held) / 10, max(held) * 10))
             else:
                 at.set(ylim=(0, None))
                 beside.set(ylim=(0, None))
@@ -359,6 +361,8 @@ def draw(found: dict[str, Any]) -> Figure:
 
         told: list[tuple[str, Callable[[Any, Rows], None]]] = [
             ("images", lambda at, rows: panel(at, "images in the set", rows, "images", {"open_seconds": "opening, s", "first_batch_seconds": "first batch, s"}, "mb", "memory, MB", True)),
+            ("shards", lambda at, rows: panel(at, "shards of a manifest", rows, "shards", {"read_cpu_seconds": "reading, s of a core", "check_cpu_seconds": "checking, s of a core"}, "rank_mb", "memory of a rank, MB", True)),
+            ("samples", lambda at, rows: panel(at, "images, a rank's start (labelled, 1,000 shards)", rows, "samples", {"begin_cpu_seconds": "drawing images to look at, s of a core"}, "begin_most_mb", "memory for that moment, MB", True)),
             ("size", lambda at, rows: panel(at, "image size (MAE ViT-S/16)", rows, "pixels", {"ms_an_image": "step, ms an image"}, "step_gb", "tensors of a step on 8 images, GB", False)),
             ("model", lambda at, rows: panel(at, "encoder (MAE, 224 px, patches of 16)", rows, "encoder", {"ms_an_image": "step, ms an image"}, "state_gb", "parameters and moments, GB", True)),
             ("processes", lambda at, rows: panel(at, f"processes on {rows[0]['cores']} cores (cifar_mae, 32 each)", rows, "processes", {"images_per_second": "images/s of all"}, "gb_a_process", "memory of each, GB", False)),
