@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{name:10} " + "  ".join(f"{key} {value:,.6g}" if not isinstance(value, str) else value for key, value in row.items())
                 )
     if options.plot:
-        draw(found).savefig(options.plot, dpi=120)
+        draw(found).savefig(options.plot, dpi=90)
     return 0
 
 
