@@ -23,10 +23,11 @@ from mpp.data import _jpeg
 from mpp.data.augment import Augment
 from mpp.data.crop import cut, resize
 from mpp.data.order import Order
-from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry, manifest_bytes
+from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, manifest_pieces, sealed
+from mpp.data.shard_table import ShardEntry, ShardTable
 from mpp.data.shards import ShardSet
 from mpp.errors import run_program
-from mpp.files import seal_of
+from mpp.files import write_stream
 from mpp.rng import CROP, Draws
 
 SHARDS = 10_000
@@ -79,7 +80,7 @@ def large(rows: int) -> None:
         empty_set(Path(folder), each)
         for _ in range(3):
             began = time.perf_counter()
-            order = Order((each,) * SHARDS, 4096, 1024, seed=0)
+            order = Order(np.full(SHARDS, each), 4096, 1024, seed=0)
             order.sample_ids(order.places(0, 0, 4096 // 4))
             made = time.perf_counter()
             order.sample_ids(order.places(order.steps_per_epoch - 1, 0, 1))
@@ -93,23 +94,31 @@ def large(rows: int) -> None:
 
 
 def empty_set(folder: Path, each: int, shards: int = SHARDS) -> None:
-    """Tars of holes with a true index and manifest: opening looks at sizes and rows alone."""
-    index = np.zeros(each * shards, INDEX_DTYPE)
-    index["shard"] = np.repeat(np.arange(shards), each)
-    index["offset"] = np.tile(np.arange(each) * 1024 + 512, shards)
-    index["size"], index["width"], index["height"], index["label"], index["key"] = 500, 32, 32, -1, np.arange(len(index))
-    (folder / INDEX).write_bytes(index.tobytes())
-    size = -(-(each * 1024 + 1024) // 10_240) * 10_240
-    entries = [ShardEntry(name=f"{number:06d}.tar", bytes=size, sha256="0" * 64, samples=each) for number in range(shards)]
-    for entry in entries:
-        with (folder / entry.name).open("wb") as file:
-            file.truncate(size)
+    """Tars of holes with a true index and manifest: opening looks at sizes and rows alone.  Written shard by shard, as 40 bytes a sample may be many."""
+    rows = np.zeros(each, INDEX_DTYPE)
+    rows["offset"] = np.arange(each) * 1024 + 512
+    rows["size"], rows["width"], rows["height"], rows["label"] = 500, 32, 32, -1
+    size, digest, table = -(-(each * 1024 + 1024) // 10_240) * 10_240, hashlib.sha256(), ShardTable()
+    with (folder / INDEX).open("wb") as index:
+        for number in range(shards):
+            entry = ShardEntry(f"{number:06d}.tar", size, hashlib.sha256(b"%d" % number).hexdigest(), each)
+            with (folder / entry.name).open("wb") as file:
+                file.truncate(size)
+            rows["shard"], rows["key"] = number, np.arange(number * each, (number + 1) * each)
+            digest.update(rows.tobytes())
+            index.write(rows.tobytes())
+            table.extend([entry])
+    write_empty_manifest(folder, table, digest.hexdigest())
+
+
+def write_empty_manifest(folder: Path, table: ShardTable, index_sha256: str) -> None:
+    samples = sum(table.samples)
     manifest = Manifest(
-        split="train", samples=len(index), bytes=size * shards, rejects=0, repeats=0, classes=[], mean=[0.5] * 3, std=[0.2] * 3,
-        mean_std_images=1, short_sides=[(32, len(index))], source={"name": "holes"}, mpp="0",
-        index=IndexEntry(name=INDEX, bytes=index.nbytes, sha256=hashlib.sha256(index.tobytes()).hexdigest()), shards=entries, check="",
+        split="train", samples=samples, bytes=sum(table.bytes), rejects=0, repeats=0, classes=[], mean=[0.5] * 3, std=[0.2] * 3,
+        mean_std_images=1, short_sides=[(32, samples)], source={"name": "holes"}, mpp="0",
+        index=IndexEntry(name=INDEX, bytes=samples * INDEX_DTYPE.itemsize, sha256=index_sha256), shards=table, check="",
     )  # fmt: skip
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_copy(update={"check": seal_of(manifest.model_dump(), "check")})))
+    write_stream(folder / MANIFEST, manifest_pieces(sealed(manifest)))
 
 
 if __name__ == "__main__":

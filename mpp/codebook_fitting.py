@@ -108,7 +108,7 @@ class Goals:
     def of_images(self, dataset: CropDataset, images: int, an_image: int) -> Tensor:
         """float32 [n, V]: of so many images, evenly from the pool, and patches of each, chosen by the image's own key.  Raises DataError."""
         config, dataset = self.config, replace(dataset, views=1, masking=None)
-        ids = dataset.ids[np.linspace(0, len(dataset.pool) - 1, images).astype(np.int64)]
+        ids = dataset.spread(images)
         workers = default_workers(1) if config.workers is None else config.workers
         grid = config.model.grid[0] * config.model.grid[1]
         points, done, replaced = torch.empty(0, 0), 0, 0

@@ -28,6 +28,7 @@ from mpp.rng import CROP, MASK, Draws
 
 RATES = (500.0, 1000.0, 2000.0, 4000.0)  # views a second, of GPUs nobody has named
 HELD = 1000  # images that are also decoded whole, at most
+LOOKED_AT = 4096  # images, evenly from the set, whose medians stand for all
 WAITING = 0.2  # share of a read's time beyond its CPU time from which on the disk is the limit
 
 
@@ -102,7 +103,7 @@ def describe(dataset: CropDataset, config: PretrainConfig) -> None:
         text.say(f"{in_words(source.words)}: {text.counted(len(source.tars), 'tar')} as a stream")
     else:
         assert isinstance(source, ShardSet | JoinedShards)  # so open_training_set made them
-        index = source.index[dataset.pool]
+        index = source.index[dataset.spread(LOOKED_AT)]
         width, height, size = (np.median(index[name]) for name in ("width", "height", "size"))
         text.say(f"{source.path}: {len(dataset.pool):,} training samples, median {width:.0f}x{height:.0f} pixels, {size / 1000:.1f} kB")
     text.say(

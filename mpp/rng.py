@@ -13,6 +13,7 @@ SHARDS, STREAM, OFFSET, CROP, MASK, INIT, PREP, PROBE, DROP_PATH, RAND_AUGMENT, 
 
 
 WORDS = 4  # 64-bit words a block
+STRETCH = 1 << 18  # keys that are looked at together: 2 MB
 
 
 class _Generator(threading.local):
@@ -58,6 +59,19 @@ class Draws:
     def permutation(self, count: int) -> np.ndarray:
         """int64 [count]: a permutation of range(count)."""
         return permutation_of(self.bits(count))
+
+    def first_of_permutation(self, total: int, count: int) -> np.ndarray:
+        """int64 [count], ascending: which the first `count` of `permutation(total)` are, in memory for `count` and a stretch, not for `total`."""
+        found, lowest = np.empty(0, np.int64), np.empty(0, np.uint64)
+        for first in range(0, total, STRETCH):
+            keys = self.bits(min(STRETCH, total - first))
+            few = (
+                np.flatnonzero(keys < lowest[-1]) if len(lowest) == count and count else np.arange(len(keys))
+            )  # of equal keys the first stays
+            found, lowest = np.concatenate([found, first + few]), np.concatenate([lowest, keys[few]])
+            order = permutation_of(lowest)[:count]
+            found, lowest = found[order], lowest[order]
+        return np.sort(found)
 
 
 def uniform_of(bits: np.ndarray) -> np.ndarray:

@@ -79,8 +79,16 @@ class CropDataset(Dataset):
 
     @property
     def ids(self) -> np.ndarray:
-        """int64: the pool as an array."""
-        return np.asarray(self.pool)
+        """int64: the pool as an array, 8 bytes an image: for what goes through all of them."""
+        return np.arange(self.pool.start, self.pool.stop, self.pool.step) if isinstance(self.pool, range) else self.pool
+
+    def ids_at(self, places: np.ndarray) -> np.ndarray:
+        """int64 [m]: the ids at these places of the pool, without all the others."""
+        return self.pool.start + places * self.pool.step if isinstance(self.pool, range) else self.pool[places]
+
+    def spread(self, count: int) -> np.ndarray:
+        """int64: so many ids, evenly from the pool, or all of fewer."""
+        return self.ids_at(np.linspace(0, len(self.pool) - 1, min(count, len(self.pool))).astype(np.int64))
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """As `batch`, ready to be handed over by a loader process: `unpacked` undoes it."""

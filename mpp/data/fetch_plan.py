@@ -1,9 +1,10 @@
 """Which shards a process needs, and in how many micro-batches: read off the sampler that it will go through, a little ahead of it."""
 
 import math
+import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -17,8 +18,8 @@ LOOKING = 0.05  # seconds at a time, as long as nothing else is answered
 class Plan:
     """What one process will read: its micro-batches in order, as far as has been looked ahead."""
 
-    def __init__(self, sampler: Iterable[list[tuple[int, int, int]]], key: str, names: list[str], starts: np.ndarray):
-        """starts: the first sample's id of each shard, and their number."""
+    def __init__(self, sampler: Iterable[list[tuple[int, int, int]]], key: str, names: Sequence[bytes], starts: np.ndarray):
+        """names: as the file system has them; starts: the first sample's id of each shard, and their number."""
         self._rest, self._key, self._names, self._starts = iter(sampler), key, names, starts
         self._ahead: deque[list[Shard]] = deque()  # of micro-batches from `at` on
         self.uses: dict[Shard, deque[int]] = {}  # in which of them, ascending
@@ -35,7 +36,7 @@ class Plan:
                 self.ends = True
                 return
             found = np.unique(np.searchsorted(self._starts, [sample for _, sample, _ in keys], side="right") - 1)
-            batch = [Shard(self._key, self._names[number]) for number in found.tolist()]
+            batch = [Shard(self._key, os.fsdecode(self._names[number])) for number in found.tolist()]
             for shard in batch:
                 self.uses.setdefault(shard, deque()).append(self._seen)
             self._ahead.append(batch)

@@ -75,7 +75,7 @@ class FinetuneSet:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""
         edges = np.concatenate([[0], np.cumsum(self.training.images.source.samples_per_shard)])
         counts = np.diff(np.searchsorted(self.training.ids, edges))
-        return Order(tuple(counts[counts > 0].tolist()), config.data.global_batch, plan.streams, config.seed, config.data.block)
+        return Order(counts[counts > 0], config.data.global_batch, plan.streams, config.seed, config.data.block)
 
     def placed(self, config: FinetuneConfig, device: torch.device, local_world: int) -> CropDataset:
         """The training images where system.images wants them.  local_world: processes of this machine, each with a copy of its own."""

@@ -29,7 +29,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def samples_per_shard(self) -> Sequence[int]:
+    def samples_per_shard(self) -> Sequence[int] | np.ndarray:
         """How the ids lie on the disk, for the order of training."""
         ...
 

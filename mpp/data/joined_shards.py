@@ -74,11 +74,9 @@ class JoinedShards:
         return self.manifest_hash
 
     @property
-    def samples_per_shard(self) -> list[int]:
-        """In the order of the ids: a shard of which some images are held out counts twice."""
-        return [
-            samples for each in self.stretches for samples in within(self.sources[each.source].samples_per_shard, each.first, each.count)
-        ]
+    def samples_per_shard(self) -> np.ndarray:
+        """int64, in the order of the ids: a shard of which some images are held out counts twice."""
+        return np.concatenate([within(self.sources[each.source].samples_per_shard, each.first, each.count) for each in self.stretches])
 
     @property
     def shards_of_each(self) -> tuple[int, ...]:
@@ -243,10 +241,11 @@ class JoinedIndex:
                 yield self.joined.sources[each.source], each.first + first - start, each.first + end - start
 
 
-def within(samples_per_shard: Sequence[int], first: int, count: int) -> tuple[int, ...]:
-    """Samples a shard of a stretch of a set's samples, without the shards that hold none of them."""
-    edges = np.clip(np.cumsum([0, *samples_per_shard]), first, first + count)
-    return tuple(each for each in np.diff(edges).tolist() if each)
+def within(samples_per_shard: np.ndarray, first: int, count: int) -> np.ndarray:
+    """int64: samples a shard of a stretch of a set's samples, without the shards that hold none of them."""
+    edges = np.clip(np.cumsum(np.concatenate([[0], samples_per_shard])), first, first + count)
+    each = np.diff(edges)
+    return each[each > 0]
 
 
 Opened = ShardSet | JoinedShards

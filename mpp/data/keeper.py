@@ -40,7 +40,8 @@ import numpy as np
 from mpp.data.cache_folder import CacheFolder, Part, Shard
 from mpp.data.fetch_plan import Plan
 from mpp.data.origins import Origin, origin_of
-from mpp.data.shard_format import MANIFEST, Manifest, ShardEntry, read_manifest
+from mpp.data.shard_format import MANIFEST, Manifest, read_manifest
+from mpp.data.shard_table import ShardEntry
 from mpp.disks import disks
 from mpp.errors import DataError, UserError
 from mpp.files import being_written, sha256_of, write_atomically
@@ -67,10 +68,23 @@ class Kept:
 
     def __init__(self, origin: Origin, folder: Path, key: str, manifest: Manifest):
         self.origin, self.folder, self.key = origin, folder, key
-        self.entries: dict[str, ShardEntry] = {entry.name: entry for entry in manifest.shards}
-        self.starts = np.cumsum([0, *(entry.samples for entry in manifest.shards)])[:-1]
-        self.names = [entry.name for entry in manifest.shards]
+        self.shards = manifest.shards
+        self.starts = np.cumsum(np.array(manifest.shards.samples, np.int64)) - manifest.shards.samples
+        self.mean_bytes = sum(manifest.shards.bytes) // max(1, len(manifest.shards))
+        self._names = np.array(manifest.shards.names)
+        self._by_name = np.argsort(self._names, kind="stable")
         self.odd: set[str] = set()  # whose sha256 is not the manifest's, also when fetched again: their samples are checked one by one
+
+    def entry(self, name: str) -> ShardEntry:
+        """Raises KeyError.  By bisection: a dict of them would take more than all the rest of a large set."""
+        wanted = os.fsencode(name)
+        at = int(np.searchsorted(self._names, wanted, sorter=self._by_name)) if len(wanted) <= self._names.itemsize else len(self._names)
+        if at == len(self._names) or self._names[number := int(self._by_name[at])] != wanted:
+            raise KeyError(name)
+        return self.shards[number]
+
+    def names(self) -> Iterator[str]:
+        return map(os.fsdecode, self.shards.names)
 
 
 class Fetching:
@@ -155,9 +169,10 @@ class Keeper:
         index = folder / manifest.index.name
         if not index.is_file() or index.stat().st_size != manifest.index.bytes or sha256_of(index) != manifest.index.sha256:
             self._fetch_index(kept, manifest, index)
-        faults = self._wrong_sizes(kept, manifest)
+        faults = self._wrong_sizes(kept)
+        there = {file.name for file in os.scandir(folder) if file.is_file()}
         with self.changed:
-            self.present |= {Shard(key, name) for name in kept.names if self.folder.has(Shard(key, name))}
+            self.present |= {Shard(key, name) for name in kept.names() if name in there}
         return {"folder": str(folder), "set": key, "limit": self.folder.limit, "sizes": faults}
 
     def _fetch_index(self, kept: Kept, manifest: Manifest, path: Path) -> None:
@@ -183,15 +198,16 @@ class Keeper:
                     f"{origin.where(entry.name)}: sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...; copy the split again"
                 )
 
-    def _wrong_sizes(self, kept: Kept, manifest: Manifest) -> dict[str, int]:
+    def _wrong_sizes(self, kept: Kept) -> dict[str, int]:
         """Of shards whose size there is not the manifest's; -1 for none."""
         try:
-            found = kept.origin.sizes(kept.names)
+            found = kept.origin.sizes(kept.names())
         except (Refused, OSError) as error:
             raise DataError(f"{kept.origin.where()}: cannot be listed ({error}); check the address and your access to it") from error
         if found is None:
             return {}
-        return {entry.name: found.get(entry.name, -1) for entry in manifest.shards if found.get(entry.name, -1) != entry.bytes}
+        each = zip(kept.names(), kept.shards.bytes, strict=True)
+        return {name: there for name, size in each if (there := found.get(name, -1)) != size}
 
     def want(self, shards: list[Shard]) -> dict:
         with self.changed:
@@ -223,7 +239,7 @@ class Keeper:
                     f"{hand / 1e9:.3g}, beyond the limit of {self.folder.limit / 1e9:.3g} GB; raise system.cache_gb, or give this job another folder"
                 )
             number = next(self._numbers)
-            self.plans[number], self.hands[number] = Plan(sampler, kept.key, kept.names, kept.starts), asked["hand"]
+            self.plans[number], self.hands[number] = Plan(sampler, kept.key, kept.shards.names, kept.starts), asked["hand"]
             plans.add(number)
             self._claim(at_once=True)
             self.to_fetch.notify_all()
@@ -247,7 +263,7 @@ class Keeper:
         kept = self.sets[shard.key]
         place = self.folder.place(shard)
         with suppress(FileNotFoundError):
-            if shard.name in kept.odd or sha256_of(place) == kept.entries[shard.name].sha256:
+            if shard.name in kept.odd or sha256_of(place) == kept.entry(shard.name).sha256:
                 return {}
         say(f"warning: {place} is not what was fetched: a disk's fault, or somebody's; it is fetched again", error=True)
         with self.changed:
@@ -258,7 +274,7 @@ class Keeper:
     def status(self, kept: Kept) -> dict:
         with self.changed:
             seconds = max(0.0, self.last - self.began)
-            held = sum(kept.entries[shard.name].bytes for shard in self.present if shard.key == kept.key)
+            held = sum(kept.entry(shard.name).bytes for shard in self.present if shard.key == kept.key)
             return {"bytes": self.bytes, "shards": self.shards, "seconds": seconds, "held": held}
 
     # ------------------------------------------------------------------------------------------------ what is fetched, and when
@@ -308,9 +324,7 @@ class Keeper:
 
     def _begin(self) -> Fetching | None:
         """Begin the missing shard that is needed first, if there is room for it."""
-        mean = max(
-            (sum(entry.bytes for entry in kept.entries.values()) // max(1, len(kept.entries)) for kept in self.sets.values()), default=1
-        )
+        mean = max((kept.mean_bytes for kept in self.sets.values()), default=1)
         for plan in self.plans.values():
             plan.look(2 + self.folder.limit // max(1, mean))
         self._claim()
@@ -334,7 +348,7 @@ class Keeper:
         kept = self.sets[shard.key]
         if self.folder.has(shard):  # another job of this machine has fetched it
             return self._appears(shard)
-        size = kept.entries[shard.name].bytes
+        size = kept.entry(shard.name).bytes
         try:
             part = self.folder.begin(shard, size, self._urgency)
         except OSError as error:
@@ -379,7 +393,7 @@ class Keeper:
     def _complete(self, fetching: Fetching) -> None:
         """All ranges of a shard have come, or one has failed."""
         shard, kept, error = fetching.shard, fetching.kept, fetching.error
-        entry = kept.entries[shard.name]
+        entry = kept.entry(shard.name)
         found = ""
         if error is None:
             try:

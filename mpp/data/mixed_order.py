@@ -32,7 +32,7 @@ TURNS = 2**24  # M at most: int64 holds M * V * (a few)
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29)  # their product exceeds any V
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixedOrder(Order):
     """samples_per_shard: of all sources, source after source.  Raises ConfigError for a source that is smaller than the streams."""
 
@@ -43,7 +43,7 @@ class MixedOrder(Order):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, (first, end) in zip(self.names, self._shards_of_each(), strict=True):
-            if (samples := sum(self.samples_per_shard[first:end])) < self.streams:
+            if (samples := int(self.samples_per_shard[first:end].sum())) < self.streams:
                 fits = max(streams for streams in range(1, samples + 1) if self.batch % streams == 0)
                 raise ConfigError(
                     f"{name} has {samples:,} training samples, fewer than the {self.streams:,} streams that each draw from it; set data.streams={fits}, give more "

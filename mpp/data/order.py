@@ -26,6 +26,7 @@ import numpy as np
 from mpp.errors import ConfigError
 from mpp.rng import OFFSET, SHARDS, STREAM, Draws
 
+EPOCHS = 2  # that are kept, 16 bytes a shard each: that in hand and the next
 FIXED = 2**62  # the "epoch" of draws that never change: hold-outs, and what is measured on
 
 
@@ -44,11 +45,11 @@ class Places(Protocol):
     def shards_in_reach(self, world: int) -> int: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
-    """samples_per_shard: in manifest order; batch: G, samples a step; streams: V."""
+    """samples_per_shard: int64 [shards], or any sequence of them, in manifest order; batch: G, samples a step; streams: V."""
 
-    samples_per_shard: tuple[int, ...]
+    samples_per_shard: np.ndarray
     batch: int
     streams: int
     seed: int
@@ -56,6 +57,7 @@ class Order:
     _epochs: dict[int, "_Epoch"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "samples_per_shard", np.asarray(self.samples_per_shard, np.int64))
         if self.steps_per_epoch < 1:
             raise ConfigError(
                 f"a step of {self.batch} samples (data.global_batch / data.views) exceeds the {self.samples} training samples; "
@@ -64,7 +66,7 @@ class Order:
 
     @cached_property
     def samples(self) -> int:
-        return sum(self.samples_per_shard)
+        return int(self.samples_per_shard.sum())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +109,7 @@ class Order:
 
     def _epoch(self, epoch: int) -> "_Epoch":
         if epoch not in self._epochs:
-            if len(self._epochs) == 4:
+            if len(self._epochs) == EPOCHS:
                 self._epochs.clear()
             self._epochs[epoch] = _epoch_of(self, epoch)
         return self._epochs[epoch]
@@ -120,7 +122,7 @@ def places_of(batch: int, step: int, rank: int, world: int) -> np.ndarray:
     return np.arange(first, first + own, dtype=np.int64)
 
 
-def shards_of(samples_per_shard: Sequence[int], stretch: int) -> int:
+def shards_of(samples_per_shard: np.ndarray, stretch: int) -> int:
     """In how many shards a stretch of so many neighbouring places of a line may lie at most, whatever the order of the shards: all but its first and
     its last are in it whole."""
     whole = np.searchsorted(np.cumsum(np.sort(samples_per_shard)), stretch - 2, side="right")
@@ -153,7 +155,7 @@ class _Epoch:
 
 
 def _epoch_of(order: Order, epoch: int) -> _Epoch:
-    sizes = np.asarray(order.samples_per_shard, dtype=np.int64)
+    sizes = order.samples_per_shard
     shards = Draws(order.seed, SHARDS, epoch).permutation(len(sizes))
     starts = np.concatenate([[0], np.cumsum(sizes[shards])])
     first_ids = (np.cumsum(sizes) - sizes)[shards]

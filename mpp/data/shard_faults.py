@@ -3,22 +3,27 @@
 Here is what can be told without reading a shard: the manifest's claims about itself, sizes, the index's hash and its rows.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpp.data.decode import MAX_PIXELS
-from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, ShardEntry
+from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, check_of
 from mpp.data.shard_index import ShardIndex
-from mpp.files import seal_of, sha256_of
+from mpp.data.shard_table import ShardEntry
+from mpp.files import sha256_of
 from mpp.progress import tracked
 from mpp.remote.urls import Url
 
 ROWS = 1 << 16  # looked at together: 2.6 MB
 LISTED = 20  # rows of one kind among them that get a message of their own
+ASKERS, IN_A_ROW = 16, 16  # threads that ask for sizes of files; files that each asks for
 UNREADABLE = "unreadable file"  # an error of the system, perhaps of this machine alone
+Entry = IndexEntry | ShardEntry
 
 
 class Fault(NamedTuple):
@@ -41,27 +46,34 @@ def file_faults(folder: Path, manifest: Manifest, elsewhere: Url | None = None, 
     lies: Path | Url = elsewhere or folder
     path: Path | Url = lies / MANIFEST
     for what, total, parts in (
-        ("samples", manifest.samples, [entry.samples for entry in manifest.shards]),
-        ("bytes", manifest.bytes, [entry.bytes for entry in manifest.shards]),
+        ("samples", manifest.samples, manifest.shards.samples),
+        ("bytes", manifest.bytes, manifest.shards.bytes),
         ("index bytes", manifest.index.bytes, [manifest.samples * INDEX_DTYPE.itemsize]),
     ):
         if sum(parts) != total:
             yield Fault("manifest", path, f"says {total} {what}, but its parts add up to {sum(parts)}, so it was edited")
     if not manifest.samples:
         yield Fault("manifest", path, "holds no samples")
-    if len({entry.name for entry in manifest.shards}) != len(manifest.shards):
+    if len(set(manifest.shards.names)) != len(manifest.shards):
         yield Fault("manifest", path, "names a shard twice, so it was edited")
-    if manifest.check != seal_of(manifest.model_dump(), "check"):
+    if manifest.check != check_of(manifest):
         yield Fault("manifest", path, "was changed after it was written: its check does not fit the rest of it")
-    entries: list[IndexEntry | ShardEntry] = [manifest.index, *manifest.shards]
-    for entry in tracked(entries, f"looking at the files of {folder}", len(entries), "files"):
-        shard = "" if entry is manifest.index else entry.name
+
+    def size_of(entry: Entry) -> int | OSError:
+        """Bytes, -1 for no file, or why that cannot be told."""
         try:
-            size = sizes.get(entry.name, entry.bytes) if shard and sizes is not None else (folder / entry.name).stat().st_size
+            here = entry is manifest.index or sizes is None
+            return (folder / entry.name).stat().st_size if here else sizes.get(entry.name, entry.bytes)  # type: ignore[union-attr]
         except FileNotFoundError:
-            size = -1
+            return -1
         except OSError as error:
-            yield Fault(UNREADABLE, lies / entry.name, f"cannot be read ({error.strerror})", shard)
+            return error
+
+    entries: Iterator[Entry] = itertools.chain([manifest.index], manifest.shards)
+    for entry, size in tracked(_asked(entries, size_of), f"looking at the files of {folder}", 1 + len(manifest.shards), "files"):
+        shard = "" if entry is manifest.index else entry.name
+        if isinstance(size, OSError):
+            yield Fault(UNREADABLE, lies / entry.name, f"cannot be read ({size.strerror})", shard)
             continue
         if size < 0:
             yield Fault("missing file", lies / entry.name, "is missing, the manifest lists it", shard)
@@ -81,6 +93,15 @@ def file_faults(folder: Path, manifest: Manifest, elsewhere: Url | None = None, 
         yield Fault("index sha256", path, f"sha256 is {found[:12]}…, the manifest says {manifest.index.sha256[:12]}…")
 
 
+def _asked(entries: Iterator[Entry], ask: Callable[[Entry], int | OSError]) -> Iterator[tuple[Entry, int | OSError]]:
+    """Each with its answer, in order.  Many are asked for at once, as a file server answers each of perhaps a million late."""
+    with ThreadPoolExecutor(ASKERS) as pool:
+        while some := list(itertools.islice(entries, ASKERS * IN_A_ROW)):
+            parts = [some[first : first + IN_A_ROW] for first in range(0, len(some), IN_A_ROW)]
+            for part, found in zip(parts, pool.map(lambda part: [ask(entry) for entry in part], parts), strict=True):
+                yield from zip(part, found, strict=True)
+
+
 def most_pixels(source: dict[str, Any]) -> int:
     """Of one image of the set whose manifest has this `source`: --max-pixels of the program that made it, where that was given."""
     given = source.get("max_pixels")
@@ -95,8 +116,8 @@ def row_faults(
     index: INDEX_DTYPE [samples], as many as the manifest says: it is looked at in stretches of ROWS, each of which `seen` is given, too.
     """
     path, classes, most = folder / manifest.index.name, len(manifest.classes), most_pixels(manifest.source)
-    ends = np.cumsum([entry.samples for entry in manifest.shards], dtype=np.int64)
-    shard_bytes = np.array([entry.bytes for entry in manifest.shards], np.uint64)
+    ends = np.cumsum(manifest.shards.samples, dtype=np.int64)
+    shard_bytes = np.array(manifest.shards.bytes, np.uint64)
     free = last_key = -1  # of the row before: first byte of its shard in which the next image may begin; its key
     for first in range(0, len(index), ROWS):
         rows = np.asarray(index[first : first + ROWS])
@@ -107,7 +128,7 @@ def row_faults(
         offset, size, key = (np.ascontiguousarray(rows[name], np.uint64) for name in ("offset", "size", "key"))
         limit = shard_bytes[expected]
         lowest = np.empty(len(rows), np.uint64)  # an image begins behind the one before it and its own header
-        lowest[0] = min(free, 2**64 - 1) if first > ends[span[0]] - manifest.shards[span[0]].samples else BLOCK
+        lowest[0] = min(free, 2**64 - 1) if first > ends[span[0]] - manifest.shards.samples[span[0]] else BLOCK
         lowest[1:] = np.where(expected[1:] == expected[:-1], (offset + size)[:-1] + np.uint64(BLOCK), np.uint64(BLOCK))
         disorder = np.append(int(key[0]) <= last_key, key[1:] <= key[:-1])
         pixels = rows["width"].astype(np.uint64) * rows["height"]

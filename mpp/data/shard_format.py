@@ -8,14 +8,17 @@ A sample's id is its row in the index.  Keys are ordinals given before bad files
 Written by write_shards.py, read by shards.py; shard_faults.py says what may be wrong with it.
 """
 
+import hashlib
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Strict, ValidationError
 
+from mpp.data.shard_table import ShardTable, parsed
 from mpp.errors import DataError, of_this_rank
 
 FORMAT, VERSION = "mpp-shards", 1
@@ -39,15 +42,8 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 
+
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class ShardEntry(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+\.[tT][aA][rR]$")]
-    bytes: Count
-    sha256: str
-    samples: Count
 
 
 class IndexEntry(BaseModel):
@@ -72,21 +68,60 @@ class Manifest(BaseModel):
     mean: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]  # RGB, 0..1, over the pixels of `mean_std_images` images
     std: Annotated[list[FiniteFloat], Field(min_length=3, max_length=3)]
     mean_std_images: Count
-    short_sides: list[tuple[int, int]]  # (at least so many pixels, images), non-empty bins only
+    short_sides: list[Annotated[tuple[int, int], Strict(False)]]  # a list in JSON; (at least so many pixels, images), non-empty bins only
     source: dict[str, Any]  # name, kind and options it was made with
     mpp: str  # version
     index: IndexEntry
-    shards: list[ShardEntry]
-    check: str  # `seal_of` all the rest: a changed manifest is noticed, though nothing else vouches for it
+    shards: ShardTable
+    check: str  # `check_of` all the rest: a changed manifest is noticed, though nothing else vouches for it
 
 
-def manifest_bytes(manifest: Manifest) -> bytes:
-    """manifest.json, as it is written."""
-    return json.dumps(manifest.model_dump(), indent=1).encode() + b"\n"
+def manifest_pieces(manifest: Manifest) -> Iterator[bytes]:
+    """manifest.json, as it is written: json.dumps of all of it with indent=1, without an object for each shard."""
+    before, empty, after = json.dumps(_without_shards(manifest), indent=1).partition('\n "shards": []')
+    entry = '  {\n   "name": %(name)s,\n   "bytes": %(bytes)d,\n   "sha256": "%(sha256)s",\n   "samples": %(samples)d\n  }'
+    yield before.encode()
+    if manifest.shards:
+        yield b'\n "shards": [\n'
+        yield from (piece.encode() for piece in manifest.shards.pieces(entry, ",\n"))
+        yield b"\n ]"
+    else:
+        yield empty.encode()
+    yield after.encode() + b"\n"
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
-    """A split's manifest, complete and of this format, and its bytes.  Raises DataError; what it claims is not yet checked."""
+def digest_of(manifest: Manifest) -> str:
+    """sha256 of manifest.json, as it is written, hexadecimal."""
+    digest = hashlib.sha256()
+    for piece in manifest_pieces(manifest):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_of(manifest: Manifest) -> str:
+    """What `check` must be: `seal_of` all the rest, without an object for each shard."""
+    content = {key: value for key, value in _without_shards(manifest).items() if key != "check"}
+    # Nothing before the list's place, by their keys, can hold these letters: quotes inside of strings have a backslash before them.
+    before, _, after = json.dumps(content, sort_keys=True, separators=(",", ":")).partition('"shards":[')
+    digest = hashlib.sha256(before.encode() + b'"shards":[')
+    for piece in manifest.shards.pieces('{"bytes":%(bytes)d,"name":%(name)s,"samples":%(samples)d,"sha256":"%(sha256)s"}', ","):
+        digest.update(piece.encode())
+    digest.update(after.encode())
+    return digest.hexdigest()
+
+
+def _without_shards(manifest: Manifest) -> dict[str, Any]:
+    told = manifest.model_dump(exclude={"shards"})
+    return {name: told.get(name, []) for name in Manifest.model_fields}
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """With its `check`."""
+    return manifest.model_copy(update={"check": check_of(manifest)})
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """A split's manifest, complete and of this format, and the sha256 of its bytes.  Raises DataError; what it claims is not yet checked."""
     make = "make it with python data_prep/make_shards.py SOURCE OUT (or index_shards.py FOLDER for WebDataset tars from elsewhere)"
     try:
         data = (folder / MANIFEST).read_bytes()
@@ -100,20 +135,42 @@ def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
         raise DataError(f"{folder}: has no {MANIFEST}, so it is no finished set of shards; {make}") from None
     except OSError as error:
         raise of_this_rank(DataError(f"{folder / MANIFEST}: {error.strerror}; check the disk, mount and permissions")) from error
+    digest = hashlib.sha256(data).hexdigest()
+    text = _text(data, folder / MANIFEST)
+    del data  # of a million shards 157 MB
+    return _manifest(text, folder / MANIFEST), digest
+
+
+def manifest_in(data: bytes, where: object) -> Manifest:
+    """As `read_manifest`, of its bytes; where: they are from, for messages."""
+    return _manifest(_text(data, where), where)
+
+
+def _text(data: bytes, where: object) -> str:
     try:
-        content = json.loads(data)
-        kind = (content.get("format"), content.get("version"))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{folder / MANIFEST}: is not a JSON object ({error}); {REMAKE}") from error
-    if kind != (FORMAT, VERSION):
-        raise DataError(
-            f"{folder / MANIFEST}: is of format {kind[0]!r} version {kind[1]!r}, this mpp reads {FORMAT!r} version {VERSION}; {REMAKE}"
-        )
+        return data.decode()
+    except ValueError as error:
+        raise DataError(f"{where}: is not a JSON object ({error}); {REMAKE}") from error
+
+
+def _manifest(text: str, where: object) -> Manifest:
+    failed = None
     try:
-        return Manifest.model_validate_json(data), data
+        try:
+            content = parsed(text)
+        except ValidationError as error:  # perhaps of another version, which says more
+            content, failed = json.loads(text), error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: is not a JSON object ({error}); {REMAKE}") from error
+    if (kind := (content.get("format"), content.get("version"))) != (FORMAT, VERSION):
+        raise DataError(f"{where}: is of format {kind[0]!r} version {kind[1]!r}, this mpp reads {FORMAT!r} version {VERSION}; {REMAKE}")
+    try:
+        if failed:
+            raise failed
+        return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(f"{folder / MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {REMAKE}") from error
+        raise DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {REMAKE}") from error
 
 
 def member_header(key: int, field: str, size: int) -> bytes:

@@ -6,6 +6,7 @@ error, which ends the process without a word.  A row costs one pread, mostly fro
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +71,13 @@ class ShardIndex:
 
     def column(self, name: str) -> np.ndarray:
         """One number of each sample [samples], contiguous."""
-        found = np.empty(self.samples, INDEX_DTYPE[name])
+        return self.of_each(lambda rows: rows[name], INDEX_DTYPE[name])
+
+    def of_each(self, work: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> np.ndarray:
+        """One number of each sample [samples], contiguous: what `work` makes of rows, STRETCH at a time."""
+        found = np.empty(self.samples, dtype)
         for first in range(0, self.samples, STRETCH):
-            found[first : first + STRETCH] = self.rows(first, min(first + STRETCH, self.samples))[name]
+            found[first : first + STRETCH] = work(self.rows(first, min(first + STRETCH, self.samples)))
         return found
 
     def _read(self, first: int, count: int) -> bytes:

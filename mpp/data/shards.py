@@ -5,7 +5,6 @@ opened and a CRC-32 whenever a sample is read.
 """
 
 import functools
-import hashlib
 import os
 import resource
 import zlib
@@ -82,11 +81,11 @@ class ShardSet:
         self.manifest_hash = manifest_hash  # sha256 of manifest.json's bytes, hexadecimal
         self.classes: list[str] = manifest.classes
         self.unlabelled = unlabelled
-        self.shard_names = np.array(
-            [os.fsencode(entry.name) for entry in manifest.shards]
-        )  # bytes, [shards]: many thousands of str would be copied
-        self.shard_bytes = np.array([entry.bytes for entry in manifest.shards], np.int64)  # into each loader process as it looks at them
-        self.samples_per_shard: list[int] = [entry.samples for entry in manifest.shards]
+        # In arrays, of shards: many thousands of Python's objects would be copied into each loader process as it looks at them.
+        self.shard_names = np.array(manifest.shards.names)
+        self.shard_bytes, self.samples_per_shard = (
+            np.array(column, np.int64) for column in (manifest.shards.bytes, manifest.shards.samples)
+        )
         self.mean: list[float] = manifest.mean  # RGB, 0..1
         self.std: list[float] = [max(value, LEAST_DEVIATION) for value in manifest.std]  # a constant channel must not divide by zero
         self.index = ShardIndex(self.folder / manifest.index.name, manifest.samples)
@@ -107,8 +106,7 @@ class ShardSet:
         """
         cached = cached_set(str(path), peers)
         folder = cached.folder if cached else Path(path)
-        manifest, data = peers.together(lambda: read_manifest(folder))
-        found = hashlib.sha256(data).hexdigest()
+        manifest, found = peers.together(lambda: read_manifest(folder))
         check = lambda: _check(folder, manifest, cached)
         first = peers.from_first(lambda: [found, check(), _file_of(folder, manifest)])
         peers.together(lambda: _check_own(folder, manifest, found, first, peers, check))
@@ -144,7 +142,7 @@ class ShardSet:
 
     @functools.cached_property
     def prints(self) -> np.ndarray:
-        return packed(self.index["crc32"], self.index["size"])
+        return self.index.of_each(lambda rows: packed(rows["crc32"], rows["size"]), np.dtype(np.uint64))
 
     def shard_name(self, shard: int) -> str:
         return os.fsdecode(self.shard_names[shard])
@@ -254,7 +252,7 @@ class ShardSet:
         path = self.folder / self.shard_name(shard)
         if self.cached is not None:
             self.cached.want([self.shard_name(shard)])
-        said = read_manifest(self.folder)[0].shards[shard].sha256
+        said = read_manifest(self.folder)[0].shards.sha256(shard)
         if (found := sha256_of(path)) != said:
             raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
 
@@ -323,8 +321,8 @@ def _refuse(faults: Iterator[Fault]) -> None:
 def _reopen(path: Path | Url, manifest_hash: str, unlabelled: int, open_files: int, cached: CachedSet | None) -> ShardSet:
     """Unpickle: the sender has checked the files, so only a changed manifest is looked for."""
     folder = cached.folder if cached else Path(path)
-    manifest, data = read_manifest(folder)
-    if hashlib.sha256(data).hexdigest() != manifest_hash:
+    manifest, found = read_manifest(folder)
+    if found != manifest_hash:
         raise DataError(f"{folder / MANIFEST}: changed while the program was running; start it again")
     opened = ShardSet(path, manifest, manifest_hash, unlabelled, cached)
     opened.keep_open(open_files)

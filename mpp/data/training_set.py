@@ -1,7 +1,6 @@
 """Which samples a run trains on and which it holds out, opened and checked."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,7 +13,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
 from mpp.data.images import Images
 from mpp.data.in_hand import InHand
-from mpp.data.joined_shards import JoinedShards, Opened, open_holdout, open_shards
+from mpp.data.joined_shards import JoinedShards, Opened, open_holdout, open_shards, within
 from mpp.data.mixed_order import MixedOrder, exact_weights
 from mpp.data.order import BatchPlan, Order
 from mpp.data.pixels import StoredPixels
@@ -30,7 +29,7 @@ from mpp.recipe.masking import Masking
 class TrainingSet:
     training: CropDataset
     holdout: CropDataset
-    samples_per_shard: tuple[int, ...]  # of those that are trained on; of a stream none is known
+    samples_per_shard: np.ndarray  # int64, of those that are trained on; of a stream none is known
     masking: Masking
     manifests: dict[str, str]  # which shards -> sha256 of their manifest, or of what else they are known by
     trained_on: Opened | Stream  # of which training.pool are the ids
@@ -96,8 +95,7 @@ class TrainingSet:
         if self.stream:
             kept = self.stream.first_images(count)
             return replace(self.holdout, images=StoredPixels(kept, self.stream.max_pixels), pool=range(len(kept))), np.arange(len(kept))
-        pool = self.training.ids
-        return self.training, pool[np.linspace(0, len(pool) - 1, min(count, len(pool))).astype(np.int64)]
+        return self.training, self.training.spread(count)
 
     def in_hand(self, order: Order | StreamOrder, world: int, local_world: int) -> InHand | None:
         """What this machine reads from at a time, where it is fetched first.  local_world: of the `world` processes of the job, those of this machine."""
@@ -135,9 +133,9 @@ def open_training_set(config: PretrainConfig, peers: Peers = ALONE) -> TrainingS
     _refuse_few(data.holdout_samples, holdout_shards)
     manifests = manifests_of("shards", shards) | (manifests_of("holdout_shards", holdout_shards) if data.holdout_shards else {})
     trained_on = without_last(shards.samples_per_shard, 0 if data.holdout_shards else data.holdout_samples)
-    held_out = range(data.holdout_samples) if data.holdout_shards else range(sum(trained_on), len(shards))
+    held_out = range(data.holdout_samples) if data.holdout_shards else range(int(trained_on.sum()), len(shards))
     masking = _masking(config)
-    training = _crops(CropDataset, config, masking, shards, range(sum(trained_on)))
+    training = _crops(CropDataset, config, masking, shards, range(int(trained_on.sum())))
     holdout = _crops(CropDataset, config, masking, holdout_shards, held_out)
     return TrainingSet(training, holdout, trained_on, masking, manifests, shards, holdout_shards)
 
@@ -167,7 +165,7 @@ def _open_stream_set(config: PretrainConfig, peers: Peers) -> TrainingSet:
     manifests = {"shards": known} | ({"holdout_shards": holdout_shards.manifest_hash} if holdout_shards else {})
     training = _crops(StreamDataset, config, masking, stream, range(0))
     holdout = _crops(CropDataset, config, masking, held_out, range(data.holdout_samples))
-    return TrainingSet(training, holdout, (), masking, manifests, stream, held_out)
+    return TrainingSet(training, holdout, np.empty(0, np.int64), masking, manifests, stream, held_out)
 
 
 def _masking(config: PretrainConfig) -> Masking:
@@ -203,13 +201,6 @@ def manifests_of(key: str, opened: Opened) -> dict[str, str]:
     return (each if len(each) > 1 else {}) | {key: opened.manifest_hash}
 
 
-def without_last(samples_per_shard: Sequence[int], holdout: int) -> tuple[int, ...]:
-    """samples_per_shard without the last `holdout` samples of the set, which are then never trained on."""
-    left = list(samples_per_shard)
-    while holdout and left:
-        taken = min(holdout, left[-1])
-        left[-1] -= taken
-        holdout -= taken
-        if not left[-1]:
-            left.pop()
-    return tuple(left)
+def without_last(samples_per_shard: np.ndarray, holdout: int) -> np.ndarray:
+    """int64: samples_per_shard without the last `holdout` samples of the set, which are then never trained on."""
+    return within(samples_per_shard, 0, int(np.sum(samples_per_shard)) - holdout)

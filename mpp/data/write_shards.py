@@ -22,12 +22,13 @@ from mpp.data.shard_format import (
     SHORT_SIDES,
     IndexEntry,
     Manifest,
-    ShardEntry,
-    manifest_bytes,
+    manifest_pieces,
     member_header,
+    sealed,
 )
+from mpp.data.shard_table import ShardEntry, ShardTable
 from mpp.errors import DataError
-from mpp.files import seal_of, sync_path, temporary, write_atomically, write_stream
+from mpp.files import sync_path, temporary, write_stream
 
 BUFFER = 1 << 20  # bytes written and read together
 
@@ -145,7 +146,7 @@ def write_manifest(
     shards: what `write_shard` returned, in order; taken one at a time.  Empty shards are left out.
     colours: int64 [3, 256], how often each value occurs in each channel of `colour_images` decoded images.
     """
-    entries: list[ShardEntry] = []
+    entries = ShardTable()
     digest = hashlib.sha256()
     bins = np.zeros(len(SHORT_SIDES), np.int64)
 
@@ -154,7 +155,7 @@ def write_manifest(
             if entry["samples"]:
                 rows = rows.copy()
                 rows["shard"] = len(entries)
-                entries.append(ShardEntry(**entry))
+                entries.extend([ShardEntry(**entry)])
                 bins[:] += short_side_bins(rows)
                 data = rows.tobytes()
                 digest.update(data)
@@ -162,11 +163,11 @@ def write_manifest(
 
     write_stream(folder / INDEX, index())
     mean, std = mean_and_std(colours)
-    samples = sum(entry.samples for entry in entries)
+    samples = sum(entries.samples)
     manifest = Manifest(
         split=split,
         samples=samples,
-        bytes=sum(entry.bytes for entry in entries),
+        bytes=sum(entries.bytes),
         rejects=rejects,
         repeats=repeats,
         classes=classes,
@@ -180,8 +181,8 @@ def write_manifest(
         shards=entries,
         check="",
     )
-    manifest = manifest.model_copy(update={"check": seal_of(manifest.model_dump(), "check")})
-    write_atomically(folder / MANIFEST, manifest_bytes(manifest))
+    manifest = sealed(manifest)
+    write_stream(folder / MANIFEST, manifest_pieces(manifest))
     return manifest
 
 

@@ -1,6 +1,5 @@
 """What the folder of a run says of it, for a page: read as it is, of a run that goes on, was stopped or is finished."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -186,10 +185,10 @@ class RunFolder:
         try:
             if not (folder / MANIFEST).exists():
                 return None
-            found, data = read_manifest(folder)
+            found, digest = read_manifest(folder)
         except DataError:
             return None
-        return folder, found, hashlib.sha256(data).hexdigest()
+        return folder, found, digest
 
     def bad_samples(self) -> list[dict[str, Any]]:
         lines = [

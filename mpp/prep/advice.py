@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mpp.data.order import Order, default_streams
 from mpp.data.shard_format import Manifest
 
@@ -37,8 +39,8 @@ def feeding_lines(manifest: Manifest) -> list[str]:
     """For people: of a large set, how many shards a process reads from, and what changes that; none of others."""
     if manifest.samples < MANY:
         return []
-    sizes = tuple(entry.samples for entry in manifest.shards)
-    whole, image = max(sizes), manifest.bytes / manifest.samples
+    sizes = np.array(manifest.shards.samples, np.int64)
+    whole, image = int(sizes.max()), manifest.bytes / manifest.samples
     reach = lambda block: [Order(sizes, BATCH, default_streams(BATCH), 0, block).shards_in_reach(count) for count in PROCESSES]
     in_words = lambda shards: ", ".join(f"of {count}: {found:,}" for count, found in zip(PROCESSES, shards, strict=True))
     told = [

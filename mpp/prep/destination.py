@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
+from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, manifest_in, read_manifest
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError
 from mpp.files import TEMPORARY, write_atomically, write_stream
@@ -260,8 +258,8 @@ class StoreDestination(Destination):
     def manifest(self, split: str) -> Manifest:
         data = self._fetch(f"{split}/{MANIFEST}")
         try:
-            return Manifest.model_validate_json(data or b"")
-        except ValidationError as error:
+            return manifest_in(data or b"", self.where(split, MANIFEST))
+        except DataError as error:
             raise DataError(f"{self.where(split, MANIFEST)}: is missing or damaged; remove {self.shown} and make it again") from error
 
     def check(self, split: str) -> None:

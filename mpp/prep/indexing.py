@@ -22,7 +22,7 @@ import PIL
 import mpp
 from mpp.data.class_folders import listed_names, too_sparse
 from mpp.data.decode import MAX_PIXELS
-from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, Manifest
+from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, Manifest, manifest_in
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
 from mpp.errors import BadSample, DataError, UserError
@@ -74,7 +74,7 @@ def index(args: argparse.Namespace) -> int:
     in_store = isinstance(args.out, Url)
     with held_in_store(args) if in_store else held(args) as out:
         if (written := out.get(MANIFEST)) is not None:  # while this run waited, or the run that wrote it was killed while it cleaned up
-            images = Manifest.model_validate_json(written).samples if in_store else len(ShardSet.open(out.folder_of_all))
+            images = manifest_in(written, args.out / MANIFEST).samples if in_store else len(ShardSet.open(out.folder_of_all))
             say(f"{args.out} is already complete: {images:,} images; nothing to do")
             return 0
         source = source_of(out, SourceOptions(None, None, args.image_field, args.label_field))

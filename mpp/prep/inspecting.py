@@ -146,14 +146,14 @@ def look(folder: Path | Url, args: argparse.Namespace) -> Facts:
     unreadable = {}
     levels: Counter = Counter()
     most = most_pixels(shards.manifest["source"])
-    looked = spread(shards.samples_per_shard, FORMAT_IMAGES, args.seed)
+    looked = spread(shards.samples_per_shard.tolist(), FORMAT_IMAGES, args.seed)
     for sample in tracked(looked, f"formats of {folder}", len(looked), "images", quiet=args.quiet):
         try:
             formats[format_of(shards.read(sample), most)] += 1
         except BadSample as error:
             unreadable[sample] = str(error)
     cells = []
-    shown = spread(shards.samples_per_shard, args.images, args.seed)
+    shown = spread(shards.samples_per_shard.tolist(), args.images, args.seed)
     for sample in tracked(shown, f"images of {folder}", len(shown), "images", quiet=args.quiet):
         row = shards.index[sample]
         caption = drawn_name(shards.classes, int(row["label"])) if row["label"] >= 0 else f"{row['width']} x {row['height']}"
@@ -170,7 +170,7 @@ def look(folder: Path | Url, args: argparse.Namespace) -> Facts:
         folder,
         shards.manifest,
         len(shards.shard_names),
-        {"samples": spread_of(shards.samples_per_shard), "bytes": spread_of(shards.shard_bytes.tolist())},
+        {"samples": spread_of(shards.samples_per_shard.tolist()), "bytes": spread_of(shards.shard_bytes.tolist())},
         Classes(shards.classes, counts.tolist(), int((shards.labels < 0).sum())),
         formats,
         [f"{shards.where(sample)}: {reason}" for sample, reason in sorted(unreadable.items())],

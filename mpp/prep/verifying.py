@@ -35,12 +35,12 @@ from mpp.data.shard_format import (
     MEAN_STD_IMAGES,
     SHORT_SIDES,
     Manifest,
-    ShardEntry,
-    manifest_bytes,
+    digest_of,
     member_header,
     read_manifest,
 )
 from mpp.data.shard_index import Row, ShardIndex
+from mpp.data.shard_table import ShardEntry
 from mpp.data.write_shards import mean_and_std, short_side_bins
 from mpp.errors import BadSample, DataError, UserError
 from mpp.files import writing
@@ -168,8 +168,8 @@ class StorePlace(Place):
                 download(f"{self.shown}/{name}", info, self.folder / name, bar)
 
     def sizes(self, manifest: Manifest) -> dict[str, int]:
-        found = {entry.name: self.objects[entry.name].size if entry.name in self.objects else -1 for entry in manifest.shards}
-        return {entry.name: found[entry.name] for entry in manifest.shards if found[entry.name] != entry.bytes}
+        size_of = lambda name: self.objects[name].size if name in self.objects else -1
+        return {entry.name: size for entry in manifest.shards if (size := size_of(entry.name)) != entry.bytes}
 
     def tars(self) -> list[tuple[str, int]]:
         return [(name, info.size) for name, info in sorted(self.objects.items()) if name.lower().endswith(".tar")]
@@ -226,7 +226,7 @@ def verify(place: Place, args: argparse.Namespace) -> Report:
     if isinstance(place, StorePlace):
         place.fetch(MANIFEST, args.quiet)
     try:
-        manifest, data = read_manifest(folder)
+        manifest, digest = read_manifest(folder)
     except DataError as error:
         said = str(error).removeprefix(f"{folder / MANIFEST}: ").removeprefix(f"{folder}: ")
         tally.add([Fault("manifest", folder / MANIFEST, f"{said} (the shards were not looked at)")])
@@ -235,7 +235,7 @@ def verify(place: Place, args: argparse.Namespace) -> Report:
     foreign = manifest.source if is_foreign(manifest) else None
     if isinstance(place, StorePlace):
         place.fetch(manifest.index.name, args.quiet)
-    if data != manifest_bytes(manifest):
+    if digest != digest_of(manifest):
         tally.add([Fault("manifest", folder / MANIFEST, "is not laid out as it was written, so it was edited or damaged")])
     tally.add(file_faults(folder, manifest, place.elsewhere, place.sizes(manifest)))
     index = open_index(folder, manifest)
@@ -265,7 +265,7 @@ def verify(place: Place, args: argparse.Namespace) -> Report:
 
 def open_index(folder: Path, manifest: Manifest) -> ShardIndex | None:
     """None where it has not as many rows as the manifest's shards have samples, which is a fault found before."""
-    samples = sum(entry.samples for entry in manifest.shards)
+    samples = sum(manifest.shards.samples)
     try:
         if samples and (folder / manifest.index.name).stat().st_size == samples * INDEX_DTYPE.itemsize:
             return ShardIndex(folder / manifest.index.name, samples)
@@ -278,7 +278,7 @@ def plan(manifest: Manifest, index: ShardIndex | None, args: argparse.Namespace)
     """A job for every shard to look at, and the bytes that all of them will read."""
     if index is None and not args.full:
         return [], 0
-    counts = [entry.samples for entry in manifest.shards]
+    counts = manifest.shards.samples
     ends = np.cumsum(counts)
     jobs = [Job(entry, int(end) - entry.samples, None) for entry, end in zip(manifest.shards, ends, strict=True)]
     if args.full:
@@ -424,7 +424,7 @@ def claim_faults(folder: Path, manifest: Manifest, index: ShardIndex) -> Iterato
     if found != manifest.short_sides:
         yield Fault("manifest's claims", path, f"says short_sides {manifest.short_sides}, the index {found}")
     if is_foreign(manifest):
-        early = sum(min(entry.samples, limit) for entry in manifest.shards)
+        early = sum(min(samples, limit) for samples in manifest.shards.samples)
     if early != manifest.mean_std_images and colours_are_told(manifest):
         said = f"says mean and std are of {manifest.mean_std_images} images, but the index has {early} such images"
         yield Fault("manifest's claims", path, said)

@@ -30,7 +30,7 @@ def subset(total: int, count: int | None, seed: int, key: int = 0) -> np.ndarray
     """int64, ascending: `count` of range(total) at random (all of them for None or a count beyond total)."""
     if count is None or count >= total:
         return np.arange(total)
-    return np.sort(Draws(seed, PROBE, SUBSET, key).permutation(total)[:count])
+    return Draws(seed, PROBE, SUBSET, key).first_of_permutation(total, count)
 
 
 def hold_out(

@@ -87,7 +87,7 @@ class Chosen:
 def choose(config: PretrainConfig, sets: TrainingSet, images: int, peers: Peers = ALONE) -> Chosen:
     """peers: who chooses together; collective.  Raises DataError for `evaluate.train` without labels."""
     held, training = sets.held_out, sets.trained_on
-    ids_of = lambda pool, count, key: np.asarray(pool)[subset(len(pool), count, config.seed, key)]
+    ids_of = lambda data, count, key: data.ids_at(subset(len(data.pool), count, config.seed, key))
     if config.evaluate.train is not None:
         given = open_labelled(config.evaluate.train, "train", peers)
         if not given.labelled:
@@ -101,9 +101,9 @@ def choose(config: PretrainConfig, sets: TrainingSet, images: int, peers: Peers 
     if isinstance(training, Stream) or not (
         training.labelled and held.labelled and training.classes == held.classes and len(training.classes) > 1
     ):
-        return Chosen(held, ids_of(sets.holdout.pool, images, 1), held, np.arange(0))
-    asked = ids_of(sets.holdout.pool, round(ASKED * images), 1)
-    return Chosen(held, asked, training, ids_of(sets.training.pool, images - len(asked), 2))
+        return Chosen(held, ids_of(sets.holdout, images, 1), held, np.arange(0))
+    asked = ids_of(sets.holdout, round(ASKED * images), 1)
+    return Chosen(held, asked, training, ids_of(sets.training, images - len(asked), 2))
 
 
 class FeatureLooks:

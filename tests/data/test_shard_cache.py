@@ -95,7 +95,7 @@ def test_a_store_a_web_server_and_a_far_disk_give_what_the_folder_gives_and_each
         store.forget()
         far = ShardSet.open(where)
         assert images_of(far) == images_of(near)
-        assert far.identity == near.identity and far.samples_per_shard == near.samples_per_shard
+        assert far.identity == near.identity and (far.samples_per_shard == near.samples_per_shard).all()
         assert (far.labels == near.labels).all() and far.where(7) == near.where(7)
         if where != str(made):
             fetched = store.fetched("bucket/set/train/*")

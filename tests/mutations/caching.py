@@ -87,7 +87,7 @@ ROWS = [
     Row(
         "sizes in the store are believed",
         KEEPER,
-        "        faults = self._wrong_sizes(kept, manifest)\n",
+        "        faults = self._wrong_sizes(kept)\n",
         "        faults: dict[str, int] = {}\n",
         CACHE + "test_a_set_that_is_not_whole_is_refused_when_it_is_opened[s3-lost-shard]",
     ),

@@ -7,7 +7,7 @@ SIGNS = "tests/monitor/test_signs.py::test_"
 UNIT, RUNS = "tests/transfer/test_while_training.py::test_", "tests/pipeline/test_features_while_training.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
-        "those asked about are trained on", FILE, "asked = ids_of(sets.holdout.pool, round", "asked = ids_of(sets.training.pool, round",
+        "those asked about are trained on", FILE, "asked = ids_of(sets.holdout, round", "asked = ids_of(sets.training, round",
         UNIT + "those_asked_about_are_held_out_and_the_bank_is_trained_on",
     ),
     Row(

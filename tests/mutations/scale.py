@@ -4,6 +4,7 @@ from tests.mutations import Plant, Row
 
 SPLIT = "tests/transfer/test_split.py::"
 SHARDS, ORDER, ADVICE = "tests/data/test_shards.py::", "tests/data/test_order.py::", "tests/prep/test_advice.py::"
+LARGE = "tests/data/test_large_sets.py::test_"
 EXTRACTION, PROBE = "tests/transfer/test_extraction.py::", "tests/transfer/test_linear_probe.py::"
 DIVIDED = "tests/transfer/test_divided.py::"
 DEALT = "tests/pipeline/test_probe_processes.py::test_probes_dealt_out_to_processes_give_the_same_figures_to_the_digit"
@@ -86,6 +87,111 @@ ROWS = [
         "wide >= OFTEN * narrow",
         "wide >= narrow",
         ADVICE + "test_nothing_is_said_of_feeding_where_it_is_no_question",
+    ),
+    # Manifests and memory.
+    Row(
+        "some ids are taken from an array of all",
+        "mpp/data/crop_dataset.py",
+        "return self.pool.start + places * self.pool.step if isinstance(self.pool, range) else self.pool[places]",
+        "return np.asarray(self.pool)[places]",
+        LARGE + "a_rank_and_its_sampler_hold_nothing_by_the_sample",
+    ),
+    Row(
+        "some images are drawn by a permutation of all",
+        "mpp/transfer/split.py",
+        "Draws(seed, PROBE, SUBSET, key).first_of_permutation(total, count)",
+        "np.sort(Draws(seed, PROBE, SUBSET, key).permutation(total)[:count])",
+        LARGE + "a_rank_and_its_sampler_hold_nothing_by_the_sample",
+    ),
+    Row(
+        "places of a stretch of keys are taken for those of all",
+        "mpp/rng.py",
+        "np.concatenate([found, first + few])",
+        "np.concatenate([found, few])",
+        LARGE + "the_first_of_a_permutation_are_those_of_the_whole_one",
+    ),
+    Row(
+        "the mean size is of all rows of the index",
+        "mpp/data/device_jpegs.py",
+        'source.index[some]["size"]',
+        'source.index["size"]',
+        LARGE + "what_is_read_of_the_index_does_not_grow_with_the_set",
+    ),
+    Row(
+        "all entries of a manifest are objects at once",
+        "mpp/data/shard_table.py",
+        "while more and len(part) < STRETCH:",
+        "while more:",
+        LARGE + "a_shard_of_the_manifest_takes_a_rank_a_few_dozen_bytes_and_a_keeper_few_more",
+    ),
+    Row(
+        "a rank keeps an object for each shard",
+        "mpp/data/shards.py",
+        'manifest.model_dump(exclude={"shards"})',
+        "manifest.model_dump()",
+        LARGE + "a_shard_of_the_manifest_takes_a_rank_a_few_dozen_bytes_and_a_keeper_few_more",
+    ),
+    Row(
+        "every epoch's line of shards is kept",
+        "mpp/data/order.py",
+        "if len(self._epochs) == EPOCHS:",
+        "if False:",
+        LARGE + "a_shard_of_the_manifest_takes_a_rank_a_few_dozen_bytes_and_a_keeper_few_more",
+    ),
+    Row(
+        "an entry is named by its place among those read with it",
+        "mpp/data/shard_table.py",
+        'entries + int(each["loc"][0])',
+        'int(each["loc"][0])',
+        LARGE + "an_entry_that_is_none_is_named_by_its_place_in_the_whole_list",
+    ),
+    Row(
+        "entries of another version are called wrong",
+        "mpp/data/shard_format.py",
+        "if (kind := (content",
+        "if not failed and (kind := (content",
+        LARGE + "an_entry_that_is_none_is_named_by_its_place_in_the_whole_list",
+    ),
+    Row(
+        "entries are sealed in the order in which they are written",
+        "mpp/data/shard_format.py",
+        '{"bytes":%(bytes)d,"name":%(name)s,',
+        '{"name":%(name)s,"bytes":%(bytes)d,',
+        LARGE + "a_manifest_is_written_sealed_and_read_as_if_it_were_one_object",
+    ),
+    Row(
+        "stretches of entries stand without a comma between them",
+        "mpp/data/shard_table.py",
+        'yield (between if first else "") + ',
+        "yield ",
+        LARGE + "a_manifest_is_written_sealed_and_read_as_if_it_were_one_object",
+    ),
+    Row(
+        "the list of shards is looked for anywhere in the manifest",
+        "mpp/data/shard_format.py",
+        """partition('\\n "shards": []')""",
+        """partition('"shards": []')""",
+        LARGE + "a_manifest_is_written_sealed_and_read_as_if_it_were_one_object",
+    ),
+    Row(
+        "shards are looked up as if they were listed by name",
+        "mpp/data/keeper.py",
+        "np.searchsorted(self._names, wanted, sorter=self._by_name)",
+        "np.searchsorted(self._names, wanted)",
+        LARGE + "an_entry_is_found_by_its_name_in_any_order_of_the_list",
+    ),
+    Plant(
+        "prints are made of whole columns",
+        "mpp.data.shard_index:ShardIndex.of_each",
+        "lambda self, work, dtype: work(self[:])",
+        LARGE + "prints_and_labels_of_a_set_take_what_they_are_and_a_stretch_of_rows",
+    ),
+    Row(
+        "sizes are asked for one after the other",
+        "mpp/data/shard_faults.py",
+        "pool.map(lambda part: [ask(entry) for entry in part], parts)",
+        "map(lambda part: [ask(entry) for entry in part], parts)",
+        LARGE + "sizes_of_many_shards_are_asked_for_at_once_and_told_in_order",
     ),
     # Hashes of tables.
     Row(

@@ -456,11 +456,11 @@ ROWS = [
         '0', 'tests/data/test_shards.py::test_many_wrong_rows_are_all_counted_and_few_are_told',
     ),
     Row(
-        'a changed manifest opens', 'mpp/data/shard_faults.py', 'if manifest.check != seal_of(manifest.model_dump(), "check"):',
+        'a changed manifest opens', 'mpp/data/shard_faults.py', 'if manifest.check != check_of(manifest):',
         'if False:', 'tests/data/test_shards.py::test_open_names_what_is_wrong',
     ),
     Row(
-        'the layout of the manifest does not matter', 'mpp/prep/verifying.py', 'if data != manifest_bytes(manifest):',
+        'the layout of the manifest does not matter', 'mpp/prep/verifying.py', 'if digest != digest_of(manifest):',
         'if False:', 'tests/prep/test_verify_shards.py::test_a_manifest_that_was_laid_out_anew_opens_but_is_not_as_it_was_written',
     ),
     Row(

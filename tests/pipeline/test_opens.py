@@ -4,7 +4,7 @@ S shards, R rows in the index, F files in a checkpoint, W processes (on one host
 
     a shard's size is asked for      once                        by rank 0
     index.bin is read                twice, and 40 bytes a row   by rank 0, to hash it and to check its rows; then row by row as images are read
-    manifest.json is opened          W times
+    manifest.json is read            W times
     COMMIT.json is opened            W + 6 times at most         rank 0 also looks now and then which commits there are
     a file of a checkpoint is opened 5 times                     hashed, looked through, read, by the rank in whose share it is (safetensors opens twice)
 """
@@ -105,6 +105,7 @@ def test_a_start_and_a_resumption_ask_the_same_of_the_disk_whatever_the_number_o
     for number in range(shards):
         assert began.looked_at[f"train/{number:06d}.tar"] == 1
     assert began.opened["train/manifest.json"] == world
+    assert began.bytes_read["train/manifest.json"] == world * (folder / "manifest.json").stat().st_size
     assert began.opened["train/index.bin"] <= world + 2
     index = rows * INDEX_DTYPE.itemsize
     assert 2 * index <= began.bytes_read["train/index.bin"] <= 2 * index + INDEX_DTYPE.itemsize * 4 * (80 + 4 * world + 512)

@@ -42,9 +42,8 @@ def test_a_large_set_goes_to_the_papers_own_recipe():
 
 
 def of_shards(shards, per_shard, image):
-    entries = [SimpleNamespace(samples=per_shard) for _ in range(shards)]
-    known = SimpleNamespace(samples=shards * per_shard, bytes=shards * per_shard * image, shards=entries)
-    return feeding_lines(known)
+    held = SimpleNamespace(samples=[per_shard] * shards)
+    return feeding_lines(SimpleNamespace(samples=shards * per_shard, bytes=shards * per_shard * image, shards=held))
 
 
 def test_a_large_set_says_from_how_many_shards_a_process_reads_and_what_blocks_and_larger_shards_change():
