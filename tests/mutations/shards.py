@@ -89,11 +89,11 @@ ROWS = [
         'tests/prep/test_endings.py::test_a_zip_with_more_than_its_directory_lists_is_refused',
     ),
     Row(
-        'verify looks for larger images than were indexed', 'mpp/prep/verifying.py', ', max_pixels=most_pixels(source))', ')',
+        'verify looks for larger images than were indexed', 'mpp/prep/verify_shard.py', ', max_pixels=most_pixels(source))', ')',
         'tests/prep/test_endings.py::test_an_image_that_was_too_large_for_an_index_is_none_that_verify_misses',
     ),
     Plant(
-        'verify reads no further than the index', 'mpp.prep.verifying:ShardCheck._unlisted_images', 'lambda self, listed: iter(())',
+        'verify reads no further than the index', 'mpp.prep.verify_shard:ShardCheck._unlisted_images', 'lambda self, listed: iter(())',
         'tests/prep/test_endings.py::test_a_foreign_index_lists_images_behind_an_end_mark_and_verify_names_those_that_one_does_not',
     ),
     Row(
@@ -464,47 +464,47 @@ ROWS = [
         'if False:', 'tests/prep/test_verify_shards.py::test_a_manifest_that_was_laid_out_anew_opens_but_is_not_as_it_was_written',
     ),
     Row(
-        'smuggled members go unseen', 'mpp/prep/verifying.py', 'yield self._fault("unlisted member", said, at)',
+        'smuggled members go unseen', 'mpp/prep/verify_shard.py', 'yield self._fault("unlisted member", said, at)',
         'pass', 'tests/prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
     ),
     Row(
-        "a tar's end mark is trusted", 'mpp/prep/verifying.py', 'between two samples at byte {at}", at)\n                continue',
+        "a tar's end mark is trusted", 'mpp/prep/verify_shard.py', 'between two samples at byte {at}", at)\n                continue',
         'between two samples at byte {at}", at)\n                stream.skip(until - stream.at)\n                continue', 'tests/prep/test_verify_shards.py::test_a_member_that_the_index_does_not_list_is_a_fault_though_every_hash_fits',
     ),
     Row(
-        "a payload's CRC is not compared", 'mpp/prep/verifying.py', '        if found != row.crc32:',
+        "a payload's CRC is not compared", 'mpp/prep/verify_shard.py', '        if found != row.crc32:',
         '        if False:', 'tests/prep/test_verify_shards.py::test_one_flipped_bit_anywhere_is_found_and_its_place_named',
     ),
     Row(
-        'padding may hold anything', 'mpp/prep/verifying.py', 'if not self.foreign and any(padding):',
+        'padding may hold anything', 'mpp/prep/verify_shard.py', 'if not self.foreign and any(padding):',
         'if False:', 'tests/prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
     ),
     Row(
-        'odd fields of a header pass', 'mpp/prep/verifying.py', '        if not said and not self.foreign:',
+        'odd fields of a header pass', 'mpp/prep/verify_shard.py', '        if not said and not self.foreign:',
         '        if False:', 'tests/prep/test_verify_shards.py::test_bytes_in_the_padding_and_odd_header_fields_are_faults_though_every_hash_fits',
     ),
     Plant(
-        'a label in the tar may differ', 'mpp.prep.verifying:ShardCheck._label_faults', 'lambda self, blocks, start, row: iter(())',
+        'a label in the tar may differ', 'mpp.prep.verify_shard:ShardCheck._label_faults', 'lambda self, blocks, start, row: iter(())',
         'tests/prep/test_verify_shards.py::test_labels_are_compared_with_the_cls_members',
     ),
     Row(
-        "a shard's sha256 is not compared", 'mpp/prep/verifying.py', 'if (found := stream.digest.hexdigest()) != self.entry.sha256:',
+        "a shard's sha256 is not compared", 'mpp/prep/verify_shard.py', 'if (found := stream.digest.hexdigest()) != self.entry.sha256:',
         'if not (found := stream.digest.hexdigest()):', 'tests/prep/test_verify_shards.py::test_without_an_index_the_shards_are_still_read',
     ),
     Row(
-        'a size in pixels may differ', 'mpp/prep/verifying.py', 'if (width, height) != (row.width, row.height):',
+        'a size in pixels may differ', 'mpp/prep/verify_shard.py', 'if (width, height) != (row.width, row.height):',
         'if False:', 'tests/prep/test_verify_shards.py::test_a_wrong_row_is_found_though_every_hash_fits',
     ),
     Row(
-        'only listed faults count', 'mpp/prep/verifying.py', 'self.counts.update(other.counts)',
+        'only listed faults count', 'mpp/prep/verify_shard.py', 'self.counts.update(other.counts)',
         'self.counts.update({kind: len(faults) for kind, faults in other.first.items()})', 'tests/prep/test_verify_shards.py::test_all_faults_are_counted_and_few_of_a_kind_are_told',
     ),
     Plant(
-        'mean and std are believed', 'mpp.prep.verifying:TOLERANCE', '1.0',
+        'mean and std are believed', 'mpp.prep.verify_claims:TOLERANCE', '1.0',
         'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
     ),
     Row(
-        'the size histogram is believed', 'mpp/prep/verifying.py', 'if found != manifest.short_sides:',
+        'the size histogram is believed', 'mpp/prep/verify_claims.py', 'if found != manifest.short_sides:',
         'if False:', 'tests/prep/test_verify_shards.py::test_wrong_claims_about_the_images_are_found_though_the_manifest_is_sealed',
     ),
     Plant(
@@ -618,19 +618,19 @@ ROWS = [
         'tests/prep/test_index_stores.py::test_bad_input_is_one_line_and_leaves_nothing',
     ),
     Plant(
-        'verify believes the sizes of shards in a store', 'mpp.prep.verifying:StorePlace.sizes', 'lambda self, manifest: {}',
+        'verify believes the sizes of shards in a store', 'mpp.prep.verify_places:StorePlace.sizes', 'lambda self, manifest: {}',
         'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
     ),
     Plant(
-        'verify passes over stray tars in a store', 'mpp.prep.verifying:StorePlace.tars', 'lambda self: []',
+        'verify passes over stray tars in a store', 'mpp.prep.verify_places:StorePlace.tars', 'lambda self: []',
         'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
     ),
     Row(
-        'verify counts the bytes of a store twice', 'mpp/prep/verifying.py', 'yield lambda count: tick(0)',
+        'verify counts the bytes of a store twice', 'mpp/prep/verify_places.py', 'yield lambda count: tick(0)',
         'yield tick', 'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
     ),
     Row(
-        'what verify fetched stays', 'mpp/prep/verifying.py', '            finally:\n                remove_scratch(scratch)',
+        'what verify fetched stays', 'mpp/prep/verify_places.py', '            finally:\n                remove_scratch(scratch)',
         '            finally:\n                pass', 'tests/prep/test_verify_stores.py::test_what_is_found_in_a_store_is_what_is_found_in_a_folder',
     ),
     Row(

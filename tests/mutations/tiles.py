@@ -46,7 +46,7 @@ ROWS: list[Plant | Row] = [
         '                pass', 'tests/prep/test_tiles.py::test_scans_that_cannot_be_cut_are_rejects_with_their_reason',
     ),
     Plant(
-        'verify passes over where tiles are from', 'mpp.prep.verifying:ShardCheck._place_faults',
+        'verify passes over where tiles are from', 'mpp.prep.verify_shard:ShardCheck._place_faults',
         "lambda self, stream, row, room, cutting: stream.skip(1024) or iter(())",
         'tests/prep/test_tiles.py::test_a_place_that_cannot_be_is_a_fault',
     ),

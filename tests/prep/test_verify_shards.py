@@ -21,7 +21,7 @@ from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.errors import DataError
 from mpp.files import seal_of
-from mpp.prep import verifying
+from mpp.prep import verify_shard
 from mpp.prep.source import FOREIGN
 from mpp.prep.splits import spread
 
@@ -392,10 +392,10 @@ def test_all_faults_are_counted_and_few_of_a_kind_are_told(tmp_path, verify, cap
             file.write(b"\xaa\x55")
     _, found = verify(split, "--full")
     assert found["splits"][0]["kinds"]["CRC-32"] == 30
-    assert [fault["kind"] for fault in listed(found)].count("CRC-32") == verifying.KEPT
+    assert [fault["kind"] for fault in listed(found)].count("CRC-32") == verify_shard.KEPT
     assert main([str(split), "--full", "--quiet"]) == 1
     out = capsys.readouterr().out
-    assert f"CRC-32: and {30 - verifying.KEPT} more" in out
+    assert f"CRC-32: and {30 - verify_shard.KEPT} more" in out
     assert "CRC-32: 000000.tar: 000000000003 (offset " in out
 
 
@@ -429,7 +429,7 @@ def test_a_system_error_is_a_fault_and_the_other_shards_are_still_checked(split,
             raise OSError(5, "Input/output error")
         return fstat(handle)
 
-    monkeypatch.setattr(verifying.os, "fstat", fail_on_the_first)
+    monkeypatch.setattr(verify_shard.os, "fstat", fail_on_the_first)
     _, found = verify(split, "--full")
     assert next((fault["kind"], fault["shard"]) for fault in listed(found)) == ("unreadable file", "000000.tar")
     assert found["splits"][0]["images_checked"] == 2

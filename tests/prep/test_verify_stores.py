@@ -11,7 +11,7 @@ import pytest
 from data_prep import index_shards, inspect_shards, verify_shards
 from mpp.data.shard_cache import caching, end_keepers
 from mpp.errors import DataError, UserError
-from mpp.prep import fetching, verifying
+from mpp.prep import fetching, verify_shard
 from tests.object_store import ObjectStore
 from tests.prep.tars import tar
 from tests.prep.test_verify_shards import make
@@ -120,13 +120,13 @@ def test_without_full_no_shard_is_fetched_whole_and_with_it_no_more_than_one_a_w
     said(SET, "--sample", "2")
     assert store.sent(TARS).total() < sum((made / name).stat().st_size for name in NAMES) / 2 and store.fetched(TARS).total() == 2
     seen = []
-    real = verifying.ShardCheck.whole
+    real = verify_shard.ShardCheck.whole
 
     def look(self, rows):
         seen.append({path.name for path in (tmp_path / "cache").rglob("*.tar")})
         return real(self, rows)
 
-    monkeypatch.setattr(verifying.ShardCheck, "whole", look)
+    monkeypatch.setattr(verify_shard.ShardCheck, "whole", look)
     assert said(SET, "--full")[0] == 0
     assert seen == [{name} for name in NAMES]
 
