@@ -113,9 +113,17 @@ def of_faults(record: Any) -> str:
     return "linear probe at the end: " + ", ".join(f"{name} {last(run['rows']):.0%}" for name, run in record["runs"].items())
 
 
+def of_grid(record: Any) -> str:
+    of = lambda each: " and ".join(f"{seconds:.1f}" for seconds in each["cpu_median"].values())
+    return "CPU seconds by one process and by two: " + ", ".join(
+        f"{of(each)} ({classes} classes)" for classes, each in record["classes"].items()
+    )
+
+
 RECORDS = [
     Record("bare_step", 8, "python benchmarks/bare_step.py --rounds 7 --steps 2 --out {out}", of_shapes),
     Record("guards", 4, "python benchmarks/guards.py --shapes mae_ti4 --saves mae_ti4 mae_s16 --rounds 3 --out {out}", of_guards),
+    Record("divided_grid", 8, "python benchmarks/divided_grid.py --out {out}", of_grid),
     Record("cpu_cores", 12, "python benchmarks/cpu_cores.py --shards {cifar}/train --rounds 2 --out {out}", of_cores),
     Record("end_to_end-cifar", 4, "python benchmarks/end_to_end.py --images {cifar_images} --shards {cifar}/train --out {out}", rates),
     Record(

@@ -39,13 +39,14 @@ TUNED = [*FINETUNING, "system.workers=1", "optim.epochs=1", "optim.warmup_epochs
 
 @pytest.fixture
 def tune(pretrained, shards, images, tmp_path):  # noqa: F811
-    """tune(run, words): what that fine-tuning did, in order."""
+    """tune(run, words): what each process of that fine-tuning did, in order; all did the same."""
 
-    def tuned(run: str, *words: str) -> list[str]:
+    def tuned(run: str, *words: str, world: int = 1) -> list[str]:
         words = ("finetune", *TUNED, f"encoder={pretrained}", f"train={shards}", f"test={images}", f"run_dir={tmp_path / run}", *words)
-        done, (events,) = ran(NOTING, list(words), tmp_path / "events")
-        assert done.status == [0], done.err[-3000:]
-        return events
+        done, events = ran(NOTING, list(words), tmp_path / "events", world)
+        assert done.status == [0] * world, done.err[-3000:]
+        assert all(each == events[0] for each in events)
+        return events[0]
 
     return tuned
 
@@ -58,7 +59,11 @@ def test_pretraining_forks_before_it_joins(shards, tmp_path):
 
 
 def test_fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured(tune):
-    assert tune("series", "repeats=2") == ["forks", "forks", "joins"]  # who reads what is trained on, and who reads hold-out and test
+    assert tune("series", "repeats=2", world=2) == [
+        "forks",
+        "forks",
+        "joins",
+    ]  # who reads what is trained on, and who reads hold-out and test
 
 
 @pytest.mark.long
