@@ -65,11 +65,6 @@ class Part:
             written = os.pwrite(self.handle, view, start)
             view, start = view[written:], start + written
 
-    def publish(self) -> None:
-        """Without waiting for the disk: what a machine that fails leaves half-written under its name is found by each sample's CRC-32, and fetched anew."""
-        self.path.rename(self.path.with_name(self.path.name[1 : -len(PART)]))
-        os.close(self.handle)
-
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         os.close(self.handle)
@@ -160,6 +155,13 @@ class CacheFolder:
                 raise
             part.discard()
             return why
+
+    def publish(self, part: Part) -> None:
+        """Its name, without waiting for the disk: what a machine that fails leaves half-written under it is found by each sample's CRC-32, and fetched
+        anew.  Not while files are counted, which would be counted twice or not at all."""
+        with self.locked():
+            part.path.rename(part.path.with_name(part.path.name[1 : -len(PART)]))
+        os.close(part.handle)
 
     def _make_room(self, shard: Shard, size: int, next_use: Callable[[Shard], float]) -> str:
         held = [each for each in self.held() if each.shard != shard or not each.part]

@@ -414,7 +414,7 @@ class Keeper:
                 error = Trouble(f"sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...")
         if error is None:
             try:
-                fetching.part.publish()
+                self.folder.publish(fetching.part)
             except OSError as failed:
                 error = failed
         with self.changed:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_what_another_job_is_about_to_read_makes_no_way(tmp_path):
     for name in ("a.tar", "b.tar"):
         part = one.begin(Shard("k", name), 1000, lambda shard: 0.0)
         assert isinstance(part, Part)
-        part.publish()
+        one.publish(part)
     one.claim(0, [Shard("k", "a.tar")])
     part = two.begin(Shard("k", "c.tar"), 1000, lambda shard: 1.0 if shard.name == "c.tar" else float("inf"))
     assert isinstance(part, Part)
@@ -80,6 +81,20 @@ def test_what_another_job_is_about_to_read_makes_no_way(tmp_path):
     assert two.begin(Shard("k", "d.tar"), 2000, lambda shard: 0.0) == "full"
     one.close()  # it has ended
     assert isinstance(two.begin(Shard("k", "d.tar"), 2000, lambda shard: 0.0 if shard.name == "d.tar" else 9.0), Part)
+
+
+def test_no_shard_gets_its_name_while_files_are_counted(tmp_path):
+    """It would be counted twice, or not at all, and the cache would grow beyond its limit."""
+    cache = CacheFolder(tmp_path / "cache", 1e-5)
+    part = cache.begin(Shard("k", "a.tar"), 1000, lambda shard: 0.0)
+    assert isinstance(part, Part)
+    with cache.locked():
+        thread = threading.Thread(target=cache.publish, args=(part,))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive() and not cache.has(Shard("k", "a.tar"))
+    thread.join()
+    assert cache.has(Shard("k", "a.tar"))
 
 
 def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):

@@ -196,4 +196,11 @@ ROWS = [
         "                pass\n",
         "tests/remote/test_gcs.py::test_protocols_that_a_bucket_and_a_path_do_not_lead_to_are_refused",
     ),
+    Row(
+        "a shard gets its name while files are counted",
+        FOLDER,
+        "        with self.locked():\n            part.path.rename(",
+        "        if True:\n            part.path.rename(",
+        ROOM + "test_no_shard_gets_its_name_while_files_are_counted",
+    ),
 ]
