@@ -20,6 +20,7 @@ def test_clocks_that_agree_are_well_and_a_host_whose_clock_is_off_is_named():
         assert "NTP" in found.fix
 
 
+@pytest.mark.long
 def test_a_host_that_leaves_while_clocks_are_compared_is_named_and_nobody_waits_for_it(monkeypatch):
     """Of three hosts the second: rank 0 asks it, the third waits for what rank 0 makes of it."""
     monkeypatch.setattr(peers, "FAREWELL_SECONDS", 0.5)

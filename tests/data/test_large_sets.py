@@ -176,6 +176,7 @@ def by_shard(make, few=1_000, many=5_000):
     return tuple((large - small) / (many - few) for small, large in zip(held(lambda: make(few)), held(lambda: make(many)), strict=True))
 
 
+@pytest.mark.long
 def test_a_shard_of_the_manifest_takes_a_rank_a_few_dozen_bytes_and_a_keeper_few_more(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_table, "STRETCH", 128)
     name = len("000000.tar")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.handing_over import PREFETCHED
+from mpp.data.handing_over import PREFETCHED, kill_workers
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import Parts
 from mpp.errors import ConfigError, DataError
@@ -40,6 +40,13 @@ class Deadly(CropDataset):
             time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitems__(keys)
+
+
+@pytest.fixture(autouse=True)
+def none_left():
+    """Of a loader that failed, torch waits for ten seconds for each."""
+    yield
+    kill_workers()
 
 
 @pytest.mark.timeout(60)

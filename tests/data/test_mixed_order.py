@@ -82,10 +82,11 @@ def by_hand(order: MixedOrder, steps: int) -> list[list[tuple[int, int, int, int
     return found
 
 
+@pytest.mark.parametrize("steps", [4, pytest.param(12, marks=pytest.mark.long)])
 @settings(max_examples=12)
-@given(mixes())
-def test_each_place_has_the_sample_that_counting_one_after_the_other_finds(order):
-    for step, expected in enumerate(by_hand(order, 12)):
+@given(order=mixes())
+def test_each_place_has_the_sample_that_counting_one_after_the_other_finds(order, steps):
+    for step, expected in enumerate(by_hand(order, steps)):
         places = order.places(step, 0, 1)
         source, stream, draw = order.draws(places)
         epoch, ids = order.sample_ids(places)

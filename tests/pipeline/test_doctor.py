@@ -290,7 +290,7 @@ run_program(doctor.main)
     ("how", "status", "found", "fix"),
     [
         ("killed", -signal.SIGKILL, "was killed by SIGKILL, as the system does for want of memory, comparing clocks, exchanging tensors", "mend it"),
-        ("left", 2, "its clock is broken", "mend it"),
+        pytest.param("left", 2, "its clock is broken", "mend it", marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it(how, status, found, fix, shards, tmp_path):

@@ -211,7 +211,7 @@ def test_what_has_been_done_of_it_is_told_and_left_as_it_is(finished, given, tmp
     assert committed == 4 * 10995 * 4 and "4 of them there" in of(examined(capsys, *alone)[1], "disk")["found"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_look_at_themselves_and_who_has_another_encoder_is_named(given, tmp_path):
     """The encoder is a folder of each process's own under one name, as on two hosts."""
 

@@ -58,6 +58,7 @@ def test_pretraining_forks_before_it_joins(shards, tmp_path):
     assert events == [["forks", "joins"]] * 2
 
 
+@pytest.mark.long
 def test_fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured(tune):
     assert tune("series", "repeats=2", world=2) == [
         "forks",

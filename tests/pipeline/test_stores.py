@@ -91,6 +91,7 @@ def test_a_run_that_is_killed_again_and_again_while_its_store_misbehaves_is_the_
     assert samples(tmp_path / "run") == samples(near)
 
 
+@pytest.mark.long
 def test_an_object_that_is_lost_during_a_run_ends_it_with_one_line_and_it_resumes(store, made, near, tmp_path):
     words = (*BLOCKS, *cache_of(tmp_path, made, 16), "system.disk_patience_seconds=1", "checkpoint.every_samples=12")
     lost = store.faults.status("bucket/train/000004.tar", 404, times=None)
