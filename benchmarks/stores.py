@@ -107,6 +107,7 @@ def tools(peers: str) -> list[Tool]:
     return [
         Tool(LOCAL, sys.executable, "store_mpp.py", local=True),
         Tool("mpp", sys.executable, "store_mpp.py"),
+        Tool("mpp, mixed less", sys.executable, "store_mpp_near.py"),
         Tool("MosaicML Streaming", peers, "store_streaming.py", own_format=True),
         Tool("litData", peers, "store_litdata.py", own_format=True),
         Tool("webdataset", peers, "store_webdataset.py"),

@@ -21,12 +21,12 @@ CONFIG = Path(__file__).parents[2] / "configs" / "mpp_b16.yaml"
 CACHE_GB = 50
 
 
-def stream(stored: StoredSet, workers: int, epochs: int, first_batch: int) -> Iterator[torch.Tensor]:
+def stream(stored: StoredSet, workers: int, epochs: int, first_batch: int, block: int = SHUFFLED) -> Iterator[torch.Tensor]:
     where = [f"data.shards={stored.served / 'mpp'}"]
     if stored.endpoint:
         where = [f"data.shards=s3://{stored.bucket}/mpp", f"system.cache={stored.cache}", f"system.cache_gb={CACHE_GB}"]
     words = [
-        *where, "data.holdout_samples=1", f"data.global_batch={stored.batch}", "data.streams=1", f"data.block={SHUFFLED}",
+        *where, "data.holdout_samples=1", f"data.global_batch={stored.batch}", "data.streams=1", f"data.block={block}",
         f"system.micro_batch_max={stored.batch}", f"model.image_size={stored.side}", "model.patch_size=16",
     ]  # fmt: skip
     config = load(PretrainConfig, CONFIG, words)
