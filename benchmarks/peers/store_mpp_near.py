@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator
 
-import torch
 import store_mpp
+import torch
 from store_child import StoredSet, main
 
 
