@@ -21,7 +21,7 @@ from mpp.model.recompute import recompute_blocks
 from mpp.model.tokens import fuses_attention
 from mpp.peers import Peers
 from mpp.planning import counts
-from mpp.pretraining import PROGRAM, blank_inputs
+from mpp.pretraining import PROGRAM, blank_inputs, run_of
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.teacher import TeacherKnobs
@@ -146,19 +146,4 @@ class PretrainingExaminer(Examiner):
         """What the run would be: whether it begins, or goes on from what is there.  Nothing is held or written."""
         config, sets, plan = self.config, self.sets, self.plan
         assert sets is not None and plan is not None
-        steps_of = lambda optim: optim.get("total_samples", 0) // config.data.global_batch
-        called = lambda name: sets.called(name) if name in sets.manifests else f"what {name} names"
-        depends_on = {**sets.manifests, **brought.digests}
-        return Run(
-            PROGRAM,
-            None,
-            config,
-            self.run_dir,
-            plan,
-            config.optim,
-            steps_of,
-            depends_on,
-            called,
-            branch_from=config.branch_from,
-            peers=self.peers,
-        )
+        return run_of(config, self.run_dir, sets, brought, plan, self.peers)

@@ -21,13 +21,13 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, fixed_batches
-from mpp.data.order import OrderSampler, plan_batch, ranges_in_words, steps_over
+from mpp.data.order import BatchPlan, OrderSampler, plan_batch, ranges_in_words, steps_over
 from mpp.data.shards import few_open_files
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.errors import AGAIN
 from mpp.files import write_atomically
 from mpp.interop.encoder_folder import PREFIXES, is_written, write_encoder
-from mpp.interop.lent import bring
+from mpp.interop.lent import Brought, bring
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.model.tokens import fuses_attention
@@ -40,6 +40,7 @@ from mpp.monitor.pictures import reconstruction
 from mpp.monitor.projector import MOST
 from mpp.monitor.signs import Course, Signs
 from mpp.monitor.skill import NONE, Baseline, ImageSums, fit_baseline, verdict
+from mpp.peers import Peers
 from mpp.progress import tracked
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -87,6 +88,36 @@ ACROSS = Across(total=_over_all(dist.ReduceOp.SUM), most=_over_all(dist.ReduceOp
 Holdout = list[tuple[Batch, Tensor]]  # batches, and the weight [B] of each image
 
 
+def run_of(
+    config: PretrainConfig,
+    run_dir: Path,
+    sets: TrainingSet,
+    brought: Brought,
+    plan: BatchPlan,
+    peers: Peers,
+    argv: Sequence[str] | None = None,
+    copies: Copies | None = None,
+) -> Run:
+    """What it goes on from, if it may; nothing is held or written.  Parameters as of Run.  Raises as Run."""
+    steps_of = lambda optim: optim.get("total_samples", 0) // config.data.global_batch
+    called = lambda name: sets.called(name) if name in sets.manifests else f"what {name} names"
+    depends_on = {**sets.manifests, **brought.digests}
+    return Run(
+        PROGRAM,
+        argv,
+        config,
+        run_dir,
+        plan,
+        config.optim,
+        steps_of,
+        depends_on,
+        called,
+        branch_from=config.branch_from,
+        peers=peers,
+        copies=copies,
+    )
+
+
 def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, again: Again) -> int:
     """Train, from the newest commit in `run_dir` on where there is one.
 
@@ -104,25 +135,9 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     order = sets.order(config, plan)
     every, images = cadence(config)
     chosen = choose(config, sets, images, peers) if every else None
-    steps_of = lambda optim: optim.get("total_samples", 0) // data.global_batch
     fused_attention = fuses_attention(system)
     brought = bring(config, sets.manifests["shards"], fused_attention)
-    called = lambda name: sets.called(name) if name in sets.manifests else f"what {name} names"
-    depends_on = {**sets.manifests, **brought.digests}
-    run = Run(
-        PROGRAM,
-        argv,
-        config,
-        run_dir,
-        plan,
-        config.optim,
-        steps_of,
-        depends_on,
-        called,
-        branch_from=config.branch_from,
-        peers=peers,
-        copies=copies,
-    )
+    run = run_of(config, run_dir, sets, brought, plan, peers, argv, copies)
     model = build_model(config, fused_attention, replace(brought.lent, across=ACROSS))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if config.init_from and not run.commit:

@@ -113,7 +113,7 @@ def patiently(url: str, call: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def give_up_or_wait(url: str, trouble: str, wait: float | None, after: float = 0.0) -> None:
+def give_up_or_wait(url: str, trouble: str, wait: float | None, after: float) -> None:
     """Sleep before the next try, and say so where that is long; without a wait raise DataError.  after: seconds that the server asks to wait."""
     if wait is None:
         raise DataError(

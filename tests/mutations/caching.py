@@ -203,4 +203,18 @@ ROWS = [
         "        if True:\n            part.path.rename(",
         ROOM + "test_no_shard_gets_its_name_while_files_are_counted",
     ),
+    Row(
+        "what came before a cut stays beside what comes after it",
+        "mpp/remote/stores.py",
+        "                parts.clear()\n",
+        "                pass\n",
+        STORES + "test_what_is_read_after_a_cut_holds_nothing_of_the_answer_before",
+    ),
+    Row(
+        "a download does not hear how long to wait",
+        "mpp/remote/urls.py",
+        "next(waits, None), asked_wait(error))",
+        "next(waits, None), 0.0)",
+        STORES + "test_a_download_waits_as_long_as_it_is_asked_to",
+    ),
 ]

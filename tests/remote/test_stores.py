@@ -1,6 +1,7 @@
 """What is asked of a store or a web server, beside one on loopback that misbehaves: bytes written as they come, waits, and who is let in."""
 
 import time
+from contextlib import nullcontext
 from email.utils import formatdate
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from mpp.data.origins import origin_of
 from mpp.errors import DataError
-from mpp.remote import body, retries, s3, stores
+from mpp.remote import body, retries, s3, stores, urls
 from mpp.remote.retries import Refused
 from tests.object_store import ObjectStore
 
@@ -71,13 +72,21 @@ def test_after_a_cut_it_is_written_from_its_start_again(origin, store):
     assert origin.fetch("0.tar", 10, len(BODY), file) == len(BODY) - 10
     assert fault.met and file.at.count(10) == 2
     assert file.data[10 : len(BODY)] == BODY[10:]
-    assert stores.store_for("s3").read(KEY, 10, len(BODY)) == BODY[10:]
 
 
-def test_what_is_read_after_a_cut_has_no_part_twice(store):
+def test_what_is_read_after_a_cut_holds_nothing_of_the_answer_before(store, monkeypatch):
     fault = store.faults.cut(KEY, at=0.7)
     assert stores.store_for("s3").read(KEY, 10, len(BODY)) == BODY[10:]
     assert fault.met
+
+    def shorter_at_the_second_time(self, path, start, end, write):
+        write(b"old ", start)
+        write(b"end", start + 4)
+        write(b"new", start)
+        return 3
+
+    monkeypatch.setattr(s3.S3Store, "fetch", shorter_at_the_second_time)
+    assert stores.store_for("s3").read(KEY, 10, 100) == b"new"
 
 
 def test_a_server_that_ignores_a_range_is_used_where_it_says_so(store):
@@ -102,6 +111,15 @@ def test_a_server_that_asks_to_wait_is_given_that_time(origin, store, waited, ca
     assert origin.fetch("0.tar", 0, 100, File()) == 100
     assert [20 <= seconds <= 25 for seconds in waited] == [True]
     assert str(status) in capsys.readouterr().err
+
+
+def test_a_download_waits_as_long_as_it_is_asked_to(store, waited, tmp_path):
+    url = f"{store.endpoint}/{KEY}"
+    expected = urls.stat(url)
+    store.faults.status(KEY, 503, retry_after=20)
+    urls.download(url, expected, tmp_path / "0.tar", lambda what, total: nullcontext(SimpleNamespace(update=lambda done: None)))
+    assert (tmp_path / "0.tar").read_bytes() == BODY
+    assert [20 <= seconds <= 25 for seconds in waited] == [True]
 
 
 def test_no_server_is_waited_for_longer_than_a_minute_or_so(origin, store, waited):
