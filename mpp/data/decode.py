@@ -16,13 +16,12 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import cast
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from mpp.data.class_folders import CONVERTED
-from mpp.data.levels import loaded, opaque_rgb, raw_grey, tiff_facts, windowed
+from mpp.data.levels import bits_a_channel, loaded, opaque_rgb, raw_grey, tiff_facts, windowed
 from mpp.errors import BadSample, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -76,7 +75,8 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, 
     with _content_errors(formats):
         image = _open(data, max_pixels, formats)
         width, height = image.size
-        if (image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)) and _orientation(image) >= 5:
+        # Of a TIFF Pillow gives the sides upright.
+        if image.format != "TIFF" and (image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)) and _orientation(image) >= 5:
             width, height = height, width
         return _format(image), width, height
 
@@ -131,12 +131,12 @@ def open_windowed(
         return (drawn if turn is None else drawn.transpose(turn)), below, above
 
 
-def is_16_bit(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> bool:
-    """Whether each channel is stored in 16 bits, of which a set may use a few only.  Raises BadSample as `check_header` does."""
+def is_deep(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> bool:
+    """Whether channels are stored in more than 8 bits, of which a set may use a few only.  Raises BadSample as `check_header` does."""
     if data[:8] == _PNG:
         return data[24:25] == b"\x10"
     with _content_errors(formats):
-        return any("16" in str(tile.args) for tile in cast(ImageFile.ImageFile, _open(data, max_pixels, formats)).tile)
+        return bits_a_channel(_open(data, max_pixels, formats)) > 8
 
 
 def open_stored(data: bytes, scale: int, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mpp.data.class_folders import listed_names
-from mpp.data.decode import format_of, is_16_bit, open_image
+from mpp.data.decode import format_of, is_deep, open_image
 from mpp.data.shard_faults import ROWS, most_pixels
 from mpp.data.shard_format import SHORT_SIDES, read_manifest
 from mpp.data.shards import ShardSet
@@ -160,7 +160,7 @@ def look(folder: Path | Url, args: argparse.Namespace) -> Facts:
         try:
             data = shards.read(sample)
             image = open_image(data, most)
-            if is_16_bit(data, most):
+            if is_deep(data, most):
                 note_levels(image, levels)
             cells.append(Cell(caption, fitted(image), ""))
         except BadSample as error:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mpp.data.class_folders import CONVERTED
-from mpp.data.decode import FORMATS, MAX_PIXELS, check_header, is_16_bit, open_image, open_shrunk, open_upright, open_windowed
+from mpp.data.decode import FORMATS, MAX_PIXELS, check_header, is_deep, open_image, open_shrunk, open_upright, open_windowed
 from mpp.data.shard_format import FIELDS
 from mpp.errors import BadSample
 from mpp.text import counted
@@ -52,7 +52,7 @@ def prepare(data: bytes, options: Options, counts: Counter, *, need_pixels: bool
     """
     most = options.max_pixels
     form, width, height = check_header(data, most, FORMATS + CONVERTED)
-    deep = form not in LONGEST and is_16_bit(data, most, FORMATS + CONVERTED)
+    deep = form not in LONGEST and is_deep(data, most, FORMATS + CONVERTED)
     drawn: Image.Image | None = None
     if form in CONVERTED or (deep and options.window):
         was_windowed = counts["windowed"]
@@ -92,8 +92,10 @@ def storable(data: bytes, options: Options, counts: Counter) -> Image.Image:
             image, below, above = found
             counts.update({"windowed": 1, "below": below, "above": above, "windowed_pixels": image.width * image.height})
             return image
-        if is_16_bit(data, options.max_pixels, formats):
-            raise BadSample("colour or transparency of 16 bits a channel, and --window is of grey alone; leave --window out, or store grey")
+        if is_deep(data, options.max_pixels, formats):
+            raise BadSample(
+                "colour or transparency of more than 8 bits a channel, and --window is of grey alone; leave --window out, or store grey"
+            )
     drawn = open_upright(data, options.max_pixels, formats)
     return drawn if drawn.mode in PNG_MODES else open_image(data, options.max_pixels, formats)
 

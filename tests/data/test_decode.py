@@ -34,7 +34,7 @@ def test_lossless_formats_come_back_bit_equal(form, options):
     np.testing.assert_array_equal(found, PIXELS)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_and_the_header_agrees(form, orientation):
     # TIFF 6.0, tag 274: where the stored row 0 and column 0 lie in the picture.
@@ -51,10 +51,14 @@ def test_exif_orientation_is_applied_and_the_header_agrees(form, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(PIXELS)
-    expected = upright(decode(encoded(image, form)))
-    data = encoded(image, form, exif=exif)
-    np.testing.assert_array_equal(decode(data), expected)
-    assert check_header(data) == (form, expected.shape[1], expected.shape[0])
+    options: dict = {"lossless": True} if form == "WEBP" else {}
+    formats = (*FORMATS, "TIFF")
+    expected = upright(np.asarray(open_image(encoded(image, form, **options), formats=formats)))
+    data = encoded(image, form, exif=exif, **options)
+    np.testing.assert_array_equal(np.asarray(open_image(data, formats=formats)), expected)
+    assert check_header(data, formats=formats) == (form, expected.shape[1], expected.shape[0])
+    if form in FORMATS:
+        np.testing.assert_array_equal(decode(data), expected)
 
 
 def test_unreadable_exif_means_upright_not_bad():

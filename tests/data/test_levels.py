@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from mpp.data.decode import FORMATS, check_header, decode, open_image, open_shrunk, open_upright
+from mpp.data.decode import FORMATS, check_header, decode, is_deep, open_image, open_shrunk, open_upright
 from mpp.errors import BadSample
 
 ANY = (*FORMATS, "GIF", "BMP", "TIFF", "PPM")
@@ -321,3 +323,24 @@ def test_what_every_format_stores_of_8_bits_comes_back(form, mode):
     if (form, mode) in (("GIF", "RGB"), ("GIF", "RGBA"), ("BMP", "RGBA")):
         return  # 256 colours; no alpha
     np.testing.assert_array_equal(np.asarray(open_image(buffer.getvalue(), formats=ANY)), expected)
+
+
+@given(st.sampled_from(["P2", "P3", "P5", "P6"]), st.integers(1, 65535))
+def test_a_ppm_is_deep_by_its_greatest_level(kind, most):
+    samples = 16 * (3 if kind in ("P3", "P6") else 1)
+    body = b"0 " * samples if kind < "P4" else bytes(samples * (1 if most < 256 else 2))
+    assert is_deep(f"{kind}\n4 4\n{most}\n".encode() + body, formats=ANY) == (most > 255)
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["raw", "deflated"])
+@pytest.mark.parametrize(("bits", "colour"), [(1, False), (8, False), (8, True), (16, False), (16, True)])
+def test_a_tiff_is_deep_by_its_bits(bits, colour, pack):
+    samples = np.zeros((160, 16, 3) if colour else (160, 16), np.int64)  # sides and offsets with 16 in them tell nothing
+    assert is_deep(tiff(samples, bits, 2 if colour else 1, pack=pack), formats=ANY) == (bits > 8)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "shape"), [(8, 0, (2, 3)), (16, 0, (2, 3)), (8, 2, (2, 3, 3)), (16, 2, (2, 3, 3)), (16, 4, (2, 3, 2))]
+)
+def test_a_png_is_deep_by_its_header(bits, colour, shape):
+    assert is_deep(png(np.zeros(shape, np.int64), bits, colour)) == (bits == 16)

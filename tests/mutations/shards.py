@@ -27,6 +27,14 @@ ROWS = [
         'a small part of 16 bits is passed over', 'mpp.prep.prepare:say_small_range', "lambda counts: ''",
         "tests/prep/test_pixels.py::test_12_bit_data_in_16_bit_files_is_spoken_of",
     ),
+    Row(
+        "an upright TIFF is turned in its header", "mpp/data/decode.py", 'image.format != "TIFF" and ', "",
+        "tests/data/test_decode.py::test_exif_orientation_is_applied_and_the_header_agrees",
+    ),
+    Plant(
+        "a PPM of 4,095 levels is not deep", "mpp.data.decode:bits_a_channel", 'lambda image: 16 if "16" in str(image.tile) else 8',
+        "tests/data/test_levels.py::test_a_ppm_is_deep_by_its_greatest_level",
+    ),
     # Order, parts, one file's way, repeats, archives.
     Plant(
         'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',

@@ -122,9 +122,10 @@ def test_what_no_window_can_be_of_is_rejected_with_the_reason():
     deep = (COLOURS * 65535).astype(np.int64)
     holes = np.where(RAMP > 0.5, np.nan, RAMP).astype("<f4").tobytes()
     for data, said in (
-        (png(deep, 16, 2), "colour or transparency of 16 bits a channel, and --window is of grey alone"),
-        (png(deep[..., :2], 16, 4), "colour or transparency of 16 bits"),
-        (tiff(deep, 16, 2), "colour or transparency of 16 bits"),
+        (png(deep, 16, 2), "colour or transparency of more than 8 bits a channel, and --window is of grey alone"),
+        (png(deep[..., :2], 16, 4), "colour or transparency of more than 8 bits"),
+        (tiff(deep, 16, 2), "colour or transparency of more than 8 bits"),
+        (netpbm("P6", deep // 16, 4095), "colour or transparency of more than 8 bits"),
         (tiff(whole(16), 32, 1, kind=3, data=holes), "no numbers .NaN., which lie in no window"),
         (tiff(whole(16), 16, 1, kind=2, order=">", pack=True), "big-endian and compressed, which Pillow reads wrongly"),
     ):
