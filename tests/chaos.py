@@ -220,7 +220,10 @@ class Chaos:
         life.status = [process.returncode for process in processes]
         if not any(life.status):  # the signal came to one that had just ended
             life.hit, life.kills = False, 0
-        if life.hit and len(victims) < life.world:
+        survivors = [status for rank, status in enumerate(life.status) if rank not in victims]
+        whole = newest(run) == STEPS and (run / "encoder" / "config.json").exists()  # nobody had anything left to do
+        too_late = whole and not any(survivors)
+        if life.hit and survivors and not too_late:
             life.notice = ended - hurt
         if life.fault == "disk" and log.exists():
             life.answers, life.hit = len(log.read_text().splitlines()), True
