@@ -63,6 +63,19 @@ WHOLE_PROGRAMS = (  # and other tests that take long, whose bugs `make test-all`
     "tests/data/test_labelled_crops.py",
     "tests/interop/test_foreign_encoder.py",
     "tests/test_progress.py",
+    "tests/train/test_classify.py",
+    "tests/transfer/test_metrics.py",
+    "tests/transfer/test_results.py",
+    "tests/test_fit_codebook.py",
+    "tests/transfer/test_logistic.py",
+    "tests/transfer/test_overlap.py",
+    "tests/interop/test_certificate.py",
+    "tests/transfer/test_linear_probe.py",
+    "tests/monitor/test_rank.py",
+    "tests/test_plan.py",
+    "tests/config/test_finetune.py",
+    "tests/transfer/test_plots.py",
+    "tests/transfer/test_probe_rows.py",
 )
 LONG = [row for row in ROWS if any(test.startswith(WHOLE_PROGRAMS) for test in row.tests.split())]
 
