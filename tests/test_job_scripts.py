@@ -97,14 +97,14 @@ def test_a_batch_job_ends_when_it_has_failed_three_times_in_a_row_without_a_comm
 
 @pytest.mark.parametrize(("state", "status", "again"), [("RUNNING", "75", True), ("RUNNING", "0", False), ("COMPLETING", "143", False)])
 def test_a_batch_job_that_runs_out_of_time_asks_its_ranks_and_is_queued_again_but_not_one_that_is_cancelled(box, state, status, again):
-    job = batch(box, STATE=state, STATUS=status, WAITS="1")
+    job = batch(box, STATE=state, STATUS=status, WAITS="1", ASK_AGAIN_SECONDS="0.5")
     while not (box / "waits").exists():
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
     if state != "RUNNING":
         time.sleep(0.3)
         assert not (box / "asked").exists()
-        (box / "asked").touch()  # as SLURM ends the step
+        (box / "asked").write_text("by SLURM\n")  # which ends the step
     assert job.wait(timeout=60) == int(status)
     assert requeued(box) == again
 
