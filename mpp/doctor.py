@@ -8,9 +8,9 @@ It takes the config and the words of mpp/pretrain.py, or of mpp/finetune.py, and
 at that; started as the run is, inside the job, every process looks at its own machine, and they exchange tensors.  A run is neither begun nor changed, and
 no image of a test split is looked at.  Exit status: 0 all is well, or there are warnings; 1 a check failed, or a process has died; 2 the command is wrong.
 Below stand the keys of pretraining; those of fine-tuning: python mpp/finetune.py --help.
-This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)

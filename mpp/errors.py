@@ -16,7 +16,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from mpp.interrupts import end_at_once, loud_again
 from mpp.progress import Progress
@@ -66,7 +67,13 @@ class CheckpointError(UserError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the command line in one line, as everything else."""
+    """A command line: --help begins with how this program was started, and with its description as it stands; what is wrong is said in one line, as
+    everything else."""
+
+    def __init__(self, **more: Any):
+        started = Path(sys.argv[0])
+        more.setdefault("prog", "/".join(started.parts[-2:]) if started.suffix == ".py" else sys.argv[0])  # mpp/plan.py, mpp plan
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | more)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the options")

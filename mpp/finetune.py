@@ -4,9 +4,9 @@
 
 Whatever is chosen (weights or their average, and by you: learning rates, epochs) is chosen on a hold-out of train.  init=random is the baseline:
 the same architecture from scratch at the same budget.
-This file reads the command line and imports nothing slow; the training loop is mpp/finetuning.py.
 """
 
+# This file reads the command line and imports nothing slow; the training loop is mpp/finetuning.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -21,8 +21,6 @@ from mpp.config.help import KeysParser
 from mpp.config.schema import dump, load, tree_of
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
-
-PROGRAM = "mpp/finetune.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(FinetuneConfig, prog=PROGRAM, description=__doc__)
+    parser = KeysParser(FinetuneConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/finetune_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment

@@ -3,9 +3,9 @@
     python mpp/loader_speed.py --config configs/mpp_b16.yaml data.shards=shards/train [--rate 1500] [key=value ...]
 
 Times the loader's own code on the samples of the first steps, in training order, with the config's crops, views and masks.
-This file reads the command line and imports nothing slow; the rest is mpp/loader_timing.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/loader_timing.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -37,7 +37,7 @@ def positive(text: str) -> float:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="What feeding a GPU from these shards takes on this machine.")
+    parser = KeysParser(PretrainConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--rate", type=positive, help="views a second that a GPU trains at (benchmarks/step.py measures it)")
     parser.add_argument("--seconds", type=positive, default=5.0, help="about how long each stage is timed")

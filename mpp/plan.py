@@ -5,9 +5,9 @@ what limits it.
 
 Nothing is trained and no data is read: parameters, arithmetic and memory are counted on shapes, for any recipe.  What a GPU reaches of its limit has to
 be measured: give --rate what benchmarks/step.py printed on one, or --gpu here to have this machine measured with a few steps.
-This file reads the command line and imports nothing slow; the rest is mpp/planning.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/planning.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -46,7 +46,7 @@ def count(text: str) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="What a run takes: memory, time, network, loader cores, and what limits it.")
+    parser = KeysParser(PretrainConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/mae_l16.yaml")
     parser.add_argument("--gpus", type=count, default=8, help="processes, one a GPU (8)")
     parser.add_argument("--per-node", type=count, default=8, help="GPUs of a node (8)")

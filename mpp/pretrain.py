@@ -1,10 +1,11 @@
 """Pretrain a Vision Transformer by masked patch prediction.
 
-    deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml [key=value ...]
+    deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards=shards/train run_dir=runs/b16 [key=value ...]
 
-This file reads the command line and imports nothing slow; the training loop is mpp/pretraining.py.
+The same command again goes on from the newest checkpoint in run_dir.
 """
 
+# This file reads the command line and imports nothing slow; the training loop is mpp/pretraining.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -43,7 +44,7 @@ def anew(arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="Pretrain a Vision Transformer by masked patch prediction.")
+    parser = KeysParser(PretrainConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment

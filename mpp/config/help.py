@@ -1,6 +1,5 @@
 """A command line of key=value words, whose --help is the page of knobs: each key, its default and the comment behind it in the source."""
 
-import argparse
 import ast
 import inspect
 import json
@@ -21,7 +20,7 @@ class KeysParser(Parser):
     """A command line of key=value words: --help ends with every key of the config."""
 
     def __init__(self, schema: type[Section], **more: Any):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        super().__init__(**more)
         self.schema = schema
 
     def format_help(self) -> str:
@@ -31,12 +30,13 @@ class KeysParser(Parser):
 
 def explain(schema: type[Section]) -> str:
     """Every key with its default and the comment behind it, a line each: what --help shows."""
-    lines = list(_explained(schema, ""))
+    lines = list(explained(schema, ""))
     wide = min(44, max(len(words) for words, _ in lines))
     return "keys, their defaults and units:\n" + "\n".join(f"  {words:{wide}}  {comment}".rstrip() for words, comment in lines)
 
 
-def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+def explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+    """Of every key below this prefix KEY=DEFAULT, and the comment behind it, which begins with the choice that it is of unless that is the default."""
     comments: dict[str, str] = {}
     leaves = {name for name, field in schema.model_fields.items() if not _sections_of(field.annotation)}
     for parent in reversed(schema.__mro__):
@@ -54,8 +54,8 @@ def _explained(schema: type[BaseModel], prefix: str) -> typing.Iterator[tuple[st
             text = (shown or json.dumps(default)).removesuffix("\n").removesuffix("\n...")
             yield f"{prefix}{name}={text if not field.is_required() else ''}", comments.get(name, "")
         for kind in kinds:
-            row = next(iter(_explained(kind, "")))[0] if len(kinds) > 1 or "name" in kind.model_fields else ""
-            for words, comment in _explained(kind, f"{prefix}{name}."):
+            row = next(iter(explained(kind, "")))[0] if len(kinds) > 1 or "name" in kind.model_fields else ""
+            for words, comment in explained(kind, f"{prefix}{name}."):
                 chosen = isinstance(field.default, kind) or not row
                 yield words, comment if chosen else f"({prefix}{name}.{row}) {comment}".rstrip()
 
@@ -100,7 +100,6 @@ def _comments_of(schema: type[BaseModel]) -> dict[str, str]:
     for statement in ast.parse(textwrap.dedent("".join(lines))).body[0].body:  # type: ignore[attr-defined]
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             behind = [lines[number - 1].partition("  # ")[2].strip() for number in range(statement.lineno, (statement.end_lineno or 0) + 1)]
-            found[statement.target.id] = " ".join(words for words in behind if words and not words.startswith("fmt:")).removeprefix(
-                "fmt: skip  # "
-            )
+            told = (words.removeprefix("fmt: skip").removeprefix("  # ") for words in behind)
+            found[statement.target.id] = " ".join(words for words in told if words)
     return found

@@ -58,9 +58,9 @@ class LinearProbe(DividedProbe):
         True  # every layer's mean and class token, and the predictor's first block, are in the grid too (ours): the curve by layer
     )
     last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # concatenated, x poolings, beside `features` (DINOv2)
-    epochs: Positive = 30
-    batch: Positive = 1024
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Positive = 30  # passes over the images (ours)
+    batch: Positive = 1024  # images a step
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # none (DINOv2)
 
     def memory(self, widths: Sequence[int], classes: int, processes: int = 1) -> tuple[int, str]:
         """Weight and velocity of each head of the largest share, and logits, their softmax and a product's scratch of a block's minibatch; float32."""
