@@ -35,6 +35,10 @@ ROWS = [
         "a PPM of 4,095 levels is not deep", "mpp.data.decode:bits_a_channel", 'lambda image: 16 if "16" in str(image.tile) else 8',
         "tests/data/test_levels.py::test_a_ppm_is_deep_by_its_greatest_level",
     ),
+    Row(
+        "a format that Pillow decodes by other means has no depth", "mpp/data/levels.py", 'if image.format == "PPM":', 'if cast(Any, image).tile[0].args and image.format == "PPM":',
+        "tests/data/test_levels.py::test_other_formats_have_8_bits",
+    ),
     # Order, parts, one file's way, repeats, archives.
     Plant(
         'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',
