@@ -67,6 +67,11 @@ def settle(
     shards = open_shards(config.data.shards, peers)
     commit = as_first_sees(peers, find or (lambda: find_commit(run_dir, config.resume)))
     fit = Fit(config, facts_of(config, shards, peers))
+    if config.fit and not commit and len(shards) < small.LEAST_IMAGES and "global_batch" not in config.data.model_fields_set:
+        raise ConfigError(
+            f"fit={config.fit}: {shards.path} holds {counted(len(shards), 'image')}, and {small.LEAST_IMAGES} are the fewest that it is fitted to; see "
+            "whether these are the images you mean, or give data.global_batch="
+        )
     if commit:
         return fit.as_begun(again, commit)
     if not config.budget:

@@ -8,12 +8,13 @@ import pytest
 
 from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.help import explain, explained
+from mpp.config.help import KeysParser, explain, explained
 from mpp.config.inside import InsideConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.replay import ReplayConfig
 from mpp.config.schema import known_keys
+from mpp.errors import UserError
 from tests.forks import run_forked
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,14 @@ def test_help_says_something_of_every_key(schema):
     told = [(words, bare.sub("", comment)) for words, comment in explained(schema, "") if ".name=" not in words]
     assert not [words for words, comment in told if not comment]
     assert not [words for words, comment in told if re.search(r"(,|\b(a|and|of|or|the))$", comment)]  # one that goes on in the source
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("--budget", "budget=..."), ("--optim.base-lr=1", "optim.base_lr=..."), ("--nothing", "seed=...")]
+)
+def test_a_key_with_dashes_before_it_is_told_from_an_option(word, told):
+    with pytest.raises(UserError, match=rf"unrecognized arguments: {word}; keys have no dashes before them, such as {re.escape(told)};"):
+        KeysParser(PretrainConfig).parse_args([word])
 
 
 def test_help_says_what_stands_behind_a_key():

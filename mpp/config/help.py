@@ -3,17 +3,18 @@
 import ast
 import inspect
 import json
+import re
 import textwrap
 import types
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import yaml
 from pydantic import BaseModel
 
-from mpp.config.schema import Dumper, Section
-from mpp.errors import Parser
+from mpp.config.schema import Dumper, Section, known_keys
+from mpp.errors import Parser, UserError
 
 
 class KeysParser(Parser):
@@ -22,6 +23,14 @@ class KeysParser(Parser):
     def __init__(self, schema: type[Section], **more: Any):
         super().__init__(**more)
         self.schema = schema
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.match(r"unrecognized arguments: --?([A-Za-z][\w.-]*)", message):
+            key = found[1].replace("-", "_")
+            raise UserError(
+                f"{message}; keys have no dashes before them, such as {key if key in known_keys(self.schema) else 'seed'}=...; --help lists them"
+            )
+        super().error(message)
 
     def format_help(self) -> str:
         self.epilog = explain(self.schema)

@@ -211,7 +211,8 @@ def given(path: str | Path | None, words: typing.Sequence[str] = ()) -> dict[str
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as optim.base_lr=1e-3")
+            file = f"; a file of keys is given as --config {word}" if word.endswith((".yaml", ".yml")) else ""
+            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as optim.base_lr=1e-3{file}")
         branch = tree
         *sections, last = key.split(".")
         for section in sections:

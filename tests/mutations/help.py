@@ -18,4 +18,8 @@ ROWS = [
         "options that are off have a default", "mpp/prep/options.py", "not in (None, False, argparse.SUPPRESS)", "is not argparse.SUPPRESS",
         f"{PROGRAMS}::test_help_and_config_are_shown_without_importing_what_is_slow",
     ),
+    Row(
+        "a key with dashes is told as it was typed", "mpp/config/help.py", 'found[1].replace("-", "_")', "found[1]",
+        f"{PROGRAMS}::test_a_key_with_dashes_before_it_is_told_from_an_option",
+    ),
 ]  # fmt: skip
