@@ -77,7 +77,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
     text.say(f"one core                 views/s   us/view   ({timed:,} views timed)")
     for name, stage in (("read", stages.read), ("decode", stages.decode), ("augment", stages.augment)):
         text.say(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
-    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   {placed.images.decoder}")
+    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   {placed.pixels.decoder}")
     text.say(
         f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1e6 * stages.decode_whole.cpu / timed:7,.0f}   for comparison"
     )
@@ -98,7 +98,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
 
 
 def describe(dataset: CropDataset, config: PretrainConfig) -> None:
-    source = dataset.images.source
+    source = dataset.pixels.source
     if isinstance(source, Stream):
         text.say(f"{in_words(source.words)}: {text.counted(len(source.tars), 'tar')} as a stream")
     else:
@@ -119,7 +119,7 @@ def sampler_of(dataset: CropDataset, order: Places, plan: BatchPlan) -> OrderSam
 
 def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
     """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
-    shards, augment, stages, began = dataset.images.source, dataset.augment, Stages(), time.perf_counter()
+    shards, augment, stages, began = dataset.pixels.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
     timed, held = 0, deque[bytes](maxlen=HELD)  # images; bytes of the last ones
     for places in tracked(sampler_of(dataset, order, plan), "timing each stage", None, "micro-batches", at_once=True):

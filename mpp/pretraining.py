@@ -203,7 +203,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *filter(None, [sets.stream.shared_words(run.workers)] if sets.stream else []),
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
             *sets.fetched_words(hand),
-            f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {run.loader_words}",
+            f"{placed.pixels.decoder} | {counted(data.views, 'view')} of each image | {run.loader_words}",
             run.plan_words("as many images a step") if sets.stream else run.plan_words(),
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),
             baseline.said(len(sets.holdout.pool)),

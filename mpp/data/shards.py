@@ -16,8 +16,8 @@ import numpy as np
 
 from mpp.data.fingerprints import packed
 from mpp.data.in_hand import InHand, refuse_beyond
-from mpp.data.order import Order
-from mpp.data.shard_cache import CachedSet, Sampler, cached_set, fetched_words
+from mpp.data.order import Order, Sampler
+from mpp.data.shard_cache import CachedSet, cached_set, fetched_words
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shard_index import Row, ShardIndex
@@ -177,8 +177,7 @@ class ShardSet:
         return fetched_words([self.cached], hand)
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-        """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: bytes of the shards that it has in hand at
-        most.  What is given is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
+        """As `Images.expects`."""
         return (lambda done: None) if self.cached is None else self.cached.plan(sampler, hand)
 
     def read(self, sample: int) -> bytes:

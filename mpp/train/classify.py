@@ -147,7 +147,7 @@ def _share(
     mine: list[np.ndarray] = []
     sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
     read = processes.batches(data, sampler, "measuring")
-    for batch in tracked(read, f"answering for {data.images.source.path}", len(sampler), "batches"):
+    for batch in tracked(read, f"answering for {data.pixels.source.path}", len(sampler), "batches"):
         labels = batch["label"].to(world.device)
         logits = predict(normalise(images_on_device(batch, world.device), mean, std)).float()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
