@@ -318,7 +318,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
         say(" ".join(line.split()))
     say(f"{accuracies_in_words(rows, tuned.row)} | {commit.samples_seen:,} samples, {commit.record['seconds']:.0f} s")
     say(f"verdict {verdict['words']}")
-    say(f"done | {repeat.results} | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")
+    say(f"done | {repeat.results} | {run.run_dir}/encoder | tensorboard --logdir {shlex.quote(str(run.run_dir))}")
 
 
 def weights_in_words(weight: torch.Tensor, classes: Sequence[str]) -> str:

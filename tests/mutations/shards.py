@@ -39,6 +39,10 @@ ROWS = [
         "a format that Pillow decodes by other means has no depth", "mpp/data/levels.py", 'if image.format == "PPM":', 'if cast(Any, image).tile[0].args and image.format == "PPM":',
         "tests/data/test_levels.py::test_other_formats_have_8_bits",
     ),
+    Row(
+        "val's single images are told, too", "mpp/prep/summary.py", 'if split == "train":', "if split:",
+        "tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image_which_is_told",
+    ),
     # Order, parts, one file's way, repeats, archives.
     Plant(
         'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',
@@ -122,7 +126,7 @@ ROWS = [
     ),
     Plant(
         'val is drawn without regard to classes', 'mpp.prep.plan:divide', 'lambda folder, split, val, seed, class_of, *rest: real(folder, split, val, seed, class_of and (lambda item: 0), *rest)',
-        'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
+        'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image_which_is_told',
     ),
     Row(
         'a thing is in two splits', 'mpp/prep/holdout.py', '(thing in apart if grouping else',
