@@ -19,11 +19,10 @@ quiet_until_main(__name__)
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, count, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import Section, given, known_keys, load, strange_keys, tree_of
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(config, FinetuneConfig):
         config.refuse_missing()
     usual = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else usual}")
+    run_dir = run_folder(config.run_dir, arguments.config, usual)
     with interruptible():  # here, because it takes seconds
         from mpp.examining import Asked, Planned, examine
         from mpp.examining_finetuning import FinetuningExaminer
@@ -72,12 +71,6 @@ def anew(
     """The config with these keys below the file and the words, and these above them."""
     words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
     return load(schema, arguments.config, words, tree_of(below))
-
-
-def count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
-    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,10 +14,9 @@ quiet_until_main(__name__)
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, run_folder
 from mpp.config.schema import dump, load, tree_of
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_lines(dump(config))
         return 0
     config.refuse_missing()
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'finetune'}")
+    run_dir = run_folder(config.run_dir, arguments.config, "finetune")
     with interruptible():
         from mpp.finetuning import finetune  # here, because it takes seconds
 

@@ -12,10 +12,9 @@ quiet_until_main(__name__)
 
 
 import argparse
-import math
 from collections.abc import Sequence
 
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, positive
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import interruptible, run_program
@@ -28,12 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mpp.loader_timing import time_loader  # here, because it takes seconds
 
     return time_loader(config, arguments.seconds, arguments.rate)
-
-
-def positive(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return value
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,10 +14,9 @@ quiet_until_main(__name__)
 
 
 import argparse
-import math
 from collections.abc import Sequence
 
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, count, positive
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import interruptible, run_program
@@ -31,18 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     given = vars(arguments)
     return plan(config, Machines(**{name: given[name] for name in Machines.__annotations__}), arguments.rate)
-
-
-def positive(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return value
-
-
-def count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
-    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

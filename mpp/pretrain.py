@@ -14,10 +14,9 @@ quiet_until_main(__name__)
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load, tree_of
 from mpp.errors import interruptible, run_program
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.print_config:
         say_lines(dump(config))
         return 0
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
+    run_dir = run_folder(config.run_dir, arguments.config, "pretrain")
     with interruptible():
         from mpp.pretraining import pretrain  # here, because it takes seconds
 

@@ -1,13 +1,16 @@
 """A command line of key=value words, whose --help is the page of knobs: each key, its default and the comment behind it in the source."""
 
+import argparse
 import ast
 import inspect
 import json
+import math
 import re
 import textwrap
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import yaml
@@ -35,6 +38,23 @@ class KeysParser(Parser):
     def format_help(self) -> str:
         self.epilog = explain(self.schema)
         return super().format_help()
+
+
+def run_folder(given: str | None, file: str | None, usual: str) -> Path:
+    """Where a run lies: where it was said, or runs/NAME of the YAML file, or of the program."""
+    return Path(given or f"runs/{Path(file).stem if file else usual}")
+
+
+def positive(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    return value
+
+
+def count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
+    return int(text)
 
 
 def explain(schema: type[Section]) -> str:

@@ -27,10 +27,7 @@ from mpp.files import sha256_of
 from mpp.peers import ALONE, Peers
 from mpp.remote.urls import Url, is_url
 
-OPEN_FILES = (
-    256  # shards a process keeps open at once where nobody says how many it will read (keep_open), or half of what the system allows
-)
-
+OPEN_FILES = 256  # shards a process keeps open at once where nobody says how many it will read (`keep_open`)
 WANTED_AGAIN = 10  # times, that a shard has made way for others before it could be opened
 LEAST_DEVIATION = 1 / 255  # of a colour, 0..1: below, it is the same everywhere
 

@@ -16,12 +16,10 @@ from mpp.data.loader import LoaderProcesses
 from mpp.data.order import EveryOnce
 from mpp.errors import DataError
 from mpp.model.classifier import partners, soft_targets
-from mpp.model.normalise import normalise
+from mpp.model.normalise import Triple, normalise
 from mpp.progress import tracked
 from mpp.train.step import images_on_device
 from mpp.world import World, together
-
-Triple = tuple[float, float, float]
 
 
 def inputs_and_targets(

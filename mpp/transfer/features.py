@@ -124,10 +124,10 @@ class Features:
 
     def of(self, variant: Variant) -> Tensor:
         """float32 [n, D], a copy."""
-        return self.values[:, place(self.layout.columns(variant))].contiguous()
+        return self.values[:, sliced(self.layout.columns(variant))].contiguous()
 
 
-def place(columns: Tensor) -> slice | Tensor:
+def sliced(columns: Tensor) -> slice | Tensor:
     """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
     first, count = int(columns[0]), len(columns)
     if torch.equal(columns.cpu(), torch.arange(first, first + count)):

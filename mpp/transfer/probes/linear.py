@@ -22,7 +22,7 @@ from mpp.model.backbone import Backbone
 from mpp.progress import Progress
 from mpp.rng import PROBE, Draws
 from mpp.text import counted
-from mpp.transfer.features import EPSILON, Part, Variant, place, places_of
+from mpp.transfer.features import EPSILON, Part, Variant, places_of, sliced
 from mpp.transfer.grid import Axis, Found, searching
 from mpp.transfer.metrics import wilson
 from mpp.transfer.probes.contract import (
@@ -252,7 +252,7 @@ class Needed:
         columns = torch.unique(torch.cat([columns.cpu() for columns in variants]))  # ascending
         ends = [0, *(torch.nonzero(columns.diff() > 1).flatten() + 1).tolist(), len(columns)]
         self.stretches = [slice(int(columns[first]), int(columns[end - 1]) + 1) for first, end in itertools.pairwise(ends)]
-        self.places = [place(torch.searchsorted(columns, own.cpu())) for own in variants]
+        self.places = [sliced(torch.searchsorted(columns, own.cpu())) for own in variants]
 
     def read(self, values: Tensor, rows: Tensor) -> Tensor:
         """A copy of those rows of float32 [n, W]."""
