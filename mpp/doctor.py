@@ -17,15 +17,14 @@ quiet_until_main(__name__)
 
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser, count, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
-from mpp.config.schema import Section, given, known_keys, load, strange_keys, tree_of
+from mpp.config.schema import anew, given, known_keys, load, strange_keys
 from mpp.errors import ConfigError, interruptible, run_program
 
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mpp.examining_pretraining import PretrainingExaminer
 
     planned = Planned(arguments.gpus, min(arguments.gpus, arguments.per_node), arguments.gpu, arguments.cores) if arguments.gpus else None
-    again = lambda below, above=None: anew(schema, arguments, below, above or {})
+    again = partial(anew, schema, arguments.config, arguments.words)
     kind = FinetuningExaminer if isinstance(config, FinetuneConfig) else PretrainingExaminer
     return examine(kind, Asked(config, run_dir, again, of_file, planned), arguments.json)
 
@@ -63,14 +62,6 @@ def schema_of(arguments: argparse.Namespace) -> type[PretrainConfig] | type[Fine
     raise ConfigError(
         f"{names}: keys of mpp/linear_probe.py, which is not looked at here; it says itself what it cannot do, before it reads an image"
     )
-
-
-def anew(
-    schema: type[PretrainConfig] | type[FinetuneConfig], arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]
-) -> Section:
-    """The config with these keys below the file and the words, and these above them."""
-    words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
-    return load(schema, arguments.config, words, tree_of(below))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

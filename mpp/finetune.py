@@ -14,10 +14,11 @@ quiet_until_main(__name__)
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser, run_folder
-from mpp.config.schema import dump, load, tree_of
+from mpp.config.schema import anew, dump, load
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         from mpp.finetuning import finetune  # here, because it takes seconds
 
-    return finetune(config, run_dir, argv, again=lambda below: load(FinetuneConfig, arguments.config, arguments.words, tree_of(below)))
+    return finetune(config, run_dir, argv, again=partial(anew, FinetuneConfig, arguments.config, arguments.words))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

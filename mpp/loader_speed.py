@@ -13,10 +13,11 @@ quiet_until_main(__name__)
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
-from mpp.config.help import KeysParser, positive
+from mpp.config.help import KeysParser, positive, run_folder
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import load
+from mpp.config.schema import anew, load
 from mpp.errors import interruptible, run_program
 
 
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         from mpp.loader_timing import time_loader  # here, because it takes seconds
 
-    return time_loader(config, arguments.seconds, arguments.rate)
+    again = partial(anew, PretrainConfig, arguments.config, arguments.words)
+    return time_loader(config, run_folder(config.run_dir, arguments.config, "pretrain"), again, arguments.seconds, arguments.rate)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

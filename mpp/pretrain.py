@@ -12,13 +12,12 @@ quiet_until_main(__name__)
 
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 from mpp.config.help import KeysParser, run_folder
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import dump, load, tree_of
+from mpp.config.schema import anew, dump, load
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 
@@ -33,13 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         from mpp.pretraining import pretrain  # here, because it takes seconds
 
-    return pretrain(config, run_dir, argv, again=lambda below, above: anew(arguments, below, above))
-
-
-def anew(arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfig:
-    """The config with these keys below the file and the words, and these above them."""
-    words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
-    return load(PretrainConfig, arguments.config, words, tree_of(below))
+    return pretrain(config, run_dir, argv, again=partial(anew, PretrainConfig, arguments.config, arguments.words))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

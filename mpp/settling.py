@@ -95,6 +95,14 @@ def settle(
     return replace(settled, world=world, words=(words, *settled.words))
 
 
+def settle_unmeasured(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = ALONE) -> PretrainConfig:
+    """Collective.  As the run would be settled, but that no budget is measured: then as long as without one."""
+    if not config.budget or as_first_sees(peers, lambda: find_commit(run_dir, config.resume)):
+        return settle(config, again, run_dir, peers).config
+    without = lambda below, above: again(below, {**above, "budget": None})
+    return settle(without({}, {}), without, run_dir, peers).config
+
+
 def facts_of(config: PretrainConfig, shards: Opened, peers: Peers = ALONE) -> small.Facts:
     mean, std = tuple(shards.mean), tuple(shards.std)
     apart = len(open_shards(config.data.holdout_shards, peers, key="data.holdout_shards")) if config.data.holdout_shards else 0

@@ -4,6 +4,7 @@ All sections are frozen; an unknown key is refused with the nearest known one.  
 config/pretrain.py, finetune.py and probe.py, a page for each program.
 """
 
+import json
 import re
 import types
 import typing
@@ -256,6 +257,13 @@ def tree_of(keys: typing.Mapping[str, Any]) -> dict[str, Any]:
             branch = branch.setdefault(section, {})
         branch[last] = value
     return tree
+
+
+def anew(
+    schema: type[Schema], file: str | None, words: list[str], below: typing.Mapping[str, Any], above: typing.Mapping[str, Any] | None = None
+) -> Schema:
+    """As `load`, with these keys ("a.b") below the file and the words, and those above them."""
+    return load(schema, file, [*words, *(f"{key}={json.dumps(value)}" for key, value in (above or {}).items())], tree_of(below))
 
 
 def flat(tree: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
