@@ -23,11 +23,9 @@ from mpp.interrupts import end_at_once, loud_again
 from mpp.progress import Progress
 from mpp.text import Cleaned, printable
 
-# Exit statuses (sysexits.h).  What ended well and is not finished, or ended because of another process: give the same command again (EX_TEMPFAIL).
-AGAIN = 75
-# Processes of a job do not find each other, or one does not answer: a node may be late, or an address wrong, so a few more tries may help
-# (EX_UNAVAILABLE).
-UNMET = 69
+AGAIN = 75  # exit status of what ended well and is not finished, or because of another process: give the same command again (EX_TEMPFAIL of sysexits.h)
+
+UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer: a node may be late, or an address wrong, so that a few more tries may help (EX_UNAVAILABLE)
 
 # Who is told of the end of a program, in a process of a job.
 at_leaving: list[Callable[[int, str, bool], None]] = []  # the exit status, the last words, whether they have been printed

@@ -43,6 +43,10 @@ ROWS = [
         "val's single images are told, too", "mpp/prep/summary.py", 'if split == "train":', "if split:",
         "tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image_which_is_told",
     ),
+    Row(
+        "verifying holds a job a shard", "mpp/prep/verifying.py", "return Jobs(manifest, ends), manifest.bytes", "return list(Jobs(manifest, ends)), manifest.bytes",
+        "tests/prep/test_verify_shards.py::test_jobs_are_made_when_they_are_asked_for_and_only_of_shards_with_something_to_look_at",
+    ),
     # Order, parts, one file's way, repeats, archives.
     Plant(
         'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',
