@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py [--precision bf16] [--width 384] [--heads 6] [--lengths 17 50 65 197 257 577 1025] [--rounds 5] [--out FILE]
 
-Milliseconds of a batch of about 8,192 tokens; medians over rounds; the rule of system.fused_attention: null (mpp/model/attention.py) follows from it.
+Milliseconds of a batch of about 8,192 tokens; medians over rounds; the rule of system.fused_attention: null (fused_attention_pays in mpp/model/tokens.py) follows from it.
 """
 
 import argparse

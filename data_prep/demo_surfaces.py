@@ -12,7 +12,6 @@ from mpp.interrupts import quiet_until_main
 quiet_until_main(__name__)
 
 
-import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ GRAIN, SHAPE = range(2)  # what a key's bits are for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument(
         "--images", type=int, default=2000, metavar="N", help="how many (2000); a smaller draw is the beginning of a larger one"

@@ -1,4 +1,4 @@
-"""PROGRAM: WebDataset tars of any origin -> a manifest and an index beside them, so that they are trained on where they lie.
+"""WebDataset tars of any origin -> a manifest and an index beside them, so that they are trained on where they lie.
 
     python data_prep/index_shards.py FOLDER [--labels]
     python data_prep/index_shards.py s3://bucket/tars [--labels]      # gs:// likewise
@@ -13,10 +13,9 @@ written below goes into the store; training reads the set from there (data.shard
     FOLDER/manifest.json      written last: without it FOLDER is no set of shards
     FOLDER/rejects.jsonl      what is not readable, or of a kind that must be converted (make_shards.py does that)
     FOLDER/.work/*.done       the rows of a finished tar, while the others are missing
-
-This file reads the command line and imports nothing slow; the work is mpp/prep/indexing.py.
 """
 
+# This file reads the command line and imports nothing slow; the work is mpp/prep/indexing.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -27,9 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpp.data.decode import MAX_PIXELS
-from mpp.errors import Parser, interruptible, run_program
+from mpp.errors import interruptible, run_program
 from mpp.machine import usable_cores
-from mpp.prep.options import MAX_PIXELS_HELP, at_least, place, share
+from mpp.prep.options import MAX_PIXELS_HELP, at_least, parser_of, place, share
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="index_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "out", type=place, metavar="FOLDER", help="of WebDataset tars, or s3://bucket/prefix of them; gets manifest.json and index.bin"
     )

@@ -1,4 +1,4 @@
-"""PROGRAM: a pile of images -> WebDataset shards with a manifest and an index.
+"""A pile of images -> WebDataset shards with a manifest and an index.
 
     python data_prep/make_shards.py SOURCE OUT [--labels] [--val 0.01] [--resize 256]
 
@@ -23,10 +23,9 @@ parts on many machines see it.  A store has no locks: do not run the same part t
     OUT/.work/drops               with --dedup: which images are repeats, once all shards were made; the shards that hold some are made anew
     OUT/rejects.jsonl             files that are no readable images
     OUT/duplicates.jsonl          images that are byte for byte another's
-
-This file reads the command line and imports nothing slow; the work is mpp/prep/making.py.
 """
 
+# This file reads the command line and imports nothing slow; the work is mpp/prep/making.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -38,10 +37,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpp.data.decode import MAX_PIXELS
-from mpp.errors import Parser, interruptible, run_program
+from mpp.errors import interruptible, run_program
 from mpp.machine import usable_cores
 from mpp.prep.holdout import Grouping
-from mpp.prep.options import MAX_PIXELS_HELP, at_least, place, share
+from mpp.prep.options import MAX_PIXELS_HELP, at_least, parser_of, place, share
 from mpp.prep.prepare import QUALITY
 from mpp.prep.sources import FORMATS
 
@@ -56,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="make_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("source", type=place, metavar="SOURCE", help=f"of images: {', '.join(FORMATS)}; or the URL of one")
     parser.add_argument("out", type=place, metavar="OUT", help="a new folder or s3://bucket/prefix; gets train/ and, with --val, val/")
     parser.add_argument("--format", choices=FORMATS, help="what SOURCE is, where its content does not tell")
@@ -71,15 +68,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--image-field", metavar="NAME", help="column of parquet or CSV, key of JSON lines or WebDataset field of the images"
     )
     parser.add_argument(
-        "--label-field", metavar="NAME", help="the same of the labels, or a key of WebDataset's .json; default: label, class or cls"
+        "--label-field", metavar="NAME", help="the same of the labels, or a key of WebDataset's .json; unless given label, class or cls"
     )
     parser.add_argument("--labels", action="store_true", help="store class labels; in a tree the first folder level is the class")
     parser.add_argument("--label-names", action="store_true", help="labels that are numbers are names: classes are those that occur")
     parser.add_argument(
-        "--class-level", type=at_least(1), metavar="N", help="folder level that is the class, 1 the outermost (default: below splits, or 1)"
+        "--class-level",
+        type=at_least(1),
+        metavar="N",
+        help="folder level that is the class, 1 the outermost; unless given below splits, or 1",
     )
     parser.add_argument(
-        "--split-level", type=at_least(0), metavar="N", help="folder level that is the split: train, val, test; 0 for none (default: found)"
+        "--split-level",
+        type=at_least(0),
+        metavar="N",
+        help="folder level that is the split: train, val, test; 0 for none; unless given, found",
     )
     parser.add_argument(
         "--val",
@@ -115,7 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--encode", choices=("keep", "jpeg", "png", "webp"), default="keep", help="what to store; keep: shrunk images as JPEG"
     )
     parser.add_argument(
-        "--quality", type=_quality, metavar="Q", help=f"of encoded images (default: JPEG {QUALITY['JPEG']}, WebP {QUALITY['WEBP']})"
+        "--quality", type=_quality, metavar="Q", help=f"of encoded images; unless given JPEG {QUALITY['JPEG']}, WebP {QUALITY['WEBP']}"
     )
     parser.add_argument(
         "--dedup", action="store_true", help="leave out images that are byte for byte another's; val's are kept before train's"

@@ -1,4 +1,4 @@
-"""PROGRAM: are these shards what they were when they were made?
+"""Are these shards what they were when they were made?
 
     python data_prep/verify_shards.py FOLDER [FOLDER ...] [--full]
     python data_prep/verify_shards.py s3://bucket/train [--full]      # gs:// likewise
@@ -19,10 +19,9 @@ the headers only, unless --check decode.
 What cannot be found: a manifest that was changed together with its `check` in what follows from nothing else (names of classes, `source`,
 `mpp`, `split`, the number of rejects after the last key), or a whole set replaced by another one.  Keep the sha256 of manifest.json elsewhere
 against that: run folders do.
-
-This file reads the command line and imports nothing slow; the work is mpp/prep/verifying.py.
 """
 
+# This file reads the command line and imports nothing slow; the work is mpp/prep/verifying.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -32,9 +31,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.errors import Parser, interruptible, run_program
+from mpp.errors import interruptible, run_program
 from mpp.machine import usable_cores
-from mpp.prep.options import at_least, place
+from mpp.prep.options import at_least, parser_of, place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="verify_shards.py", description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "folders",
         type=place,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import mpp
 from mpp.errors import UserError, run_program
 from mpp.text import say
 
@@ -38,9 +39,12 @@ def main() -> None:
 
 def run(words: Sequence[str]) -> int:
     """Raises UserError for what is no program; SystemExit as the program does."""
+    if words and words[0] in ("-V", "--version"):
+        say(f"mpp {mpp.__version__}")
+        return 0
     if not words or words[0] in ("-h", "--help"):
         say("usage: mpp PROGRAM [words], such as: mpp pretrain --config configs/mae_b16.yaml data.shards=shards/train run_dir=runs/mae")
-        say("       mpp PROGRAM --help")
+        say("       mpp PROGRAM --help, mpp --version")
         say()
         for name in PROGRAMS:
             say(f"  {' or '.join([name.replace('_', '-'), *(short for short, long in SHORT.items() if long == name)]):24}{about(name)}")

@@ -113,7 +113,7 @@ class Goals:
         grid = config.model.grid[0] * config.model.grid[1]
         points, done, replaced = torch.empty(0, 0), 0, 0
         loaded = batches(dataset, EveryOnce(ids, config.batch, 0, 1), workers, self.device.type == "cuda", phase="reading patches")
-        for batch in tracked(loaded, f"patches of {dataset.images.source.path}", -(-len(ids) // config.batch), "batches", at_once=True):
+        for batch in tracked(loaded, f"patches of {dataset.pixels.source.path}", -(-len(ids) // config.batch), "batches", at_once=True):
             real = batch["position"] < len(ids)  # the last batch is padded
             samples = batch["sample"][real].tolist()
             places = [np.sort(Draws(config.seed, CODEBOOK, PATCHES, sample).permutation(grid)[:an_image]) for sample in samples]

@@ -7,9 +7,9 @@
 
 Masks are drawn, small models are run on two images, large ones are built without memory: nothing is read but the YAML.  Exit status 1 where something
 differs that is not declared, with its reason, among the claims or in the head of the YAML.
-This file reads the command line and imports nothing slow; the rest is mpp/conforming.py, the claims are in mpp/claims/papers/.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/conforming.py, the claims are in mpp/claims/papers/.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="mpp/conformance.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="RECIPE|key=value", help="names of YAMLs in configs/, and overrides, such as mask.ratio=0.5"
     )

@@ -8,25 +8,23 @@ It takes the config and the words of mpp/pretrain.py, or of mpp/finetune.py, and
 at that; started as the run is, inside the job, every process looks at its own machine, and they exchange tensors.  A run is neither begun nor changed, and
 no image of a test split is looked at.  Exit status: 0 all is well, or there are warnings; 1 a check failed, or a process has died; 2 the command is wrong.
 Below stand the keys of pretraining; those of fine-tuning: python mpp/finetune.py --help.
-This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, count, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
-from mpp.config.schema import Section, given, known_keys, load, strange_keys, tree_of
+from mpp.config.schema import anew, given, known_keys, load, strange_keys
 from mpp.errors import ConfigError, interruptible, run_program
 
 
@@ -38,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(config, FinetuneConfig):
         config.refuse_missing()
     usual = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else usual}")
+    run_dir = run_folder(config.run_dir, arguments.config, usual)
     with interruptible():  # here, because it takes seconds
         from mpp.examining import Asked, Planned, examine
         from mpp.examining_finetuning import FinetuningExaminer
         from mpp.examining_pretraining import PretrainingExaminer
 
     planned = Planned(arguments.gpus, min(arguments.gpus, arguments.per_node), arguments.gpu, arguments.cores) if arguments.gpus else None
-    again = lambda below, above=None: anew(schema, arguments, below, above or {})
+    again = partial(anew, schema, arguments.config, arguments.words)
     kind = FinetuningExaminer if isinstance(config, FinetuneConfig) else PretrainingExaminer
     return examine(kind, Asked(config, run_dir, again, of_file, planned), arguments.json)
 
@@ -64,20 +62,6 @@ def schema_of(arguments: argparse.Namespace) -> type[PretrainConfig] | type[Fine
     raise ConfigError(
         f"{names}: keys of mpp/linear_probe.py, which is not looked at here; it says itself what it cannot do, before it reads an image"
     )
-
-
-def anew(
-    schema: type[PretrainConfig] | type[FinetuneConfig], arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]
-) -> Section:
-    """The config with these keys below the file and the words, and these above them."""
-    words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
-    return load(schema, arguments.config, words, tree_of(below))
-
-
-def count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
-    return int(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

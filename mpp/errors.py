@@ -16,7 +16,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from mpp.interrupts import end_at_once, loud_again
 from mpp.progress import Progress
@@ -26,13 +27,12 @@ AGAIN = 75  # exit status of what ended well and is not finished, or because of 
 
 UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer: a node may be late, or an address wrong, so that a few more tries may help (EX_UNAVAILABLE)
 
-at_leaving: list[
-    Callable[[int, str, bool], None]
-] = []  # of a process of a job: told of a program's end: its exit status, its last words, whether it has printed them
+# Who is told of the end of a program, in a process of a job.
+at_leaving: list[Callable[[int, str, bool], None]] = []  # the exit status, the last words, whether they have been printed
 at_stopping: list[
     Callable[[str, bool], None]
-] = []  # told before a program ends otherwise than well: why, and whether the device may still be asked for anything
-lost_connection: list[Callable[[], object]] = []  # called where another process has ended, before this one says so
+] = []  # before it ends otherwise than well: why, and whether the device may still be asked for anything
+lost_connection: list[Callable[[], object]] = []  # where another process has ended, before this one says so
 
 
 class UserError(Exception):
@@ -66,7 +66,13 @@ class CheckpointError(UserError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the command line in one line, as everything else."""
+    """A command line: --help begins with how this program was started, and with its description as it stands; what is wrong is said in one line, as
+    everything else."""
+
+    def __init__(self, **more: Any):
+        started = Path(sys.argv[0])
+        more.setdefault("prog", "/".join(started.parts[-2:]) if started.suffix == ".py" else sys.argv[0])  # mpp/plan.py, mpp plan
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | more)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the options")

@@ -25,9 +25,7 @@ from mpp.pretraining import PROGRAM, blank_inputs, run_of
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.teacher import TeacherKnobs
-from mpp.settling import settle
-from mpp.train.commit import find_commit
-from mpp.train.resume import as_first_sees
+from mpp.settling import settle_unmeasured
 from mpp.train.run import Run
 from mpp.train.schedule import small_rate_note
 from mpp.train.teacher import teacher_of
@@ -85,12 +83,7 @@ class PretrainingExaminer(Examiner):
         return [images.shards(open_shards(words, peers), peers.size)]
 
     def _settled(self) -> PretrainConfig:
-        """As the run would settle it, but that no budget is measured: then as long as without one."""
-        config, peers, again = self.config, self.peers, self.again
-        if not config.budget or as_first_sees(peers, lambda: find_commit(self.run_dir, config.resume)):
-            return settle(config, again, self.run_dir, peers).config
-        without = lambda below, above: again(below, {**above, "budget": None})
-        return settle(without({}, {}), without, self.run_dir, peers).config
+        return settle_unmeasured(self.config, self.again, self.run_dir, self.peers)
 
     def look_at_recipe(self) -> None:
         report, peers, config, plan = self.report, self.peers, self.config, self.plan

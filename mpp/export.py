@@ -8,9 +8,9 @@ RUN is a run folder (its newest commit; also where checkpoint.copy_to has copied
 pretrained=True)), OUT/transformers (AutoModel and AutoImageProcessor), OUT/transformers-mae (ViTMAEForPreTraining with the run's decoder) and
 OUT/safetensors (plain weights by timm's names); in each a CERTIFICATE.json, which --check measures again.  --teacher: the average of the encoder
 that a run has learned from (data2vec, I-JEPA), which also lies in RUN/teacher once it has ended.
-This file reads the command line and imports nothing slow; the rest is mpp/exporting.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/exporting.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="mpp/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("encoder", nargs="?", metavar="RUN", help="a run folder, an encoder/ folder, a checkpoint, or timm:NAME")
     parser.add_argument("out", nargs="?", metavar="OUT", help="folder to write into")
     parser.add_argument("--to", nargs="+", choices=TARGETS, action="extend", metavar="TARGET", help=f"{', '.join(TARGETS)} (default: timm)")

@@ -4,9 +4,9 @@
 
 Whatever is chosen (weights or their average, and by you: learning rates, epochs) is chosen on a hold-out of train.  init=random is the baseline:
 the same architecture from scratch at the same budget.
-This file reads the command line and imports nothing slow; the training loop is mpp/finetuning.py.
 """
 
+# This file reads the command line and imports nothing slow; the training loop is mpp/finetuning.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -14,15 +14,13 @@ quiet_until_main(__name__)
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.help import KeysParser
-from mpp.config.schema import dump, load, tree_of
+from mpp.config.help import KeysParser, run_folder
+from mpp.config.schema import anew, dump, load
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
-
-PROGRAM = "mpp/finetune.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,15 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_lines(dump(config))
         return 0
     config.refuse_missing()
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'finetune'}")
+    run_dir = run_folder(config.run_dir, arguments.config, "finetune")
     with interruptible():
         from mpp.finetuning import finetune  # here, because it takes seconds
 
-    return finetune(config, run_dir, argv, again=lambda below: load(FinetuneConfig, arguments.config, arguments.words, tree_of(below)))
+    return finetune(config, run_dir, argv, again=partial(anew, FinetuneConfig, arguments.config, arguments.words))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(FinetuneConfig, prog=PROGRAM, description=__doc__)
+    parser = KeysParser(FinetuneConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/finetune_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment

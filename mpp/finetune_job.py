@@ -70,7 +70,7 @@ class Job:
         """Collective, before test images are looked at: one read for a command, however many repeats it measures, is logged; how many there were."""
         test = self.sets.test
         assert test is not None
-        note = functools.partial(log_test_read, self.run_dir, test.images.source, len(test.ids), ledger=self.config.ledger)
+        note = functools.partial(log_test_read, self.run_dir, test.pixels.source, len(test.ids), ledger=self.config.ledger)
         if not self.reads:
             self.reads = from_first(world, lambda: note(command=self.command, encoder=self.loaded.source, named=str(self.config.test)))
         return self.reads

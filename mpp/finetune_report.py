@@ -144,7 +144,7 @@ def join_repeats(job: Job, repeats: Sequence[Repeat]) -> None:
     say(f"over the draws top-1 goes {spread_in_words(rows[row][FINETUNED])}")
     say(f"verdict {verdict['words']}")
     say(f"{run_dir}/encoder is repeat {best + 1}'s, {'the best on the hold-out' if sets.holdout else 'the first, as there is no hold-out'}")
-    say(f"done | {run_dir}/results.json | {run_dir}/encoder | tensorboard --logdir {run_dir}")
+    say(f"done | {run_dir}/results.json | {run_dir}/encoder | tensorboard --logdir {shlex.quote(str(run_dir))}")
 
 
 def best_repeat(found: Sequence[Mapping[str, Any]], metric: str) -> int:

@@ -140,8 +140,8 @@ class Loaders:
             self.hands = {number: hand for number, hand in found.items() if hand}
         # Of all repeats once, since their images may lie in memory.
         drawn = np.unique(np.concatenate([repeat.sets.training.ids for repeat in repeats]))
-        images = replace(sets, training=replace(sets.training, pool=drawn)).placed(config, device, peers.local_size).images
-        self.placed = {repeat.number: replace(repeat.sets.training, images=images) for repeat in repeats}
+        pixels = replace(sets, training=replace(sets.training, pool=drawn)).placed(config, device, peers.local_size).pixels
+        self.placed = {repeat.number: replace(repeat.sets.training, pixels=pixels) for repeat in repeats}
         begin = lambda datasets: LoaderProcesses(datasets, repeats[0].run.workers, device.type == "cuda", peers.local_size)
         self.measuring = begin([data for data in (sets.holdout, sets.test) if data])
         self._training, self._rank = begin(list(self.placed.values())), peers.rank
@@ -186,7 +186,7 @@ def train(repeat: Repeat, loaders: Loaders, model: torch.nn.Module, arch: str, m
             f"layer decay {config.optim.layer_decay:g} | ZeRO {system.zero_stage}, {system.precision}",
             *([f"the loss weighs classes: {weights_in_words(weight, sets.classes)}"] if weight is not None else []),
             *([source.fetched_words(hand)] if hand and isinstance(source, ShardSet) else []),
-            f"{loaders.placed[repeat.number].images.decoder} | {run.loader_words}",
+            f"{loaders.placed[repeat.number].pixels.decoder} | {run.loader_words}",
             run.plan_words(),
         ],
         of_finetuning(run.schedule.final_weight_decay is not None),
@@ -318,7 +318,7 @@ def conclude(tuned: Tuned, commit: Commit, about: dict[str, Any]) -> None:
         say(" ".join(line.split()))
     say(f"{accuracies_in_words(rows, tuned.row)} | {commit.samples_seen:,} samples, {commit.record['seconds']:.0f} s")
     say(f"verdict {verdict['words']}")
-    say(f"done | {repeat.results} | {run.run_dir}/encoder | tensorboard --logdir {run.run_dir}")
+    say(f"done | {repeat.results} | {run.run_dir}/encoder | tensorboard --logdir {shlex.quote(str(run.run_dir))}")
 
 
 def weights_in_words(weight: torch.Tensor, classes: Sequence[str]) -> str:

@@ -5,9 +5,9 @@
 
 --config: a YAML of pretraining, whose seed, model and data sections count, and whose target.path is what is written.  Prints the error by iteration,
 and of images that were not fitted to the error, the share of codes in use and their perplexity.
-This file reads the command line and imports nothing slow; the rest is mpp/codebook_fitting.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/codebook_fitting.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(CodebookConfig, description="Fit a codebook to patches of your own shards, by k-means.")
+    parser = KeysParser(CodebookConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML of pretraining, such as configs/beit_b16.yaml: its seed, model, data and target.path")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides, such as clusters=512 out=codebook.safetensors")

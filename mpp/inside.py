@@ -6,9 +6,9 @@
 RUN is a run folder (its newest commit) or anything else that mpp reads as an encoder, any model of timm's too; FOLDER holds images or shards.  Writes
 into out= (RUN/inside) one picture a subject and inside.json with the numbers behind them; its layout stands at the top of mpp/looking_inside.py, and
 docs/inside.md says how to read the pictures.  What an architecture does not have is named, not drawn.
-This file reads the command line and imports nothing slow; the rest is mpp/looking_inside.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/looking_inside.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: list[str]) -> InsideConfig | None:
     """None where there is nothing to look at."""
-    parser = KeysParser(InsideConfig, prog="mpp/inside.py", description=__doc__)
+    parser = KeysParser(InsideConfig, description=__doc__)
     parser.add_argument("words", nargs="*", metavar="key=value", help="encoder=RUN images=FOLDER ...; --print-config shows all")
     parser.add_argument("--config", help="a YAML file of the same keys")
     parser.add_argument("--print-config", action="store_true", help="show the merged config and stop")

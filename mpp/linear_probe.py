@@ -6,9 +6,9 @@
 Beside the encoder stand two baselines under the same protocol, the same architecture at random initialisation and raw pixels, and the
 encoders of beside=[...].  Every hyper-parameter comes from a hold-out of train; the test split is read once, at the end, and each read is
 logged.  Without test= the figures are on a further hold-out of train that no choice has seen.
-This file reads the command line (torch alone is imported for it: knobs stand with the probes' code); what is measured, in order, is mpp/probing.py.
 """
 
+# This file reads the command line (torch alone is imported for it: knobs stand with the probes' code); what is measured, in order, is mpp/probing.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: list[str]) -> ProbeConfig | None:
     """None where there is nothing to measure."""
-    parser = KeysParser(ProbeConfig, prog="mpp/linear_probe.py", description=__doc__)
+    parser = KeysParser(ProbeConfig, description=__doc__)
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="encoder=RUN train=SHARDS [test=SHARDS] ...; --print-config shows all"
     )

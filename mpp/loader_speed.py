@@ -3,21 +3,21 @@
     python mpp/loader_speed.py --config configs/mpp_b16.yaml data.shards=shards/train [--rate 1500] [key=value ...]
 
 Times the loader's own code on the samples of the first steps, in training order, with the config's crops, views and masks.
-This file reads the command line and imports nothing slow; the rest is mpp/loader_timing.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/loader_timing.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
 
 import argparse
-import math
 from collections.abc import Sequence
+from functools import partial
 
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, positive, run_folder
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import load
+from mpp.config.schema import anew, load
 from mpp.errors import interruptible, run_program
 
 
@@ -27,17 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruptible():
         from mpp.loader_timing import time_loader  # here, because it takes seconds
 
-    return time_loader(config, arguments.seconds, arguments.rate)
-
-
-def positive(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return value
+    again = partial(anew, PretrainConfig, arguments.config, arguments.words)
+    return time_loader(config, run_folder(config.run_dir, arguments.config, "pretrain"), again, arguments.seconds, arguments.rate)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="What feeding a GPU from these shards takes on this machine.")
+    parser = KeysParser(PretrainConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--rate", type=positive, help="views a second that a GPU trains at (benchmarks/step.py measures it)")
     parser.add_argument("--seconds", type=positive, default=5.0, help="about how long each stage is timed")

@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from mpp.machine import allow_open_files, usable_cores
 from mpp.progress import Progress, tracked
 from mpp.recipe.masking import Masking
 from mpp.rng import CROP, MASK, Draws
+from mpp.settling import Again, settle_unmeasured
 
 RATES = (500.0, 1000.0, 2000.0, 4000.0)  # views a second, of GPUs nobody has named
 HELD = 1000  # images that are also decoded whole, at most
@@ -57,11 +59,13 @@ class Stages:
     images: int = 0
 
 
-def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | None) -> int:
-    """seconds: about how long each stage is timed.  wanted_rate: views a second that a GPU trains at, if it is known.  Raises UserError."""
+def time_loader(asked: PretrainConfig, run_dir: Path, again: Again, seconds: float, wanted_rate: float | None) -> int:
+    """asked, again: the config, and how to have it anew with what it leaves open; run_dir: of the run, which is not begun (settling.py).  seconds: about how
+    long each stage is timed.  wanted_rate: views a second that a GPU trains at, if it is known.  Raises UserError."""
     allow_open_files()
     torch.set_num_threads(1)  # as in a loader process
-    caching.use(config.system.cache, config.system.cache_gb)
+    caching.use(asked.system.cache, asked.system.cache_gb)
+    config = settle_unmeasured(asked, again, run_dir)
     sets = open_training_set(config)
     plan = plan_batch(config.data.global_batch, config.data.streams, 1, config.system.micro_batch_max, config.data.views)
     order = sets.order(config, plan)
@@ -77,7 +81,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
     text.say(f"one core                 views/s   us/view   ({timed:,} views timed)")
     for name, stage in (("read", stages.read), ("decode", stages.decode), ("augment", stages.augment)):
         text.say(f"{name:24}{timed / stage.cpu:8,.0f}   {1e6 * stage.cpu / timed:7,.0f}")
-    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   {placed.images.decoder}")
+    text.say(f"{'whole':24}{rate:8,.0f}   {1e6 / rate:7,.0f}   {placed.pixels.decoder}")
     text.say(
         f"{'decode, whole images':24}{timed / stages.decode_whole.cpu:8,.0f}   {1e6 * stages.decode_whole.cpu / timed:7,.0f}   for comparison"
     )
@@ -98,7 +102,7 @@ def time_loader(config: PretrainConfig, seconds: float, wanted_rate: float | Non
 
 
 def describe(dataset: CropDataset, config: PretrainConfig) -> None:
-    source = dataset.images.source
+    source = dataset.pixels.source
     if isinstance(source, Stream):
         text.say(f"{in_words(source.words)}: {text.counted(len(source.tars), 'tar')} as a stream")
     else:
@@ -119,7 +123,7 @@ def sampler_of(dataset: CropDataset, order: Places, plan: BatchPlan) -> OrderSam
 
 def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
     """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
-    shards, augment, stages, began = dataset.images.source, dataset.augment, Stages(), time.perf_counter()
+    shards, augment, stages, began = dataset.pixels.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
     timed, held = 0, deque[bytes](maxlen=HELD)  # images; bytes of the last ones
     for places in tracked(sampler_of(dataset, order, plan), "timing each stage", None, "micro-batches", at_once=True):

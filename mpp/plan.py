@@ -5,19 +5,18 @@ what limits it.
 
 Nothing is trained and no data is read: parameters, arithmetic and memory are counted on shapes, for any recipe.  What a GPU reaches of its limit has to
 be measured: give --rate what benchmarks/step.py printed on one, or --gpu here to have this machine measured with a few steps.
-This file reads the command line and imports nothing slow; the rest is mpp/planning.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/planning.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
 
 import argparse
-import math
 from collections.abc import Sequence
 
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, count, positive
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.errors import interruptible, run_program
@@ -33,20 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return plan(config, Machines(**{name: given[name] for name in Machines.__annotations__}), arguments.rate)
 
 
-def positive(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return value
-
-
-def count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1 on")
-    return int(text)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="What a run takes: memory, time, network, loader cores, and what limits it.")
+    parser = KeysParser(PretrainConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/mae_l16.yaml")
     parser.add_argument("--gpus", type=count, default=8, help="processes, one a GPU (8)")
     parser.add_argument("--per-node", type=count, default=8, help="GPUs of a node (8)")

@@ -1,24 +1,23 @@
 """Pretrain a Vision Transformer by masked patch prediction.
 
-    deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml [key=value ...]
+    deepspeed mpp/pretrain.py --config configs/mpp_b16.yaml data.shards=shards/train run_dir=runs/b16 [key=value ...]
 
-This file reads the command line and imports nothing slow; the training loop is mpp/pretraining.py.
+The same command again goes on from the newest checkpoint in run_dir.
 """
 
+# This file reads the command line and imports nothing slow; the training loop is mpp/pretraining.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-from mpp.config.help import KeysParser
+from mpp.config.help import KeysParser, run_folder
 from mpp.config.pretrain import PretrainConfig
-from mpp.config.schema import dump, load, tree_of
+from mpp.config.schema import anew, dump, load
 from mpp.errors import interruptible, run_program
 from mpp.text import say_lines
 
@@ -29,21 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.print_config:
         say_lines(dump(config))
         return 0
-    run_dir = Path(config.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'pretrain'}")
+    run_dir = run_folder(config.run_dir, arguments.config, "pretrain")
     with interruptible():
         from mpp.pretraining import pretrain  # here, because it takes seconds
 
-    return pretrain(config, run_dir, argv, again=lambda below, above: anew(arguments, below, above))
-
-
-def anew(arguments: argparse.Namespace, below: Mapping[str, Any], above: Mapping[str, Any]) -> PretrainConfig:
-    """The config with these keys below the file and the words, and these above them."""
-    words = [*arguments.words, *(f"{key}={json.dumps(value)}" for key, value in above.items())]
-    return load(PretrainConfig, arguments.config, words, tree_of(below))
+    return pretrain(config, run_dir, argv, again=partial(anew, PretrainConfig, arguments.config, arguments.words))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = KeysParser(PretrainConfig, description="Pretrain a Vision Transformer by masked patch prediction.")
+    parser = KeysParser(PretrainConfig, description=__doc__)
     parser.add_argument("--config", help="a YAML file, such as configs/mpp_b16.yaml")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment

@@ -6,6 +6,7 @@ what happened.  What every training loop does in the same order stands in train/
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +204,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *filter(None, [sets.stream.shared_words(run.workers)] if sets.stream else []),
             *([few_open_files(reach, kept_open)] if kept_open < reach else []),
             *sets.fetched_words(hand),
-            f"{placed.images.decoder} | {counted(data.views, 'view')} of each image | {run.loader_words}",
+            f"{placed.pixels.decoder} | {counted(data.views, 'view')} of each image | {run.loader_words}",
             run.plan_words("as many images a step") if sets.stream else run.plan_words(),
             *([f"steps that see positions {ranges_in_words(data.skip_samples)} are passed over"] if data.skip_samples else []),
             baseline.said(len(sets.holdout.pool)),
@@ -265,7 +266,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         if looks and (step.number % every == 0 or step.last):
             look_at_features(run, model, looks, step.samples_seen, step.number)
         if step.number % config.log.pictures_every_steps == 0 or step.last:
-            picture(run, model, holdout[0][0], baseline, config, step)
+            picture(run, model, *holdout[0], baseline, config, step)
         if step.commits:
             run.save(step, {"baseline": baseline.as_dict()})
 
@@ -285,7 +286,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
         assert commit is not None
         say("done" if commit.step == run.total_steps else stopped_words(f"at step {commit.step}"))
         say(
-            f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {run_dir}"
+            f"encoder {run_dir}/encoder{' | teacher ' + str(run_dir / 'teacher') if teacher else ''} | pictures {run_dir}/pictures | tensorboard --logdir {shlex.quote(str(run_dir))}"
         )
     leave()
     return 0 if run.commit and run.commit.step == run.total_steps else AGAIN
@@ -388,10 +389,13 @@ def look_at_features(run: Run, model: PretrainingModel, looks: Looks, samples_se
 
 @watch.slowly("drawing")
 @torch.no_grad()
-def picture(run: Run, model: PretrainingModel, batch: Batch, baseline: Baseline, config: PretrainConfig, step: Step) -> None:
-    """Collective; rank 0 draws."""
+def picture(
+    run: Run, model: PretrainingModel, batch: Batch, weight: Tensor, baseline: Baseline, config: PretrainConfig, step: Step
+) -> None:
+    """Collective; rank 0 draws the first images of the batch, whose weight is 0 for padding."""
     if config.log.pictures:
-        few = {name: value[: config.log.pictures] for name, value in batch.items()}
+        drawn = max(1, min(config.log.pictures, int(weight.sum())))  # of a rank that has nothing but padding one
+        few = {name: value[:drawn] for name, value in batch.items()}
         run.engine.train(False)
         inputs = masked_images(few, run.world.device)
         prediction, *_ = run.engine.forward(*inputs)

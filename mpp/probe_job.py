@@ -218,9 +218,8 @@ def memory_of(job: Probing) -> dict[str, tuple[int, str]]:
 
 def state_memory(job: Probing) -> None:
     """Collective: say what the probes take where that is much, before hours of extraction.  Raises ConfigError where it does not fit."""
-    divided = [
-        probe.key for probe in job.config.cached() if isinstance(probe, DividedProbe)
-    ]  # which all processes search for at the same time
+    # All processes search for these at the same time.
+    divided = [probe.key for probe in job.config.cached() if isinstance(probe, DividedProbe)]
     for key, (needed, words) in memory_of(job).items():
         beside = job.world.local_size if key in divided else min(job.world.local_size, len(job.rows) * len(job.division.splits))
         what, _, remedy = words.partition("; ")

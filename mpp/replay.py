@@ -7,9 +7,9 @@ RUN/flight is what a run leaves, of pretraining or fine-tuning, that stopped bef
 of the step is made again, with the same crops and masks, or labels and mixing, and compared with what was noted.  Then forward and backward pass are
 taken, in fp32 and in the run's precision, with an eye on every module.  Writes replay.json, and replay.png of the images, beside the dump (out=).
 docs/troubleshooting.md says what is exact, and what to do about what it finds.
-This file reads the command line and imports nothing slow; the rest is mpp/replaying.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/replaying.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: list[str]) -> ReplayConfig | None:
     """None where there is nothing to replay."""
-    parser = KeysParser(ReplayConfig, prog="mpp/replay.py", description=__doc__)
+    parser = KeysParser(ReplayConfig, description=__doc__)
     parser.add_argument("words", nargs="*", metavar="DUMP or key=value", help="RUN/flight/rankN.json step=...; --print-config shows all")
     parser.add_argument("--config", help="a YAML file of the same keys")
     parser.add_argument("--print-config", action="store_true", help="show the merged config and stop")

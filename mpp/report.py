@@ -4,9 +4,9 @@
     python mpp/report.py RUN OTHER ...       # comparison.html: what differs in the config, curves over samples and time, paired differences
 
 A run that goes on, or was stopped, has a page, too: of what it has written so far.
-This file reads the command line and imports nothing slow; the rest is mpp/reporting.py.
 """
 
+# This file reads the command line and imports nothing slow; the rest is mpp/reporting.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="mpp/report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of mpp/pretrain.py or mpp/finetune.py")
     parser.add_argument(
         "--out", metavar="FILE", help="where to write it; of one run RUN/report.html unless given, of several comparison.html"

@@ -5,9 +5,9 @@
 
 Figures stand together only where they were measured on the same images.  Rows that several runs share (raw pixels, random initialisation of one
 architecture and seed) are shown once.
-This file reads the command line and imports nothing slow; the table is made by mpp/tabulating.py.
 """
 
+# This file reads the command line and imports nothing slow; the table is made by mpp/tabulating.py.
 from mpp.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="mpp/results.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some")
     parser.add_argument(
         "--compare",

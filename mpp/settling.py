@@ -67,6 +67,11 @@ def settle(
     shards = open_shards(config.data.shards, peers)
     commit = as_first_sees(peers, find or (lambda: find_commit(run_dir, config.resume)))
     fit = Fit(config, facts_of(config, shards, peers))
+    if config.fit and not commit and len(shards) < small.LEAST_IMAGES and "global_batch" not in config.data.model_fields_set:
+        raise ConfigError(
+            f"fit={config.fit}: {shards.path} holds {counted(len(shards), 'image')}, and {small.LEAST_IMAGES} are the fewest that it is fitted to; see "
+            "whether these are the images you mean, or give data.global_batch="
+        )
     if commit:
         return fit.as_begun(again, commit)
     if not config.budget:
@@ -88,6 +93,14 @@ def settle(
     total = settled.config.optim.total_samples
     words = f"budget {config.budget}: {rate:,.0f} images/s were measured, so {total:,} samples, {total / len(shards):.1f} passes"
     return replace(settled, world=world, words=(words, *settled.words))
+
+
+def settle_unmeasured(config: PretrainConfig, again: Again, run_dir: Path, peers: Peers = ALONE) -> PretrainConfig:
+    """Collective.  As the run would be settled, but that no budget is measured: then as long as without one."""
+    if not config.budget or as_first_sees(peers, lambda: find_commit(run_dir, config.resume)):
+        return settle(config, again, run_dir, peers).config
+    without = lambda below, above: again(below, {**above, "budget": None})
+    return settle(without({}, {}), without, run_dir, peers).config
 
 
 def facts_of(config: PretrainConfig, shards: Opened, peers: Peers = ALONE) -> small.Facts:

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TextIO
 
 _PLAIN = re.compile(r"[ -~\xa1-\xac\xae-\u02ff]*")  # most texts: nothing to look at letter by letter
@@ -25,6 +26,13 @@ def printable(text: object) -> str:
     if _PLAIN.fullmatch(said):
         return said
     return "".join(letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else _escaped(letter) for letter in said)
+
+
+def font_file() -> Path:
+    """Of the letters in pictures: DejaVu Sans, which comes with matplotlib and has those of Europe's languages; Pillow's own has English alone."""
+    import matplotlib  # here: only who draws needs it
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -341,6 +341,8 @@ def test_mpp_calls_the_programs_by_name():
     )
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
+    version = run_forked(["-c", "from mpp.__main__ import main; main()", "--version"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (version.returncode, version.stdout) == (0, f"mpp {mpp.__version__}\n")
     with pytest.raises(UserError, match="tabulate is none of mpp's programs"):
         run(["tabulate"])
     with pytest.raises(UserError, match="the nearest known one is probe"):

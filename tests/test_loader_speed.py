@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from mpp.errors import DataError, UserError
 from mpp.loader_timing import Stage, Stages, limit
 from tests.data.tars import write_tars
 
+SMALL = Path(__file__).parents[1] / "configs" / "small_32.yaml"
 WORDS = [
     "model={image_size: 16, patch_size: 4}", "data.global_batch=8", "data.holdout_samples=4", "system.workers=1", "--seconds", "0.05",
 ]  # fmt: skip
@@ -35,6 +37,12 @@ def test_it_prints_each_stage_the_whole_and_the_cores_for_a_rate(tiny_shards, ca
     assert "2 views of each image" in text
     assert "1 loader process " in text
     assert "\nlimit: " in text
+
+
+def test_what_a_config_leaves_open_is_settled_as_the_run_would(tiny_shards, capsys):
+    words = ["--config", str(SMALL), f"data.shards={tiny_shards}", "budget=1h", "system.workers=1", "--seconds", "0.05"]
+    assert loader_speed.main(words) == 0  # of 40 images, where the key itself holds out 1,024
+    assert "38 training samples" in capsys.readouterr().out
 
 
 def test_a_stream_is_timed_in_the_same_stages(tmp_path, capsys):

@@ -1,18 +1,20 @@
 """What every program does before its work: help and config within a moment, and a quiet end when it is interrupted."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
-from mpp.config.help import explain
+from mpp.config.help import KeysParser, explain, explained
 from mpp.config.inside import InsideConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.replay import ReplayConfig
 from mpp.config.schema import known_keys
+from mpp.errors import UserError
 from tests.forks import run_forked
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +64,15 @@ def test_help_and_config_are_shown_without_importing_what_is_slow(words):
     slow = tuple(name for name in SLOW if name != "torch" or words[0] not in WITH_TORCH)
     shown = run_forked(["-c", ALONE.format(slow=slow, words=words)], cwd=ROOT, env=os.environ)
     assert shown.returncode == 0, shown.stderr
-    assert ("usage" if "--help" in words else "seed: 0") in shown.stdout
+    if "--help" not in words:
+        assert "seed: 0" in shown.stdout
+        return
+    usage, _, rest = shown.stdout.partition("\n\n")
+    program, about = words[0], rest.partition("\npositional arguments:")[0]
+    assert usage.startswith(f"usage: {program} ")
+    assert re.search(rf"^    .*\b{program} ", about, re.MULTILINE), "no command that can be typed"
+    assert "imports nothing slow" not in about  # what is for who reads the code
+    assert not re.search(r"\(default: (None|False)\)|\) \(default: ", " ".join(shown.stdout.split("\n\nkeys")[0].split()))
 
 
 @pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig, ReplayConfig])
@@ -74,6 +84,22 @@ def test_help_lists_every_key_with_its_default(schema):
     for key, default in (("seed", "0"), ("features.crop", "1.0"), ("optim.weight_decay", "0.05"), ("data.holdout_samples", "1024")):
         if key in known_keys(schema):
             assert f"{key}={default}" in lines
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig, ProbeConfig, CodebookConfig, InsideConfig, ReplayConfig])
+def test_help_says_something_of_every_key(schema):
+    bare = re.compile(r"^\(\S+=\S+\) ?")  # of which choice a key is
+    told = [(words, bare.sub("", comment)) for words, comment in explained(schema, "") if ".name=" not in words]
+    assert not [words for words, comment in told if not comment]
+    assert not [words for words, comment in told if re.search(r"(,|\b(a|and|of|or|the))$", comment)]  # one that goes on in the source
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("--budget", "budget=..."), ("--optim.base-lr=1", "optim.base_lr=..."), ("--nothing", "seed=...")]
+)
+def test_a_key_with_dashes_before_it_is_told_from_an_option(word, told):
+    with pytest.raises(UserError, match=rf"unrecognized arguments: {word}; keys have no dashes before them, such as {re.escape(told)};"):
+        KeysParser(PretrainConfig).parse_args([word])
 
 
 def test_help_says_what_stands_behind_a_key():

@@ -75,6 +75,24 @@ def words_of(command: str, program: str) -> list[str]:
     return words[words.index(program) + 1 :]
 
 
+def test_the_files_that_the_code_speaks_of_are_there():
+    sources = {
+        path: path.read_text()
+        for folder in ("mpp", "data_prep", "benchmarks", "configs", "jobs")
+        for path in ROOT.glob(f"{folder}/**/*")
+        if path.suffix in (".py", ".yaml", ".sh")
+    }
+    folders = "|".join(path.name for path in (ROOT / "mpp").iterdir() if path.is_dir())
+    named = re.compile(rf"(?<![\w/.-])((?:mpp|docs|tests|benchmarks|data_prep|{folders})/[\w/-]+\.(?:py|md|c))\b")
+    gone = {
+        (str(path.relative_to(ROOT)), name)
+        for path, text in sources.items()
+        for name in named.findall(text)
+        if not (ROOT / name).exists() and not (ROOT / "mpp" / name).exists()
+    }
+    assert not gone
+
+
 @pytest.mark.parametrize("command", commands("mpp/pretrain.py"))
 def test_every_pretraining_command_has_a_config_that_loads(command, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -181,7 +181,7 @@ def unmeasured(where: str, training: CropDataset, local_size: int, free: Callabl
 
 def pixels_of(training: CropDataset) -> int:
     """Of all its images; where no index has their sizes, by those of some, evenly from the set, whose headers are read."""
-    source, ids = training.images.source, training.ids
+    source, ids = training.pixels.source, training.ids
     if isinstance(source, ShardSet | JoinedShards):
         index = source.index[training.pool]
         return int((index["width"].astype(np.int64) * index["height"]).sum())

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpp.claims.subject import Subject, shaken
+from mpp.model.normalise import Triple
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import everywhere
-
-Triple = tuple[float, float, float]
 
 
 def outputs(subject: Subject) -> int:

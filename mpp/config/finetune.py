@@ -63,7 +63,7 @@ class FinetuneOptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # matrices only; decoupled with adamw
     clip_norm: Annotated[float, Field(ge=0)] = 0.0  # global gradient norm; 0: off
     epochs: Annotated[float, Field(gt=0)] = 100  # of the images that are trained on; rounded to whole steps
-    warmup_epochs: Annotated[float, Field(ge=0)] = 5
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5  # in which the rate rises from 0 (MAE)
     steps: Positive | None = None  # instead of epochs (ViT counts steps)
     warmup_steps: Count | None = None  # instead of warmup_epochs
     class_weight: Literal["balanced"] | None = (
@@ -94,20 +94,20 @@ class FinetuneDataConfig(Section):
 
 
 class FinetuneLogConfig(Section):
-    every_steps: Positive = 50
-    holdout_every_epochs: Positive = 1
+    every_steps: Positive = 50  # as in pretraining
+    holdout_every_epochs: Positive = 1  # between two looks at the hold-out
 
 
 class FinetuneConfig(Section):
-    encoder: str = ""  # a run folder, an encoder/ folder, timm:NAME ... (train/export.py)
+    encoder: str = ""  # a run folder, an encoder/ folder, timm:NAME ... (docs/probes.md#encoders-in-and-out)
     init: Literal["pretrained", "random"] = "pretrained"  # random: the same architecture from scratch, the baseline beside every figure
-    train: str = ""  # labelled images: shards, a folder of class folders, cifar10 ... (data/labelled.py)
+    train: str = ""  # labelled images: shards, a folder of class folders, cifar10 ... (docs/probes.md#data)
     test: str | None = None  # read once, at the end; null: every figure is on the hold-out of train
     ledger: str | None = (
         None  # file in which each read of a test split is noted too; null: ~/.local/state/mpp/test_reads.jsonl (XDG_STATE_HOME)
     )
     run_dir: str | None = None  # null: runs/<name of the YAML file>
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of all that is drawn: labels, hold-out, head, order, crops, mixing
     repeats: Positive = 1  # of the whole, with seed, seed + 1, ...: other labels, head, order and crops, the same hold-out and test images
     metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # by which the hold-out chooses
     resume: Literal["auto", "must"] | Count = "auto"  # as in pretraining

@@ -49,7 +49,7 @@ class DataConfig(Section):
         False  # by 0, 90, 180 or 270 degrees, a quarter of the samples each: as above; with flip, all eight poses of a square
     )
     mean: Triple = (0.5, 0.5, 0.5)  # of the input normalisation, colours in 0..1 (ViT code)
-    std: Triple = (0.5, 0.5, 0.5)
+    std: Triple = (0.5, 0.5, 0.5)  # likewise
     skip_samples: Ranges = ()  # positions, as a:b,c:d (from a up to b, b not included): steps that see any are passed over, such as those behind a loss spike
     max_pixels: Positive = 100_000_000  # larger images are bad samples
     max_bad_fraction: Fraction = 0.0  # of the samples seen; beyond it, and beyond one sample, the run stops (0: the first one stops it)
@@ -87,9 +87,9 @@ class PretrainOptimConfig(OptimConfig):
 
 
 class LogConfig(Section):
-    every_steps: Positive = 50
-    holdout_every_steps: Positive = 500
-    pictures_every_steps: Positive = 2000
+    every_steps: Positive = 50  # optimiser steps between two lines of the log, which are also points of the curves
+    holdout_every_steps: Positive = 500  # likewise between two looks at the hold-out
+    pictures_every_steps: Positive = 2000  # likewise between two pictures
     pictures: Annotated[int, Field(ge=0, le=64)] = 8  # images a picture
     samples: StrictBool = False  # samples.rankN.tsv: which sample, crop and mask stood at each position (to compare two clusters)
 
@@ -127,7 +127,7 @@ class KeptCheckpointConfig(CheckpointConfig):
 
 class PretrainConfig(Section):
     run_dir: str | None = None  # null: runs/<name of the YAML file>
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of all that is drawn: weights at the start, order, crops, masks, stochastic depth
     resume: Literal["auto", "must"] | Count = (
         "auto"  # auto: newest whole commit, fresh if there never was one; must: a commit has to be there; N: that step
     )

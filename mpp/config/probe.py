@@ -28,9 +28,9 @@ class Measurement(Section):
         None  # file in which each read of a test split is noted too; null: ~/.local/state/mpp/test_reads.jsonl (XDG_STATE_HOME)
     )
     out: str | None = None  # folder of results.json; null: <run>/transfer/<name of the data>
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of all that is drawn: samples, hold-out, few-shot labels, heads, order
     train_samples: Positive | None = None  # null: all
-    test_samples: Positive | None = None
+    test_samples: Positive | None = None  # null: all
     holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, to choose hyper-parameters
     metric: Metric = "accuracy"  # on the hold-out, which they are chosen by; the verdict's, too
     class_weight: Literal["balanced"] | None = (

@@ -4,6 +4,7 @@ All sections are frozen; an unknown key is refused with the nearest known one.  
 config/pretrain.py, finetune.py and probe.py, a page for each program.
 """
 
+import json
 import re
 import types
 import typing
@@ -211,7 +212,8 @@ def given(path: str | Path | None, words: typing.Sequence[str] = ()) -> dict[str
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as optim.base_lr=1e-3")
+            file = f"; a file of keys is given as --config {word}" if word.endswith((".yaml", ".yml")) else ""
+            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as optim.base_lr=1e-3{file}")
         branch = tree
         *sections, last = key.split(".")
         for section in sections:
@@ -255,6 +257,13 @@ def tree_of(keys: typing.Mapping[str, Any]) -> dict[str, Any]:
             branch = branch.setdefault(section, {})
         branch[last] = value
     return tree
+
+
+def anew(
+    schema: type[Schema], file: str | None, words: list[str], below: typing.Mapping[str, Any], above: typing.Mapping[str, Any] | None = None
+) -> Schema:
+    """As `load`, with these keys ("a.b") below the file and the words, and those above them."""
+    return load(schema, file, [*words, *(f"{key}={json.dumps(value)}" for key, value in (above or {}).items())], tree_of(below))
 
 
 def flat(tree: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

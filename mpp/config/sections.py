@@ -110,7 +110,7 @@ class OptimConfig(Section):
     cooldown_samples: Count = 0  # of wsd: the last ones, over which the rate goes down; 0: a trunk, for branch_from to leave from
     cooldown_shape: Literal["1-sqrt", "linear"] = "1-sqrt"  # of wsd: 1 - sqrt(share done), the better one in arXiv 2405.18392
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)  # ViT 4.1
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(gt=0)] = 1e-8  # AdamW's, added to the root of the second moment (torch)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # decoupled; matrices only (ours)
     final_weight_decay: Annotated[float, Field(ge=0)] | None = (
         None  # half a cosine from weight_decay to this (I-JEPA: 0.04 -> 0.4); null: constant
@@ -190,8 +190,8 @@ class SystemConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_minutes: Annotated[float, Field(gt=0)] | None = 15.0
-    every_samples: Positive | None = None
+    every_minutes: Annotated[float, Field(gt=0)] | None = 15.0  # between two checkpoints; null: none by the clock
+    every_samples: Positive | None = None  # samples seen between two checkpoints; null: none by samples
     keep: Annotated[int, Field(ge=2)] = 2  # newest commits kept
     keep_every_samples: Positive | None = None  # the steps that reach each multiple of it commit, too, and are kept for good
     background: StrictBool = True  # copied in its step, and written while training goes on

@@ -15,6 +15,7 @@ from PIL import Image
 from mpp.data.cifar import CLASSES, LAYOUTS, Cifar
 from mpp.data.decode import png
 from mpp.data.fingerprints import read_prints
+from mpp.data.images import ReadInPlace
 from mpp.errors import DataError
 from mpp.locks import lock_folder
 
@@ -66,7 +67,7 @@ def _only_one(name: str, root: Path) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class ArrayImages:
+class ArrayImages(ReadInPlace):
     """One of torchvision's data sets that is an array in memory."""
 
     path: Path

@@ -64,7 +64,7 @@ class Masking(Protocol):
 class CropDataset(Dataset):
     """Map-style, of keys (epoch, sample id, position of its first view)."""
 
-    images: Pixels
+    pixels: Pixels
     augment: Crop
     seed: int
     pool: range | np.ndarray  # ids that are used; ascending where they may stand in for each other (training and hold-out never do)
@@ -107,7 +107,7 @@ class CropDataset(Dataset):
         """All but what a device makes; `completed` adds that."""
         keys = self.drawn(keys)
         (height, width), count = both(self.augment.size), len(keys) * self.views
-        self.images.ahead([sample for _, sample, _ in keys])
+        self.pixels.ahead([sample for _, sample, _ in keys])
         rows: dict[str, list] = {name: [] for name in ("pose", "position", "sample", "shown", "box")}
         crops = self.views if self.differ_in == "crop" else 1
         image: torch.Tensor | None = None
@@ -115,17 +115,17 @@ class CropDataset(Dataset):
         bad: list[dict] = []
         for number, (epoch, sample, position) in enumerate(keys):
             views = [self.augment.draw(Draws(self.seed, CROP, epoch, sample, view)) for view in range(crops)]
-            shown, boxes, pixels, faults = self._open(sample, position, views)
+            shown, boxes, cut, faults = self._open(sample, position, views)
             for view in range(self.views):
                 crop = view % crops
                 for name, value in zip(rows, (views[crop].pose, position + view, sample, shown, boxes[crop]), strict=True):
                     rows[name].append(value)
-                if isinstance(pixels, list):
+                if isinstance(cut, list):
                     if image is None:
                         image = _room_for_images(count, 3, height, width)
-                    image.numpy()[number * self.views + view] = self._coloured(pixels[crop], epoch, sample)
-            if isinstance(pixels, bytes):
-                encoded.append((number * self.views, pixels))
+                    image.numpy()[number * self.views + view] = self._coloured(cut[crop], epoch, sample)
+            if isinstance(cut, bytes):
+                encoded.append((number * self.views, cut))
             bad += faults
         batch: Batch = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
         batch |= self._columns(keys, batch["shown"])
@@ -137,8 +137,8 @@ class CropDataset(Dataset):
     def completed(self, batch: Batch) -> Batch:
         """In the training process: the batch with the crops that a device makes; what it does not take is judged, and replaced, by the CPU."""
         keys = batch.pop("keys", [])
-        for first in self.images.complete(batch, self.views, self.augment.size):
-            again = replace(self, images=self.images.on_cpu).batch([keys[first // self.views]])
+        for first in self.pixels.complete(batch, self.views, self.augment.size):
+            again = replace(self, pixels=self.pixels.on_cpu).batch([keys[first // self.views]])
             for name, value in again.items():
                 if isinstance(value, torch.Tensor):
                     batch[name][first : first + self.views] = value
@@ -164,17 +164,17 @@ class CropDataset(Dataset):
         faults: list[dict] = []
         for candidate in self.candidates(sample):
             try:
-                width, height = self.images.size_of(candidate)
+                width, height = self.pixels.size_of(candidate)
                 boxes = [view.box(width, height) for view in views]
-                return candidate, boxes, self.images.cut(candidate, boxes, self.augment.size), faults
+                return candidate, boxes, self.pixels.cut(candidate, boxes, self.augment.size), faults
             except BadSample as reason:
                 if self.leaves_none_out:
-                    raise unreadable(self.images.source, candidate, reason) from reason
-                where = self.images.where(candidate)
+                    raise unreadable(self.pixels.source, candidate, reason) from reason
+                where = self.pixels.where(candidate)
                 faults.append({"position": position, "sample": sample, "bad": candidate, "where": where, "reason": str(reason)})
         raise of_this_rank(
             DataError(
-                f"{len(faults)} samples in a row are unreadable, from {self.images.where(sample)} on ({faults[0]['reason']}); "
+                f"{len(faults)} samples in a row are unreadable, from {self.pixels.where(sample)} on ({faults[0]['reason']}); "
                 f"make the shards again with data_prep/make_shards.py"
             )
         )
@@ -204,7 +204,7 @@ class CropDataset(Dataset):
         """Of a batch of so many views; at most, but for the spread of encoded sizes."""
         height, width = both(self.augment.size)
         masks = 32 * self.masking.patches if self.masking else 0
-        return views * (3 * height * width + BYTES_BESIDE + masks + self.images.encoded_bytes // self.views)
+        return views * (3 * height * width + BYTES_BESIDE + masks + self.pixels.encoded_bytes // self.views)
 
 
 _slots: list[torch.Tensor] = []  # a loader process's own: shared memory, uint8 [bytes], for the images of its batches in flight

@@ -42,7 +42,7 @@ class FinetuneSet:
 
     def source(self, split: str) -> Images:
         """All images of "train" or of "test"."""
-        return (self.test if split == "test" and self.test else self.training).images.source
+        return (self.test if split == "test" and self.test else self.training).pixels.source
 
     @property
     def labels(self) -> np.ndarray:
@@ -73,7 +73,7 @@ class FinetuneSet:
 
     def order(self, config: FinetuneConfig, plan: BatchPlan) -> Order:
         """Over the images that are trained on alone: its n-th sample is training.ids[n]."""
-        edges = np.concatenate([[0], np.cumsum(self.training.images.source.samples_per_shard)])
+        edges = np.concatenate([[0], np.cumsum(self.training.pixels.source.samples_per_shard)])
         counts = np.diff(np.searchsorted(self.training.ids, edges))
         return Order(counts[counts > 0], config.data.global_batch, plan.streams, config.seed, config.data.block)
 

@@ -23,6 +23,7 @@ from mpp.data.class_folders import (
 )
 from mpp.data.decode import check_header, storable
 from mpp.data.fingerprints import read_prints
+from mpp.data.images import ReadInPlace
 from mpp.data.shard_format import MANIFEST
 from mpp.errors import DataError, of_this_rank
 from mpp.peers import ALONE, Peers
@@ -30,7 +31,7 @@ from mpp.progress import tracked
 
 
 @dataclass(eq=False)
-class FolderImages:
+class FolderImages(ReadInPlace):
     """A folder of one folder a class; where all files are images, classes, images and order are torchvision's ImageFolder's."""
 
     path: Path

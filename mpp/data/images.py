@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from mpp.data.order import Sampler
 from mpp.errors import BadSample, DataError, UserError, of_this_rank
 from mpp.machine import usable_cores
 from mpp.remote.urls import Url
@@ -68,6 +69,25 @@ class Images(Protocol):
     def read(self, sample: int) -> bytes:
         """Encoded as JPEG, PNG or WebP.  Raises BadSample for bad content, DataError for a disk that fails."""
         ...
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        """These are read next: who has to wait for a disk or a server asks for all of them at once."""
+        ...
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: bytes of the shards that it has in hand at
+        most.  What is given is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
+        ...
+
+
+class ReadInPlace:
+    """What images answer of which nothing has to be fetched before it is read."""
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        pass
+
+    def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
+        return lambda done: None
 
 
 class LabelledImages(Images, Protocol):

@@ -18,8 +18,8 @@ import numpy as np
 from mpp.config.schema import Words
 from mpp.data.fingerprints import overlap
 from mpp.data.in_hand import InHand, refuse_beyond
-from mpp.data.order import Order
-from mpp.data.shard_cache import CachedSet, Sampler, fetched_words
+from mpp.data.order import Order, Sampler
+from mpp.data.shard_cache import CachedSet, fetched_words
 from mpp.data.shards import ShardSet, may_open
 from mpp.errors import ConfigError
 from mpp.peers import ALONE, Peers

@@ -69,10 +69,9 @@ def bits_a_channel(image: Image.Image) -> int:
     """In which the levels of an image that Pillow has opened, and not yet loaded, are stored: of a TIFF or PPM; 8 of all else, but PNG, whose header tells."""
     if image.format == "TIFF":
         return max(_several(cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_BITS, 1)))
-    arguments = cast(ImageFile.ImageFile, image).tile[0].args
-    if (
-        image.format == "PPM"
-    ):  # the decoder's arguments: a mode, 16 bits where it is a raw one of such, and the greatest level where it is not 255
+    if image.format == "PPM":
+        # The decoder's arguments: a mode, 16 bits where it is a raw one of such, and the greatest level where it is not 255.
+        arguments = cast(ImageFile.ImageFile, image).tile[0].args
         return arguments[1].bit_length() if isinstance(arguments, tuple) and len(arguments) == 2 else 16 if "16" in str(arguments) else 8
     return 8
 

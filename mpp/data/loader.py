@@ -44,7 +44,7 @@ def batches(
     process reads from at a time, at most, where they are fetched first.
     Raises DataError, also for a worker that died, and ConfigError where shared memory is too small.
     """
-    done = dataset.images.expects(sampler, hand)
+    done = dataset.pixels.expects(sampler, hand)
     if workers:
         refuse_small_shared_memory(shared_bytes(dataset, sampler, workers, local_world), workers)
     loader = _loader(dataset, sampler, workers, pin_memory)
@@ -68,7 +68,7 @@ class LoaderProcesses:
             refuse_small_shared_memory(shared_bytes(dataset, sampler, self.workers, self.local_world), self.workers)
         self._asked.number = next(number for number, each in enumerate(self.datasets) if each is dataset)
         self._asked.sampler = sampler
-        done = dataset.images.expects(sampler, hand)
+        done = dataset.pixels.expects(sampler, hand)
         items = handed_over(self._loader, phase, begun(self._loader))
         return _completed(items, dataset, bool(self.workers) and not self.pin_memory, done)
 
@@ -146,7 +146,7 @@ def fixed_batches(dataset: CropDataset, ids: np.ndarray, batch: int, rank: int =
     """
     dataset = replace(dataset, views=1)
     sampler = EveryOnce(ids, batch, rank, world)
-    done = dataset.images.expects(sampler)
+    done = dataset.pixels.expects(sampler)
     for number, keys in enumerate(sampler):
         done(number)
         rows = dataset.completed(dataset.batch(keys))

@@ -30,6 +30,9 @@ EPOCHS = 2  # that are kept, 16 bytes a shard each: that in hand and the next
 FIXED = 2**62  # the "epoch" of draws that never change: hold-outs, and what is measured on
 
 
+Sampler = Iterable[list[tuple[int, int, int]]]  # micro-batches of (epoch, sample id, position)
+
+
 class Places(Protocol):
     """Which samples stand where in a run, as far as that is known before they are read."""
 

@@ -18,10 +18,7 @@ from torch import Tensor
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
-from mpp.data.joined_shards import JoinedShards
-from mpp.data.order import EveryOnce
-from mpp.data.shard_cache import Sampler
-from mpp.data.shards import ShardSet
+from mpp.data.order import EveryOnce, Sampler
 from mpp.errors import BadSample, ConfigError, of_this_rank
 from mpp.progress import tracked
 
@@ -45,7 +42,7 @@ class Pixels(ABC):
         """These are cut next."""
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-        """As `ShardSet.expects`."""
+        """As `Images.expects`."""
         return lambda done: None
 
     @abstractmethod
@@ -71,20 +68,14 @@ class StoredPixels(Pixels):
         self.decoder = f"JPEGs decoded by {jpeg_decoder()}, others by Pillow"
 
     def ahead(self, samples: Sequence[int]) -> None:
-        if isinstance(self.source, ShardSet | JoinedShards):
-            self.source.ahead(samples)
+        self.source.ahead(samples)
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-        return expected(self.source, sampler, hand)
+        return self.source.expects(sampler, hand)
 
     def cut(self, sample: int, boxes: Sequence[Box], size: Size) -> list[np.ndarray]:
         width, height = self.source.size_of(sample)
         return cut(self.source.read(sample), width, height, boxes, size, self.max_pixels)
-
-
-def expected(source: Images, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-    """As `ShardSet.expects`, of any images."""
-    return source.expects(sampler, hand) if isinstance(source, ShardSet | JoinedShards) else lambda done: None
 
 
 class MemoryPixels(Pixels):
@@ -108,7 +99,7 @@ class MemoryPixels(Pixels):
         self.orientation = np.ones(len(pool), dtype=np.uint8)  # EXIF
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:  # what decoding in threads does to warnings ends here
             left = [sample for sample in pool if sample not in self.faults]
-            done = expected(source, EveryOnce(np.array(left), TOGETHER, 0, 1)) if left else lambda number: None
+            done = source.expects(EveryOnce(np.array(left), TOGETHER, 0, 1)) if left else lambda number: None
             decoded = executor.map(lambda sample: self._decode(sample, max_pixels), left)
             for number, _ in enumerate(tracked(decoded, f"decoding {source.path}", len(left), "images")):
                 if number % TOGETHER == 0:

@@ -20,18 +20,18 @@ def placed(data: CropDataset, system: SystemConfig, device: torch.device, local_
 
     local_world: processes of this machine, each with a copy of its own.  Raises ConfigError for what cannot lie there.
     """
-    stored = data.images
+    stored = data.pixels
     assert isinstance(stored, StoredPixels)
     source, max_pixels = stored.source, stored.max_pixels
     if system.images != "shards":
         threads = max(1, usable_cores() // local_world)
         memory = MemoryPixels(source, reach(data.pool), max_pixels, threads, local_world)
-        return replace(data, images=memory if system.images == "ram" else DevicePixels(memory, device))
+        return replace(data, pixels=memory if system.images == "ram" else DevicePixels(memory, device))
     if system.decode == "cpu" or device.type != "cuda":
         return data
     if not isinstance(source, ShardSet | JoinedShards):
         raise ConfigError(f"system.decode=device reads shards, and {source.path} holds none: make shards, or leave system.decode out")
-    return replace(data, images=DeviceJpegs(source, max_pixels, device))
+    return replace(data, pixels=DeviceJpegs(source, max_pixels, device))
 
 
 def reach(ids: range | np.ndarray) -> range:

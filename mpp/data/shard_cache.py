@@ -20,11 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpp.data.in_hand import InHand
+from mpp.data.order import Sampler
 from mpp.disks import disks
 from mpp.errors import DataError, of_this_rank
 from mpp.peers import ALONE, Peers
@@ -41,7 +42,6 @@ MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
 BEGINNING_SECONDS = 60.0  # for a keeper to answer that it is there
-Sampler = Iterable[list[tuple[int, int, int]]]  # micro-batches of (epoch, sample id, position)
 
 
 class Caching:

@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         data = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         if not folder.exists():
-            raise DataError(f"{folder}: no such folder of shards; {make}") from None
+            raise DataError(f"{folder}: no such folder of shards; give one that is there, or {make}") from None
         if not folder.is_dir():
             raise DataError(f"{folder}: is a file; give the folder that holds {MANIFEST}") from None
         if (folder / "train" / MANIFEST).exists():

@@ -16,8 +16,8 @@ import numpy as np
 
 from mpp.data.fingerprints import packed
 from mpp.data.in_hand import InHand, refuse_beyond
-from mpp.data.order import Order
-from mpp.data.shard_cache import CachedSet, Sampler, cached_set, fetched_words
+from mpp.data.order import Order, Sampler
+from mpp.data.shard_cache import CachedSet, cached_set, fetched_words
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shard_index import Row, ShardIndex
@@ -27,10 +27,7 @@ from mpp.files import sha256_of
 from mpp.peers import ALONE, Peers
 from mpp.remote.urls import Url, is_url
 
-OPEN_FILES = (
-    256  # shards a process keeps open at once where nobody says how many it will read (keep_open), or half of what the system allows
-)
-
+OPEN_FILES = 256  # shards a process keeps open at once where nobody says how many it will read (`keep_open`)
 WANTED_AGAIN = 10  # times, that a shard has made way for others before it could be opened
 LEAST_DEVIATION = 1 / 255  # of a colour, 0..1: below, it is the same everywhere
 
@@ -177,8 +174,7 @@ class ShardSet:
         return fetched_words([self.cached], hand)
 
     def expects(self, sampler: Sampler, hand: int = 0) -> Callable[[int], None]:
-        """This process will read these micro-batches, in order: what lies elsewhere is fetched ahead.  hand: bytes of the shards that it has in hand at
-        most.  What is given is told how many micro-batches are done with, -1 for all.  Raises DataError where there is no room."""
+        """As `Images.expects`."""
         return (lambda done: None) if self.cached is None else self.cached.plan(sampler, hand)
 
     def read(self, sample: int) -> bytes:

@@ -34,6 +34,7 @@ from torch.utils.data import get_worker_info
 from mpp.data.class_folders import IMAGE_SUFFIXES
 from mpp.data.crop_dataset import BAD_IN_A_ROW, CropDataset, Key
 from mpp.data.decode import check_header, decode, storable
+from mpp.data.images import ReadInPlace
 from mpp.data.order import places_of
 from mpp.data.whole_tar import Torn, WholeTar
 from mpp.errors import BadSample, ConfigError, DataError, of_this_rank
@@ -249,7 +250,7 @@ def every(samples: Iterable[Taken], nth: int, of: int) -> Iterable[Taken]:
 
 
 @dataclass(eq=False)
-class Stream:
+class Stream(ReadInPlace):
     """Samples that pass by.  Known by their ids are those that were taken since `let_go`, of this process."""
 
     words: Words  # as data.shards names them
@@ -363,7 +364,7 @@ class StreamDataset(CropDataset):
 
     @property
     def stream(self) -> Stream:
-        return cast(Stream, self.images.source)
+        return cast(Stream, self.pixels.source)
 
     def drawn(self, keys: list[Key]) -> list[Key]:
         self.stream.let_go()
@@ -397,7 +398,7 @@ class StreamOrder:
 
 
 @dataclass(eq=False)
-class Kept:
+class Kept(ReadInPlace):
     """The first images of a stream, in memory: encoded bytes, by id from 0 on."""
 
     path: Path

@@ -94,7 +94,7 @@ class TrainingSet:
         """Images that are trained on, to look at before training, and their ids: evenly from the set, or of a stream the first ones."""
         if self.stream:
             kept = self.stream.first_images(count)
-            return replace(self.holdout, images=StoredPixels(kept, self.stream.max_pixels), pool=range(len(kept))), np.arange(len(kept))
+            return replace(self.holdout, pixels=StoredPixels(kept, self.stream.max_pixels), pool=range(len(kept))), np.arange(len(kept))
         return self.training, self.training.spread(count)
 
     def in_hand(self, order: Order | StreamOrder, world: int, local_world: int) -> InHand | None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: told apart by every kind of eye
 SHADES = "viridis"  # matplotlib's, for many lines in an order, such as blocks by depth
@@ -85,7 +85,8 @@ def _style(axes: Axes, chart: Chart) -> None:
         spine.set_color(INK)
     if chart.log:
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    places = {x for points in chart.lines.values() for x, _ in points}
+    axes.xaxis.set_major_locator(FixedLocator([*places]) if len(places) == 1 else MaxNLocator(5))
     if chart.x == "samples seen":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

@@ -1,5 +1,6 @@
 """Which config suits a set of images, and the command that trains on it: what every program that makes shards says last."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,4 +64,4 @@ def next_line(train: Path | str, manifest: Manifest, more: str = "") -> str:
     """For people; train: where the split is, a folder or a URL; more: further words of the command."""
     config = config_for(manifest)
     length = "" if config == LARGE else "  (budget=30min: as much as fits into that time)"
-    return f"next:     deepspeed mpp/pretrain.py --config {config} data.shards={train}{more}{length}"
+    return f"next:     deepspeed mpp/pretrain.py --config {config} {shlex.quote(f'data.shards={train}')}{more}{length}"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mpp.errors import UserError
 from mpp.prep.shuffle import order_lines, rewrite_order
 from mpp.prep.source import Item
+from mpp.text import counted
 
 SWEEPS = 20  # over all things, at most
 PATTERN = "re:"  # --group re:REGEX
@@ -74,7 +75,8 @@ def asked(val: float | int, count: int) -> int:
     """Images for val.  Raises UserError where one of the splits would be empty."""
     kept_apart = val if isinstance(val, int) else round(val * count)
     if not 0 < kept_apart < count:
-        raise UserError(f"--val {val} of {count} images is {kept_apart} for val and {count - kept_apart} for train; both need at least one")
+        remedy = f"give a number from 1 to {count - 1}" if count > 1 else "give more images, or leave out --val"
+        raise UserError(f"--val {val} of {counted(count, 'image')} is {kept_apart}, and val and train need one at least; {remedy}")
     return kept_apart
 
 

@@ -28,7 +28,7 @@ from mpp.prep.prepare import note_levels, say_small_range
 from mpp.prep.splits import splits_in_store, splits_of, spread
 from mpp.progress import Progress, tracked
 from mpp.remote.urls import WEB, Url, is_url, split_url
-from mpp.text import counted, printable, say, say_json
+from mpp.text import counted, font_file, printable, say, say_json
 
 FORMAT_IMAGES = 256  # looked at for their formats
 NAMED = 3  # most and least frequent classes that are named
@@ -440,8 +440,8 @@ def draw_colours(draw: ImageDraw.ImageDraw, left: int, top: int, mean: Sequence[
 
 
 @functools.cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(font_file()), size)
 
 
 def on_one_line(text: str) -> str:
@@ -450,7 +450,7 @@ def on_one_line(text: str) -> str:
 
 
 def can_be_drawn(text: str) -> bool:
-    """Whether Pillow's built-in font, which is made for English, has a shape for every letter; nothing at all cannot be drawn."""
+    """Whether the font has a shape for every letter; nothing at all cannot be drawn."""
     return bool(text) and all(letter == " " or _shape(letter) != _shape("\U0010ffff") for letter in text)
 
 
@@ -459,7 +459,7 @@ def _shape(letter: str) -> bytes:
     return bytes(font(13).getmask(letter))
 
 
-def fit(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def fit(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:
     """The text on one line, cut with an ellipsis where it is wider than so many pixels."""
     text = on_one_line(text)
     if face.getlength(text) <= width:
@@ -470,7 +470,7 @@ def fit(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: fl
     return text.rstrip() + "…"
 
 
-def wrap(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, lines: int) -> list[str]:
+def wrap(text: str, face: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
     """The text on at most so many lines, the last of them cut where it does not end there."""
     words = text.split()
     wrapped: list[str] = []

@@ -7,10 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import UserError
+from mpp.errors import Parser, UserError
 from mpp.remote.urls import Url, is_url
 
 MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"
+
+
+def parser_of(doc: str | None) -> Parser:
+    """Of a program with this docstring: --help shows its first two paragraphs, what it is for and how it is called."""
+    return Parser(description="\n\n".join((doc or "").split("\n\n")[:2]), formatter_class=_WithDefaults)
+
+
+class _WithDefaults(argparse.RawDescriptionHelpFormatter):
+    """Each option with the default that it has; one that is off, or follows from something else, has none to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if shown else action.help
 
 
 def at_least(lowest: int, most: int = 2**63 - 1) -> Any:

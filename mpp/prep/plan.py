@@ -28,7 +28,7 @@ from mpp.prep.tiles import FOLDER as TILES
 from mpp.prep.tiles import Cutting, Tiles, counts_of, cut_all, folder_of
 from mpp.prep.tiles import Work as CutWork
 from mpp.progress import Progress
-from mpp.text import say
+from mpp.text import counted, say
 
 SCANS = "scans"  # the folder of the scratch folder with the order of what is cut into tiles
 BUCKET = ".*-[0-9][0-9][0-9][0-9].tmp-*"  # what a listing in memory too small for it spills
@@ -192,7 +192,7 @@ def list_once(source: Source, out: Destination, wanted: dict, args: argparse.Nam
     source, listed = as_laid_out(source, args, put_in_order)
     if not listed.counts.total():
         files = sum(count for kind, count in listed.ignored.items() if "folders" not in kind)
-        seen = f" among {files} files ({describe(listed.ignored)})" if listed.ignored else ""
+        seen = f" among {counted(files, 'file')} ({describe(listed.ignored)})" if listed.ignored else ""
         remedy = other_format(source, listed.ignored) or f"image suffixes are {' '.join(IMAGE_SUFFIXES)}"
         raise DataError(f"{args.source}: holds no images{seen}; {remedy}")
     grouping = args.group

@@ -2,11 +2,11 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,20 +120,40 @@ def open_index(folder: Path, manifest: Manifest) -> ShardIndex | None:
     return None
 
 
-def plan(manifest: Manifest, index: ShardIndex | None, args: argparse.Namespace) -> tuple[list[Job], int]:
+@dataclass(frozen=True, eq=False)
+class Jobs(Sequence[Job]):
+    """A job for every shard to look at, made when it is asked for: all of a million at once would take hundreds of MB."""
+
+    manifest: Manifest
+    ends: np.ndarray  # int64 [shards]: samples up to the end of each
+    chosen: np.ndarray | None = None  # int64, ascending: the samples to look at; None: every byte
+
+    @cached_property
+    def shards(self) -> Sequence[int] | np.ndarray:
+        return range(len(self.ends)) if self.chosen is None else np.unique(np.searchsorted(self.ends, self.chosen, side="right"))
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, number: Any) -> Any:
+        shard = int(self.shards[number])
+        entry, end = self.manifest.shards[shard], int(self.ends[shard])
+        first = end - entry.samples
+        if self.chosen is None:
+            return Job(entry, first, None)
+        low, high = np.searchsorted(self.chosen, (first, end))
+        return Job(entry, first, (self.chosen[low:high] - first).tolist())
+
+
+def plan(manifest: Manifest, index: ShardIndex | None, args: argparse.Namespace) -> tuple[Sequence[Job], int]:
     """A job for every shard to look at, and the bytes that all of them will read."""
-    if index is None and not args.full:
-        return [], 0
-    counts = manifest.shards.samples
-    ends = np.cumsum(counts)
-    jobs = [Job(entry, int(end) - entry.samples, None) for entry, end in zip(manifest.shards, ends, strict=True)]
+    ends = np.cumsum(manifest.shards.samples, dtype=np.int64)
     if args.full:
-        return jobs, manifest.bytes
-    assert index is not None
-    chosen = np.array(spread(counts, args.sample, args.seed, with_edges=True), np.int64)
-    total = int(index["size"][chosen].astype(np.int64).sum())
-    parts = np.split(chosen, np.searchsorted(chosen, ends)[:-1])
-    return [job._replace(picks=(part - job.first).tolist()) for job, part in zip(jobs, parts, strict=True) if len(part)], total
+        return Jobs(manifest, ends), manifest.bytes
+    if index is None:
+        return [], 0
+    chosen = np.array(spread(manifest.shards.samples, args.sample, args.seed, with_edges=True), np.int64)
+    return Jobs(manifest, ends, chosen), int(index["size"][chosen].astype(np.int64).sum())
 
 
 def unlisted_files(place: Place, manifest: Manifest) -> Iterator[Fault]:

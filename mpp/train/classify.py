@@ -16,12 +16,10 @@ from mpp.data.loader import LoaderProcesses
 from mpp.data.order import EveryOnce
 from mpp.errors import DataError
 from mpp.model.classifier import partners, soft_targets
-from mpp.model.normalise import normalise
+from mpp.model.normalise import Triple, normalise
 from mpp.progress import tracked
 from mpp.train.step import images_on_device
 from mpp.world import World, together
-
-Triple = tuple[float, float, float]
 
 
 def inputs_and_targets(
@@ -147,7 +145,7 @@ def _share(
     mine: list[np.ndarray] = []
     sampler = EveryOnce(data.ids, micro_batch, world.rank, world.size)
     read = processes.batches(data, sampler, "measuring")
-    for batch in tracked(read, f"answering for {data.images.source.path}", len(sampler), "batches"):
+    for batch in tracked(read, f"answering for {data.pixels.source.path}", len(sampler), "batches"):
         labels = batch["label"].to(world.device)
         logits = predict(normalise(images_on_device(batch, world.device), mean, std)).float()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)

@@ -36,12 +36,10 @@ class Course:
     first_step: int
     total_steps: int
     extended_at: tuple[int, ...] = ()  # samples seen when each extension began
-    changes: tuple[
-        dict[str, Any], ...
-    ] = ()  # settings that were changed on purpose (resume_changes), and lengths: step, key, from, to; trunk: how one ends
-    branched_from: dict[str, Any] | None = (
-        None  # the commit of another run that this one began at: checkpoint, step, samples_seen, commit (its seal) ...
-    )
+    # Settings that were changed on purpose (resume_changes), and lengths: step, key, from, to; trunk: how one ends.
+    changes: tuple[dict[str, Any], ...] = ()
+    # The commit of another run that this one began at: checkpoint, step, samples_seen, commit (its seal) ...
+    branched_from: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:

@@ -30,23 +30,14 @@ from mpp.train.commit import Commit, commits
 
 # May move; what lies there may not change.
 PATHS = ("data.shards", "data.holdout_shards", "encoder", "train", "target.encoder", "target.path")
-LIMITS = (
-    "data.max_bad_fraction",
-    "data.shuffle_buffer",
-)  # may change: no number that is computed depends on them, or, as in a stream, it depends on each start anyhow
-LATER = {
-    "data.weights": None,
-    "data.shuffle_buffer": 1000,
-}  # keys that came after references were shipped, at the values that leave a run what it was before
+# May change: no number that is computed depends on them, or, as in a stream, it depends on each start anyhow.
+LIMITS = ("data.max_bad_fraction", "data.shuffle_buffer")
+# Keys that came after references were shipped, at the values that leave a run what it was before.
+LATER = {"data.weights": None, "data.shuffle_buffer": 1000}
 PASSED_OVER = "data.skip_samples"  # may change for the steps that are still to come
 LENGTHS = ("optim.total_samples", "optim.epochs", "optim.steps")  # may grow once the run has finished
-ENDS = (
-    "optim.schedule",
-    "optim.total_samples",
-    "optim.cooldown_samples",
-    "optim.cooldown_shape",
-    "optim.final_lr",
-)  # how a trunk ends: may change as long as no step of it depended on that (train/resume.py)
+# How a trunk ends: may change as long as no step of it depended on that (train/resume.py).
+ENDS = ("optim.schedule", "optim.total_samples", "optim.cooldown_samples", "optim.cooldown_shape", "optim.final_lr")
 
 
 class RunConfig(Protocol):

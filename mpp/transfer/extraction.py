@@ -223,7 +223,7 @@ def _write_rows(
     starts = {name: os.fstat(file.fileno()).st_size - 4 * count * extractors[name].layout.width for name, file in files.items()}
     try:
         mine = own_rows(count, config.batch, world)
-        with Progress(f"features of {crops.images.source.path}", sum(map(len, mine)), "images", at_once=True) as bar:
+        with Progress(f"features of {crops.pixels.source.path}", sum(map(len, mine)), "images", at_once=True) as bar:
             for batch in read(crops, mine, config, world):
                 rows, images = batch["position"].numpy(), batch["image"].to(world.device, non_blocking=True)
                 for name, extractor in extractors.items():

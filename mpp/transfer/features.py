@@ -29,12 +29,12 @@ class FeatureConfig(Section):
         -1,
     )  # blocks passed: 0 enters the first, -1 leaves the last; concatenated.  What k-NN, few-shot, logistic regression and rank use
     pooling: Pooling = (
-        "mean"  # mean of the patch tokens (without class tokens and registers), the class token (the mean of several, Pixio), or
+        "mean"  # of the patch tokens alone; cls: the class token, or the mean of several (Pixio); both: side by side; predictor: the mean
+        # over all places of the first block of the decoder that a run was trained with (CAPI), no layer's
     )
-    # both side by side; predictor: the mean over all places of the first block of the decoder that a run was trained with (CAPI), no layer's
     resolution: Positive | None = None  # pixels a side; null: as pretrained
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # the centre square of this share of the short side is resized to `resolution`
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["bf16", "fp32"] = "fp32"  # of the encoder's matrix products
     batch: Positive = 256  # images at a time; changes nothing but speed
     workers: Count | None = None  # loader processes for each rank; null: its share of the cores less one, at most 16
     max_pixels: Positive = 100_000_000  # a larger image stops the probe
@@ -51,9 +51,7 @@ class FeatureSpec:
 
     encoder: str  # sha256 of architecture and weights; "raw pixels, SxS" for the baseline
     layers: tuple[int, ...]  # blocks passed: 0 is what enters the first block
-    poolings: tuple[
-        Part, ...
-    ]  # of each layer: the class token (the mean of several), the mean of the patch tokens without class tokens and registers
+    poolings: tuple[Part, ...]  # of each layer: class token (the mean of several), mean of the patch tokens (no class tokens, no registers)
     resolution: int  # pixels a side
     crop: float  # share of the short side that the centre square keeps
     mean: tuple[float, float, float]  # of the input normalisation, colours in 0..1
@@ -126,10 +124,10 @@ class Features:
 
     def of(self, variant: Variant) -> Tensor:
         """float32 [n, D], a copy."""
-        return self.values[:, place(self.layout.columns(variant))].contiguous()
+        return self.values[:, sliced(self.layout.columns(variant))].contiguous()
 
 
-def place(columns: Tensor) -> slice | Tensor:
+def sliced(columns: Tensor) -> slice | Tensor:
     """Neighbouring columns as a slice, which takes a view where an index takes a copy."""
     first, count = int(columns[0]), len(columns)
     if torch.equal(columns.cpu(), torch.arange(first, first + count)):

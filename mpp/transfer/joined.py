@@ -24,24 +24,10 @@ from mpp.transfer.table import ALWAYS, FINETUNED, MAJORITY, PIXELS, PRETRAINED, 
 from mpp.transfer.verdict import Judged, title_of
 
 BASELINES = (MAJORITY, PIXELS, RANDOM)  # that runs share
-OWN = (
-    "encoder",
-    "init",
-    "seed",
-    "run_dir",
-    "train",
-    "test",
-    "system",
-    "log",
-    "checkpoint",
-    "resume",
-    "resume_changes",
-    "repeats",
-    "optim",
-    "model",
-    "ledger",
-)  # of a
-# fine-tuning's config: what a row is, where it lies, and what changes nothing; its length and resolution are told apart
+# Of a fine-tuning's config: what it is of, where it lies, and what changes nothing.
+ASIDE = ("encoder", "seed", "run_dir", "train", "test", "system", "log", "checkpoint", "resume", "ledger")
+# The same, and what a row is; a fine-tuning's length and resolution are told apart.
+OWN = (*ASIDE, "init", "resume_changes", "repeats", "optim", "model")
 
 
 @dataclass(frozen=True)
@@ -323,11 +309,7 @@ def _recipe(result: Result) -> Any:
     origin = (encoder.get("pretraining") or {}).get("recipe") or encoder.get("digest") or encoder.get("path")
     if about.get("kind") != "finetune":
         return [origin]
-    own = {
-        key: value
-        for key, value in config.items()
-        if key not in ("encoder", "seed", "run_dir", "train", "test", "system", "log", "checkpoint", "resume", "ledger")
-    }
+    own = {key: value for key, value in config.items() if key not in ASIDE}
     return [None if encoder.get("init") == "random" else origin, own]
 
 

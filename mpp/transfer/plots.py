@@ -10,10 +10,8 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,11 +19,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mpp.text import printable
+from mpp.text import font_file, printable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito: told apart by every kind of eye
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # comes with matplotlib
+FONT = font_file()
 PANELLED = 12  # classes up to which all rows' confusion matrices stand in one picture
 LONGEST = 200  # letters of a name or a line of a title
 CELL = 0.55  # inches of a cell with its numbers

@@ -221,6 +221,10 @@ def test_a_word_that_is_not_key_equals_value_is_refused(word):
     assert "not of the form key=value" in refused(word)
 
 
+def test_a_file_among_the_words_is_told_from_a_key():
+    assert "; a file of keys is given as --config configs/mae_b16.yaml" in refused("configs/mae_b16.yaml")
+
+
 @pytest.mark.parametrize(
     "text",
     ["a: [1", "a: b: c", "- 1\n- 2\n", "just words", "seed: {1: 2}", "7: 8", "\tseed: 1", "{[1, 2]: 3}"],

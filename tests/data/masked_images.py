@@ -26,13 +26,13 @@ def dataset(folder, samples: int | None = None, seed: int = 5, max_pixels: int =
 
 def crop_of(data: CropDataset, image: int, epoch: int, sample: int, view: int = 0) -> np.ndarray:
     """uint8 [3, S, S]: what the image looks like under the draws of (epoch, sample, view)."""
-    width, height = data.images.source.size_of(image)
+    width, height = data.pixels.source.size_of(image)
     box = data.augment.draw(Draws(data.seed, CROP, epoch, sample, view)).box(width, height)
-    return cut(data.images.source.read(image), width, height, [box], data.augment.size)[0]
+    return cut(data.pixels.source.read(image), width, height, [box], data.augment.size)[0]
 
 
 def sampler(data: CropDataset, step: int = 0, last: int = 5, rank: int = 0, world: int = 1) -> OrderSampler:
-    order = Order(tuple(data.images.source.samples_per_shard), 12, 6, data.seed)
+    order = Order(tuple(data.pixels.source.samples_per_shard), 12, 6, data.seed)
     return OrderSampler(order, plan_batch(12, 6, world, 4), rank, world, step, last)
 
 

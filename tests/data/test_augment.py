@@ -73,5 +73,5 @@ def test_an_image_is_the_boxs_pixels_resized_and_never_flipped_by_the_worker(tin
     batch = data.batch([(3, sample, sample) for sample in range(6)])
     assert batch["pose"].any()
     for sample, (left, top, right, bottom) in enumerate(batch["box"].tolist()):
-        expected = resize(decode(data.images.source.read(sample))[top:bottom, left:right], SIZE)
+        expected = resize(decode(data.pixels.source.read(sample))[top:bottom, left:right], SIZE)
         assert np.array_equal(batch["image"][sample].numpy(), expected)

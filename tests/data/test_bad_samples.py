@@ -70,7 +70,7 @@ def test_what_is_measured_has_no_stand_ins(tmp_path, make_shards, damage, worker
 
 def test_too_many_pixels_make_a_bad_sample(tiny_shards):
     data = dataset(tiny_shards)
-    areas = (data.images.source.index["width"].astype(int) * data.images.source.index["height"]).tolist()
+    areas = (data.pixels.source.index["width"].astype(int) * data.pixels.source.index["height"]).tolist()
     limit = sorted(areas)[20]
     batch = dataset(tiny_shards, max_pixels=limit).batch([(0, sample, sample) for sample in range(40)])
     assert batch["replaced"].tolist() == [area > limit for area in areas]
@@ -140,7 +140,7 @@ def test_a_shard_that_changes_during_a_run_is_read_on_named_or_stops_the_run(tmp
     data, keys = dataset(folder), [(0, sample, sample) for sample in (1, 2, 9)]
     before = dataset(folder).batch(keys)
     if was_open:
-        data.images.source.read(0)
+        data.pixels.source.read(0)
     change(folder)
     if change is delete and not was_open:
         with pytest.raises(

@@ -47,7 +47,7 @@ def photos(tmp_path_factory):
 
 
 def stream(data: CropDataset, workers: int) -> list[dict]:
-    order = Order(tuple(data.images.source.samples_per_shard), 8, 4, data.seed)
+    order = Order(tuple(data.pixels.source.samples_per_shard), 8, 4, data.seed)
     plan = plan_batch(8 * data.views, 4, 1, 4 * data.views, data.views)
     return list(batches(data, OrderSampler(order, plan, 0, 1, 0, 3), workers, pin_memory=False))
 
@@ -57,7 +57,7 @@ def stream(data: CropDataset, workers: int) -> list[dict]:
 def test_jpegs_decoded_on_the_device_give_the_same_batches_but_for_rounding(photos, device, workers):
     shards = ShardSet.open(photos)
     data = replace(dataset(photos), views=2)
-    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device)))
+    there = replace(data, pixels=DeviceJpegs(shards, 10**6, torch.device(device)))
     expected, found = stream(data, 0), stream(there, workers)
     assert (
         sum("image" in there.batch([(0, sample, 0)]) for sample in range(16)) == 8
@@ -80,7 +80,7 @@ def test_what_the_device_refuses_is_judged_by_the_cpu(photos, device, monkeypatc
     assert is_safe(bytes(broken))
     original = ShardSet.read
     monkeypatch.setattr(ShardSet, "read", lambda self, sample: bytes(broken) if sample == 0 else original(self, sample))
-    there = replace(data, images=DeviceJpegs(shards, 10**6, torch.device(device)))
+    there = replace(data, pixels=DeviceJpegs(shards, 10**6, torch.device(device)))
     keys = [(0, 5, 0), (0, 0, 1), (0, 4, 2)]
     one, other = data.batch(keys), there.batch(keys)
     assert len(other["encoded_rows"]) == 2
@@ -130,7 +130,7 @@ def test_a_device_that_decodes_nothing_is_refused(photos, monkeypatch):
 
 def test_too_many_pixels_are_bad_before_the_device_sees_them(photos):
     shards = ShardSet.open(photos)
-    there = replace(dataset(photos), images=DeviceJpegs(shards, 3000, torch.device("cpu")))
+    there = replace(dataset(photos), pixels=DeviceJpegs(shards, 3000, torch.device("cpu")))
     batch = there.batch([(0, 5, 0)])
     assert "too many pixels" in batch["bad"][0]["reason"]
     assert Image.open(io.BytesIO(shards.read(int(batch["shown"][0])))).width <= 60

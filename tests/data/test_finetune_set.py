@@ -35,7 +35,7 @@ def test_training_crops_are_made_as_asked_for_and_measured_ones_are_plain_centre
     for measured in (holdout, test):
         assert measured.augment == Centre((8, 16), share=0.7)
         assert (measured.erasing, measured.recolour, measured.mixing) == (0.0, None, None)
-    assert {data.images.max_pixels for data in (training, holdout, test)} == {5000}
+    assert {data.pixels.max_pixels for data in (training, holdout, test)} == {5000}
     assert len(holdout.ids) == 12 and len(training.ids) == 28 and len(test.ids) == 8
     assert not set(holdout.ids) & set(training.ids)
 

@@ -30,11 +30,11 @@ def training(folder, views: int = 1) -> CropDataset:
 
 
 def in_ram(data: CropDataset, pool: range | None = None) -> MemoryPixels:
-    return MemoryPixels(data.images.source, pool or data.pool, 10**6, threads=2, processes=1)
+    return MemoryPixels(data.pixels.source, pool or data.pool, 10**6, threads=2, processes=1)
 
 
 def stream(data: CropDataset, workers: int) -> list[dict]:
-    order = Order(tuple(data.images.source.samples_per_shard), 6, 6, data.seed)
+    order = Order(tuple(data.pixels.source.samples_per_shard), 6, 6, data.seed)
     plan = plan_batch(6 * data.views, 6, 1, 3 * data.views, data.views)
     return list(batches(data, OrderSampler(order, plan, 0, 1, 0, 4), workers, pin_memory=False))
 
@@ -48,7 +48,7 @@ def equal_sizes(tmp_path, make_shards):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_in_ram_give_the_same_batches_bit_for_bit(tiny_shards, workers):
     data = training(tiny_shards, views=2)
-    expected, found = stream(data, 0), stream(replace(data, images=in_ram(data)), workers)
+    expected, found = stream(data, 0), stream(replace(data, pixels=in_ram(data)), workers)
     assert len(found) == 8
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
@@ -60,7 +60,7 @@ def test_images_in_ram_give_the_same_batches_bit_for_bit(tiny_shards, workers):
 def test_images_on_the_device_give_the_same_batches_to_two_levels(equal_sizes, device, workers):
     data = training(equal_sizes, views=2)
     expected = stream(data, 0)
-    found = stream(replace(data, images=DevicePixels(in_ram(data), torch.device(device))), workers)
+    found = stream(replace(data, pixels=DevicePixels(in_ram(data), torch.device(device))), workers)
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if name not in ("bad", "image"))
@@ -74,7 +74,7 @@ def test_a_bad_sample_is_replaced_as_it_is_from_shards(equal_sizes, damage, plac
     damage(equal_sizes, [3, 4, 10])
     data = training(equal_sizes)
     held = in_ram(data)
-    memory = replace(data, images=held if place == "ram" else DevicePixels(held, CPU))
+    memory = replace(data, pixels=held if place == "ram" else DevicePixels(held, CPU))
     keys = [(0, sample, 7 + sample) for sample in range(11)]
     one, other = data.batch(keys), memory.completed(memory.batch(keys))
     assert one["bad"] == other["bad"]
@@ -86,13 +86,13 @@ def test_a_bad_sample_is_replaced_as_it_is_from_shards(equal_sizes, damage, plac
 def test_a_pool_that_does_not_begin_at_the_first_sample_is_found(tiny_shards):
     data = training(tiny_shards)
     held = in_ram(data, range(7, 20))
-    boxes = [AUGMENT.draw(Draws(0, CROP)).box(*data.images.size_of(19))]
-    assert np.array_equal(held.cut(19, boxes, SIZE)[0], data.images.cut(19, boxes, SIZE)[0])
+    boxes = [AUGMENT.draw(Draws(0, CROP)).box(*data.pixels.size_of(19))]
+    assert np.array_equal(held.cut(19, boxes, SIZE)[0], data.pixels.cut(19, boxes, SIZE)[0])
 
 
 def test_turned_photographs_in_ram_give_the_same_bits(photos):  # noqa: F811
     data = training(photos)
-    expected, found = stream(data, 0), stream(replace(data, images=in_ram(data)), 0)
+    expected, found = stream(data, 0), stream(replace(data, pixels=in_ram(data)), 0)
     assert all(torch.equal(one["image"], other["image"]) for one, other in zip(expected, found, strict=True))
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_read_is_a_bad_sample_in_memory_too(tmp_path):
     memory = in_ram(data)
     shutil.rmtree(tmp_path)  # nobody asks the disk again
     for held in (memory, DevicePixels(memory, CPU)):
-        found = replace(data, images=held)
+        found = replace(data, pixels=held)
         found = found.completed(found.batch([(0, 1, 0)]))
         assert found["shown"].tolist() == expected["shown"].tolist() == [2]
         assert found["bad"] == expected["bad"] and torch.equal(found["image"], expected["image"])

@@ -188,8 +188,8 @@ def test_parts_that_were_dealt_out_come_with_their_rows(tiny_shards):
 
 def test_images_in_memory_give_the_same_crops_of_any_shape(tiny_shards):
     data = dataset(tiny_shards)
-    shards = data.images.source
-    stored = replace(data, images=MemoryPixels(shards, range(len(shards)), 10**6, 1, 1))
+    shards = data.pixels.source
+    stored = replace(data, pixels=MemoryPixels(shards, range(len(shards)), 10**6, 1, 1))
     keys = [(0, sample, sample) for sample in range(6)]
     assert torch.equal(data.batch(keys)["image"], stored.batch(keys)["image"])
 

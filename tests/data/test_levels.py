@@ -344,3 +344,10 @@ def test_a_tiff_is_deep_by_its_bits(bits, colour, pack):
 )
 def test_a_png_is_deep_by_its_header(bits, colour, shape):
     assert is_deep(png(np.zeros(shape, np.int64), bits, colour)) == (bits == 16)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_other_formats_have_8_bits(form):
+    file = io.BytesIO()
+    Image.new("RGB", (30, 40), (10, 20, 30)).save(file, form)
+    assert not is_deep(file.getvalue(), formats=ANY)

@@ -53,7 +53,7 @@ def none_left():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
     own = dataset(tiny_shards)
-    data = Deadly(own.images, own.augment, own.seed, own.pool, masking=own.masking, main=os.getpid())
+    data = Deadly(own.pixels, own.augment, own.seed, own.pool, masking=own.masking, main=os.getpid())
     with pytest.raises(DataError, match="a loader process died"):
         list(batches(data, sampler(data), workers, pin_memory=False))
 
@@ -81,7 +81,7 @@ class Faulty(CropDataset):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback(tiny_shards, workers):
     own = dataset(tiny_shards)
-    data = Faulty(own.images, own.augment, own.seed, own.pool, masking=own.masking)
+    data = Faulty(own.pixels, own.augment, own.seed, own.pool, masking=own.masking)
     with pytest.raises(RuntimeError, match="of the program, at"):
         list(batches(data, sampler(data), workers, pin_memory=False))
 
@@ -166,7 +166,7 @@ class CountsThreads(CropDataset):
 
 def test_a_worker_has_one_thread(tiny_shards):
     own = dataset(tiny_shards)
-    data = CountsThreads(own.images, own.augment, own.seed, own.pool, masking=own.masking)
+    data = CountsThreads(own.pixels, own.augment, own.seed, own.pool, masking=own.masking)
     torch.set_num_threads(2)
     try:
         found = list(batches(data, sampler(data, 0, 1), 2, pin_memory=False))

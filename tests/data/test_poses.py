@@ -137,7 +137,7 @@ def test_the_sample_log_says_which_pose_each_image_is_shown_in(tiny_shards, tmp_
     data = replace(dataset(tiny_shards), augment=ANY_WAY)
     batch = data.batch([(1, sample, sample) for sample in range(20)])
     SampleLog(tmp_path, 0).note(batch)
-    images, source, seen = images_on_device(batch, CPU), data.images.source, set()
+    images, source, seen = images_on_device(batch, CPU), data.pixels.source, set()
     for image, line in zip(images, (tmp_path / "samples.rank0.tsv").read_text().splitlines(), strict=True):
         _, _, sample, *box, pose, _, pixels = line.split("\t")
         left, top, right, bottom = map(int, box)

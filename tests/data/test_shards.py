@@ -269,7 +269,10 @@ def damage_unsealed(split):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_missing_folder, r"nowhere: no such folder of shards; make it with python data_prep/make_shards.py"),
+        (
+            damage_missing_folder,
+            r"nowhere: no such folder of shards; give one that is there, or make it with python data_prep/make_shards.py",
+        ),
         (damage_parent, r"did you mean .*out/train\?"),
         (damage_no_manifest, r"has no manifest.json.*make_shards.py"),
         (damage_not_json, r"is not a JSON object"),

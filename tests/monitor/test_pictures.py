@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mpp import pretraining
+from mpp.config.pretrain import PretrainConfig
+from mpp.config.schema import load
 from mpp.monitor import pictures
 from mpp.monitor.pictures import FRAMES, LEAST_SIDE, MARGIN, ErrorScale, nearest_seen, reconstruction
 from mpp.monitor.skill import NONE, Baseline
@@ -264,3 +267,19 @@ def test_the_caption_says_what_became_of_hidden_patches():
     dropped, replaced = (Sheet(TARGETS[0], truth_of(TARGETS[0]), drops).image for drops in (True, False))
     head = lambda sheet: np.asarray(sheet.crop((0, 0, 300, 45)).convert("L"), dtype=int)
     assert isinstance(dropped, Image.Image) and (head(dropped) != head(replaced)).any()
+
+
+@pytest.mark.parametrize(("real", "asked", "drawn"), [(4, 8, 4), (3, 8, 3), (3, 2, 2), (0, 2, 1)])
+def test_a_batch_that_is_filled_up_is_drawn_without_what_fills_it_up(real, asked, drawn, monkeypatch):
+    images, weight, seen = torch.rand(4, 3, 8, 8), (torch.arange(4) < real).float(), []
+    batch = {"image": images, "sample": torch.arange(4)}
+    monkeypatch.setattr(
+        pretraining, "masked_images", lambda few, device: (few["image"], few["sample"], few["sample"], few["sample"], few["sample"])
+    )
+    monkeypatch.setattr(pretraining, "reconstruction", lambda model, shown, *_: seen.append(shown))
+    engine = SimpleNamespace(train=lambda mode: None, forward=lambda *inputs: (inputs[0],))
+    run = SimpleNamespace(engine=engine, world=SimpleNamespace(device=torch.device("cpu")), board=SimpleNamespace(picture=lambda *_: None))
+    model = SimpleNamespace(target=lambda images, masks, teacher: None, teacher=None)
+    config = load(PretrainConfig, None, [f"log.pictures={asked}"])
+    pretraining.picture(run, model, batch, weight, None, config, SimpleNamespace(samples_seen=0))
+    assert torch.equal(seen[0], images[:drawn])

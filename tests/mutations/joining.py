@@ -45,7 +45,7 @@ ROWS = [
     ),
     Row(
         "every repeat is trained on the labels of the first", "mpp/finetuning.py",
-        "replace(repeat.sets.training, images=images) for repeat in repeats}", "replace(repeats[0].sets.training, images=images) for repeat in repeats}",
+        "replace(repeat.sets.training, pixels=pixels) for repeat in repeats}", "replace(repeats[0].sets.training, pixels=pixels) for repeat in repeats}",
         "tests/pipeline/test_finetune_repeats.py::test_a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout",
     ),
     Row(

@@ -298,7 +298,7 @@ ROWS = [
     Plant(
         "a replacement comes from the hold-out",
         "mpp.data.crop_dataset:CropDataset.stand_in",
-        "lambda self, sample, step: (sample + step) % len(self.images.source)",
+        "lambda self, sample, step: (sample + step) % len(self.pixels.source)",
         BAD + "replacement_is_cyclic_within_the_training_samples",
     ),
     Plant(

@@ -7,6 +7,10 @@ SIGNS = "tests/monitor/test_signs.py::test_"
 UNIT, RUNS = "tests/transfer/test_while_training.py::test_", "tests/pipeline/test_features_while_training.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
+        "what fills a batch up is drawn", "mpp/pretraining.py", "min(config.log.pictures, int(weight.sum()))", "config.log.pictures",
+        "tests/monitor/test_pictures.py::test_a_batch_that_is_filled_up_is_drawn_without_what_fills_it_up",
+    ),
+    Row(
         "those asked about are trained on", FILE, "asked = ids_of(sets.holdout, round", "asked = ids_of(sets.training, round",
         UNIT + "those_asked_about_are_held_out_and_the_bank_is_trained_on",
     ),

@@ -124,7 +124,7 @@ ROWS = [
         JOINED + "open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set",
     ),
     Row(
-        "joined sets are not told what comes next", "mpp/data/pixels.py", "isinstance(self.source, ShardSet | JoinedShards)", "isinstance(self.source, ShardSet)",
+        "joined sets are not told what comes next", "mpp/data/pixels.py", "        self.source.ahead(samples)\n", "        pass\n",
         JOINED + "open_files_are_shared_by_shards_and_what_comes_next_is_told_to_each_set",
     ),
     Row(

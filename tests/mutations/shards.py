@@ -35,6 +35,18 @@ ROWS = [
         "a PPM of 4,095 levels is not deep", "mpp.data.decode:bits_a_channel", 'lambda image: 16 if "16" in str(image.tile) else 8',
         "tests/data/test_levels.py::test_a_ppm_is_deep_by_its_greatest_level",
     ),
+    Row(
+        "a format that Pillow decodes by other means has no depth", "mpp/data/levels.py", 'if image.format == "PPM":', 'if cast(Any, image).tile[0].args and image.format == "PPM":',
+        "tests/data/test_levels.py::test_other_formats_have_8_bits",
+    ),
+    Row(
+        "val's single images are told, too", "mpp/prep/summary.py", 'if split == "train":', "if split:",
+        "tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image_which_is_told",
+    ),
+    Row(
+        "verifying holds a job a shard", "mpp/prep/verifying.py", "return Jobs(manifest, ends), manifest.bytes", "return list(Jobs(manifest, ends)), manifest.bytes",
+        "tests/prep/test_verify_shards.py::test_jobs_are_made_when_they_are_asked_for_and_only_of_shards_with_something_to_look_at",
+    ),
     # Order, parts, one file's way, repeats, archives.
     Plant(
         'repeats of val are kept in train', 'mpp.prep.repeats:rank_of', 'lambda job: TRAIN - real(job)',
@@ -118,7 +130,7 @@ ROWS = [
     ),
     Plant(
         'val is drawn without regard to classes', 'mpp.prep.plan:divide', 'lambda folder, split, val, seed, class_of, *rest: real(folder, split, val, seed, class_of and (lambda item: 0), *rest)',
-        'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image',
+        'tests/prep/test_holdout.py::test_val_has_of_each_class_its_share_and_train_keeps_a_single_image_which_is_told',
     ),
     Row(
         'a thing is in two splits', 'mpp/prep/holdout.py', '(thing in apart if grouping else',

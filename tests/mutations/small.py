@@ -14,6 +14,10 @@ ROWS: list[Plant | Row] = [
         SETTLING + "the_speed_is_measured_at_the_batch_that_the_run_has",
     ),
     Row(
+        "a preset is fitted to any few images", "mpp/settling.py", "len(shards) < small.LEAST_IMAGES", "not len(shards)",
+        "tests/pipeline/test_settling.py::test_a_preset_is_not_fitted_to_a_handful_of_images_unless_the_batch_is_given",
+    ),
+    Row(
         "a run that goes on is settled anew", "mpp/settling.py", "    if commit:\n", "    if False:\n",
         SETTLING + "a_finished_run_is_trained_on_by_more_epochs_with_what_it_was_begun_with",
     ),

@@ -264,7 +264,7 @@ ROWS = [
         "boxes have mixup's alpha", "mpp/data/mixing.py", "self.cutmix if cuts else self.mixup", "self.mixup if cuts else self.cutmix",
         CROPS + "one_pair_in_five_is_cut_where_that_is_asked_for_and_each_kind_has_its_own_alpha",
     ),
-    Row("the config's page grows without a test", "mpp/config/finetune.py", "    every_steps: Positive = 50\n", "    every_steps: Positive = 50\n    sounds: Positive = 1\n", FIELDS + "the_table_has_every_field_and_no_other"),
+    Row("the config's page grows without a test", "mpp/config/finetune.py", "    holdout_every_epochs: Positive = 1", "    sounds: Positive = 1\n    holdout_every_epochs: Positive = 1", FIELDS + "the_table_has_every_field_and_no_other"),
     Plant(
         'a logged loss is the mean from the beginning', 'mpp.train.meters:Meters.look',
         'lambda self, clear: real(self, False)',

@@ -51,3 +51,12 @@ def test_many_lines_are_shaded_in_their_order_and_the_legend_names_the_ends():
     svg = str(draw(Chart("t", {f"block {at:02d}": [(0.0, float(at)), (1.0, float(at))] for at in range(12)})))
     assert "block 00" in svg and "block 11" in svg and "block 05" not in svg
     assert len(set(re.findall(r"fill: none; stroke: (#\w+)", svg))) >= 12
+
+
+def test_one_point_has_one_mark_on_the_axis_of_samples():
+    words = [
+        each.text
+        for each in ElementTree.fromstring(str(draw(Chart("t", {"a": [(5000.0, 1.0)], "b": [(5000.0, 2.0)]})))).iter()
+        if each.text
+    ]
+    assert "5k" in words and not [word for word in words if word.strip().endswith(("m", "k")) and word != "5k"]

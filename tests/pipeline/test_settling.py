@@ -15,6 +15,7 @@ from mpp.config import small
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load, tree_of
 from mpp.data.shards import ShardSet
+from mpp.errors import ConfigError
 from mpp.world import World
 from tests.pipeline.conftest import ROOT, finish, metrics, pretrain, start, succeed, tensors
 
@@ -155,6 +156,19 @@ def test_with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out(shards):
     config = load(PretrainConfig, SMALL[1], words)
     fit = settling.Fit(config, settling.facts_of(config, ShardSet.open(shards)))
     assert fit.samples_asked() == 2 * 48 and fit.open_keys(96)["data.holdout_samples"] == 47
+
+
+@pytest.mark.parametrize(("least", "words", "refused"), [(48, [], False), (49, [], True), (49, ["data.global_batch=2"], False)])
+def test_a_preset_is_not_fitted_to_a_handful_of_images_unless_the_batch_is_given(shards, tmp_path, monkeypatch, least, words, refused):
+    monkeypatch.setattr(small, "LEAST_IMAGES", least)
+    again = lambda below, above: load(PretrainConfig, SMALL[1], [f"data.shards={shards}", *words], tree_of(below))
+    if refused:
+        with pytest.raises(
+            ConfigError, match=r"fit=small: \S+ holds 48 images, and 49 are the fewest .*; see whether .* data.global_batch="
+        ):
+            settling.settle(again({}, {}), again, tmp_path)
+    else:
+        assert settling.settle(again({}, {}), again, tmp_path).config.optim.total_samples == small.SAMPLES
 
 
 def test_several_sources_are_settled_for_all_their_images(shards, tiny_shards):

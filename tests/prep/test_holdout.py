@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.make_shards import main
+from mpp.data.class_folders import listed_names
 from mpp.data.shards import ShardSet
 from mpp.errors import DataError, UserError
 from mpp.prep.holdout import Grouping, choose, quotas
@@ -66,11 +67,15 @@ def test_quotas_are_exact_and_no_class_is_off_by_an_image_or_loses_its_last(coun
     ("val", "expected"),
     [(10, {"ant": 6, "bee": 3, "dog": 1}), (0.4, {"ant": 9, "bee": 5, "dog": 2}), (36, {"ant": 22, "bee": 10, "dog": 4})],
 )
-def test_val_has_of_each_class_its_share_and_train_keeps_a_single_image(source, tmp_path, val, expected):
+def test_val_has_of_each_class_its_share_and_train_keeps_a_single_image_which_is_told(source, tmp_path, capsys, val, expected):
     make(source, tmp_path / "out", "--labels", "--val", val)
     found = by_class(tmp_path / "out" / "val")
     assert found == expected
-    assert by_class(tmp_path / "out" / "train") == Counter(SIZES) - found
+    train = by_class(tmp_path / "out" / "train")
+    assert train == Counter(SIZES) - found
+    single = listed_names([name for name, count in sorted(train.items()) if count == 1])
+    told = [line for line in capsys.readouterr().out.splitlines() if " one image in train: " in line]
+    assert [line.partition(" in train: ")[2].partition(";")[0] for line in told] == [single] * bool(single)
     with pytest.raises(UserError, match="at most 36 can be kept apart"):
         make(source, tmp_path / "more", "--labels", "--val", 37)
     assert not (tmp_path / "more").exists()

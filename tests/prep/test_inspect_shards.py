@@ -164,7 +164,7 @@ def test_text_is_cut_to_its_room():
         assert len(lines) <= 3 and all(face.getlength(line) <= 100 for line in lines)
     assert fit("w" * 300, face, 100).endswith("w…")
     assert wrap("one two", face, 500, 3) == ["one two"]
-    assert [can_be_drawn(text) for text in ("golden retriever", "日本", "")] == [True, False, False]
+    assert [can_be_drawn(text) for text in ("golden retriever", "Grünfink, Чиж, Åkerhöna", "日本", "")] == [True, True, False, False]
 
 
 def test_captions_and_reasons_stay_in_their_cell():

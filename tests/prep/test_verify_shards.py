@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from PIL import Image
 
 from data_prep.verify_shards import main
 from mpp.data.decode import open_image
-from mpp.data.shard_format import BLOCK, INDEX_DTYPE
+from mpp.data.shard_format import BLOCK, INDEX_DTYPE, read_manifest
+from mpp.data.shard_table import ShardTable
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from mpp.errors import DataError
 from mpp.files import seal_of
-from mpp.prep import verify_shard
+from mpp.prep import verify_shard, verifying
 from mpp.prep.source import FOREIGN
 from mpp.prep.splits import spread
 
@@ -461,3 +463,18 @@ def test_chosen_samples_are_spread_over_all_shards_and_repeatable(samples_per_sh
 
 def test_what_verify_finds_sound_opens(sound):
     assert len(ShardSet.open(sound)) == 5
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_jobs_are_made_when_they_are_asked_for_and_only_of_shards_with_something_to_look_at(tiny_shards, monkeypatch, full):
+    manifest, asked, entry_of = read_manifest(tiny_shards)[0], [], ShardTable.__getitem__
+    index = verifying.open_index(tiny_shards, manifest)
+    monkeypatch.setattr(ShardTable, "__getitem__", lambda table, number: asked.append(number) or entry_of(table, number))
+    jobs, _ = verifying.plan(manifest, index, SimpleNamespace(full=full, sample=0 if full else 3, seed=0))
+    count = len(jobs)
+    assert not asked and 0 < count <= len(manifest.shards)
+    made = list(jobs)
+    assert len(made) == len(set(asked)) == count
+    for number, job in zip(asked, made, strict=True):
+        assert job.first == sum(manifest.shards.samples[:number]) and job.entry == entry_of(manifest.shards, number)
+        assert job.picks is None if full else job.picks and all(0 <= pick < job.entry.samples for pick in job.picks)

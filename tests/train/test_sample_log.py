@@ -14,7 +14,7 @@ STEPS = 3
 
 
 def log(folder, data: CropDataset, world: int, workers: int, first: int = 0, last: int = STEPS, micro_batch_max: int = 4) -> None:
-    order = Order(tuple(data.images.source.samples_per_shard), 12, 12, data.seed)
+    order = Order(tuple(data.pixels.source.samples_per_shard), 12, 12, data.seed)
     plan = plan_batch(12 * data.views, 12, world, micro_batch_max, data.views)
     for rank in range(world):
         lines = SampleLog(folder, rank)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mpp.config.schema import Section
+from mpp.model.normalise import Triple
 from mpp.recipe.baselines import Baselines
 from mpp.recipe.codes import Codebook
 from mpp.recipe.patches import gather_patches, patchify
 from mpp.recipe.places import Masks
 from mpp.recipe.teacher import Teacher
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

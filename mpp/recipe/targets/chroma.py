@@ -27,7 +27,7 @@ LINEAR = (6 / 29) ** 3  # below it L*a*b*'s cube root is a line (CIE 15)
 
 class ChromaTarget(TargetSection):
     name: Literal["chroma"] = "chroma"
-    loss: Kind = "l2"
+    loss: Kind = "l2"  # ours
     beta: Annotated[float, Field(gt=0)] = 1.0  # of loss=smooth_l1: quadratic below it, linear beyond; in tens of a* and b*
 
     def build(self, given: Given) -> "Chroma":

@@ -54,7 +54,7 @@ class FeaturesTarget(TeacherKnobs, _Features):
 
 class FrozenTarget(FrozenKnobs, _Features):
     name: Literal["frozen"] = "frozen"  # SALT
-    blocks: Positive = 1
+    blocks: Positive = 1  # of the encoder, the last ones (SALT)
 
     def build(self, given: Given) -> "Features":
         """Raises ConfigError where no teacher was lent."""

@@ -38,10 +38,10 @@ class AttentiveProbe(OnlineProbe):
 
     key, title, chooses_layers = "attentive", "attentive", True
 
-    epochs: Positive = 10
-    warmup_epochs: Count = 1
-    batch: Positive = 1024
-    learning_rates: Rates = (1e-4, 3e-4, 1e-3, 3e-3)
+    epochs: Positive = 10  # passes over the images (CAPI)
+    warmup_epochs: Count = 1  # of them (CAPI)
+    batch: Positive = 1024  # images a step over all processes (CAPI)
+    learning_rates: Rates = (1e-4, 3e-4, 1e-3, 3e-3)  # x batch / 256; the hold-out chooses
     crop: Annotated[float, Field(gt=0, le=1)] | None = (
         224 / 256
     )  # Resize(256), CenterCrop(224) of CAPI's eval_classification.py; null: features.crop

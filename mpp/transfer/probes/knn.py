@@ -20,7 +20,7 @@ from mpp.config.schema import Positive
 from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.progress import tracked
-from mpp.transfer.features import Variant, place, places_of
+from mpp.transfer.features import Variant, places_of, sliced
 from mpp.transfer.grid import Axis, Found, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Train, place_of, scores_by_place
 from mpp.transfer.probes.divided import DividedProbe, Search, Trials
@@ -159,7 +159,7 @@ def nearest(
     asked = normalize(queries.to(device), dim=1)
     best = torch.full((len(queries), 0), -torch.inf, device=device)
     where = torch.zeros(len(queries), 0, dtype=torch.int64, device=device)
-    chosen = place(columns.to(values.device))
+    chosen = sliced(columns.to(values.device))
     for first in range(0, len(rows), bank_chunk):
         part = torch.from_numpy(rows[first : first + bank_chunk])
         known = values[:, chosen][part] if isinstance(chosen, slice) else values[part][:, chosen]

@@ -22,7 +22,7 @@ from mpp.model.backbone import Backbone
 from mpp.progress import Progress
 from mpp.rng import PROBE, Draws
 from mpp.text import counted
-from mpp.transfer.features import EPSILON, Part, Variant, place, places_of
+from mpp.transfer.features import EPSILON, Part, Variant, places_of, sliced
 from mpp.transfer.grid import Axis, Found, searching
 from mpp.transfer.metrics import wilson
 from mpp.transfer.probes.contract import (
@@ -58,9 +58,9 @@ class LinearProbe(DividedProbe):
         True  # every layer's mean and class token, and the predictor's first block, are in the grid too (ours): the curve by layer
     )
     last_layers: Annotated[tuple[Positive, ...], Field(strict=False)] = (1, 4)  # concatenated, x poolings, beside `features` (DINOv2)
-    epochs: Positive = 30
-    batch: Positive = 1024
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Positive = 30  # passes over the images (ours)
+    batch: Positive = 1024  # images a step
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # none (DINOv2)
 
     def memory(self, widths: Sequence[int], classes: int, processes: int = 1) -> tuple[int, str]:
         """Weight and velocity of each head of the largest share, and logits, their softmax and a product's scratch of a block's minibatch; float32."""
@@ -252,7 +252,7 @@ class Needed:
         columns = torch.unique(torch.cat([columns.cpu() for columns in variants]))  # ascending
         ends = [0, *(torch.nonzero(columns.diff() > 1).flatten() + 1).tolist(), len(columns)]
         self.stretches = [slice(int(columns[first]), int(columns[end - 1]) + 1) for first, end in itertools.pairwise(ends)]
-        self.places = [place(torch.searchsorted(columns, own.cpu())) for own in variants]
+        self.places = [sliced(torch.searchsorted(columns, own.cpu())) for own in variants]
 
     def read(self, values: Tensor, rows: Tensor) -> Tensor:
         """A copy of those rows of float32 [n, W]."""

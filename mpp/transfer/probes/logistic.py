@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mpp.config.schema import Positive
 from mpp.progress import Progress, tracked
-from mpp.transfer.features import EPSILON, place
+from mpp.transfer.features import EPSILON, sliced
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side
 
@@ -136,7 +136,7 @@ class LogisticPath:
     def predict(self, values: Tensor, rows: np.ndarray, batch: int = CHUNK) -> Said:
         """Of rows of float32 [n, W]; a head each strength."""
         flat, device = self.weight.flatten(0, 1), self.weight.device
-        where = place(self.columns.to(values.device))
+        where = sliced(self.columns.to(values.device))
         found = []
         for chosen in torch.from_numpy(rows).split(batch):
             x = _read(values, chosen, where).to(device)
@@ -295,7 +295,7 @@ class _Standardised:
         resident_bytes: int,
         device: torch.device,
     ):
-        self.values, self.rows, self.where, self.device = values, torch.from_numpy(rows), place(columns.to(values.device)), device
+        self.values, self.rows, self.where, self.device = values, torch.from_numpy(rows), sliced(columns.to(values.device)), device
         self.labels = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
         self.weights = None if weights is None else weights.to(device)[self.labels].double()
         self.width = len(columns)

@@ -32,10 +32,10 @@ class MaeProbe(OnlineProbe):
 
     key, title = "mae", "MAE linear"
 
-    epochs: Positive = 90
-    warmup_epochs: Count = 10
-    batch: Positive = 16384
-    learning_rates: Rates = (0.1,)
+    epochs: Positive = 90  # passes over the images (MAE)
+    warmup_epochs: Count = 10  # of them (MAE)
+    batch: Positive = 16384  # images a step over all processes (MAE)
+    learning_rates: Rates = (0.1,)  # x batch / 256 (MAE); of several the hold-out chooses
     crop: Annotated[float, Field(gt=0, le=1)] | None = 224 / 256  # Resize(256), CenterCrop(224) of main_linprobe.py; null: features.crop
 
     def heads(self, train: Train, widths: dict[int, int], prefix: int, images_per_step: float) -> "MaeHeads":
