@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpp.errors import DataError
-from mpp.files import make_folder
+from mpp.files import make_folder, writing
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,12 +61,14 @@ class Part:
 
     def write(self, data: bytes, start: int) -> None:
         view = memoryview(data)
-        while view:
-            written = os.pwrite(self.handle, view, start)
-            view, start = view[written:], start + written
+        with writing(self.path):
+            while view:
+                written = os.pwrite(self.handle, view, start)
+                view, start = view[written:], start + written
 
     def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is at fault, which shows elsewhere
+            self.path.unlink()
         os.close(self.handle)
 
 
@@ -141,13 +143,14 @@ class CacheFolder:
                 return "elsewhere"
             part = Part(path, handle, size)
             try:
-                os.ftruncate(handle, 0)
-                why = self._make_room(shard, size, next_use)
-                if not why:
-                    with _where_known():
-                        os.posix_fallocate(handle, 0, max(size, 1))
-                    os.ftruncate(handle, size)
-                    return part
+                with writing(path):
+                    os.ftruncate(handle, 0)
+                    why = self._make_room(shard, size, next_use)
+                    if not why:
+                        with _where_known():
+                            os.posix_fallocate(handle, 0, max(size, 1))
+                        os.ftruncate(handle, size)
+                        return part
             except OSError as error:
                 part.discard()
                 if error.errno in FULL:

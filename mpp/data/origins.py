@@ -8,12 +8,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from mpp.disks import patiently as disk_patiently
 from mpp.errors import DataError
 from mpp.remote import stores, web
-from mpp.remote.retries import Refused, Trouble, patiently, shown
+from mpp.remote.retries import Refused, Trouble, patiently, shown, unless_absent
 from mpp.remote.stores import Write
 from mpp.remote.urls import WEB, is_url, split_url
 
@@ -21,6 +22,7 @@ RANGE_BYTES = 8 << 20  # asked for at a time
 MOST_SMALL = 1 << 30  # bytes of a manifest
 ASKED_AT_ONCE = 16  # web servers, which list nothing, for a size each
 MOST_ASKED = 2000  # shards of a web server whose sizes are asked for; beyond, a wrong one shows when it is fetched
+MOST_UNLISTED = 50  # shards that a listing does not name and that are asked for all the same: some lag behind what is there
 
 
 class Origin(ABC):
@@ -94,7 +96,12 @@ class StoreOrigin(Origin):
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         below = len(self.root) + 1
-        return {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root, deep=False)}
+        listed = {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root, deep=False)}
+        unlisted = [name for name in names if name not in listed]
+        if len(unlisted) <= MOST_UNLISTED:
+            found = {name: unless_absent(partial(self.store.info, f"{self.root}/{name}")) for name in unlisted}
+            listed |= {name: info.size for name, info in found.items() if info}
+        return listed
 
     def renew(self) -> None:
         self.store.forget()
@@ -116,6 +123,7 @@ class WebOrigin(Origin):
     def _fetch(self, url: str, start: int, end: int, write: Write) -> int:
         whole = self.range_bytes is None
         with web.get(url) if whole else web.get(url, start, end) as answer:
+            answer.refuse_packed()
             if not answer.ranged:  # a server without ranges sends all, which is then asked for once
                 self.range_bytes = None
             at = start if answer.ranged else 0

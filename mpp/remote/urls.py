@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mpp.errors import BadSample, DataError
 from mpp.files import write_atomically
 from mpp.remote import retries, web
-from mpp.remote.retries import Refused, Trouble, asked_wait, errors, give_up_or_wait, meaning, patiently, shown
+from mpp.remote.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown
 from mpp.remote.stores import Info, store_for
 
 WEB = ("http", "https")
@@ -154,7 +154,7 @@ def download(url: str, expected: Info, path: Path, bar: Bar) -> None:
                 at = f"at byte {done} of {expected.size}"
                 raise DataError(f"{shown(url)}: {error}, {at}; check the address and your access to it") from error
             except errors() as error:
-                give_up_or_wait(url, f"{meaning(url, error)}, at byte {done} of {expected.size}", next(waits, None), asked_wait(error))
+                give_up_or_wait(url, f"{meaning(url, error)}, at byte {done} of {expected.size}", next(waits, None), error)
                 continue
             waits = iter(retries.PATIENCE.waits)
             file.flush()
