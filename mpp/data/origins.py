@@ -5,6 +5,7 @@ is decided by who knows its sha256 (keeper.py).
 """
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 from mpp.disks import patiently as disk_patiently
 from mpp.errors import DataError
 from mpp.remote import stores, web
-from mpp.remote.retries import Refused, Trouble, patiently, shown, unless_absent
+from mpp.remote.retries import InTroubleError, Refused, Trouble, patiently, shown, unless_absent
 from mpp.remote.stores import Write
 from mpp.remote.urls import WEB, is_url, split_url
 
@@ -153,8 +154,11 @@ class WebOrigin(Origin):
                     return -1
                 raise
 
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            found = list(pool.map(lambda name: patiently(self.where(name), lambda: size(name)), asked))
+        try:
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                found = list(pool.map(lambda name: patiently(self.where(name), lambda: size(name)), asked))
+        except InTroubleError:  # such as one that limits how often it is asked: the shards themselves are asked for more patiently
+            return None
         if None in found:
             return None
         return {name: size for name, size in zip(asked, found, strict=True) if size is not None and size >= 0}
@@ -169,4 +173,8 @@ def origin_of(where: str) -> Origin:
             f"{shown(where)}: carries a password, key or signature, which would stand in the run folder; leave it out and give it by the environment "
             "(AWS_*, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc for https)"
         )
-    return WebOrigin(where) if split_url(where)[0] in WEB else StoreOrigin(where)
+    if split_url(where)[0] not in WEB:
+        return StoreOrigin(where)
+    if behind := re.search(r"[?#].*", where):
+        raise DataError(f"{where}: ends in {behind[0]}, and files are looked for below an address; give that of the folder, without it")
+    return WebOrigin(where)

@@ -57,7 +57,7 @@ _NOT_REACHED = (  # names of what libraries raise where no server has taken the 
 _NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError", "ProfileNotFound")
 
 
-_SECRET = re.compile(r"\?\S*(sign|token|key|secret|password|credential)\S*", re.IGNORECASE)
+_SECRET = re.compile(r"\?\S*(sig=|sign|hmac|auth|token|key|secret|pass|credential)\S*", re.IGNORECASE)  # sig=: of Azure
 
 
 def shown(text: str) -> str:
@@ -256,6 +256,9 @@ def meaning(url: str, error: Exception) -> str:
         raise Refused("may not be read or written with these credentials (403)") from error
     if isinstance(error, Trouble):
         return said
+    if "Max retries exceeded" in said:  # requests' words for no connection, with all that urllib3 knows of it
+        why = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror][-1:] or [name]
+        return f"cannot be reached{' through its proxy' if 'ProxyError' in said or name == 'ProxyError' else ''} ({why[0]})"
     if answer:
         return f"the server answers {status} {code if code != status else ''}".rstrip()
     return getattr(error, "strerror", None) or (f"{name}: {said}" if said else name)

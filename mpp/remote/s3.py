@@ -96,7 +96,7 @@ class S3Store(Store):
             with answer["Body"]:
                 if (answer.get("ContentLength", info.size), _tag(answer)) != (info.size, info.tag):
                     return None
-                return b"".join(_body(answer, info.size))
+                return b"".join(_body({"ContentLength": info.size} | answer, info.size))
 
         return unless_absent(lambda: patiently(self.url(info.path), read))
 
@@ -187,6 +187,8 @@ def _page(query: dict[str, Any], last: str) -> dict[str, Any]:
     page = _begun("list_objects_v2", **query)
     if page.get("IsTruncated") and not page.get("NextContinuationToken"):
         raise Trouble("a page of its listing is not the last one, and does not say how to go on")
+    if any("Size" not in entry for entry in page.get("Contents", [])):
+        raise Trouble("its listing does not say how large objects are")
     stores.refuse_again(last, _last_of(page))
     return page
 

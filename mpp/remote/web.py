@@ -76,10 +76,11 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
             raise Refused(said, absent=status in (404, 410))
         size = int(response.headers["Content-Length"]) if response.headers.get("Content-Length", "").isdecimal() else None
         if status == 206:
-            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-            if start is None or not sent or int(sent[1]) != start or int(sent[2]) != min(end, int(sent[3])) - 1:
+            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+            whole = int(sent[3]) if sent and sent[3] != "*" else None  # a server need not know
+            if start is None or not sent or int(sent[1]) != start or int(sent[2]) != min(end, whole or end) - 1:
                 raise Trouble(f"asked for bytes {start} to {end}, the server sends {response.headers.get('Content-Range')!r}")
-            size = int(sent[3])
+            size = whole
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         packed = response.headers.get("Content-Encoding", "").lower().removeprefix("identity")
         yield Answer(size, tag, status == 206, body.parts(response.raw.read1), packed)  # raises where the connection is cut
