@@ -84,9 +84,11 @@ class CacheFolder:
         self.path, self.token = path, f"{os.getpid()}-{secrets.token_hex(6)}"
         for folder in (self.sets, self.keepers):
             folder.mkdir(exist_ok=True)
-        self.limit = int(gigabytes * 1e9) if gigabytes is not None else (self.free() + sum(held.bytes for held in self.held())) // 2
+        self.limit = int(gigabytes * 1e9) if gigabytes is not None else self.room() // 2
         self.removed: set[Shard] = set()  # by this job, which takes note of it
-        self._claim = (self.keepers / self.token).open("w")
+        self._claim = (self.keepers / self.token).open(
+            "wb", buffering=0
+        )  # a disk that is full then fails where it is written, not where it is closed
         fcntl.flock(self._claim, fcntl.LOCK_EX)
 
     @property
@@ -98,7 +100,8 @@ class CacheFolder:
         return self.path / "keepers"
 
     def close(self) -> None:
-        (self.keepers / self.token).unlink(missing_ok=True)
+        with suppress(OSError):  # as in `discard`
+            (self.keepers / self.token).unlink()
         self._claim.close()
 
     def place(self, shard: Shard) -> Path:
@@ -111,6 +114,10 @@ class CacheFolder:
         """Bytes of the disk that may be taken."""
         found = os.statvfs(self.path)
         return max(0, found.f_bavail * found.f_frsize - int(SPARE * found.f_blocks * found.f_frsize))
+
+    def room(self) -> int:
+        """Bytes that shards may take here, were there nothing else to limit them: those of the disk, and what they have taken."""
+        return self.free() + sum(held.bytes for held in self.held())
 
     def held(self) -> Iterator[Held]:
         for folder in os.scandir(self.sets):
@@ -209,9 +216,8 @@ class CacheFolder:
         for shard in shards:
             sets.setdefault(shard.key, []).append(shard.name)
         self._claim.seek(0)
-        self._claim.write(json.dumps({"pid": os.getpid(), "hand": hand, "shards": sets}))
+        self._claim.write(json.dumps({"pid": os.getpid(), "hand": hand, "shards": sets}).encode())
         self._claim.truncate()
-        self._claim.flush()
 
     def others(self) -> Iterator[dict]:
         """What other living jobs have told."""

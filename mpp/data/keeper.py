@@ -187,7 +187,7 @@ class Keeper:
         there = {file.name for file in os.scandir(folder) if file.is_file()}
         with self.changed:
             self.present |= {Shard(key, name) for name in kept.names() if name in there}
-        return {"folder": str(folder), "set": key, "limit": self.folder.limit, "sizes": faults}
+        return {"folder": str(folder), "set": key, "limit": self.folder.limit, "room": self.folder.room(), "sizes": faults}
 
     def _fetch_index(self, kept: Kept, manifest: Manifest, path: Path) -> None:
         entry, origin = manifest.index, kept.origin
@@ -576,13 +576,15 @@ def main(argv: list[str]) -> int:
     retries.PATIENCE = replace(
         retries.PATIENCE, connect_seconds=min(10.0, still), read_seconds=still, whole_seconds=max(DRIP, still), waits=(0.5, 1.0)
     )
+    used, remedy = f"system.cache={facts['folder']}", "give another folder"
     try:
         folder = CacheFolder(Path(facts["folder"]), facts["gigabytes"])
+        used, remedy = "TMPDIR, where the keeper of the cache has its socket", "set it to another folder"
         serving = serve(folder)
         address = next(serving)
     except (UserError, OSError) as error:
-        own = f"system.cache={facts['folder']}, or TMPDIR={tempfile.gettempdir()} for the keeper's socket: "
-        say_json({"error": str(error) if isinstance(error, UserError) else own + (disk_fault(error) or str(error))})
+        fault = f"{used}: {disk_fault(error) or f'cannot be used ({error})'}; or {remedy}"
+        say_json({"error": str(error) if isinstance(error, UserError) else fault})
         return 2
     say_json({"address": address, "limit": folder.limit})
     sys.stdout.close()

@@ -72,11 +72,11 @@ class CachedSet:
     def __init__(self, where: str, address: str, told: dict):
         """told: the keeper's answer to `open`."""
         self.where, self.address = where, address
-        self.folder, self.key, self.limit = (
-            Path(told["folder"]),
-            str(told["set"]),
+        self.folder, self.key = Path(told["folder"]), str(told["set"])
+        self.limit, self.room = (
             int(told["limit"]),
-        )  # limit: bytes, of all sets in `cache`
+            int(told["room"]),
+        )  # bytes, of all sets in `cache`: that they may take, and that its disk has for them
         self.cache = self.folder.parent.parent
         self.sizes: dict[str, int] = told["sizes"]  # of shards that are not as large there as the manifest says; -1: not there
 

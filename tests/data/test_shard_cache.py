@@ -2,6 +2,7 @@
 store does."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -441,6 +442,42 @@ def test_an_address_with_a_key_in_it_is_refused_and_not_told(url):
 
 
 # ------------------------------------------------------------------------------------------------ a machine that misbehaves
+
+
+def test_a_cache_that_is_deleted_under_a_job_is_told_as_that_and_not_as_the_stores_fault(store, cache):
+    far = opened()
+    assert far.read(0)
+    shutil.rmtree(cache)
+    with pytest.raises(
+        DataError,
+        match=rf"^system\.cache={cache}: {cache}/.* was deleted or renamed under the program.* or give another folder; then resume$",
+    ):
+        images_of(far)
+    end_keepers()
+    assert len(images_of(opened())) == SHARDS * SAMPLES
+
+
+def test_shards_that_are_deleted_under_a_job_with_their_folder_are_fetched_again(store, cache):
+    far = opened()
+    good = images_of(far)
+    shutil.rmtree(cache / "sets" / far.cached.key)
+    far.ahead([0])
+    assert images_of(far) == good
+
+
+def test_a_keeper_that_gets_no_socket_is_one_line(tmp_path):
+    code = (
+        "import errno, tempfile\n"
+        "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device', '/tmp/x')\n"
+        "tempfile.mkdtemp = full\n"
+        "from mpp.data.keeper import main\n"
+        f'main([\'{{"folder": "{tmp_path}/cache", "gigabytes": 1.0, "patience": 1.0}}\'])'
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not told.stderr and json.loads(told.stdout)["error"] == (
+        "TMPDIR, where the keeper of the cache has its socket: /tmp/x cannot be written or read (No space left on device): make room there; or set it "
+        "to another folder"
+    )
 
 
 def test_a_killed_download_leaves_nothing_that_counts_and_the_next_job_fetches_it_whole(store, cache):
