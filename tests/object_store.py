@@ -167,9 +167,13 @@ class Faults:
         """Content-Encoding says gzip, though nobody asked for that."""
         return self.plant("packed", keys, **{"times": None, **when})
 
-    def creep(self, keys: str, **when: Any) -> Fault:
-        """The headers come byte by byte, and do not end."""
-        return self.plant("creep", keys, **when)
+    def starred(self, keys: str, **when: Any) -> Fault:
+        """A range is not said to be of how many bytes."""
+        return self.plant("starred", keys, **{"times": None, **when})
+
+    def creep(self, keys: str, seconds: float, **when: Any) -> Fault:
+        """The headers come byte by byte for so long; then the connection ends."""
+        return self.plant("creep", keys, seconds=seconds, **when)
 
     def again(self, keys: str, **when: Any) -> Fault:
         """A listing gives its first page, whichever it is asked for, and says that there are more."""
@@ -497,7 +501,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Wrong(fault.status, fault.code, headers=fault.headers)
         if fault and fault.what == "creep":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Creeps: ")
-            while not store._closed.wait(0.05):
+            end = time.monotonic() + fault.seconds
+            while time.monotonic() < end and not store._closed.wait(0.05):
                 self.wfile.write(b"x")
             raise ConnectionAbortedError
         return fault
@@ -525,7 +530,7 @@ class Handler(BaseHTTPRequestHandler):
             stop = min(size, int(last) + 1) if first and last else size
             if start >= stop:
                 raise Wrong(416, "InvalidRange", headers={"Content-Range": f"bytes */{size}"})
-            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{'*' if what == 'starred' else size}"
         self.given.start, self.given.stop = start, stop
         self.head(status, stop - start + (fault.bytes if fault and what == "length" else 0), headers)
         if self.command == "GET":
@@ -533,7 +538,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_body(self, file: Any, fault: Fault | None, what: str, size: int) -> None:
         start, stop = self.given.start, self.given.stop
-        if fault is None or what in ("late", "tag", "whole", "size", "packed"):
+        if fault is None or what in ("late", "tag", "whole", "size", "packed", "starred"):
             self.send_bytes(file, start, stop)
         elif what == "chunked":
             self.wfile.write(b"%x\r\n" % (stop - start))

@@ -25,7 +25,7 @@ from mpp.errors import DataError
 from mpp.files import make_folder, writing
 
 PART = ".part"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 0.02  # of a disk, which is left free
 
 

@@ -11,6 +11,7 @@ The first process of a machine begins the keeper, and the others ask it, too; it
 
 import base64
 import json
+import multiprocessing
 import os
 import pickle
 import select
@@ -195,6 +196,8 @@ class _Line:
                         raise ConnectionResetError("it has ended")
                 except TimeoutError:
                     bar.update(0)
+                    if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+                        raise ConnectionResetError("the process that this one loads for has ended") from None
                     watch.moved("waiting for shards", slow=True)
                     if time.monotonic() > end:
                         raise of_this_rank(

@@ -402,9 +402,9 @@ def test_a_store_that_is_in_trouble_while_a_set_is_opened_is_waited_for(store, m
     assert fault.met == 5, "more than one round of tries"
 
 
-def test_a_web_server_that_limits_how_often_it_is_asked_is_not_asked_for_sizes_before_all_else(store):
-    store.faults.status("*.tar", 429, times=3, together=False)
-    assert opened(where=f"{store.endpoint}/bucket/set/train").read(0)
+def test_a_web_server_that_limits_how_often_it_is_asked_need_not_tell_sizes(store):
+    fault = store.faults.status("*.tar", 429, times=None)
+    assert len(opened(where=f"{store.endpoint}/bucket/set/train")) == SHARDS * SAMPLES and fault.met
 
 
 def test_a_listing_that_lags_behind_is_not_believed(store, cache):
