@@ -11,7 +11,6 @@ The first process of a machine begins the keeper, and the others ask it, too; it
 
 import base64
 import json
-import multiprocessing
 import os
 import pickle
 import select
@@ -29,6 +28,7 @@ from mpp.data.in_hand import InHand
 from mpp.disks import disks
 from mpp.errors import DataError, of_this_rank
 from mpp.peers import ALONE, Peers
+from mpp.place import orphaned
 from mpp.progress import Progress, minutes
 from mpp.remote.retries import shown
 from mpp.remote.urls import is_url
@@ -196,7 +196,7 @@ class _Line:
                         raise ConnectionResetError("it has ended")
                 except TimeoutError:
                     bar.update(0)
-                    if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+                    if orphaned():
                         raise ConnectionResetError("the process that this one loads for has ended") from None
                     watch.moved("waiting for shards", slow=True)
                     if time.monotonic() > end:

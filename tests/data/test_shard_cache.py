@@ -465,6 +465,29 @@ def test_shards_that_are_deleted_under_a_job_with_their_folder_are_fetched_again
     assert images_of(far) == good
 
 
+def test_who_waits_for_a_stopped_keeper_ends_with_the_process_it_works_for(store, cache):
+    code = (
+        "import multiprocessing, os, signal, time\n"
+        "from mpp.data.shards import ShardSet\n"
+        "from mpp.data.shard_cache import caching, _keepers\n"
+        f"caching.use({str(cache)!r}, 1.0); far = ShardSet.open('s3://bucket/set/train'); [(keeper, _)] = _keepers.values()\n"
+        "keeper.send_signal(signal.SIGSTOP)\n"
+        "workers = [multiprocessing.get_context('fork').Process(target=far.read, args=[0]) for _ in range(2)]\n"
+        "[worker.start() for worker in workers]; time.sleep(0.5)\n"
+        "print(keeper.pid, *[worker.pid for worker in workers], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert job.stdout
+    keeper, *workers = map(int, job.stdout.readline().split())
+    try:
+        wait_for(lambda: all(process_state(worker)[0] in ("", "Z") for worker in workers))
+    finally:
+        for pid in (keeper, *workers):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        job.wait()
+
+
 def test_a_keeper_that_gets_no_socket_is_one_line(tmp_path):
     code = (
         "import errno, tempfile\n"

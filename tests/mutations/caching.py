@@ -392,4 +392,18 @@ ROWS = [
         "    if False:\n",
         STORES + "test_a_certificate_that_is_not_trusted_is_told_with_what_makes_it_so",
     ),
+    Row(
+        "who waits for a stopped keeper outlives his rank",
+        "mpp/data/shard_cache.py",
+        "                    if orphaned():\n",
+        "                    if False:\n",
+        CACHE + "test_who_waits_for_a_stopped_keeper_ends_with_the_process_it_works_for",
+    ),
+    Row(
+        "a killed rank's workers leave tracebacks",
+        "mpp/data/handing_over.py",
+        "        if not orphaned():\n",
+        "        if True:\n",
+        "tests/data/test_loader_processes.py::test_a_worker_whose_rank_is_killed_says_nothing_of_what_it_cannot_hand_over_any_more",
+    ),
 ]
