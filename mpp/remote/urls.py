@@ -51,6 +51,10 @@ def split_url(url: str) -> tuple[str, str]:
         raise DataError(f"{shown(url)}: is a chain of URLs; give the URL of the file itself")
     if protocol.lower() in LOCAL:
         raise DataError(f"{shown(url)}: {protocol}:// is a local file; give its path")
+    try:
+        urlsplit(url if protocol.lower() in WEB else "")
+    except ValueError as error:
+        raise DataError(f"{shown(url)}: is no address of a server ({error})") from error
     if not path.strip("/"):
         raise DataError(f"{shown(url)}: names nothing; give {protocol}://bucket/prefix/ or the URL of a file")
     return protocol.lower(), path

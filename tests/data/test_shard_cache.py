@@ -421,7 +421,9 @@ def test_a_page_of_somebody_elses_is_told_with_the_address_and_leaves_nothing(st
     assert not list((cache / "sets").iterdir())
 
 
-def test_an_address_that_ends_in_a_query_is_refused():
+def test_an_address_that_is_none_is_refused_and_one_that_ends_in_a_query():
+    with pytest.raises(DataError, match=r"https://\[::1/train: is no address of a server \(Invalid IPv6 URL\)"):
+        ShardSet.open("https://[::1/train")
     with pytest.raises(DataError, match=r"https://host/train\?x=1: ends in \?x=1, and files are looked for below an address"):
         ShardSet.open("https://host/train?x=1")
 

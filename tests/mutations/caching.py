@@ -264,7 +264,7 @@ ROWS = [
         "mpp/data/origins.py",
         'if behind := re.search(r"[?#].*", where):',
         "if behind := None:",
-        CACHE + "test_an_address_that_ends_in_a_query_is_refused",
+        CACHE + "test_an_address_that_is_none_is_refused_and_one_that_ends_in_a_query",
     ),
     Row(
         "a signature of Azure is no secret",
@@ -405,5 +405,12 @@ ROWS = [
         "        if not orphaned():\n",
         "        if True:\n",
         "tests/data/test_loader_processes.py::test_a_worker_whose_rank_is_killed_says_nothing_of_what_it_cannot_hand_over_any_more",
+    ),
+    Row(
+        "what is no address goes on",
+        "mpp/remote/urls.py",
+        '        urlsplit(url if protocol.lower() in WEB else "")\n',
+        "        pass\n",
+        CACHE + "test_an_address_that_is_none_is_refused_and_one_that_ends_in_a_query",
     ),
 ]
