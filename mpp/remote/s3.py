@@ -157,9 +157,15 @@ class S3Store(Store):
 
 
 def _begun(call: str, **options: Any) -> Any:
-    """An answer whose headers have come.  Raises Trouble where they take too long, and what botocore does."""
-    patience = retries.PATIENCE
-    return in_time(lambda: getattr(client(), call)(**options), patience.connect_seconds + 2 * patience.read_seconds)
+    """An answer whose headers have come.  Raises Trouble where they take too long or make no sense, Refused where it is led in a circle, and what
+    botocore does."""
+    patience, own = retries.PATIENCE, client()
+    try:
+        return in_time(lambda: getattr(own, call)(**options), patience.connect_seconds + 2 * patience.read_seconds)
+    except RecursionError:  # botocore asks for the region of each place that it is led to
+        raise Refused("is redirected again and again; check AWS_ENDPOINT_URL, and the network for a page to log in to") from None
+    except ValueError as error:
+        raise Trouble(f"its answer makes no sense ({error})") from error
 
 
 def _head(place: dict[str, str]) -> dict[str, Any]:

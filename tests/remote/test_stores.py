@@ -182,6 +182,22 @@ def test_what_a_store_says_is_told_also_where_it_was_asked_by_head_whose_answers
         origin.small("0.tar") if ask == "head" else origin.fetch("0.tar", 0, 10, File())
 
 
+def test_an_answer_that_leads_in_a_circle_or_makes_no_sense_is_told_as_that(monkeypatch):
+    def raises(error):
+        def call(**_):
+            raise error
+
+        return lambda: SimpleNamespace(get_object=call)
+
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(waits=()))
+    monkeypatch.setattr(s3, "client", raises(RecursionError("maximum recursion depth exceeded")))
+    with pytest.raises(Refused, match="is redirected again and again"):
+        origin_of("s3://photos/train").fetch("0.tar", 0, 10, File())
+    monkeypatch.setattr(s3, "client", raises(ValueError("invalid literal for int() with base 10: 'twelve'")))
+    with pytest.raises(DataError, match=r"s3://photos/train/0\.tar: its answer makes no sense \(invalid literal .*'twelve'\)"):
+        origin_of("s3://photos/train").fetch("0.tar", 0, 10, File())
+
+
 def test_a_store_that_answers_no_head_tells_its_sizes_by_get(store):
     store.faults.status(KEY, 405, code="MethodNotAllowed", methods=("HEAD",), times=None)
     assert stores.store_for("s3").info(KEY).size == len(BODY)
