@@ -158,6 +158,7 @@ def stopping(words: str, device: bool = True) -> None:
 DISK_FAULTS = {
     "ENOSPC": "make room there",
     "EDQUOT": "make room there, or have the quota raised",
+    "EFBIG": "no file may be so large here: raise ulimit -f, or take another file system",
     "EIO": "the disk, or the way to it, is at fault: mend it",
     "ENOENT": "it, or its folder, was deleted or renamed under the program: put it back",
     "ENOTDIR": "a folder was replaced under the program: put it back",

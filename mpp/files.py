@@ -106,6 +106,8 @@ def make_folder(path: Path, key: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         problem = "" if os.access(path, os.W_OK | os.X_OK) else "cannot be written"
+    except FileExistsError:
+        problem = "is a file" if path.exists() else "is a link to what is not there"
     except OSError as error:
         problem = f"cannot be made ({error.strerror})"
     if problem:

@@ -1,5 +1,6 @@
 """Which process of a job this one is, as the deepspeed launcher, torchrun, srun or mpirun has said in the environment."""
 
+import multiprocessing
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +14,12 @@ MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
+
+
+def orphaned() -> bool:
+    """Whether this is a process that another one began to work for it, as a loader does, and that one has ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.pid != os.getppid()  # what tells its end is open in all that it began
 
 
 @dataclass(frozen=True)

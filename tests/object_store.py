@@ -159,6 +159,26 @@ class Faults:
         """One bit of the object is not what it was, the lowest of the byte at this share of it."""
         return self.plant("flip", keys, at=at, **when)
 
+    def chunked(self, keys: str, **when: Any) -> Fault:
+        """The body comes in chunks, and nothing says how long it is; HEAD says it neither."""
+        return self.plant("chunked", keys, **{"methods": ("GET", "HEAD"), "times": None, **when})
+
+    def packed(self, keys: str, **when: Any) -> Fault:
+        """Content-Encoding says gzip, though nobody asked for that."""
+        return self.plant("packed", keys, **{"times": None, **when})
+
+    def starred(self, keys: str, **when: Any) -> Fault:
+        """A range is not said to be of how many bytes."""
+        return self.plant("starred", keys, **{"times": None, **when})
+
+    def creep(self, keys: str, seconds: float, **when: Any) -> Fault:
+        """The headers come byte by byte for so long; then the connection ends."""
+        return self.plant("creep", keys, seconds=seconds, **when)
+
+    def again(self, keys: str, **when: Any) -> Fault:
+        """A listing gives its first page, whichever it is asked for, and says that there are more."""
+        return self.plant("again", keys, **{"methods": ("LIST",), "times": None, **when})
+
     def whole(self, keys: str, **when: Any) -> Fault:
         """A range is ignored, and everything sent, as some web servers do."""
         return self.plant("whole", keys, **{"times": None, **when})
@@ -424,7 +444,8 @@ class Handler(BaseHTTPRequestHandler):
         self.given.status = status
         self.send_response(status)
         for name, value in {"Content-Length": str(length), **headers}.items():
-            self.send_header(name, value)
+            if (name, headers.get("Transfer-Encoding")) != ("Content-Length", "chunked"):
+                self.send_header(name, value)
         self.end_headers()
 
     def reply(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
@@ -478,6 +499,12 @@ class Handler(BaseHTTPRequestHandler):
             store._closed.wait(fault.seconds)
         if fault and fault.what == "status":
             raise Wrong(fault.status, fault.code, headers=fault.headers)
+        if fault and fault.what == "creep":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Creeps: ")
+            end = time.monotonic() + fault.seconds
+            while time.monotonic() < end and not store._closed.wait(0.05):
+                self.wfile.write(b"x")
+            raise ConnectionAbortedError
         return fault
 
     def send_object(self, file: Any, fault: Fault | None, what: str) -> None:
@@ -495,6 +522,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Wrong(412, "PreconditionFailed")
         if self.headers.get("If-None-Match", "").strip('"') == tag:
             raise Wrong(304, "NotModified", headers=headers)
+        headers |= {"chunked": {"Transfer-Encoding": "chunked"}, "packed": {"Content-Encoding": "gzip"}}.get(what, {})
         start, stop, status = 0, size, 200
         if what != "whole" and (asked := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))) and any(asked.groups()):
             first, last = asked.groups()
@@ -502,7 +530,7 @@ class Handler(BaseHTTPRequestHandler):
             stop = min(size, int(last) + 1) if first and last else size
             if start >= stop:
                 raise Wrong(416, "InvalidRange", headers={"Content-Range": f"bytes */{size}"})
-            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{'*' if what == 'starred' else size}"
         self.given.start, self.given.stop = start, stop
         self.head(status, stop - start + (fault.bytes if fault and what == "length" else 0), headers)
         if self.command == "GET":
@@ -510,8 +538,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_body(self, file: Any, fault: Fault | None, what: str, size: int) -> None:
         start, stop = self.given.start, self.given.stop
-        if fault is None or what in ("late", "tag", "whole", "size"):
+        if fault is None or what in ("late", "tag", "whole", "size", "packed", "starred"):
             self.send_bytes(file, start, stop)
+        elif what == "chunked":
+            self.wfile.write(b"%x\r\n" % (stop - start))
+            self.send_bytes(file, start, stop)
+            self.wfile.write(b"\r\n0\r\n\r\n")
         elif what == "flip":
             place = min(int(size * fault.at), size - 1)
             if not start <= place < stop:
@@ -568,16 +600,17 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.query.get("list-type") != "2":
             raise Wrong(501, "NotImplemented", "of a bucket only ListObjectsV2 and its location are known")
-        self.meet("LIST")
-        self.page(bucket)
+        fault = self.meet("LIST")
+        self.page(bucket, again=fault is not None and fault.what == "again")
 
-    def page(self, bucket: str) -> None:
-        """One page of a listing: keys, and what lies between prefix and delimiter once."""
+    def page(self, bucket: str, again: bool = False) -> None:
+        """One page of a listing: keys, and what lies between prefix and delimiter once.  again: the first one, whichever was asked for."""
         store, query = self.server.store, self.query
         prefix, delimiter, most = query.get("prefix", ""), query.get("delimiter", ""), min(PAGE, int(query.get("max-keys", PAGE)))
         after = base64.b64decode(query["continuation-token"]).decode() if "continuation-token" in query else query.get("start-after", "")
         named = partial(quote, safe="/") if query.get("encoding-type") == "url" else escape
-        entries, count, last, more = [], 0, "", False
+        after = "" if again else after
+        entries, count, last, more = [], 0, "", again
         for key in store.keys(bucket, prefix):
             group = key[: key.index(delimiter, len(prefix)) + len(delimiter)] if delimiter and delimiter in key[len(prefix) :] else ""
             name = group or key

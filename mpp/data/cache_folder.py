@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpp.errors import DataError
-from mpp.files import make_folder
+from mpp.files import make_folder, writing
 
 PART = ".part"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 0.02  # of a disk, which is left free
 
 
@@ -61,12 +61,14 @@ class Part:
 
     def write(self, data: bytes, start: int) -> None:
         view = memoryview(data)
-        while view:
-            written = os.pwrite(self.handle, view, start)
-            view, start = view[written:], start + written
+        with writing(self.path):
+            while view:
+                written = os.pwrite(self.handle, view, start)
+                view, start = view[written:], start + written
 
     def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is at fault, which shows elsewhere
+            self.path.unlink()
         os.close(self.handle)
 
 
@@ -82,9 +84,11 @@ class CacheFolder:
         self.path, self.token = path, f"{os.getpid()}-{secrets.token_hex(6)}"
         for folder in (self.sets, self.keepers):
             folder.mkdir(exist_ok=True)
-        self.limit = int(gigabytes * 1e9) if gigabytes is not None else (self.free() + sum(held.bytes for held in self.held())) // 2
+        self.limit = int(gigabytes * 1e9) if gigabytes is not None else self.room() // 2
         self.removed: set[Shard] = set()  # by this job, which takes note of it
-        self._claim = (self.keepers / self.token).open("w")
+        self._claim = (self.keepers / self.token).open(
+            "wb", buffering=0
+        )  # a disk that is full then fails where it is written, not where it is closed
         fcntl.flock(self._claim, fcntl.LOCK_EX)
 
     @property
@@ -96,7 +100,8 @@ class CacheFolder:
         return self.path / "keepers"
 
     def close(self) -> None:
-        (self.keepers / self.token).unlink(missing_ok=True)
+        with suppress(OSError):  # as in `discard`
+            (self.keepers / self.token).unlink()
         self._claim.close()
 
     def place(self, shard: Shard) -> Path:
@@ -109,6 +114,10 @@ class CacheFolder:
         """Bytes of the disk that may be taken."""
         found = os.statvfs(self.path)
         return max(0, found.f_bavail * found.f_frsize - int(SPARE * found.f_blocks * found.f_frsize))
+
+    def room(self) -> int:
+        """Bytes that shards may take here, were there nothing else to limit them: those of the disk, and what they have taken."""
+        return self.free() + sum(held.bytes for held in self.held())
 
     def held(self) -> Iterator[Held]:
         for folder in os.scandir(self.sets):
@@ -141,13 +150,14 @@ class CacheFolder:
                 return "elsewhere"
             part = Part(path, handle, size)
             try:
-                os.ftruncate(handle, 0)
-                why = self._make_room(shard, size, next_use)
-                if not why:
-                    with _where_known():
-                        os.posix_fallocate(handle, 0, max(size, 1))
-                    os.ftruncate(handle, size)
-                    return part
+                with writing(path):
+                    os.ftruncate(handle, 0)
+                    why = self._make_room(shard, size, next_use)
+                    if not why:
+                        with _where_known():
+                            os.posix_fallocate(handle, 0, max(size, 1))
+                        os.ftruncate(handle, size)
+                        return part
             except OSError as error:
                 part.discard()
                 if error.errno in FULL:
@@ -206,9 +216,8 @@ class CacheFolder:
         for shard in shards:
             sets.setdefault(shard.key, []).append(shard.name)
         self._claim.seek(0)
-        self._claim.write(json.dumps({"pid": os.getpid(), "hand": hand, "shards": sets}))
+        self._claim.write(json.dumps({"pid": os.getpid(), "hand": hand, "shards": sets}).encode())
         self._claim.truncate()
-        self._claim.flush()
 
     def others(self) -> Iterator[dict]:
         """What other living jobs have told."""

@@ -10,7 +10,9 @@ import multiprocessing
 import re
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +20,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from mpp.errors import DataError, of_this_rank
+from mpp.place import orphaned
 from mpp.watch import watch
 from mpp.watchman import process_state
 
+ENDING = 0.5  # seconds from the last that a killed process hands over until it is seen to have ended
 PREFETCHED = 4  # batches a worker is ahead
 DIED = "exited unexpectedly|is killed by signal|Pin memory thread exited"  # torch's words
 
@@ -50,7 +54,7 @@ def settings(workers: int) -> dict[str, Any]:
     """Of a DataLoader with so many processes."""
     return {
         "num_workers": workers,
-        "worker_init_fn": _ignore_signals,
+        "worker_init_fn": _begin_worker,
         "multiprocessing_context": "fork" if workers else None,  # fast, and shares memory; workers touch neither CUDA nor threads
     }
 
@@ -140,10 +144,19 @@ def fault_of(stopped: dict[int, float], waited: float, states: list[tuple[int, s
     return ""
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """A scheduler's request to stop reaches the whole group; this process's parent decides, and still needs samples for the step in hand."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    usual = sys.excepthook
+
+    def told(*error: Any) -> None:
+        """multiprocessing's threads print a traceback where the rank is killed while they hand something over to it."""
+        time.sleep(ENDING)
+        if not orphaned():
+            usual(*error)
+
+    sys.excepthook = told
 
 
 def kill_workers() -> None:

@@ -29,13 +29,18 @@ def in_hand(order: Order, machines: int, shard_bytes: np.ndarray) -> InHand:
     return InHand(shards, int(np.sort(shard_bytes)[::-1][:shards].sum()))
 
 
-def refuse_beyond(order: Order, world: int, machines: int, shard_bytes: np.ndarray, limit: int, where: object) -> InHand:
-    """limit: bytes of the cache; where: the shards lie.  Raises ConfigError, with what would fit."""
+def refuse_beyond(
+    order: Order, world: int, machines: int, shard_bytes: np.ndarray, limit: int, where: object, disk: int | None = None
+) -> InHand:
+    """limit: bytes of the cache; where: the shards lie; disk: bytes that the cache's disk has for them.  Raises ConfigError, with what would fit."""
     found = in_hand(order, machines, shard_bytes)
+    asked, limit = limit, limit if disk is None else min(limit, disk)
     if found.bytes <= limit:
         return found
     room = int(np.searchsorted(np.cumsum(np.sort(shard_bytes)[::-1]), limit, side="right"))
     wider = f"raise system.cache_gb to {found.bytes / 1e9 * 1.05:.3g}"
+    if disk is not None and found.bytes * 1.05 > disk:
+        wider = f"give system.cache= on a disk with {found.bytes / 1e9 * 1.05:.3g} GB of room (this one has {disk / 1e9:.3g})"
     best = max((size for streams in _streams(order, world) if (size := _window(order, streams, machines, room))), default=None, key=np.prod)
     if best:
         chosen = next(
@@ -47,7 +52,7 @@ def refuse_beyond(order: Order, world: int, machines: int, shard_bytes: np.ndarr
         wider = f"set {streams}data.block={chosen[1]} from the start of a run (samples are then shuffled among {chosen[0] * chosen[1]:,}), or {wider}"
     words = "an epoch" if order.block is None else "a block of its streams"
     raise ConfigError(
-        f"{where}: a machine reads from up to {found} in {words}, and the cache holds {limit / 1e9:.3g} GB ({room:,} shards): it would fetch the same "
+        f"{where}: a machine reads from up to {found} in {words}, and the cache holds {limit / 1e9:.3g} GB{', which is all that its disk has' if limit < asked else ''} ({room:,} shards): it would fetch the same "
         f"shards again and again; {wider}"
     )
 

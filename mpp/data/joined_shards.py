@@ -166,7 +166,7 @@ class JoinedShards:
         if not (cached := self._cached()):
             return None
         sizes = [source.shard_bytes * (source.cached is not None) for source in self.sources]  # what lies on the disk takes no room
-        return refuse_beyond(order, world, max(1, world // local_world), np.concatenate(sizes), cached[0].limit, self.path)
+        return refuse_beyond(order, world, max(1, world // local_world), np.concatenate(sizes), cached[0].limit, self.path, cached[0].room)
 
     def fetched_words(self, hand: InHand) -> str:
         return fetched_words(self._cached(), hand)

@@ -40,13 +40,13 @@ import numpy as np
 from mpp.data.cache_folder import CacheFolder, Part, Shard
 from mpp.data.fetch_plan import Plan
 from mpp.data.origins import Origin, origin_of
-from mpp.data.shard_format import MANIFEST, Manifest, read_manifest
+from mpp.data.shard_format import MANIFEST, Manifest, manifest_in
 from mpp.data.shard_table import ShardEntry
 from mpp.disks import disks
-from mpp.errors import DataError, UserError
+from mpp.errors import DataError, UserError, disk_fault
 from mpp.files import being_written, sha256_of, write_atomically
 from mpp.remote import retries
-from mpp.remote.retries import Refused, Trouble, shown
+from mpp.remote.retries import InTroubleError, Refused, Trouble, shown
 from mpp.text import say, say_json
 
 THREADS = 8  # that fetch, a range each
@@ -119,7 +119,7 @@ class Keeper:
         self.fetching: dict[Shard, Fetching] = {}
         self.failures: dict[Shard, Failure] = {}
         self.present: set[Shard] = set()
-        self.again: set[Shard] = set()  # fetched once and found wrong
+        self.wrong: dict[Shard, str] = {}  # sha256 of what came last time, where that is not the manifest's
         self.bytes, self.shards, self.began, self.last = 0, 0, 0.0, 0.0  # fetched; when that began, and when something came last
         self._numbers, self._claimed, self._told = itertools.count(1), 0.0, -math.inf
 
@@ -147,7 +147,22 @@ class Keeper:
         raise DataError(f"the keeper of a cache is asked for {asked['do']!r}, which it does not know")
 
     def open(self, where: str) -> dict:
-        """Manifest and index are fetched, and sizes looked up.  Raises DataError."""
+        """Manifest and index are fetched, and sizes looked up; of a store that is in trouble, as when all nodes of a cluster begin at once, again and
+        again for the patience of a shard.  Raises DataError."""
+        began = told = time.monotonic()
+        while True:
+            try:
+                return self._open(where)
+            except InTroubleError as error:
+                now = time.monotonic()
+                if now - began > disks.patience:
+                    raise
+                if now - told > TELLING:
+                    told = now + TOLD_EVERY - TELLING
+                    say(f"warning: {str(error).partition('; ')[0]}; it is tried again, for up to {disks.patience:.0f} s", error=True)
+            time.sleep(min(SECONDS_BETWEEN, disks.patience / 4))
+
+    def _open(self, where: str) -> dict:
         origin = origin_of(where)
         try:
             data = origin.small(MANIFEST)
@@ -157,12 +172,11 @@ class Keeper:
             ) from error
         except OSError as error:
             raise DataError(f"{where}: {error.strerror or error}; check the disk, mount and permissions") from error
-        digest = hashlib.sha256(data).hexdigest()
-        key = digest[:32]
+        manifest = manifest_in(data, origin.where(MANIFEST))
+        key = _key_of(data)
         folder = self.folder.sets / key
         folder.mkdir(exist_ok=True)
         write_atomically(folder / MANIFEST, data)
-        manifest, _ = read_manifest(folder)
         with self.changed:
             kept = self.sets.setdefault(key, Kept(origin, folder, key, manifest))
             kept.origin = origin
@@ -173,7 +187,7 @@ class Keeper:
         there = {file.name for file in os.scandir(folder) if file.is_file()}
         with self.changed:
             self.present |= {Shard(key, name) for name in kept.names() if name in there}
-        return {"folder": str(folder), "set": key, "limit": self.folder.limit, "sizes": faults}
+        return {"folder": str(folder), "set": key, "limit": self.folder.limit, "room": self.folder.room(), "sizes": faults}
 
     def _fetch_index(self, kept: Kept, manifest: Manifest, path: Path) -> None:
         entry, origin = manifest.index, kept.origin
@@ -189,7 +203,8 @@ class Keeper:
                         if not origin.fetch(entry.name, done, min(entry.bytes, done + (origin.range_bytes or entry.bytes)), write):
                             break
             except (Refused, OSError) as error:
-                raise DataError(f"{origin.where(entry.name)}: {error}; check it and your access to it") from error
+                fault = self._fault_of_cache(error)
+                raise DataError(fault or f"{origin.where(entry.name)}: {error}; check it and your access to it") from error
             if (found := sha256_of(path)) == entry.sha256:
                 return
             path.unlink()
@@ -197,6 +212,12 @@ class Keeper:
                 raise DataError(
                     f"{origin.where(entry.name)}: sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...; copy the split again"
                 )
+
+    def _fault_of_cache(self, error: Exception) -> str:
+        """One line about the disk of the cache, where that has failed and not the place where the shards lie; else empty."""
+        own = isinstance(error, OSError) and str(error.filename or "").startswith(str(self.folder.path))
+        fault = disk_fault(error) if own else None
+        return f"system.cache={self.folder.path}: {fault}, or give another folder; then resume" if fault else ""
 
     def _wrong_sizes(self, kept: Kept) -> dict[str, int]:
         """Of shards whose size there is not the manifest's; -1 for none."""
@@ -345,14 +366,17 @@ class Keeper:
 
     def _try(self, shard: Shard) -> Fetching | str:
         """Or why not."""
+        try:
+            return self._tried(shard)
+        except OSError as error:
+            return self._fails(shard, error)
+
+    def _tried(self, shard: Shard) -> Fetching | str:
         kept = self.sets[shard.key]
         if self.folder.has(shard):  # another job of this machine has fetched it
             return self._appears(shard)
         size = kept.entry(shard.name).bytes
-        try:
-            part = self.folder.begin(shard, size, self._urgency)
-        except OSError as error:
-            return self._fails(shard, error)
+        part = self.folder.begin(shard, size, self._urgency)
         self.present -= self.folder.removed
         self.folder.removed.clear()
         if isinstance(part, str):
@@ -402,16 +426,18 @@ class Keeper:
                 error = failed
         if error is None and shard.name not in kept.odd and found != entry.sha256:
             where = kept.origin.where(shard.name)
-            if shard in self.again:
+            if self.wrong.get(shard) != found:
+                self.wrong[shard] = found
+                error = Trouble(f"sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...")
+            elif self._was_replaced(kept):
+                error = Refused("is another file now, and so is the manifest.json beside it: another set has taken the place of this one")
+            else:
                 kept.odd.add(shard.name)
                 say(
                     f"warning: {where}: its sha256 is {found[:12]}..., also when fetched again, the manifest says {entry.sha256[:12]}...: it is used, and "
                     "each of its samples checked",
                     error=True,
                 )
-            else:
-                self.again.add(shard)
-                error = Trouble(f"sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...")
         if error is None:
             try:
                 self.folder.publish(fetching.part)
@@ -427,6 +453,13 @@ class Keeper:
                 self._fails(shard, error)
             self.to_fetch.notify_all()
 
+    def _was_replaced(self, kept: Kept) -> bool:
+        """Whether the manifest there is another one now; not where that cannot be told."""
+        try:
+            return _key_of(kept.origin.small(MANIFEST)) != kept.key
+        except (UserError, Refused, OSError):
+            return False
+
     def _fails(self, shard: Shard, error: Exception) -> str:
         """Note it; it is tried again until the patience ends, or where asking again would change nothing a few times with other credentials."""
         failure, origin, now = self.failures.setdefault(shard, Failure()), self.sets[shard.key].origin, time.monotonic()
@@ -434,7 +467,8 @@ class Keeper:
         failure.next = now + min(SECONDS_BETWEEN, disks.patience / 4, 0.1 * 4**failure.times)
         words = str(error) or type(error).__name__
         where = origin.where(shard.name)
-        failure.error = words if isinstance(error, UserError) else f"{where}: {words}; check it and your access to it, then resume"
+        said = words if isinstance(error, UserError) else f"{where}: {words}; check it and your access to it, then resume"
+        failure.error = self._fault_of_cache(error) or said
         if isinstance(error, Refused):
             origin.renew()
             failure.final = failure.times > RENEWED
@@ -476,15 +510,18 @@ class _Connection(socketserver.StreamRequestHandler):
                 except UserError as error:
                     told = {"error": shown(str(error))}
                 except Exception as error:
-                    told = {
-                        "error": f"the keeper of the cache {keeper.folder.path} has failed: {type(error).__name__}: {shown(str(error))}"
-                    }
+                    failed = f"the keeper of the cache {keeper.folder.path} has failed: {type(error).__name__}: {shown(str(error))}"
+                    told = {"error": keeper._fault_of_cache(error) or failed}
                 if told is not None:
                     self.wfile.write(json.dumps(told).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
             keeper.drop(plans)
+
+
+def _key_of(manifest: bytes) -> str:
+    return hashlib.sha256(manifest).hexdigest()[:32]
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -539,14 +576,20 @@ def main(argv: list[str]) -> int:
     retries.PATIENCE = replace(
         retries.PATIENCE, connect_seconds=min(10.0, still), read_seconds=still, whole_seconds=max(DRIP, still), waits=(0.5, 1.0)
     )
+    used, remedy = f"system.cache={facts['folder']}", "give another folder"
     try:
         folder = CacheFolder(Path(facts["folder"]), facts["gigabytes"])
+        used, remedy = "TMPDIR, where the keeper of the cache has its socket", "set it to another folder"
+        serving = serve(folder)
+        address = next(serving)
     except (UserError, OSError) as error:
-        say_json({"error": str(error)})
+        fault = f"{used}: {disk_fault(error) or f'cannot be used ({error})'}; or {remedy}"
+        say_json({"error": str(error) if isinstance(error, UserError) else fault})
         return 2
-    for address in serve(folder):
-        say_json({"address": address, "limit": folder.limit})
-        sys.stdout.close()
+    say_json({"address": address, "limit": folder.limit})
+    sys.stdout.close()
+    for _ in serving:
+        pass
     os._exit(0)  # threads may be at work
 
 

@@ -5,15 +5,17 @@ is decided by who knows its sha256 (keeper.py).
 """
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from mpp.disks import patiently as disk_patiently
 from mpp.errors import DataError
 from mpp.remote import stores, web
-from mpp.remote.retries import Refused, Trouble, patiently, shown
+from mpp.remote.retries import InTroubleError, Refused, Trouble, patiently, shown, unless_absent
 from mpp.remote.stores import Write
 from mpp.remote.urls import WEB, is_url, split_url
 
@@ -21,6 +23,7 @@ RANGE_BYTES = 8 << 20  # asked for at a time
 MOST_SMALL = 1 << 30  # bytes of a manifest
 ASKED_AT_ONCE = 16  # web servers, which list nothing, for a size each
 MOST_ASKED = 2000  # shards of a web server whose sizes are asked for; beyond, a wrong one shows when it is fetched
+MOST_UNLISTED = 50  # shards that a listing does not name and that are asked for all the same: some lag behind what is there
 
 
 class Origin(ABC):
@@ -94,7 +97,12 @@ class StoreOrigin(Origin):
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         below = len(self.root) + 1
-        return {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root, deep=False)}
+        listed = {info.path.lstrip("/")[below:]: info.size for info in self.store.items(self.root, deep=False)}
+        unlisted = [name for name in names if name not in listed]
+        if len(unlisted) <= MOST_UNLISTED:
+            found = {name: unless_absent(partial(self.store.info, f"{self.root}/{name}")) for name in unlisted}
+            listed |= {name: info.size for name, info in found.items() if info}
+        return listed
 
     def renew(self) -> None:
         self.store.forget()
@@ -116,6 +124,7 @@ class WebOrigin(Origin):
     def _fetch(self, url: str, start: int, end: int, write: Write) -> int:
         whole = self.range_bytes is None
         with web.get(url) if whole else web.get(url, start, end) as answer:
+            answer.refuse_packed()
             if not answer.ranged:  # a server without ranges sends all, which is then asked for once
                 self.range_bytes = None
             at = start if answer.ranged else 0
@@ -145,8 +154,11 @@ class WebOrigin(Origin):
                     return -1
                 raise
 
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            found = list(pool.map(lambda name: patiently(self.where(name), lambda: size(name)), asked))
+        try:
+            with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+                found = list(pool.map(lambda name: patiently(self.where(name), lambda: size(name)), asked))
+        except InTroubleError:  # such as one that limits how often it is asked: the shards themselves are asked for more patiently
+            return None
         if None in found:
             return None
         return {name: size for name, size in zip(asked, found, strict=True) if size is not None and size >= 0}
@@ -161,4 +173,8 @@ def origin_of(where: str) -> Origin:
             f"{shown(where)}: carries a password, key or signature, which would stand in the run folder; leave it out and give it by the environment "
             "(AWS_*, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc for https)"
         )
-    return WebOrigin(where) if split_url(where)[0] in WEB else StoreOrigin(where)
+    if split_url(where)[0] not in WEB:
+        return StoreOrigin(where)
+    if behind := re.search(r"[?#].*", where):
+        raise DataError(f"{where}: ends in {behind[0]}, and files are looked for below an address; give that of the folder, without it")
+    return WebOrigin(where)

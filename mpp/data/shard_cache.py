@@ -29,6 +29,7 @@ from mpp.data.order import Sampler
 from mpp.disks import disks
 from mpp.errors import DataError, of_this_rank
 from mpp.peers import ALONE, Peers
+from mpp.place import orphaned
 from mpp.progress import Progress, minutes
 from mpp.remote.retries import shown
 from mpp.remote.urls import is_url
@@ -72,11 +73,11 @@ class CachedSet:
     def __init__(self, where: str, address: str, told: dict):
         """told: the keeper's answer to `open`."""
         self.where, self.address = where, address
-        self.folder, self.key, self.limit = (
-            Path(told["folder"]),
-            str(told["set"]),
+        self.folder, self.key = Path(told["folder"]), str(told["set"])
+        self.limit, self.room = (
             int(told["limit"]),
-        )  # limit: bytes, of all sets in `cache`
+            int(told["room"]),
+        )  # bytes, of all sets in `cache`: that they may take, and that its disk has for them
         self.cache = self.folder.parent.parent
         self.sizes: dict[str, int] = told["sizes"]  # of shards that are not as large there as the manifest says; -1: not there
 
@@ -195,6 +196,8 @@ class _Line:
                         raise ConnectionResetError("it has ended")
                 except TimeoutError:
                     bar.update(0)
+                    if orphaned():
+                        raise ConnectionResetError("the process that this one loads for has ended") from None
                     watch.moved("waiting for shards", slow=True)
                     if time.monotonic() > end:
                         raise of_this_rank(

@@ -166,7 +166,7 @@ class ShardSet:
         cache does not hold it."""
         if self.cached is None:
             return None
-        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, self.cached.limit, self.path)
+        return refuse_beyond(order, world, max(1, world // local_world), self.shard_bytes, self.cached.limit, self.path, self.cached.room)
 
     def fetched_words(self, hand: InHand) -> str:
         """How far the cache is, for the start of a run."""

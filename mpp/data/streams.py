@@ -138,7 +138,13 @@ def tars_of(words: Words) -> list[Tar]:
             what = f"needs the {missing[0].replace('wds_WDS_', 'WDS_')}" if missing else "has braces that do not close"
             raise ConfigError(f"data.shards={hidden(word)} {what}; set it, or write the name out") from None
     for tar in tars:
-        scheme = "pipe" if tar.url.startswith("pipe:") else urlsplit(tar.url).scheme
+        try:
+            scheme = "pipe" if tar.url.startswith("pipe:") else urlsplit(tar.url).scheme
+        except ValueError:
+            raise ConfigError(
+                f"data.shards: {tar.name} is no address (a :: stands between two of them, so of one by IPv6 write all eight parts, as in "
+                "http://[0:0:0:0:0:0:0:1]/0.tar)"
+            ) from None
         if scheme not in ("", "file", *gopen_schemes):
             raise ConfigError(
                 f"data.shards: {tar.name} is no file, and the package webdataset opens no {scheme}://; give a command that writes the tar, such as "

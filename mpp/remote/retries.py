@@ -8,8 +8,9 @@ import errno
 import random
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -39,11 +40,24 @@ CREDENTIALS = {
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS; for a public bucket FSSPEC_GS_TOKEN=anon",
 }
 _OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk is no server in trouble
-_WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
+_WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_ELSEWHERE = ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+_NOT_REACHED = (  # names of what libraries raise where no server has taken the request
+    "ConnectionRefusedError",
+    "gaierror",
+    "NewConnectionError",
+    "NameResolutionError",
+    "ConnectTimeoutError",
+    "EndpointConnectionError",
+    "ProxyConnectionError",
+    "ProxyError",
+    "SSLError",
+    "ClientConnectorError",
+)
 _NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError", "ProfileNotFound")
 
 
-_SECRET = re.compile(r"\?\S*(sign|token|key|secret|password|credential)\S*", re.IGNORECASE)
+_SECRET = re.compile(r"\?\S*(sig=|sign|hmac|auth|token|key|secret|pass|credential)\S*", re.IGNORECASE)  # sig=: of Azure
 
 
 def shown(text: str) -> str:
@@ -98,33 +112,73 @@ class Trouble(Exception):
         self.after = after
 
 
+class InTroubleError(DataError):
+    """A server that takes requests was in trouble to the end of our patience; one that cannot be reached at all, whose address may be wrong, is a plain
+    DataError."""
+
+
+def in_time(call: Callable[[], T], seconds: float) -> T:
+    """call(), in a thread of its own, which is left behind when it takes longer: what drips, as the headers of an answer may, keeps to all time limits of
+    libraries, which are those of single bytes.  Raises Trouble.  call: does nothing that matters when it ends late."""
+    found: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    if not found:
+        raise Trouble(f"took more than {seconds:g} s to begin an answer")
+    return found[0]
+
+
 def patiently(url: str, call: Callable[[], T]) -> T:
     """call(), again and again while the server is in trouble.
 
-    Raises Refused, and DataError for wrong credentials or when the server is still in trouble after PATIENCE.waits.
+    Raises Refused, DataError for wrong credentials, and InTroubleError when the server is still in trouble after PATIENCE.waits.
     """
     waits = PATIENCE.waits[:1] if url.startswith(("gs:", "gcs:")) else PATIENCE.waits  # gcsfs itself has tried for a minute
     for wait in (*waits, None):
         try:
             return call()
         except errors() as error:
-            trouble, after = meaning(url, error), asked_wait(error)
-        give_up_or_wait(url, trouble, wait, after)
+            failed, trouble = error, meaning(url, error)
+        give_up_or_wait(url, trouble, wait, failed)
     raise AssertionError
 
 
-def give_up_or_wait(url: str, trouble: str, wait: float | None, after: float) -> None:
-    """Sleep before the next try, and say so where that is long; without a wait raise DataError.  after: seconds that the server asks to wait."""
+def give_up_or_wait(url: str, trouble: str, wait: float | None, error: Exception) -> None:
+    """Sleep before the next try, and say so where that is long; without a wait raise InTroubleError, or DataError where nobody was reached."""
     if wait is None:
-        raise DataError(
+        raise (InTroubleError if _was_reached(error) else DataError)(
             f"{shown(url)}: {trouble}, still so after several tries; check the server and the network, then run the same command again: "
             "what is done is kept"
         )
+    after = asked_wait(error)
     seconds = wait * random.uniform(0.5, 1)  # many workers must not come back all at once
     seconds = max(seconds, min(after, PATIENCE.asked_seconds) * random.uniform(1, 1.25))
     if max(wait, after) >= 8:
         say(f"warning: {shown(url)}: {trouble}; trying again in {seconds:.0f} s", error=True)
     time.sleep(seconds)
+
+
+def _was_reached(error: BaseException) -> bool:
+    """Whether a server has taken the request."""
+    return not any(type(cause).__name__ in _NOT_REACHED for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """It, and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def asked_wait(error: Exception) -> float:
@@ -168,6 +222,11 @@ def meaning(url: str, error: Exception) -> str:
     if getattr(error, "errno", None) in _OF_THIS_MACHINE:
         raise error
     name, said = type(error).__name__, shown(" ".join(str(error).split()))
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        raise DataError(
+            f"{shown(url)}: the server's certificate is not trusted here ({_certificate(said)}); name the file with that of its authority in AWS_CA_BUNDLE "
+            "(s3://) or REQUESTS_CA_BUNDLE"
+        ) from error
     answer = _answer(error)
     code = str(answer.get("Error", {}).get("Code", ""))
     status = str(
@@ -176,6 +235,15 @@ def meaning(url: str, error: Exception) -> str:
     if name in _NO_KEYS or code in _WRONG_KEYS or status == "401":
         need = CREDENTIALS.get(url.partition(":")[0], "check the credentials")
         raise DataError(f"{url}: no valid credentials ({code or said or name}); {need}") from error
+    if code == "RequestTimeTooSkewed":
+        raise DataError(
+            f"{url}: the clock of this machine differs too much from the store's ({code}); set it (chronyc, timedatectl)"
+        ) from error
+    if code in _ELSEWHERE or (answer and status in ("301", "302", "307", "308")):
+        headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+        region = answer["Error"].get("Region") or headers.get("x-amz-bucket-region")
+        told = ", ".join(filter(None, [status, code if code != status else "", f"region {region}" if region else ""]))
+        raise Refused(f"lies elsewhere ({told}): set AWS_DEFAULT_REGION to its region, or AWS_ENDPOINT_URL to its store") from error
     if isinstance(error, FileNotFoundError) or (answer and status == "404"):
         raise Refused("is not there (404)" if code != "NoSuchBucket" else "there is no such bucket", absent=True) from error
     if code == "InvalidRange" or status == "416":
@@ -188,6 +256,15 @@ def meaning(url: str, error: Exception) -> str:
         raise Refused("may not be read or written with these credentials (403)") from error
     if isinstance(error, Trouble):
         return said
+    if "Max retries exceeded" in said:  # requests' words for no connection, with all that urllib3 knows of it
+        why = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror][-1:] or [name]
+        return f"cannot be reached{' through its proxy' if 'ProxyError' in said or name == 'ProxyError' else ''} ({why[0]})"
     if answer:
         return f"the server answers {status} {code if code != status else ''}".rstrip()
     return getattr(error, "strerror", None) or (f"{name}: {said}" if said else name)
+
+
+def _certificate(said: str) -> str:
+    """What is wrong with it, out of the words of an error."""
+    found = re.search(r"certificate verify failed: ([\w -]+)", said)
+    return found[1].strip() if found else "CERTIFICATE_VERIFY_FAILED"

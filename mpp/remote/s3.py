@@ -6,6 +6,7 @@ has it) asks for public objects without credentials.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 
 from mpp.errors import DataError
 from mpp.remote import body, retries, stores
-from mpp.remote.retries import Refused, Trouble, patiently, unless_absent
+from mpp.remote.retries import Refused, Trouble, in_time, patiently, unless_absent
 from mpp.remote.stores import Info, Store, Write
 
 PART_BYTES = 50 << 20  # of a multipart upload; an ETag depends on it
@@ -67,20 +68,20 @@ class S3Store(Store):
         place = _split(path)
         if place["Key"]:
             try:
-                head = self._ask(path, "head_object", **place)
-                return Info(path.lstrip("/"), head["ContentLength"], head["ETag"].strip('"'))
+                head = patiently(self.url(path), lambda: _head(place))
+                return Info(path.lstrip("/"), head["ContentLength"], _tag(head))
             except Refused as error:
                 if not error.absent:
                     raise
         below = place["Key"].rstrip("/") + "/" if place["Key"] else ""
-        found = self._ask(path, "list_objects_v2", Bucket=place["Bucket"], Prefix=below, MaxKeys=1)
+        found = patiently(self.url(path), lambda: _begun("list_objects_v2", Bucket=place["Bucket"], Prefix=below, MaxKeys=1))
         if below and not found.get("KeyCount", len(found.get("Contents", []))):
             raise Refused("is not there (404)", absent=True)
         return None
 
     def fetch(self, path: str, start: int, end: int, write: Write) -> int:
         def fetch() -> int:
-            answer = client().get_object(**_split(path), Range=f"bytes={start}-{end - 1}")
+            answer = _begun("get_object", **_split(path), Range=f"bytes={start}-{end - 1}")
             at = start
             for data in _body(answer, end - start):
                 write(data, at)
@@ -91,11 +92,11 @@ class S3Store(Store):
 
     def read_listed(self, info: Info) -> bytes | None:
         def read() -> bytes | None:
-            answer = client().get_object(**_split(info.path))
+            answer = _begun("get_object", **_split(info.path))
             with answer["Body"]:
-                if (answer["ContentLength"], answer["ETag"].strip('"')) != (info.size, info.tag):
+                if (answer.get("ContentLength", info.size), _tag(answer)) != (info.size, info.tag):
                     return None
-                return b"".join(_body(answer, info.size))
+                return b"".join(_body({"ContentLength": info.size} | answer, info.size))
 
         return unless_absent(lambda: patiently(self.url(info.path), read))
 
@@ -103,14 +104,15 @@ class S3Store(Store):
         bucket, _, key = prefix.partition("/")
         query: dict[str, Any] = {"Bucket": bucket, "Prefix": key + "/" if key else "", "MaxKeys": stores.PAGE}
         query |= {} if deep else {"Delimiter": "/"}
+        last = ""
         while True:
-            page = self._ask(prefix, "list_objects_v2", **query)
+            page = patiently(self.url(prefix), partial(_page, query, last))
             for entry in page.get("Contents", []):
                 if not entry["Key"].endswith("/"):  # the mark of a folder
-                    yield Info(f"{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+                    yield Info(f"{bucket}/{entry['Key']}", entry["Size"], _tag(entry))
             if not page.get("IsTruncated"):
                 return
-            query["ContinuationToken"] = page["NextContinuationToken"]
+            query["ContinuationToken"], last = page["NextContinuationToken"], _last_of(page) or last
 
     def put(self, path: str, data: bytes) -> None:
         self._ask(path, "put_object", **_split(path), Body=data)
@@ -125,8 +127,8 @@ class S3Store(Store):
 
     def _compare(self, path: str, local: Path) -> Info:
         """The object's info.  Raises Trouble where it differs from the local file, as far as the store can tell."""
-        head = client().head_object(**_split(path))
-        size, tag = local.stat().st_size, head["ETag"].strip('"')
+        head = _head(_split(path))
+        size, tag = local.stat().st_size, _tag(head)
         if head["ContentLength"] != size:
             raise Trouble(f"has {head['ContentLength']} bytes after an upload of {size}")
         if _etag_tells(head):  # otherwise the store itself has compared a checksum
@@ -136,8 +138,8 @@ class S3Store(Store):
         return Info(path, size, tag)
 
     def differs(self, path: str, local: Path) -> str:
-        head = self._ask(path, "head_object", **_split(path))
-        tag = head["ETag"].strip('"')
+        head = patiently(self.url(path), lambda: _head(_split(path)))
+        tag = _tag(head)
         if not _etag_tells(head) or len(tag) != 32:  # of others' parts the size is not known
             return ""
         return f"has ETag {tag}, what came has {known}" if (known := _etag(local, multipart=False)) != tag else ""
@@ -154,10 +156,71 @@ class S3Store(Store):
         _clients.pop(os.getpid(), None)
 
 
+def _begun(call: str, **options: Any) -> Any:
+    """An answer whose headers have come.  Raises Trouble where they take too long or make no sense, Refused where it is led in a circle, and what
+    botocore does."""
+    patience, own = retries.PATIENCE, client()
+    try:
+        return in_time(lambda: getattr(own, call)(**options), patience.connect_seconds + 2 * patience.read_seconds)
+    except RecursionError:  # botocore asks for the region of each place that it is led to
+        raise Refused("is redirected again and again; check AWS_ENDPOINT_URL, and the network for a page to log in to") from None
+    except ValueError as error:
+        raise Trouble(f"its answer makes no sense ({error})") from error
+
+
+def _head(place: dict[str, str]) -> dict[str, Any]:
+    """What a store tells of an object.  Raises Trouble and what botocore does."""
+    from botocore.exceptions import ClientError
+
+    head: dict[str, Any] = {}
+    try:
+        head = _begun("head_object", **place)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NoSuchBucket"):
+            raise
+    if "ContentLength" not in head:  # an answer to HEAD has no body, and so no words for what is wrong; GET has
+        head = _begun("get_object", **place, Range="bytes=0-0")
+        head["Body"].close()
+        if sent := re.fullmatch(r"bytes 0-0/(\d+)", head.get("ContentRange", "")):
+            head["ContentLength"] = int(sent[1])
+    if "ContentLength" not in head:
+        raise Trouble("does not say how many bytes it has")
+    return head
+
+
+def _page(query: dict[str, Any], last: str) -> dict[str, Any]:
+    """One page of a listing, behind the one that ended with the key `last`.  Raises Trouble where there is no way on from it, and what botocore does."""
+    page = _begun("list_objects_v2", **query)
+    if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+        raise Trouble("a page of its listing is not the last one, and does not say how to go on")
+    if any("Size" not in entry for entry in page.get("Contents", [])):
+        raise Trouble("its listing does not say how large objects are")
+    stores.refuse_again(last, _last_of(page))
+    return page
+
+
+def _last_of(page: dict[str, Any]) -> str:
+    """The last key on a page, or folder; empty for none."""
+    return max(
+        [entry["Key"] for entry in page.get("Contents", [])[-1:]] + [entry["Prefix"] for entry in page.get("CommonPrefixes", [])[-1:]],
+        default="",
+    )
+
+
+def _tag(told: dict[str, Any]) -> str:
+    return told.get("ETag", "").strip('"')
+
+
 def _body(answer: dict, most: int) -> Iterator[bytes]:
     """The bytes of an answer, which are as many as it says, and no more than `most`.  Raises Trouble."""
-    expected, got = answer["ContentLength"], 0
+    got = 0
     with answer["Body"] as stream:  # urllib3's: boto3's own `read` waits for all that it is asked for, however slowly that comes
+        span = re.fullmatch(r"bytes (\d+)-(\d+)/.*", answer.get("ContentRange", ""))
+        expected = answer.get(
+            "ContentLength", int(span[2]) + 1 - int(span[1]) if span else None
+        )  # a body may come in chunks, of no told length
+        if expected is None:
+            raise Trouble("does not say how many bytes it sends")
         if expected > most:
             raise Trouble(f"sends {expected} bytes where {most} were asked for")
         for data in body.parts(stream.read1):

@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mpp.remote.retries import Trouble
+
 PACKAGES = {"s3": "boto3", "s3a": "boto3", "gs": "gcsfs", "gcs": "gcsfs"}
 PAGE = 1000  # objects a listing request: all that is held of a listing
 
 Write = Callable[[bytes, int], None]  # takes bytes, and where in the object they begin
+
+
+def refuse_again(last: str, now: str) -> None:
+    """The last names on a page of a listing and on the one behind it.  Raises Trouble where they are one page, whose listing would never end."""
+    if last and now == last:
+        raise Trouble(f"its listing gives the page that ends with {last} again and again")
 
 
 class Info(NamedTuple):

@@ -148,14 +148,21 @@ class GcsStore(FsspecStore):
         bucket, _, key = prefix.partition("/")
         query: dict[str, Any] = {"prefix": key + "/" if key else None, "maxResults": stores.PAGE, "json_out": True}
         query |= {} if deep else {"delimiter": "/"}
+        last = ""
         while True:
-            page = patiently(self.url(prefix), lambda: self.fs.call("GET", "b/{}/o", bucket, **query))
+            page = patiently(self.url(prefix), partial(self._page, bucket, query, last))
             for entry in page.get("items", []):
                 if not entry["name"].endswith("/"):
                     yield self._info(entry | {"name": f"{bucket}/{entry['name']}"})
             if "nextPageToken" not in page:
                 return
-            query["pageToken"] = page["nextPageToken"]
+            query["pageToken"], last = page["nextPageToken"], _last_of(page) or last
+
+    def _page(self, bucket: str, query: dict[str, Any], last: str) -> dict[str, Any]:
+        """One of a listing, behind the one that ended with the name `last`.  Raises Trouble where it is that one."""
+        page = self.fs.call("GET", "b/{}/o", bucket, **query)
+        stores.refuse_again(last, _last_of(page))
+        return page
 
     def _compare(self, path: str, local: Path) -> Info:
         found, known = self.fs.info(path), _md5(local)
@@ -166,6 +173,11 @@ class GcsStore(FsspecStore):
     def differs(self, path: str, local: Path) -> str:
         told = patiently(self.url(path), lambda: self.fs.info(path)).get("md5Hash")
         return f"has md5 {told}, what came has {known}" if told and told != (known := _md5(local)) else ""
+
+
+def _last_of(page: dict[str, Any]) -> str:
+    """The last name on a page, or folder; empty for none."""
+    return max([entry["name"] for entry in page.get("items", [])[-1:]] + page.get("prefixes", [])[-1:], default="")
 
 
 def _md5(local: Path) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mpp.errors import BadSample, DataError
 from mpp.files import write_atomically
 from mpp.remote import retries, web
-from mpp.remote.retries import Refused, Trouble, asked_wait, errors, give_up_or_wait, meaning, patiently, shown
+from mpp.remote.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown
 from mpp.remote.stores import Info, store_for
 
 WEB = ("http", "https")
@@ -51,6 +51,10 @@ def split_url(url: str) -> tuple[str, str]:
         raise DataError(f"{shown(url)}: is a chain of URLs; give the URL of the file itself")
     if protocol.lower() in LOCAL:
         raise DataError(f"{shown(url)}: {protocol}:// is a local file; give its path")
+    try:
+        urlsplit(url if protocol.lower() in WEB else "")
+    except ValueError as error:
+        raise DataError(f"{shown(url)}: is no address of a server ({error})") from error
     if not path.strip("/"):
         raise DataError(f"{shown(url)}: names nothing; give {protocol}://bucket/prefix/ or the URL of a file")
     return protocol.lower(), path
@@ -154,7 +158,7 @@ def download(url: str, expected: Info, path: Path, bar: Bar) -> None:
                 at = f"at byte {done} of {expected.size}"
                 raise DataError(f"{shown(url)}: {error}, {at}; check the address and your access to it") from error
             except errors() as error:
-                give_up_or_wait(url, f"{meaning(url, error)}, at byte {done} of {expected.size}", next(waits, None), asked_wait(error))
+                give_up_or_wait(url, f"{meaning(url, error)}, at byte {done} of {expected.size}", next(waits, None), error)
                 continue
             waits = iter(retries.PATIENCE.waits)
             file.flush()

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 import mpp
 from mpp.errors import DataError
 from mpp.remote import body, retries
-from mpp.remote.retries import Refused, Trouble, shown
+from mpp.remote.retries import Refused, Trouble, in_time, shown
 
 REDIRECTS = 10
 TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
@@ -26,6 +26,12 @@ class Answer(NamedTuple):
     tag: str  # ETag or time of the last change; empty for none
     ranged: bool  # the server sent the range, not the whole file
     chunks: Iterator[bytes]
+    packed: str  # how, where it is sent otherwise than it was asked for; that of a file which lies there packed is told likewise
+
+    def refuse_packed(self) -> None:
+        """Raises Refused."""
+        if self.packed:
+            raise Refused(f"comes packed by {self.packed}, though it is asked for as it is; have the server send it unpacked")
 
 
 @functools.cache
@@ -47,9 +53,10 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
     patience, session = retries.PATIENCE, _session(os.getpid())
     ranged = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
     timeout = patience.connect_seconds, patience.read_seconds
+    ask = lambda: session.get(url, headers=ranged, stream=True, timeout=timeout, allow_redirects=False)
     for _ in range(REDIRECTS):  # by hand: requests reads the body of a redirect, however long it is
         try:
-            response = session.get(url, headers=ranged, stream=True, timeout=timeout, allow_redirects=False)
+            response = in_time(ask, patience.connect_seconds + 2 * patience.read_seconds)
             if (leads_to := session.get_redirect_target(response)) is None:
                 break
             response.close()
@@ -69,18 +76,21 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
             raise Refused(said, absent=status in (404, 410))
         size = int(response.headers["Content-Length"]) if response.headers.get("Content-Length", "").isdecimal() else None
         if status == 206:
-            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-            if start is None or not sent or int(sent[1]) != start or int(sent[2]) != min(end, int(sent[3])) - 1:
+            sent = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+            whole = int(sent[3]) if sent and sent[3] != "*" else None  # a server need not know
+            if start is None or not sent or int(sent[1]) != start or int(sent[2]) != min(end, whole or end) - 1:
                 raise Trouble(f"asked for bytes {start} to {end}, the server sends {response.headers.get('Content-Range')!r}")
-            size = int(sent[3])
+            size = whole
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        yield Answer(size, tag, status == 206, body.parts(response.raw.read1))  # raises where the connection is cut
+        packed = response.headers.get("Content-Encoding", "").lower().removeprefix("identity")
+        yield Answer(size, tag, status == 206, body.parts(response.raw.read1), packed)  # raises where the connection is cut
 
 
 def read(url: str, most: int) -> bytes:
     """At most `most` bytes and one more, where there are more.  Raises as `get`."""
     data = bytearray()
     with get(url) as answer:
+        answer.refuse_packed()
         for chunk in answer.chunks if (answer.size or 0) <= most else [bytes(most + 1)]:
             data += chunk
             if len(data) > most:

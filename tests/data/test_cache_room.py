@@ -66,6 +66,36 @@ def test_what_is_refused_does_not_fit_and_what_is_named_instead_does(sizes, batc
             assert refuse_beyond(named, machines, machines, bytes_, limit, "s3://x").bytes <= limit
 
 
+def test_a_limit_beyond_the_disk_is_refused_with_another_disk_as_the_remedy():
+    order, bytes_ = Order((10,) * 8, 4, 4, 0), np.full(8, 1_000_000_000)
+    with pytest.raises(
+        ConfigError, match=r"the cache holds 3 GB, which is all that its disk has \(3 shards\).*give system\.cache= on a disk with 8\.4 GB"
+    ):
+        refuse_beyond(order, 1, 1, bytes_, 300_000_000_000, "s3://x", disk=3_000_000_000)
+    with pytest.raises(ConfigError, match=r"the cache holds 3 GB \(3 shards\).*raise system\.cache_gb to 8\.4"):
+        refuse_beyond(order, 1, 1, bytes_, 3_000_000_000, "s3://x", disk=300_000_000_000)
+    assert refuse_beyond(order, 1, 1, bytes_, 9_000_000_000, "s3://x", disk=9_000_000_000).shards == 8
+
+
+def test_a_claim_that_a_full_disk_does_not_take_fails_where_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpp.data.cache_folder.secrets.token_hex", lambda count: "full")
+    (tmp_path / "cache" / "keepers").mkdir(parents=True)
+    (tmp_path / "cache" / "keepers" / f"{os.getpid()}-full").symlink_to("/dev/full")
+    cache = CacheFolder(tmp_path / "cache", 1.0)
+    with pytest.raises(OSError, match="No space left"):
+        cache.claim(0, [])
+    cache.close()
+    assert not list((tmp_path / "cache" / "keepers").iterdir())
+
+
+def test_a_cache_that_is_a_file_or_leads_nowhere_is_named_as_that(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, said in (("file", "is a file"), ("link", "is a link to what is not there")):
+        with pytest.raises(UserError, match=rf"system\.cache={tmp_path}/{name} {said}; give a folder"):
+            CacheFolder(tmp_path / name, 1.0)
+
+
 def test_what_another_job_is_about_to_read_makes_no_way(tmp_path):
     one, two = (CacheFolder(tmp_path / "shared", 2.5e-6) for _ in range(2))
     for name in ("a.tar", "b.tar"):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,3 +176,19 @@ def test_a_worker_has_one_thread(tiny_shards):
         torch.set_num_threads(1)
     assert {batch["threads"] for batch in found} == {1}
     assert len({batch["process"] for batch in found} - {os.getpid()}) == 2
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_whose_rank_is_killed_says_nothing_of_what_it_cannot_hand_over_any_more(tmp_path, killed):
+    code = (
+        "import multiprocessing, os, signal, sys, time\n"
+        "from mpp.data.handing_over import _begin_worker\n"
+        "def work():\n"
+        "    _begin_worker(0)\n"
+        "    time.sleep(0.3)\n"
+        "    sys.excepthook(OSError, OSError('the other end is gone'), None)\n"
+        "worker = multiprocessing.get_context('fork').Process(target=work)\n"
+        "worker.start()\n" + ("os.kill(os.getpid(), signal.SIGKILL)" if killed else "worker.join()")
+    )
+    finished = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)  # ends with the worker, which has it too
+    assert ("the other end is gone" in finished.stderr) is not killed

@@ -2,6 +2,7 @@
 store does."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -336,6 +337,25 @@ def test_bytes_that_are_not_the_manifests_also_when_fetched_again_are_judged_sam
     assert store.fetched("*000002.tar").total() == 2
 
 
+def test_wrong_bytes_that_are_others_each_time_are_fetched_until_they_are_right(store, made, cache, monkeypatch):
+    monkeypatch.setattr(disks, "patience", 20.0)
+    far = opened()
+    wrong = [store.faults.flip("*000002.tar", at=at) for at in (0.2, 0.5)]
+    caching.use(None, None)
+    assert images_of(far) == images_of(ShardSet.open(made)) and all(fault.met for fault in wrong)
+    assert (cache / "sets" / far.cached.key / "000002.tar").read_bytes() == (made / "000002.tar").read_bytes()
+
+
+def test_a_set_that_another_has_taken_the_place_of_is_named_as_that(store, tmp_path):
+    far = opened()
+    other = write_shards(tmp_path / "other", [SAMPLES - 1] * SHARDS)
+    tar = store.path("bucket/set/train/000002.tar")
+    tar.write_bytes(bytes(tar.stat().st_size))
+    shutil.copy(other / "manifest.json", store.path("bucket/set/train/manifest.json"))
+    with pytest.raises(DataError, match=r"000002\.tar: is another file now, and so is the manifest\.json beside it"):
+        far.read(2 * SAMPLES)
+
+
 @pytest.mark.parametrize("left", ["one bit is another", "its end is missing", "only zeros", "nothing"])
 def test_a_copy_that_rots_in_the_cache_or_was_half_written_when_a_machine_failed_is_fetched_anew(store, cache, left):
     far = opened()
@@ -374,7 +394,49 @@ def test_a_set_that_is_not_whole_is_refused_when_it_is_opened(store, spoil, word
         opened(where="s3://bucket/set/train" if scheme == "s3" else f"{store.endpoint}/bucket/set/train")
 
 
-@pytest.mark.parametrize("url", ["https://user:hush@host/train", "https://host/train?X-Amz-Signature=hush", "s3://key:hush@bucket/train"])
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_store_that_is_in_trouble_while_a_set_is_opened_is_waited_for(store, monkeypatch, scheme):
+    monkeypatch.setattr(disks, "patience", 4.0)
+    fault = store.faults.status("*manifest.json", 503, methods=("GET", "HEAD"), times=5, together=True)
+    assert opened(where="s3://bucket/set/train" if scheme == "s3" else f"{store.endpoint}/bucket/set/train").read(0)
+    assert fault.met == 5, "more than one round of tries"
+
+
+def test_a_web_server_that_limits_how_often_it_is_asked_need_not_tell_sizes(store):
+    fault = store.faults.status("*.tar", 429, times=None)
+    assert len(opened(where=f"{store.endpoint}/bucket/set/train")) == SHARDS * SAMPLES and fault.met
+
+
+def test_a_listing_that_lags_behind_is_not_believed(store, cache):
+    store.faults.status("bucket/set/train/00000[25].tar", 404, methods=("ENTRY",), times=None)
+    assert len(images_of(opened())) == SHARDS * SAMPLES
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_page_of_somebody_elses_is_told_with_the_address_and_leaves_nothing(store, cache, scheme):
+    store.path("bucket/set/train/manifest.json").write_text("<html>please log in</html>")
+    where = "s3://bucket/set/train" if scheme == "s3" else f"{store.endpoint}/bucket/set/train"
+    with pytest.raises(DataError, match=rf"^{where}/manifest\.json: is not a JSON object"):
+        opened(where=where)
+    assert not list((cache / "sets").iterdir())
+
+
+def test_an_address_that_is_none_is_refused_and_one_that_ends_in_a_query():
+    with pytest.raises(DataError, match=r"https://\[::1/train: is no address of a server \(Invalid IPv6 URL\)"):
+        ShardSet.open("https://[::1/train")
+    with pytest.raises(DataError, match=r"https://host/train\?x=1: ends in \?x=1, and files are looked for below an address"):
+        ShardSet.open("https://host/train?x=1")
+
+
+KEYS_IN_ADDRESSES = (
+    "https://user:hush@host/train",
+    "https://host/train?X-Amz-Signature=hush",
+    "https://host/train?sv=2024-11-04&sr=c&se=2027-01-01&sp=rl&sig=hush",
+    "s3://key:hush@bucket/train",
+)
+
+
+@pytest.mark.parametrize("url", KEYS_IN_ADDRESSES)
 def test_an_address_with_a_key_in_it_is_refused_and_not_told(url):
     with pytest.raises(DataError, match="carries a password, key or signature") as raised:
         ShardSet.open(url)
@@ -382,6 +444,65 @@ def test_an_address_with_a_key_in_it_is_refused_and_not_told(url):
 
 
 # ------------------------------------------------------------------------------------------------ a machine that misbehaves
+
+
+def test_a_cache_that_is_deleted_under_a_job_is_told_as_that_and_not_as_the_stores_fault(store, cache):
+    far = opened()
+    assert far.read(0)
+    shutil.rmtree(cache)
+    with pytest.raises(
+        DataError,
+        match=rf"^system\.cache={cache}: {cache}/.* was deleted or renamed under the program.* or give another folder; then resume$",
+    ):
+        images_of(far)
+    end_keepers()
+    assert len(images_of(opened())) == SHARDS * SAMPLES
+
+
+def test_shards_that_are_deleted_under_a_job_with_their_folder_are_fetched_again(store, cache):
+    far = opened()
+    good = images_of(far)
+    shutil.rmtree(cache / "sets" / far.cached.key)
+    far.ahead([0])
+    assert images_of(far) == good
+
+
+def test_who_waits_for_a_stopped_keeper_ends_with_the_process_it_works_for(store, cache):
+    code = (
+        "import multiprocessing, os, signal, time\n"
+        "from mpp.data.shards import ShardSet\n"
+        "from mpp.data.shard_cache import caching, _keepers\n"
+        f"caching.use({str(cache)!r}, 1.0); far = ShardSet.open('s3://bucket/set/train'); [(keeper, _)] = _keepers.values()\n"
+        "keeper.send_signal(signal.SIGSTOP)\n"
+        "workers = [multiprocessing.get_context('fork').Process(target=far.read, args=[0]) for _ in range(2)]\n"
+        "[worker.start() for worker in workers]; time.sleep(0.5)\n"
+        "print(keeper.pid, *[worker.pid for worker in workers], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert job.stdout
+    keeper, *workers = map(int, job.stdout.readline().split())
+    try:
+        wait_for(lambda: all(process_state(worker)[0] in ("", "Z") for worker in workers))
+    finally:
+        for pid in (keeper, *workers):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        job.wait()
+
+
+def test_a_keeper_that_gets_no_socket_is_one_line(tmp_path):
+    code = (
+        "import errno, tempfile\n"
+        "def full(*_, **__): raise OSError(errno.ENOSPC, 'No space left on device', '/tmp/x')\n"
+        "tempfile.mkdtemp = full\n"
+        "from mpp.data.keeper import main\n"
+        f'main([\'{{"folder": "{tmp_path}/cache", "gigabytes": 1.0, "patience": 1.0}}\'])'
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not told.stderr and json.loads(told.stdout)["error"] == (
+        "TMPDIR, where the keeper of the cache has its socket: /tmp/x cannot be written or read (No space left on device): make room there; or set it "
+        "to another folder"
+    )
 
 
 def test_a_killed_download_leaves_nothing_that_counts_and_the_next_job_fetches_it_whole(store, cache):

@@ -97,6 +97,14 @@ def test_tars_and_folders_of_shards_in_one_list_are_refused():
         is_stream(("shards/train", "b.tar"))
 
 
+def test_an_address_that_is_none_is_one_line_and_one_by_ipv6_is_taken_in_full():
+    assert [tar.url for tar in tars_of("http://[0:0:0:0:0:0:0:1]/{0..1}.tar")] == [
+        f"http://[0:0:0:0:0:0:0:1]/{number}.tar" for number in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match=r"data\.shards: http://\[ is no address .*write all eight parts"):
+        tars_of("http://[::1]/{0..1}.tar")
+
+
 def test_braces_lists_and_the_environment_are_expanded_as_webdataset_does(monkeypatch):
     monkeypatch.setenv("WDS_SECRET", "sesame")
     assert [tar.url for tar in tars_of("/d/{08..10}.tar::x{a,b}.tar")] == ["/d/08.tar", "/d/09.tar", "/d/10.tar", "xa.tar", "xb.tar"]

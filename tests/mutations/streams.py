@@ -16,6 +16,13 @@ ORPHAN = T + "a_loader_process_that_waits_for_a_command_ends_with_its_rank_and_s
 
 ROWS: list[Plant | Row] = [
     Row(
+        "what is no address leaves a traceback",
+        FILE,
+        '        except ValueError:\n            raise ConfigError(\n                f"data.shards: {tar.name} is no address',
+        '        except ZeroDivisionError:\n            raise ConfigError(\n                f"data.shards: {tar.name} is no address',
+        T + "an_address_that_is_none_is_one_line_and_one_by_ipv6_is_taken_in_full",
+    ),
+    Row(
         "an image of any size is read into memory",
         FILE,
         "if member.size > MAX_FILE_BYTES and",

@@ -244,7 +244,7 @@ def test_a_row_of_a_dead_server_stops_the_run(server):
     server.script = ["always 503"]
     with pytest.raises(DataError, match=r"answers 503.*check the server and the network, then run the same command again"):
         urls.read_url(server.url)
-    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x\.jpg: ConnectionError"):
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x\.jpg: cannot be reached \(Connection refused\)"):
         urls.read_url("http://127.0.0.1:9/x.jpg")
 
 

@@ -1,5 +1,6 @@
 """What is asked of a store or a web server, beside one on loopback that misbehaves: bytes written as they come, waits, and who is let in."""
 
+import itertools
 import time
 from contextlib import nullcontext
 from email.utils import formatdate
@@ -103,6 +104,126 @@ def test_a_server_that_drips_is_given_up_though_each_byte_is_in_time(origin, sto
     monkeypatch.setattr(retries, "PATIENCE", retries.Patience(read_seconds=5, whole_seconds=0.3, waits=()))
     with pytest.raises(DataError, match=r"0\.tar: took more than 0\.3 s for one answer"):
         origin.fetch("0.tar", 0, len(BODY), File())
+
+
+def test_an_answer_whose_headers_creep_is_left_and_asked_for_again(origin, store, monkeypatch):
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(connect_seconds=0.2, read_seconds=0.4, waits=(0,)))
+    fault = store.faults.creep(KEY, 3)
+    file = File()
+    assert origin.fetch("0.tar", 10, 2000, file) == 1990 and fault.met == 1
+    assert file.data[10:2000] == BODY[10:2000]
+    store.faults.creep(KEY, 3, times=None)
+    with pytest.raises(retries.InTroubleError, match=r"0\.tar: took more than 1 s to begin an answer, still so after several tries"):
+        origin.fetch("0.tar", 10, 2000, File())
+
+
+def test_what_is_raised_in_a_thread_that_is_waited_for_is_raised_here():
+    with pytest.raises(KeyError, match="told"):
+        retries.in_time(lambda: {}["told"], 5)
+    assert retries.in_time(lambda: 7, 5) == 7
+
+
+def test_an_answer_in_chunks_is_as_long_as_its_range(origin, store):
+    store.faults.chunked(KEY)
+    file = File()
+    assert origin.fetch("0.tar", 100, 2_000_000, file) == 1_999_900 and file.data[100:2_000_000] == BODY[100:2_000_000]
+    found = stores.store_for("s3").info(KEY)
+    assert found.size == len(BODY) and stores.store_for("s3").read_listed(found) == BODY
+
+
+def test_a_web_server_need_not_say_of_how_many_bytes_a_range_is(store):
+    store.faults.starred(KEY)
+    web, file = origin_of(f"{store.endpoint}/photos/train"), File()
+    assert web.fetch("0.tar", 100, 2_000_000, file) == 1_999_900 and file.data[100:2_000_000] == BODY[100:2_000_000]
+    assert web.sizes(["0.tar"]) is None
+
+
+def test_bytes_that_a_web_server_has_packed_are_refused_as_that(store):
+    store.faults.packed("photos/train/*")
+    web = origin_of(f"{store.endpoint}/photos/train")
+    for ask in (lambda: web.fetch("0.tar", 0, 100, File()), lambda: web.small("0.tar")):
+        with pytest.raises(Refused, match="comes packed by gzip, though it is asked for as it is"):
+            ask()
+
+
+def test_a_listing_whose_pages_come_again_ends(store, tmp_path, monkeypatch):
+    for number in range(4):
+        (tmp_path / "photos" / "train" / f"{number}.tar").write_bytes(b"x")
+    monkeypatch.setattr(stores, "PAGE", 2)
+    found = stores.store_for("s3").items("photos/train")
+    assert [info.path[-5:] for info in found] == ["0.tar", "1.tar", "2.tar", "3.tar"]
+    store.faults.again("photos/train/")
+    with pytest.raises(
+        DataError, match=r"s3://photos/train: its listing gives the page that ends with train/1\.tar again and again, still so"
+    ):
+        list(itertools.islice(stores.store_for("s3").items("photos/train"), 20))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (400, "ExpiredToken", r"0\.tar: no valid credentials \(ExpiredToken\); set AWS_ACCESS_KEY_ID"),
+        (403, "InvalidAccessKeyId", r"0\.tar: no valid credentials \(InvalidAccessKeyId\); set AWS_ACCESS_KEY_ID"),
+        (
+            403,
+            "RequestTimeTooSkewed",
+            r"0\.tar: the clock of this machine differs too much from the store's \(RequestTimeTooSkewed\); set it",
+        ),
+        (403, "AccessDenied", r"may not be read or written with these credentials \(403\)"),
+        (301, "PermanentRedirect", r"lies elsewhere \(301, PermanentRedirect\): set AWS_DEFAULT_REGION"),
+        (400, "AuthorizationHeaderMalformed", r"lies elsewhere \(400, AuthorizationHeaderMalformed\): set AWS_DEFAULT_REGION"),
+    ],
+)
+@pytest.mark.parametrize("ask", ["head", "get"])
+def test_what_a_store_says_is_told_also_where_it_was_asked_by_head_whose_answers_have_no_words(store, status, code, said, ask):
+    store.faults.status(KEY, status, code=code, methods=("GET", "HEAD"), times=None)
+    origin = origin_of("s3://photos/train")
+    with pytest.raises((DataError, Refused), match=said):
+        origin.small("0.tar") if ask == "head" else origin.fetch("0.tar", 0, 10, File())
+
+
+def test_an_answer_that_leads_in_a_circle_or_makes_no_sense_is_told_as_that(monkeypatch):
+    def raises(error):
+        def call(**_):
+            raise error
+
+        return lambda: SimpleNamespace(get_object=call)
+
+    monkeypatch.setattr(retries, "PATIENCE", retries.Patience(waits=()))
+    monkeypatch.setattr(s3, "client", raises(RecursionError("maximum recursion depth exceeded")))
+    with pytest.raises(Refused, match="is redirected again and again"):
+        origin_of("s3://photos/train").fetch("0.tar", 0, 10, File())
+    monkeypatch.setattr(s3, "client", raises(ValueError("invalid literal for int() with base 10: 'twelve'")))
+    with pytest.raises(DataError, match=r"s3://photos/train/0\.tar: its answer makes no sense \(invalid literal .*'twelve'\)"):
+        origin_of("s3://photos/train").fetch("0.tar", 0, 10, File())
+
+
+def test_a_store_that_answers_no_head_tells_its_sizes_by_get(store):
+    store.faults.status(KEY, 405, code="MethodNotAllowed", methods=("HEAD",), times=None)
+    assert stores.store_for("s3").info(KEY).size == len(BODY)
+
+
+def test_a_server_that_nobody_reaches_is_told_from_one_in_trouble(origin, store, monkeypatch):
+    store.faults.status(KEY, 503, times=None)
+    with pytest.raises(retries.InTroubleError, match=r"0\.tar: the server answers 503"):
+        origin.fetch("0.tar", 0, 10, File())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3.S3Store("s3").forget()
+    for nowhere, said in (
+        ("http://127.0.0.1:9/photos", r"cannot be reached \(Connection refused\)"),
+        ("s3://photos", "Could not connect to the endpoint"),
+    ):
+        with pytest.raises(DataError, match=rf"0\.tar: .*{said}") as raised:
+            origin_of(nowhere).fetch("0.tar", 0, 10, File())
+        assert type(raised.value) is DataError
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_what_makes_it_so():
+    failed = OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)")
+    with pytest.raises(
+        DataError, match=r"https://host/0\.tar: the server's certificate is not trusted here \(self-signed certificate\).*AWS_CA_BUNDLE"
+    ):
+        retries.meaning("https://host/0.tar", failed)
 
 
 @pytest.mark.parametrize("status", [429, 503])
