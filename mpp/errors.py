@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -118,14 +119,21 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
     sys.stdout.flush()
     if at_leaving:
         # Leave at once: what the libraries of a process group take down at exit can abort a process that has done everything (SIGABRT was seen).
-        for worker in multiprocessing.active_children():
-            worker.kill()  # they take no other signal, and hold nothing
+        leave_no_children()
         if not status:
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status or 0)
     raise SystemExit(status or 0)
+
+
+def leave_no_children() -> None:
+    """Before this process ends at once.  They take no other signal than SIGKILL, and hold nothing but the folder of their sockets, which is removed."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def say_error(words: str) -> None:

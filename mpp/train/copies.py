@@ -304,7 +304,7 @@ class Copies:
 
 @functools.cache
 def local(source: str) -> str:
-    """What programs take as encoder=, on this machine: of a run in a store its folder in the cache."""
+    """What programs take as encoder=, init_from= or branch_from=, on this machine: of a run in a store its folder in the cache."""
     return str(fetched(source)) if is_url(source) else source
 
 
@@ -313,9 +313,7 @@ def fetched(url: str) -> Path:
 
     Fetched once, every part's sha256 compared; what is damaged is passed over aloud.  Raises UserError.
     """
-    parts = re.fullmatch(r"(.*?)(?:/checkpoints/(\d{9}))?/*", url)
-    assert parts is not None
-    where, asked = parts[1], parts[2]
+    where, asked = _parts(url)
     KeptCheckpointConfig(copy_to=where)
     place = user_folder("XDG_CACHE_HOME", "~/.cache") / "mpp" / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     run_dir, helper = place / last_name(where), Helper(where, place / last_name(where))
@@ -335,6 +333,18 @@ def fetched(url: str) -> Path:
         finally:
             helper.end()
     raise CheckpointError(f"{shown(url)} holds no whole checkpoint; give the checkpoint.copy_to of a run, or one of its checkpoints/NNN")
+
+
+def run_of(url: str) -> str:
+    """The run's address, of that or of one of its checkpoints."""
+    return _parts(url)[0]
+
+
+def _parts(url: str) -> tuple[str, str | None]:
+    """The run, and the checkpoint that is asked for."""
+    parts = re.fullmatch(r"(.*?)(?:/checkpoints/(\d{9}))?/*", url)
+    assert parts is not None
+    return parts[1], parts[2]
 
 
 def _is_there(commit: Commit) -> bool:
