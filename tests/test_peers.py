@@ -132,6 +132,17 @@ def test_processes_that_are_not_alike_stop_and_say_who_differs_in_what(monkeypat
     assert str(found[0]).endswith(agreement.REMEDIES[what.partition(".")[0]])
 
 
+def test_weights_that_each_process_reads_for_itself_must_be_the_same():
+    same = lambda mine: agreement.agree_on_weights(mine, {"encoder": "a" * 64})
+    assert job(4, same) == [None] * 4
+    digests = lambda mine: {"target.encoder": "a" * 64, "init_from": ("b" if mine.rank == 3 else "c") * 64}
+    found = job(4, lambda mine: agreement.agree_on_weights(mine, digests(mine)))
+    assert {str(error) for error in found} == {
+        "the processes of this job are not alike: rank 3 (host n1) has weights.init_from=bbbbbbbbbbbb, rank 0 cccccccccccc; give a file or folder that all nodes "
+        "share, or, of a run that still trains, one checkpoint: RUN/checkpoints/NNN"
+    }
+
+
 def test_many_differences_are_named_up_to_a_few_and_counted():
     facts = [{f"config.{key:02d}": value for key in range(20)} for value in ("0", "1")]
     with pytest.raises(ConfigError, match=r"config.07=1, rank 0 0; and 12 further differences; do so$"):

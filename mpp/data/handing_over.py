@@ -31,7 +31,7 @@ from mpp.watchman import process_state
 
 PREFETCHED = 4  # batches a worker is ahead
 FOLDERS = "mpp-loaders-"  # how the names of folders begin in which loader processes have their sockets
-BEGINNING = 60.0  # seconds in which such a folder may be without a lock
+BEGINNING = 60.0  # seconds in which nobody may hold the lock of such a folder yet
 DIED = "exited unexpectedly|is killed by signal|Pin memory thread exited"  # torch's words
 
 
@@ -90,7 +90,7 @@ def _make_folder() -> None:
         return
     sweep()
     config["tempdir"] = tempfile.mkdtemp(prefix=FOLDERS, dir=folder_of_sockets())
-    lock = Path(config["tempdir"], "lock").open("w")  # open, and so locked, for as long as this process or one of its loaders lives
+    lock = Path(config["tempdir"], "lock").open("w")  # noqa: SIM115  # open, and so locked, for as long as this process or one of its loaders lives
     fcntl.flock(lock, fcntl.LOCK_EX)
     _locks.append(lock)
 
@@ -102,7 +102,8 @@ def sweep() -> None:
     """Remove the folders of processes that were killed."""
     for folder in Path(folder_of_sockets()).glob(f"{FOLDERS}*"):
         with suppress(OSError):
-            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < BEGINNING:
+            began = (folder / "lock").stat()
+            if began.st_uid != os.getuid() or time.time() - began.st_mtime < BEGINNING:
                 continue
             with (folder / "lock").open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
