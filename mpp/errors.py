@@ -25,7 +25,7 @@ from mpp.text import Cleaned, printable
 
 AGAIN = 75  # exit status of what ended well and is not finished, or because of another process: give the same command again (EX_TEMPFAIL of sysexits.h)
 
-UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer: a node may be late, or an address wrong, so that a few more tries may help (EX_UNAVAILABLE)
+UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer, or another run is in the place: a node may be late, an address wrong, a node that was given up still at work, so that a few more tries may help (EX_UNAVAILABLE)
 
 at_leaving: list[
     Callable[[int, str, bool], None]
@@ -48,6 +48,12 @@ class ConfigError(UserError):
 
 class NotMetError(ConfigError):
     """Processes of a job that have not come, cannot be reached, or do not answer."""
+
+    status = UNMET
+
+
+class BusyError(UserError):
+    """Another program is at work there, which may be a start before this one that a scheduler has given up, and which has not ended yet."""
 
     status = UNMET
 
@@ -206,6 +212,13 @@ def interruptible() -> Iterator[None]:
 def _joined() -> bool:
     distributed = sys.modules.get("torch.distributed")
     return bool(distributed and distributed.is_initialized())
+
+
+def error_told(words: str, status: int) -> UserError:
+    """As another process has raised it, with the status with which that ends."""
+    error = UserError(words)
+    error.status = status
+    return error
 
 
 def of_this_rank(error: UserError) -> UserError:

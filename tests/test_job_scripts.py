@@ -117,6 +117,18 @@ def test_ranks_that_had_only_begun_when_a_batch_job_was_asked_to_stop_are_asked_
     assert job.wait(timeout=60) == 75 and len((box / "asked").read_text().splitlines()) >= 3 and requeued(box)
 
 
+def test_a_node_that_slurm_ends_waits_until_its_ranks_have_committed(box):
+    """SLURM's signal reaches all processes of the node, and where the first of them has ended it kills the rest."""
+    launcher = "#!/bin/bash\ntrap 'sleep 0.5; touch committed; exit 1' TERM\ntouch begun\nwhile true; do sleep 0.05; done\n"
+    stand_in(box, "deepspeed", launcher)
+    given = {"PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SLURM_NODEID": "0", "SLURM_JOB_ID": "17"}
+    node = subprocess.Popen(["bash", ROOT / "jobs/slurm/node.sh", ""], env=given, cwd=box, start_new_session=True)
+    while not (box / "begun").exists():
+        time.sleep(0.02)
+    os.killpg(node.pid, signal.SIGTERM)
+    assert node.wait(timeout=60) == 1 and (box / "committed").exists()
+
+
 @pytest.mark.parametrize(("job", "status"), [("17", 1), ("18", 0)])
 def test_a_node_whose_launcher_is_killed_and_says_0_has_failed_where_ranks_of_its_job_are_left(box, job, status):
     stand_in(box, "deepspeed", "#!/bin/bash\nexit 0\n")

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from mpp import agreement, peers
-from mpp.errors import AGAIN, UNMET, ConfigError, GoneError, UserError
+from mpp.errors import AGAIN, UNMET, BusyError, ConfigError, GoneError, UserError
 from mpp.peers import ALONE, Peers
 from mpp.place import Place
 from tests.forks import run_forked
@@ -66,6 +66,14 @@ def test_a_process_alone_hears_what_it_says_in_the_same_form():
 def test_what_stops_one_stops_all_with_the_same_words(where):
     found = job(4, lambda mine: mine.together(lambda: refuse("it broke") if mine.rank == where else 7))
     assert [str(error) for error in found] == ["it broke"] * 4
+    assert [error.status for error in found] == [2] * 4
+
+    def busy(mine: Peers) -> None:
+        if mine.rank == where:
+            raise BusyError("another is at work")
+
+    found = job(4, lambda mine: mine.together(lambda: busy(mine)))
+    assert [(str(error), error.status) for error in found] == [("another is at work", UNMET)] * 4  # no rank says that a person must mend it
     found = job(4, lambda mine: mine.from_first(lambda: refuse("no such thing")))
     assert [str(error) for error in found] == ["no such thing"] * 4
 

@@ -29,7 +29,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpp.errors import DataError, UserError
+from mpp.errors import BusyError, DataError, UserError
 from mpp.files import seal_of, sha256_of, temporary, write_atomically
 from mpp.locks import Owner
 from mpp.progress import minutes
@@ -57,10 +57,6 @@ LEASE = "lease.json"
 
 Record = dict[str, Any]
 Moved = Callable[[], None]
-
-
-class BusyError(UserError):
-    """Another run writes there."""
 
 
 class DamagedCopyError(UserError):

@@ -30,7 +30,7 @@ from typing import Any
 import mpp
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.schema import flat
-from mpp.errors import CheckpointError, UserError
+from mpp.errors import BusyError, CheckpointError, UserError
 from mpp.files import user_folder
 from mpp.locks import Owner, hold_folder
 from mpp.progress import Progress
@@ -55,6 +55,7 @@ class CopyError(UserError):
     def __init__(self, words: str, kind: str = ""):
         super().__init__(words)
         self.kind = kind
+        self.status = BusyError.status if kind == BusyError.__name__ else self.status
 
 
 class Helper:
@@ -284,7 +285,7 @@ class Copies:
         self._failing_since = self._failing_since or now
         left = self.config.give_up_minutes - (now - self._failing_since) / 60
         self._helper.end()
-        taken_over = getattr(error, "kind", "") == "BusyError"
+        taken_over = getattr(error, "kind", "") == BusyError.__name__
         if left <= 0 or taken_over:
             self.given_up = str(error)
         with self._state:

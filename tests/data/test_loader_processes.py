@@ -172,7 +172,9 @@ def test_loader_processes_leave_nothing_in_the_folder_for_temporary_files(short_
     (folder,) = eval(done.stdout.splitlines()[0])
     assert folder.startswith("mpp-loaders-")  # one, for both
     if how != "is killed":
-        assert done.returncode == {"finishes": 0, "stops": 2, "is ended": 75}[how.removesuffix(" of a job")] and not list(short_path.iterdir())
+        assert done.returncode == {"finishes": 0, "stops": 2, "is ended": 75}[how.removesuffix(" of a job")] and not list(
+            short_path.iterdir()
+        )
         return
     assert [path.name for path in short_path.iterdir()] == [folder]  # nobody was left to remove it but the next one
     after = lambda: run_forked(["-c", LEAVES, "finishes", str(tiny_shards)], cwd=Path(__file__).parents[2], env=given)

@@ -117,7 +117,7 @@ def test_a_run_folder_takes_one_run_at_a_time(shards, tmp_path, monkeypatch):
     run.mkdir()
     with (run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another run is training here"):
+        with pytest.raises(BusyError, match="another run is training here"):
             main([*TINY, f"data.shards={shards}", f"run_dir={run}"])
     assert [path.name for path in run.iterdir()] == ["lock"]
 
