@@ -27,6 +27,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import mpp
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.schema import flat
@@ -315,7 +317,10 @@ def fetched(url: str) -> Path:
     Fetched once, every part's sha256 compared; what is damaged is passed over aloud.  Raises UserError.
     """
     where, asked = _parts(url)
-    KeptCheckpointConfig(copy_to=where)
+    try:
+        KeptCheckpointConfig(copy_to=where)
+    except ValidationError as error:
+        raise CheckpointError(f"{shown(url)} cannot be read as a run: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     place = user_folder("XDG_CACHE_HOME", "~/.cache") / "mpp" / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     run_dir, helper = place / last_name(where), Helper(where, place / last_name(where))
     busy = f"{shown(url)} is being fetched to {place} by another program; wait for it"

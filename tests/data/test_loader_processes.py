@@ -145,15 +145,15 @@ def main(argv):
     print(sorted(os.listdir(os.environ["TMPDIR"])), flush=True)
     if how == "stops":
         raise UserError("as asked")
-    if how == "is ended":
+    if how == "is_ended":
         leave_at_once(75)
-    if how == "is killed":
+    if how == "is_killed":
         os.kill(os.getpid(), 9)
     return len(list(own)) - 14
 
 if how.endswith("of a job"):
     at_leaving.append(lambda *_: None)
-how = how.removesuffix(" of a job")
+how = how.removesuffix("_in_a_job")
 run_program(main)
 """
 
@@ -165,14 +165,14 @@ def short_path() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("how", ["finishes", "finishes of a job", "stops", "stops of a job", "is ended", "is killed"])
+@pytest.mark.parametrize("how", ["finishes", "finishes_in_a_job", "stops", "stops_in_a_job", "is_ended", "is_killed"])
 def test_loader_processes_leave_nothing_in_the_folder_for_temporary_files(short_path, tiny_shards, how):
     given = os.environ | {"TMPDIR": str(short_path)}
     done = run_forked(["-c", LEAVES, how, str(tiny_shards)], cwd=Path(__file__).parents[2], env=given)
     (folder,) = eval(done.stdout.splitlines()[0])
     assert folder.startswith("mpp-loaders-")  # one, for both
-    if how != "is killed":
-        assert done.returncode == {"finishes": 0, "stops": 2, "is ended": 75}[how.removesuffix(" of a job")] and not list(
+    if how != "is_killed":
+        assert done.returncode == {"finishes": 0, "stops": 2, "is_ended": 75}[how.removesuffix("_in_a_job")] and not list(
             short_path.iterdir()
         )
         return

@@ -7,6 +7,27 @@ FILE, ASKED = "mpp/remote/copier.py", "mpp/train/copies.py"
 
 ROWS = [
     Row(
+        "the flight recorder is not copied",
+        FILE,
+        'FOLDERS = ("tensorboard", "pictures", FLIGHT,',
+        'FOLDERS = ("tensorboard", "pictures",',
+        f"{COPIER}test_what_the_flight_recorder_has_removed_goes_in_the_store_too",
+    ),
+    Row(
+        "a store tells of stops that are over",
+        FILE,
+        "        if over:\n",
+        "        if over and not over:\n",
+        f"{COPIER}test_what_the_flight_recorder_has_removed_goes_in_the_store_too",
+    ),
+    Row(
+        "what went wrong is not brought back",
+        FILE,
+        'parts[0] in ("checkpoints", LEASE, *ANEW)',
+        'parts[0] in ("checkpoints", LEASE, *WHOLE)',
+        f"{COPIER}test_an_empty_machine_gets_the_checkpoint_byte_for_byte_and_what_a_resume_needs",
+    ),
+    Row(
         "a checkpoint exists in the store before its parts do",
         FILE,
         """        for name in sorted(record["files"]):

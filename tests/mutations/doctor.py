@@ -266,7 +266,7 @@ ROWS: list[Plant | Row] = [
         LINKS + "a_host_that_leaves_while_clocks_are_compared_is_named_and_nobody_waits_for_it",
     ),
     Row(
-        "processes that do not meet are a mistake of the config", "mpp/errors.py", "    status = UNMET\n", "    status = 2\n",
+        "processes that do not meet are a mistake of the config", "mpp/errors.py", "do not answer.\"\"\"\n\n    status = UNMET\n", "do not answer.\"\"\"\n\n    status = 2\n",
         PEERS + "processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries",
     ),
     Row(

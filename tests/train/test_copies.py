@@ -12,7 +12,7 @@ import pytest
 
 from mpp.config.pretrain import KeptCheckpointConfig, PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import CheckpointError, ConfigError
+from mpp.errors import UNMET, CheckpointError, ConfigError, UserError
 from mpp.files import sha256_of
 from mpp.remote import retries
 from mpp.train import copies
@@ -235,6 +235,21 @@ def test_a_store_that_stays_away_ends_the_run_after_as_long_as_was_said(store, r
         match=r"may not be read or written with these credentials \(403\): nothing was copied for checkpoint\.give_up_minutes=0\.02; .*step 10 is in s3://bucket/runs/a",
     ):
         run.finish()
+
+
+def test_a_place_that_another_run_holds_may_be_tried_again(store, run_dir):
+    """It may be the start before this one, on a machine that the scheduler has given up and that copies still."""
+    first = begun(run_dir)
+    with pytest.raises(CopyError, match="another run writes there") as caught:
+        begun(run_dir)
+    assert caught.value.status == UNMET
+    first.close()
+
+
+@pytest.mark.parametrize("url", ["https://host/runs/a", "s3://", "memory://a/b", "ftp://host/a"])
+def test_what_is_no_place_for_a_run_is_an_error_of_one_line(url):
+    with pytest.raises(UserError, match=r"cannot be read as a run: .*(is no place in an object store|names nothing)"):
+        fetched(url)
 
 
 @pytest.mark.long
