@@ -7,6 +7,27 @@ FILE, ASKED = "mpp/remote/copier.py", "mpp/train/copies.py"
 
 ROWS = [
     Row(
+        "a trunk in a store is looked for on the disk",
+        "mpp/train/branch.py",
+        "path = Path(local(asked))",
+        "path = Path(asked)",
+        f"{COPIES}test_a_branch_begins_at_a_run_in_a_store_or_at_one_of_its_checkpoints_and_is_the_same_from_any_folder",
+    ),
+    Row(
+        "a branch from a store is another one from each folder",
+        "mpp/train/branch.py",
+        "if is_url(asked) else str(Path(asked).resolve())",
+        "if not asked else str(Path(asked).resolve())",
+        f"{COPIES}test_a_branch_begins_at_a_run_in_a_store_or_at_one_of_its_checkpoints_and_is_the_same_from_any_folder",
+    ),
+    Row(
+        "what is no place for a run is a fault of the program",
+        ASKED,
+        "    except ValidationError as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        f"{COPIES}test_what_is_no_place_for_a_run_is_an_error_of_one_line",
+    ),
+    Row(
         "the flight recorder is not copied",
         FILE,
         'FOLDERS = ("tensorboard", "pictures", FLIGHT,',

@@ -143,6 +143,7 @@ def test_a_run_whose_store_stays_away_commits_to_its_disk_and_ends_with_a_line(s
     assert f"runs/b/checkpoints/{newest + 2:09d}/COMMIT.json" in listing(store)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_whose_only_copy_lies_in_a_store_gives_weights_and_branches_as_from_its_folder(store, shards, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()

@@ -9,17 +9,18 @@ from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port
 
 FROZEN = "target={name: frozen, encoder: weights}"
+SHORT = [*TINY, "optim.total_samples=12", "optim.warmup_samples=0", "evaluate.images=0"]  # should they not be refused
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words", "key"),
     [
-        ("pretrain", [*TINY, "init_from=weights"], "init_from"),
-        ("pretrain", [*TINY, FROZEN], "target.encoder"),
-        ("finetune", ["encoder=weights", "data.global_batch=4"], "encoder"),
-        ("linear_probe", ["encoder=weights"], "encoder"),
-        ("linear_probe", ["encoder=first", "beside=[weights]"], "beside.weights"),
+        ("pretrain", [*SHORT, "init_from=weights"], "init_from"),
+        ("pretrain", [*SHORT, FROZEN], "target.encoder"),
+        ("finetune", ["encoder=weights", "data.global_batch=4", "optim={steps: 1, warmup_steps: 0}"], "encoder"),
+        ("linear_probe", ["encoder=weights", "rank_only=true"], "encoder"),
+        ("linear_probe", ["encoder=first", "beside=[weights]", "rank_only=true"], "beside.weights"),
     ],
 )
 def test_ranks_that_read_other_weights_are_named_before_anything_is_computed(shards, tmp_path, program, words, key):

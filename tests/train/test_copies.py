@@ -16,6 +16,7 @@ from mpp.errors import UNMET, CheckpointError, ConfigError, UserError
 from mpp.files import sha256_of
 from mpp.remote import retries
 from mpp.train import copies
+from mpp.train.branch import check_branch, find_trunk
 from mpp.train.commit import Commit, checkpoint_folder, commits, prune, write_commit
 from mpp.train.copies import Copies, CopyError, fetched
 from tests.stores import between, empty, listing, serve_s3
@@ -244,6 +245,23 @@ def test_a_place_that_another_run_holds_may_be_tried_again(store, run_dir):
         begun(run_dir)
     assert caught.value.status == UNMET
     first.close()
+
+
+def test_a_branch_begins_at_a_run_in_a_store_or_at_one_of_its_checkpoints_and_is_the_same_from_any_folder(
+    copied, store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there = commits(copied)
+    shutil.rmtree(copied)
+    assert find_trunk("s3://bucket/runs/a").record == there[0].record
+    trunk = find_trunk("s3://bucket/runs/a/checkpoints/000000010")
+    assert trunk.step == 10 and trunk.folder.is_relative_to(tmp_path / "cache")
+    asked = "s3://bucket/runs/a/checkpoints/000000010"
+    begun = Commit(tmp_path, {"branched_from": {"asked": asked}})
+    monkeypatch.chdir(tmp_path)
+    check_branch(tmp_path, begun, asked + "/")
+    with pytest.raises(CheckpointError, match=rf"branched from {asked}"):
+        check_branch(tmp_path, begun, "s3://bucket/runs/a")
 
 
 @pytest.mark.parametrize("url", ["https://host/runs/a", "s3://", "memory://a/b", "ftp://host/a"])
