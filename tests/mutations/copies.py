@@ -7,6 +7,13 @@ FILE, ASKED = "mpp/remote/copier.py", "mpp/train/copies.py"
 
 ROWS = [
     Row(
+        "what a stopped run leaves is not copied",
+        "mpp/train/run.py",
+        "                self.finish_copies()\n            raise\n",
+        "                pass\n            raise\n",
+        "tests/pipeline/test_copies.py::test_a_run_that_bad_numbers_have_stopped_leaves_what_tells_why_in_the_store",
+    ),
+    Row(
         "a trunk in a store is looked for on the disk",
         "mpp/train/branch.py",
         "path = Path(local(asked))",

@@ -13,6 +13,7 @@ from mpp.files import user_folder
 from mpp.interop.read_encoder import read_encoder
 from mpp.transfer import overlap
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
+from tests.pipeline.test_bad_numbers import poisoned
 from tests.stores import between, listing, serve_s3
 
 TO = ["checkpoint.copy_to=s3://bucket/runs/a", "log.samples=true", "system.workers=1"]
@@ -141,6 +142,16 @@ def test_a_run_whose_store_stays_away_commits_to_its_disk_and_ends_with_a_line(s
     again = finish(start([*arguments, f"optim.total_samples={12 * (newest + 2)}"], program=["-c", HASTY]))
     assert again.status == [0] and f"resumes at step {newest}" in again.out
     assert f"runs/b/checkpoints/{newest + 2:09d}/COMMIT.json" in listing(store)
+
+
+@pytest.mark.slow
+def test_a_run_that_bad_numbers_have_stopped_leaves_what_tells_why_in_the_store(store, shards, tmp_path):
+    words = ["checkpoint.copy_to=s3://bucket/runs/bad", "checkpoint.every_samples=24", "system.max_skipped_steps=0", "evaluate.images=0"]
+    done = poisoned(tmp_path / "run", shards, *words, steps="5")
+    assert done.status == [2] and "is not finite" in done.err
+    found = listing(store, "runs/bad/")
+    assert {"flight/rank0.json", "flight/weights.safetensors", "checkpoints/000000004/COMMIT.json"} <= found.keys()
+    assert found["flight/rank0.json"] == (tmp_path / "run/flight/rank0.json").read_bytes()
 
 
 @pytest.mark.long
