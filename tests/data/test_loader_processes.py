@@ -178,18 +178,24 @@ def test_loader_processes_leave_nothing_in_the_folder_for_temporary_files(short_
         return
     assert [path.name for path in short_path.iterdir()] == [folder]  # nobody was left to remove it but the next one
     after = lambda: run_forked(["-c", LEAVES, "finishes", str(tiny_shards)], cwd=Path(__file__).parents[2], env=given)
-    assert after().returncode == 0 and [path.name for path in short_path.iterdir()] == [folder]  # it may only have begun
-    os.utime(short_path / folder / "lock", (1e9, 1e9))
-    with (short_path / folder / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as its process does, and its loader processes do, while they live
-        assert after().returncode == 0 and (short_path / folder / "lock").exists()
+    lock = short_path / folder / "lock"
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # once its loader processes have seen that it is gone
+    os.utime(lock)
+    assert after().returncode == 0 and lock.exists()  # its process may only have begun, and hold it next
+    os.utime(lock, (1e9, 1e9))
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as its process does, and its loader processes do, while they live
+        assert after().returncode == 0 and lock.exists()
     assert after().returncode == 0 and not list(short_path.iterdir())
 
 
 def test_a_long_path_for_temporary_files_is_none_for_sockets(tmp_path, tiny_shards):
     long = tmp_path / ("long" * 20)
     long.mkdir()
-    done = run_forked(["-c", LEAVES, "finishes", str(tiny_shards)], cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(long)})
+    done = run_forked(
+        ["-c", LEAVES, "finishes", str(tiny_shards)], cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(long)}, timeout=20
+    )
     assert done.returncode == 0, done.stderr  # a socket's path has 107 bytes at most
 
 
