@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from mpp.errors import AGAIN, UNMET, BusyError
+from mpp.files import temporary
 from mpp.locks import lock_folder
 from mpp.pretrain import main
+from mpp.train.run_folder import hold_run_folder
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
 
 STEP, LAST = 4, 8
@@ -123,6 +125,17 @@ def test_a_run_folder_takes_one_run_at_a_time(shards, tmp_path, monkeypatch):
     assert [path.name for path in run.iterdir()] == ["lock"]
 
 
+def test_whoever_holds_a_run_folder_removes_what_a_kill_has_left_half_written(tmp_path):
+    (tmp_path / "flight").mkdir()
+    left = [temporary(tmp_path / "lock.owner"), temporary(tmp_path / "flight/weights.safetensors")]
+    stays = [tmp_path / ".hidden", tmp_path / "flight/rank0.json"]
+    for path in (*left, *stays):
+        path.touch()
+    lock = hold_run_folder(tmp_path, lambda: None, None)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in stays)
+    lock.close()
+
+
 @pytest.mark.slow
 def test_what_a_run_that_never_committed_has_left_does_not_count(uninterrupted, shards, tmp_path):
     run = tmp_path / "run"
@@ -176,6 +189,7 @@ def faulty(start, tensors, moments):
 checkpoint._write = faulty
 from mpp.errors import run_program
 from mpp.pretrain import main
+from mpp.train.run_folder import hold_run_folder
 run_program(main)
 """
 
