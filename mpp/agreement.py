@@ -12,6 +12,7 @@ from typing import Any
 import mpp
 from mpp.peers import Peers
 
+READ = "give a file or folder that all nodes share, or, of a run that still trains, one checkpoint: RUN/checkpoints/NNN"
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 OF_HOSTS = ("system.cache", "system.cache_gb", "shard_cache", "shard_cache_gb")  # each may have another disk
 REMEDIES = {
@@ -30,6 +31,12 @@ def agree(peers: Peers, program: str, settings: Mapping[str, Any]) -> None:
     peers.agree(
         facts | {f"config.{name}": json.dumps(value, default=str) for name, value in settings.items() if name not in OF_HOSTS}, REMEDIES
     )
+
+
+def agree_on_weights(peers: Peers, digests: Mapping[str, str]) -> None:
+    """Collective, where each process has read weights for itself: a run may have committed anew between two of them, and a path may lead elsewhere on
+    another host.  digests: sha256 by the key that names them.  Raises ConfigError, in all processes, where a rank has read others than rank 0."""
+    peers.agree({f"weights.{key}": digest[:12] for key, digest in digests.items()}, {"weights": READ})
 
 
 @functools.cache

@@ -75,6 +75,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # put there by the launcher; the rank comes from the environment
     parser.add_argument("words", nargs="*", metavar="key=value", help="overrides, such as data.shards=shards/train run_dir=runs/try")
     arguments = parser.parse_intermixed_args(argv)
+    if not arguments.gpus and (
+        meant := [name for name in ("per_node", "gpu", "cores") if getattr(arguments, name) != parser.get_default(name)]
+    ):
+        option = f"--{meant[0].replace('_', '-')}"
+        raise ConfigError(
+            f"{option} {getattr(arguments, meant[0])} is of machines that are meant; say how many GPUs, such as --gpus 8, or leave it out"
+        )
     if arguments.gpus and arguments.gpu not in ("h100", "h200", "a100"):
         raise ConfigError(f"--gpu {arguments.gpu} is not known; choose h100, h200 or a100")
     if arguments.gpus and arguments.gpus > arguments.per_node and arguments.gpus % arguments.per_node:

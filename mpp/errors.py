@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from mpp.text import Cleaned, printable
 
 AGAIN = 75  # exit status of what ended well and is not finished, or because of another process: give the same command again (EX_TEMPFAIL of sysexits.h)
 
-UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer: a node may be late, or an address wrong, so that a few more tries may help (EX_UNAVAILABLE)
+UNMET = 69  # exit status where processes of a job do not find each other, or one does not answer, or another run is in the place: a node may be late, an address wrong, a node that was given up still at work, so that a few more tries may help (EX_UNAVAILABLE)
 
 # Who is told of the end of a program, in a process of a job.
 at_leaving: list[Callable[[int, str, bool], None]] = []  # the exit status, the last words, whether they have been printed
@@ -47,6 +48,12 @@ class ConfigError(UserError):
 
 class NotMetError(ConfigError):
     """Processes of a job that have not come, cannot be reached, or do not answer."""
+
+    status = UNMET
+
+
+class BusyError(UserError):
+    """Another program is at work there, which may be a start before this one that a scheduler has given up, and which has not ended yet."""
 
     status = UNMET
 
@@ -124,14 +131,21 @@ def run_program(main: Callable[[Sequence[str] | None], int | None]) -> None:
     sys.stdout.flush()
     if at_leaving:
         # Leave at once: what the libraries of a process group take down at exit can abort a process that has done everything (SIGABRT was seen).
-        for worker in multiprocessing.active_children():
-            worker.kill()  # they take no other signal, and hold nothing
+        leave_no_children()
         if not status:
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status or 0)
     raise SystemExit(status or 0)
+
+
+def leave_no_children() -> None:
+    """Before this process ends at once.  They take no other signal than SIGKILL, and hold nothing but the folder of their sockets, which is removed."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    if folder := multiprocessing.current_process()._config.get("tempdir"):  # type: ignore[attr-defined]
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def say_error(words: str) -> None:
@@ -205,6 +219,13 @@ def interruptible() -> Iterator[None]:
 def _joined() -> bool:
     distributed = sys.modules.get("torch.distributed")
     return bool(distributed and distributed.is_initialized())
+
+
+def error_told(words: str, status: int) -> UserError:
+    """As another process has raised it, with the status with which that ends."""
+    error = UserError(words)
+    error.status = status
+    return error
 
 
 def of_this_rank(error: UserError) -> UserError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mpp.agreement import agree_on_weights
 from mpp.config import small
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
@@ -99,6 +100,7 @@ class Repeat:
 def open_job(config: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, again: Again, peers: Peers) -> Job:
     """Collective.  again: the config with these keys below the file and the words."""
     loaded = read_encoder(config.encoder)
+    agree_on_weights(peers, {"encoder": loaded.digest})
     size = image_size(config, loaded)
     sets = open_sets(config, size, loaded.mean, peers)
     config, sets, words = fitted(config, sets, size, loaded.mean, again)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import UserError
+from mpp.errors import BusyError
 from mpp.files import temporary
 from mpp.progress import Progress
 from mpp.text import say
@@ -58,7 +58,7 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
     """Hold the open file `lock` until this process and those forked from it have ended.
 
     shared: beside other shared holders.  leased: write NAME.owner, too, for a folder that is held for long; an exclusive holder does so anyhow where the
-    file system has no locks, which is said.  Raises UserError(busy) when others still hold it after so many seconds, or, where one of another host
+    file system has no locks, which is said.  Raises BusyError(busy) when others still hold it after so many seconds, or, where one of another host
     might be gone, as soon as it is seen to live.
     """
     path, began, wait = Path(f"{lock.name}.owner"), time.monotonic(), Waiting()
@@ -98,7 +98,7 @@ def lock_folder(lock: Any, busy: str, *, shared: bool = False, seconds: float = 
                     continue
                 waited = waited if wait.lives else 0.0  # until it is known
             if waited > seconds:
-                raise UserError(busy + (f" ({owner.words}, by {path})" if owner else ""))
+                raise BusyError(busy + (f" ({owner.words}, by {path})" if owner else ""))
             watch.moved("waiting for a lock", slow=True)
             bar.update(0)
             time.sleep(0.1)

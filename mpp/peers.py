@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpp import errors
-from mpp.errors import ConfigError, GoneError, NotMetError, UserError, of_this_rank
+from mpp.errors import ConfigError, GoneError, NotMetError, UserError, error_told, of_this_rank
 from mpp.place import Place, find_place
 from mpp.watch import meeting
 
@@ -109,12 +109,12 @@ class Peers:
             with self._reaching():
                 told = _unpacked(self.store.get(name))
             if "error" in told:
-                raise UserError(told["error"])  # which rank 0 prints
+                raise error_told(*told["error"])  # which rank 0 prints
             return told["made"]
         try:
             made = _as_json(make())
         except UserError as error:
-            self.store.set(name, _packed({"error": str(error)}))  # type: ignore[arg-type]
+            self.store.set(name, _packed({"error": [str(error), error.status]}))  # type: ignore[arg-type]
             raise
         self.store.set(name, _packed({"made": made}))  # type: ignore[arg-type]  # of bytes, too
         return made
@@ -132,7 +132,7 @@ class Peers:
         try:
             made = work()
         except UserError as error:
-            failure = str(error)
+            failure = str(error), error.status
         failures = self.collect(failure)
         self.from_first(lambda: _raise_first(failures))
         return made  # type: ignore[return-value]
@@ -317,9 +317,9 @@ def _wait_for_name(place: Place) -> None:
             time.sleep(1)
 
 
-def _raise_first(failures: Sequence[str | None]) -> None:
+def _raise_first(failures: Sequence[tuple[str, int] | None]) -> None:
     if failed := next(filter(None, failures), None):
-        raise UserError(failed)
+        raise error_told(*failed)
 
 
 def _packed(value: Any) -> bytes:

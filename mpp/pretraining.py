@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from mpp.agreement import agree_on_weights
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.joined_shards import JoinedShards
@@ -141,8 +142,8 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     run = run_of(config, run_dir, sets, brought, plan, peers, argv, copies)
     model = build_model(config, fused_attention, replace(brought.lent, across=ACROSS))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if config.init_from and not run.commit:
-        initialise_from(model, config)
+    begun = {"init_from": initialise_from(model, config)} if config.init_from and not run.commit else {}
+    agree_on_weights(peers, {**brought.digests, **begun})
 
     run.settle()
     if run.commit and run.course.finished:

@@ -1,7 +1,7 @@
 """What a probing is asked for: its encoder and baselines, its images and who sees which, and every refusal that needs no image."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from mpp import text
-from mpp.agreement import agree
+from mpp.agreement import agree, agree_on_weights
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import flat
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
@@ -116,6 +116,8 @@ def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     agree(peers, PROGRAM, flat(config.model_dump(mode="json")))
     allow_open_files()
     loaded = read_encoder(config.encoder)
+    beside = {source: read_encoder(source) for source in config.beside}
+    agree_on_weights(peers, {"encoder": loaded.digest, **{f"beside.{source}": each.digest for source, each in beside.items()}})
     train, test = open_splits(config, peers)
     world = join_processes(config.patience_seconds, config.patience_slow_seconds, out, peers=peers)
     cache = Path(config.features.cache) if config.features.cache else out / "features"
@@ -123,7 +125,7 @@ def prepare(config: ProbeConfig, words: Sequence[str]) -> Probing:
     together(world, lambda: make_folder(out, "out") if world.first else None)
     # Who sees which images, before any is looked at: what too few labels forbid is told now.
     division = divide(train.labels, train.classes, test is not None, config)
-    job = Probing(config, words, out, cache, world, loaded, train, test, division, table_rows(config, loaded, world))
+    job = Probing(config, words, out, cache, world, loaded, train, test, division, table_rows(config, loaded, beside, world))
     main_row = job.rows[PRETRAINED]
     job.say(f"encoder   {loaded.source} ({config.encoder}), {main_row.about['parameters']:,} parameters")
     job.say(f"features  {main_row.own} of {main_row.extractor.spec.resolution} px, {config.features.precision}, {world.device.type}")
@@ -140,12 +142,12 @@ def open_splits(config: ProbeConfig, peers: Peers) -> tuple[LabelledImages, Labe
     return train, test
 
 
-def table_rows(config: ProbeConfig, loaded: LoadedEncoder, world: World) -> dict[str, Row]:
+def table_rows(config: ProbeConfig, loaded: LoadedEncoder, beside: Mapping[str, LoadedEncoder], world: World) -> dict[str, Row]:
     """What the lines of the table are made of, in order: baselines, the encoder, those beside it."""
     row_of = lambda line, net, digest, predictor, found: encoder_row(
         line, net, digest, predictor, found, config.cached(), config.features, world
     )
-    encoders = {PRETRAINED: loaded} | {source: read_encoder(source) for source in config.beside}
+    encoders = {PRETRAINED: loaded, **beside}
     rows = {name: row_of(name, found.net, found.digest, found.predictor, found) for name, found in encoders.items()}
     if not config.baselines:
         return rows

@@ -40,6 +40,7 @@ from mpp.train.average import PREFIX
 from mpp.train.commit import Commit, commits, read_commit, read_tensors
 from mpp.train.flight import FORMAT, WEIGHTS, pixels_check
 
+NAMED = 6  # dumps that a message names
 GIVE = "give RUN/flight/rankN.json of a run that stopped before its end, or RUN/flight/skipped-STEP.rankN.json of a step that was skipped"
 LEADING = 8  # modules that are told before the first that went wrong
 
@@ -175,7 +176,9 @@ def read_dump(path: Path, shards: Words | None) -> Dump:
         facts = json.loads(path.read_text())
         known = isinstance(facts["format"], int) and isinstance(facts["steps"], list)
     except OSError as error:
-        raise ConfigError(f"cannot read the dump {path} ({error.strerror}); {GIVE}") from error
+        there = sorted(str(found) for found in path.rglob("*rank*.json") if found.parent.name == "flight") if path.is_dir() else []
+        give = f"give one of {', '.join(there[:NAMED])}{' ...' if there[NAMED:] else ''}" if there else GIVE
+        raise ConfigError(f"cannot read the dump {path} ({error.strerror}); {give}") from error
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:

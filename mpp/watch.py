@@ -8,7 +8,6 @@ import dataclasses
 import faulthandler
 import json
 import mmap
-import multiprocessing
 import os
 import re
 import secrets
@@ -146,6 +145,5 @@ def _listener(address: str, alone: bool) -> socket.socket:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    for worker in multiprocessing.active_children():
-        worker.kill()  # they take no other signal, and hold nothing
+    errors.leave_no_children()
     os._exit(status)

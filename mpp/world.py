@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mpp.errors import ConfigError, UserError
+from mpp.errors import ConfigError, UserError, error_told
 from mpp.machine import usable_cores
 from mpp.peers import Peers, cannot_meet, meet
 from mpp.watch import meeting, watch
@@ -127,9 +127,9 @@ def together(world: World, work: Callable[[], Made]) -> Made:
         failure = error
     failures: list[Any] = [None] * world.size
     with meeting():
-        dist.all_gather_object(failures, None if failure is None else str(failure))
+        dist.all_gather_object(failures, failure and (str(failure), failure.status))
     if any(failures):
-        raise UserError(next(text for text in failures if text))  # the same everywhere, so that rank 0 alone prints it
+        raise error_told(*next(told for told in failures if told))  # the same everywhere, so that rank 0 alone prints it
     return made  # type: ignore[return-value]
 
 

@@ -19,11 +19,16 @@ SLURM, POD = ROOT / "jobs/slurm/run.sbatch", ROOT / "jobs/k8s/node.sh"
 SRUN = """#!/bin/bash
 if [ "$1" = --overlap ]; then echo >>"$BOX/asked"; exit; fi
 printf '%s\\n' "$@" >"$BOX/srun"
+echo "${SLURM_JOB_END_TIME:-}" >"$BOX/ends"
 if [ -n "$COMMITS" ]; then sleep 0.02; mkdir -p "$BOX/run/checkpoints/2"; touch "$BOX/run/checkpoints/2/COMMIT.json"; fi
 if [ -n "$WAITS" ]; then touch "$BOX/waits"; for _ in $(seq 400); do [ -e "$BOX/asked" ] && [ "$(wc -l <"$BOX/asked")" -ge "$WAITS" ] && break; sleep 0.05; done; fi
 exit "$STATUS"
 """
 SCONTROL = """#!/bin/bash
+if [ -n "$BUSY" ] && [ "$2" != hostnames ]; then  # the controller gives no answer, so often for each question
+  echo >>"$BOX/busy-$1"
+  if [ $(($(wc -l <"$BOX/busy-$1") % (BUSY + 1))) != 0 ]; then exit 1; fi
+fi
 case $1 in
   show) if [ "$2" = hostnames ]; then printf 'node0\\nnode1\\n'; else echo "   JobState=$STATE Reason=None"; fi ;;
   requeue) echo "$2" >>"$BOX/requeued" ;;
@@ -52,7 +57,7 @@ def batch(box: Path, *words: str, restarts: int = 0, **more: str) -> subprocess.
     stand_in(box, "scontrol", SCONTROL)
     given = {"BOX": str(box), "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "MPP_HOME": str(box / "home"), "SLURM_JOB_ID": "17"}
     given |= {"SLURM_JOB_NODELIST": "node[0-1]", "SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "8"}
-    given |= {"STATUS": "0", "COMMITS": "", "WAITS": "", "STATE": "RUNNING"} | more
+    given |= {"STATUS": "0", "COMMITS": "", "WAITS": "", "STATE": "RUNNING", "BUSY": "", "CONTROLLER_WAITS": "0.02 0.02 0.02"} | more
     given |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
     command = ["bash", str(SLURM), "mpp/pretrain.py", f"run_dir={box / 'run'}", *words]
     return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -115,6 +120,51 @@ def test_ranks_that_had_only_begun_when_a_batch_job_was_asked_to_stop_are_asked_
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=60) == 75 and len((box / "asked").read_text().splitlines()) >= 3 and requeued(box)
+
+
+@pytest.mark.parametrize(("busy", "again"), [("3", True), ("999", False)])
+def test_a_controller_that_is_too_busy_to_answer_is_asked_again(box, busy, again):
+    """Else a job would train on into its time limit, or be taken for one that was cancelled."""
+    job = batch(box, STATUS="75", WAITS="1", BUSY=busy, ASK_AGAIN_SECONDS="0.1")
+    while not (box / "waits").exists():
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    if not again:
+        time.sleep(0.5)  # it is never told that the job runs, and so does not ask
+        assert not (box / "asked").exists()
+        (box / "asked").write_text("\n")  # the job ends
+    assert job.wait(timeout=60) == 75 and requeued(box) == again
+
+    failed = batch(box, STATUS="143", COMMITS="1", BUSY=busy)
+    assert failed.wait(timeout=60) == 143 and requeued(box) == again
+
+
+@pytest.mark.parametrize(
+    ("told", "said", "ends"),
+    [
+        ("", "2031-02-03T04:05:06", "1927857906"),
+        ("1800000000", "2031-02-03T04:05:06", "1800000000"),  # SLURM's own word
+        ("", "N/A", ""),
+        ("", "", ""),  # `date` would take it for today
+    ],
+)
+def test_a_run_knows_when_its_job_ends_from_any_slurm(box, told, said, ends):
+    stand_in(box, "squeue", f"#!/bin/bash\necho {said}\n")
+    more = {"SLURM_JOB_END_TIME": told} if told else {}
+    assert batch(box, **more, TZ="UTC").wait(timeout=60) == 0
+    assert (box / "ends").read_text().strip() == ends
+
+
+def test_a_node_that_slurm_ends_waits_until_its_ranks_have_committed(box):
+    """SLURM's signal reaches all processes of the node, and where the first of them has ended it kills the rest."""
+    launcher = "#!/bin/bash\ntrap 'sleep 0.5; touch committed; exit 1' TERM\ntouch begun\nwhile true; do sleep 0.05; done\n"
+    stand_in(box, "deepspeed", launcher)
+    given = {"PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SLURM_NODEID": "0", "SLURM_JOB_ID": "17"}
+    node = subprocess.Popen(["bash", ROOT / "jobs/slurm/node.sh", ""], env=given, cwd=box, start_new_session=True)
+    while not (box / "begun").exists():
+        time.sleep(0.02)
+    os.killpg(node.pid, signal.SIGTERM)
+    assert node.wait(timeout=60) == 1 and (box / "committed").exists()
 
 
 @pytest.mark.parametrize(("job", "status"), [("17", 1), ("18", 0)])

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from mpp import agreement, peers
-from mpp.errors import AGAIN, UNMET, ConfigError, GoneError, UserError
+from mpp.errors import AGAIN, UNMET, BusyError, ConfigError, GoneError, UserError
 from mpp.peers import ALONE, Peers
 from mpp.place import Place
 from tests.forks import run_forked
@@ -66,6 +66,14 @@ def test_a_process_alone_hears_what_it_says_in_the_same_form():
 def test_what_stops_one_stops_all_with_the_same_words(where):
     found = job(4, lambda mine: mine.together(lambda: refuse("it broke") if mine.rank == where else 7))
     assert [str(error) for error in found] == ["it broke"] * 4
+    assert [error.status for error in found] == [2] * 4
+
+    def busy(mine: Peers) -> None:
+        if mine.rank == where:
+            raise BusyError("another is at work")
+
+    found = job(4, lambda mine: mine.together(lambda: busy(mine)))
+    assert [(str(error), error.status) for error in found] == [("another is at work", UNMET)] * 4  # no rank says that a person must mend it
     found = job(4, lambda mine: mine.from_first(lambda: refuse("no such thing")))
     assert [str(error) for error in found] == ["no such thing"] * 4
 
@@ -130,6 +138,17 @@ def test_processes_that_are_not_alike_stop_and_say_who_differs_in_what(monkeypat
     assert {type(error) for error in found[:1]} == {ConfigError} and len({str(error) for error in found}) == 1
     assert f"rank 2 (host n0) and 1 more has {what}=other, rank 0 " in str(found[0])
     assert str(found[0]).endswith(agreement.REMEDIES[what.partition(".")[0]])
+
+
+def test_weights_that_each_process_reads_for_itself_must_be_the_same():
+    same = lambda mine: agreement.agree_on_weights(mine, {"encoder": "a" * 64})
+    assert job(4, same) == [None] * 4
+    digests = lambda mine: {"target.encoder": "a" * 64, "init_from": ("b" if mine.rank == 3 else "c") * 64}
+    found = job(4, lambda mine: agreement.agree_on_weights(mine, digests(mine)))
+    assert {str(error) for error in found} == {
+        "the processes of this job are not alike: rank 3 (host n1) has weights.init_from=bbbbbbbbbbbb, rank 0 cccccccccccc; give a file or folder that all nodes "
+        "share, or, of a run that still trains, one checkpoint: RUN/checkpoints/NNN"
+    }
 
 
 def test_many_differences_are_named_up_to_a_few_and_counted():

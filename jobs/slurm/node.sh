@@ -6,6 +6,7 @@ set -u
 image=$1
 shift
 launch=(--no_ssh --node_rank "$SLURM_NODEID" "$@")
+trap : TERM # of a preemption or scancel comes to all processes of a node; if this one ended first, SLURM would kill the ranks before they have committed
 
 # A launcher that is killed itself says 0, and leaves its ranks: then it has failed, and srun ends them.
 ended() {

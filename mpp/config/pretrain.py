@@ -133,10 +133,10 @@ class PretrainConfig(Section):
     )
     resume_changes: Changes = ()  # keys of optim that this start changes on purpose, for the steps from here on, such as optim.base_lr,optim.clip_norm
     init_from: str | None = (
-        None  # another run (its newest weights), or a plain ViT's checkpoint, MAE's decoder included; any image and patch size; fresh optimiser, clock
+        None  # another run (its newest weights; s3://... too), or a plain ViT's checkpoint, MAE's decoder included; any image and patch size; fresh optimiser, clock
     )
     branch_from: str | None = (
-        None  # a trunk (optim.schedule=wsd or constant; its newest commit), or one of its checkpoints: a new run goes on from there with all its state
+        None  # a trunk (optim.schedule=wsd or constant; its newest commit), or one of its checkpoints, s3://... too: a new run goes on from there with all its state
     )
     fit: Literal["small"] | None = (
         None  # small: what neither the file nor a word names follows from the images, their size and the machine (config/small.py)

@@ -4,28 +4,37 @@ Every data loader of mpp is read through `handed_over`.
 """
 
 import atexit
+import fcntl
 import gc
 import math
 import multiprocessing
+import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from mpp.errors import DataError, of_this_rank
+from mpp.errors import DataError, leave_no_children, of_this_rank
+from mpp.files import folder_of_sockets
 from mpp.place import orphaned
 from mpp.watch import watch
 from mpp.watchman import process_state
 
 ENDING = 0.5  # seconds from the last that a killed process hands over until it is seen to have ended
 PREFETCHED = 4  # batches a worker is ahead
+FOLDERS = "mpp-loaders-"  # how the names of folders begin in which loader processes have their sockets
+BEGINNING = 60.0  # seconds in which nobody may hold the lock of such a folder yet
 DIED = "exited unexpectedly|is killed by signal|Pin memory thread exited"  # torch's words
 
 
@@ -63,6 +72,7 @@ def begun(loader: DataLoader) -> Iterator[Any]:
     """Its processes are forked now.  What this process holds is left out of their garbage collections, which would copy it page by page."""
     if not loader.num_workers:
         return iter(loader)
+    _make_folder()
     gc.collect()
     gc.freeze()
     try:
@@ -71,8 +81,36 @@ def begun(loader: DataLoader) -> Iterator[Any]:
         gc.unfreeze()
     # torch would raise wherever this process is when a worker dies; the next look at the queue tells of it in the right place.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    atexit.register(kill_workers)  # before torch's and Python's own farewells, which would wait for them
+    atexit.register(leave_no_children)  # before torch's and Python's own farewells, which would wait for them
     return iterator
+
+
+def _make_folder() -> None:
+    """For the sockets over which loader processes hand over files: one folder for all of this process, for each would make its own, and leave it where it is
+    killed, as most are.  It goes when this process ends; where that is killed, too, the next one's beginning removes it."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # which forked processes have, too
+    if config.get("tempdir") and Path(config["tempdir"]).is_dir():
+        return
+    sweep()
+    config["tempdir"] = tempfile.mkdtemp(prefix=FOLDERS, dir=folder_of_sockets())
+    lock = Path(config["tempdir"], "lock").open("w")  # noqa: SIM115  # open, and so locked, for as long as this process or one of its loaders lives
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _locks.append(lock)
+
+
+_locks: list[Any] = []
+
+
+def sweep() -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in Path(folder_of_sockets()).glob(f"{FOLDERS}*"):
+        with suppress(OSError):
+            began = (folder / "lock").stat()
+            if began.st_uid != os.getuid() or time.time() - began.st_mtime < BEGINNING:
+                continue
+            with (folder / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def handed_over(loader: DataLoader, phase: str, iterator: Iterator[Any] | None = None) -> Iterator[Any]:

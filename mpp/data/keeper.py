@@ -44,7 +44,7 @@ from mpp.data.shard_format import MANIFEST, Manifest, manifest_in
 from mpp.data.shard_table import ShardEntry
 from mpp.disks import disks
 from mpp.errors import DataError, UserError, disk_fault
-from mpp.files import being_written, sha256_of, write_atomically
+from mpp.files import being_written, folder_of_sockets, sha256_of, write_atomically
 from mpp.remote import retries
 from mpp.remote.retries import InTroubleError, Refused, Trouble, shown
 from mpp.text import say, say_json
@@ -536,7 +536,7 @@ def _end(failed: threading.ExceptHookArgs) -> None:
 
 def sweep() -> None:
     """Remove the sockets of keepers that were killed."""
-    for home in Path(tempfile.gettempdir()).glob("mpp-keeper-*"):
+    for home in Path(folder_of_sockets()).glob("mpp-keeper-*"):
         with suppress(OSError), socket.socket(socket.AF_UNIX) as line:
             if home.stat().st_uid != os.getuid() or time.time() - home.stat().st_mtime < BEGINNING:
                 continue
@@ -550,7 +550,7 @@ def serve(folder: CacheFolder) -> Iterator[str]:
     """Gives the socket's address, then serves until the parent is gone."""
     parent = os.getppid()
     sweep()
-    home = Path(tempfile.mkdtemp(prefix="mpp-keeper-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None))
+    home = Path(tempfile.mkdtemp(prefix="mpp-keeper-", dir=folder_of_sockets()))
     try:
         keeper = Keeper(folder)
         server = _Server(str(home / "socket"), _Connection)

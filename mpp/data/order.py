@@ -210,9 +210,12 @@ def ranges_in_words(ranges: Iterable[Sequence[int]]) -> str:
     return ",".join(f"{first}:{end}" for first, end in ranges) or "[]"
 
 
+MOST_STREAMS = 1024  # unless more are asked for
+
+
 def default_streams(global_batch: int) -> int:
-    """The largest divisor of the batch up to 1024."""
-    return max(v for v in range(1, min(global_batch, 1024) + 1) if global_batch % v == 0)
+    """The largest divisor of the batch up to MOST_STREAMS."""
+    return max(v for v in range(1, min(global_batch, MOST_STREAMS) + 1) if global_batch % v == 0)
 
 
 @dataclass(frozen=True)
@@ -261,8 +264,11 @@ def plan_batch(global_batch: int, streams: int | None, world: int, micro_batch_m
 
 def _that_fits(samples: int, world: int, views: int) -> str:
     """What to ask for where so many processes are to share a step of so many samples."""
-    if streams := [v for v in range(world, min(samples, max(world, 1024)) + 1, world) if samples % v == 0]:
+    if streams := [v for v in range(world, min(samples, max(world, MOST_STREAMS)) + 1, world) if samples % v == 0]:
         return f"set data.streams={streams[-1]}"
+    if world > MOST_STREAMS:  # no batch has so many of itself
+        near = [batch * views for batch in (samples // world * world, (samples // world + 1) * world) if batch]
+        return f"take data.streams={world} and the nearest batch that fits: {' or '.join(map(str, near))}"
     fits = lambda batch: default_streams(batch) % world == 0
     first = samples // world * world
     lower = next((batch for batch in range(first, 0, -world) if fits(batch)), None)

@@ -29,8 +29,10 @@ from mpp.model.classifier import resize_positions
 from mpp.model.tokens import class_tokens_of, resized_positions, sincos_positions
 from mpp.recipe.model import PretrainingModel
 from mpp.recipe.places import Grid
+from mpp.remote.urls import is_url
 from mpp.text import say
 from mpp.train.commit import Commit, read_config, read_tensors, whole_commit
+from mpp.train.copies import local
 
 PLACES, EMBEDDING, DECODER_PLACES = f"{PREFIX}pos_embed", f"{PREFIX}patch_embed.proj.weight", "decoder.pos_embed"
 POOL = "attn_pool"  # timm's pooling by attention, behind the tokens: no part of an encoder here
@@ -38,11 +40,11 @@ SHAPING = ("width", "depth", "heads", "mlp_ratio", "memory")  # keys of a decode
 NAMED = 4  # tensors that are said by name
 
 
-def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
-    """The newest weights of another run, or those of any plain ViT that mpp reads (config.init_from): the encoder, which must be the same but
+def initialise_from(model: PretrainingModel, config: PretrainConfig) -> str:
+    """The newest weights of another run (also in a store, s3://...), or those of any plain ViT that mpp reads (config.init_from): the encoder, which must be the same but
     for image and patch size, and of the rest what has the same name and shape.  Says what became of each tensor.
 
-    Raises ConfigError, CheckpointError.
+    Returns the encoder's sha256.  Raises ConfigError, CheckpointError.
     """
     source = config.init_from or ""
     if source.startswith(TIMM) and source.endswith(f"@{RANDOM}"):
@@ -50,7 +52,7 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
             f"init_from={source} has no weights to begin from; give {source.removesuffix(f'@{RANDOM}')} for timm's published ones, or leave "
             "init_from out, which begins at random"
         )
-    commit = whole_commit(Path(source))
+    commit = whole_commit(Path(local(source)))
     if commit is not None and commit.record.get("program") == "finetune":
         commit = None  # its encoder/ folder is what it chose
     loaded = read_encoder(source, commit=commit)
@@ -64,7 +66,7 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
     notes += _decoder_notes(source, decoder, config, taken)
     model.load_state_dict({name: weights[name] if name in taken else own[name] for name in own})
     if os.environ.get("RANK", "0") == "0":
-        where = str(commit.folder) if commit else source
+        where = (f"{source} at step {commit.step}" if is_url(source) else str(commit.folder)) if commit else source
         say(_account(where, taken, resampled, fixed, own.keys() - taken - fixed, weights.keys() - taken - fixed))
         if not np.allclose((loaded.mean, loaded.std), (config.data.mean, config.data.std), atol=1e-3):
             notes.append(
@@ -73,6 +75,7 @@ def initialise_from(model: PretrainingModel, config: PretrainConfig) -> None:
             )
         for note in notes:
             say(f"note: {note}")
+    return loaded.digest
 
 
 def _encoder(loaded: LoadedEncoder, model: PretrainingModel, config: PretrainConfig) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:

@@ -29,7 +29,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpp.errors import DataError, UserError
+from mpp.errors import BusyError, DataError, UserError
 from mpp.files import seal_of, sha256_of, temporary, write_atomically
 from mpp.locks import Owner
 from mpp.progress import minutes
@@ -46,8 +46,10 @@ STALE_SECONDS = 600.0  # by the clocks of both, after which nobody waits for a c
 SETTLE_SECONDS = 2.0  # between writing one and believing it
 STEP = re.compile(r"\d{9}")
 PLAIN = re.compile(r"[\w-][\w.-]*")  # names of files: none leads out of its folder
-FOLDERS = ("tensorboard", "pictures", "encoder", "teacher")  # of a run folder, beside its checkpoints
-WHOLE = ("encoder", "teacher")  # whose files do not grow while they are copied
+FLIGHT = "flight"
+FOLDERS = ("tensorboard", "pictures", FLIGHT, "encoder", "teacher")  # of a run folder, beside its checkpoints
+ANEW = ("encoder", "teacher")  # which a run writes at its end
+WHOLE = (*ANEW, FLIGHT)  # whose files do not grow while they are copied
 PICTURE_BYTES = 16 << 20  # larger ones are left out
 MEMORY_BYTES = 64 << 20  # of a file that grows: more is copied on the disk first
 PROBE_BYTES = 64 << 20  # that measure a store's speed
@@ -55,10 +57,6 @@ LEASE = "lease.json"
 
 Record = dict[str, Any]
 Moved = Callable[[], None]
-
-
-class BusyError(UserError):
-    """Another run writes there."""
 
 
 class DamagedCopyError(UserError):
@@ -256,7 +254,7 @@ class Copy:
 
     def put_beside(self) -> None:
         """What lies in the run folder beside the checkpoints and has changed since it was copied; of pictures, which do not change, those that are
-        not there."""
+        not there.  What the flight recorder has removed goes there, too: it tells of stops that are over."""
         if self._drawn is None:
             self._drawn = {info.path.removeprefix(f"{self.root}/"): info.size for info in self.store.items(f"{self.root}/pictures")}
         for path in _beside(self.run_dir):
@@ -271,6 +269,13 @@ class Copy:
                 continue
             self._sent[name] = now
             self._moved()
+        over = [
+            info.path
+            for info in self.store.items(f"{self.root}/{FLIGHT}")
+            if not (self.run_dir / info.path.removeprefix(f"{self.root}/")).exists()
+        ]
+        if over:
+            self.store.remove(over)
 
     def _put_file(self, path: Path, name: str, size: int) -> None:
         to = f"{self.root}/{name}"
@@ -331,11 +336,7 @@ class Copy:
         for info in list(self.store.items(self.root)):
             name = info.path.removeprefix(f"{self.root}/")
             parts = name.split("/")
-            if (
-                parts[0] in ("checkpoints", LEASE, *WHOLE)
-                or not all(map(PLAIN.fullmatch, parts))
-                or (parts[1:] and parts[0] not in FOLDERS)
-            ):
+            if parts[0] in ("checkpoints", LEASE, *ANEW) or not all(map(PLAIN.fullmatch, parts)) or (parts[1:] and parts[0] not in FOLDERS):
                 continue
             path = self.run_dir / name
             path.parent.mkdir(exist_ok=True)

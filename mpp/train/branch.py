@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import CheckpointError
+from mpp.remote.urls import is_url
 from mpp.train.commit import Commit, commits, read_commit
+from mpp.train.copies import local, run_of
 from mpp.train.resume import Course, changes_of, of_trunk
 from mpp.train.run_folder import RunConfig, check_same_run
 from mpp.train.schedule import stable_until
 
 
 def find_trunk(asked: str) -> Commit:
-    """asked: a run, whose newest commit it is, or a checkpoint folder.  A first look, which reads no tensors.  Raises CheckpointError."""
-    path = Path(asked)
+    """asked: a run, whose newest commit it is, or a checkpoint folder; also in a store, s3://...  A first look, which reads no tensors.  Raises CheckpointError."""
+    path = Path(local(asked))
     commit = read_commit(path) if os.path.lexists(path / "COMMIT.json") else next(iter(commits(path)), None)
     if commit is None:
         raise CheckpointError(f"branch_from={asked} holds no checkpoint that is whole; give a run, or one of its RUN/checkpoints/N")
@@ -32,7 +34,7 @@ def find_trunk(asked: str) -> Commit:
 def check_branch(run_dir: Path, commit: Commit, asked: str) -> None:
     """Raises CheckpointError where the run in `run_dir` that would be resumed is no branch of what is asked for."""
     trunk = commit.record.get("branched_from")
-    if trunk is None or trunk["asked"] != str(Path(asked).resolve()):
+    if trunk is None or trunk["asked"] != _place(asked):
         began = f"branched from {trunk['asked']}" if trunk else "is no branch"
         raise CheckpointError(
             f"branch_from={asked}: the run in {run_dir} {began}; give another run_dir for a new branch, or leave branch_from out to go on with that run"
@@ -66,8 +68,8 @@ def branch_course(
     changed = check_same_run(commit, config, manifests, what, trunk=trunk, who="a branch keeps all but how it ends")
     of_schedule = changes_of(commit, changed, trunk)
     branched = {
-        "asked": str(Path(asked).resolve()),
-        "checkpoint": str(commit.folder),
+        "asked": _place(asked),
+        "checkpoint": f"{run_of(asked)}/checkpoints/{commit.folder.name}" if is_url(asked) else str(commit.folder),
         "step": commit.step,
         "samples_seen": commit.samples_seen,
         "commit": commit.seal,
@@ -77,3 +79,8 @@ def branch_course(
     return Course(
         commit.step, total_steps, tuple(commit.record.get("extended_at", ())), (*commit.record.get("changes", ()), *of_schedule), branched
     )
+
+
+def _place(asked: str) -> str:
+    """The same from every working folder."""
+    return asked.rstrip("/") if is_url(asked) else str(Path(asked).resolve())

@@ -27,10 +27,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import mpp
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.schema import flat
-from mpp.errors import CheckpointError, UserError
+from mpp.errors import BusyError, CheckpointError, UserError
 from mpp.files import user_folder
 from mpp.locks import Owner, hold_folder
 from mpp.progress import Progress
@@ -55,6 +57,7 @@ class CopyError(UserError):
     def __init__(self, words: str, kind: str = ""):
         super().__init__(words)
         self.kind = kind
+        self.status = BusyError.status if kind == BusyError.__name__ else self.status
 
 
 class Helper:
@@ -284,7 +287,7 @@ class Copies:
         self._failing_since = self._failing_since or now
         left = self.config.give_up_minutes - (now - self._failing_since) / 60
         self._helper.end()
-        taken_over = getattr(error, "kind", "") == "BusyError"
+        taken_over = getattr(error, "kind", "") == BusyError.__name__
         if left <= 0 or taken_over:
             self.given_up = str(error)
         with self._state:
@@ -304,7 +307,7 @@ class Copies:
 
 @functools.cache
 def local(source: str) -> str:
-    """What programs take as encoder=, on this machine: of a run in a store its folder in the cache."""
+    """What programs take as encoder=, init_from= or branch_from=, on this machine: of a run in a store its folder in the cache."""
     return str(fetched(source)) if is_url(source) else source
 
 
@@ -313,10 +316,11 @@ def fetched(url: str) -> Path:
 
     Fetched once, every part's sha256 compared; what is damaged is passed over aloud.  Raises UserError.
     """
-    parts = re.fullmatch(r"(.*?)(?:/checkpoints/(\d{9}))?/*", url)
-    assert parts is not None
-    where, asked = parts[1], parts[2]
-    KeptCheckpointConfig(copy_to=where)
+    where, asked = _parts(url)
+    try:
+        KeptCheckpointConfig(copy_to=where)
+    except ValidationError as error:
+        raise CheckpointError(f"{shown(url)} cannot be read as a run: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     place = user_folder("XDG_CACHE_HOME", "~/.cache") / "mpp" / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     run_dir, helper = place / last_name(where), Helper(where, place / last_name(where))
     busy = f"{shown(url)} is being fetched to {place} by another program; wait for it"
@@ -335,6 +339,18 @@ def fetched(url: str) -> Path:
         finally:
             helper.end()
     raise CheckpointError(f"{shown(url)} holds no whole checkpoint; give the checkpoint.copy_to of a run, or one of its checkpoints/NNN")
+
+
+def run_of(url: str) -> str:
+    """The run's address, of that or of one of its checkpoints."""
+    return _parts(url)[0]
+
+
+def _parts(url: str) -> tuple[str, str | None]:
+    """The run, and the checkpoint that is asked for."""
+    parts = re.fullmatch(r"(.*?)(?:/checkpoints/(\d{9}))?/*", url)
+    assert parts is not None
+    return parts[1], parts[2]
 
 
 def _is_there(commit: Commit) -> bool:

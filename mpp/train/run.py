@@ -20,6 +20,7 @@ A step's samples, its learning rate and its noise belong to its number, so a res
 import gc
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -32,13 +33,14 @@ from mpp.config.sections import OptimConfig
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, lost_nodes_words
-from mpp.errors import CheckpointError
+from mpp.errors import CheckpointError, UserError
 from mpp.machine import usable_cores
 from mpp.monitor.board import Board
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
 from mpp.peers import ALONE, Peers
 from mpp.progress import Progress
+from mpp.remote.urls import is_url
 from mpp.rng import DROP_PATH, seed_of
 from mpp.text import counted, say
 from mpp.train.average import WeightAverage
@@ -48,7 +50,7 @@ from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.checkpoint import Saving, restore
 from mpp.train.commit import Commit, commits, find_commit, set_aside_after
 from mpp.train.compiling import pays
-from mpp.train.copies import Copies
+from mpp.train.copies import Copies, local
 from mpp.train.engine import Engine
 from mpp.train.flight import Flight
 from mpp.train.gathering import TrainingConfig, held_folder, start
@@ -105,6 +107,8 @@ class Run:
             check_branch(run_dir, self.commit, branch_from)
         self.trunk: Commit | None = None
         if branch_from and not self.commit:
+            if is_url(branch_from):  # every host reads it from its own cache
+                peers.together(lambda: local(branch_from) if peers.first_of_host else None)
             self.trunk = as_first_sees(peers, lambda: find_trunk(branch_from))
         try:
             self.course: Course = self._course_from(self.commit)
@@ -307,7 +311,8 @@ class Run:
         record |= {"world_size": self.world.size, "zero_stage": self.config.system.zero_stage} | self.course.record() | dict(more)
         record |= {"kept": True} if step.kept else {}
         beside = self.average.tensors() if self.average else None
-        self._saver.save(lambda: Saving(self.run_dir, self.engine, self.world, record, beside), ends=step.last or step.stopping)
+        with self.copied_however_it_ends():
+            self._saver.save(lambda: Saving(self.run_dir, self.engine, self.world, record, beside), ends=step.last or step.stopping)
 
     def _committed(self, commit: Commit) -> None:
         self.commit = commit
@@ -321,6 +326,16 @@ class Run:
         if self._copy_to:
             finish = lambda: self.copies.finish() if self.copies else None
             from_first(self.world, finish) if hasattr(self, "world") else self._peers.together(finish)
+
+    @contextmanager
+    def copied_however_it_ends(self) -> Iterator[None]:
+        """Around what may end the run on all ranks together: the store then gets its newest commit, and what the flight recorder says of it."""
+        try:
+            yield
+        except UserError:
+            with suppress(UserError):  # each copy that failed was told of
+                self.finish_copies()
+            raise
 
     def close(self) -> None:
         """The folder is let go, and what the run held in memory is given back; `commit` and `course` stay."""
@@ -403,12 +418,13 @@ class Step:
         self.kept = self.kept or self.crosses(checkpoint.keep_every_samples)
         self.commits = run._owed or self.crosses(checkpoint.every_samples) or self.kept or self.last
         before, run._unread = run._unread, self
-        if before:
-            self._heed(before)
-        if self.shown or self.commits:
-            self._heed(self)
-            run._unread = None
-            run.numbers.listen(self.number)
+        with run.copied_however_it_ends():
+            if before:
+                self._heed(before)
+            if self.shown or self.commits:
+                self._heed(self)
+                run._unread = None
+                run.numbers.listen(self.number)
         # One that is due in a skipped step waits for the next that is none, so that none from before the trouble is pruned for it.
         if self.commits:
             run._owed = bool(run.numbers.in_a_row) and not (self.kept or self.last or self.stopping)

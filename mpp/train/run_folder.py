@@ -20,8 +20,8 @@ from mpp.agreement import PACKAGES
 from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.data.order import ranges_in_words, steps_over
-from mpp.errors import CheckpointError, ConfigError
-from mpp.files import keep_lines, write_atomically
+from mpp.errors import BusyError, CheckpointError, ConfigError
+from mpp.files import TEMPORARY, keep_lines, write_atomically
 from mpp.locks import Owner, lock_folder
 from mpp.machine import usable_cores
 from mpp.peers import Peers
@@ -74,15 +74,18 @@ def refuse_unshared(run_dir: Path, peers: Peers, seconds: float) -> None:
 
 
 def hold_run_folder(run_dir: Path, find: Callable[[], Commit | None], commit: Commit | None) -> TextIO:
-    """Rank 0: keep other runs out for as long as the file that is returned stays open.
+    """Rank 0: keep other runs out for as long as the file that is returned stays open.  Files that a kill has left half-written are removed.
 
-    find: what the run goes on from; commit: what it has found before.  Raises UserError where another run is training here, CheckpointError where it has just committed.
+    find: what the run goes on from; commit: what it has found before.  Raises BusyError where another run is training here, or has just committed.
     """
     lock = (run_dir / "lock").open("w")
     busy = f"run_dir={run_dir}: another run is training here; wait for it, stop its processes, or give another run_dir"
     lock_folder(lock, busy, leased=True)
     if find() != commit:
-        raise CheckpointError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
+        raise BusyError(f"run_dir={run_dir}: the run that was training here has committed just now; give the command again")
+    for folder in (run_dir, *(run_dir / name for name in ("encoder", "teacher", "pictures", "flight"))):
+        for path in folder.glob(TEMPORARY):  # what a kill has left half-written; in checkpoints a folder goes as a whole
+            path.unlink(missing_ok=True)
     return lock
 
 

@@ -26,6 +26,7 @@ from mpp.data.shards import ShardSet
 from mpp.errors import UserError
 from mpp.interop.foreign_encoder import TIMM
 from mpp.interop.read_encoder import read_encoder
+from mpp.remote.urls import is_url
 from mpp.train.commit import Commit, commits, read_commit
 from mpp.train.copies import local
 from mpp.transfer.metrics import figures, share_right
@@ -233,7 +234,7 @@ def _began_from(encoder: str, digest: str | None, commit: Commit) -> list[Traine
     of = f" of {encoder}, from which it began"
     if encoder.startswith(TIMM):
         return trained_on(encoder, of)
-    place = next((path for path in _places(encoder, commit) if path.exists()), None)
+    place = encoder if is_url(encoder) else next((str(path) for path in _places(encoder, commit) if path.exists()), None)
     if place is None:
         return [TrainedOn(PRETRAINING + of, problem=f"{encoder} is no longer there")]
     try:
@@ -241,7 +242,7 @@ def _began_from(encoder: str, digest: str | None, commit: Commit) -> list[Traine
             return [TrainedOn(PRETRAINING + of, problem=f"{encoder} is now another encoder")]
     except UserError as error:
         return [TrainedOn(PRETRAINING + of, problem=str(error))]
-    return trained_on(str(place), of)
+    return trained_on(place, of)
 
 
 def _commit_of(path: Path) -> Commit | None:

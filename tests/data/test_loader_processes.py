@@ -1,11 +1,13 @@
 """What workers do to the machine, and what the machine does to them."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +129,76 @@ def test_a_batch_takes_no_more_memory_than_is_asked_for(tiny_shards):
     data = dataset(tiny_shards)
     batch = data.batch([(0, sample, sample) for sample in range(4)])
     assert sum(value.nbytes for name, value in batch.items() if name != "bad") <= data.bytes_of(4)
+
+
+LEAVES = """
+import os, sys, tempfile
+tempfile.tempdir = None  # whoever forked this program may have asked for it before
+from mpp.data.loader import batches
+from mpp.errors import UserError, at_leaving, run_program
+from mpp.watch import leave_at_once
+from tests.data.masked_images import dataset, sampler
+how, shards = sys.argv[1:]
+
+def main(argv):
+    data = dataset(shards)
+    own = batches(data, sampler(data), 2, pin_memory=False)
+    first = next(own)
+    print(sorted(os.listdir(os.environ["TMPDIR"])), flush=True)
+    if how == "stops":
+        raise UserError("as asked")
+    if how == "is_ended":
+        leave_at_once(75)
+    if how == "is_killed":
+        os.kill(os.getpid(), 9)
+    return len(list(own)) - 14
+
+if how.endswith("of a job"):
+    at_leaving.append(lambda *_: None)
+how = how.removesuffix("_in_a_job")
+run_program(main)
+"""
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder below which a socket has room: pytest's own paths are long."""
+    with tempfile.TemporaryDirectory(prefix="mpp-test-") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("how", ["finishes", "finishes_in_a_job", "stops", "stops_in_a_job", "is_ended", "is_killed"])
+def test_loader_processes_leave_nothing_in_the_folder_for_temporary_files(short_path, tiny_shards, how):
+    given = os.environ | {"TMPDIR": str(short_path)}
+    done = run_forked(["-c", LEAVES, how, str(tiny_shards)], cwd=Path(__file__).parents[2], env=given)
+    (folder,) = eval(done.stdout.splitlines()[0])
+    assert folder.startswith("mpp-loaders-")  # one, for both
+    if how != "is_killed":
+        assert done.returncode == {"finishes": 0, "stops": 2, "is_ended": 75}[how.removesuffix("_in_a_job")] and not list(
+            short_path.iterdir()
+        )
+        return
+    assert [path.name for path in short_path.iterdir()] == [folder]  # nobody was left to remove it but the next one
+    after = lambda: run_forked(["-c", LEAVES, "finishes", str(tiny_shards)], cwd=Path(__file__).parents[2], env=given)
+    lock = short_path / folder / "lock"
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # once its loader processes have seen that it is gone
+    os.utime(lock)
+    assert after().returncode == 0 and lock.exists()  # its process may only have begun, and hold it next
+    os.utime(lock, (1e9, 1e9))
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as its process does, and its loader processes do, while they live
+        assert after().returncode == 0 and lock.exists()
+    assert after().returncode == 0 and not list(short_path.iterdir())
+
+
+def test_a_long_path_for_temporary_files_is_none_for_sockets(tmp_path, tiny_shards):
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    done = run_forked(
+        ["-c", LEAVES, "finishes", str(tiny_shards)], cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(long)}, timeout=20
+    )
+    assert done.returncode == 0, done.stderr  # a socket's path has 107 bytes at most
 
 
 MANY_FILES = """

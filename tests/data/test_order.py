@@ -234,6 +234,15 @@ def test_a_world_that_does_not_divide_is_refused_with_what_would_fit():
     assert all(part in message for part in ("data.global_batch=100", "8 processes", "1, 2, 4, 5, 10, 20, 25, 50, 100", "96 and 104"))
 
 
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(("batch", "world", "fits"), [(4096, 1536, "3072 or 4608"), (4096, 10**6, "1000000"), (100, 1025, "1025")])
+def test_more_processes_than_a_batch_has_streams_by_itself_are_told_what_to_ask_for(batch, world, fits):
+    """The search for a batch that fits would not end."""
+    with pytest.raises(ConfigError, match=rf"take data.streams={world} and the nearest batch that fits: {fits}$"):
+        plan_batch(batch, None, world, 64)
+    assert plan_batch(int(fits.split()[-1]), world, world, 64).accumulation == 1
+
+
 def test_streams_that_do_not_divide_the_batch_are_refused_with_the_default():
     with pytest.raises(ConfigError, match=r"data.streams=7 must divide data.global_batch=48; leave it null for 48"):
         plan_batch(48, 7, 1, 64)

@@ -7,6 +7,55 @@ FILE, ASKED = "mpp/remote/copier.py", "mpp/train/copies.py"
 
 ROWS = [
     Row(
+        "what a stopped run leaves is not copied",
+        "mpp/train/run.py",
+        "                self.finish_copies()\n            raise\n",
+        "                pass\n            raise\n",
+        "tests/pipeline/test_copies.py::test_a_run_that_bad_numbers_have_stopped_leaves_what_tells_why_in_the_store",
+    ),
+    Row(
+        "a trunk in a store is looked for on the disk",
+        "mpp/train/branch.py",
+        "path = Path(local(asked))",
+        "path = Path(asked)",
+        f"{COPIES}test_a_branch_begins_at_a_run_in_a_store_or_at_one_of_its_checkpoints_and_is_the_same_from_any_folder",
+    ),
+    Row(
+        "a branch from a store is another one from each folder",
+        "mpp/train/branch.py",
+        "if is_url(asked) else str(Path(asked).resolve())",
+        "if not asked else str(Path(asked).resolve())",
+        f"{COPIES}test_a_branch_begins_at_a_run_in_a_store_or_at_one_of_its_checkpoints_and_is_the_same_from_any_folder",
+    ),
+    Row(
+        "what is no place for a run is a fault of the program",
+        ASKED,
+        "    except ValidationError as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        f"{COPIES}test_what_is_no_place_for_a_run_is_an_error_of_one_line",
+    ),
+    Row(
+        "the flight recorder is not copied",
+        FILE,
+        'FOLDERS = ("tensorboard", "pictures", FLIGHT,',
+        'FOLDERS = ("tensorboard", "pictures",',
+        f"{COPIER}test_what_the_flight_recorder_has_removed_goes_in_the_store_too",
+    ),
+    Row(
+        "a store tells of stops that are over",
+        FILE,
+        "        if over:\n",
+        "        if over and not over:\n",
+        f"{COPIER}test_what_the_flight_recorder_has_removed_goes_in_the_store_too",
+    ),
+    Row(
+        "what went wrong is not brought back",
+        FILE,
+        'parts[0] in ("checkpoints", LEASE, *ANEW)',
+        'parts[0] in ("checkpoints", LEASE, *WHOLE)',
+        f"{COPIER}test_an_empty_machine_gets_the_checkpoint_byte_for_byte_and_what_a_resume_needs",
+    ),
+    Row(
         "a checkpoint exists in the store before its parts do",
         FILE,
         """        for name in sorted(record["files"]):

@@ -13,6 +13,14 @@ WELL, FAULT = (
 )
 PEERS, ALONE = "tests/test_peers.py::test_", "tests/pipeline/test_alone.py::test_"
 ROWS: list[Plant | Row] = [
+    Row(
+        "machines that are meant count although none are", "mpp/doctor.py", "    if not arguments.gpus and (", "    if arguments.gpus and (",
+        "tests/pipeline/test_doctor.py::test_a_wrong_command_has_a_status_of_its_own",
+    ),
+    Row(
+        "who gives a run to replay is not told of its dumps", "mpp/replaying.py", "if there else GIVE", "if not there else GIVE",
+        "tests/pipeline/test_replay.py::test_what_cannot_be_replayed_is_refused_in_one_line",
+    ),
     Plant(
         "a check that failed leaves status 0", "mpp.checks.finding:status", "lambda findings: 0",
         FINDING + "ranks_that_differ_are_named_and_the_worst_comes_first",
@@ -266,7 +274,7 @@ ROWS: list[Plant | Row] = [
         LINKS + "a_host_that_leaves_while_clocks_are_compared_is_named_and_nobody_waits_for_it",
     ),
     Row(
-        "processes that do not meet are a mistake of the config", "mpp/errors.py", "    status = UNMET\n", "    status = 2\n",
+        "processes that do not meet are a mistake of the config", "mpp/errors.py", "do not answer.\"\"\"\n\n    status = UNMET\n", "do not answer.\"\"\"\n\n    status = 2\n",
         PEERS + "processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries",
     ),
     Row(

@@ -8,6 +8,22 @@ ALIVE, RESUME, SBATCH, NODE = "tests/pipeline/test_alive.py", "tests/pipeline/te
 
 ROWS = [
     Row(
+        "a node of a job ends before its ranks have committed", "jobs/slurm/node.sh", "trap : TERM #", "#",
+        f"{SCRIPTS}::test_a_node_that_slurm_ends_waits_until_its_ranks_have_committed",
+    ),
+    Row(
+        "a controller that gives no answer has said no", SBATCH, '    scontrol "$@" "$SLURM_JOB_ID" && return\n', '    scontrol "$@" "$SLURM_JOB_ID"; return\n',
+        f"{SCRIPTS}::test_a_controller_that_is_too_busy_to_answer_is_asked_again",
+    ),
+    Row(
+        "a job of an older SLURM does not know when it ends", SBATCH, "    export SLURM_JOB_END_TIME\n", "",
+        f"{SCRIPTS}::test_a_run_knows_when_its_job_ends_from_any_slurm",
+    ),
+    Row(
+        "a job whose end is not known ends today", SBATCH, "[[ $ends == *T*:* ]]", "[[ $ends != N/A ]]",
+        f"{SCRIPTS}::test_a_run_knows_when_its_job_ends_from_any_slurm",
+    ),
+    Row(
         "a stopped rank is let be", "mpp/watchman.py", "if each.stopped >= patience:", "if each.stopped >= slow:",
         f"{WATCHMAN}::test_a_rank_that_others_wait_for_is_named_with_its_host_process_and_step",
     ),

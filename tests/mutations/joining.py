@@ -17,7 +17,67 @@ COUNTED = OPENS + "a_start_and_a_resumption_ask_the_same_of_the_disk_whatever_th
 
 FIRST, LOADER = "tests/pipeline/test_loaders_first.py::test_", "tests/data/test_loader.py::test_"
 
+WEIGHTS = "tests/pipeline/test_same_weights.py::test_ranks_that_read_other_weights_are_named_before_anything_is_computed"
+LEAVE = "tests/data/test_loader_processes.py::test_loader_processes_leave_nothing_in_the_folder_for_temporary_files"
+
 ROWS = [
+    # Weights that each process reads for itself.
+    Row(
+        "weights that a run begins from are not compared", "mpp/pretraining.py",
+        "agree_on_weights(peers, {**brought.digests, **begun})", "agree_on_weights(peers, brought.digests)", WEIGHTS + "[pretrain-words0-init_from]",
+    ),
+    Row(
+        "each rank has a teacher of its own", "mpp/pretraining.py",
+        "agree_on_weights(peers, {**brought.digests, **begun})", "agree_on_weights(peers, begun)", WEIGHTS + "[pretrain-words1-target.encoder]",
+    ),
+    Row(
+        "each rank fine-tunes what it finds", "mpp/finetune_job.py",
+        '    agree_on_weights(peers, {"encoder": loaded.digest})\n', "", WEIGHTS + "[finetune-words2-encoder]",
+    ),
+    Row(
+        "the encoders beside a probe's are not compared", "mpp/probe_job.py",
+        '"encoder": loaded.digest, **{f"beside.{source}": each.digest for source, each in beside.items()}', '"encoder": loaded.digest', WEIGHTS + "[linear_probe-words4-beside.weights]",
+    ),
+    # What loader processes leave.
+    Row(
+        "each loader process makes a folder for its sockets", "mpp/data/handing_over.py", "    _make_folder()\n    gc.collect()\n", "    gc.collect()\n", LEAVE + "[finishes]",
+    ),
+    Row(
+        "a process that ends at once leaves its folder of sockets", "mpp/errors.py",
+        "        shutil.rmtree(folder, ignore_errors=True)\n", "        pass\n", LEAVE + "[is_ended]",
+    ),
+    Row(
+        "nobody removes what a killed process has left", "mpp/data/handing_over.py", "    sweep()\n    config", "    config", LEAVE + "[is_killed]",
+    ),
+    Row(
+        "the sockets of a process that lives are swept away", "mpp/data/handing_over.py",
+        "                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n", "", LEAVE + "[is_killed]",
+    ),
+    Row(
+        "the sockets of a process that has only begun are swept away", "mpp/data/handing_over.py", "BEGINNING = 60.0", "BEGINNING = -1e9", LEAVE + "[is_killed]",
+    ),
+    Row(
+        "a long path for temporary files is taken for sockets", "mpp/files.py", "if len(tempfile.gettempdir()) > 60", "if len(tempfile.gettempdir()) > 600",
+        "tests/data/test_loader_processes.py::test_a_long_path_for_temporary_files_is_none_for_sockets",
+    ),
+    Row(
+        "what a kill has left half-written stays in a run folder", "mpp/train/run_folder.py", "        for path in folder.glob(TEMPORARY):", "        for path in []:",
+        "tests/pipeline/test_resume.py::test_whoever_holds_a_run_folder_removes_what_a_kill_has_left_half_written",
+    ),
+    # A place that another run holds.
+    Row(
+        "a folder that another run holds is for a person to mend", "mpp/errors.py", "has not ended yet.\"\"\"\n\n    status = UNMET\n", "has not ended yet.\"\"\"\n",
+        f"{PEERS}what_stops_one_stops_all_with_the_same_words tests/pipeline/test_resume.py::test_a_run_folder_takes_one_run_at_a_time",
+    ),
+    Row(
+        "other ranks say that a person must mend it", "mpp/peers.py", "raise error_told(*told[\"error\"])", "raise UserError(told[\"error\"][0])",
+        f"{PEERS}what_stops_one_stops_all_with_the_same_words",
+    ),
+    Row(
+        "a place in a store that another run holds is for a person to mend", "mpp/train/copies.py",
+        "BusyError.status if kind == BusyError.__name__ else self.status", "self.status",
+        "tests/train/test_copies.py::test_a_place_that_another_run_holds_may_be_tried_again",
+    ),
     # Loader processes begin before the processes join.
     Row(
         "fine-tuning joins before its loader processes begin", "mpp/finetuning.py",

@@ -101,6 +101,13 @@ ROWS = [
         ORDER + "accumulation_is_the_smallest_that_fits",
     ),
     Row(
+        "a batch for more processes than it has streams is looked for without end",
+        "mpp/data/order.py",
+        "    if world > MOST_STREAMS:",
+        "    if False:",
+        ORDER + "more_processes_than_a_batch_has_streams_by_itself_are_told_what_to_ask_for",
+    ),
+    Row(
         "an epoch with views holds as many samples as one without",
         "mpp/data/order.py",
         "    samples = global_batch // views\n",

@@ -65,11 +65,11 @@ ROWS: list[Plant | Row] = [
         NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most[0-4]",
     ),
     Row(
-        "every step waits to hear what was agreed", "mpp/train/run.py", "        if self.shown or self.commits:\n            self._heed(self)",
-        "        if True:\n            self._heed(self)", NO_WAITING + "two_processes_hear_of_each_other_a_step_later",
+        "every step waits to hear what was agreed", "mpp/train/run.py", "            if self.shown or self.commits:\n                self._heed(self)",
+        "            if True:\n                self._heed(self)", NO_WAITING + "two_processes_hear_of_each_other_a_step_later",
     ),
     Row(
-        "nobody hears of the step before", "mpp/train/run.py", "        if before:\n            self._heed(before)\n", "",
+        "nobody hears of the step before", "mpp/train/run.py", "            if before:\n                self._heed(before)\n", "",
         NO_WAITING + "a_gradient_that_is_not_finite_changes_nothing_and_stops_the_run_a_step_later_at_most[0-4]",
     ),
     Row(

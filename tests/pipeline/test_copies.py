@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from mpp.files import user_folder
 from mpp.interop.read_encoder import read_encoder
 from mpp.transfer import overlap
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
+from tests.pipeline.test_bad_numbers import poisoned
 from tests.stores import between, listing, serve_s3
 
 TO = ["checkpoint.copy_to=s3://bucket/runs/a", "log.samples=true", "system.workers=1"]
@@ -140,3 +142,55 @@ def test_a_run_whose_store_stays_away_commits_to_its_disk_and_ends_with_a_line(s
     again = finish(start([*arguments, f"optim.total_samples={12 * (newest + 2)}"], program=["-c", HASTY]))
     assert again.status == [0] and f"resumes at step {newest}" in again.out
     assert f"runs/b/checkpoints/{newest + 2:09d}/COMMIT.json" in listing(store)
+
+
+@pytest.mark.slow
+def test_a_run_that_bad_numbers_have_stopped_leaves_what_tells_why_in_the_store(store, shards, tmp_path):
+    words = ["checkpoint.copy_to=s3://bucket/runs/bad", "checkpoint.every_samples=24", "system.max_skipped_steps=0", "evaluate.images=0"]
+    done = poisoned(tmp_path / "run", shards, *words, steps="5")
+    assert done.status == [2] and "is not finite" in done.err
+    found = listing(store, "runs/bad/")
+    assert {"flight/rank0.json", "flight/weights.safetensors", "checkpoints/000000004/COMMIT.json"} <= found.keys()
+    assert found["flight/rank0.json"] == (tmp_path / "run/flight/rank0.json").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_run_whose_only_copy_lies_in_a_store_gives_weights_and_branches_as_from_its_folder(store, shards, tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/torch_extensions").symlink_to(
+        user_folder("XDG_CACHE_HOME", "~/.cache") / "torch_extensions"
+    )  # what DeepSpeed has compiled
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trunk, url = tmp_path / "trunk", "s3://bucket/runs/trunk"
+    constant = [
+        "optim={schedule: constant, total_samples: 48, warmup_samples: 12}",
+        "checkpoint={every_samples: 24, keep: 9}",
+        "evaluate.images=0",
+        "model.drop_path=0",
+    ]
+    succeed(trunk, shards, *constant, f"checkpoint.copy_to={url}", "checkpoint.keep_at_samples=[24]")
+    ends = ["optim={schedule: wsd, total_samples: 48, cooldown_samples: 12, warmup_samples: 12}", *constant[1:]]
+    succeed(tmp_path / "by-path", shards, *ends, f"branch_from={trunk}/checkpoints/000000002")
+    shutil.rmtree(trunk)
+
+    words = [*ends, f"branch_from={url}/checkpoints/000000002"]
+    done = succeed(tmp_path / "by-url", shards, *words, world=2)
+    assert f"branches from {url}/checkpoints/000000002 at step 2" in done.out
+    ours, theirs = tensors(tmp_path / "by-url", 4), tensors(tmp_path / "by-path", 4)
+    assert ours.keys() == theirs.keys() and all(ours[name].allclose(theirs[name], atol=1e-5) for name in ours)
+    assert "already finished at step 4" in succeed(tmp_path / "by-url", shards, *words).out  # the same branch
+    other = pretrain(tmp_path / "by-url", shards, *ends, f"branch_from={url}")
+    assert other.status == [2] and f"branched from {url}/checkpoints/000000002" in other.err
+
+    done = succeed(tmp_path / "next", shards, "optim.total_samples=24", f"init_from={url}")
+    assert f"weights from {url} at step 4 | as they are: " in done.out and "begin afresh: " not in done.out
+    assert {found.path for found in overlap.trained_on(str(tmp_path / "next"))} == {str(shards)}
+    assert [found.problem for found in overlap.trained_on(str(tmp_path / "next"))] == [
+        "",
+        "",
+    ]  # its own set, and that of the run in the store
+    absent = pretrain(tmp_path / "absent", shards, "init_from=s3://bucket/runs/none")
+    assert absent.status == [2] and absent.error_lines == [
+        "error: s3://bucket/runs/none holds no whole checkpoint; give the checkpoint.copy_to of a run, or one of its checkpoints/NNN"
+    ]

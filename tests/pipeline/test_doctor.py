@@ -110,7 +110,13 @@ def test_shards_that_are_not_as_the_manifest_says_fail(shards, tmp_path, capsys)
 def test_a_wrong_command_has_a_status_of_its_own(tmp_path):
     with pytest.raises(UserError, match="base_lrr"):
         doctor.main([*TINY, "optim.base_lrr=1"])
-    for words in (["--gpus", "12", "--per-node", "8"], ["--gpus", "8", "--gpu", "abacus"], ["--gpus", "0"]):
+    for words in (
+        ["--gpus", "12", "--per-node", "8"],
+        ["--gpus", "8", "--gpu", "abacus"],
+        ["--gpus", "0"],
+        ["--gpu", "h200"],
+        ["--cores", "8"],
+    ):
         with pytest.raises(UserError):
             doctor.main([*TINY, *words])
 

@@ -144,6 +144,8 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(stopped, tmp_path):
         parse([])
     with pytest.raises(ConfigError, match="cannot read the dump"):
         main([str(tmp_path / "none.json")])
+    with pytest.raises(ConfigError, match=rf"cannot read the dump {stopped} \(Is a directory\); give one of {dump}, .*rank1.json$"):
+        main([str(stopped)])
     (tmp_path / "other.json").write_text('{"format": 9}')
     with pytest.raises(ConfigError, match="is no dump of the flight recorder"):
         main([str(tmp_path / "other.json")])

@@ -11,9 +11,11 @@ import time
 import pytest
 import torch
 
-from mpp.errors import AGAIN, UserError
+from mpp.errors import AGAIN, UNMET, BusyError
+from mpp.files import temporary
 from mpp.locks import lock_folder
 from mpp.pretrain import main
+from mpp.train.run_folder import hold_run_folder
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
 
 STEP, LAST = 4, 8
@@ -117,9 +119,21 @@ def test_a_run_folder_takes_one_run_at_a_time(shards, tmp_path, monkeypatch):
     run.mkdir()
     with (run / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another run is training here"):
+        with pytest.raises(BusyError, match="another run is training here") as caught:
             main([*TINY, f"data.shards={shards}", f"run_dir={run}"])
+    assert caught.value.status == UNMET  # it may be a start of this very job, on a node that the scheduler has given up
     assert [path.name for path in run.iterdir()] == ["lock"]
+
+
+def test_whoever_holds_a_run_folder_removes_what_a_kill_has_left_half_written(tmp_path):
+    (tmp_path / "flight").mkdir()
+    left = [temporary(tmp_path / "lock.owner"), temporary(tmp_path / "flight/weights.safetensors")]
+    stays = [tmp_path / ".hidden", tmp_path / "flight/rank0.json"]
+    for path in (*left, *stays):
+        path.touch()
+    lock = hold_run_folder(tmp_path, lambda: None, None)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in stays)
+    lock.close()
 
 
 @pytest.mark.slow
@@ -175,6 +189,7 @@ def faulty(start, tensors, moments):
 checkpoint._write = faulty
 from mpp.errors import run_program
 from mpp.pretrain import main
+from mpp.train.run_folder import hold_run_folder
 run_program(main)
 """
 

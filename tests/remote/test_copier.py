@@ -69,6 +69,7 @@ def run_dir(tmp_path):
         ".x.tmp-1",
         "tensorboard/events.1",
         "pictures/1.png",
+        "flight/rank0.json",
         "encoder/config.json",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,15 @@ def test_what_makes_a_checkpoint_exist_is_written_last_and_what_a_resume_needs_b
     held.put_commit("000000010", 2, [])
     put = [key.removeprefix("runs/a/") for method, key in store.between.asked if method == "PUT"][1:]
     parts = [f"checkpoints/000000010/rank{rank:05d}.safetensors" for rank in (0, 1)]
-    beside = ["config.yaml", "metrics.jsonl", "tensorboard/events.1", "pictures/1.png", "encoder/model.safetensors", "encoder/config.json"]
+    beside = [
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard/events.1",
+        "pictures/1.png",
+        "flight/rank0.json",
+        "encoder/model.safetensors",
+        "encoder/config.json",
+    ]
     assert put == [*parts, *beside, "checkpoints/000000010/COMMIT.json"]
     found = listing(store, "runs/a/")
     assert all(found[name] == (run_dir / name).read_bytes() for name in put)
@@ -117,6 +126,20 @@ def test_only_what_has_changed_is_copied_again(store, held, run_dir):
     store.between.asked.clear()
     again.put_beside()
     assert "runs/a/pictures/1.png" not in [key for _, key in store.between.asked]
+
+
+def test_what_the_flight_recorder_has_removed_goes_in_the_store_too(store, held, run_dir):
+    for name in ("rank1.json", "skipped-7.rank0.json"):
+        (run_dir / "flight" / name).write_text(name)
+    held.put_beside()
+    assert names(store, "runs/a/flight/") == {"rank0.json", "rank1.json", "skipped-7.rank0.json"}
+    for rank in (0, 1):
+        (run_dir / f"flight/rank{rank}.json").unlink()
+    held.put_beside()
+    assert names(store, "runs/a/flight/") == {"skipped-7.rank0.json"}
+    (run_dir / "metrics.jsonl").unlink()
+    held.put_beside()
+    assert "runs/a/metrics.jsonl" in listing(store)  # nothing else goes because it is not here
 
 
 def test_a_file_that_is_too_large_for_memory_is_copied_as_it_was_at_one_instant(store, held, run_dir, monkeypatch):
@@ -219,7 +242,13 @@ def test_an_empty_machine_gets_the_checkpoint_byte_for_byte_and_what_a_resume_ne
     assert copy.look() == {"000000010": copied}
     copy.fetch("000000010", beside=True, said=heard.append)
     there = {path.relative_to(empty_one).as_posix(): path.read_bytes() for path in empty_one.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "metrics.jsonl", "tensorboard/events.1", "pictures/1.png"}  # the encoder is written anew at the end
+    expected = {
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard/events.1",
+        "pictures/1.png",
+        "flight/rank0.json",
+    }  # the encoder is written anew at the end
     expected |= {f"checkpoints/000000010/{name}" for name in (*copied["files"], "COMMIT.json")}
     assert there == {name: (run_dir / name).read_bytes() for name in expected}
     assert sum(heard) == sum(facts["bytes"] for facts in copied["files"].values())

@@ -12,10 +12,11 @@ import pytest
 
 from mpp.config.pretrain import KeptCheckpointConfig, PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import CheckpointError, ConfigError
+from mpp.errors import UNMET, CheckpointError, ConfigError, UserError
 from mpp.files import sha256_of
 from mpp.remote import retries
 from mpp.train import copies
+from mpp.train.branch import check_branch, find_trunk
 from mpp.train.commit import Commit, checkpoint_folder, commits, prune, write_commit
 from mpp.train.copies import Copies, CopyError, fetched
 from tests.stores import between, empty, listing, serve_s3
@@ -235,6 +236,38 @@ def test_a_store_that_stays_away_ends_the_run_after_as_long_as_was_said(store, r
         match=r"may not be read or written with these credentials \(403\): nothing was copied for checkpoint\.give_up_minutes=0\.02; .*step 10 is in s3://bucket/runs/a",
     ):
         run.finish()
+
+
+def test_a_place_that_another_run_holds_may_be_tried_again(store, run_dir):
+    """It may be the start before this one, on a machine that the scheduler has given up and that copies still."""
+    first = begun(run_dir)
+    with pytest.raises(CopyError, match="another run writes there") as caught:
+        begun(run_dir)
+    assert caught.value.status == UNMET
+    first.close()
+
+
+def test_a_branch_begins_at_a_run_in_a_store_or_at_one_of_its_checkpoints_and_is_the_same_from_any_folder(
+    copied, store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there = commits(copied)
+    shutil.rmtree(copied)
+    assert find_trunk("s3://bucket/runs/a").record == there[0].record
+    trunk = find_trunk("s3://bucket/runs/a/checkpoints/000000010")
+    assert trunk.step == 10 and trunk.folder.is_relative_to(tmp_path / "cache")
+    asked = "s3://bucket/runs/a/checkpoints/000000010"
+    begun = Commit(tmp_path, {"branched_from": {"asked": asked}})
+    monkeypatch.chdir(tmp_path)
+    check_branch(tmp_path, begun, asked + "/")
+    with pytest.raises(CheckpointError, match=rf"branched from {asked}"):
+        check_branch(tmp_path, begun, "s3://bucket/runs/a")
+
+
+@pytest.mark.parametrize("url", ["https://host/runs/a", "s3://", "memory://a/b", "ftp://host/a"])
+def test_what_is_no_place_for_a_run_is_an_error_of_one_line(url):
+    with pytest.raises(UserError, match=r"cannot be read as a run: .*(is no place in an object store|names nothing)"):
+        fetched(url)
 
 
 @pytest.mark.long
