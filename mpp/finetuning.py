@@ -95,7 +95,7 @@ def finetune(asked: FinetuneConfig, run_dir: Path, argv: Sequence[str] | None, a
     if config.repeats > 1:
         _lock = held_folder(run_dir, lambda: hold_run_folder(run_dir, lambda: find_commit(run_dir, "auto"), None), peers)
     for repeat in repeats:
-        repeat.run.settle()
+        repeat.run.claim()
     left = [repeat for repeat in repeats if not is_finished(repeat, peers)]
     loaders = Loaders(job, left, peers) if left else None
     world = start(run_dir, config.system, peers) if config.repeats > 1 else None

@@ -145,7 +145,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     begun = {"init_from": initialise_from(model, config)} if config.init_from and not run.commit else {}
     agree_on_weights(peers, {**brought.digests, **begun})
 
-    run.settle()
+    run.claim()
     if run.commit and run.course.finished:
         if peers.first:
             say(f"run {run_dir} | {run.course.finished_words('optim.total_samples')}")

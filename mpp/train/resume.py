@@ -141,7 +141,7 @@ def as_first_sees(peers: Peers, find: Callable[[], Commit | None]) -> Commit | N
     return Commit(Path(found[0]), found[1]) if found else None
 
 
-def settle(run_dir: Path, resume: str | int, commit: Commit | None, peers: Peers) -> Commit | None:
+def agreed_commit(run_dir: Path, resume: str | int, commit: Commit | None, peers: Peers) -> Commit | None:
     """Collective: the commit that this run goes on from, the same on all ranks and whole; None where it starts.
 
     commit: what rank 0's `find_commit` has found.  Each rank reads its share of the files.  Where one is damaged, the commit before is taken, and
@@ -168,7 +168,7 @@ def settle(run_dir: Path, resume: str | int, commit: Commit | None, peers: Peers
     return commit
 
 
-def settle_trunk(asked: str, commit: Commit, peers: Peers) -> Commit:
+def agreed_trunk(asked: str, commit: Commit, peers: Peers) -> Commit:
     """Collective: the same for the commit that a branch begins at (branch_from=asked), of which each rank reads its share.  Raises CheckpointError, on
     all ranks, where they do not see it, and where it is not whole."""
     _check_same_view(commit.folder.parent.parent, commit, peers)

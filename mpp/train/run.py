@@ -2,7 +2,7 @@
 
     peers = gather(...)         the processes of the job meet, and agree on the command
     run = Run(..., peers)       the newest commit, as rank 0 sees it, and whether this start may go on from it
-    run.settle()                the run folder is this run's alone, and one whole commit is settled on
+    run.claim()                 the run folder is this run's alone, and one whole commit is settled on
     run.join(stream)            loader processes have begun; now the processes get collectives, and each its device
     run.begin(model, ...)       logs are cut back to it, the engine is built, weights and moments are put back
     run.announce(lines)         the run folder says what was asked for, and people are told
@@ -55,7 +55,7 @@ from mpp.train.engine import Engine
 from mpp.train.flight import Flight
 from mpp.train.gathering import TrainingConfig, held_folder, start
 from mpp.train.progress import progress_line
-from mpp.train.resume import Course, as_first_sees, course_of, settle, settle_trunk
+from mpp.train.resume import Course, agreed_commit, agreed_trunk, as_first_sees, course_of
 from mpp.train.run_folder import cut_back_logs, hold_run_folder, identity_of, write_run_folder
 from mpp.train.sample_log import SampleLog
 from mpp.train.saving import Saver
@@ -68,7 +68,7 @@ from mpp.world import World, from_first
 
 
 class Run:
-    """First there are `commit`, `course` and `first_step`, which `settle` makes final; after `join` `world`; after `begin` `engine` and `bad` (samples)."""
+    """First there are `commit`, `course` and `first_step`, which `claim` makes final; after `join` `world`; after `begin` `engine` and `bad` (samples)."""
 
     def __init__(
         self,
@@ -127,17 +127,17 @@ class Run:
         self._flop_per_image: float | None = None
         self._rate_of_all: float | None = None  # FLOP/s
 
-    def settle(self) -> None:
+    def claim(self) -> None:
         """Collective.  Raises UserError where another run holds the folder, where not all see it, and where no commit is whole."""
         watch.moved("starting", step=0, slow=True)
         hold = lambda: hold_run_folder(self.run_dir, self._find, self.commit)  # until `close`, or this process ends
         self._lock = held_folder(self.run_dir, hold, self._peers)
         if self._copy_to:
             self.commit = as_first_sees(self._peers, lambda: self.copies.bring(self.config.resume) if self.copies else None)
-        self.commit = settle(self.run_dir, self.config.resume, self.commit, self._peers)
+        self.commit = agreed_commit(self.run_dir, self.config.resume, self.commit, self._peers)
         self.course = self._course_from(self.commit)
         if self.commit is None and self.trunk:
-            self.commit = settle_trunk(self._branch_from, self.trunk, self._peers)
+            self.commit = agreed_trunk(self._branch_from, self.trunk, self._peers)
 
     def join(self, stream: Iterator[Batch], world: World | None = None, stop: StopRequest | None = None) -> None:
         """Collective.  stream: the batches of all steps, of loader processes that have begun: they are forked off before this process has collectives, a

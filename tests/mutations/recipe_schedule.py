@@ -118,7 +118,7 @@ ROWS: list[Plant | Row] = [
         COURSE + "a_trunk_is_asked_for_another_end_at_any_time_and_begins_no_cycle",
     ),
     Plant(
-        "a damaged trunk is believed", "mpp.train.run:settle_trunk", "lambda asked, commit, world: commit",
+        "a damaged trunk is believed", "mpp.train.run:agreed_trunk", "lambda asked, commit, world: commit",
         BRANCHES + "a_damaged_commit_of_a_trunk_is_refused_and_nothing_is_written",
     ),
 ]  # fmt: skip
