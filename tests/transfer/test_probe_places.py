@@ -66,7 +66,7 @@ def run_of(folder, **decoder):
 
 def rows_of(folder, *words):
     config = load(ProbeConfig, None, [f"encoder={folder}", "train=x", "random_inits=2", *words])
-    return table_rows(config, read_encoder(folder, quiet=True), ALONE)
+    return table_rows(config, read_encoder(folder, quiet=True), {}, ALONE)
 
 
 def images(side=16):

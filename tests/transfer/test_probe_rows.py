@@ -30,7 +30,7 @@ def rows(tmp_path, splits, request):
     model = TINY.model_copy(update={"arch": request.param})
     write_encoder(tmp_path / "encoder", build_encoder(model, 5).vit.state_dict(), model, MEAN, STD, "tiny")
     config = ProbeConfig.model_validate({"encoder": str(tmp_path / "encoder"), "train": "x", "features": {"workers": 0, "pixel_side": 8}})
-    found = table_rows(config, read_encoder(config.encoder), ALONE)
+    found = table_rows(config, read_encoder(config.encoder), {}, ALONE)
     images = open_labelled(str(splits["train"]), "train")
     extractors = {name: row.extractor for name, row in found.items()}
     tables = extract(images, np.arange(6), extractors, config.features, tmp_path / "tables", ALONE)
@@ -74,7 +74,7 @@ def test_the_random_row_has_no_tensor_that_was_trained(tmp_path):
     }
     write_encoder(tmp_path / "encoder", weights, TINY, MEAN, STD, "tiny")
     config = ProbeConfig.model_validate({"encoder": str(tmp_path / "encoder"), "train": "x"})
-    found = table_rows(config, read_encoder(config.encoder), ALONE)
+    found = table_rows(config, read_encoder(config.encoder), {}, ALONE)
     trained, fresh = (found[name].extractor.backbone.state_dict() for name in (PRETRAINED, RANDOM))
     for name, tensor in fresh.items():
         assert not torch.allclose(tensor, trained[name], atol=1), name
