@@ -121,7 +121,7 @@ def small_limit(monkeypatch):
     for module in ("data_prep.make_shards", "data_prep.index_shards", "mpp.prep.making", "mpp.prep.indexing", "mpp.data.shard_faults"):
         monkeypatch.setattr(f"{module}.MAX_PIXELS", 2000)
     monkeypatch.setattr("mpp.prep.prepare.TRAINED_PIXELS", 2500)
-    monkeypatch.setattr("mpp.prep.making.TRAINED_PIXELS", 2500)
+    monkeypatch.setattr("mpp.prep.summary.TRAINED_PIXELS", 2500)
 
 
 @pytest.fixture
