@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def sweep() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def handed_over(loader: DataLoader, phase: str, iterator: Iterator[Any] | None = None) -> Iterator[Any]:
+def handed_over(loader: DataLoader, phase: str, iterator: Iterator[Any] | None = None) -> Generator[Any]:
     """The loader's items; to the watch, this process waits for data or does what `phase` says with them.  iterator: of a loader that is `begun`.
 
     Raises DataError for a loader process that died or has been stopped, and where nothing came for as long as anything may take.

@@ -6,7 +6,7 @@ features.workers of a probe, says otherwise.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,12 @@ def _loader(dataset: Dataset, sampler: Any, workers: int, pin_memory: bool, stay
     )
 
 
-def _completed(items: Iterator[Any], dataset: CropDataset, copies: bool, done: Callable[[int], None]) -> Iterator[Batch]:
+def _completed(items: Generator[Any], dataset: CropDataset, copies: bool, done: Callable[[int], None]) -> Iterator[Batch]:
     """copies: images out of the memory that is shared with loader processes, where pinning does not copy them.  done: is told how many have come."""
     for number, batch in enumerate(items):
         done(number)
         if "error" in batch:
+            items.close()  # its processes end now: a garbage collection would wait 10 s for them, after it has closed their queues
             raise batch["error"]
         batch = unpacked(batch)
         if copies and "image" in batch:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +63,10 @@ def test_a_bad_held_out_sample_is_replaced_by_a_held_out_one(tmp_path, make_shar
 def test_what_is_measured_has_no_stand_ins(tmp_path, make_shards, damage, workers):
     folder = make_shards(tmp_path / "train", [6, 5])
     damage(folder, [6])
-    data = replace(dataset(folder), leaves_none_out=True)
+    data, before = replace(dataset(folder), leaves_none_out=True), multiprocessing.active_children()
     with pytest.raises(DataError, match=r"train/000001.tar: 000000000006 .*CRC-32.*leaves no image out, so copy or make the split again"):
         list(batches(data, EveryOnce(data.ids, 4, 0, 1), workers, pin_memory=False))
+    assert set(multiprocessing.active_children()) <= set(before)  # who goes on is not held up by them
     assert len(list(batches(replace(data, pool=range(6)), EveryOnce(np.arange(6), 4, 0, 1), workers, pin_memory=False))) == 2
 
 

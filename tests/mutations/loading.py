@@ -9,6 +9,13 @@ ORDER, LOADER, PROCESSES, BAD, AUGMENT, POSES, CROP, IMAGES = (
 LOG = "tests/train/test_sample_log.py::test_"
 
 ROWS = [
+    Row(
+        "loader processes outlive an error of one of them",
+        "mpp/data/loader.py",
+        "            items.close()",
+        "            pass",
+        "tests/data/test_bad_samples.py::test_what_is_measured_has_no_stand_ins",
+    ),
     Plant(
         "white is zero, and stays dark",
         "mpp.data.levels:_grey",
