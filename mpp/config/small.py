@@ -13,9 +13,8 @@ SAMPLES, PASSES = 768_000, 20  # where no length is asked for, the larger of bot
 STEPS = 3_000  # that a run should have: 445,440 samples in batches of 128 (docs/small.md)
 SMALLEST, LARGEST, LARGEST_ON_GPU = 32, 512, 1024  # batches
 LEAST_STEPS = 10  # below which a budget is no run
-LEAST_IMAGES = (
-    16  # of a set that it is fitted to: steps of fewer than 8 learn nothing, and a folder of so few is most often the wrong one (judged)
-)
+# Of a set that it is fitted to: steps of fewer than 8 learn nothing, and a folder of so few is most often the wrong one (judged).
+LEAST_IMAGES = 16
 RATE, RATE_BATCH = 1.5e-3, 256  # the peak; by the root of the batch for others: 1.1e-3 at 128 was measured (docs/small.md)
 WARM_UP = 0.1  # of all samples, as the cifar_*.yaml
 HELD_OUT, MOST_HELD_OUT = 0.05, 1024  # of the images, for hold-out loss and skill

@@ -86,9 +86,8 @@ class CacheFolder:
             folder.mkdir(exist_ok=True)
         self.limit = int(gigabytes * 1e9) if gigabytes is not None else self.room() // 2
         self.removed: set[Shard] = set()  # by this job, which takes note of it
-        self._claim = (self.keepers / self.token).open(
-            "wb", buffering=0
-        )  # a disk that is full then fails where it is written, not where it is closed
+        # Unbuffered: a disk that is full then fails where it is written, not where it is closed.
+        self._claim = (self.keepers / self.token).open("wb", buffering=0)
         fcntl.flock(self._claim, fcntl.LOCK_EX)
 
     @property

@@ -74,10 +74,8 @@ class CachedSet:
         """told: the keeper's answer to `open`."""
         self.where, self.address = where, address
         self.folder, self.key = Path(told["folder"]), str(told["set"])
-        self.limit, self.room = (
-            int(told["limit"]),
-            int(told["room"]),
-        )  # bytes, of all sets in `cache`: that they may take, and that its disk has for them
+        # Bytes, of all sets in `cache`: that they may take, and that its disk has for them.
+        self.limit, self.room = int(told["limit"]), int(told["room"])
         self.cache = self.folder.parent.parent
         self.sizes: dict[str, int] = told["sizes"]  # of shards that are not as large there as the manifest says; -1: not there
 
