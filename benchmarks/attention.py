@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from timm.layers import Attention
 
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.train.run_folder import environment
 
 TOKENS = 8192

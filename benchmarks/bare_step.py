@@ -23,13 +23,14 @@ import torch
 from step import synthetic_batch
 from torch import Tensor, nn
 
+from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.order import plan_batch
-from mpp.errors import run_program
+from mpp.mains.pretrain import flop_of
 from mpp.model.normalise import normalise
 from mpp.monitor.arithmetic import matrix_rate
-from mpp.pretraining import flop_of
+from mpp.processes.world import World
 from mpp.recipe.decoders.transformer import TransformerDecoder
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
@@ -37,7 +38,6 @@ from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
 from mpp.train.run_folder import environment
 from mpp.train.step import masked_images
-from mpp.world import World
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TI4 = ["model.depth=12", "model.width=192", "model.heads=3"]

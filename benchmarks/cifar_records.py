@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mpp.errors import DataError
-from mpp.files import write_atomically
+from mpp.base.errors import DataError
+from mpp.disk.files import write_atomically
 from mpp.transfer.joined import Line, put_together
 from mpp.transfer.ledger import TEST_READS
 from mpp.transfer.metrics import difference

@@ -26,11 +26,11 @@ from threading import Lock
 
 from cifar_records import HOLDOUT, SCRATCH_RUN, TEST, collect, linear_on_holdout
 
-from mpp.errors import ConfigError, Parser, UserError, run_program
-from mpp.files import write_atomically
-from mpp.locks import hold_folder
-from mpp.machine import usable_cores
-from mpp.text import say
+from mpp.base.errors import ConfigError, Parser, UserError, run_program
+from mpp.base.machine import usable_cores
+from mpp.base.text import say
+from mpp.disk.files import write_atomically
+from mpp.disk.locks import hold_folder
 from mpp.train.signals import STOPPED
 
 ROOT = Path(__file__).resolve().parents[1]

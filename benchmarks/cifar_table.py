@@ -17,9 +17,9 @@ from typing import Any
 
 from cifar_records import read_records
 
-from mpp.errors import DataError, Parser, run_program
-from mpp.files import write_atomically
-from mpp.text import counted, say, say_lines
+from mpp.base.errors import DataError, Parser, run_program
+from mpp.base.text import counted, say, say_lines
+from mpp.disk.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"

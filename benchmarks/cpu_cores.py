@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.errors import run_program
-from mpp.machine import usable_cores
+from mpp.base.errors import run_program
+from mpp.base.machine import usable_cores
 from mpp.train.run_folder import environment
 
 ROOT = Path(__file__).parents[1]

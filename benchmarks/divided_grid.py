@@ -26,9 +26,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mpp.errors import Parser, UserError, run_program
-from mpp.machine import usable_cores
-from mpp.text import say
+from mpp.base.errors import Parser, UserError, run_program
+from mpp.base.machine import usable_cores
+from mpp.base.text import say
 from mpp.train.run_folder import environment
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.probes.contract import Train

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mpp.base.rng import MASK, Draws
 from mpp.recipe.corruptions import DropCorruption, ReplaceCorruption
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import BlockMask, InverseBlockMask, MultiBlockMask, RandomMask
 from mpp.recipe.places import KEPT, SWAPPED, VISIBLE, Masks
-from mpp.rng import MASK, Draws
 
 MIX, ALL, DROP = ReplaceCorruption(), ReplaceCorruption(mask=1, swap=0, keep=0), DropCorruption()
 ROWS: list[tuple[str, str, Masking]] = [

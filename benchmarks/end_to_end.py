@@ -22,20 +22,20 @@ from bare_step import CONFIGS, SHAPES, peer_of, plain
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
-from mpp.errors import run_program
 from mpp.monitor.arithmetic import matrix_rate
+from mpp.processes.world import World
 from mpp.recipe.decoders.transformer import TransformerDecoder
 from mpp.recipe.model import build_model
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
 from mpp.train.run_folder import environment
 from mpp.train.step import masked_images
-from mpp.world import World
 
 UNTIMED = 4  # steps of a turn: as many batches as a loader process has ready
 RATE = 1e-4

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mpp.base.errors import Parser, run_program
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
 from mpp.data.labelled import open_labelled
 from mpp.data.order import Parts
-from mpp.errors import Parser, run_program
 from mpp.interop.read_encoder import read_encoder
+from mpp.processes.world import join_processes
 from mpp.train.run_folder import environment
 from mpp.transfer.extraction import centre_crops, extract
 from mpp.transfer.rows import encoder_row
-from mpp.world import join_processes
 
 IMAGENET = 1_281_167  # training images
 

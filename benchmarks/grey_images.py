@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from mpp.errors import DataError, Parser, run_program
-from mpp.files import write_atomically
-from mpp.text import counted, say
+from mpp.base.errors import DataError, Parser, run_program
+from mpp.base.text import counted, say
+from mpp.disk.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,6 +44,8 @@ from loader_limits import empty_set, write_empty_manifest
 from matplotlib.figure import Figure
 from step import synthetic_batch
 
+from mpp.base.errors import run_program
+from mpp.base.machine import usable_cores
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Centre
@@ -56,9 +58,8 @@ from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, check_of, read_m
 from mpp.data.shard_table import ShardEntry, ShardTable
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet, without_last
-from mpp.errors import run_program
-from mpp.machine import usable_cores
-from mpp.pretraining import micro_step_bytes
+from mpp.mains.pretrain import micro_step_bytes
+from mpp.processes.world import World
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.engine import start_distributed
@@ -66,7 +67,6 @@ from mpp.train.run_folder import environment
 from mpp.train.step import masked_images
 from mpp.transfer.split import REPORT, hold_out
 from mpp.transfer.while_training import choose
-from mpp.world import World
 
 ROOT = Path(__file__).parents[1]
 IMAGES = (10**3, 10**4, 10**5, 10**6, 10**7, 10**8)

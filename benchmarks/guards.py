@@ -3,7 +3,7 @@
     python benchmarks/guards.py [--shapes mae_ti4 mae_s16] [--saves mae_ti4 mae_s16 mae_b16] [--rounds 7] [--folder FOLDER] [--out FILE]
 
 A step's guards are the flight recorder (mpp/train/flight.py), the sum in which ranks agree (mpp/train/shared_sum.py) and what is told to the watchman
-(mpp/watch.py).  They are timed by themselves, 200 times a round, turn by turn with steps of the same batch; one process, so that no wait for another rank is
+(mpp/processes/watch.py).  They are timed by themselves, 200 times a round, turn by turn with steps of the same batch; one process, so that no wait for another rank is
 counted.  Quoted are medians over rounds.
 
 A checkpoint: seconds that training waits for its copy, then until it is written and committed, which a run does while it trains.  FOLDER: the disk.
@@ -24,11 +24,13 @@ import torch
 from bare_step import CONFIGS, RATE, SHAPES
 from step import synthetic_batch
 
-from mpp import watchman
+from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.order import plan_batch
-from mpp.errors import run_program
+from mpp.processes import watchman
+from mpp.processes.watch import watch
+from mpp.processes.world import World
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.checkpoint import Saving
@@ -38,8 +40,6 @@ from mpp.train.optim import build_optimiser
 from mpp.train.run_folder import environment
 from mpp.train.shared_sum import SharedSum
 from mpp.train.step import masked_images
-from mpp.watch import watch
-from mpp.world import World
 
 TIMES = 200  # of the guards, in a round
 

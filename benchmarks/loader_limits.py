@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mpp.base.errors import run_program
+from mpp.base.rng import CROP, Draws
 from mpp.config.pretrain import DataConfig
 from mpp.data import _jpeg
 from mpp.data.augment import Augment
@@ -26,9 +28,7 @@ from mpp.data.order import Order
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, manifest_pieces, sealed
 from mpp.data.shard_table import ShardEntry, ShardTable
 from mpp.data.shards import ShardSet
-from mpp.errors import run_program
-from mpp.files import write_stream
-from mpp.rng import CROP, Draws
+from mpp.disk.files import write_stream
 
 SHARDS = 10_000
 

@@ -27,10 +27,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
-from mpp.errors import UserError, run_program
+from mpp.base.errors import UserError, run_program
+from mpp.base.text import say
 from mpp.monitor.board import rows_of
 from mpp.monitor.figures import FIGURES
-from mpp.text import say
 from mpp.train.run_folder import environment
 
 ROOT = Path(__file__).parents[1]

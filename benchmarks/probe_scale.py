@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpp.errors import Parser, run_program
+from mpp.base.errors import Parser, run_program
 from mpp.train.run_folder import environment
 from mpp.transfer.probes.knn import KnnProbe, nearest
 from mpp.transfer.probes.linear import Block, LinearProbe, groups, train_heads

@@ -28,8 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from mpp.files import write_atomically
-from mpp.machine import usable_cores
+from mpp.base.machine import usable_cores
+from mpp.disk.files import write_atomically
 from mpp.train.run_folder import environment
 from mpp.transfer.metrics import wilson
 from mpp.transfer.probes import few_shot

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mpp.base.errors import UserError, run_program
+from mpp.base.text import say
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import UserError, run_program
-from mpp.files import write_atomically
+from mpp.disk.files import write_atomically
 from mpp.monitor.board import logged
 from mpp.monitor.reference import band_of
-from mpp.text import say
 from mpp.train.commit import whole_commit
 from mpp.train.run_folder import identity_of
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from mpp.errors import UserError, run_program
+from mpp.base.errors import UserError, run_program
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -23,18 +23,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from mpp.base.errors import run_program
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.training_set import open_training_set
-from mpp.errors import run_program
 from mpp.interop.lent import bring
 from mpp.model.tokens import fuses_attention
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
-from mpp.rng import MASK, Draws
 from mpp.train.engine import Engine, start_distributed
 from mpp.train.optim import build_optimiser
 from mpp.train.run_folder import environment

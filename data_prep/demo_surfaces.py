@@ -7,7 +7,7 @@ have each kind of defect.  Grain, its direction, tone and lighting differ from i
 The same images on every machine, but for rounding.
 """
 
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mpp.errors import Parser, run_program
-from mpp.rng import PREP, Draws
-from mpp.text import say
+from mpp.base.errors import Parser, run_program
+from mpp.base.rng import PREP, Draws
+from mpp.base.text import say
 
 SIDE = 96  # pixels
 TENTH = ("good", "scratch", "good", "spot", "dent", "good", "scratch", "good", "spot", "dent")  # of ten images in a row

@@ -16,7 +16,7 @@ written below goes into the store; training reads the set from there (data.shard
 """
 
 # This file reads the command line and imports nothing slow; the work is mpp/prep/indexing.py.
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -25,9 +25,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpp.base.errors import interruptible, run_program
+from mpp.base.machine import usable_cores
 from mpp.data.decode import MAX_PIXELS
-from mpp.errors import interruptible, run_program
-from mpp.machine import usable_cores
 from mpp.prep.options import MAX_PIXELS_HELP, at_least, parser_of, place, share
 
 

@@ -10,7 +10,7 @@ sizes, the classes and the colours.  Nothing is verified beyond what opening a s
 """
 
 # This file reads the command line and imports nothing slow; the work is mpp/prep/inspecting.py.
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.errors import interruptible, run_program
+from mpp.base.errors import interruptible, run_program
 from mpp.prep.options import at_least, parser_of, place
 
 MOST_IMAGES = 1024

@@ -26,7 +26,7 @@ parts on many machines see it.  A store has no locks: do not run the same part t
 """
 
 # This file reads the command line and imports nothing slow; the work is mpp/prep/making.py.
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -36,9 +36,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpp.base.errors import interruptible, run_program
+from mpp.base.machine import usable_cores
 from mpp.data.decode import MAX_PIXELS
-from mpp.errors import interruptible, run_program
-from mpp.machine import usable_cores
 from mpp.prep.holdout import Grouping
 from mpp.prep.options import MAX_PIXELS_HELP, at_least, parser_of, place, share
 from mpp.prep.prepare import QUALITY

@@ -22,7 +22,7 @@ against that: run folders do.
 """
 
 # This file reads the command line and imports nothing slow; the work is mpp/prep/verifying.py.
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -31,8 +31,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.errors import interruptible, run_program
-from mpp.machine import usable_cores
+from mpp.base.errors import interruptible, run_program
+from mpp.base.machine import usable_cores
 from mpp.prep.options import at_least, parser_of, place
 
 

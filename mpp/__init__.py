@@ -9,14 +9,14 @@ import importlib
 
 __version__ = "0.1.0"
 
-_DOOR = ("load_encoder", "ImageEncoder", "FeatureSet")
+_API = ("load_encoder", "ImageEncoder", "FeatureSet")
 
 
 def __getattr__(name: str) -> object:
-    if name in _DOOR:
-        return getattr(importlib.import_module("mpp.door"), name)
+    if name in _API:
+        return getattr(importlib.import_module("mpp.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_DOOR]
+    return [*globals(), *_API]

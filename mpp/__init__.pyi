@@ -1,5 +1,5 @@
-from mpp.door import FeatureSet as FeatureSet
-from mpp.door import ImageEncoder as ImageEncoder
-from mpp.door import load_encoder as load_encoder
+from mpp.api import FeatureSet as FeatureSet
+from mpp.api import ImageEncoder as ImageEncoder
+from mpp.api import load_encoder as load_encoder
 
 __version__: str

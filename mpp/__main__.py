@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mpp
-from mpp.errors import UserError, run_program
-from mpp.text import say
+from mpp.base.errors import UserError, run_program
+from mpp.base.text import say
 
 PROGRAMS = (
     "doctor",

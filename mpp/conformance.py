@@ -9,8 +9,8 @@ Masks are drawn, small models are run on two images, large ones are built withou
 differs that is not declared, with its reason, among the claims or in the head of the YAML.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/conforming.py, the claims are in mpp/claims/papers/.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/conformance.py, the claims are in mpp/claims/papers/.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.errors import Parser, interruptible, run_program
+from mpp.base.errors import Parser, interruptible, run_program
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     with interruptible():
-        from mpp.conforming import conform  # here, because it takes seconds
+        from mpp.mains.conformance import conform  # here, because it takes seconds
 
     words = [name for name in arguments.names if "=" in name]
     return conform([name for name in arguments.names if "=" not in name], arguments.config, words, CONFIGS, arguments.json)

@@ -10,8 +10,8 @@ no image of a test split is looked at.  Exit status: 0 all is well, or there are
 Below stand the keys of pretraining; those of fine-tuning: python mpp/finetune.py --help.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/examining.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/doctor.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -20,12 +20,12 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from mpp.base.errors import ConfigError, interruptible, run_program
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser, count, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import anew, given, known_keys, load, strange_keys
-from mpp.errors import ConfigError, interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     usual = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
     run_dir = run_folder(config.run_dir, arguments.config, usual)
     with interruptible():  # here, because it takes seconds
-        from mpp.examining import Asked, Planned, examine
-        from mpp.examining_finetuning import FinetuningExaminer
-        from mpp.examining_pretraining import PretrainingExaminer
+        from mpp.mains.doctor import Asked, Planned, examine
+        from mpp.mains.doctor_finetuning import FinetuningExaminer
+        from mpp.mains.doctor_pretraining import PretrainingExaminer
 
     planned = Planned(arguments.gpus, min(arguments.gpus, arguments.per_node), arguments.gpu, arguments.cores) if arguments.gpus else None
     again = partial(anew, schema, arguments.config, arguments.words)

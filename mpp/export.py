@@ -10,8 +10,8 @@ OUT/safetensors (plain weights by timm's names); in each a CERTIFICATE.json, whi
 that a run has learned from (data2vec, I-JEPA), which also lies in RUN/teacher once it has ended.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/exporting.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/export.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpp.errors import Parser, interruptible, run_program
+from mpp.base.errors import Parser, interruptible, run_program
 
 TARGETS = ("timm", "transformers", "transformers-mae", "safetensors")
 
@@ -28,7 +28,7 @@ TARGETS = ("timm", "transformers", "transformers-mae", "safetensors")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     with interruptible():
-        from mpp.exporting import check_all, export  # here, because it takes seconds
+        from mpp.mains.export import check_all, export  # here, because it takes seconds
 
     if arguments.check:
         return check_all(arguments.check)

@@ -6,8 +6,8 @@ Whatever is chosen (weights or their average, and by you: learning rates, epochs
 the same architecture from scratch at the same budget.
 """
 
-# This file reads the command line and imports nothing slow; the training loop is mpp/finetuning.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the training loop is mpp/mains/finetune.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -16,11 +16,11 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from mpp.base.errors import interruptible, run_program
+from mpp.base.text import say_lines
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser, run_folder
 from mpp.config.schema import anew, dump, load
-from mpp.errors import interruptible, run_program
-from mpp.text import say_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.refuse_missing()
     run_dir = run_folder(config.run_dir, arguments.config, "finetune")
     with interruptible():
-        from mpp.finetuning import finetune  # here, because it takes seconds
+        from mpp.mains.finetune import finetune  # here, because it takes seconds
 
     return finetune(config, run_dir, argv, again=partial(anew, FinetuneConfig, arguments.config, arguments.words))
 

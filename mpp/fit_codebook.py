@@ -7,8 +7,8 @@
 and of images that were not fitted to the error, the share of codes in use and their perplexity.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/codebook_fitting.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/fit_codebook.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -16,13 +16,13 @@ quiet_until_main(__name__)
 import argparse
 from collections.abc import Sequence
 
+from mpp.base.errors import interruptible, run_program
+from mpp.base.text import say_lines
 from mpp.config.codebook import CodebookConfig
 from mpp.config.help import KeysParser
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load
-from mpp.errors import interruptible, run_program
 from mpp.recipe.codes import CodebookKnobs
-from mpp.text import say_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_lines(dump(config))
         return 0
     with interruptible():
-        from mpp.codebook_fitting import fit  # here, because it takes seconds
+        from mpp.mains.fit_codebook import fit  # here, because it takes seconds
 
     return fit(config)
 

@@ -4,12 +4,12 @@
     python mpp/inside.py encoder=timm:vit_base_patch16_224 images=SHARDS/val out=inside
 
 RUN is a run folder (its newest commit) or anything else that mpp reads as an encoder, any model of timm's too; FOLDER holds images or shards.  Writes
-into out= (RUN/inside) one picture a subject and inside.json with the numbers behind them; its layout stands at the top of mpp/looking_inside.py, and
+into out= (RUN/inside) one picture a subject and inside.json with the numbers behind them; its layout stands at the top of mpp/mains/inside.py, and
 docs/inside.md says how to read the pictures.  What an architecture does not have is named, not drawn.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/looking_inside.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/inside.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -18,11 +18,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mpp.base.errors import ConfigError, interruptible, run_program
+from mpp.base.text import say_lines
 from mpp.config.help import KeysParser
 from mpp.config.inside import InsideConfig
 from mpp.config.schema import dump, load
-from mpp.errors import ConfigError, interruptible, run_program
-from mpp.text import say_lines
 
 NEEDED = "python mpp/inside.py encoder=RUN images=FOLDER"
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     with interruptible():
-        from mpp.looking_inside import look_inside  # here, because it takes seconds
+        from mpp.mains.inside import look_inside  # here, because it takes seconds
 
     return look_inside(config)
 

@@ -8,8 +8,8 @@ encoders of beside=[...].  Every hyper-parameter comes from a hold-out of train;
 logged.  Without test= the figures are on a further hold-out of train that no choice has seen.
 """
 
-# This file reads the command line (torch alone is imported for it: knobs stand with the probes' code); what is measured, in order, is mpp/probing.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line (torch alone is imported for it: knobs stand with the probes' code); what is measured, in order, is mpp/mains/linear_probe.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -18,11 +18,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mpp.base.errors import ConfigError, interruptible, run_program
+from mpp.base.text import say_lines
 from mpp.config.help import KeysParser
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import dump, load
-from mpp.errors import ConfigError, interruptible, run_program
-from mpp.text import say_lines
 
 NEEDED = "python mpp/linear_probe.py encoder=RUN train=SHARDS/train [test=SHARDS/test]"
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     with interruptible():
-        from mpp.probing import probe  # here, because it takes seconds
+        from mpp.mains.linear_probe import probe  # here, because it takes seconds
 
     return probe(config, words)
 

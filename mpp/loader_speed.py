@@ -5,8 +5,8 @@
 Times the loader's own code on the samples of the first steps, in training order, with the config's crops, views and masks.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/loader_timing.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/loader_speed.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -15,17 +15,17 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from mpp.base.errors import interruptible, run_program
 from mpp.config.help import KeysParser, positive, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import anew, load
-from mpp.errors import interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     config = load(PretrainConfig, arguments.config, arguments.words)
     with interruptible():
-        from mpp.loader_timing import time_loader  # here, because it takes seconds
+        from mpp.mains.loader_speed import time_loader  # here, because it takes seconds
 
     again = partial(anew, PretrainConfig, arguments.config, arguments.words)
     return time_loader(config, run_folder(config.run_dir, arguments.config, "pretrain"), again, arguments.seconds, arguments.rate)

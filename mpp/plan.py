@@ -7,8 +7,8 @@ Nothing is trained and no data is read: parameters, arithmetic and memory are co
 be measured: give --rate what benchmarks/step.py printed on one, or --gpu here to have this machine measured with a few steps.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/planning.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/plan.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -16,17 +16,17 @@ quiet_until_main(__name__)
 import argparse
 from collections.abc import Sequence
 
+from mpp.base.errors import interruptible, run_program
 from mpp.config.help import KeysParser, count, positive
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     config = load(PretrainConfig, arguments.config, arguments.words)
     with interruptible():
-        from mpp.planning import Machines, plan  # here, because it takes seconds
+        from mpp.mains.plan import Machines, plan  # here, because it takes seconds
 
     given = vars(arguments)
     return plan(config, Machines(**{name: given[name] for name in Machines.__annotations__}), arguments.rate)

@@ -5,8 +5,8 @@
 The same command again goes on from the newest checkpoint in run_dir.
 """
 
-# This file reads the command line and imports nothing slow; the training loop is mpp/pretraining.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the training loop is mpp/mains/pretrain.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -15,11 +15,11 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from mpp.base.errors import interruptible, run_program
+from mpp.base.text import say_lines
 from mpp.config.help import KeysParser, run_folder
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import anew, dump, load
-from mpp.errors import interruptible, run_program
-from mpp.text import say_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     run_dir = run_folder(config.run_dir, arguments.config, "pretrain")
     with interruptible():
-        from mpp.pretraining import pretrain  # here, because it takes seconds
+        from mpp.mains.pretrain import pretrain  # here, because it takes seconds
 
     return pretrain(config, run_dir, argv, again=partial(anew, PretrainConfig, arguments.config, arguments.words))
 

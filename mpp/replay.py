@@ -9,8 +9,8 @@ taken, in fp32 and in the run's precision, with an eye on every module.  Writes 
 docs/troubleshooting.md says what is exact, and what to do about what it finds.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/replaying.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/replay.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -19,11 +19,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mpp.base.errors import ConfigError, interruptible, run_program
+from mpp.base.text import say_lines
 from mpp.config.help import KeysParser
 from mpp.config.replay import ReplayConfig
 from mpp.config.schema import dump, load
-from mpp.errors import ConfigError, interruptible, run_program
-from mpp.text import say_lines
 
 NEEDED = "python mpp/replay.py RUN/flight/rank0.json"
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config is None:
         return 0
     with interruptible():
-        from mpp.replaying import replay  # here, because it takes seconds
+        from mpp.mains.replay import replay  # here, because it takes seconds
 
     return replay(config)
 

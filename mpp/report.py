@@ -6,8 +6,8 @@
 A run that goes on, or was stopped, has a page, too: of what it has written so far.
 """
 
-# This file reads the command line and imports nothing slow; the rest is mpp/reporting.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the rest is mpp/mains/report.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -15,13 +15,13 @@ quiet_until_main(__name__)
 import argparse
 from collections.abc import Sequence
 
-from mpp.errors import Parser, interruptible, run_program
+from mpp.base.errors import Parser, interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     with interruptible():
-        from mpp.reporting import report  # here, because it takes seconds
+        from mpp.mains.report import report  # here, because it takes seconds
 
     return report(options.runs, options.out)
 

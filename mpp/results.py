@@ -7,8 +7,8 @@ Figures stand together only where they were measured on the same images.  Rows t
 architecture and seed) are shown once.
 """
 
-# This file reads the command line and imports nothing slow; the table is made by mpp/tabulating.py.
-from mpp.interrupts import quiet_until_main
+# This file reads the command line and imports nothing slow; the table is made by mpp/mains/results.py.
+from mpp.base.interrupts import quiet_until_main
 
 quiet_until_main(__name__)
 
@@ -16,13 +16,13 @@ quiet_until_main(__name__)
 import argparse
 from collections.abc import Sequence
 
-from mpp.errors import Parser, interruptible, run_program
+from mpp.base.errors import Parser, interruptible, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     with interruptible():
-        from mpp.tabulating import tabulate  # here, because it takes seconds
+        from mpp.mains.results import tabulate  # here, because it takes seconds
 
     return tabulate(options.folders, options.compare, options.json)
 

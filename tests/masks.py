@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from mpp.base.rng import Draws
 from mpp.recipe.masking import Masking
 from mpp.recipe.places import Masks
-from mpp.rng import Draws
 
 
 def draw(masking: Masking, draws: Draws) -> Masks[np.ndarray]:

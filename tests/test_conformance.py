@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from mpp import conformance
+from mpp.base.errors import ConfigError
 from mpp.claims import masks, model, targets, training
 from mpp.claims.claim import DECLARED, DIFFERS, LEFT_OUT, OK, Claim, hold, shown
 from mpp.claims.papers import CLAIMS, PAPERS
 from mpp.claims.subject import Subject
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.conforming import head_of, measured
-from mpp.errors import ConfigError
+from mpp.mains.conformance import head_of, measured
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "\ndecoder:" in path.read_text())

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_prep import demo_surfaces
 from data_prep.demo_surfaces import SIDE, draw
-from mpp.errors import UserError
+from mpp.base.errors import UserError
 
 DEFECTS = ("scratch", "spot", "dent")
 

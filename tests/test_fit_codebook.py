@@ -10,15 +10,16 @@ import torch
 from safetensors import safe_open
 from sklearn.cluster import KMeans
 
-from mpp import codebook_fitting, fit_codebook
-from mpp.codebook_fitting import first_centres, kmeans, moved
+from mpp import fit_codebook
+from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.loader import fixed_batches
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
-from mpp.errors import ConfigError, DataError
 from mpp.interop.codebook_file import read_codebook
+from mpp.mains import fit_codebook as codebook_fitting
+from mpp.mains.fit_codebook import first_centres, kmeans, moved
 from mpp.train.step import images_on_device
 
 CPU = torch.device("cpu")

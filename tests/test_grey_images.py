@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from tests.data.test_crop import encoded, scene
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from timm.utils import AttentionExtract
 
-from mpp import inside, looking_inside
+from mpp import inside
+from mpp.base.errors import ConfigError, DataError, UserError
 from mpp.config.inside import InsideConfig
 from mpp.config.schema import load
 from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_images
-from mpp.errors import ConfigError, DataError, UserError
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
+from mpp.mains import inside as looking_inside
 from mpp.model.encoder import build_encoder
 from mpp.model.normalise import normalise
 from mpp.monitor.attention import rollout

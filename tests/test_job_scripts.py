@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mpp.errors import AGAIN, UNMET
+from mpp.base.errors import AGAIN, UNMET
 
 ROOT = Path(__file__).parents[1]
 SLURM, POD = ROOT / "jobs/slurm/run.sbatch", ROOT / "jobs/k8s/node.sh"

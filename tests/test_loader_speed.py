@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from mpp import loader_speed
+from mpp.base.errors import DataError, UserError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import SystemConfig
-from mpp.errors import DataError, UserError
-from mpp.loader_timing import Stage, Stages, limit
+from mpp.mains.loader_speed import Stage, Stages, limit
 from tests.data.tars import write_tars
 
 SMALL = Path(__file__).parents[1] / "configs" / "small_32.yaml"

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from mpp import plan as program
-from mpp import planning
+from mpp.base.errors import UserError
 from mpp.data.order import plan_batch
-from mpp.errors import UserError
-from mpp.planning import GPUS, Counts, Machines, step_time
+from mpp.mains import plan as planning
+from mpp.mains.plan import GPUS, Counts, Machines, step_time
 from mpp.train.zero_costs import Parameters, held_at_most
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT, environment, free_port

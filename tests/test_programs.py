@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mpp.base.errors import UserError
 from mpp.config.codebook import CodebookConfig
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import KeysParser, explain, explained
@@ -14,7 +15,6 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.replay import ReplayConfig
 from mpp.config.schema import known_keys
-from mpp.errors import UserError
 from tests.forks import run_forked
 
 ROOT = Path(__file__).parents[1]
@@ -128,12 +128,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     "words, name",
     [
         *(([program, "--help"], "argparse") for program in PROGRAMS),  # the first thing that is imported
-        (["mpp/pretrain.py", "run_dir=nowhere"], "mpp.pretraining"),
-        (["mpp/linear_probe.py", "encoder=x", "train=x"], "mpp.probing"),
-        (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.finetuning"),
-        (["mpp/inside.py", "encoder=x", "images=x"], "mpp.looking_inside"),
-        (["mpp/replay.py", "dump.json"], "mpp.replaying"),
-        (["mpp/doctor.py", "run_dir=nowhere"], "mpp.examining"),
+        (["mpp/pretrain.py", "run_dir=nowhere"], "mpp.mains.pretrain"),
+        (["mpp/linear_probe.py", "encoder=x", "train=x"], "mpp.mains.linear_probe"),
+        (["mpp/finetune.py", "encoder=x", "train=x"], "mpp.mains.finetune"),
+        (["mpp/inside.py", "encoder=x", "images=x"], "mpp.mains.inside"),
+        (["mpp/replay.py", "dump.json"], "mpp.mains.replay"),
+        (["mpp/doctor.py", "run_dir=nowhere"], "mpp.mains.doctor"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )  # fmt: skip
@@ -144,7 +144,7 @@ def test_an_interrupt_while_importing_is_quiet(words, name):
 
 SPINS = """
 import os, sys
-from mpp.interrupts import quiet_until_main
+from mpp.base.interrupts import quiet_until_main
 quiet_until_main(sys.argv[1])
 print(os.environ.get("GOMP_SPINCOUNT"))
 """

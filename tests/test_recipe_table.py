@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import ConfigError, DataError
 from mpp.train.signals import stopped_words
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpp.base.errors import UserError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import UserError
 from mpp.interop.weight_files import read_weights
 
 ROOT = Path(__file__).parents[1]

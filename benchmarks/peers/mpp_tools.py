@@ -21,8 +21,8 @@ from pathlib import Path
 import PIL
 
 import mpp
+from mpp.base.errors import run_program
 from mpp.data.shards import ShardSet
-from mpp.errors import run_program
 from mpp.prep import shard_job
 
 PROGRAMS = Path(__file__).parents[2] / "data_prep"

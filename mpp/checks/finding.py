@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from mpp.errors import UserError, disk_fault
-from mpp.text import counted
+from mpp.base.errors import UserError, disk_fault
+from mpp.base.text import counted
 
 Verdict = Literal["ok", "warning", "FAILED"]
 WORST: tuple[Verdict, ...] = ("FAILED", "warning", "ok")

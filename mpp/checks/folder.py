@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from mpp.base.errors import UserError
+from mpp.base.progress import Progress, minutes
+from mpp.base.text import counted
 from mpp.checks.finding import Finding
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.sections import CheckpointConfig
-from mpp.errors import UserError
-from mpp.files import temporary
-from mpp.locks import Owner
-from mpp.peers import Peers
-from mpp.progress import Progress, minutes
+from mpp.disk.files import temporary
+from mpp.disk.locks import Owner
+from mpp.processes.peers import Peers
 from mpp.remote.retries import shown
-from mpp.text import counted
 from mpp.train.commit import commits
 from mpp.train.copies import Helper
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpp.base.errors import BadSample
+from mpp.base.text import counted
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import listed
@@ -21,14 +23,12 @@ from mpp.data.order import BatchPlan, Order, Places
 from mpp.data.shards import ShardSet
 from mpp.data.streams import Tar
 from mpp.data.training_set import TrainingSet
-from mpp.errors import BadSample
-from mpp.loader_timing import alone, with_workers
+from mpp.mains.loader_speed import alone, with_workers
 from mpp.monitor.skill import fit_baseline
 from mpp.recipe.baselines import ClassBaselines
 from mpp.recipe.model import PretrainingModel
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import everywhere
-from mpp.text import counted
 from mpp.train.step import masked_images
 
 LOOKED_AT, LOOK_SECONDS = 256, 8.0  # images that are looked at, at most, and for how long

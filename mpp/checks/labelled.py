@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpp.base.text import counted
 from mpp.checks.finding import Finding
 from mpp.checks.images import LOOK_SECONDS, LOOKED_AT, NAMES_THEM, unreadable
 from mpp.config.finetune import FinetuneConfig
@@ -16,7 +17,6 @@ from mpp.data.finetune_set import FinetuneSet
 from mpp.data.loader import fixed_batches
 from mpp.data.shards import ShardSet
 from mpp.interop.loaded_encoder import LoadedEncoder
-from mpp.text import counted
 
 SKEWED = 10  # times that the largest class may have the images of the smallest (judged)
 FEW_HELD = 100  # held-out images, below which an accuracy on them is known to ten points at best

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mpp.checks.finding import Finding
-from mpp.peers import Peers
+from mpp.processes.peers import Peers
 
 SKEW = 1.0  # seconds by which clocks may differ: times of files and logs of several hosts are read together (judged)
 EXCHANGE_SECONDS = 30.0  # that a collective may take before it counts as hanging

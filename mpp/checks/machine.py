@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from mpp.base.machine import usable_cores
+from mpp.base.text import counted
 from mpp.checks.finding import Finding, attempt
 from mpp.config.sections import SystemConfig
 from mpp.data.crop_dataset import CropDataset
@@ -17,8 +19,6 @@ from mpp.data.handing_over import PREFETCHED
 from mpp.data.loader import SHARED_MEMORY, refuse_small_shared_memory, shared_bytes
 from mpp.data.order import OrderSampler
 from mpp.data.shards import OPEN_FILES
-from mpp.machine import usable_cores
-from mpp.text import counted
 from mpp.train.compiling import missing, pays
 from mpp.train.engine import SHARED_MEMORY_OP, check_version, is_compiled
 
@@ -85,7 +85,7 @@ def compiler(system: SystemConfig, own: torch.device, steps: int) -> Finding:
 
 
 def open_files(workers: int) -> Finding:
-    """After mpp.machine.allow_open_files, which raises the limit as far as the system lets it."""
+    """After mpp.base.machine.allow_open_files, which raises the limit as far as the system lets it."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = BESIDE + OPEN_FILES + TENSORS * (PREFETCHED + 1) * workers
     shown = "any number of" if limit == resource.RLIM_INFINITY else f"{limit:,}"

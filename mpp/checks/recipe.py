@@ -11,8 +11,8 @@ from mpp.checks.finding import Finding, amount
 from mpp.config.schema import seconds_of
 from mpp.config.sections import OptimConfig
 from mpp.data.order import BatchPlan, lost_nodes_words, nodes_that_fit
+from mpp.mains.plan import SLACK, Counts
 from mpp.monitor.arithmetic import matrix_rate
-from mpp.planning import SLACK, Counts
 from mpp.train.schedule import rate_words
 from mpp.train.zero_costs import held_at_most
 

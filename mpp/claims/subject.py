@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.codebook import CodebookConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.model.encoder import build_encoder
@@ -28,7 +29,6 @@ from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.places import Masks
 from mpp.recipe.targets.base import NOTHING, Given, Lent
 from mpp.recipe.teacher import FrozenKnobs, Teacher
-from mpp.rng import MASK, Draws
 from mpp.train.average import WeightAverage
 from mpp.train.teacher import teacher_of
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from mpp.base.rng import CROP, Draws
 from mpp.claims.subject import Subject
 from mpp.data.augment import Augment
 from mpp.data.poses import LEFT_RIGHT
-from mpp.rng import CROP, Draws
 from mpp.train.optim import build_optimiser, parameter_groups
 from mpp.train.schedule import learning_rate, weight_decay
 

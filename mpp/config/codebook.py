@@ -16,7 +16,7 @@ class CodebookConfig(Section):
     of: TargetConfig = PixelsTarget(normalise=True)  # whose goals: a target's own section; pixels, hog, chroma or frozen (ours)
     patches: Positive = 1_000_000  # about how many the centres are fitted to (ours)
     patches_an_image: Positive = 16  # of each image; more where there are too few images (ours)
-    init: Literal["kmeans++", "random"] = "kmeans++"  # on so many patches a centre, see codebook_fitting.py; random: patches
+    init: Literal["kmeans++", "random"] = "kmeans++"  # on so many patches a centre, see mains/fit_codebook.py; random: patches
     iterations: Positive = 100  # of Lloyd's at most (ours)
     tolerance: Annotated[float, Field(ge=0)] = 1e-4  # it ends when an iteration lowers the error by a smaller share (ours)
     batch: Positive = 256  # images at once

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
+from mpp.base.errors import ConfigError
 from mpp.config.schema import Beta, Changes, Count, Fraction, Pair, Positive, Section
 from mpp.config.sections import CheckpointConfig, ClassifierConfig, SystemConfig
-from mpp.errors import ConfigError
 
 
 class AugmentConfig(Section):

@@ -16,8 +16,8 @@ from typing import Annotated, Any, NoReturn
 import yaml
 from pydantic import BaseModel
 
+from mpp.base.errors import Parser, UserError
 from mpp.config.schema import Dumper, Section, known_keys
-from mpp.errors import Parser, UserError
 
 
 class KeysParser(Parser):

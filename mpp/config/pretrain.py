@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, field_serializer, field_validator, model_validator
 
+from mpp.base.errors import DataError
 from mpp.config.schema import Above0, Changes, Count, Duration, Fraction, Pair, Positive, Ranges, Section, Triple, Words
 from mpp.config.sections import CheckpointConfig, ModelConfig, OptimConfig, SystemConfig
-from mpp.errors import DataError
 from mpp.recipe.corruptions import CorruptionConfig, ReplaceCorruption
 from mpp.recipe.decoders import DecoderConfig, LinearDecoder
 from mpp.recipe.masks import MaskConfig, RandomMask

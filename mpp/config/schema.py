@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from mpp.base.errors import ConfigError
 from mpp.config.names import nearest
-from mpp.errors import ConfigError
 from mpp.remote.retries import hidden
 
 

@@ -12,12 +12,12 @@ from urllib.error import URLError
 import numpy as np
 from PIL import Image
 
+from mpp.base.errors import DataError
 from mpp.data.cifar import CLASSES, LAYOUTS, Cifar
 from mpp.data.decode import png
 from mpp.data.fingerprints import read_prints
 from mpp.data.images import ReadInPlace
-from mpp.errors import DataError
-from mpp.locks import lock_folder
+from mpp.disk.locks import lock_folder
 
 SplitName = Literal["train", "test"]
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from mpp.base.rng import Draws
 from mpp.data.poses import pose_of
-from mpp.rng import Draws
 
 ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 

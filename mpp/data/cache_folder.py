@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mpp.errors import DataError
-from mpp.files import make_folder, writing
+from mpp.base.errors import DataError
+from mpp.disk.files import make_folder, writing
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 
 PIXELS = 3 * 32 * 32  # bytes of an image: all red, all green, all blue
 CLASSES = {"cifar10": 10, "cifar100": 100}

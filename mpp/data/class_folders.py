@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 
 # JPEG, PNG and WebP are kept as they are; CONVERTED (Pillow's names) become PNG without loss, of the first frame.
 CONVERTED = ("GIF", "BMP", "TIFF", "PPM")

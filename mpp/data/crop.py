@@ -20,8 +20,8 @@ from contextlib import suppress
 import numpy as np
 import torch
 
+from mpp.base.errors import BadSample
 from mpp.data.decode import MAX_PIXELS, format_of, open_stored, stored_header
-from mpp.errors import BadSample
 
 try:
     import mpp.data._jpeg as _jpeg

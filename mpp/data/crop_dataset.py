@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from mpp.base.errors import BadSample, DataError, UserError, of_this_rank
+from mpp.base.rng import CROP, ERASE, MASK, RAND_AUGMENT, Draws, seed_of
 from mpp.data.augment import Crop, View
 from mpp.data.crop import Box, both
 from mpp.data.device_jpegs import joined
@@ -29,8 +31,6 @@ from mpp.data.images import unreadable
 from mpp.data.mixing import Mixing, erased_box
 from mpp.data.pixels import Cut, Pixels
 from mpp.data.recolour import Recolour, recoloured
-from mpp.errors import BadSample, DataError, UserError, of_this_rank
-from mpp.rng import CROP, ERASE, MASK, RAND_AUGMENT, Draws, seed_of
 
 Batch = dict[str, Any]
 Key = tuple[int, int, int]  # epoch, sample id, position of its first view

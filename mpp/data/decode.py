@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
+from mpp.base.errors import BadSample, DataError
 from mpp.data.class_folders import CONVERTED
 from mpp.data.levels import bits_a_channel, loaded, opaque_rgb, raw_grey, tiff_facts, windowed
-from mpp.errors import BadSample, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 178_956_970 // 2  # Pillow's own warning level: 256 MiB as RGB

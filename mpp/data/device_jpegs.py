@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
+from mpp.base.errors import BadSample, ConfigError
 from mpp.data.crop import Box, Size, both, plain_jpeg
 from mpp.data.joined_shards import Opened
 from mpp.data.order import Sampler
 from mpp.data.pixels import Cut, Pixels, StoredPixels
-from mpp.errors import BadSample, ConfigError
 
 LOOKED_AT = 4096  # images, evenly from the set, whose mean size stands for all
 _SOI, _SOS = 0xD8, 0xDA

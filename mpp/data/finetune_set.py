@@ -18,7 +18,7 @@ from mpp.data.order import BatchPlan, Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.recolour import rand_augment
-from mpp.peers import ALONE, Peers
+from mpp.processes.peers import ALONE, Peers
 
 Triple = tuple[float, float, float]
 

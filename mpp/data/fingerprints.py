@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 
 from mpp.data.images import Images, read_each
-from mpp.files import user_folder, write_atomically
+from mpp.disk.files import user_folder, write_atomically
 
 KEPT_FROM = 10.0  # seconds of reading
 

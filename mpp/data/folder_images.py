@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mpp.base.errors import DataError, of_this_rank
+from mpp.base.progress import tracked
 from mpp.data.class_folders import (
     FolderLevels,
     class_names,
@@ -25,9 +27,7 @@ from mpp.data.decode import check_header, storable
 from mpp.data.fingerprints import read_prints
 from mpp.data.images import ReadInPlace
 from mpp.data.shard_format import MANIFEST
-from mpp.errors import DataError, of_this_rank
-from mpp.peers import ALONE, Peers
-from mpp.progress import tracked
+from mpp.processes.peers import ALONE, Peers
 
 
 @dataclass(eq=False)

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from mpp.errors import DataError, leave_no_children, of_this_rank
-from mpp.files import folder_of_sockets
-from mpp.place import orphaned
-from mpp.watch import watch
-from mpp.watchman import process_state
+from mpp.base.errors import DataError, leave_no_children, of_this_rank
+from mpp.disk.files import folder_of_sockets
+from mpp.processes.place import orphaned
+from mpp.processes.watch import watch
+from mpp.processes.watchman import process_state
 
 ENDING = 0.5  # seconds from the last that a killed process hands over until it is seen to have ended
 PREFETCHED = 4  # batches a worker is ahead

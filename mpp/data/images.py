@@ -10,11 +10,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from mpp.base.errors import BadSample, DataError, UserError, of_this_rank
+from mpp.base.machine import usable_cores
 from mpp.data.order import Sampler
-from mpp.errors import BadSample, DataError, UserError, of_this_rank
-from mpp.machine import usable_cores
+from mpp.processes.watch import watch
 from mpp.remote.urls import Url
-from mpp.watch import watch
 
 Found = TypeVar("Found")
 READERS = 8  # threads at most, which mostly wait for a disk

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mpp.base.errors import ConfigError
 from mpp.data.order import Order
-from mpp.errors import ConfigError
 
 WORTH = 0.9  # of the widest window of shuffling, for which more streams are taken
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from mpp.base.errors import ConfigError
 from mpp.config.schema import Words
 from mpp.data.fingerprints import overlap
 from mpp.data.in_hand import InHand, refuse_beyond
 from mpp.data.order import Order, Sampler
 from mpp.data.shard_cache import CachedSet, fetched_words
 from mpp.data.shards import ShardSet, may_open
-from mpp.errors import ConfigError
-from mpp.peers import ALONE, Peers
+from mpp.processes.peers import ALONE, Peers
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mpp.base.errors import DataError, UserError, disk_fault
+from mpp.base.text import say, say_json
 from mpp.data.cache_folder import CacheFolder, Part, Shard
 from mpp.data.fetch_plan import Plan
 from mpp.data.origins import Origin, origin_of
 from mpp.data.shard_format import MANIFEST, Manifest, manifest_in
 from mpp.data.shard_table import ShardEntry
-from mpp.disks import disks
-from mpp.errors import DataError, UserError, disk_fault
-from mpp.files import being_written, folder_of_sockets, sha256_of, write_atomically
+from mpp.disk.files import being_written, folder_of_sockets, sha256_of, write_atomically
+from mpp.disk.patience import disks
 from mpp.remote import retries
 from mpp.remote.retries import InTroubleError, Refused, Trouble, shown
-from mpp.text import say, say_json
 
 THREADS = 8  # that fetch, a range each
 TRIED = 8  # shards at a time, of which other jobs may be fetching some

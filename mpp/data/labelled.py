@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mpp.base.errors import DataError
 from mpp.data.array_images import ARRAYS, ROOT, ArrayImages, SplitName, is_array
 from mpp.data.class_folders import folder_at, listed_names, too_sparse
 from mpp.data.folder_images import FolderImages
 from mpp.data.images import LabelledImages
 from mpp.data.shard_format import MANIFEST
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
-from mpp.peers import ALONE, Peers
+from mpp.processes.peers import ALONE, Peers
 from mpp.remote.urls import is_url
 
 # torchvision's sets whose images have attributes, captions, boxes or maps of classes.

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from mpp.errors import BadSample
+from mpp.base.errors import BadSample
 
 FULL = 65_535
 _BITS, _COMPRESSION, _PHOTOMETRIC, _MAX, _PLANAR, _COLORMAP, _INK_SET, _EXTRA, _FORMAT, _SMAX, _SUBSAMPLING = (

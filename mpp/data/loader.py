@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mpp.base.errors import ConfigError, of_this_rank
+from mpp.base.machine import usable_cores
 from mpp.data.crop_dataset import Batch, CropDataset, Key
 from mpp.data.handing_over import PREFETCHED, as_it_is, begun, handed_over, settings, unpacked
 from mpp.data.order import EveryOnce, OrderSampler, Parts
-from mpp.errors import ConfigError, of_this_rank
-from mpp.machine import usable_cores
 
 SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over their batches
 

@@ -24,9 +24,9 @@ from functools import cached_property
 
 import numpy as np
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import SOURCES, Draws, seed_of
 from mpp.data.order import Order
-from mpp.errors import ConfigError
-from mpp.rng import SOURCES, Draws, seed_of
 
 TURNS = 2**24  # M at most: int64 holds M * V * (a few)
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29)  # their product exceeds any V

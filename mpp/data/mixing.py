@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpp.base.rng import ERASE, MIX, Draws
 from mpp.data.crop import Box
-from mpp.rng import ERASE, MIX, Draws
 
 NO_BOX: Box = (0, 0, 0, 0)
 ERASED_AREA, ERASED_ASPECT, ATTEMPTS = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # Zhong et al. 2017, as timm

@@ -23,8 +23,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mpp.errors import ConfigError
-from mpp.rng import OFFSET, SHARDS, STREAM, Draws
+from mpp.base.errors import ConfigError
+from mpp.base.rng import OFFSET, SHARDS, STREAM, Draws
 
 EPOCHS = 2  # that are kept, 16 bytes a shard each: that in hand and the next
 FIXED = 2**62  # the "epoch" of draws that never change: hold-outs, and what is measured on

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from mpp.disks import patiently as disk_patiently
-from mpp.errors import DataError
+from mpp.base.errors import DataError
+from mpp.disk.patience import patiently as disk_patiently
 from mpp.remote import stores, web
 from mpp.remote.retries import InTroubleError, Refused, Trouble, patiently, shown, unless_absent
 from mpp.remote.stores import Write

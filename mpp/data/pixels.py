@@ -15,12 +15,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from mpp.base.errors import BadSample, ConfigError, of_this_rank
+from mpp.base.progress import tracked
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
 from mpp.data.order import EveryOnce, Sampler
-from mpp.errors import BadSample, ConfigError, of_this_rank
-from mpp.progress import tracked
 
 TOGETHER = 256  # images, of which those that lie elsewhere are asked for at once
 Cut = list[np.ndarray] | bytes | None  # uint8 [3, H, W] of each box; or for the device to make: the encoded image, nothing

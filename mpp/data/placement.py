@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from mpp.base.errors import ConfigError
+from mpp.base.machine import usable_cores
 from mpp.config.sections import SystemConfig
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs
 from mpp.data.joined_shards import JoinedShards
 from mpp.data.pixels import DevicePixels, MemoryPixels, StoredPixels
 from mpp.data.shards import ShardSet
-from mpp.errors import ConfigError
-from mpp.machine import usable_cores
 
 
 def placed(data: CropDataset, system: SystemConfig, device: torch.device, local_world: int) -> CropDataset:

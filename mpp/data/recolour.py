@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 
-from mpp.errors import ConfigError
+from mpp.base.errors import ConfigError
 
 Recolour = Callable[[Image.Image], Image.Image]
 

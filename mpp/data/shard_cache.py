@@ -24,16 +24,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpp.base.errors import DataError, of_this_rank
+from mpp.base.progress import Progress, minutes
 from mpp.data.in_hand import InHand
 from mpp.data.order import Sampler
-from mpp.disks import disks
-from mpp.errors import DataError, of_this_rank
-from mpp.peers import ALONE, Peers
-from mpp.place import orphaned
-from mpp.progress import Progress, minutes
+from mpp.disk.patience import disks
+from mpp.processes.peers import ALONE, Peers
+from mpp.processes.place import orphaned
+from mpp.processes.watch import watch
 from mpp.remote.retries import shown
 from mpp.remote.urls import is_url
-from mpp.watch import watch
 
 # Ranges come and go by megabytes: kept memory is not asked of the system again, page by page.
 MEMORY = {

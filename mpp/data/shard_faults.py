@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpp.base.progress import tracked
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import BLOCK, INDEX_DTYPE, MANIFEST, IndexEntry, Manifest, check_of
 from mpp.data.shard_index import ShardIndex
 from mpp.data.shard_table import ShardEntry
-from mpp.files import sha256_of
-from mpp.progress import tracked
+from mpp.disk.files import sha256_of
 from mpp.remote.urls import Url
 
 ROWS = 1 << 16  # looked at together: 2.6 MB

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Strict, ValidationError
 
+from mpp.base.errors import DataError, of_this_rank
 from mpp.data.shard_table import ShardTable, parsed
-from mpp.errors import DataError, of_this_rank
 
 FORMAT, VERSION = "mpp-shards", 1
 MANIFEST, INDEX = "manifest.json", "index.bin"

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpp.base.errors import DataError, of_this_rank
 from mpp.data.shard_format import INDEX_DTYPE, REMAKE
-from mpp.disks import patiently
-from mpp.errors import DataError, of_this_rank
+from mpp.disk.patience import patiently
 
 _ROW = struct.Struct("<IQIIIIiQ")  # INDEX_DTYPE, which a test compares
 STRETCH = 1 << 18  # rows that are read together: 10 MB
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 class ShardIndex:
-    """Rows by sample.  Safe to fork; several threads may read.  All raise DataError where rows cannot be read, after a patience (disks.py)."""
+    """Rows by sample.  Safe to fork; several threads may read.  All raise DataError where rows cannot be read, after a patience (disk/patience.py)."""
 
     def __init__(self, path: Path, samples: int):
         self.path, self.samples = path, samples

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mpp.base.errors import BadSample, DataError, of_this_rank
 from mpp.data.fingerprints import packed
 from mpp.data.in_hand import InHand, refuse_beyond
 from mpp.data.order import Order, Sampler
@@ -21,10 +22,9 @@ from mpp.data.shard_cache import CachedSet, cached_set, fetched_words
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shard_index import Row, ShardIndex
-from mpp.disks import patiently
-from mpp.errors import BadSample, DataError, of_this_rank
-from mpp.files import sha256_of
-from mpp.peers import ALONE, Peers
+from mpp.disk.files import sha256_of
+from mpp.disk.patience import patiently
+from mpp.processes.peers import ALONE, Peers
 from mpp.remote.urls import Url, is_url
 
 OPEN_FILES = 256  # shards a process keeps open at once where nobody says how many it will read (`keep_open`)
@@ -181,7 +181,7 @@ class ShardSet:
         """The image's bytes as stored.
 
         Raises BadSample when the shard ends early or the CRC-32 is wrong, and DataError when the system still reports an error after a
-        patience (disks.py): a lost disk is no bad sample.
+        patience (disk/patience.py): a lost disk is no bad sample.
         """
         row = self.index.row(sample)
         try:

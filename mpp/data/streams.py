@@ -31,19 +31,19 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from mpp.base.errors import BadSample, ConfigError, DataError, of_this_rank
+from mpp.base.progress import tracked
+from mpp.base.rng import SHARDS, STREAM, Draws, seed_of
+from mpp.base.text import counted
 from mpp.data.class_folders import IMAGE_SUFFIXES
 from mpp.data.crop_dataset import BAD_IN_A_ROW, CropDataset, Key
 from mpp.data.decode import check_header, decode, storable
 from mpp.data.images import ReadInPlace
 from mpp.data.order import places_of
 from mpp.data.whole_tar import Torn, WholeTar
-from mpp.errors import BadSample, ConfigError, DataError, of_this_rank
-from mpp.peers import ALONE, Peers
-from mpp.progress import tracked
+from mpp.processes.peers import ALONE, Peers
 from mpp.remote.retries import hidden
 from mpp.remote.urls import MAX_FILE_BYTES
-from mpp.rng import SHARDS, STREAM, Draws, seed_of
-from mpp.text import counted
 
 Words = str | Sequence[str]
 Taken = TypeVar("Taken")

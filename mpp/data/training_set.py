@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Augment
 from mpp.data.crop_dataset import CropDataset
@@ -20,8 +21,7 @@ from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.shards import ShardSet, flat_channels
 from mpp.data.streams import Kept, Stream, StreamDataset, StreamOrder, is_stream, open_stream, refuse_unsized
-from mpp.errors import ConfigError
-from mpp.peers import ALONE, Peers
+from mpp.processes.peers import ALONE, Peers
 from mpp.recipe.masking import Masking
 
 

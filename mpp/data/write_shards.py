@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import mpp
+from mpp.base.errors import DataError
 from mpp.data.shard_format import (
     BLOCK,
     INDEX,
@@ -27,8 +28,7 @@ from mpp.data.shard_format import (
     sealed,
 )
 from mpp.data.shard_table import ShardEntry, ShardTable
-from mpp.errors import DataError
-from mpp.files import sync_path, temporary, write_stream
+from mpp.disk.files import sync_path, temporary, write_stream
 
 BUFFER = 1 << 20  # bytes written and read together
 

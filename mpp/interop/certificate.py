@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import mpp
-from mpp.errors import CheckpointError, ConfigError
-from mpp.files import sha256_of
+from mpp.base.errors import CheckpointError, ConfigError
+from mpp.disk.files import sha256_of
 from mpp.interop.loaded_encoder import LoadedEncoder, weights_digest
 from mpp.interop.preprocessing import worded_preprocessing
 from mpp.interop.read_encoder import read_encoder

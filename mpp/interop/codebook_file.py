@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from mpp.base.errors import CheckpointError
 from mpp.config.schema import Count, Pair, Positive, Section, Triple
-from mpp.errors import CheckpointError
-from mpp.files import seal_of
+from mpp.disk.files import seal_of
 from mpp.interop.loaded_encoder import weights_digest
 from mpp.interop.weight_files import read_weights, write_weights
 from mpp.recipe.targets import TargetConfig

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mpp.config.sections import ModelConfig
-from mpp.files import seal_of, sha256_of
+from mpp.disk.files import seal_of, sha256_of
 from mpp.interop.preprocessing import timm_preprocessing
 from mpp.interop.weight_files import write_json, write_weights
 from mpp.model.encoder import timm_arguments

@@ -17,15 +17,15 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from mpp.base.errors import CheckpointError, ConfigError
+from mpp.base.rng import INIT, seed_of
+from mpp.base.text import say
 from mpp.config.sections import ModelConfig
-from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.foreign_names import HEAD_WIDTH, architecture_from_shapes, translate
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import build_encoder
 from mpp.model.tokens import class_tokens_of, note_class_tokens, set_norm_eps, sincos_positions
-from mpp.rng import INIT, seed_of
-from mpp.text import say
 
 TIMM, RANDOM = "timm:", "random"
 WEIGHTS = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")  # of a folder, the first that is there

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpp.errors import CheckpointError
+from mpp.base.errors import CheckpointError
 
 Weights = Mapping[str, Tensor]
 

@@ -11,10 +11,11 @@ from typing import Protocol
 
 import torch
 
+from mpp.base.errors import ConfigError
+from mpp.base.text import counted
 from mpp.config.schema import Words, as_given
 from mpp.config.sections import ModelConfig
 from mpp.data.streams import is_stream
-from mpp.errors import ConfigError
 from mpp.interop.codebook_file import CodebookFile, read_codebook
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder
@@ -28,7 +29,6 @@ from mpp.recipe.places import Grid
 from mpp.recipe.targets import TargetConfig
 from mpp.recipe.targets.base import NOTHING, Given, Lent, Target
 from mpp.recipe.teacher import FrozenKnobs, Teacher, TeacherKnobs
-from mpp.text import counted
 
 SAME = 1e-3  # of features whose values are about 1: what two orders of the same sums may differ by
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import ConfigError
+from mpp.base.errors import ConfigError
 from mpp.train.commit import Commit, commits, read_config
 from mpp.train.run_folder import LIMITS, PATHS
 

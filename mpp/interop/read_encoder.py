@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from mpp.base.errors import CheckpointError
+from mpp.base.progress import Progress
+from mpp.base.text import say
 from mpp.config.sections import ModelConfig
-from mpp.errors import CheckpointError
 from mpp.interop.encoder_folder import PREFIXES, fault_of
 from mpp.interop.foreign_encoder import TIMM, WEIGHTS, open_file, open_folder, open_timm
 from mpp.interop.loaded_encoder import LoadedEncoder, LoadedPredictor, load_plain
 from mpp.interop.pretraining import pretraining_beside, pretraining_of
 from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import Encoder
-from mpp.progress import Progress
 from mpp.recipe.decoders.base import Given
 from mpp.recipe.targets import base as targets
-from mpp.text import say
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
 from mpp.train.copies import local
 

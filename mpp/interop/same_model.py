@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.errors import ConfigError
 from mpp.interop.loaded_encoder import NO_FUNCTION
 from mpp.model.encoder import build_encoder
 from mpp.model.tokens import class_tokens_of

@@ -17,8 +17,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mpp.base.errors import ConfigError
+from mpp.base.text import say
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import ConfigError
 from mpp.interop.encoder_folder import PREFIX
 from mpp.interop.foreign_encoder import RANDOM, TIMM
 from mpp.interop.loaded_encoder import LoadedEncoder
@@ -30,7 +31,6 @@ from mpp.model.tokens import class_tokens_of, resized_positions, sincos_position
 from mpp.recipe.model import PretrainingModel
 from mpp.recipe.places import Grid
 from mpp.remote.urls import is_url
-from mpp.text import say
 from mpp.train.commit import Commit, read_config, read_tensors, whole_commit
 from mpp.train.copies import local
 

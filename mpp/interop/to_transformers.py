@@ -11,8 +11,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import ConfigError
 from mpp.interop.foreign_names import decoder_to_transformers, vit_to_transformers
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.model.tokens import class_tokens_of, sincos_positions

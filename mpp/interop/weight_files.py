@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mpp.errors import CheckpointError
-from mpp.files import write_atomically
+from mpp.base.errors import CheckpointError
+from mpp.disk.files import write_atomically
 
 WRAPPERS = ("model", "state_dict", "teacher")  # keys under which training code keeps the weights of what one would use
 

@@ -12,8 +12,8 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.errors import ConfigError
 
 
 @dataclass(frozen=True)

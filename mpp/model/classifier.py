@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ClassifierConfig
-from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.model.tokens import class_feature, class_tokens_of, note_class_tokens
 

@@ -13,8 +13,8 @@ from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.errors import ConfigError
 from mpp.model.architecture import architecture_of, position_arguments
 from mpp.model.tokens import choose_attention, gather_rotations, gather_tokens, initialise_linear, note_class_tokens, sincos_positions
 

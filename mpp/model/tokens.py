@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import SystemConfig
-from mpp.errors import ConfigError
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -18,14 +18,14 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from mpp.disks import patiently
-from mpp.files import append, write_atomically, writing
+from mpp.base.text import say
+from mpp.disk.files import append, write_atomically, writing
+from mpp.disk.patience import patiently
 from mpp.monitor.layout import FINAL, REFERENCE, Layout, hyper_parameters
 from mpp.monitor.projector import write_projector
 from mpp.monitor.reference import Reference
 from mpp.monitor.signs import Signs
-from mpp.text import say
-from mpp.watch import watch
+from mpp.processes.watch import watch
 
 
 class Board:

@@ -9,8 +9,8 @@ from google.protobuf import text_format
 from PIL import Image
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from mpp.files import write_atomically, writing
-from mpp.text import printable
+from mpp.base.text import printable
+from mpp.disk.files import write_atomically, writing
 
 MOST = 1000  # images: what a browser turns without effort
 LEAST_SIDE, MOST_SIDE = 16, 64  # pixels of a small picture: a sheet may be 8,192 wide

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "references"
 

@@ -13,12 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import mpp
+from mpp.base.text import counted, printable
 from mpp.data.shards import flat_channels
 from mpp.data.streams import in_words, is_stream
 from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
 from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
-from mpp.text import counted, printable
 from mpp.train.progress import clock
 from mpp.transfer.joined import Joined
 from mpp.transfer.results import RESULTS, Result, find_results

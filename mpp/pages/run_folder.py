@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
+from mpp.base.errors import ConfigError, DataError, UserError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.help import knobs_of
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import Section, flat, load
 from mpp.data.shard_format import MANIFEST, Manifest, read_manifest
-from mpp.errors import ConfigError, DataError, UserError
 from mpp.monitor.board import rows_of
 from mpp.monitor.reference import Reference, find_reference
 from mpp.monitor.signs import Course, Signs

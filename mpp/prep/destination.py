@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mpp.base.errors import DataError
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, manifest_in, read_manifest
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
-from mpp.files import TEMPORARY, write_atomically, write_stream
+from mpp.disk.files import TEMPORARY, write_atomically, write_stream
 from mpp.remote.retries import Refused, unless_absent
 from mpp.remote.stores import Info, store_for
 from mpp.remote.urls import WEB, split_url

@@ -9,16 +9,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+from mpp.base.errors import DataError
+from mpp.base.text import counted
 from mpp.data.shard_format import MANIFEST
-from mpp.errors import DataError
-from mpp.files import write_atomically, writing
-from mpp.locks import lock_folder
+from mpp.disk.files import write_atomically, writing
+from mpp.disk.locks import lock_folder
 from mpp.prep.destination import PLAN, WORK, StoreDestination
 from mpp.prep.workers import Stopped, Tick
 from mpp.remote.retries import Refused, shown, unless_absent
 from mpp.remote.stores import Info, store_for
 from mpp.remote.urls import WEB, download, split_url
-from mpp.text import counted
 
 TRIES = 3  # of a tar that comes otherwise than the store says it is
 WORKERS_LOCK = "lock-workers"  # in the scratch folder: shared by those that fetch

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpp.errors import UserError
+from mpp.base.errors import UserError
+from mpp.base.text import counted
 from mpp.prep.shuffle import order_lines, rewrite_order
 from mpp.prep.source import Item
-from mpp.text import counted
 
 SWEEPS = 20  # over all things, at most
 PATTERN = "re:"  # --group re:REGEX

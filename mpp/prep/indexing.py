@@ -20,13 +20,15 @@ import numpy as np
 import PIL
 
 import mpp
+from mpp.base.errors import BadSample, DataError, UserError
+from mpp.base.progress import Progress, tracked
+from mpp.base.text import counted, say
 from mpp.data.class_folders import listed_names, too_sparse
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, Manifest, manifest_in
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
-from mpp.errors import BadSample, DataError, UserError
-from mpp.locks import hold_folder
+from mpp.disk.locks import hold_folder
 from mpp.prep.advice import feeding_lines, next_line
 from mpp.prep.destination import LOCK, PLAN, WORK, Destination, remove_scratch, scratch_of
 from mpp.prep.fetching import WORKERS_LOCK, TarsInStore, refuse_small_scratch, sweep
@@ -39,9 +41,7 @@ from mpp.prep.source import FOREIGN, MAX_CLASSES, Item, SourceOptions, check_siz
 from mpp.prep.sources.archives import CHUNK, PlainReader
 from mpp.prep.sources.webdataset import TarImage, WebDataset, is_our_manifest, is_ours, open_webdataset, with_fields
 from mpp.prep.workers import Tick, run_jobs
-from mpp.progress import Progress, tracked
 from mpp.remote.urls import Url
-from mpp.text import counted, say
 
 MADE = {"plan.json", "begun.json", "listing.json"}  # in a work folder of make_shards.py
 

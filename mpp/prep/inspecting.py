@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mpp.base.errors import BadSample, UserError
+from mpp.base.progress import Progress, tracked
+from mpp.base.text import counted, font_file, printable, say, say_json
 from mpp.data.class_folders import listed_names
 from mpp.data.decode import format_of, is_deep, open_image
 from mpp.data.shard_faults import ROWS, most_pixels
 from mpp.data.shard_format import SHORT_SIDES, read_manifest
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import short_side_bins
-from mpp.errors import BadSample, UserError
-from mpp.files import make_folder, write_atomically
+from mpp.disk.files import make_folder, write_atomically
 from mpp.prep.advice import config_for
 from mpp.prep.prepare import note_levels, say_small_range
 from mpp.prep.splits import splits_in_store, splits_of, spread
-from mpp.progress import Progress, tracked
 from mpp.remote.urls import WEB, Url, is_url, split_url
-from mpp.text import counted, font_file, printable, say, say_json
 
 FORMAT_IMAGES = 256  # looked at for their formats
 NAMED = 3  # most and least frequent classes that are named

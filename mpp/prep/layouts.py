@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from mpp.base.errors import DataError, UserError
 from mpp.data.class_folders import FolderLevels, Layout, folder_at, listed_names, split_named
-from mpp.errors import DataError, UserError
 from mpp.prep.shuffle import AS_LISTED, Listed
 from mpp.prep.source import Around, Item, Source
 from mpp.prep.sources.folder import Folder

@@ -10,10 +10,12 @@ from pathlib import Path
 import PIL
 
 import mpp
+from mpp.base.errors import DataError, UserError
+from mpp.base.progress import Progress, tracked
+from mpp.base.text import counted, say, say_json
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, MANIFEST
 from mpp.data.write_shards import write_manifest
-from mpp.errors import DataError, UserError
 from mpp.prep.destination import PLAN, Destination, destination
 from mpp.prep.layouts import laid_out
 from mpp.prep.options import disk_errors
@@ -26,8 +28,6 @@ from mpp.prep.source import Source, SourceOptions
 from mpp.prep.sources import open_source
 from mpp.prep.summary import Summary
 from mpp.prep.workers import run_jobs
-from mpp.progress import Progress, tracked
-from mpp.text import counted, say, say_json
 
 SETTINGS = (
     *("image_field", "label_field", "labels", "label_names", "class_level", "split_level", "val", "seed", "samples_per_shard"),

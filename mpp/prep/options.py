@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import Parser, UserError
+from mpp.base.errors import Parser, UserError
 from mpp.remote.urls import Url, is_url
 
 MAX_PIXELS_HELP = "larger images are rejects; a worker takes up to 16 bytes a pixel while it decodes one"

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import DataError, UserError
-from mpp.files import write_atomically
-from mpp.locks import hold_folder, lock_folder
+from mpp.base.errors import DataError, UserError
+from mpp.base.progress import Progress
+from mpp.base.text import counted, say
+from mpp.disk.files import write_atomically
+from mpp.disk.locks import hold_folder, lock_folder
 from mpp.prep.destination import LOCK, PLAN, Destination
 from mpp.prep.holdout import SCAN, Grouping, asked, divide
 from mpp.prep.layouts import as_laid_out, laid_out, other_format, remarks_on_labels
@@ -27,8 +29,6 @@ from mpp.prep.sources.lists import ROWS
 from mpp.prep.tiles import FOLDER as TILES
 from mpp.prep.tiles import Cutting, Tiles, counts_of, cut_all, folder_of
 from mpp.prep.tiles import Work as CutWork
-from mpp.progress import Progress
-from mpp.text import counted, say
 
 SCANS = "scans"  # the folder of the scratch folder with the order of what is cut into tiles
 BUCKET = ".*-[0-9][0-9][0-9][0-9].tmp-*"  # what a listing in memory too small for it spills

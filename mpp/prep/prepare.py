@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mpp.base.errors import BadSample
+from mpp.base.text import counted
 from mpp.data.class_folders import CONVERTED
 from mpp.data.decode import FORMATS, MAX_PIXELS, check_header, is_deep, open_image, open_shrunk, open_upright, open_windowed
 from mpp.data.shard_format import FIELDS
-from mpp.errors import BadSample
-from mpp.text import counted
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what a PNG stores without loss
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels of the longest side that each format stores

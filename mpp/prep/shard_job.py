@@ -12,15 +12,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from mpp.base.errors import BadSample, DataError
+from mpp.base.progress import tracked
 from mpp.data.shard_format import INDEX_DTYPE, MEAN_STD_IMAGES
 from mpp.data.write_shards import Sample, write_shard
-from mpp.errors import BadSample, DataError
 from mpp.prep.destination import WORK, Destination
 from mpp.prep.prepare import Options, prepare
 from mpp.prep.shuffle import read_order
 from mpp.prep.source import Source
 from mpp.prep.workers import Tick
-from mpp.progress import tracked
 from mpp.remote.retries import shown
 
 REJECTS = "rejects.jsonl"

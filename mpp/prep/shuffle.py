@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import DataError
-from mpp.files import temporary, write_atomically, write_stream
+from mpp.base.errors import DataError
+from mpp.base.progress import tracked
+from mpp.disk.files import temporary, write_atomically, write_stream
 from mpp.prep.source import MAX_CLASSES, Item, Source
-from mpp.progress import tracked
 
 BUCKETS = 1024  # a bucket of a thousand million items still fits into 400 MB
 BUFFER_BYTES = 32 << 20  # held before anything is written

@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpp.base.errors import DataError
 from mpp.data.shard_format import MANIFEST
-from mpp.errors import DataError
 from mpp.prep.fetching import listing_of
 from mpp.remote.stores import Info
 from mpp.remote.urls import Url

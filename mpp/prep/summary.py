@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 
+from mpp.base.text import counted, say, say_json
 from mpp.data.class_folders import listed_names
 from mpp.prep import holdout
 from mpp.prep.advice import feeding_lines, next_line
@@ -13,7 +14,6 @@ from mpp.prep.prepare import TRAINED_PIXELS, say_small_range, say_windowed
 from mpp.prep.shard_job import Record, Totals
 from mpp.prep.shuffle import Listed
 from mpp.prep.source import describe
-from mpp.text import counted, say, say_json
 
 
 class Summary:

@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from mpp.base.errors import BadSample
 from mpp.data.class_folders import CONVERTED
 from mpp.data.decode import FORMATS, check_header
-from mpp.errors import BadSample
-from mpp.files import TEMPORARY, write_stream
+from mpp.disk.files import TEMPORARY, write_stream
 from mpp.prep.holdout import Grouping
 from mpp.prep.prepare import Options, encoded, storable
 from mpp.prep.shuffle import Listed, read_order

@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+from mpp.base.errors import DataError, UserError
+from mpp.base.progress import Progress
 from mpp.data.shard_format import (
     Manifest,
 )
-from mpp.errors import DataError, UserError
-from mpp.files import writing
-from mpp.locks import hold_folder
+from mpp.disk.files import writing
+from mpp.disk.locks import hold_folder
 from mpp.prep.destination import LOCK, remove_scratch, scratch_of
 from mpp.prep.fetching import fetched, is_tar, refuse_small_scratch, store_root, sweep
 from mpp.prep.splits import splits_in_store, splits_of
 from mpp.prep.workers import Tick
-from mpp.progress import Progress
 from mpp.remote.retries import Refused
 from mpp.remote.stores import Info, store_for
 from mpp.remote.urls import Url, download

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mpp.base.errors import BadSample, DataError
 from mpp.data.decode import check_header, open_image
 from mpp.data.shard_faults import UNREADABLE, Fault, most_pixels
 from mpp.data.shard_format import (
@@ -28,7 +29,6 @@ from mpp.data.shard_format import (
 )
 from mpp.data.shard_index import Row
 from mpp.data.shard_table import ShardEntry
-from mpp.errors import BadSample, DataError
 from mpp.prep.indexing import read_in_place
 from mpp.prep.prepare import Options
 from mpp.prep.sources.webdataset import TarImage, WebDataset

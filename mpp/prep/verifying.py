@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpp.base.errors import DataError
+from mpp.base.progress import Progress
+from mpp.base.text import counted, say, say_json
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, most_pixels, row_faults
 from mpp.data.shard_format import (
     INDEX_DTYPE,
@@ -20,16 +23,13 @@ from mpp.data.shard_format import (
 )
 from mpp.data.shard_index import ShardIndex
 from mpp.data.shard_table import ShardEntry
-from mpp.errors import DataError
 from mpp.prep.splits import spread
 from mpp.prep.tiles import Cutting
 from mpp.prep.verify_claims import claim_faults, colour_faults, colour_limit, colours_are_told, cutting_of, is_foreign
 from mpp.prep.verify_places import Place, StorePlace, places_of
 from mpp.prep.verify_shard import ShardCheck, Tally, images_to_index
 from mpp.prep.workers import Tick, run_jobs
-from mpp.progress import Progress
 from mpp.remote.urls import Url
-from mpp.text import counted, say, say_json
 
 
 @dataclass

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from mpp.errors import UserError
+from mpp.base.errors import UserError
 from mpp.remote.through_fsspec import loop_runs
 
 Job = TypeVar("Job")

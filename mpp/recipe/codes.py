@@ -1,6 +1,6 @@
 """Codebooks: centres of a target's goals, of which the nearest one's number is a class to be predicted (as BEiT's visual tokens are).
 
-A target's section that inherits `CodebookKnobs` beside TargetSection has a codebook that mpp/fit_codebook.py has fitted; mpp/pretraining.py reads it.
+A target's section that inherits `CodebookKnobs` beside TargetSection has a codebook that mpp/fit_codebook.py has fitted; mpp/mains/pretrain.py reads it.
 Letters: B batch, M predicted patches, C centres, V values of a patch, n points.
 """
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mpp.base.rng import Draws, below_of
 from mpp.recipe.corruptions import CorruptionConfig
 from mpp.recipe.masks import MaskConfig
 from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE, Grid, Masks
-from mpp.rng import Draws, below_of
 
 
 class Counts(NamedTuple):

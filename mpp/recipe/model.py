@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mpp.base.rng import INIT, seed_of
 from mpp.config.sections import ModelConfig
 from mpp.model.encoder import Encoder, build_encoder
 from mpp.model.normalise import Triple, normalise
@@ -16,7 +17,6 @@ from mpp.recipe.places import MASKED, Masks
 from mpp.recipe.targets import TargetConfig
 from mpp.recipe.targets.base import NOTHING, Given, Lent, Target
 from mpp.recipe.teacher import Teacher
-from mpp.rng import INIT, seed_of
 
 
 class PretrainingModel(nn.Module):

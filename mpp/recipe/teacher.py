@@ -1,8 +1,8 @@
 """Teachers: encoders that see the whole clean image and whose tokens a target is made of.  They are no part of the model, and get no gradient.
 
 A target's section that inherits `TeacherKnobs` beside TargetSection has an exponential average of its own encoder as teacher, in float32 and
-outside the engine's module: mpp/pretraining.py makes it, updates it after every optimiser step, whatever the accumulation, and saves it with each
-checkpoint (train/average.py).  One that inherits `FrozenKnobs` has an encoder that was trained before, which mpp/pretraining.py reads.
+outside the engine's module: mpp/mains/pretrain.py makes it, updates it after every optimiser step, whatever the accumulation, and saves it with each
+checkpoint (train/average.py).  One that inherits `FrozenKnobs` has an encoder that was trained before, which mpp/mains/pretrain.py reads.
 Letters: B batch, N patches, D the teacher's dimensions, S image side in pixels.
 """
 

@@ -29,15 +29,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpp.errors import BusyError, DataError, UserError
-from mpp.files import seal_of, sha256_of, temporary, write_atomically
-from mpp.locks import Owner
-from mpp.progress import minutes
+from mpp.base.errors import BusyError, DataError, UserError
+from mpp.base.progress import minutes
+from mpp.base.text import say
+from mpp.disk.files import seal_of, sha256_of, temporary, write_atomically
+from mpp.disk.locks import Owner
 from mpp.remote import retries
 from mpp.remote.retries import Patience, Refused, shown, unless_absent
 from mpp.remote.stores import Info, store_for
 from mpp.remote.urls import download, split_url
-from mpp.text import say
 
 BEAT_SECONDS = 15.0  # between two counts of a lease
 LOOK_SECONDS = 5.0  # between two looks at somebody else's

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from mpp.errors import DataError
-from mpp.text import say
+from mpp.base.errors import DataError
+from mpp.base.text import say
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.remote import body, retries, stores
 from mpp.remote.retries import Refused, Trouble, in_time, patiently, unless_absent
 from mpp.remote.stores import Info, Store, Write

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.remote import retries, stores
 from mpp.remote.retries import Trouble, patiently, unless_absent
 from mpp.remote.stores import PACKAGES, Info, Store, Write

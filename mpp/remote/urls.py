@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mpp.errors import BadSample, DataError
-from mpp.files import write_atomically
+from mpp.base.errors import BadSample, DataError
+from mpp.disk.files import write_atomically
 from mpp.remote import retries, web
 from mpp.remote.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown
 from mpp.remote.stores import Info, store_for

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 import mpp
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.remote import body, retries
 from mpp.remote.retries import Refused, Trouble, in_time, shown
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from mpp.errors import UserError
+from mpp.base.errors import UserError
+from mpp.base.text import say
 from mpp.monitor.spikes import Spikes
-from mpp.text import say
+from mpp.processes.watch import watch
 from mpp.train.average import WeightAverage
 from mpp.train.commit import Commit, commits
 from mpp.train.engine import Engine
 from mpp.train.flight import SKIPPED, Flight, Kept
 from mpp.train.resume import way_out
-from mpp.watch import watch
 
 
 class BadNumbers:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mpp.errors import DataError
-from mpp.files import append
-from mpp.world import World
+from mpp.base.errors import DataError
+from mpp.disk.files import append
+from mpp.processes.world import World
 
 
 class BadSamples:

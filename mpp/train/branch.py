@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import CheckpointError
+from mpp.base.errors import CheckpointError
 from mpp.remote.urls import is_url
 from mpp.train.commit import Commit, commits, read_commit
 from mpp.train.copies import local, run_of

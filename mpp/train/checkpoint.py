@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpp.errors import CheckpointError, disk_fault
-from mpp.files import sha256_of, sync_path, writing
+from mpp.base.errors import CheckpointError, disk_fault
+from mpp.disk.files import sha256_of, sync_path, writing
+from mpp.processes.watch import meeting, watch
+from mpp.processes.world import World
 from mpp.train.commit import MOMENTS, Commit, checkpoint_folder, not_finite, sealed, set_aside, some, write_commit
 from mpp.train.engine import Engine
 from mpp.train.resume import way_out
-from mpp.watch import meeting, watch
-from mpp.world import World
 
 
 class NotWrittenError(CheckpointError):

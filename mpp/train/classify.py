@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mpp.base.errors import DataError
+from mpp.base.progress import tracked
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.loader import LoaderProcesses
 from mpp.data.order import EveryOnce
-from mpp.errors import DataError
 from mpp.model.classifier import partners, soft_targets
 from mpp.model.normalise import Triple, normalise
-from mpp.progress import tracked
+from mpp.processes.world import World, together
 from mpp.train.step import images_on_device
-from mpp.world import World, together
 
 
 def inputs_and_targets(

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mpp.base.errors import CheckpointError
+from mpp.base.text import say
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.disks import patiently
-from mpp.errors import CheckpointError
-from mpp.files import seal_of, sha256_of, write_atomically
-from mpp.text import say
-from mpp.watch import watch
+from mpp.disk.files import seal_of, sha256_of, write_atomically
+from mpp.disk.patience import patiently
+from mpp.processes.watch import watch
 
 FORMAT = 2  # 1: without a seal
 MOMENTS = ".moments.safetensors"  # how the names of files end that hold nothing else (older commits: none)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpp.base.text import say
 from mpp.config.sections import SystemConfig
-from mpp.text import say
-from mpp.watch import watch
+from mpp.processes.watch import watch
 
 # Steps from which on it is worth while: to compile takes up to a minute, as much as it saves in some thousands of steps (docs/results.md).
 COMPILED_STEPS = 10_000

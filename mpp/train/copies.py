@@ -30,19 +30,19 @@ from typing import Any
 from pydantic import ValidationError
 
 import mpp
+from mpp.base.errors import BusyError, CheckpointError, UserError
+from mpp.base.progress import Progress
+from mpp.base.text import say
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.schema import flat
-from mpp.errors import BusyError, CheckpointError, UserError
-from mpp.files import user_folder
-from mpp.locks import Owner, hold_folder
-from mpp.progress import Progress
+from mpp.disk.files import user_folder
+from mpp.disk.locks import Owner, hold_folder
+from mpp.processes.watch import watch
 from mpp.remote import retries
 from mpp.remote.retries import shown
 from mpp.remote.urls import is_url, last_name
-from mpp.text import say
 from mpp.train.commit import Commit, DamagedError, checkpoint_folder, find_commit, read_commit, set_aside_damaged, warn
 from mpp.train.run_folder import LIMITS, PASSED_OVER, PATHS
-from mpp.watch import watch
 
 AGAIN_SECONDS = 60.0  # from a copy that failed to the next try
 LAST_AGAIN_SECONDS = 10.0  # the same where the run ends and waits

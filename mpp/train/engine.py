@@ -14,18 +14,18 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from mpp.base.errors import ConfigError, UserError
+from mpp.base.text import say
 from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
-from mpp.errors import ConfigError, UserError
 from mpp.model.recompute import recompute_blocks
 from mpp.monitor.norms import as_figures, norms, parts_of
 from mpp.monitor.phases import Phases
-from mpp.peers import Peers
-from mpp.text import say
+from mpp.processes.peers import Peers
+from mpp.processes.watch import watch
+from mpp.processes.world import World, join_processes
 from mpp.train.compiling import CompiledStep
 from mpp.train.gradient_exchange import GradientExchange
-from mpp.watch import watch
-from mpp.world import World, join_processes
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between processes of one machine without a GPU
 

@@ -40,11 +40,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpp import errors
+from mpp.base import errors
 from mpp.data.crop_dataset import Batch
-from mpp.files import temporary, write_atomically
+from mpp.disk.files import temporary, write_atomically
+from mpp.processes.world import World
 from mpp.train.commit import warn
-from mpp.world import World
 
 FORMAT = 2
 STEPS = 16

@@ -4,18 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from mpp.agreement import agree
+from mpp.base.machine import allow_open_files
 from mpp.config.schema import flat
 from mpp.config.sections import CheckpointConfig, SystemConfig
 from mpp.data.shard_cache import caching
-from mpp.disks import disks
-from mpp.files import make_folder
-from mpp.machine import allow_open_files
-from mpp.peers import Peers, meet
+from mpp.disk.files import make_folder
+from mpp.disk.patience import disks
+from mpp.processes.agreement import agree
+from mpp.processes.peers import Peers, meet
+from mpp.processes.world import World
 from mpp.train.engine import start_distributed
 from mpp.train.resume import STALE_SECONDS
 from mpp.train.run_folder import RunConfig, refuse_unshared
-from mpp.world import World
 
 
 class _Data(Protocol):

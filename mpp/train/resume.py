@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import CheckpointError
-from mpp.files import seal_of
-from mpp.peers import Peers
+from mpp.base.errors import CheckpointError
+from mpp.disk.files import seal_of
+from mpp.processes.peers import Peers
 from mpp.train.commit import Commit, DamagedError, commits, folders_of, none_whole, set_aside_damaged, survey
 from mpp.train.run_folder import ENDS, RunConfig, check_same_run
 from mpp.train.schedule import stable_until

@@ -28,21 +28,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mpp.base.errors import CheckpointError, UserError
+from mpp.base.machine import usable_cores
+from mpp.base.progress import Progress
+from mpp.base.rng import DROP_PATH, seed_of
+from mpp.base.text import counted, say
 from mpp.config.schema import Section
 from mpp.config.sections import OptimConfig
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import default_workers
 from mpp.data.order import BatchPlan, lost_nodes_words
-from mpp.errors import CheckpointError, UserError
-from mpp.machine import usable_cores
 from mpp.monitor.board import Board
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference
-from mpp.peers import ALONE, Peers
-from mpp.progress import Progress
+from mpp.processes.peers import ALONE, Peers
+from mpp.processes.watch import watch
+from mpp.processes.world import World, from_first
 from mpp.remote.urls import is_url
-from mpp.rng import DROP_PATH, seed_of
-from mpp.text import counted, say
 from mpp.train.average import WeightAverage
 from mpp.train.bad_numbers import BadNumbers
 from mpp.train.bad_samples import BadSamples
@@ -63,8 +65,6 @@ from mpp.train.schedule import learning_rate, rate_words, stable_until, weight_d
 from mpp.train.shared_sum import SharedSum
 from mpp.train.signals import StopRequest
 from mpp.train.speed import TIMED_STEPS, Speed, rate_of_all
-from mpp.watch import watch
-from mpp.world import World, from_first
 
 
 class Run:

@@ -16,15 +16,15 @@ from typing import Any, Protocol, TextIO
 import torch
 
 import mpp
-from mpp.agreement import PACKAGES
+from mpp.base.errors import BusyError, CheckpointError, ConfigError
+from mpp.base.machine import usable_cores
 from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.data.order import ranges_in_words, steps_over
-from mpp.errors import BusyError, CheckpointError, ConfigError
-from mpp.files import TEMPORARY, keep_lines, write_atomically
-from mpp.locks import Owner, lock_folder
-from mpp.machine import usable_cores
-from mpp.peers import Peers
+from mpp.disk.files import TEMPORARY, keep_lines, write_atomically
+from mpp.disk.locks import Owner, lock_folder
+from mpp.processes.agreement import PACKAGES
+from mpp.processes.peers import Peers
 from mpp.remote.retries import hidden
 from mpp.train.commit import Commit, commits
 

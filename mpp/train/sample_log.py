@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mpp.data.crop_dataset import Batch
-from mpp.files import append
+from mpp.disk.files import append
 
 
 class SampleLog:

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mpp.base.text import say
 from mpp.config.sections import CheckpointConfig
-from mpp.text import say
+from mpp.processes.watch import watch
+from mpp.processes.world import World
 from mpp.train.checkpoint import NotWrittenError, Saving
 from mpp.train.commit import Commit, prune, warn
 from mpp.train.copies import Copies
 from mpp.train.shared_sum import shared_sum
-from mpp.watch import watch
-from mpp.world import World
 
 AGAIN_SECONDS = 60.0  # from a save that failed to the next try
 WAITS = (1.0, 5.0, 30.0)  # seconds between tries where the run ends; the last one repeats

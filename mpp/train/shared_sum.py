@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mpp.watch import meeting
-from mpp.world import World
+from mpp.processes.watch import meeting
+from mpp.processes.world import World
 
 
 class SharedSum:

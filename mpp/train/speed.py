@@ -7,14 +7,14 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from mpp.base.machine import peak_gigabytes
 from mpp.config.sections import SystemConfig
-from mpp.machine import peak_gigabytes
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.monitor.energy import Energy
 from mpp.monitor.phases import Phases
+from mpp.processes.watch import watch
+from mpp.processes.world import World
 from mpp.train.engine import MEASURING
-from mpp.watch import watch
-from mpp.world import World
 
 TIMED_STEPS = 100  # from which on a run is held against the machine's limit: to measure that takes a quarter of a second
 

@@ -23,9 +23,9 @@ from mpp.data.pixels import StoredPixels
 from mpp.monitor.attention_by_layer import LayerSpread, Patches, SpreadByLayer, board_rows, images_at_once
 from mpp.monitor.inside_sheet import sheet
 from mpp.monitor.insides import absolute_positions, cosines, filter_layer, is_grey, principal_filters, rotary_kernel
+from mpp.processes.world import World
 from mpp.recipe.model import PretrainingModel
 from mpp.transfer.while_training import Chosen
-from mpp.world import World
 
 IMAGES = 32  # of those that features are asked about
 FILTERS = 28  # components, as in the ViT paper's figure 7

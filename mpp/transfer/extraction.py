@@ -24,21 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpp.base.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
+from mpp.base.machine import usable_cores
+from mpp.base.progress import Progress
+from mpp.base.text import counted
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.images import LabelledImages
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import FIXED, Parts
 from mpp.data.pixels import StoredPixels
-from mpp.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
-from mpp.files import HASHED, make_folder, sync_path, write_atomically
-from mpp.locks import lock_folder
-from mpp.machine import usable_cores
-from mpp.progress import Progress
-from mpp.text import counted
+from mpp.disk.files import HASHED, make_folder, sync_path, write_atomically
+from mpp.disk.locks import lock_folder
+from mpp.processes.world import World, from_all, from_first, together, total
 from mpp.transfer.extractors import Extractor
 from mpp.transfer.features import FeatureConfig, Features, FeatureSpec
-from mpp.world import World, from_all, from_first, together, total
 
 FORMAT = 2
 FILES = "features.npy", "labels.npy", "samples.npy"

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mpp.base.errors import ConfigError
 from mpp.config.schema import Count, Positive, Section
-from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 
 Pooling = Literal["mean", "cls", "both", "predictor"]

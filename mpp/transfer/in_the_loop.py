@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mpp.base.errors import ConfigError
+from mpp.base.progress import Progress
 from mpp.data.augment import Augment
 from mpp.data.images import LabelledImages
-from mpp.errors import ConfigError
-from mpp.progress import Progress
+from mpp.processes.world import World
 from mpp.train.step import images_on_device
 from mpp.transfer.extraction import centre_crops, own_rows, read
 from mpp.transfer.extractors import EncoderExtractor
 from mpp.transfer.features import FeatureConfig
 from mpp.transfer.probes.contract import Answers, Predict
-from mpp.world import World
 
 RATIO = (3 / 4, 4 / 3)  # of a crop's sides (torchvision's RandomResizedCrop, as MAE)
 

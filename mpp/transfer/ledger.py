@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpp.base.errors import DataError, UserError
+from mpp.base.text import counted
 from mpp.data.fingerprints import content_id
 from mpp.data.images import Images
-from mpp.errors import DataError, UserError
-from mpp.files import sync_path, user_folder, writing
-from mpp.locks import lock_folder
-from mpp.text import counted
+from mpp.disk.files import sync_path, user_folder, writing
+from mpp.disk.locks import lock_folder
 
 TEST_READS = "test_reads.jsonl"
 LOCK_SECONDS = 60.0  # for others to write a line each

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpp.base.errors import UserError
 from mpp.config.schema import listed
 from mpp.data.array_images import ROOT, is_array
 from mpp.data.fingerprints import how_stored, overlap
@@ -23,7 +24,6 @@ from mpp.data.images import Images
 from mpp.data.joined_shards import shared_out
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
-from mpp.errors import UserError
 from mpp.interop.foreign_encoder import TIMM
 from mpp.interop.read_encoder import read_encoder
 from mpp.remote.urls import is_url

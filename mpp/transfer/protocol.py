@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpp.base.progress import Progress
 from mpp.model.backbone import Backbone
-from mpp.progress import Progress
 from mpp.transfer.features import Variant, refuse_other_features
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked

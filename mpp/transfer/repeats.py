@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.results import PREDICTIONS
 

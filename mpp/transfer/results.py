@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mpp.base.errors import DataError
 from mpp.data.crop_dataset import CropDataset
-from mpp.errors import DataError
-from mpp.files import write_atomically
+from mpp.disk.files import write_atomically
 from mpp.transfer import metrics, plots
 from mpp.transfer.mistakes import draw_mistakes
 from mpp.transfer.probes import PROBES

@@ -14,6 +14,7 @@ from torch import Tensor
 from mpp.data.labelled import LabelledImages
 from mpp.interop.loaded_encoder import LoadedEncoder, LoadedPredictor
 from mpp.model.backbone import Backbone
+from mpp.processes.world import World
 from mpp.transfer.extractors import EncoderExtractor, Extractor
 from mpp.transfer.features import PREDICTOR, FeatureConfig, FeatureSpec, Variant, check_resolution, needed_by, own_variant
 from mpp.transfer.in_the_loop import ImageViews
@@ -21,7 +22,6 @@ from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers, Probe
 from mpp.transfer.protocol import Chosen, variants_of
 from mpp.transfer.table import ALWAYS
-from mpp.world import World
 
 
 @dataclass

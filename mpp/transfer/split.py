@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpp.errors import DataError
-from mpp.rng import PROBE, Draws
+from mpp.base.errors import DataError
+from mpp.base.rng import PROBE, Draws
 
 # What a probe's random numbers are for: the second part of the key (seed, PROBE, use, ...).
 SUBSET, REPORT, CHOOSE, BATCHES, SHOTS, RANK, _, HEAD, LABELS = range(9)  # 6 was for resampling: the others keep their draws

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import Batch, CropDataset
@@ -29,16 +30,15 @@ from mpp.data.order import FIXED
 from mpp.data.pixels import StoredPixels
 from mpp.data.streams import Stream
 from mpp.data.training_set import TrainingSet
-from mpp.errors import ConfigError, DataError
 from mpp.monitor.rank import spread
-from mpp.peers import ALONE, Peers
+from mpp.processes.peers import ALONE, Peers
+from mpp.processes.world import World
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Measured, Train
 from mpp.transfer.probes.few_shot import LIMITS, FewShotProbe, fit
 from mpp.transfer.probes.knn import KnnProbe
 from mpp.transfer.split import Split, subset
-from mpp.world import World
 
 SHARE = 0.01  # of the samples that are trained on, so many may be looked at in the course of a run: at most twice that share of its time
 LEAST_LOOKS, MOST_LOOKS = 5, 20

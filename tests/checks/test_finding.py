@@ -2,8 +2,8 @@
 
 import pytest
 
+from mpp.base.errors import ConfigError, disk_fault
 from mpp.checks.finding import Finding, amount, attempt, merged, status
-from mpp.errors import ConfigError, disk_fault
 
 OK, WEAK, BROKEN = (
     Finding("cores", "ok", "4 cores", figure=4.0),

@@ -5,14 +5,14 @@ from collections import namedtuple
 
 import pytest
 
+from mpp.base.errors import UserError
 from mpp.checks import folder
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.sections import CheckpointConfig
-from mpp.errors import UserError
-from mpp.locks import lock_folder
+from mpp.disk.locks import lock_folder
 from mpp.train.copies import Copies, CopyError
+from tests.processes.test_peers import job
 from tests.stores import listing, serve_s3
-from tests.test_peers import job
 
 Usage = namedtuple("Usage", "total used free")
 

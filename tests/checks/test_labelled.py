@@ -8,7 +8,7 @@ import pytest
 from mpp.checks import labelled
 from mpp.config.finetune import FinetuneConfig
 from mpp.data.finetune_set import FinetuneSet, open_finetune_set
-from mpp.finetune_job import chooser
+from mpp.mains.finetune_job import chooser
 from mpp.transfer.split import CHOOSE, hold_out
 from tests.pipeline.finetune_runs import write_images
 

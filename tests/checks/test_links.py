@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from mpp import peers
 from mpp.checks import links
 from mpp.checks.links import Exchange
-from mpp.peers import ALONE
-from tests.test_peers import job, refuse
+from mpp.processes import peers
+from mpp.processes.peers import ALONE
+from tests.processes.test_peers import job, refuse
 
 
 def test_clocks_that_agree_are_well_and_a_host_whose_clock_is_off_is_named():

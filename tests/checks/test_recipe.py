@@ -7,8 +7,8 @@ from mpp.checks import recipe
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.order import plan_batch
 from mpp.interop.lent import bring
-from mpp.planning import Counts, counts
-from mpp.pretraining import blank_inputs
+from mpp.mains.plan import Counts, counts
+from mpp.mains.pretrain import blank_inputs
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.average import WeightAverage

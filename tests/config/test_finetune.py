@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.base.errors import ConfigError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import load, tree_of
 from mpp.config.small import tuning
-from mpp.errors import ConfigError
-from mpp.finetune_job import clock_of, config_of_repeat
+from mpp.mains.finetune_job import clock_of, config_of_repeat
 from mpp.train.schedule import learning_rate
 from mpp.transfer.features import FeatureConfig
 

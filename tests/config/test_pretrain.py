@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mpp.base.errors import ConfigError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.names import OTHERS, nearest
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import Count, Section, dump, known_keys, load
-from mpp.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from mpp.base.rng import CROP, Draws
 from mpp.data.augment import Augment
 from mpp.data.crop import cut
 from mpp.data.crop_dataset import CropDataset
@@ -12,7 +13,6 @@ from mpp.data.shards import ShardSet
 from mpp.recipe.corruptions.replace import ReplaceCorruption
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import RandomMask
-from mpp.rng import CROP, Draws
 
 SIZE = 16
 AUGMENT = Augment(SIZE, (0.2, 1.0), (0.75, 4 / 3), flip=True)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
+from mpp.base.rng import CROP, Draws
 from mpp.data.augment import Augment
 from mpp.data.crop import resize
 from mpp.data.decode import decode
-from mpp.rng import CROP, Draws
 from tests.data.masked_images import AUGMENT, SIZE, dataset
 
 

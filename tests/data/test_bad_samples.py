@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.errors import DataError
+from mpp.base.rng import CROP, MASK, Draws
 from mpp.data.loader import batches, fixed_batches
 from mpp.data.order import EveryOnce
-from mpp.errors import DataError
-from mpp.rng import CROP, MASK, Draws
 from tests.data.masked_images import AUGMENT, MASKING, crop_of, dataset, same
 from tests.masks import draw
 
@@ -138,7 +138,7 @@ def put_another_in_its_place(folder: Path) -> None:
 @pytest.mark.parametrize("change", [delete, cut_short, edit, put_another_in_its_place])
 def test_a_shard_that_changes_during_a_run_is_read_on_named_or_stops_the_run(tmp_path, make_shards, monkeypatch, change, was_open):
     folder = make_shards(tmp_path / "train", [6, 8])
-    monkeypatch.setattr("mpp.disks.Disks.patience", 0.0)
+    monkeypatch.setattr("mpp.disk.patience.Disks.patience", 0.0)
     data, keys = dataset(folder), [(0, sample, sample) for sample in (1, 2, 9)]
     before = dataset(folder).batch(keys)
     if was_open:

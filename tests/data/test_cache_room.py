@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.base.errors import ConfigError, UserError
 from mpp.data.cache_folder import CacheFolder, Part, Shard
 from mpp.data.fetch_plan import Plan
 from mpp.data.in_hand import in_hand, refuse_beyond
 from mpp.data.order import EveryOnce, Order
-from mpp.errors import ConfigError, UserError
 
 SHARDS, SAMPLES = 8, 6  # of the set; of a shard
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.base.errors import DataError
 from mpp.data.class_folders import FolderLevels, class_names, reason_to_ignore, split_named, walk
 from mpp.data.decode import decode, open_image
 from mpp.data.folder_images import FolderImages
 from mpp.data.labelled import open_labelled, remarks_on
-from mpp.errors import DataError
 
 
 def drawn(number: int, form: str) -> bytes:

@@ -16,11 +16,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop
 
 import mpp.data.crop as crop
+from mpp.base.errors import BadSample
+from mpp.base.rng import CROP, Draws
 from mpp.data.augment import Augment
 from mpp.data.crop import as_stored, cut, resize, turned
 from mpp.data.decode import check_header, decode, open_stored
-from mpp.errors import BadSample
-from mpp.rng import CROP, Draws
 
 PHOTOS = Path(os.environ.get("MPP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "photos-300.tar"
 needs_libjpeg = pytest.mark.skipif(

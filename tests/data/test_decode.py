@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.base.errors import BadSample, DataError
 from mpp.data.decode import FORMATS, check_header, decode, format_of, open_image, open_shrunk, require_codecs
-from mpp.errors import BadSample, DataError
 
 WIDTH, HEIGHT = 12, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.base.errors import DataError
 from mpp.data import folder_images
 from mpp.data.array_images import ArrayImages
 from mpp.data.fingerprints import content_id, overlap, packed, print_of
 from mpp.data.folder_images import FolderImages
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
-from mpp.errors import DataError
 
 PRINTS = st.lists(st.tuples(st.integers(0, 3) | st.integers(0, 2**32 - 1), st.integers(0, 3) | st.integers(0, 2**32 - 1)), max_size=20)
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mpp.data.pixels as pixels
+from mpp.base.errors import BadSample, ConfigError
+from mpp.base.rng import CROP, Draws
 from mpp.data.crop import resize
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.labelled import open_labelled
@@ -17,8 +19,6 @@ from mpp.data.loader import batches
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.pixels import DevicePixels, MemoryPixels, StoredPixels, bicubic_weights, cut_on_device
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, ConfigError
-from mpp.rng import CROP, Draws
 from tests.data.masked_images import AUGMENT, SIZE, dataset
 from tests.data.test_device_jpegs import gpu, photos  # noqa: F401, a fixture
 

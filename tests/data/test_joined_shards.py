@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.crop_dataset import CropDataset
@@ -16,8 +17,7 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.pixels import MemoryPixels, StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
-from mpp.errors import ConfigError
-from mpp.peers import ALONE
+from mpp.processes.peers import ALONE
 from tests.data.masked_images import AUGMENT, MASKING, same
 
 MODEL = [

@@ -9,13 +9,13 @@ import pytest
 import torchvision
 from PIL import Image
 
+from mpp.base.errors import BadSample, DataError
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import FORMATS, check_header, decode
 from mpp.data.labelled import check_splits, open_labelled
 from mpp.data.pixels import StoredPixels
-from mpp.errors import BadSample, DataError
-from mpp.files import write_atomically
+from mpp.disk.files import write_atomically
 
 CLASSES = ["n01", "n02", "n10"]
 

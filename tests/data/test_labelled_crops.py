@@ -13,6 +13,8 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import center_crop, resize
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import MIX, RAND_AUGMENT, Draws, seed_of
 from mpp.data.augment import Augment, Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
@@ -21,8 +23,6 @@ from mpp.data.order import FIXED, EveryOnce, Order, OrderSampler, Parts, plan_ba
 from mpp.data.pixels import MemoryPixels, StoredPixels
 from mpp.data.recolour import global_generators, rand_augment
 from mpp.data.shards import ShardSet
-from mpp.errors import ConfigError
-from mpp.rng import MIX, RAND_AUGMENT, Draws, seed_of
 
 SIZE = (8, 12)
 MEAN = (0.5, 0.4, 0.3)

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpp.base.errors import DataError
+from mpp.base.rng import Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data import shard_faults, shard_table
@@ -41,9 +43,7 @@ from mpp.data.shard_index import STRETCH
 from mpp.data.shard_table import ShardEntry, ShardTable, parsed
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import TrainingSet, without_last
-from mpp.errors import DataError
-from mpp.files import seal_of
-from mpp.rng import Draws
+from mpp.disk.files import seal_of
 from mpp.transfer.while_training import choose
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\\x00"), min_size=1, max_size=12).map(lambda name: name + ".tar")
@@ -282,13 +282,13 @@ def test_sizes_of_many_shards_are_asked_for_at_once_and_told_in_order(tmp_path, 
 @given(st.integers(0, 2**40), st.integers(0, 700), st.integers(0, 700), st.sampled_from([1, 7, 64, 1 << 18]))
 def test_the_first_of_a_permutation_are_those_of_the_whole_one(seed, total, count, stretch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpp.rng.STRETCH", stretch)
+        patch.setattr("mpp.base.rng.STRETCH", stretch)
         found = Draws(seed, 3).first_of_permutation(total, count)
     assert found.dtype == np.int64 and found.tolist() == sorted(Draws(seed, 3).permutation(total)[:count].tolist())
 
 
 def test_of_equal_keys_the_first_counts(monkeypatch):
-    monkeypatch.setattr("mpp.rng.STRETCH", 4)
+    monkeypatch.setattr("mpp.base.rng.STRETCH", 4)
     keys = np.random.default_rng(0).integers(0, 3, 40).astype(np.uint64)
     bits = iter(np.split(keys, 10))
     monkeypatch.setattr(Draws, "bits", lambda self, count: next(bits))

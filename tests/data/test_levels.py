@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.base.errors import BadSample
 from mpp.data.decode import FORMATS, check_header, decode, is_deep, open_image, open_shrunk, open_upright
-from mpp.errors import BadSample
 
 ANY = (*FORMATS, "GIF", "BMP", "TIFF", "PPM")
 H, W = 6, 11  # an odd number of pixels a row: rows of 1, 2, 4 and 12 bits end inside a byte

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.base.rng import MASK, Draws
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.handing_over import packed, unpacked
 from mpp.data.loader import LoaderProcesses, batches, fixed_batches
@@ -16,7 +17,6 @@ from mpp.data.training_set import without_last
 from mpp.recipe.corruptions.drop import DropCorruption
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import RandomMask
-from mpp.rng import MASK, Draws
 from tests.data.masked_images import MASKING, SIZE, crop_of, dataset, same, sampler
 from tests.masks import draw
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpp.base.errors import ConfigError, DataError
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.handing_over import PREFETCHED, kill_workers
 from mpp.data.loader import batches, default_workers
 from mpp.data.order import Parts
-from mpp.errors import ConfigError, DataError
 from tests.data.masked_images import dataset, sampler
 from tests.forks import run_forked
 
@@ -26,7 +26,7 @@ from tests.forks import run_forked
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unusable_disk_stops_the_run_with_one_error_whatever_the_workers(tmp_path, make_shards, monkeypatch, workers):
     folder = make_shards(tmp_path / "train", [6, 8])
-    monkeypatch.setattr("mpp.disks.Disks.patience", 0.0)
+    monkeypatch.setattr("mpp.disk.patience.Disks.patience", 0.0)
     data = dataset(folder)
     (folder / "000001.tar").unlink()
     with pytest.raises(DataError, match=r"train/000001.tar.*No such file"):
@@ -135,8 +135,8 @@ LEAVES = """
 import os, sys, tempfile
 tempfile.tempdir = None  # whoever forked this program may have asked for it before
 from mpp.data.loader import batches
-from mpp.errors import UserError, at_leaving, run_program
-from mpp.watch import leave_at_once
+from mpp.base.errors import UserError, at_leaving, run_program
+from mpp.processes.watch import leave_at_once
 from tests.data.masked_images import dataset, sampler
 how, shards = sys.argv[1:]
 
@@ -204,7 +204,7 @@ def test_a_long_path_for_temporary_files_is_none_for_sockets(tmp_path, tiny_shar
 MANY_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (26, 4096))
-from mpp.machine import allow_open_files
+from mpp.base.machine import allow_open_files
 from mpp.data.loader import batches
 from tests.data.masked_images import dataset, sampler
 allow_open_files()
@@ -222,7 +222,7 @@ def test_more_shards_and_batches_than_open_files_are_no_hindrance(tmp_path, make
 FEW_FILES = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (26, 4096))
-from mpp.machine import allow_open_files
+from mpp.base.machine import allow_open_files
 allow_open_files()
 print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import SOURCES, Draws, seed_of
 from mpp.data.mixed_order import MixedOrder, exact_weights
 from mpp.data.order import Order, OrderSampler, plan_batch
-from mpp.errors import ConfigError
-from mpp.rng import SOURCES, Draws, seed_of
 
 
 def mixed(sources, weights, batch, streams, seed=0, block=None) -> MixedOrder:

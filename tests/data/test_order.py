@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpp.base.errors import ConfigError
 from mpp.data.order import (
     Order,
     OrderSampler,
@@ -18,7 +19,6 @@ from mpp.data.order import (
     steps_over,
     streams_for,
 )
-from mpp.errors import ConfigError
 
 
 def divisors(number: int) -> list[int]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.rng import CROP, Draws
 from mpp.data.augment import Augment
 from mpp.data.crop import cut, turned
 from mpp.data.loader import batches
 from mpp.data.poses import QUARTERS, pose_of, posed
-from mpp.rng import CROP, Draws
 from mpp.train.sample_log import SampleLog
 from mpp.train.step import images_on_device
 from tests.data.masked_images import AUGMENT, SIZE, dataset, sampler

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpp.base.errors import BadSample, ConfigError, DataError
 from mpp.data.cache_folder import CacheFolder
 from mpp.data.keeper import BEGUN
 from mpp.data.order import EveryOnce, Order
 from mpp.data.shard_cache import _keepers, caching, end_keepers
 from mpp.data.shards import ShardSet
-from mpp.disks import disks
-from mpp.errors import BadSample, ConfigError, DataError
-from mpp.watchman import process_state
+from mpp.disk.patience import disks
+from mpp.processes.watchman import process_state
 from tests.conftest import write_shards
 from tests.object_store import ObjectStore
 

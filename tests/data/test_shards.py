@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpp.data.shards as module
+from mpp.base.errors import BadSample, DataError
 from mpp.data import shard_faults
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
@@ -23,8 +24,7 @@ from mpp.data.shard_faults import row_faults
 from mpp.data.shard_format import INDEX_DTYPE, read_manifest
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, mean_and_std, write_manifest, write_shard
-from mpp.errors import BadSample, DataError
-from mpp.files import seal_of
+from mpp.disk.files import seal_of
 
 SIZES = [700, 0, 512, 1, 1025, 90]  # bytes; around a tar's block of 512
 
@@ -402,7 +402,7 @@ def test_system_errors_are_retried_and_then_stop_the_run(split, monkeypatch):
         return pread(handle, size, offset)
 
     monkeypatch.setattr(module.os, "pread", sometimes)
-    monkeypatch.setattr("mpp.disks.time.sleep", waits.append)
+    monkeypatch.setattr("mpp.disk.patience.time.sleep", waits.append)
     assert shards.read(4) == contents(10) and len(waits) == 3
     failures.extend([OSError(5, "Input/output error")] * 40)
     with pytest.raises(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load
 from mpp.data.crop_dataset import CropDataset
@@ -23,9 +24,8 @@ from mpp.data.order import OrderSampler, plan_batch
 from mpp.data.pixels import StoredPixels
 from mpp.data.streams import Kept, Passed, Reading, Stream, StreamDataset, StreamOrder, Tar, is_stream, open_stream, refuse_stream, tars_of
 from mpp.data.training_set import open_training_set
-from mpp.errors import ConfigError, DataError
+from mpp.processes.watchman import process_state
 from mpp.remote.retries import hidden
-from mpp.watchman import process_state
 from tests.conftest import picture
 from tests.data.masked_images import AUGMENT, MASKING, same
 from tests.data.tars import pictures, write_tar, write_tars

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mpp import export, exporting
+from mpp import export
+from mpp.base.errors import CheckpointError, ConfigError
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import CheckpointError, ConfigError
-from mpp.files import sha256_of
+from mpp.disk.files import sha256_of
 from mpp.interop import certificate
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.weight_files import read_weights
+from mpp.mains import export as exporting
 from mpp.model.encoder import Encoder
 from mpp.model.tokens import class_tokens_of
 from mpp.recipe.model import PretrainingModel, build_model

@@ -5,17 +5,17 @@ import pytest
 import timm
 import torch
 
+from mpp.base.errors import CheckpointError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import ClassifierConfig, ModelConfig
-from mpp.errors import CheckpointError
-from mpp.files import sha256_of
+from mpp.disk.files import sha256_of
 from mpp.interop.encoder_folder import PREFIX, fault_of, write_classifier, write_encoder
 from mpp.interop.read_encoder import read_encoder
+from mpp.mains.pretrain import export_encoder
 from mpp.model.backbone import Backbone
 from mpp.model.classifier import build_classifier, classifier_arguments
 from mpp.model.encoder import Encoder, build_encoder, timm_arguments
 from mpp.model.tokens import class_tokens_of
-from mpp.pretraining import export_encoder
 from mpp.recipe.model import build_model
 from mpp.train.commit import checkpoint_folder, find_commit, read_config, write_commit
 from mpp.train.run_folder import check_same_run

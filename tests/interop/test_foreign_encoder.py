@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from mpp.base.errors import CheckpointError, ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.foreign_names import architecture_from_shapes
 from mpp.interop.loaded_encoder import digest_of

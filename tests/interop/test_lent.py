@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpp import fit_codebook
+from mpp.base.errors import CheckpointError, ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.config.sections import ModelConfig
 from mpp.data.shards import ShardSet
-from mpp.errors import CheckpointError, ConfigError
 from mpp.interop.codebook_file import read_codebook, write_codebook
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.lent import bring

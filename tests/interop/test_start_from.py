@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import ConfigError
 from mpp.interop.start_from import initialise_from
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
-from mpp.rng import MASK, Draws
 from tests.masks import draw
 
 transformers = pytest.importorskip("transformers")

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
+from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.config.sections import ClassifierConfig
-from mpp.errors import ConfigError
-from mpp.files import sha256_of
+from mpp.disk.files import sha256_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.start_from import initialise_from
 from mpp.model.backbone import Backbone

@@ -7,8 +7,8 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ClassifierConfig
-from mpp.errors import ConfigError
 from mpp.model.classifier import build_classifier, classifier_arguments, partners, resize_positions, soft_targets
 from mpp.train.classify import cross_entropy, mixed
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.errors import ConfigError
 from mpp.model.encoder import build_encoder, timm_arguments
 from mpp.model.tokens import gather_tokens, sincos_positions
 

@@ -7,10 +7,10 @@ import timm
 import torch
 from torch.testing import assert_close
 
+from mpp.base.errors import ConfigError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import load
 from mpp.config.sections import ClassifierConfig, ModelConfig
-from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.model.classifier import build_classifier, classifier_arguments
 from mpp.model.encoder import Encoder, build_encoder, timm_arguments

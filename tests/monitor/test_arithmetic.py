@@ -12,9 +12,9 @@ from torch import nn
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.mains.pretrain import flop_of
 from mpp.model import normalise
 from mpp.monitor.arithmetic import matrix_rate, training_flop
-from mpp.pretraining import flop_of
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.teacher import teacher_of

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mpp import pretraining
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.mains import pretrain as pretraining
 from mpp.monitor import pictures
 from mpp.monitor.pictures import FRAMES, LEAST_SIDE, MARGIN, ErrorScale, nearest_seen, reconstruction
 from mpp.monitor.skill import NONE, Baseline

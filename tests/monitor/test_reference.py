@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from mpp.base.errors import DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import DataError
 from mpp.monitor.reference import FOLDER, Band, Reference, band_of, find_reference
 from mpp.train.run_folder import identity_of
 

@@ -97,11 +97,11 @@ ROWS = [
         STOPPED,
     ),
     Row(
-        "a dump after an error is written only where the program says so itself", "mpp/errors.py", "    if status:\n        error = sys", "    if status < 0:\n        error = sys",
+        "a dump after an error is written only where the program says so itself", "mpp/base/errors.py", "    if status:\n        error = sys", "    if status < 0:\n        error = sys",
         BAD + "test_an_error_of_any_kind_leaves_a_flight_dump_that_says_why",
     ),
     Row(
-        "the watchman ends a process before its dump is written", "mpp/watch.py",
+        "the watchman ends a process before its dump is written", "mpp/processes/watch.py",
         '            errors.stopping("ended by the watchman, because of another process", device=False)\n', "",
         BAD + "test_a_rank_that_stands_still_because_another_was_killed_is_ended_with_its_dump",
     ),
@@ -148,7 +148,7 @@ ROWS = [
         "range(-(-first // global_batch), min(steps, end // global_batch))", ORDER + "test_steps_that_see_any_position_of_a_range_are_passed_over_whole",
     ),
     Row(
-        "the loader reads what is passed over", "mpp/pretraining.py", "run.first_step, run.total_steps, passed=passed)", "run.first_step, run.total_steps)",
+        "the loader reads what is passed over", "mpp/mains/pretrain.py", "run.first_step, run.total_steps, passed=passed)", "run.first_step, run.total_steps)",
         PASSED,
     ),
     Row(
@@ -165,52 +165,52 @@ ROWS = [
     ),
     # Replay.
     Row(
-        "a step is taken again with the step behind it", "mpp/replaying.py", 'noted["step"] - 1))[', 'noted["step"]))[', AGAIN,
+        "a step is taken again with the step behind it", "mpp/mains/replay.py", 'noted["step"] - 1))[', 'noted["step"]))[', AGAIN,
     ),
     Row(
-        "the newest weights are taken whatever the step", "mpp/replaying.py", "if each.step < step), None)", "if each.step), None)",
+        "the newest weights are taken whatever the step", "mpp/mains/replay.py", "if each.step < step), None)", "if each.step), None)",
         REPLAY + "test_with_one_rank_the_gradient_norm_is_that_of_the_run",
     ),
     Row(
-        "the paths that stochastic depth drops are others", "mpp/replaying.py", "        torch.manual_seed(self.noise_seed)\n", "", AGAIN,
+        "the paths that stochastic depth drops are others", "mpp/mains/replay.py", "        torch.manual_seed(self.noise_seed)\n", "", AGAIN,
     ),
     Row(
-        "changed pixels go unnoticed", "mpp/replaying.py", 'each["pixels"] == pixels_check(batch["image"]) for', 'each["pixels"] == each["pixels"] for',
+        "changed pixels go unnoticed", "mpp/mains/replay.py", 'each["pixels"] == pixels_check(batch["image"]) for', 'each["pixels"] == each["pixels"] for',
         REPLAY + "test_other_pixels_are_told",
     ),
     Row(
-        "any weights count as those of the step", "mpp/replaying.py", "commit.step, commit.step - (step - 1))", "commit.step, 0)",
+        "any weights count as those of the step", "mpp/mains/replay.py", "commit.step, commit.step - (step - 1))", "commit.step, 0)",
         REPLAY + "test_with_older_weights_it_says_that_they_have_moved",
     ),
     Row(
-        "weights of a later skipped step are taken for those of this one", "mpp/replaying.py", '(opened.metadata() or {}).get("step") != str(kept)', "not opened.metadata()",
+        "weights of a later skipped step are taken for those of this one", "mpp/mains/replay.py", '(opened.metadata() or {}).get("step") != str(kept)', "not opened.metadata()",
         NEAREST,
     ),
     Row(
-        "weights of the step behind count as those of the step", "mpp/replaying.py", "late = max(0, kept", "late = 0 * max(0, kept", NEAREST,
+        "weights of the step behind count as those of the step", "mpp/mains/replay.py", "late = max(0, kept", "late = 0 * max(0, kept", NEAREST,
     ),
     Row(
-        "an average that has moved on counts as the step's own", "mpp/replaying.py", 'dump.facts["average"] - (step - 1) if average else 0', "0",
+        "an average that has moved on counts as the step's own", "mpp/mains/replay.py", 'dump.facts["average"] - (step - 1) if average else 0', "0",
         REPLAY + "test_an_average_that_has_moved_on_is_told",
     ),
     Row(
-        "weights that were kept go before the commit of the step itself", "mpp/replaying.py", "if not (late < short or not (late or average)):", "if False:",
+        "weights that were kept go before the commit of the step itself", "mpp/mains/replay.py", "if not (late < short or not (late or average)):", "if False:",
         REPLAY + "test_a_commit_that_is_the_step_s_own_goes_before_weights_of_the_step_behind",
     ),
     Row(
-        "a replay of fine-tuning counts images that are held out", "mpp/replay_job.py", "done, done + 1, self.training.ids)", "done, done + 1)", BYTES,
+        "a replay of fine-tuning counts images that are held out", "mpp/mains/replay_job.py", "done, done + 1, self.training.ids)", "done, done + 1)", BYTES,
     ),
     Row(
-        "a replay of fine-tuning smooths no label", "mpp/replay_job.py", "self.config.augment.smoothing", "0.0", BYTES,
+        "a replay of fine-tuning smooths no label", "mpp/mains/replay_job.py", "self.config.augment.smoothing", "0.0", BYTES,
     ),
     Row(
-        "a replay of fine-tuning weighs all classes alike", "mpp/replay_job.py", "if self.config.optim.class_weight else None", "if False else None", LOSS,
+        "a replay of fine-tuning weighs all classes alike", "mpp/mains/replay_job.py", "if self.config.optim.class_weight else None", "if False else None", LOSS,
     ),
     Row(
-        "a replay of fine-tuning drops no path", "mpp/replay_job.py", "WithLoss(classifier, weight).train()", "WithLoss(classifier, weight).eval()", LOSS,
+        "a replay of fine-tuning drops no path", "mpp/mains/replay_job.py", "WithLoss(classifier, weight).train()", "WithLoss(classifier, weight).eval()", LOSS,
     ),
     Row(
-        "changed labels go unnoticed", "mpp/replaying.py", "each[job.drawn] == job.check(batch)", "each[job.drawn] == each[job.drawn]",
+        "changed labels go unnoticed", "mpp/mains/replay.py", "each[job.drawn] == job.check(batch)", "each[job.drawn] == each[job.drawn]",
         TUNING + "test_changed_labels_and_another_encoder_are_told",
     ),
     Row(
@@ -218,14 +218,14 @@ ROWS = [
         "tests/train/test_flight.py::test_what_is_drawn_for_labelled_images_changes_their_check",
     ),
     Row(
-        "a weight that is not finite goes unnamed", "mpp/replaying.py", "if not torch.isfinite(parameter).all()]", "if torch.isnan(parameter).all()]",
+        "a weight that is not finite goes unnamed", "mpp/mains/replay.py", "if not torch.isfinite(parameter).all()]", "if torch.isnan(parameter).all()]",
         TUNING + "test_a_weight_that_is_not_finite_is_found_and_the_module_that_uses_it",
     ),
     Row(
-        "the partner of a mixed image is the image itself", "mpp/replay_job.py", '["sample"][row ^ 1]', '["sample"][row]', LOSS,
+        "the partner of a mixed image is the image itself", "mpp/mains/replay_job.py", '["sample"][row ^ 1]', '["sample"][row]', LOSS,
     ),
     Row(
-        "the pictures of a replay leave out the standard deviation", "mpp/replay_job.py", "normalised * std + mean", "normalised + mean",
+        "the pictures of a replay leave out the standard deviation", "mpp/mains/replay_job.py", "normalised * std + mean", "normalised + mean",
         TUNING + "test_what_is_shown_is_what_the_model_was_given",
     ),
     Plant(

@@ -310,7 +310,7 @@ ROWS = [
     ),
     Row(
         "a link that leads nowhere is a file that exists",
-        "mpp/files.py",
+        "mpp/disk/files.py",
         'problem = "is a file" if path.exists() else "is a link to what is not there"',
         'problem = "cannot be made (File exists)"',
         ROOM + "test_a_cache_that_is_a_file_or_leads_nowhere_is_named_as_that",

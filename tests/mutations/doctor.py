@@ -11,14 +11,14 @@ WELL, FAULT = (
     TUNING + "a_fine_tuning_that_would_go_well_is_told_so_and_nothing_is_left",
     TUNING + "each_fault_is_one_failed_check_with_its_fix",
 )
-PEERS, ALONE = "tests/test_peers.py::test_", "tests/pipeline/test_alone.py::test_"
+PEERS, ALONE = "tests/processes/test_peers.py::test_", "tests/pipeline/test_alone.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
         "machines that are meant count although none are", "mpp/doctor.py", "    if not arguments.gpus and (", "    if arguments.gpus and (",
         "tests/pipeline/test_doctor.py::test_a_wrong_command_has_a_status_of_its_own",
     ),
     Row(
-        "who gives a run to replay is not told of its dumps", "mpp/replaying.py", "if there else GIVE", "if not there else GIVE",
+        "who gives a run to replay is not told of its dumps", "mpp/mains/replay.py", "if there else GIVE", "if not there else GIVE",
         "tests/pipeline/test_replay.py::test_what_cannot_be_replayed_is_refused_in_one_line",
     ),
     Plant(
@@ -138,11 +138,11 @@ ROWS: list[Plant | Row] = [
         DOCTOR + "an_exchange_that_gives_wrong_sums_fails",
     ),
     Row(
-        "the examination holds the folder", "mpp/examining.py", "lambda: folder.held(*dict", "lambda: self.run_dir.mkdir() or folder.held(*dict",
+        "the examination holds the folder", "mpp/mains/doctor.py", "lambda: folder.held(*dict", "lambda: self.run_dir.mkdir() or folder.held(*dict",
         DOCTOR + "a_run_that_would_go_well_is_told_so_and_nothing_is_left",
     ),
     Row(
-        "without shards nothing else is looked at", "mpp/examining_pretraining.py", "        elif self.config.fit or self.config.budget or self.config.optim.epochs:\n", "        else:\n",
+        "without shards nothing else is looked at", "mpp/mains/doctor_pretraining.py", "        elif self.config.fit or self.config.budget or self.config.optim.epochs:\n", "        else:\n",
         DOCTOR + "shards_that_are_not_as_the_manifest_says_fail",
     ),
     Row(
@@ -162,7 +162,7 @@ ROWS: list[Plant | Row] = [
         "tests/train/test_plan_words.py::test_a_run_on_several_nodes_says_with_how_many_of_them_it_goes_on",
     ),
     Row(
-        "what fails at rank 0 alone ends the examination", "mpp/examining.py", "lambda: attempt(name, work).as_dict()", "lambda: work().as_dict()",
+        "what fails at rank 0 alone ends the examination", "mpp/mains/doctor.py", "lambda: attempt(name, work).as_dict()", "lambda: work().as_dict()",
         DOCTOR + "a_disk_that_fails_under_a_check_is_a_finding_and_the_others_follow",
     ),
     Row(
@@ -174,39 +174,39 @@ ROWS: list[Plant | Row] = [
         TUNING + "which_program_is_meant_is_known_by_the_keys",
     ),
     Row(
-        "the doctor downloads what is not there", "mpp/examining_finetuning.py", "peers, download=False)", "peers, download=True)",
+        "the doctor downloads what is not there", "mpp/mains/doctor_finetuning.py", "peers, download=False)", "peers, download=True)",
         FAULT,
     ),
     Row(
-        "without an encoder nothing else is looked at", "mpp/examining_finetuning.py", "if loaded else UNREAD\n", "if loaded else self.report.end(peers)\n",
+        "without an encoder nothing else is looked at", "mpp/mains/doctor_finetuning.py", "if loaded else UNREAD\n", "if loaded else self.report.end(peers)\n",
         TUNING + "without_an_encoder_the_images_are_looked_at_nevertheless",
     ),
     Row(
-        "who reads another encoder is not noticed", "mpp/examining_finetuning.py", "if digest != digests[0]), None):", "if digest is None), None):",
+        "who reads another encoder is not noticed", "mpp/mains/doctor_finetuning.py", "if digest != digests[0]), None):", "if digest is None), None):",
         TUNING + "two_processes_look_at_themselves_and_who_has_another_encoder_is_named",
     ),
     Row(
-        "the other layout of a run folder is not looked for", "mpp/examining_finetuning.py", "if not report.passes(\"start\", lambda: peers.together(layout)):", "if False:",
+        "the other layout of a run folder is not looked for", "mpp/mains/doctor_finetuning.py", "if not report.passes(\"start\", lambda: peers.together(layout)):", "if False:",
         FAULT,
     ),
     Row(
-        "repeats that were extended apart may go on", "mpp/examining_finetuning.py", "if repeats is None or not report.passes(\"start\", lambda: refuse_unlike(repeats)):", "if repeats is None:",
+        "repeats that were extended apart may go on", "mpp/mains/doctor_finetuning.py", "if repeats is None or not report.passes(\"start\", lambda: refuse_unlike(repeats)):", "if repeats is None:",
         TUNING + "what_has_been_done_of_it_is_told_and_left_as_it_is",
     ),
     Row(
-        "a run that has been measured is measured again", "mpp/examining_finetuning.py", "    if run.commit and run.course.finished and is_measured(repeat, run.commit.seal):\n", "    if False:\n",
+        "a run that has been measured is measured again", "mpp/mains/doctor_finetuning.py", "    if run.commit and run.course.finished and is_measured(repeat, run.commit.seal):\n", "    if False:\n",
         TUNING + "what_has_been_done_of_it_is_told_and_left_as_it_is",
     ),
     Row(
-        "the preset is not settled", "mpp/examining_finetuning.py", "        self.config, sets, said = settled\n", "        _, sets, said = settled\n",
+        "the preset is not settled", "mpp/mains/doctor_finetuning.py", "        self.config, sets, said = settled\n", "        _, sets, said = settled\n",
         TUNING + "a_preset_is_settled_as_the_run_would",
     ),
     Row(
-        "SGD has two moments", "mpp/examining_finetuning.py", "else int(config.optim.momentum > 0)", "else 2",
+        "SGD has two moments", "mpp/mains/doctor_finetuning.py", "else int(config.optim.momentum > 0)", "else 2",
         TUNING + "what_is_kept_and_held_follows_from_the_optimiser",
     ),
     Row(
-        "an average is not held", "mpp/examining_finetuning.py", "beside = [model] if config.optim.ema else []", "beside = []",
+        "an average is not held", "mpp/mains/doctor_finetuning.py", "beside = [model] if config.optim.ema else []", "beside = []",
         TUNING + "what_is_kept_and_held_follows_from_the_optimiser",
     ),
     Row(
@@ -254,39 +254,39 @@ ROWS: list[Plant | Row] = [
         IMAGES + "pixels_of_images_without_an_index_are_those_of_some_of_them",
     ),
     Row(
-        "nobody watches the processes of an examination", "mpp/examining.py", "            if peers.size > 1:\n                watch_over", "            if peers.size > 9:\n                watch_over",
+        "nobody watches the processes of an examination", "mpp/mains/doctor.py", "            if peers.size > 1:\n                watch_over", "            if peers.size > 9:\n                watch_over",
         DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
     ),
     Row(
-        "a process that leaves ends the examination without a word", "mpp/examining.py", "        report.break_off(peers, str(error))\n", "",
+        "a process that leaves ends the examination without a word", "mpp/mains/doctor.py", "        report.break_off(peers, str(error))\n", "",
         DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
     ),
     Row(
-        "the rank is not told what its watchman would say", "mpp/watchman.py", "f\"{END}{line}\".encode()", "END.encode()",
+        "the rank is not told what its watchman would say", "mpp/processes/watchman.py", "f\"{END}{line}\".encode()", "END.encode()",
         DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
     ),
     Row(
-        "a watchman speaks beside its rank", "mpp/watchman.py", "if self.orders.rank_speaks and self.mine.here", "if self.orders.rank_speaks and not self.mine.here",
+        "a watchman speaks beside its rank", "mpp/processes/watchman.py", "if self.orders.rank_speaks and self.mine.here", "if self.orders.rank_speaks and not self.mine.here",
         DOCTOR + "a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_names_it",
     ),
     Row(
-        "clocks wait for a host that has left", "mpp/peers.py", "                if store.check([\"left\"]):\n", "                if False:\n",
+        "clocks wait for a host that has left", "mpp/processes/peers.py", "                if store.check([\"left\"]):\n", "                if False:\n",
         LINKS + "a_host_that_leaves_while_clocks_are_compared_is_named_and_nobody_waits_for_it",
     ),
     Row(
-        "processes that do not meet are a mistake of the config", "mpp/errors.py", "do not answer.\"\"\"\n\n    status = UNMET\n", "do not answer.\"\"\"\n\n    status = 2\n",
+        "processes that do not meet are a mistake of the config", "mpp/base/errors.py", "do not answer.\"\"\"\n\n    status = UNMET\n", "do not answer.\"\"\"\n\n    status = 2\n",
         PEERS + "processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries",
     ),
     Row(
-        "any error ends with the same status", "mpp/errors.py", "        status = error.status\n", "        status = 2\n",
+        "any error ends with the same status", "mpp/base/errors.py", "        status = error.status\n", "        status = 2\n",
         PEERS + "processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries",
     ),
     Row(
-        "what a person must mend is tried again by the others", "mpp/peers.py", "kind = UserError if status == UserError.status else GoneError", "kind = GoneError",
+        "what a person must mend is tried again by the others", "mpp/processes/peers.py", "kind = UserError if status == UserError.status else GoneError", "kind = GoneError",
         PEERS + "who_waits_for_one_that_has_left_is_told_and_waits_no_longer",
     ),
     Row(
-        "who waited for a process that was interrupted is at fault", "mpp/peers.py", "kind = UserError if status == UserError.status else GoneError", "kind = UserError",
+        "who waited for a process that was interrupted is at fault", "mpp/processes/peers.py", "kind = UserError if status == UserError.status else GoneError", "kind = UserError",
         PEERS + "who_has_ended_otherwise_lets_the_others_be_started_again",
     ),
     Row(
@@ -294,7 +294,7 @@ ROWS: list[Plant | Row] = [
         "tests/test_job_scripts.py::test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods",
     ),
     Row(
-        "a process alone listens for others", "mpp/world.py", 'else "gloo" if place.size > 1 else copies_alone()', 'else "gloo"',
+        "a process alone listens for others", "mpp/processes/world.py", 'else "gloo" if place.size > 1 else copies_alone()', 'else "gloo"',
         ALONE + "a_training_of_one_process_listens_on_no_port",
     ),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ ROWS = [
         f"{PROGRAMS}::test_help_says_something_of_every_key",
     ),
     Row(
-        "only the name of a program's file is told", "mpp/errors.py", "started.parts[-2:]", "started.parts[-1:]",
+        "only the name of a program's file is told", "mpp/base/errors.py", "started.parts[-2:]", "started.parts[-1:]",
         f"{PROGRAMS}::test_help_and_config_are_shown_without_importing_what_is_slow",
     ),
     Row(

@@ -100,11 +100,11 @@ ROWS: list[Plant | Row] = [
         WEIGHTS + "components_of_patch_tokens_are_scikit_learns_however_they_come",
     ),
     Row(
-        "the drawn images are other ones", "mpp/looking_inside.py", "pixels(crops.shown[first : first + batch])", "pixels(crops.data.ids[first : first + batch])",
+        "the drawn images are other ones", "mpp/mains/inside.py", "pixels(crops.shown[first : first + batch])", "pixels(crops.data.ids[first : first + batch])",
         NUMBERS,
     ),
     Row(
-        "pictures of another encoder stay", "mpp/looking_inside.py", "            (out / name).unlink(missing_ok=True)\n", "            pass\n",
+        "pictures of another encoder stay", "mpp/mains/inside.py", "            (out / name).unlink(missing_ok=True)\n", "            pass\n",
         PROGRAM + "a_picture_that_another_encoder_left_behind_goes",
     ),
     Row(

@@ -2,7 +2,12 @@
 
 from tests.mutations import Plant, Row
 
-WATCHMAN, WORLD, PROGRAMS, DISKS = "tests/test_watchman.py", "tests/test_place.py", "tests/test_programs.py", "tests/pipeline/test_disks.py"
+WATCHMAN, WORLD, PROGRAMS, DISKS = (
+    "tests/processes/test_watchman.py",
+    "tests/processes/test_place.py",
+    "tests/test_programs.py",
+    "tests/pipeline/test_disks.py",
+)
 SCRIPTS, DOCKER = "tests/test_job_scripts.py", "tests/test_dockerfile.py"
 ALIVE, RESUME, SBATCH, NODE = "tests/pipeline/test_alive.py", "tests/pipeline/test_resume.py", "jobs/slurm/run.sbatch", "jobs/k8s/node.sh"
 
@@ -24,60 +29,60 @@ ROWS = [
         f"{SCRIPTS}::test_a_run_knows_when_its_job_ends_from_any_slurm",
     ),
     Row(
-        "a stopped rank is let be", "mpp/watchman.py", "if each.stopped >= patience:", "if each.stopped >= slow:",
+        "a stopped rank is let be", "mpp/processes/watchman.py", "if each.stopped >= patience:", "if each.stopped >= slow:",
         f"{WATCHMAN}::test_a_rank_that_others_wait_for_is_named_with_its_host_process_and_step",
     ),
     Row(
-        "a rank that loads for long is taken for late", "mpp/watchman.py", "min(self.still, self.idle) if self.slow and not self.waits else self.still",
+        "a rank that loads for long is taken for late", "mpp/processes/watchman.py", "min(self.still, self.idle) if self.slow and not self.waits else self.still",
         "self.still", f"{WATCHMAN}::test_a_rank_that_is_slow_is_let_be",
     ),
     Row(
-        "a rank is late though nobody has waited for it", "mpp/watchman.py", "if min(each.stuck, waited) >= each.allowed(patience, slow)]",
+        "a rank is late though nobody has waited for it", "mpp/processes/watchman.py", "if min(each.stuck, waited) >= each.allowed(patience, slow)]",
         "if each.stuck >= each.allowed(patience, slow)]", f"{WATCHMAN}::test_a_rank_is_not_late_before_another_has_waited_as_long",
     ),
     Row(
-        "the one who waits is named", "mpp/watchman.py", "if each.stack is not None and not each.in_a_collective]",
+        "the one who waits is named", "mpp/processes/watchman.py", "if each.stack is not None and not each.in_a_collective]",
         "if each.stack is not None and each.in_a_collective]", f"{WATCHMAN}::test_where_all_came_equally_far_their_stacks_tell_who_waits",
     ),
     Row(
-        "a slow disk ends the job as a hung rank does", "mpp/watchman.py", "if here and all(each.stuck >= slow for each in here):",
+        "a slow disk ends the job as a hung rank does", "mpp/processes/watchman.py", "if here and all(each.stuck >= slow for each in here):",
         "if here and all(each.stuck >= patience for each in here):",
         f"{WATCHMAN}::test_where_all_wait_for_a_slow_disk_together_nobody_is_late_before_the_longer_time",
     ),
     Row(
-        "a job outlives a rank that failed alone", "mpp/watchman.py", "if each.status not in (RUNNING, 0) and", "if each.status not in (RUNNING, 0, 2) and",
+        "a job outlives a rank that failed alone", "mpp/processes/watchman.py", "if each.status not in (RUNNING, 0) and", "if each.status not in (RUNNING, 0, 2) and",
         f"{WATCHMAN}::test_a_rank_that_died_is_named_at_once_and_one_that_left_with_an_error_speaks_for_itself",
     ),
     Row(
-        "a pod without LOCAL_RANK is refused", "mpp/place.py", "elif local_size in (None, 1):", "elif local_size == 1:",
+        "a pod without LOCAL_RANK is refused", "mpp/processes/place.py", "elif local_size in (None, 1):", "elif local_size == 1:",
         f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(
-        "a rank beyond the world is taken", "mpp/place.py", "if rank >= size:", "if rank > size:",
+        "a rank beyond the world is taken", "mpp/processes/place.py", "if rank >= size:", "if rank > size:",
         f"{WORLD}::test_what_is_missing_or_cannot_be_is_one_line",
     ),
     Row(
-        "a batch script takes itself for one of its job's tasks", "mpp/place.py", 'if not said.get("SLURM_STEP_ID", "").isdigit() or said', "if said",
+        "a batch script takes itself for one of its job's tasks", "mpp/processes/place.py", 'if not said.get("SLURM_STEP_ID", "").isdigit() or said', "if said",
         f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(
-        "help waits for torch", "mpp/results.py", "from mpp.errors import Parser, interruptible, run_program", "import torch\nfrom mpp.errors import Parser, interruptible, run_program",
+        "help waits for torch", "mpp/results.py", "from mpp.base.errors import Parser, interruptible, run_program", "import torch\nfrom mpp.base.errors import Parser, interruptible, run_program",
         f"{PROGRAMS}::test_help_and_config_are_shown_without_importing_what_is_slow",
     ),
     Plant(
-        'an interrupt while importing is a traceback', 'mpp.interrupts:end_at_once', 'lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt)',
+        'an interrupt while importing is a traceback', 'mpp.base.interrupts:end_at_once', 'lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt)',
         f"{PROGRAMS}::test_an_interrupt_while_importing_is_quiet",
     ),
     Row(
-        "a full disk is a traceback", "mpp/errors.py", '    "ENOSPC": "make room there",\n', "", f"{DISKS}::test_every_fault_of_a_disk_has_a_line_with_a_remedy",
+        "a full disk is a traceback", "mpp/base/errors.py", '    "ENOSPC": "make room there",\n', "", f"{DISKS}::test_every_fault_of_a_disk_has_a_line_with_a_remedy",
     ),
     Row(
-        "a full disk has no name", "mpp/files.py", "            error.filename = str(path)\n", "            pass\n",
+        "a full disk has no name", "mpp/disk/files.py", "            error.filename = str(path)\n", "            pass\n",
         f"{DISKS}::test_a_full_disk_is_named_with_the_file_that_did_not_fit",
     ),
     Row(
-        "what safetensors could not write has no name", "mpp/files.py", ", str(path)) from error", ") from error",
-        "tests/test_files.py::test_what_fails_while_a_file_is_written_names_the_file",
+        "what safetensors could not write has no name", "mpp/disk/files.py", ", str(path)) from error", ") from error",
+        "tests/disk/test_files.py::test_what_fails_while_a_file_is_written_names_the_file",
     ),
     Row(
         "curves go on into a deleted file", "mpp/monitor/board.py", "if not self.path.exists():", "if False:",
@@ -153,44 +158,44 @@ ROWS = [
         "the image runs as root", "jobs/Dockerfile", "USER 1000\n", "", f"{DOCKER}::test_the_base_is_pinned_and_supported_and_the_image_does_not_run_as_root",
     ),
     Row(
-        "a run that was asked to stop passes for finished", "mpp/pretraining.py", "return 0 if run.commit and run.commit.step == run.total_steps else AGAIN", "return 0",
+        "a run that was asked to stop passes for finished", "mpp/mains/pretrain.py", "return 0 if run.commit and run.commit.step == run.total_steps else AGAIN", "return 0",
         f"{RESUME}::test_a_signal_to_the_whole_group_leaves_the_loader_its_work_and_commits",
     ),
     Row(
-        "a rank that is ended because of another has failed itself", "mpp/watch.py", "leave_at_once(errors.AGAIN)", "leave_at_once(2)",
+        "a rank that is ended because of another has failed itself", "mpp/processes/watch.py", "leave_at_once(errors.AGAIN)", "leave_at_once(2)",
         f"{ALIVE}::test_a_killed_rank_is_named_with_the_signal",
     ),
     Row(
-        "a watchman parses what strangers say", "mpp/watchman.py", "if not hmac.compare_digest(peer.unread[: len(self.token)], self.token):", "if False:",
+        "a watchman parses what strangers say", "mpp/processes/watchman.py", "if not hmac.compare_digest(peer.unread[: len(self.token)], self.token):", "if False:",
         f"{WATCHMAN}::test_of_a_stranger_nothing_is_parsed_and_he_is_sent_away_at_once",
     ),
     Row(
-        "strangers may stay", "mpp/watchman.py", "if peer.waited > SECONDS_TO_SPEAK:", "if False:",
+        "strangers may stay", "mpp/processes/watchman.py", "if peer.waited > SECONDS_TO_SPEAK:", "if False:",
         f"{WATCHMAN}::test_a_stranger_who_says_nothing_is_told_nothing_and_goes_after_a_while",
     ),
     Row(
-        "as many strangers as like keep a watchman's files open", "mpp/watchman.py", "for number in strangers[:-MOST_STRANGERS]:", "for number in []:",
+        "as many strangers as like keep a watchman's files open", "mpp/processes/watchman.py", "for number in strangers[:-MOST_STRANGERS]:", "for number in []:",
         f"{WATCHMAN}::test_however_many_strangers_connect_a_watchman_gets_through_and_none_who_has_is_dropped",
     ),
     Row(
-        "strangers push watchmen out", "mpp/watchman.py", "for number, peer in self.peers.items() if not peer.known]", "for number, peer in self.peers.items()]",
+        "strangers push watchmen out", "mpp/processes/watchman.py", "for number, peer in self.peers.items() if not peer.known]", "for number, peer in self.peers.items()]",
         f"{WATCHMAN}::test_however_many_strangers_connect_a_watchman_gets_through_and_none_who_has_is_dropped",
     ),
     Row(
-        "a watchman tells strangers", "mpp/watchman.py", "        for peer in self.known_peers:\n            self.send(peer, {\"here\": True})",
+        "a watchman tells strangers", "mpp/processes/watchman.py", "        for peer in self.known_peers:\n            self.send(peer, {\"here\": True})",
         "        for peer in self.peers.values():\n            self.send(peer, {\"here\": True})",
         f"{WATCHMAN}::test_a_stranger_who_says_nothing_is_told_nothing_and_goes_after_a_while",
     ),
     Row(
-        "a watchman listens on all networks", "mpp/watch.py", "if literal or alone else []:", "if False else []:",
+        "a watchman listens on all networks", "mpp/processes/watch.py", "if literal or alone else []:", "if False else []:",
         f"{WATCHMAN}::test_the_listener_is_on_the_interface_that_the_address_names_where_all_ranks_mean_the_same_by_it",
     ),
     Row(
-        "a watchman listens where other hosts cannot reach it", "mpp/watch.py", "if literal or alone else []:", "if True else []:",
+        "a watchman listens where other hosts cannot reach it", "mpp/processes/watch.py", "if literal or alone else []:", "if True else []:",
         f"{WATCHMAN}::test_the_listener_is_on_the_interface_that_the_address_names_where_all_ranks_mean_the_same_by_it",
     ),
     Row(
-        "the watchmen's token is in a command line", "mpp/watch.py", '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]', '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders)), token]',
+        "the watchmen's token is in a command line", "mpp/processes/watch.py", '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders))]', '"-S", watchman.__file__, json.dumps(dataclasses.asdict(orders)), token]',
         f"{WATCHMAN}::test_the_token_is_not_among_the_words_of_a_process",
     ),
     Row(
@@ -206,14 +211,14 @@ ROWS = [
         f"{SCRIPTS}::test_the_status_of_a_pod_says_whether_it_counts_as_a_failure",
     ),
     Row(
-        "rank 0's death between two calls of the store is a traceback", "mpp/peers.py",
+        "rank 0's death between two calls of the store is a traceback", "mpp/processes/peers.py",
         "            with self._reaching():\n                told = _unpacked(self.store.get(name))", "            told = _unpacked(self.store.get(name))",
-        "tests/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
+        "tests/processes/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
     ),
     Row(
-        "nobody of rank 0's host tells of its death", "mpp/peers.py", "for rank, host in enumerate(self.hosts) if rank and host ==",
+        "nobody of rank 0's host tells of its death", "mpp/processes/peers.py", "for rank, host in enumerate(self.hosts) if rank and host ==",
         "for rank, host in enumerate(self.hosts) if host ==",
-        "tests/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
+        "tests/processes/test_peers.py::test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host",
     ),
     Row(
         "a disk that fails for a moment makes a commit damaged", "mpp/train/commit.py", "found = patiently(lambda: sha256_of(path), str(path))", "found = sha256_of(path)",
@@ -228,7 +233,7 @@ ROWS = [
         "tests/pipeline/test_chaos.py::test_runs_killed_by_chance_end_with_every_sample_once_and_the_bits_of_an_uninterrupted_run",
     ),
     Row(
-        "a watchman whose rank was killed before it looked is a traceback", "mpp/watchman.py", "    except ProcessLookupError:  # it was killed", "    except ChildProcessError:  # it was killed",
+        "a watchman whose rank was killed before it looked is a traceback", "mpp/processes/watchman.py", "    except ProcessLookupError:  # it was killed", "    except ChildProcessError:  # it was killed",
         f"{WATCHMAN}::test_a_rank_that_was_killed_while_its_watchman_started_is_named_as_one_killed_later",
     ),
     Row(

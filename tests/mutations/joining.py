@@ -3,10 +3,10 @@
 from tests.mutations import Row
 
 PEERS, LOCKS, SAVING, DISKS = (
-    "tests/test_peers.py::test_",
-    "tests/test_locks.py::test_",
+    "tests/processes/test_peers.py::test_",
+    "tests/disk/test_locks.py::test_",
     "tests/train/test_saving.py::test_",
-    "tests/test_disks.py::test_",
+    "tests/disk/test_patience.py::test_",
 )
 SHARDS, OPENS, CHECKPOINTS = (
     "tests/data/test_shards.py::test_",
@@ -23,19 +23,19 @@ LEAVE = "tests/data/test_loader_processes.py::test_loader_processes_leave_nothin
 ROWS = [
     # Weights that each process reads for itself.
     Row(
-        "weights that a run begins from are not compared", "mpp/pretraining.py",
+        "weights that a run begins from are not compared", "mpp/mains/pretrain.py",
         "agree_on_weights(peers, {**brought.digests, **begun})", "agree_on_weights(peers, brought.digests)", WEIGHTS + "[pretrain-words0-init_from]",
     ),
     Row(
-        "each rank has a teacher of its own", "mpp/pretraining.py",
+        "each rank has a teacher of its own", "mpp/mains/pretrain.py",
         "agree_on_weights(peers, {**brought.digests, **begun})", "agree_on_weights(peers, begun)", WEIGHTS + "[pretrain-words1-target.encoder]",
     ),
     Row(
-        "each rank fine-tunes what it finds", "mpp/finetune_job.py",
+        "each rank fine-tunes what it finds", "mpp/mains/finetune_job.py",
         '    agree_on_weights(peers, {"encoder": loaded.digest})\n', "", WEIGHTS + "[finetune-words2-encoder]",
     ),
     Row(
-        "the encoders beside a probe's are not compared", "mpp/probe_job.py",
+        "the encoders beside a probe's are not compared", "mpp/mains/probe_job.py",
         '"encoder": loaded.digest, **{f"beside.{source}": each.digest for source, each in beside.items()}', '"encoder": loaded.digest', WEIGHTS + "[linear_probe-words4-beside.weights]",
     ),
     # What loader processes leave.
@@ -43,7 +43,7 @@ ROWS = [
         "each loader process makes a folder for its sockets", "mpp/data/handing_over.py", "    _make_folder()\n    gc.collect()\n", "    gc.collect()\n", LEAVE + "[finishes]",
     ),
     Row(
-        "a process that ends at once leaves its folder of sockets", "mpp/errors.py",
+        "a process that ends at once leaves its folder of sockets", "mpp/base/errors.py",
         "        shutil.rmtree(folder, ignore_errors=True)\n", "        pass\n", LEAVE + "[is_ended]",
     ),
     Row(
@@ -57,7 +57,7 @@ ROWS = [
         "the sockets of a process that has only begun are swept away", "mpp/data/handing_over.py", "BEGINNING = 60.0", "BEGINNING = -1e9", LEAVE + "[is_killed]",
     ),
     Row(
-        "a long path for temporary files is taken for sockets", "mpp/files.py", "if len(tempfile.gettempdir()) > 60", "if len(tempfile.gettempdir()) > 600",
+        "a long path for temporary files is taken for sockets", "mpp/disk/files.py", "if len(tempfile.gettempdir()) > 60", "if len(tempfile.gettempdir()) > 600",
         "tests/data/test_loader_processes.py::test_a_long_path_for_temporary_files_is_none_for_sockets",
     ),
     Row(
@@ -66,11 +66,11 @@ ROWS = [
     ),
     # A place that another run holds.
     Row(
-        "a folder that another run holds is for a person to mend", "mpp/errors.py", "has not ended yet.\"\"\"\n\n    status = UNMET\n", "has not ended yet.\"\"\"\n",
+        "a folder that another run holds is for a person to mend", "mpp/base/errors.py", "has not ended yet.\"\"\"\n\n    status = UNMET\n", "has not ended yet.\"\"\"\n",
         f"{PEERS}what_stops_one_stops_all_with_the_same_words tests/pipeline/test_resume.py::test_a_run_folder_takes_one_run_at_a_time",
     ),
     Row(
-        "other ranks say that a person must mend it", "mpp/peers.py", "raise error_told(*told[\"error\"])", "raise UserError(told[\"error\"][0])",
+        "other ranks say that a person must mend it", "mpp/processes/peers.py", "raise error_told(*told[\"error\"])", "raise UserError(told[\"error\"][0])",
         f"{PEERS}what_stops_one_stops_all_with_the_same_words",
     ),
     Row(
@@ -80,7 +80,7 @@ ROWS = [
     ),
     # Loader processes begin before the processes join.
     Row(
-        "fine-tuning joins before its loader processes begin", "mpp/finetuning.py",
+        "fine-tuning joins before its loader processes begin", "mpp/mains/finetune.py",
         "    loaders = Loaders(job, left, peers) if left else None\n    world = start(run_dir, config.system, peers) if config.repeats > 1 else None\n",
         "    world = start(run_dir, config.system, peers)\n    loaders = Loaders(job, left, peers) if left else None\n",
         FIRST + "fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured",
@@ -90,7 +90,7 @@ ROWS = [
         FIRST + "fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured",
     ),
     Row(
-        "each repeat has loader processes of its own", "mpp/finetuning.py",
+        "each repeat has loader processes of its own", "mpp/mains/finetune.py",
         "return self._training.batches(", "return LoaderProcesses([self.placed[repeat.number]], run.workers, False, local_world).batches(",
         FIRST + "fine_tuning_forks_before_it_joins_for_all_repeats_and_all_that_is_measured",
     ),
@@ -100,11 +100,11 @@ ROWS = [
         FIRST + "pretraining_forks_before_it_joins",
     ),
     Row(
-        "a finished fine-tuning begins loader processes", "mpp/finetuning.py", "if not is_finished(repeat, peers)]", "if True]",
+        "a finished fine-tuning begins loader processes", "mpp/mains/finetune.py", "if not is_finished(repeat, peers)]", "if True]",
         FIRST + "so_does_one_that_goes_on_and_its_repeats_have_the_bits_of_one_process",
     ),
     Row(
-        "every repeat is trained on the labels of the first", "mpp/finetuning.py",
+        "every repeat is trained on the labels of the first", "mpp/mains/finetune.py",
         "replace(repeat.sets.training, pixels=pixels) for repeat in repeats}", "replace(repeats[0].sets.training, pixels=pixels) for repeat in repeats}",
         "tests/pipeline/test_finetune_repeats.py::test_a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout",
     ),
@@ -120,19 +120,19 @@ ROWS = [
     ),
     # Who they are, and what they ask of the disk.
     Row(
-        "who differs is not looked at", "mpp/peers.py", "if fact != theirs[0]]", "if fact is None]",
+        "who differs is not looked at", "mpp/processes/peers.py", "if fact != theirs[0]]", "if fact is None]",
         PEERS + "processes_that_are_not_alike_stop_and_say_who_differs_in_what",
     ),
     Row(
-        "one that has left is waited for", "mpp/peers.py", 'if store.check(["left"]):', "if False:",
+        "one that has left is waited for", "mpp/processes/peers.py", 'if store.check(["left"]):', "if False:",
         PEERS + "who_waits_for_one_that_has_left_is_told_and_waits_no_longer",
     ),
     Row(
-        "what stops one stops nobody else", "mpp/peers.py", "    if failed := next(filter(None, failures), None):", "    if failed := failures and failures[0]:",
+        "what stops one stops nobody else", "mpp/processes/peers.py", "    if failed := next(filter(None, failures), None):", "    if failed := failures and failures[0]:",
         PEERS + "what_stops_one_stops_all_with_the_same_words",
     ),
     Row(
-        "the code is not compared", "mpp/agreement.py", 'facts = {"program": program, "mpp": f"{mpp.__version__} ({code_digest()[:12]})",', 'facts = {"program": program,',
+        "the code is not compared", "mpp/processes/agreement.py", 'facts = {"program": program, "mpp": f"{mpp.__version__} ({code_digest()[:12]})",', 'facts = {"program": program,',
         CHECKPOINTS + "processes_with_other_settings_or_another_mpp_are_named_before_they_train",
     ),
     Row(
@@ -152,27 +152,27 @@ ROWS = [
         SHARDS + "an_index_that_is_cut_under_a_run_is_an_error_and_no_bus_error",
     ),
     Row(
-        "a stale handle stays open", "mpp/disks.py", "            again()\n", "            pass\n",
+        "a stale handle stays open", "mpp/disk/patience.py", "            again()\n", "            pass\n",
         DISKS + "what_time_may_mend_is_waited_for_with_growing_waits",
     ),
     Row(
-        "a missing file is waited for as a server is", "mpp/disks.py", "if error.errno in PASSING else min(SHORT, disks.patience)", "if error.errno else 0.0",
+        "a missing file is waited for as a server is", "mpp/disk/patience.py", "if error.errno in PASSING else min(SHORT, disks.patience)", "if error.errno else 0.0",
         DISKS + "it_is_given_up_in_the_end_and_soon_where_time_mends_nothing",
     ),
     Row(
-        "a lease does not count on", "mpp/locks.py", "                count += 1\n", "",
+        "a lease does not count on", "mpp/disk/locks.py", "                count += 1\n", "",
         LOCKS + "a_lease_counts_on_for_as_long_as_it_is_held",
     ),
     Row(
-        "whoever lives elsewhere is taken for dead", "mpp/locks.py", "        if owner != self._last:\n", "        if self._last is None:\n",
+        "whoever lives elsewhere is taken for dead", "mpp/disk/locks.py", "        if owner != self._last:\n", "        if self._last is None:\n",
         LOCKS + "a_lock_whose_holder_on_another_host_lives_is_not_taken_over",
     ),
     Row(
-        "a lock that outlives its machine is for ever", "mpp/locks.py", "                    if lockable:\n", "                    if not lockable:\n",
+        "a lock that outlives its machine is for ever", "mpp/disk/locks.py", "                    if lockable:\n", "                    if not lockable:\n",
         LOCKS + "a_lock_that_outlives_its_dead_machine_is_taken_over_and_keeps_others_out_again",
     ),
     Row(
-        "who was taken over goes on writing", "mpp/locks.py", "                leave_at_once(2)\n", "                return\n",
+        "who was taken over goes on writing", "mpp/disk/locks.py", "                leave_at_once(2)\n", "                return\n",
         LOCKS + "a_holder_that_was_taken_over_while_it_was_suspended_ends_at_once",
     ),
     Row(

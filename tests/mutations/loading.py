@@ -243,17 +243,17 @@ ROWS = [
     ),
     Row(
         "uniform numbers lose their lowest bits",
-        "mpp/rng.py",
+        "mpp/base/rng.py",
         "(bits >> np.uint64(11)) * 2.0**-53",
         "(bits >> np.uint64(12)) * 2.0**-52",
-        "tests/test_rng.py::test_uniform_is_the_upper_53_bits",
+        "tests/base/test_rng.py::test_uniform_is_the_upper_53_bits",
     ),
     Row(
         "bits go on at the next whole block",
-        "mpp/rng.py",
+        "mpp/base/rng.py",
         "return philox.random_raw(ahead + count)[ahead:]",
         "return philox.random_raw(count)",
-        "tests/test_rng.py",
+        "tests/base/test_rng.py",
     ),
     # Pixels.
     Row(
@@ -431,7 +431,7 @@ ROWS = [
     # Processes and logs.
     Row(
         "open files stay few",
-        "mpp/machine.py",
+        "mpp/base/machine.py",
         "        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n",
         "        pass\n",
         PROCESSES + "the_limit_on_open_files_is_raised_as_far_as_the_system_lets_it",

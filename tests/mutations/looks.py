@@ -7,7 +7,7 @@ SIGNS = "tests/monitor/test_signs.py::test_"
 UNIT, RUNS = "tests/transfer/test_while_training.py::test_", "tests/pipeline/test_features_while_training.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
-        "what fills a batch up is drawn", "mpp/pretraining.py", "min(config.log.pictures, int(weight.sum()))", "config.log.pictures",
+        "what fills a batch up is drawn", "mpp/mains/pretrain.py", "min(config.log.pictures, int(weight.sum()))", "config.log.pictures",
         "tests/monitor/test_pictures.py::test_a_batch_that_is_filled_up_is_drawn_without_what_fills_it_up",
     ),
     Row(
@@ -36,7 +36,7 @@ ROWS: list[Plant | Row] = [
         UNIT + "figures_are_those_of_the_features_and_the_same_on_any_number_of_processes",
     ),
     Row(
-        "a look leaves the model in evaluation mode", "mpp/pretraining.py",
+        "a look leaves the model in evaluation mode", "mpp/mains/pretrain.py",
         "gathered, samples_seen)\n    run.engine.train(True)\n", "gathered, samples_seen)\n",
         RUNS + "a_run_that_is_looked_at_has_the_weights_of_one_that_is_not",
     ),
@@ -67,11 +67,11 @@ ROWS: list[Plant | Row] = [
         "tests/pipeline/test_signs.py::test_a_rate_that_teaches_nothing_is_told_while_the_run_goes_on_and_not_again_when_it_is_resumed",
     ),
     Row(
-        "a figure is written that no table knows", "mpp/pretraining.py", '"target/own_loss": own / times', '"target/own": own / times',
+        "a figure is written that no table knows", "mpp/mains/pretrain.py", '"target/own_loss": own / times', '"target/own": own / times',
         "tests/pipeline/test_figures.py::test_a_run_writes_the_figures_of_the_table_and_no_others[pretraining]",
     ),
     Row(
-        "a figure of the table is written by nobody", "mpp/finetuning.py", 'f"{kind}/balanced_accuracy": final.balanced_accuracy', 'f"{kind}/accuracy": final.accuracy',
+        "a figure of the table is written by nobody", "mpp/mains/finetune.py", 'f"{kind}/balanced_accuracy": final.balanced_accuracy', 'f"{kind}/accuracy": final.accuracy',
         "tests/pipeline/test_figures.py::test_a_run_writes_the_figures_of_the_table_and_no_others[fine-tuning]",
     ),
     Row(

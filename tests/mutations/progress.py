@@ -2,8 +2,8 @@
 
 from tests.mutations import Plant, Row
 
-FILE = "mpp/progress.py"
-TEST = "tests/test_progress.py::test_"
+FILE = "mpp/base/progress.py"
+TEST = "tests/base/test_progress.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
         "a pipe is told of short work", FILE, "_line_due = self._began + LINE_SECONDS", "_line_due = self._began",
@@ -39,7 +39,7 @@ ROWS: list[Plant | Row] = [
     Row("workers speak", FILE, '"0" and multiprocessing.parent_process() is None', '"0"', TEST + "a_worker_process_is_silent"),
     Row("quiet is not heeded", FILE, "not quiet and ", "", TEST + "quiet_is_quiet"),
     Plant(
-        "a pipe is taken for a terminal", "mpp.progress:on_terminal", "lambda: True",
+        "a pipe is taken for a terminal", "mpp.base.progress:on_terminal", "lambda: True",
         TEST + "in_a_pipe_a_plain_line_a_minute_says_what_how_much_at_what_rate_and_the_time_left",
     ),
     Row(
@@ -59,12 +59,12 @@ ROWS: list[Plant | Row] = [
         TEST + "what_ends_within_a_second_is_not_shown_unless_asked_for",
     ),
     Row(
-        "lines are printed behind the bar", "mpp/text.py",
+        "lines are printed behind the bar", "mpp/base/text.py",
         "    with making_room():\n        print(printable(text), file", "    if True:\n        print(printable(text), file",
         TEST + "lines_and_tables_stand_whole_between_the_moves_of_a_bar",
     ),
     Row(
-        "JSON is printed behind the bar", "mpp/text.py",
+        "JSON is printed behind the bar", "mpp/base/text.py",
         "    with making_room():\n        print(json", "    if True:\n        print(json",
         TEST + "lines_and_tables_stand_whole_between_the_moves_of_a_bar",
     ),
@@ -101,15 +101,15 @@ ROWS: list[Plant | Row] = [
         TEST + "a_dumb_terminal_gets_plain_lines_and_a_notebook_a_line_that_moves",
     ),
     Row(
-        "a lock is waited for in silence", "mpp/locks.py", "            bar.update(0)\n            time.sleep(0.1)", "            time.sleep(0.1)",
+        "a lock is waited for in silence", "mpp/disk/locks.py", "            bar.update(0)\n            time.sleep(0.1)", "            time.sleep(0.1)",
         TEST + "what_is_waited_for_is_said_and_then_had",
     ),
     Row(
-        "a hash leaves out the end", "mpp/files.py", "while piece := file.read(HASHED):", "while len(piece := file.read(HASHED)) == HASHED:",
+        "a hash leaves out the end", "mpp/disk/files.py", "while piece := file.read(HASHED):", "while len(piece := file.read(HASHED)) == HASHED:",
         TEST + "a_file_is_hashed_aloud",
     ),
     Row(
-        "long phases are told the watch alone", "mpp/watch.py", "with Progress(phase, total, unit, at_once=True) as bar:", "with Progress(phase, total, unit) as bar:",
+        "long phases are told the watch alone", "mpp/processes/watch.py", "with Progress(phase, total, unit, at_once=True) as bar:", "with Progress(phase, total, unit) as bar:",
         TEST + "what_the_watch_is_told_of_a_terminal_is_told_of_too",
     ),
 ]  # fmt: skip

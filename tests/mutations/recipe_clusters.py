@@ -43,7 +43,7 @@ ROWS: list[Plant | Row] = [
         "tests/pipeline/test_clusters_run.py::test_the_targets_own_parameters_step_by_adamw_at_their_own_rate_and_decay",
     ),
     Row(
-        "a target's own loss is not learned from", "mpp/pretraining.py", "step.backward(loss.mean() + own)", "step.backward(loss.mean())",
+        "a target's own loss is not learned from", "mpp/mains/pretrain.py", "step.backward(loss.mean() + own)", "step.backward(loss.mean())",
         "tests/pipeline/test_clusters_run.py::test_the_targets_own_parameters_step_by_adamw_at_their_own_rate_and_decay",
     ),
     Row(

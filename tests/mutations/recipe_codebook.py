@@ -28,42 +28,42 @@ ROWS: list[Plant | Row] = [
     ),
     # Fitting.
     Plant(
-        "dead centres stay where they are", "mpp.codebook_fitting:moved",
+        "dead centres stay where they are", "mpp.mains.fit_codebook:moved",
         "lambda points, centres, codes, errors, counts, device: torch.where((counts > 0)[:, None], "
         "real(points, centres, codes, errors, counts, device), centres)",
         FIT + "a_dead_centre_goes_to_the_point_that_is_farthest_from_its_own",
     ),
     Row(
-        "a dead centre goes to the point that is nearest to its own", "mpp/codebook_fitting.py",
+        "a dead centre goes to the point that is nearest to its own", "mpp/mains/fit_codebook.py",
         "errors.topk(len(dead)).indices", "(-errors).topk(len(dead)).indices",
         FIT + "a_dead_centre_goes_to_the_point_that_is_farthest_from_its_own",
     ),
     Row(
-        "k-means stops one move short", "mpp/codebook_fitting.py", "if moves == iterations or", "if moves == iterations - 1 or",
+        "k-means stops one move short", "mpp/mains/fit_codebook.py", "if moves == iterations or", "if moves == iterations - 1 or",
         FIT + "iterations_and_tolerance_end_it",
     ),
     Row(
-        "k-means++ goes by the distance from the newest centre alone", "mpp/codebook_fitting.py",
+        "k-means++ goes by the distance from the newest centre alone", "mpp/mains/fit_codebook.py",
         "distances = distances.minimum((among", "distances = torch.as_tensor((among",
         FIT + "k_means_plus_plus_finds_groups_that_lie_apart_where_random_points_often_do_not",
     ),
     Row(
-        "patches that pass in parts are counted for the codes of the first part", "mpp/codebook_fitting.py",
+        "patches that pass in parts are counted for the codes of the first part", "mpp/mains/fit_codebook.py",
         "next(rows)[None]", "codes[: len(part)].to(device)[None]",
         FIT + "points_that_pass_in_parts_give_the_same_centres",
     ),
     Row(
-        "held-out images are fitted to", "mpp/codebook_fitting.py",
+        "held-out images are fitted to", "mpp/mains/fit_codebook.py",
         "goals.of_images(sets.training, images, an_image)", "goals.of_images(sets.holdout, images, an_image)",
         FIT + "held_out_images_are_not_fitted_to",
     ),
     Row(
-        "padding of the last batch is fitted to", "mpp/codebook_fitting.py",
+        "padding of the last batch is fitted to", "mpp/mains/fit_codebook.py",
         'real = batch["position"] < len(ids)', 'real = batch["position"] >= 0',
         FIT + "the_same_words_write_the_same_bytes_and_another_seed_others",
     ),
     Row(
-        "perplexity is in bits", "mpp/codebook_fitting.py", "shares.clamp_min(1e-300).log()", "shares.clamp_min(1e-300).log2()",
+        "perplexity is in bits", "mpp/mains/fit_codebook.py", "shares.clamp_min(1e-300).log()", "shares.clamp_min(1e-300).log2()",
         FIT + "what_is_written_is_what_was_fitted_and_the_figures_are_those_of_numpy",
     ),
     # What is lent.
@@ -98,7 +98,7 @@ ROWS: list[Plant | Row] = [
         LENT + "an_encoder_that_is_no_vision_transformer_is_refused",
     ),
     Row(
-        "a run goes on with another teacher or codebook", "mpp/pretraining.py", "{**sets.manifests, **brought.digests}", "sets.manifests",
+        "a run goes on with another teacher or codebook", "mpp/mains/pretrain.py", "{**sets.manifests, **brought.digests}", "sets.manifests",
         RUNS + "a_run_that_goes_on_with_another_is_refused_by_name_and_its_recipe_is_another",
     ),
     Row(

@@ -74,7 +74,7 @@ ROWS: list[Plant | Row] = [
     Plant("a pooled head reads one patch", "mpp.recipe.decoders.pooled:Pooled.forward", "lambda self, tokens, places, predicted: real(self, tokens[:, : self.prefix + 1], places, predicted)", SMALL + "[cifar_rotation]"),
     Plant("the other way round is told", "mpp.recipe.targets.rotation:Rotation.__call__", "lambda self, *given: (4 - real(self, *given)) % 4", SMALL + "[cifar_rotation]"),
     # And how it compares and ends.
-    Row("whatever differs, the program ends with 0", "mpp/conforming.py", "return 0 if all(report.conforms for report in reports) else 1", "return 0", HERE + "the_program_says_what_differs_and_ends_with_1"),
+    Row("whatever differs, the program ends with 0", "mpp/mains/conformance.py", "return 0 if all(report.conforms for report in reports) else 1", "return 0", HERE + "the_program_says_what_differs_and_ends_with_1"),
     Row(
         "a declared deviation may be any", "mpp/claims/claim.py", "elif claim.ours is not None and agrees(claim, claim.ours, found):", "elif claim.ours is not None:",
         HERE + "a_deviation_is_declared_with_its_value_and_its_reason_or_stands_in_the_head_of_the_yaml",

@@ -94,7 +94,7 @@ ROWS = [
         f"{FOLDER}::test_class_tokens_are_told_from_registers_of_the_same_weights",
     ),
     Row(
-        "an export forgets how many class tokens there are", "mpp/exporting.py", ', "class_tokens": class_tokens_of(net)}', "}",
+        "an export forgets how many class tokens there are", "mpp/mains/export.py", ', "class_tokens": class_tokens_of(net)}', "}",
         "tests/interop/test_certificate.py::test_several_class_tokens_and_rotary_positions_go_out_with_what_pools_them",
     ),
     Row(

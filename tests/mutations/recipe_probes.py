@@ -32,7 +32,7 @@ ROWS = [
         "the predictor of a run is not loaded", "mpp/interop/read_encoder.py", "        net.load_state_dict(weights)\n", "        pass\n", FEATURE,
     ),
     Plant("the random row has the predictor that was trained", "mpp.interop.loaded_encoder:LoadedPredictor.fresh", "lambda self, seed: self", RANDOM_ROW),
-    Row("the predictor of a random row starts as the encoder does", "mpp/probe_job.py", "fresh(seed_of(seed, INIT, 1))", "fresh(seed_of(seed, INIT, 0))", RANDOM_ROW),
+    Row("the predictor of a random row starts as the encoder does", "mpp/mains/probe_job.py", "fresh(seed_of(seed, INIT, 1))", "fresh(seed_of(seed, INIT, 0))", RANDOM_ROW),
     Row(
         "predictors share the key of their tables", "mpp/transfer/rows.py", "spec = replace(spec, predictor=predictor.digest)", 'spec = replace(spec, predictor="predictor")', RANDOM_ROW,
     ),

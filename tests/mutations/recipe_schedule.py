@@ -72,7 +72,7 @@ ROWS: list[Plant | Row] = [
         TEACHER + "over_the_whole_run_means_over_the_whole_cycle_of_an_extension",
     ),
     Row(
-        "the teacher moves with every micro-batch", "mpp/pretraining.py", "            step.backward(loss.mean() + own)\n",
+        "the teacher moves with every micro-batch", "mpp/mains/pretrain.py", "            step.backward(loss.mean() + own)\n",
         "            step.backward(loss.mean() + own)\n            if teacher:\n                teacher.update(engine, step.number)\n",
         TAUGHT + "every_stage_world_and_accumulation_has_the_same_losses_and_moves_the_teacher_once_a_step",
     ),
@@ -87,7 +87,7 @@ ROWS: list[Plant | Row] = [
         BRANCHES + "a_branch_is_the_run_that_was_asked_for_its_end_at_first_to_the_bit",
     ),
     Row(
-        "a branch sees the samples of the beginning", "mpp/pretraining.py", "peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)",
+        "a branch sees the samples of the beginning", "mpp/mains/pretrain.py", "peers.rank, peers.size, run.first_step, run.total_steps, passed=passed)",
         "peers.rank, peers.size, 0 if run.trunk else run.first_step, run.total_steps, passed=passed)",
         BRANCHES + "no_sample_is_seen_twice_and_none_is_lost_at_the_border",
     ),

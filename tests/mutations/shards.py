@@ -4,16 +4,16 @@ from tests.mutations import Plant, Row
 
 ROWS = [
     Plant(
-        'a name reaches the terminal as it is', 'mpp.text:printable', 'str',
-        "tests/test_text.py::test_what_a_terminal_obeys_is_written_out "
+        'a name reaches the terminal as it is', 'mpp.base.text:printable', 'str',
+        "tests/base/test_text.py::test_what_a_terminal_obeys_is_written_out "
         "tests/prep/test_hostile_names.py::test_no_program_lets_a_name_through_to_the_terminal",
     ),
     Row(
         "a line feed in a name begins a line of its own",
-        "mpp/text.py",
+        "mpp/base/text.py",
         "    if _PLAIN.fullmatch(said):\n",
         "    if all(letter.isprintable() or letter == '\\n' for letter in said):\n",
-        "tests/test_text.py::test_what_a_terminal_obeys_is_written_out",
+        "tests/base/test_text.py::test_what_a_terminal_obeys_is_written_out",
     ),
     Plant(
         'a large colour profile makes a PNG a bad sample', 'mpp.data.decode:_PNG_TEXTS', 'real[1:]',
@@ -149,7 +149,7 @@ ROWS = [
         'tests/prep/test_two_runs.py::test_what_another_run_finished_while_this_one_waited_stays',
     ),
     Row(
-        'a removed lock counts', 'mpp/locks.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
+        'a removed lock counts', 'mpp/disk/locks.py', 'if os.path.samestat(os.fstat(lock.fileno()), path.stat()):',
         'if lock:', 'tests/prep/test_two_runs.py::test_a_lock_that_its_holder_removed_keeps_others_out_all_the_same',
     ),
     Plant(

@@ -9,24 +9,24 @@ RULES, SETTLING, LABELS = (
 )
 ROWS: list[Plant | Row] = [
     Row(
-        "a budget is measured at the batch of a long run", "mpp/settling.py",
+        "a budget is measured at the batch of a long run", "mpp/mains/settling.py",
         'if fit.open_keys(samples).get("data.global_batch") == keys.get("data.global_batch"):', "if True:",
         SETTLING + "the_speed_is_measured_at_the_batch_that_the_run_has",
     ),
     Row(
-        "a preset is fitted to any few images", "mpp/settling.py", "len(shards) < small.LEAST_IMAGES", "not len(shards)",
+        "a preset is fitted to any few images", "mpp/mains/settling.py", "len(shards) < small.LEAST_IMAGES", "not len(shards)",
         "tests/pipeline/test_settling.py::test_a_preset_is_not_fitted_to_a_handful_of_images_unless_the_batch_is_given",
     ),
     Row(
-        "a run that goes on is settled anew", "mpp/settling.py", "    if commit:\n", "    if False:\n",
+        "a run that goes on is settled anew", "mpp/mains/settling.py", "    if commit:\n", "    if False:\n",
         SETTLING + "a_finished_run_is_trained_on_by_more_epochs_with_what_it_was_begun_with",
     ),
     Row(
-        "epochs pass over held-out images", "mpp/settling.py", "(self.facts.images - held_out)", "self.facts.images",
+        "epochs pass over held-out images", "mpp/mains/settling.py", "(self.facts.images - held_out)", "self.facts.images",
         SETTLING + "a_preset_settles_what_is_left_open_and_says_so",
     ),
     Row(
-        "a budget begins with the first step", "mpp/settling.py", " - (time.time() - psutil.Process().create_time())", "",
+        "a budget begins with the first step", "mpp/mains/settling.py", " - (time.time() - psutil.Process().create_time())", "",
         SETTLING + "the_speed_is_measured_at_the_batch_that_the_run_has",
     ),
     Row(
@@ -56,7 +56,7 @@ ROWS: list[Plant | Row] = [
         LABELS + "any_number_of_labels_gives_a_run_of_the_preset_for_few",
     ),
     Row(
-        "what a preset of fine-tuning says is not what it does", "mpp/finetune_job.py", "return config, sets.drawn(config.augment, size, mean), (", "return config, sets, (",
+        "what a preset of fine-tuning says is not what it does", "mpp/mains/finetune_job.py", "return config, sets.drawn(config.augment, size, mean), (", "return config, sets, (",
         "tests/pipeline/test_finetune.py::"
         "test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_that_goes_on_has_the_same",
     ),
@@ -66,7 +66,7 @@ ROWS: list[Plant | Row] = [
         SETTLING + "a_length_in_samples_is_taken_however_short_and_the_rest_follows_from_it",
     ),
     Row(
-        "a hold-out of its own is not looked at", "mpp/settling.py",
+        "a hold-out of its own is not looked at", "mpp/mains/settling.py",
         'apart = len(open_shards(config.data.holdout_shards, peers, key="data.holdout_shards")) if config.data.holdout_shards else 0', "apart = 0",
         SETTLING + "with_a_hold_out_of_its_own_no_image_of_the_set_is_held_out",
     ),

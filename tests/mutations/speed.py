@@ -21,15 +21,15 @@ ROWS: list[Plant | Row] = [
         PLAN + "the_plan_is_that_of_the_card_it_was_measured_on",
     ),
     Row(
-        "a plan forgets what is computed again", "mpp/planning.py", "    recompute_blocks(model, config.system.recompute)\n", "",
+        "a plan forgets what is computed again", "mpp/mains/plan.py", "    recompute_blocks(model, config.system.recompute)\n", "",
         PLAN + "less_is_held_where_more_is_computed_again_and_by_bf16_gradients_less_is_sent",
     ),
     Row(
-        "a plan forgets the teacher", "mpp/planning.py", "beside = [model.teacher.net] if model.teacher else []", "beside = list[nn.Module]()",
+        "a plan forgets the teacher", "mpp/mains/plan.py", "beside = [model.teacher.net] if model.teacher else []", "beside = list[nn.Module]()",
         PLAN + "a_teacher_is_held_beside_the_model",
     ),
     Row(
-        "a node sends over one port", "mpp/planning.py", "self.network * self.per_node", "self.network",
+        "a node sends over one port", "mpp/mains/plan.py", "self.network * self.per_node", "self.network",
         PLAN + "the_exchange_of_a_step_is_that_of_a_ring_over_all_ports_of_a_node",
     ),
     Row(
@@ -77,7 +77,7 @@ ROWS: list[Plant | Row] = [
         NO_WAITING + "pretraining_looks_at_no_number_between_the_steps_that_log[MAE]",
     ),
     Row(
-        "threads spin as long as libgomp likes", "mpp/interrupts.py", 'os.environ["GOMP_SPINCOUNT"] = str(SPINS)', "pass",
+        "threads spin as long as libgomp likes", "mpp/base/interrupts.py", 'os.environ["GOMP_SPINCOUNT"] = str(SPINS)', "pass",
         "tests/test_programs.py::test_threads_that_wait_for_each_other_do_not_spin_for_long_unless_the_user_says_so",
     ),
     Row(

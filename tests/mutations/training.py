@@ -299,14 +299,14 @@ ROWS = [
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_is_extended_in_a_cycle_of_its_own_and_a_kill_inside_changes_nothing",
     ),
     Row(
-        'a finished run goes through everything again', 'mpp/pretraining.py',
+        'a finished run goes through everything again', 'mpp/mains/pretrain.py',
         '    if run.commit and run.course.finished:',
         '    if False:',
         "tests/pipeline/test_checkpoints.py::test_a_finished_run_says_so_and_touches_nothing",
     ),
     Row(
-        "a lock that cannot be had is passed over", "mpp/locks.py", "                if shared:\n                    return\n", "                return\n",
-        "tests/test_locks.py::test_without_locks_another_program_of_this_host_is_kept_out_for_as_long_as_it_runs",
+        "a lock that cannot be had is passed over", "mpp/disk/locks.py", "                if shared:\n                    return\n", "                return\n",
+        "tests/disk/test_locks.py::test_without_locks_another_program_of_this_host_is_kept_out_for_as_long_as_it_runs",
     ),
     Plant(
         "the export names another normalisation", "mpp.interop.encoder_folder:timm_preprocessing", "lambda size, mean, std, crop: real(size, std, std, crop)",
@@ -419,7 +419,7 @@ ROWS = [
         "tests/pipeline/test_by_hand.py::test_the_learning_rate_of_every_step",
     ),
     Row(
-        "loss summed over patches", "mpp/pretraining.py", "step.backward(loss.mean() + own)", "step.backward(loss.sum(1).mean() + own)",
+        "loss summed over patches", "mpp/mains/pretrain.py", "step.backward(loss.mean() + own)", "step.backward(loss.sum(1).mean() + own)",
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Plant(
@@ -428,7 +428,7 @@ ROWS = [
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Row(
-        'hold-out skill over kept patches too', 'mpp/pretraining.py',
+        'hold-out skill over kept patches too', 'mpp/mains/pretrain.py',
         'loss * counted * masked, counted * masked)',
         'loss * counted, counted)',
         "tests/pipeline/test_by_hand.py::test_loss_and_skill_of_the_holdout",
@@ -480,7 +480,7 @@ ROWS = [
         "tests/monitor/test_skill.py::test_the_standard_error_is_the_spread_of_the_skill_over_drawn_holdouts",
     ),
     Row(
-        "a finished run keeps its verdict to itself", "mpp/pretraining.py", 'if known := run.commit.record.get("baseline"):', "if known := None:",
+        "a finished run keeps its verdict to itself", "mpp/mains/pretrain.py", 'if known := run.commit.record.get("baseline"):', "if known := None:",
         "tests/pipeline/test_verdict.py::test_a_run_that_learned_says_so_and_says_it_again_when_it_is_asked_for_once_more",
     ),
 ]  # fmt: skip

@@ -166,7 +166,7 @@ ROWS = [
         f"{CERTIFICATE}::test_predictions_of_another_decoder_are_found",
     ),
     Row(
-        "an old certificate stays beside new files", "mpp/exporting.py", "        (folder / CERTIFICATE).unlink(missing_ok=True)  # it is of what was there before\n", "",
+        "an old certificate stays beside new files", "mpp/mains/export.py", "        (folder / CERTIFICATE).unlink(missing_ok=True)  # it is of what was there before\n", "",
         f"{CERTIFICATE}::test_a_kill_between_two_files_leaves_no_certificate",
     ),
     Row(

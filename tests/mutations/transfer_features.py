@@ -130,7 +130,7 @@ ROWS = [
         "if False:", "tests/data/test_labelled.py::test_a_cifar_file_of_another_checksum_is_not_read_but_fetched_again",
     ),
     Plant(
-        'runs on other images share a table', 'mpp.tabulating:measured_on',
+        'runs on other images share a table', 'mpp.mains.results:measured_on',
         'lambda result, contents: real(result, contents)[1:]',
         "tests/transfer/test_results.py::test_runs_on_the_same_images_share_a_table_and_baselines_are_shown_once",
     ),

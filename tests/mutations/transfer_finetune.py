@@ -121,19 +121,19 @@ ROWS = [
     ),
     # A whole run, computed again by hand.
     Row(
-        'weights are chosen on the test split', 'mpp/finetuning.py',
+        'weights are chosen on the test split', 'mpp/mains/finetune.py',
         '        on_holdout = measured(tuned, sets.holdout)',
         '        on_holdout = measured(tuned, sets.test or sets.holdout)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        'the weights as they are leave the run whatever was chosen', 'mpp/finetuning.py',
+        'the weights as they are leave the run whatever was chosen', 'mpp/mains/finetune.py',
         'final_weights(run.engine, tuned.average if chosen == AVERAGE else None)',
         'final_weights(run.engine, None)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        "from scratch keeps the encoder", "mpp/finetune_job.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
+        "from scratch keeps the encoder", "mpp/mains/finetune_job.py", "loaded.fresh(seed_of(config.seed, INIT, 0)) if random else copy", "copy",
         HAND + "from_scratch_nothing_of_the_encoder_is_left",
     ),
     Row(
@@ -153,21 +153,21 @@ ROWS = [
         HAND + "the_average_after_every_step",
     ),
     Row(
-        'the average has a decay of its own', 'mpp/finetuning.py',
+        'the average has a decay of its own', 'mpp/mains/finetune.py',
         'short_at_first(config.optim.ema)',
         'short_at_first(0.99)',
         HAND + "the_average_after_every_step",
     ),
     Row(
-        "targets are not smoothed", "mpp/finetuning.py", "len(sets.classes), augment.smoothing, loaded.mean", "len(sets.classes), 0.0, loaded.mean",
+        "targets are not smoothed", "mpp/mains/finetune.py", "len(sets.classes), augment.smoothing, loaded.mean", "len(sets.classes), 0.0, loaded.mean",
         HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "training normalises by other colours than the encoder's", "mpp/finetuning.py", "augment.smoothing, loaded.mean, loaded.std, world.device)",
+        "training normalises by other colours than the encoder's", "mpp/mains/finetune.py", "augment.smoothing, loaded.mean, loaded.std, world.device)",
         "augment.smoothing, (0.5,) * 3, (0.5,) * 3, world.device)", HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "measuring normalises by other colours than the encoder's", 'mpp/finetuning.py',
+        "measuring normalises by other colours than the encoder's", 'mpp/mains/finetune.py',
         '        mean=loaded.mean,\n        std=loaded.std,\n        micro_batch=run',
         '        mean=(0.5,) * 3,\n        std=(0.5,) * 3,\n        micro_batch=run',
         HAND + "every_look_at_the_holdout_from_scratch",
@@ -179,7 +179,7 @@ ROWS = [
         HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "gradients are summed over a micro-batch", "mpp/finetuning.py", "step.backward(loss.mean())", "step.backward(loss.sum())",
+        "gradients are summed over a micro-batch", "mpp/mains/finetune.py", "step.backward(loss.mean())", "step.backward(loss.sum())",
         HAND + "rate_loss_and_norm_of_every_step_with_sgd",
     ),
     Row(
@@ -195,41 +195,41 @@ ROWS = [
         HAND + "weights_after_every_step_of_adamw",
     ),
     Row(
-        'the hold-out is measured in training mode', 'mpp/finetuning.py',
+        'the hold-out is measured in training mode', 'mpp/mains/finetune.py',
         '        run.engine.train(False)\n',
         '',
         HAND + "every_look_at_the_holdout_of_weights_and_average",
     ),
     Row(
-        'after a look at the hold-out no path is dropped any more', 'mpp/finetuning.py',
+        'after a look at the hold-out no path is dropped any more', 'mpp/mains/finetune.py',
         '        run.engine.train(True)\n',
         '',
         HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "the hold-out is looked at every epoch", "mpp/finetuning.py", "order.steps_per_epoch * config.log.holdout_every_epochs", "order.steps_per_epoch",
+        "the hold-out is looked at every epoch", "mpp/mains/finetune.py", "order.steps_per_epoch * config.log.holdout_every_epochs", "order.steps_per_epoch",
         HAND + "every_look_at_the_holdout_from_scratch",
     ),
     Row(
-        "the hold-out has one size whatever is asked for", "mpp/finetune_job.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "the hold-out has one size whatever is asked for", "mpp/mains/finetune_job.py", "fraction=data.holdout_fraction,", "fraction=0.1,", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
-        "a share of the labels is all of them", "mpp/finetune_job.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
+        "a share of the labels is all of them", "mpp/mains/finetune_job.py", "fraction=data.label_fraction, per_class", "fraction=None, per_class",
         HAND + "the_results_count_what_was_seen[adamw-job0-pretrained]",
     ),
     Row(
-        "few labels of a class are all of them", "mpp/finetune_job.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
+        "few labels of a class are all of them", "mpp/mains/finetune_job.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
-        'samples seen are the images there are', 'mpp/finetuning.py',
+        'samples seen are the images there are', 'mpp/mains/finetune.py',
         '"samples_seen": commit.samples_seen,',
         '"samples_seen": about["train_images"],',
         HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     # What was asked for arrives.
-    Row("the cosine ends at nothing", "mpp/finetune_job.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
-    Row("the rate is not scaled with the batch", "mpp/finetune_job.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
-    Row("the warm-up is always in epochs", "mpp/finetune_job.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the cosine ends at nothing", "mpp/mains/finetune_job.py", "        final_lr=optim.final_lr,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the rate is not scaled with the batch", "mpp/mains/finetune_job.py", "        lr_batch=optim.lr_batch,\n", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
+    Row("the warm-up is always in epochs", "mpp/mains/finetune_job.py", "optim.warmup_steps if optim.warmup_steps is not None else ", "", CONFIG + "the_schedule_has_every_number_that_was_asked_for"),
     Row(
         "fine-tuning has AdamW's usual betas", "mpp/train/optim.py", "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, ",
         "momentum=optim.momentum, fused=True)\n    return torch.optim.AdamW(groups, lr=0.0, ", DECAY + "each_optimiser_has_the_numbers_that_were_asked_for",
@@ -271,7 +271,7 @@ ROWS = [
         FIELDS + "a_logged_loss_is_the_mean_since_the_line_before",
     ),
     Row(
-        'without a hold-out the average is not asked', 'mpp/finetuning.py',
+        'without a hold-out the average is not asked', 'mpp/mains/finetune.py',
         'if on_holdout else AVERAGE if tuned.average else WEIGHTS',
         'if on_holdout else WEIGHTS',
         FIELDS + "without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average",
@@ -283,7 +283,7 @@ ROWS = [
         FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds",
     ),
     Row(
-        'a resumed run begins its seconds anew', 'mpp/finetuning.py',
+        'a resumed run begins its seconds anew', 'mpp/mains/finetune.py',
         'round(seconds_before + run.speed.seconds',
         'round(run.speed.seconds',
         FIELDS + "a_resumed_run_goes_on_counting_bad_samples_and_seconds",
@@ -295,7 +295,7 @@ ROWS = [
         "the loss is of this process's images", "mpp/train/classify.py", "float(losses[order].mean())", "float(mine[4].mean())", STEP + "two_processes_find_of_every_image_what_one_finds",
     ),
     Row(
-        'the test split is read with what was not chosen, too', 'mpp/finetuning.py',
+        'the test split is read with what was not chosen, too', 'mpp/mains/finetune.py',
         'measured(tuned, sets.test, names=[chosen])',
         'measured(tuned, sets.test)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
@@ -307,34 +307,34 @@ ROWS = [
         SET + "another_draw_takes_other_labels_and_holds_out_the_same " + REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
     Plant(
-        "each repeat holds out other images", "mpp.finetune_job:repeat_of",
+        "each repeat holds out other images", "mpp.mains.finetune_job:repeat_of",
         "lambda job, number: real(__import__('dataclasses').replace(job, sets=open_job(config_of_repeat(job.config, number, job.run_dir).model_copy("
         "update={'data': job.config.data}), job.run_dir, job.argv).sets), number) if number else real(job, number)",
         REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
     Plant(
-        "a repeat alone would hold out other images", "mpp.finetune_job:config_of_repeat",
+        "a repeat alone would hold out other images", "mpp.mains.finetune_job:config_of_repeat",
         "lambda config, number, run_dir: real(config, number, run_dir).model_copy(update={'data': config.data})",
         CONFIG + "a_repeat_is_asked_for_as_a_run_alone_with_a_seed_of_its_own_and_the_holdout_of_all",
     ),
     Row(
-        "all repeats begin with the same head", "mpp/finetuning.py", "build = lambda repeat: classifier_of(repeat.config,", "build = lambda repeat: classifier_of(job.config,",
+        "all repeats begin with the same head", "mpp/mains/finetune.py", "build = lambda repeat: classifier_of(repeat.config,", "build = lambda repeat: classifier_of(job.config,",
         REPEATS + "a_repeat_is_bit_equal_to_the_same_seed_alone_on_the_same_holdout[2]",
     ),
     Plant(
-        "a repeat that has finished is done again", "mpp.finetune_job:is_measured", "lambda repeat, seal: False",
+        "a repeat that has finished is done again", "mpp.mains.finetune_job:is_measured", "lambda repeat, seal: False",
         REPEATS + "more_repeats_are_added_to_those_that_have_finished_which_are_left_alone",
     ),
     Plant(
-        "results chosen by another metric count as measured", "mpp.finetune_job:_measures_alike", "lambda found, job: True",
+        "results chosen by another metric count as measured", "mpp.mains.finetune_job:_measures_alike", "lambda found, job: True",
         REPEATS + "another_metric_chooses_anew_from_what_was_trained",
     ),
     Plant(
-        "each repeat reads the test split anew", "mpp.finetune_job:Job.read_test", "lambda self, world: (setattr(self, 'reads', 0), real(self, world))[1]",
+        "each repeat reads the test split anew", "mpp.mains.finetune_job:Job.read_test", "lambda self, world: (setattr(self, 'reads', 0), real(self, world))[1]",
         REPEATS + "the_test_split_is_read_once_for_all_repeats",
     ),
     Plant(
-        "the joint result holds the first repeat alone", "mpp.finetune_report:side_by_side", "lambda folders, row, probe: real([folders[0]] * len(folders), row, probe)",
+        "the joint result holds the first repeat alone", "mpp.mains.finetune_report:side_by_side", "lambda folders, row, probe: real([folders[0]] * len(folders), row, probe)",
         REPEATS + "the_one_result_joins_the_repeats_draws_by_images",
     ),
     Row(
@@ -342,14 +342,14 @@ ROWS = [
         REPEATS + "the_one_result_joins_the_repeats_draws_by_images",
     ),
     Plant(
-        "the encoder of a series is the first repeat's", "mpp.finetune_report:best_repeat", "lambda found, metric: 0",
+        "the encoder of a series is the first repeat's", "mpp.mains.finetune_report:best_repeat", "lambda found, metric: 0",
         FIGURES + "the_best_repeat_is_the_first_of_the_best_on_the_holdout_by_the_metric",
     ),
     Plant(
-        "a series is extended in part", "mpp.finetune_job:refuse_unlike", "lambda repeats: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
+        "a series is extended in part", "mpp.mains.finetune_job:refuse_unlike", "lambda repeats: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
     ),
     Plant(
-        "a repeat that was measured is left out", "mpp.finetune_job:refuse_other_layout", "lambda config, run_dir: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
+        "a repeat that was measured is left out", "mpp.mains.finetune_job:refuse_other_layout", "lambda config, run_dir: None", REPEATS + "what_would_mix_unlike_repeats_is_refused",
     ),
     Row(
         "repeats of other rates are a way out", "mpp/train/resume.py", "    if repeats > 1:\n", "    if repeats > 9:\n",
@@ -369,7 +369,7 @@ ROWS = [
         STEP + "balanced_weights_are_scikit_learns_and_those_of_a_class_without_labels_are_0",
     ),
     Row(
-        "class weights are of labels that are not trained on", "mpp/finetuning.py", "balanced_weights(sets.labels,", "balanced_weights(sets.training.labels,",
+        "class weights are of labels that are not trained on", "mpp/mains/finetune.py", "balanced_weights(sets.labels,", "balanced_weights(sets.training.labels,",
         FIELDS + "a_field_changes_what_it_is_said_to_change_and_nothing_else[optim.class_weight]",
     ),
     Row(
@@ -382,7 +382,7 @@ ROWS = [
         FOLDER + "seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies",
     ),
     Row(
-        "an encoder that was moved forgets its pretraining", "mpp/pretraining.py", "commit.seal, pretraining_of(commit, network))", "commit.seal)",
+        "an encoder that was moved forgets its pretraining", "mpp/mains/pretrain.py", "commit.seal, pretraining_of(commit, network))", "commit.seal)",
         FOLDER + "seeds_of_one_pretraining_recipe_are_told_from_other_recipes_wherever_the_encoder_lies",
     ),
 ]  # fmt: skip

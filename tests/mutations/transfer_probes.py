@@ -30,7 +30,7 @@ ROWS = [
         f"{ROWS_OF_PROBES}::test_every_row_sees_colours_as_the_encoder_was_trained_with",
     ),
     Row(
-        'the random row keeps the norms that were trained', "mpp/probe_job.py",
+        'the random row keeps the norms that were trained', "mpp/mains/probe_job.py",
         '        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)',
         "        fresh.load_state_dict({n: t for n, t in loaded.net.state_dict().items() if 'norm' in n}, strict=False)\n        row = row_of(RANDOM, fresh, digest_of(fresh), predictor, loaded)",
         f"{ROWS_OF_PROBES}::test_the_random_row_has_no_tensor_that_was_trained",
@@ -49,7 +49,7 @@ ROWS = [
         f"{RANKS}::test_answers_of_probes_beside_the_encoder_stand_by_image_whichever_part_comes_first",
     ),
     Row(
-        "a key of probing is read by nobody", "mpp/probe_job.py", "config.features.pixel_side)", "32)",
+        "a key of probing is read by nobody", "mpp/mains/probe_job.py", "config.features.pixel_side)", "32)",
         "tests/transfer/test_every_key.py::test_every_key_changes_what_it_says",
     ),
     Row(

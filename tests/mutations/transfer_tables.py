@@ -18,14 +18,14 @@ ROWS = [
     ),
     Row(
         "subsets drawn by other seeds stand in one table",
-        "mpp/tabulating.py",
+        "mpp/mains/results.py",
         '*((about["seed"],) if some else ())',
         "",
         f"{RESULTS}::test_a_feature_rank_alone_and_other_subsets_of_a_split_have_tables_of_their_own",
     ),
     Row(
         "figures of other data are overwritten",
-        "mpp/probe_job.py",
+        "mpp/mains/probe_job.py",
         'before["identity"] != images.identity',
         'before["identity"] is None',
         f"{PROBE}::test_figures_of_other_data_are_not_overwritten_unasked",
@@ -46,7 +46,7 @@ ROWS = [
     ),
     Plant(
         "too few images are told when all were extracted",
-        "mpp.probe_job:divide",
+        "mpp.mains.probe_job:divide",
         "lambda *given: extract() or real(*given)",
         f"{PROBE}::test_too_few_images_of_a_class_are_told_by_name_before_anything_is_extracted",
     ),
@@ -78,14 +78,14 @@ ROWS = [
     ),
     Row(
         "repeats report on images that others learned from",
-        "mpp/probe_job.py",
+        "mpp/mains/probe_job.py",
         "free = np.setdiff1d(np.arange(len(labels)), first[reported])",
         "free = np.arange(len(labels))",
         f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
     ),
     Row(
         "every repeat draws the same labels",
-        "mpp/probe_job.py",
+        "mpp/mains/probe_job.py",
         "subset(len(free), len(kept), seed)]",
         "subset(len(free), len(kept), config.seed)]",
         f"{PROBE}::test_divisions_of_repeats_share_no_reported_image_and_have_as_many_labels",
@@ -98,7 +98,7 @@ ROWS = [
     ),
     Row(
         "images that train holds count in a probe's verdict",
-        "mpp/probe_report.py",
+        "mpp/mains/probe_report.py",
         "torch.from_numpy(~job.overlap.train)",
         "torch.ones(len(truth), dtype=torch.bool)",
         f"{OVERLAP}::test_the_program_counts_shared_images_and_says_what_is_left_without_them",
@@ -220,7 +220,7 @@ ROWS = [
     ),
     Row(
         "fine-tuning compares with all of train, also what it left out",
-        "mpp/finetune_report.py",
+        "mpp/mains/finetune_report.py",
         "np.union1d(trained, held), encoders",
         "np.arange(len(train)), encoders",
         "tests/pipeline/test_finetune.py::test_the_vit_protocol_from_scratch_on_few_labels_and_a_test_split_read_once",

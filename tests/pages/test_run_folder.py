@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
+from mpp.base.errors import UserError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load
-from mpp.errors import UserError
 from mpp.pages.page import charts_of, cost, headline
 from mpp.pages.run_folder import differing, open_run, shown
 

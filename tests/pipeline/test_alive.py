@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mpp.base.errors import AGAIN
 from mpp.config.sections import ModelConfig
-from mpp.errors import AGAIN
 from mpp.interop.encoder_folder import write_encoder
 from mpp.model.encoder import build_encoder
 from tests.forks import Forked
@@ -36,7 +36,7 @@ def hangs(*words, **more):
     return before(*words, **more)
 owner.{method} = hangs
 from mpp.{program} import main
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 run_program(main)
 """
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mpp.world import copies_alone
+from mpp.processes.world import copies_alone
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT, TINY, environment, free_port
 

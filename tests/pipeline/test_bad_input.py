@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from mpp.errors import run_program
-from mpp.files import seal_of
+from mpp.base.errors import run_program
+from mpp.disk.files import seal_of
 from mpp.interop.read_encoder import read_encoder
 from mpp.model.tokens import sincos_positions
 from mpp.pretrain import main

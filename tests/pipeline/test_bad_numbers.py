@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mpp.errors import AGAIN
+from mpp.base.errors import AGAIN
 from tests.pipeline.conftest import Finished, metrics, pretrain, succeed, tensors
 from tests.pipeline.test_resume import forget_after
 from tests.pipeline.test_teacher import FEATURES
@@ -18,7 +18,7 @@ from tests.pipeline.test_teacher import FEATURES
 POISON = """
 import os, sys
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 from mpp.train.engine import Engine
 steps, rank, factor = [int(n) for n in sys.argv.pop(1).split(",")], sys.argv.pop(1), float(sys.argv.pop(1))
@@ -225,7 +225,7 @@ def test_an_error_of_any_kind_leaves_a_flight_dump_that_says_why(shards, tmp_pat
     run = tmp_path / "run"
     program = """
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 backward = run.Step.backward
 def breaking(self, loss):
@@ -250,7 +250,7 @@ run_program(main)
 SIGNALS = """
 import os, signal, time
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 init = run.Step.__init__
 def signalling(self, owner, done):

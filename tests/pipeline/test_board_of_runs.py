@@ -80,7 +80,7 @@ WITH_REFERENCES = """
 from functools import partial
 from pathlib import Path
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 run.find_reference = partial(run.find_reference, folder=Path({folder!r}))
 run_program(main)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from mpp.errors import CheckpointError
+from mpp.base.errors import CheckpointError
 from mpp.pretrain import main
 from tests.pipeline.conftest import TINY, finish, metrics, start, succeed, tensors
 

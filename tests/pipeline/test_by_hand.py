@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mpp.base.rng import DROP_PATH, seed_of
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Augment
@@ -19,7 +20,6 @@ from mpp.recipe.corruptions.replace import corrupt
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.recipe.places import MASKED
-from mpp.rng import DROP_PATH, seed_of
 from tests.pipeline.conftest import TINY, metrics, succeed, tensors
 
 CONFIG = load(PretrainConfig, None, TINY)

@@ -77,7 +77,7 @@ def test_hosts_that_lose_each_other_both_end_with_a_line_and_the_same_command_go
 def test_a_host_with_another_version_of_the_code_is_named_before_anything_is_trained(two_hosts, shards, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(ROOT / "mpp", other / "mpp", ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "mpp" / "rng.py").open("a") as file:
+    with (other / "mpp" / "base" / "rng.py").open("a") as file:
         file.write("# another version\n")
     words = [*TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]
     hosts = [on_host(name, rank, 29743, words, other if rank else ROOT) for rank, name in enumerate(two_hosts)]

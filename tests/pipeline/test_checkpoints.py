@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpp.errors import CheckpointError, ConfigError
-from mpp.files import sha256_of
+from mpp.base.errors import CheckpointError, ConfigError
+from mpp.disk.files import sha256_of
 from mpp.pretrain import main
 from mpp.train.commit import read_commit, write_commit
 from tests.pipeline.conftest import ROOT, TINY, Forked, environment, finish, free_port, metrics, pretrain, succeed, tensors
@@ -92,7 +92,7 @@ def test_a_process_that_sees_another_folder_under_the_runs_name_is_named(uninter
     shutil.copytree(uninterrupted, own)
     for step in (6, 8):
         shutil.rmtree(checkpoint(copy, step))
-    program = "import mpp.train.gathering as gathering; gathering.STALE_SECONDS = 1.0; from mpp.errors import run_program; from mpp.pretrain import main; run_program(main)"
+    program = "import mpp.train.gathering as gathering; gathering.STALE_SECONDS = 1.0; from mpp.base.errors import run_program; from mpp.pretrain import main; run_program(main)"
     words = [*TINY, f"data.shards={shards}", "system.micro_batch_max=6", f"run_dir={copy}"]
     command = [sys.executable, "-c", program, *words]
     elsewhere = ["unshare", "--mount", "sh", "-c", f'mount --bind "{own}" "{copy}" && exec "$@"', "sh"]
@@ -119,7 +119,7 @@ def test_a_process_that_sees_another_folder_under_the_runs_name_is_named(uninter
 def test_processes_with_other_settings_or_another_mpp_are_named_before_they_train(copy, shards, tmp_path):
     port, other = free_port(), tmp_path / "other"
     shutil.copytree(ROOT / "mpp", other / "mpp", ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "mpp" / "rng.py").open("a") as file:
+    with (other / "mpp" / "base" / "rng.py").open("a") as file:
         file.write("# another version\n")
     words = ["mpp/pretrain.py", *TINY, f"data.shards={shards}", "system.micro_batch_max=6", f"run_dir={copy}"]
     rates = "optim={base_lr: 2e-3, warmup_samples: 24, total_samples: 96}"
@@ -128,7 +128,7 @@ def test_processes_with_other_settings_or_another_mpp_are_named_before_they_trai
         Forked(
             [
                 "-c",
-                f"import sys; sys.path.insert(0, {str(other)!r}); from mpp.errors import run_program; from mpp.pretrain import main; run_program(main)",
+                f"import sys; sys.path.insert(0, {str(other)!r}); from mpp.base.errors import run_program; from mpp.pretrain import main; run_program(main)",
                 *words[1:],
                 rates,
             ],

@@ -16,7 +16,7 @@ import sys
 import torch.distributed as dist
 import mpp.train.engine as engine
 import mpp.train.gathering as gathering
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 
 def every_stage(_):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.files import user_folder
+from mpp.disk.files import user_folder
 from mpp.interop.read_encoder import read_encoder
 from mpp.transfer import overlap
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
@@ -18,7 +18,7 @@ from tests.stores import between, listing, serve_s3
 
 TO = ["checkpoint.copy_to=s3://bucket/runs/a", "log.samples=true", "system.workers=1"]
 # A store is asked again after tenths of a second; all else as users have it.
-HASTY = "import sys; from mpp.train import copies; copies.AGAIN_SECONDS = copies.LAST_AGAIN_SECONDS = 0.1; from mpp.pretrain import main; from mpp.errors import run_program; sys.argv[1:1] = []; run_program(main)"  # fmt: skip
+HASTY = "import sys; from mpp.train import copies; copies.AGAIN_SECONDS = copies.LAST_AGAIN_SECONDS = 0.1; from mpp.pretrain import main; from mpp.base.errors import run_program; sys.argv[1:1] = []; run_program(main)"  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ class Strict(run.Step):
         super().__init__(*given)
         torch.cuda.set_sync_debug_mode("default" if self.number in logged else "error")
 run.Step = Strict
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 run_program(main)
 """

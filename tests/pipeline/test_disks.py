@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.errors import disk_fault
+from mpp.base.errors import disk_fault
 from mpp.monitor.board import Board
 from mpp.train.commit import commits
 from tests.pipeline.conftest import TINY, finish, start

@@ -14,9 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mpp import doctor, examining
+from mpp import doctor
+from mpp.base.errors import ConfigError, UserError
 from mpp.checks import images, links, recipe
-from mpp.errors import ConfigError, UserError
+from mpp.mains import doctor as examining
 from tests.data.tars import write_tars
 from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port, start, succeed
@@ -275,7 +276,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from mpp import doctor
 from mpp.checks import links
-from mpp.errors import UserError, run_program
+from mpp.base.errors import UserError, run_program
 how, real = sys.argv[2], links.clocks
 def clocks(peers):
     if peers.rank == 1 and how == "killed":

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mpp import doctor, examining
+from mpp import doctor
+from mpp.base.errors import ConfigError
 from mpp.checks import images, recipe
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import ConfigError
-from mpp.planning import Counts
+from mpp.mains import doctor as examining
+from mpp.mains.plan import Counts
 from mpp.train.zero_costs import held_at_most
 from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, environment, finish, free_port, tensors

@@ -185,8 +185,8 @@ ELSEWHERE = {
     "system.matrix_tflops": "tests/pipeline/test_speed_figures.py, on runs that are long enough",
     "system.max_skipped_steps": "tests/pipeline/test_bad_numbers.py, on steps that are not finite",
     "system.patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
-    "system.patience_slow_seconds": "tests/test_watchman.py",
-    "system.disk_patience_seconds": "tests/test_disks.py",
+    "system.patience_slow_seconds": "tests/processes/test_watchman.py",
+    "system.disk_patience_seconds": "tests/disk/test_patience.py",
     "system.cache": "tests/pipeline/test_stores.py: it changes whence images come, and nothing of them",
     "system.cache_gb": "tests/pipeline/test_stores.py",
     "checkpoint.copy_to": "tests/pipeline/test_copies.py, on a store",
@@ -199,10 +199,10 @@ MANY = """
 import contextlib, hashlib, io, json, re, sys, traceback
 from pathlib import Path
 import deepspeed, torch, torch.distributed as dist
-import mpp.pretraining as pretraining
+import mpp.mains.pretrain as pretraining
 import mpp.train.engine as engine
 import mpp.train.gathering as gathering
-from mpp.errors import UserError
+from mpp.base.errors import UserError
 from mpp.pretrain import main
 
 world = engine.start_distributed()

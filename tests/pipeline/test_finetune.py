@@ -12,12 +12,12 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from mpp import finetuning
 from mpp.config.small import tuning
 from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
+from mpp.mains import finetune as finetuning
+from mpp.processes.world import World
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
-from mpp.world import World
 from tests.pipeline.conftest import Finished, finish, metrics, start, succeed, tensors
 
 TINY = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
-from mpp.finetune_report import accuracies_in_words, best_repeat, rows_of, spread_in_words, verdict_of
+from mpp.mains.finetune_report import accuracies_in_words, best_repeat, rows_of, spread_in_words, verdict_of
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import balanced_accuracy_score
 
-from mpp.errors import AGAIN
+from mpp.base.errors import AGAIN
 from mpp.interop.read_encoder import read_encoder
 from mpp.transfer.results import find_results
 from tests.pipeline.conftest import finish, metrics, start, tensors

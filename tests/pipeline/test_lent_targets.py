@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mpp import fit_codebook
+from mpp.base.errors import CheckpointError
 from mpp.config.sections import ModelConfig
-from mpp.errors import CheckpointError
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.pretraining import pretraining_of
 from mpp.model.encoder import build_encoder

@@ -107,7 +107,7 @@ POISONED = """
 import json, sys
 from pathlib import Path
 import torch
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 from mpp.train.engine import Engine
 out, changed, calls, before = sys.argv.pop(1), [], [0], [{}]

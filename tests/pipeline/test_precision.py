@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import SystemConfig
-from mpp.errors import ConfigError
 from mpp.train.engine import DECIDED, _merged, _precisions
 from tests.pipeline.conftest import finish, metrics, start, succeed
 
@@ -20,11 +20,11 @@ from mpp.data.order import plan_batch
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from tests.masks import draw
-from mpp.rng import MASK, Draws
+from mpp.base.rng import MASK, Draws
 from mpp.train.engine import Engine, start_distributed
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.train.optim import build_optimiser
-from mpp.world import leave
+from mpp.processes.world import leave
 
 world = start_distributed()
 model = {"arch": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}

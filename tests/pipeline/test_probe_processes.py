@@ -29,7 +29,7 @@ def noting(values, rows, labels, classes, blocks, **more):
     heads.extend([*of, block.columns.tolist(), rate] for block in blocks for rate in block.learning_rates)
     return real(values, rows, labels, classes, blocks, **more)
 linear.train_heads = noting
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.linear_probe import main
 def noted(argv=None):
     status = main(argv)

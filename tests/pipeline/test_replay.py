@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mpp.base.errors import CheckpointError, ConfigError, DataError
 from mpp.data.shards import ShardSet
-from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.replay import main, parse
 from tests.pipeline.conftest import pretrain
 from tests.pipeline.test_bad_numbers import poisoned
@@ -19,7 +19,7 @@ from tests.pipeline.test_teacher import FEATURES
 # mpp/pretrain.py which stops by a planted error in step 7.
 STOPS = """
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 update = run.Step.update
 def breaking(self):

@@ -7,9 +7,9 @@ import torch
 
 from mpp.config.finetune import FinetuneConfig
 from mpp.data.labelled import open_labelled
+from mpp.mains.replay import batches_again, read_dump
+from mpp.mains.replay_job import FinetuningJob
 from mpp.replay import main
-from mpp.replay_job import FinetuningJob
-from mpp.replaying import batches_again, read_dump
 from tests.pipeline.conftest import finish, start
 from tests.pipeline.finetune_runs import write_encoder, write_images
 
@@ -17,9 +17,9 @@ from tests.pipeline.finetune_runs import write_encoder, write_images
 NOTES = """
 import os, sys
 import torch
-import mpp.finetuning as finetuning
+import mpp.mains.finetune as finetuning
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.finetune import main
 folder, seen, update, prepare = sys.argv.pop(1), [], run.Step.update, finetuning.inputs_and_targets
 def noting(batch, *rest):
@@ -40,7 +40,7 @@ run_program(main)
 POISONED = """
 import torch
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.finetune import main
 update = run.Step.update
 def poisoning(self):

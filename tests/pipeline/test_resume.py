@@ -11,9 +11,9 @@ import time
 import pytest
 import torch
 
-from mpp.errors import AGAIN, UNMET, BusyError
-from mpp.files import temporary
-from mpp.locks import lock_folder
+from mpp.base.errors import AGAIN, UNMET, BusyError
+from mpp.disk.files import temporary
+from mpp.disk.locks import lock_folder
 from mpp.pretrain import main
 from mpp.train.run_folder import hold_run_folder
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
@@ -187,7 +187,7 @@ def faulty(start, tensors, moments):
         {fault}
     return write(start, tensors, moments)
 checkpoint._write = faulty
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 from mpp.train.run_folder import hold_run_folder
 run_program(main)

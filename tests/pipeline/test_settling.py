@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from mpp import settling
+from mpp.base.errors import ConfigError
 from mpp.config import small
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load, tree_of
 from mpp.data.shards import ShardSet
-from mpp.errors import ConfigError
-from mpp.world import World
+from mpp.mains import settling
+from mpp.processes.world import World
 from tests.pipeline.conftest import ROOT, finish, metrics, pretrain, start, succeed, tensors
 
 SMALL = [

@@ -8,7 +8,7 @@ import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.pretraining import flop_of
+from mpp.mains.pretrain import flop_of
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from tests.pipeline.conftest import finish, pretrain, start, succeed
@@ -17,7 +17,7 @@ from tests.pipeline.test_finetune import TINY
 LONG = ["optim.total_samples=1200", "optim.warmup_samples=0", "log.every_steps=50", "log.pictures=0", "system.matrix_tflops=0.25"]
 COUNTED = """
 from deepspeed.runtime.engine import DeepSpeedEngine
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 from mpp.train.gradient_exchange import GradientExchange
 def counted(owner, name):
@@ -97,7 +97,7 @@ COUNTING = """
 import itertools
 from pathlib import Path
 import mpp.monitor.energy as energy
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 folder = Path({folder!r})
 energy.POWERCAP = folder

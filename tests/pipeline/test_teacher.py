@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.errors import CheckpointError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.loader import fixed_batches
 from mpp.data.training_set import open_training_set
-from mpp.errors import CheckpointError
-from mpp.exporting import export
 from mpp.interop.read_encoder import read_encoder
+from mpp.mains.export import export
 from mpp.model.normalise import normalise
 from mpp.monitor.rank import spread
 from mpp.recipe.model import PretrainingModel, build_model
@@ -40,7 +40,7 @@ import sys
 import torch.distributed as dist
 import mpp.train.engine as engine
 import mpp.train.gathering as gathering
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.pretrain import main
 
 def every_stage(_):

@@ -8,7 +8,7 @@ import torch
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.pretraining import micro_step_bytes
+from mpp.mains.pretrain import micro_step_bytes
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.zero_costs import PERSISTENT, Parameters, Sent, held_at_most, held_between_steps, sent
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import mpp.train.run as run
-from mpp.errors import run_program
+from mpp.base.errors import run_program
 from mpp.monitor.memory import _Held
 from mpp.pretrain import main
 warnings.simplefilter("ignore")

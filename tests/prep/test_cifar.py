@@ -13,10 +13,10 @@ import torchvision
 from PIL import Image
 
 from data_prep import make_shards
+from mpp.base.errors import DataError
 from mpp.data.cifar import LAYOUTS
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
 from mpp.prep.source import SourceOptions
 from mpp.prep.sources import cifar, open_source
 

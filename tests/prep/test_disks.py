@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.make_shards import main
-from mpp.errors import UserError
+from mpp.base.errors import UserError
 
 WORDS = ("--samples-per-shard", "4", "--workers", "2", "--quiet")
 

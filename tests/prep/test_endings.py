@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from data_prep import index_shards, make_shards, verify_shards
+from mpp.base.errors import DataError
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import write_manifest
-from mpp.errors import DataError
 from mpp.prep.sources import open_source
 from mpp.prep.sources.archives import tar_members
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.make_shards import main
+from mpp.base.errors import DataError, UserError
 from mpp.data.class_folders import listed_names
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError, UserError
 from mpp.prep.holdout import Grouping, choose, quotas
 
 SIZES = {"ant": 23, "bee": 11, "cat": 1, "dog": 5}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.errors import BadSample, DataError
+from mpp.base.errors import BadSample, DataError
 from mpp.prep.source import MAX_FILE_BYTES, Item
 from mpp.prep.sources import open_source
 from mpp.prep.sources.archives import tar_members

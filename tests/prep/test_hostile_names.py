@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 
 from data_prep import index_shards, inspect_shards, make_shards, verify_shards
+from mpp.base.errors import DataError
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
 
 CLASSES = ["ca\x1b[31mt", "dog\nerror: the disk is broken", "c\u202eow\r", "$\\frac{"]
 

@@ -14,19 +14,19 @@ import torchvision
 from PIL import Image
 
 from data_prep import make_shards
+from mpp.base.errors import BadSample, DataError
 from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
 from mpp.prep.source import SourceOptions
 from mpp.prep.sources import imagenet, open_source
 from mpp.prep.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, read_devkit
+from mpp.processes.world import World
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import EncoderExtractor
 from mpp.transfer.features import FeatureConfig, FeatureSpec
-from mpp.world import World
 from tests.official_imagenet import meta_mat, write_official
 
 WNIDS = ["n02000003", "n01440764", "n03000002", "n01500009"]  # in the order of their ILSVRC2012_ID, which is not that of the alphabet

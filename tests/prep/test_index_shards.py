@@ -13,9 +13,9 @@ import webdataset
 from PIL import Image
 
 from data_prep import index_shards
+from mpp.base.errors import BadSample, DataError, UserError
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError, UserError
 from tests.prep.tars import tar
 
 

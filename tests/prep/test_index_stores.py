@@ -16,10 +16,10 @@ import fsspec
 import pytest
 
 from data_prep import index_shards
-from mpp import files
+from mpp.base.errors import DataError, UserError
 from mpp.data.shard_cache import caching, end_keepers
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError, UserError
+from mpp.disk import files
 from mpp.prep import fetching, indexing, workers
 from mpp.remote import urls
 from tests.object_store import ObjectStore

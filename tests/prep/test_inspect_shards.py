@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_prep import inspect_shards
+from mpp.base.errors import DataError, UserError
 from mpp.data.shard_format import SHORT_SIDES
 from mpp.data.write_shards import Sample, write_manifest, write_shard
-from mpp.errors import DataError, UserError
 from mpp.prep.inspecting import (
     CAPTION,
     CELL,

@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from data_prep import index_shards, make_shards
+from mpp.base.errors import DataError, UserError
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError, UserError
 
 
 def lay_out(root: Path, names: str, picture) -> Path:

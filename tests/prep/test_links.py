@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpp.errors import BadSample, DataError
+from mpp.base.errors import BadSample, DataError
 from mpp.prep.sources import open_source
 from mpp.prep.sources.links import MAX_LINKS
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import make_shards
+from mpp.base.errors import BadSample, DataError
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError
 from mpp.prep.source import MAX_FILE_BYTES, Item, SourceOptions, wrong_size
 from mpp.prep.sources import open_source
 from mpp.prep.sources.lists import MAX_LINE_BYTES, ListFile, ListReader

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from data_prep.make_shards import main
+from mpp.base.errors import UserError
 from mpp.data.decode import decode
 from mpp.data.shards import ShardSet
-from mpp.errors import UserError
 
 PROGRAM = Path(__file__).parents[2] / "data_prep" / "make_shards.py"
 IMAGES = 30

@@ -14,8 +14,8 @@ import pytest
 
 from data_prep import index_shards
 from data_prep.make_shards import main
+from mpp.base.errors import BadSample, DataError, UserError
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError, UserError
 from mpp.prep.destination import PLAN, Destination
 from mpp.prep.source import reason_to_ignore
 from mpp.prep.sources import open_source
@@ -103,7 +103,7 @@ def test_what_a_killed_listing_spilled_is_neither_read_nor_kept(tmp_path, pictur
 
 
 def test_no_two_processes_share_a_temporary_name_though_both_are_number_1(tmp_path, monkeypatch):
-    from mpp.files import temporary
+    from mpp.disk.files import temporary
 
     monkeypatch.setattr(os, "getpid", lambda: 1)
     assert len({temporary(tmp_path / "x") for _ in range(100)}) == 100

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data_prep import index_shards, make_shards
+from mpp.base.errors import DataError
 from mpp.data.labelled import open_labelled
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
 from mpp.prep.multi_label import LETTERS, list_text, several_in
 from mpp.prep.source import SourceOptions
 from mpp.prep.sources import open_source

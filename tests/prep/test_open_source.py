@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from mpp.errors import DataError, UserError
+from mpp.base.errors import DataError, UserError
 from mpp.prep.source import SourceOptions
 from mpp.prep.sources import FORMATS, open_source
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpp.base.errors import BadSample, DataError
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

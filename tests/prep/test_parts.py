@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.make_shards import main
-from mpp.errors import DataError, UserError
-from mpp.locks import hold_folder
+from mpp.base.errors import DataError, UserError
+from mpp.disk.locks import hold_folder
 
 PROGRAM = Path(__file__).parents[2] / "data_prep" / "make_shards.py"
 WORDS = ("--val", "5", "--samples-per-shard", "4", "--max-rejects", "0.5", "--quiet")

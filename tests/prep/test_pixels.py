@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from data_prep import index_shards, inspect_shards, make_shards, verify_shards
+from mpp.base.errors import BadSample, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.decode import MAX_PIXELS, check_header, decode
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError
 from mpp.prep.prepare import TRAINED_PIXELS
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpp.base.errors import BadSample
 from mpp.data.decode import decode
-from mpp.errors import BadSample
 from mpp.prep.prepare import Options, prepare
 
 OPTIONS = [Options(), Options(check="decode"), Options(resize=8), Options(encode="jpeg"), Options(encode="webp", quality=80)]

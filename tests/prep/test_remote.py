@@ -25,8 +25,8 @@ from fsspec.registry import _registry
 from PIL import Image
 
 from data_prep import make_shards
+from mpp.base.errors import BadSample, DataError, UserError
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, DataError, UserError
 from mpp.prep import destination
 from mpp.prep.source import Item
 from mpp.prep.sources import open_source

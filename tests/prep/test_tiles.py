@@ -19,10 +19,10 @@ from PIL import Image
 from data_prep.inspect_shards import main as inspect_shards
 from data_prep.make_shards import main as make_shards
 from data_prep.verify_shards import main as verify_shards
+from mpp.base.errors import BadSample, UserError
 from mpp.data.decode import decode, open_image
 from mpp.data.fingerprints import how_stored
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, UserError
 from mpp.prep import tiles
 from mpp.prep.destination import Destination
 from mpp.prep.prepare import Options

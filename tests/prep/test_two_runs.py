@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import index_shards, make_shards
-from mpp.errors import DataError
-from mpp.locks import hold_folder
+from mpp.base.errors import DataError
+from mpp.disk.locks import hold_folder
 from tests.forks import Forked
 
 PROGRAMS = Path(__file__).parents[2] / "data_prep"

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.verify_shards import main
+from mpp.base.errors import DataError
 from mpp.data.decode import open_image
 from mpp.data.shard_format import BLOCK, INDEX_DTYPE, read_manifest
 from mpp.data.shard_table import ShardTable
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
-from mpp.errors import DataError
-from mpp.files import seal_of
+from mpp.disk.files import seal_of
 from mpp.prep import verify_shard, verifying
 from mpp.prep.source import FOREIGN
 from mpp.prep.splits import spread

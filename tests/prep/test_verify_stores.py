@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data_prep import index_shards, inspect_shards, verify_shards
+from mpp.base.errors import DataError, UserError
 from mpp.data.shard_cache import caching, end_keepers
-from mpp.errors import DataError, UserError
 from mpp.prep import fetching, verify_shard
 from tests.object_store import ObjectStore
 from tests.prep.tars import tar

@@ -12,8 +12,8 @@ import webdataset
 from PIL import Image
 
 from data_prep import make_shards
+from mpp.base.errors import DataError
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
 from mpp.prep.source import SourceOptions
 from mpp.prep.sources import open_source
 from mpp.prep.sources.webdataset import label_text

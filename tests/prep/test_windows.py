@@ -16,11 +16,11 @@ from PIL import Image
 
 from data_prep.inspect_shards import main as inspect_shards
 from data_prep.make_shards import main as make_shards
+from mpp.base.errors import BadSample, UserError
 from mpp.data.crop import cut
 from mpp.data.decode import decode, open_windowed
 from mpp.data.levels import windowed
 from mpp.data.shards import ShardSet
-from mpp.errors import BadSample, UserError
 from mpp.prep.prepare import Options, prepare
 from tests.data.test_levels import ANY, COLOURS, RAMP, H, W, png, tiff
 

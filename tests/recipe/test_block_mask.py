@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import ConfigError
 from mpp.recipe.corruptions.drop import DropCorruption
 from mpp.recipe.corruptions.replace import ReplaceCorruption
 from mpp.recipe.masking import Masking, Masks
 from mpp.recipe.masks import BlockMask
 from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE
-from mpp.rng import MASK, Draws
 from tests.masks import draw
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import ConfigError
 from mpp.recipe import codes
 from mpp.recipe.codes import Codebook, nearest
 from mpp.recipe.distances import Distance

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.recipe.corruptions import DropCorruption, GreyCorruption, ReplaceCorruption, RotateCorruption
@@ -15,7 +16,6 @@ from mpp.recipe.masks import RandomMask, TurnMask
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.patches import patchify, unpatchify
 from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE, Masks
-from mpp.rng import MASK, Draws
 from mpp.train.optim import spares
 
 TINY = ["model.arch=vit_tiny_patch16_224", "model.image_size=16", "model.patch_size=4", "model.width=16", "model.depth=1", "model.heads=2"]

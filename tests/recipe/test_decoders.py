@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.model.tokens import sincos_positions
 from mpp.recipe.decoders.base import Given
@@ -13,7 +14,6 @@ from mpp.recipe.decoders.transformer import Transformer, TransformerDecoder
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.recipe.places import Masks
-from mpp.rng import MASK, Draws
 from mpp.train.optim import spares
 from tests.recipe.plain import linear, normed, self_attention_block, unsettle, weights_of
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.model.rotary import edge_coordinates, grid_coordinates, rotate, turns, within
@@ -16,7 +17,6 @@ from mpp.recipe.decoders.cross_attention import CrossAttention, CrossAttentionDe
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.recipe.places import Masks
-from mpp.rng import MASK, Draws
 from tests.recipe.plain import linear, mlp, normed, read, unsettle, weights_of
 
 GRID, WIDTH, OUTPUTS, B, K, DEPTH, HEADS = (3, 4), 6, 5, 2, 4, 2, 2

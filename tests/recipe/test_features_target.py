@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.errors import ConfigError
+from mpp.base.errors import ConfigError
 from mpp.model.normalise import normalise
 from mpp.monitor.pictures import MARGIN, reconstruction
 from mpp.monitor.skill import NONE

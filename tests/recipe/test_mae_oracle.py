@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.model.tokens import sincos_positions
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.patches import patchify
-from mpp.rng import MASK, Draws
 from tests.masks import draw
 from tests.transformers_names import of_block
 

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.base.rng import MASK, Draws
 from mpp.recipe.corruptions.drop import DropCorruption
 from mpp.recipe.corruptions.replace import ReplaceCorruption, corrupt, largest_remainder
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import RandomMask
 from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE
-from mpp.rng import MASK, Draws
 from tests.masks import draw
 
 seeds = st.integers(0, 2**63 - 1)
@@ -137,7 +137,7 @@ def test_a_mask_is_a_function_of_its_key(seed, epoch, sample):
 
 def test_masks_are_golden():
     mask = draw(replacing(10, 0.6, (50, 30, 20)), Draws(7, MASK, 1, 2, 3))
-    # The permutation begins 6 1 7 3 9 0 (tests/test_rng.py): three masked, two swapped, one kept.
+    # The permutation begins 6 1 7 3 9 0 (tests/base/test_rng.py): three masked, two swapped, one kept.
     assert mask.kind.tolist() == [3, 1, 0, 2, 0, 0, 1, 1, 0, 2]
     assert mask.source.tolist() == [0, 1, 2, 5, 4, 5, 6, 7, 8, 4]
 

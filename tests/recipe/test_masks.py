@@ -10,14 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import MASK, Draws, below_of
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import ConfigError
 from mpp.recipe.corruptions import DropCorruption, GreyCorruption, ReplaceCorruption, RotateCorruption
 from mpp.recipe.masking import Masking
 from mpp.recipe.masks import AllMask, BlockMask, InverseBlockMask, MultiBlockMask, RandomMask, TurnMask
 from mpp.recipe.places import MASKED, VISIBLE, Masks
-from mpp.rng import MASK, Draws, below_of
 from tests.masks import draw
 
 seeds = st.integers(0, 2**63 - 1)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.model.normalise import normalise
 from mpp.model.tokens import sincos_positions
@@ -15,7 +16,6 @@ from mpp.recipe.decoders.transformer import Transformer, TransformerDecoder
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.recipe.places import KEPT, MASKED, SWAPPED, VISIBLE, Masks
-from mpp.rng import MASK, Draws
 from mpp.train.step import images_on_device
 from tests.masks import draw
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.recipe.corruptions import GreyCorruption, RotateCorruption
@@ -26,7 +27,6 @@ from mpp.recipe.targets.chroma import SCALE, Chroma, ChromaTarget, from_lab, to_
 from mpp.recipe.targets.hog import Hog, gradients
 from mpp.recipe.targets.pixels import PixelsTarget
 from mpp.recipe.targets.rotation import Rotation, RotationTarget
-from mpp.rng import MASK, Draws
 
 skimage = pytest.importorskip("skimage")
 from skimage.color import lab2rgb, rgb2lab  # noqa: E402

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
 from mpp.recipe.patches import patchify, unpatchify
 from mpp.recipe.places import Masks
-from mpp.rng import MASK, Draws
 from tests.transformers_names import of_block
 
 transformers = pytest.importorskip("transformers")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mpp.errors import DataError
-from mpp.files import seal_of, sha256_of
-from mpp.locks import Owner, _began
+from mpp.base.errors import DataError
+from mpp.disk.files import seal_of, sha256_of
+from mpp.disk.locks import Owner, _began
 from mpp.remote import copier, retries, s3
 from mpp.remote.copier import BusyError, Copier, Copy, DamagedCopyError
 from mpp.remote.retries import Refused

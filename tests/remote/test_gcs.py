@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data_prep import make_shards, verify_shards
+from mpp.base.errors import DataError
 from mpp.data.shard_cache import caching, end_keepers
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
 from mpp.remote import retries, stores, through_fsspec
 from mpp.remote.retries import Refused
 from tests.conftest import picture

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mpp.base.errors import DataError
 from mpp.data.origins import origin_of
-from mpp.errors import DataError
 from mpp.remote import body, retries, s3, stores, urls
 from mpp.remote.retries import Refused
 from tests.object_store import ObjectStore

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
+from mpp.processes.world import World
 from mpp.train.bad_samples import BadSamples
-from mpp.world import World
 from tests.data.masked_images import dataset
 
 

@@ -10,17 +10,17 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
+from mpp.base.errors import DataError
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import LoaderProcesses
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
-from mpp.errors import DataError
 from mpp.model.classifier import soft_targets
+from mpp.processes.world import World
 from mpp.train import classify
 from mpp.train.average import WeightAverage, short_at_first
 from mpp.train.classify import Predictions, balanced_weights, cross_entropy, inputs_and_targets, measure
-from mpp.world import World
 
 HALF = (0.5, 0.5, 0.5)
 CPU = torch.device("cpu")

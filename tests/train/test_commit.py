@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mpp.base.errors import CheckpointError
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import CheckpointError
 from mpp.train.commit import (
     MOMENTS,
     Commit,

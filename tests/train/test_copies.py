@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mpp.base.errors import UNMET, CheckpointError, ConfigError, UserError
 from mpp.config.pretrain import KeptCheckpointConfig, PretrainConfig
 from mpp.config.schema import load
-from mpp.errors import UNMET, CheckpointError, ConfigError, UserError
-from mpp.files import sha256_of
+from mpp.disk.files import sha256_of
 from mpp.remote import retries
 from mpp.train import copies
 from mpp.train.branch import check_branch, find_trunk

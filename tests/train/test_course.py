@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from mpp.base.errors import CheckpointError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
-from mpp.errors import CheckpointError
 from mpp.monitor.board import Board
 from mpp.train.branch import branch_course, check_branch, find_trunk
 from mpp.train.commit import Commit, checkpoint_folder, commits, prune, write_commit

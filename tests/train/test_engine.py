@@ -1,6 +1,6 @@
 import pytest
 
-from mpp.errors import UserError
+from mpp.base.errors import UserError
 from mpp.train.engine import check_version
 
 

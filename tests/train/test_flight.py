@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mpp import errors
+from mpp.base import errors
 from mpp.train import flight
 from mpp.train.flight import Flight, Kept, labels_check, masks_check
 

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from mpp.data.order import plan_batch
-from mpp.peers import Peers
-from mpp.place import Place
+from mpp.processes.peers import Peers
+from mpp.processes.place import Place
 from mpp.train.run import Run
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mpp.config.sections import CheckpointConfig
+from mpp.processes.world import World
 from mpp.train import saving
 from mpp.train.checkpoint import NotWrittenError
 from mpp.train.commit import Commit
 from mpp.train.saving import Saver
-from mpp.world import World
 
 ALONE = World(0, 1, 1, torch.device("cpu"))
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.config.sections import OptimConfig
-from mpp.errors import ConfigError
 from mpp.train.schedule import learning_rate, rate_words, small_rate_note, stable_until, weight_decay
 
 OPTIM = OptimConfig(base_lr=1e-3, warmup_samples=400, total_samples=2000, final_lr=1e-5)

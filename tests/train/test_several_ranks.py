@@ -17,14 +17,14 @@ from mpp.data.loader import fixed_batches
 from mpp.data.order import FIXED
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
+from mpp.mains.pretrain import loss_and_skill, on_holdout
 from mpp.monitor.skill import Baseline
-from mpp.pretraining import loss_and_skill, on_holdout
+from mpp.processes.world import World
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from mpp.train.classify import measure
 from mpp.transfer.features import FeatureConfig, FeatureSpec
 from mpp.transfer.in_the_loop import ImageViews
-from mpp.world import World
 
 CPU, HALF = torch.device("cpu"), (0.5, 0.5, 0.5)
 TINY = [

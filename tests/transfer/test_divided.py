@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpp.errors import ConfigError
+from mpp.base.errors import ConfigError
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.probes import linear
 from mpp.transfer.probes.contract import LAST, Measured, Train

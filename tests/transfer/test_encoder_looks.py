@@ -11,11 +11,11 @@ from mpp.data.training_set import open_training_set
 from mpp.model.normalise import normalise
 from mpp.monitor.attention import SpreadSums
 from mpp.monitor.inside_sheet import sheet
+from mpp.processes.world import World
 from mpp.recipe.model import build_model
 from mpp.transfer import encoder_looks
 from mpp.transfer.encoder_looks import EncoderLooks
 from mpp.transfer.while_training import FeatureLooks, choose
-from mpp.world import World
 from tests.transfer.test_while_training import CPU, config_of
 
 ALONE = World(0, 1, 1, CPU)

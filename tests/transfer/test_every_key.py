@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpp import probe_report, probing
+from mpp.base.errors import UserError
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
-from mpp.errors import UserError
 from mpp.interop.encoder_folder import write_encoder
+from mpp.mains import linear_probe as probing
+from mpp.mains import probe_report
 from mpp.model.encoder import build_encoder
 from mpp.transfer.extractors import EncoderExtractor
 from tests.keys import Change, faults, keys, split
@@ -97,7 +98,7 @@ CHANGES = {
 }  # fmt: skip
 ELSEWHERE = {
     "patience_seconds": "tests/pipeline/test_alive.py, on processes that stop",
-    "patience_slow_seconds": "tests/test_watchman.py",
+    "patience_slow_seconds": "tests/processes/test_watchman.py",
     "shard_cache": "tests/pipeline/test_stores.py: it changes whence images come, and nothing of them",
     "shard_cache_gb": "tests/pipeline/test_stores.py",
 }

@@ -12,19 +12,19 @@ import torch
 from torch.testing import assert_close
 from torchvision.transforms.functional import center_crop, to_pil_image
 
+from mpp.base.errors import CheckpointError, ConfigError, DataError, UserError
 from mpp.config.sections import ModelConfig
 from mpp.data.decode import open_image
 from mpp.data.labelled import open_labelled
 from mpp.data.order import FIXED
 from mpp.data.shards import ShardSet
-from mpp.errors import CheckpointError, ConfigError, DataError, UserError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
+from mpp.processes.world import World
 from mpp.transfer import extraction
 from mpp.transfer.extraction import centre_crops, compare, extract, key_of, own_rows
 from mpp.transfer.extractors import EncoderExtractor, PixelExtractor
 from mpp.transfer.features import FeatureConfig, FeatureSpec
-from mpp.world import World
 
 ALONE = World(0, 1, 1, torch.device("cpu"))
 TINY = ModelConfig(arch="vit_tiny_patch16_224", image_size=16, patch_size=4, width=12, depth=3, heads=3)

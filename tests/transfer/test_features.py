@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
 from mpp.model.encoder import build_encoder
 from mpp.model.normalise import normalise

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.transfer.split import few_labels
 
 LABELS = np.repeat([0, 1, 2], [100, 50, 10])

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mpp.base.errors import DataError
 from mpp.data.fingerprints import content_id
-from mpp.errors import DataError
 from mpp.transfer import ledger
 from mpp.transfer.ledger import TEST_READS, Reads, ledger_path, log_test_read, reads_of
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpp import linear_probe, probe_job
+from mpp import linear_probe
+from mpp.base.errors import CheckpointError, ConfigError, DataError
 from mpp.config.probe import ProbeConfig
-from mpp.errors import CheckpointError, ConfigError, DataError
 from mpp.interop.loaded_encoder import LoadedEncoder
+from mpp.mains import probe_job
 from mpp.transfer.probes.knn import KnnProbe
 from mpp.transfer.probes.linear import LinearProbe, layer_curve
 from mpp.transfer.probes.logistic import LogisticProbe

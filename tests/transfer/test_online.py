@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mpp.errors import ConfigError, DataError
+from mpp.base.errors import ConfigError, DataError
 from mpp.transfer.features import Variant
 from mpp.transfer.probes.attentive import AttentiveHeads, AttentiveProbe
 from mpp.transfer.probes.contract import Answers, Measured

@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from mpp.base.errors import ConfigError
+from mpp.base.rng import INIT, seed_of
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
-from mpp.errors import ConfigError
-from mpp.files import sha256_of
+from mpp.disk.files import sha256_of
 from mpp.interop.read_encoder import read_encoder
+from mpp.mains.probe_job import table_rows
 from mpp.model.normalise import normalise
 from mpp.model.rotary import grid_coordinates
-from mpp.probe_job import table_rows
+from mpp.processes.world import World
 from mpp.recipe.model import build_model
-from mpp.rng import INIT, seed_of
 from mpp.train.commit import checkpoint_folder, write_commit
 from mpp.transfer.features import PREDICTOR, Features, FeatureSpec, Layout, Variant
 from mpp.transfer.probes.attentive import AttentiveProbe
@@ -30,7 +31,6 @@ from mpp.transfer.probes.logistic import LogisticProbe
 from mpp.transfer.protocol import answers_to, choose, report
 from mpp.transfer.split import CHOOSE, Split, hold_out
 from mpp.transfer.table import PRETRAINED, RANDOM, by_column, format_table, layers_table, remarks_on_table
-from mpp.world import World
 
 ALONE = World(0, 1, 1, torch.device("cpu"))
 MEAN, STD = (0.1, 0.4, 0.7), (0.3, 0.2, 0.6)

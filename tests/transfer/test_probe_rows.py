@@ -12,12 +12,12 @@ from mpp.data.labelled import open_labelled
 from mpp.data.pixels import StoredPixels
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.read_encoder import read_encoder
+from mpp.mains.probe_job import table_rows
 from mpp.model.encoder import build_encoder
-from mpp.probe_job import table_rows
+from mpp.processes.world import World
 from mpp.transfer.extraction import extract
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.table import PIXELS, PRETRAINED, RANDOM
-from mpp.world import World
 from tests.transfer.conftest import TINY
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.3, 0.2, 0.6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mpp.errors import ConfigError, DataError
+from mpp.base.errors import ConfigError, DataError
 from mpp.transfer.probes import few_shot, knn
 from mpp.transfer.probes.linear import Block, Needed, standardisation, train_heads
 from mpp.transfer.split import CHOOSE, REPORT, hold_out, subset
@@ -26,7 +26,7 @@ def problem(count=240, width=10, classes=3, seed=0, noise=1.5):
 
 def torch_head(values, rows, labels, rate, epochs, batch, weight_decay, seed):
     """The same head by autograd and torch.optim, one alone."""
-    from mpp.rng import PROBE, Draws
+    from mpp.base.rng import PROBE, Draws
     from mpp.transfer.split import BATCHES
 
     x = values[rows].double()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.errors import ConfigError, DataError
+from mpp.base.errors import ConfigError, DataError
 from mpp.transfer.features import Features, FeatureSpec, Layout, Variant
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, score_of
 from mpp.transfer.probes.few_shot import FewShotProbe

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mpp import results
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.probes.linear import layer_curve

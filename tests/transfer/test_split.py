@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mpp.errors import DataError
-from mpp.rng import PROBE, Draws
+from mpp.base.errors import DataError
+from mpp.base.rng import PROBE, Draws
 from mpp.transfer.split import CHOOSE, LABELS, REPORT, few_labels, hold_out
 
 SOME_LABELS = arrays(

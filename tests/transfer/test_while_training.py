@@ -7,15 +7,15 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeClassifier
 
+from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.training_set import open_training_set
-from mpp.errors import ConfigError, DataError
 from mpp.monitor.rank import spread
+from mpp.processes.world import World
 from mpp.transfer.probes.contract import Train
 from mpp.transfer.split import Split
 from mpp.transfer.while_training import BATCH, LEAST_IMAGES, OWN, SHARE, FeatureLooks, cadence, choose, least_squares
-from mpp.world import World
 from tests.train.test_several_ranks import Ranks
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+from mpp.base.errors import DataError, UserError
 from mpp.data.cifar import CLASSES as CIFAR
 from mpp.data.cifar import LAYOUTS
-from mpp.errors import DataError, UserError
 from mpp.prep.source import IMAGE_SUFFIXES, Source, SourceOptions
 from mpp.prep.sources.archives import MAGIC, PackedTar, Tar, Zip
 from mpp.prep.sources.checksum import checked, parse_checksum

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from mpp.errors import BadSample, DataError
-from mpp.files import write_stream
+from mpp.base.errors import BadSample, DataError
+from mpp.disk.files import write_stream
 from mpp.prep.source import Bar, Item, Reader, Source, check_size, first_folder, reason_to_ignore
 from mpp.prep.sources.links import HARD, SYMBOLIC, Member, name_parts, with_links
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpp.errors import DataError, UserError
-from mpp.files import write_atomically
+from mpp.base.errors import DataError, UserError
+from mpp.disk.files import write_atomically
 from mpp.prep.source import Around, Bar, Source
 
 OFFICIAL = "official"  # --checksum official: those that the publisher of a known data set gives

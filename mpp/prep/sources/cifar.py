@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from mpp.base.errors import DataError
 from mpp.data import cifar
 from mpp.data.cifar import LAYOUTS, Layout
-from mpp.errors import DataError
-from mpp.files import write_atomically, write_stream
+from mpp.disk.files import write_atomically, write_stream
 from mpp.prep.source import Bar, Item, Source
 from mpp.prep.sources.archives import PACKED, PackedTar, Stretch, errors_of_packed, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpp.base.errors import DataError
 from mpp.data.class_folders import walk
-from mpp.errors import DataError
 from mpp.prep.source import Item, Reader, Source, check_size, first_folder
 
 

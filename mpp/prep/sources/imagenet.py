@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.prep.source import Bar, Item, Source, state_of
 from mpp.prep.sources.archives import FilesReader, Stretch, Tar, irregular, tar_images, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from mpp.errors import DataError
+from mpp.base.errors import DataError
 from mpp.prep.source import MAX_DEPTH, reason_to_ignore
 
 HARD, SYMBOLIC = "hard", "symbolic"

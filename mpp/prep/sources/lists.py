@@ -30,8 +30,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpp.base.errors import BadSample, DataError
 from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, split_named
-from mpp.errors import BadSample, DataError
 from mpp.prep.multi_label import list_text
 from mpp.prep.source import Item, Reader, Source, SourceOptions, state_of, wrong_size
 

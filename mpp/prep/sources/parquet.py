@@ -18,9 +18,9 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
+from mpp.base.errors import DataError
 from mpp.data.class_folders import SPLITS
-from mpp.errors import DataError
-from mpp.files import write_stream
+from mpp.disk.files import write_stream
 from mpp.prep.source import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
 from mpp.prep.sources.rows import RowsReader, packed, read_rows
 from mpp.prep.sources.webdataset import label_text

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mpp.errors import BadSample
+from mpp.base.errors import BadSample
 from mpp.prep.source import Item
 from mpp.prep.sources.archives import FilesReader
 

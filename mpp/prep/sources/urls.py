@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpp.errors import DataError, UserError
+from mpp.base.errors import DataError, UserError
 from mpp.prep.source import FETCHED, Bar, Item, Reader, Source, SourceOptions, check_size, first_folder, reason_to_ignore
 from mpp.remote.retries import Refused
 from mpp.remote.stores import Info, Store, store_for

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from mpp.base.rng import Draws
 from mpp.recipe.masks.base import Corruption, ThinnedMask, between, permutations
 from mpp.recipe.places import Grid, Places
-from mpp.rng import Draws
 
 
 class AllMask(ThinnedMask):

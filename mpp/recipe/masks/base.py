@@ -7,9 +7,9 @@ from typing import Annotated, Protocol
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from mpp.base.rng import Draws, permutation_of
 from mpp.config.schema import Pair, Section
 from mpp.recipe.places import Grid, Places
-from mpp.rng import Draws, permutation_of
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:

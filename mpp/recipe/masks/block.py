@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from mpp.base.rng import Draws
 from mpp.config.schema import Positive
 from mpp.recipe.masks.base import Corruption, Sides, ThinnedMask, in_order, permutations
 from mpp.recipe.places import Grid, Places
-from mpp.rng import Draws
 
 TRIES = 10  # for each block (BEiT's code)
 AHEAD = 16  # tries whose bits are taken at a time: most masks need fewer

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, StrictBool
 
+from mpp.base.rng import Draws
 from mpp.recipe.masks.base import Corruption, Sides, ThinnedMask, block_at, in_order, permutations, rectangle
 from mpp.recipe.places import Grid, Places
-from mpp.rng import Draws
 
 
 class InverseBlockMask(ThinnedMask):

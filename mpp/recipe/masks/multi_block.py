@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from mpp.base.rng import Draws
 from mpp.config.schema import Positive
 from mpp.recipe.masks.base import Corruption, MaskSection, Shares, Sides, block_at, in_order, permutations, rectangle
 from mpp.recipe.places import Grid, Places
-from mpp.rng import Draws
 
 
 class MultiBlockMask(MaskSection):

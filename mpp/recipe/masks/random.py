@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from mpp.base.rng import Draws
 from mpp.config.schema import Positive
 from mpp.recipe.masks.base import Corruption, ThinnedMask, in_order, permutations
 from mpp.recipe.places import Grid, Places
-from mpp.rng import Draws
 
 
 class RandomMask(ThinnedMask):

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from mpp.base.rng import Draws, below_of
 from mpp.recipe.masks.base import Corruption, MaskSection, permutations
 from mpp.recipe.places import TURNS, Grid, Places
-from mpp.rng import Draws, below_of
 
 
 class TurnMask(MaskSection):

@@ -30,7 +30,7 @@ class Across:
 
 @dataclass(frozen=True)
 class Lent:
-    """What a target's section asks for from outside of the recipe, and mpp/pretraining.py brings."""
+    """What a target's section asks for from outside of the recipe, and mpp/mains/pretrain.py brings."""
 
     teacher: Teacher | None = None  # of teacher.FrozenKnobs, and of a codebook of such a target's goals
     codebook: Codebook | None = None  # of codes.CodebookKnobs

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpp.errors import ConfigError
+from mpp.base.errors import ConfigError
 from mpp.recipe.baselines import ClassBaselines
 from mpp.recipe.codes import Codebook, CodebookKnobs
 from mpp.recipe.places import Masks

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, StrictBool
 from torch import Tensor
 
+from mpp.base.errors import ConfigError
 from mpp.config.schema import Positive
-from mpp.errors import ConfigError
 from mpp.model.tokens import gather_tokens
 from mpp.recipe.baselines import ValueBaselines
 from mpp.recipe.distances import Distance, Kind

@@ -19,9 +19,9 @@ from pydantic import Field, StrictBool
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm
 
+from mpp.base.rng import PROBE, seed_of
 from mpp.config.schema import Count, Positive
 from mpp.model.backbone import Backbone
-from mpp.rng import PROBE, seed_of
 from mpp.transfer.features import Variant
 from mpp.transfer.probes.contract import Train
 from mpp.transfer.probes.online import OnlineProbe, Rates, sum_over_processes

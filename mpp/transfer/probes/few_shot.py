@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mpp.base.errors import DataError
+from mpp.base.progress import tracked
+from mpp.base.rng import PROBE, Draws
 from mpp.config.schema import Positive
-from mpp.errors import DataError
-from mpp.progress import tracked
-from mpp.rng import PROBE, Draws
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Probe, Train, stacked
 from mpp.transfer.split import SHOTS, name_of

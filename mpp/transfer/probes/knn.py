@@ -16,10 +16,10 @@ from pydantic import Field, StrictBool
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mpp.base.errors import ConfigError
+from mpp.base.progress import tracked
 from mpp.config.schema import Positive
-from mpp.errors import ConfigError
 from mpp.model.backbone import Backbone
-from mpp.progress import tracked
 from mpp.transfer.features import Variant, places_of, sliced
 from mpp.transfer.grid import Axis, Found, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Train, place_of, scores_by_place

@@ -17,11 +17,11 @@ import torch
 from pydantic import Field, StrictBool
 from torch import Tensor
 
+from mpp.base.progress import Progress
+from mpp.base.rng import PROBE, Draws
+from mpp.base.text import counted
 from mpp.config.schema import Positive
 from mpp.model.backbone import Backbone
-from mpp.progress import Progress
-from mpp.rng import PROBE, Draws
-from mpp.text import counted
 from mpp.transfer.features import EPSILON, Part, Variant, places_of, sliced
 from mpp.transfer.grid import Axis, Found, searching
 from mpp.transfer.metrics import wilson

@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mpp.base.progress import Progress, tracked
 from mpp.config.schema import Positive
-from mpp.progress import Progress, tracked
 from mpp.transfer.features import EPSILON, sliced
 from mpp.transfer.grid import Axis, search
 from mpp.transfer.probes.contract import Answers, Fitted, Measured, Picture, Probe, Said, Train, of_logits, score_of, side_by_side

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mpp.base.rng import PROBE, seed_of
 from mpp.config.schema import Count, Positive
 from mpp.model.tokens import class_feature
-from mpp.rng import PROBE, seed_of
 from mpp.transfer.features import EPSILON, parts_of
 from mpp.transfer.probes.contract import Train
 from mpp.transfer.probes.online import OnlineProbe, Rates, sum_over_processes

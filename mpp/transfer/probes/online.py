@@ -18,14 +18,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, distributed
 
+from mpp.base.errors import ConfigError, DataError
+from mpp.base.progress import Progress
+from mpp.base.rng import PROBE, Draws
+from mpp.base.text import counted
 from mpp.config.schema import Count, Pair, Positive
-from mpp.errors import ConfigError, DataError
-from mpp.progress import Progress
-from mpp.rng import PROBE, Draws
-from mpp.text import counted
+from mpp.processes.watch import meeting
 from mpp.transfer.probes.contract import LAST, Answers, Fitted, Measured, Probe, Train, scores_by_place
 from mpp.transfer.split import BATCHES
-from mpp.watch import meeting
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
 Batches = Callable[[int, Sequence[np.ndarray]], Iterable[tuple[dict[int, Tensor], Tensor]]]

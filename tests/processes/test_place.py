@@ -1,0 +1,85 @@
+"""What launchers say in the environment: a place for every process, or one line about what is missing or cannot be."""
+
+import re
+
+import pytest
+
+from mpp.base.errors import ConfigError
+from mpp.processes.place import PORT, Place, place_of_process
+
+POD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456"}
+FULL = POD | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+STEP = {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_JOB_ID": "123456",
+}  # fmt: skip
+MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+
+
+def without(said: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in said.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    "said, place",
+    [
+        ({}, Place()),
+        ({"LOCAL_RANK": "3", "MASTER_PORT": "x", "RANK": " "}, Place()),  # leftovers that say nothing of a job
+        (FULL, Place(1, 2, 1, 2, "master-0", 23456)),
+        (POD, Place(1, 2, 0, None, "master-0", 23456)),  # one process a machine
+        (POD | {"LOCAL_WORLD_SIZE": "1"}, Place(1, 2, 0, 1, "master-0", 23456)),
+        (without(FULL, "LOCAL_WORLD_SIZE") | {"LOCAL_SIZE": "2"}, Place(1, 2, 1, 2, "master-0", 23456)),  # DeepSpeed's word
+        (without(POD, "MASTER_PORT"), Place(1, 2, 0, None, "master-0", PORT)),
+        (without(FULL, "MASTER_ADDR"), Place(1, 2, 1, 2, "127.0.0.1", 23456)),  # all on one machine
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29711"}, Place(0, 1, 0, 1)),
+        ({"WORLD_SIZE": "1"}, Place(0, 1, 0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "garbage"}, Place(0, 1, 0, 1)),  # it meets nobody
+        (STEP, Place(4, 5, 0, 1, "gpu07", 20000 + 3456)),
+        (STEP | {"SLURM_STEP_NODELIST": "alpha,beta[1-3]"}, Place(4, 5, 0, 1, "alpha", 23456)),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, Place()),
+        (without(STEP, "SLURM_STEP_ID"), Place()),  # a batch script is one process, whatever its job's size
+        (STEP | FULL, Place(1, 2, 1, 2, "master-0", 23456)),  # a launcher inside of the step
+        (MPI, Place(1, 2, 1, 2, "127.0.0.1", PORT)),
+        (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, Place()),
+    ],
+)
+def test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be(said, place):
+    assert place_of_process(said) == place
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        (without(FULL, "WORLD_SIZE"), "WORLD_SIZE is not set and RANK=1 is"),
+        (without(FULL, "RANK"), "RANK is not set and WORLD_SIZE=2 is"),
+        (without(POD, "MASTER_ADDR"), "MASTER_ADDR is not set and WORLD_SIZE=2"),
+        (without(FULL, "LOCAL_RANK"), "LOCAL_RANK is not set and LOCAL_WORLD_SIZE=2"),
+        (FULL | {"RANK": "2"}, "RANK=2 must be below WORLD_SIZE=2"),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK=1 must be below WORLD_SIZE=1"),
+        (FULL | {"LOCAL_RANK": "2"}, "LOCAL_RANK=2 must be below LOCAL_WORLD_SIZE=2"),
+        (FULL | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE=3 exceeds WORLD_SIZE=2"),
+        (FULL | {"MASTER_PORT": "65536"}, "MASTER_PORT=65536 must be from 1 to 65535"),
+        (FULL | {"MASTER_PORT": "0"}, "MASTER_PORT=0 must be a whole number from 1 on"),
+        *((FULL | {name: "two"}, f"{name}=two must be a whole number") for name in FULL if name != "MASTER_ADDR"),
+        *((FULL | {name: "-1"}, f"{name}=-1 must be a whole number") for name in FULL if name != "MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0 must be a whole number from 1 on"),
+        (STEP | {"SLURM_PROCID": "x"}, "RANK=x must be a whole number"),
+        (without(MPI, "OMPI_COMM_WORLD_LOCAL_SIZE"), "MASTER_ADDR is not set"),
+    ],
+)
+def test_what_is_missing_or_cannot_be_is_one_line(said, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+        place_of_process(said)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("present", range(64))
+def test_every_subset_of_a_launchers_words_is_a_place_or_a_line(present):
+    said = {name: value for bit, (name, value) in enumerate(FULL.items()) if present >> bit & 1}
+    try:
+        place = place_of_process(said)
+    except ConfigError:
+        assert "RANK" in said or said.get("WORLD_SIZE")
+        return
+    assert 0 <= place.rank < place.size
+    assert place == Place() or {"RANK", "WORLD_SIZE"} <= said.keys()
