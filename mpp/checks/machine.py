@@ -25,7 +25,6 @@ from mpp.train.engine import SHARED_MEMORY_OP, check_version, is_compiled
 DRIVER = Path("/dev/nvidiactl")  # there where a driver of NVIDIA's is
 BUSY = 0.1  # of a card's memory that others hold, from which on they are in the way
 TENSORS, BESIDE = 3, 256  # files: of a batch that is handed over; of Python, libraries, logs, sockets (judged)
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def device(own: torch.device) -> Finding:
@@ -108,13 +107,3 @@ def shared_memory(dataset: CropDataset, sampler: OrderSampler, workers: int, loc
     return Finding(
         "shared memory", "ok", f"{SHARED_MEMORY} has {free / 1e9:.3g} GB free, loaders hold up to {needed / 1e9:.2g} GB", figure=free / 1e9
     )
-
-
-def free_memory() -> int:
-    """Bytes of RAM that programs here may still take: of the machine, or of the container where that has less."""
-    free = psutil.virtual_memory().available
-    try:
-        most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
-    return min(free, most - used)

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from mpp.base.errors import BadSample, ConfigError, of_this_rank
+from mpp.base.machine import free_memory
 from mpp.base.progress import tracked
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
@@ -94,7 +94,7 @@ class MemoryPixels(Pixels):
             [self._size_or_fault(sample) for sample in tracked(pool, f"sizes of {source.path}", len(pool), "images")], dtype=np.int64
         )  # [n, 2]: width, height
         self.start = np.concatenate([[0], np.cumsum(3 * self.sizes.prod(axis=1))])
-        _refuse_beyond("RAM", int(self.start[-1]) * processes, psutil.virtual_memory().available)
+        _refuse_beyond("RAM", int(self.start[-1]) * processes, free_memory())
         self.pixels = torch.empty(int(self.start[-1]), dtype=torch.uint8)  # image after image, each [height, width, 3] as it was stored
         self.orientation = np.ones(len(pool), dtype=np.uint8)  # EXIF
         with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:  # what decoding in threads does to warnings ends here

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mpp.base.errors import ConfigError, UserError, say_error
-from mpp.base.machine import allow_open_files
+from mpp.base.machine import allow_open_files, free_memory
 from mpp.base.progress import Progress
 from mpp.base.text import counted, say, say_json
 from mpp.checks import folder, images, links, machine, recipe
@@ -332,7 +332,7 @@ class Examiner:
         if order is None or plan is None:
             return
         if (where := self.config.system.images) != "shards":
-            self.each(lambda: [images.unmeasured(where, training, peers.local_size, machine.free_memory)])
+            self.each(lambda: [images.unmeasured(where, training, peers.local_size, free_memory)])
             return
         rate = lambda: images.loader_rate(placed(), order, plan, self.workers)
         self.loaded = self.report.attempt("loader", lambda: peers.together(rate))
@@ -344,7 +344,7 @@ class Examiner:
         if self.planned:
             self._look_at_steps_elsewhere(learner, plan, self.planned)
             return
-        room, what = recipe.room_of(self.device, machine.free_memory(), peers.local_size)
+        room, what = recipe.room_of(self.device, free_memory(), peers.local_size)
         found, mine = learner.counts, None
         try:
             mine = recipe.step_rate(learner.model, learner.blank, config.system.precision, plan, self.device, found.flop)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 from mpp.base.errors import ConfigError
+from mpp.base.machine import usable_memory
 from mpp.base.progress import Progress
 from mpp.base.text import counted, say
 from mpp.config.pretrain import PretrainConfig
@@ -172,7 +172,7 @@ def here() -> Gpu:
     """This machine, of which one process is measured."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda") if cuda else CPU
-    memory = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().total
+    memory = torch.cuda.get_device_properties(0).total_memory if cuda else usable_memory()
     name = torch.cuda.get_device_name() if cuda else "CPU process"
     return Gpu(matrix_rate(device, torch.bfloat16) / 1e12, memory / 1e9, 300 if cuda else 5, name)
 

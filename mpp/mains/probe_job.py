@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from mpp.base import text
 from mpp.base.errors import ConfigError, of_this_rank
-from mpp.base.machine import allow_open_files
+from mpp.base.machine import allow_open_files, free_memory
 from mpp.base.rng import INIT, seed_of
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import flat
@@ -236,7 +235,7 @@ def _refuse_beyond(job: Probing, needed: int, beside: int, key: str, what: str, 
     if device.type == "cuda":
         free, beside = torch.cuda.mem_get_info(device)[0], 1
     else:
-        free = psutil.virtual_memory().available
+        free = free_memory()
     if needed * beside > free:
         times = f" in each of {beside} processes of a machine" if beside > 1 else ""
         raise of_this_rank(

@@ -3,7 +3,6 @@
 import resource
 import shutil
 from collections import namedtuple
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,14 +87,3 @@ def test_shared_memory_must_hold_the_batches_in_flight(monkeypatch, tiny_shards)
         found = machine.shared_memory(sets.training, sampler, workers=3, local_size=2)
         assert found.verdict == verdict
     assert machine.shared_memory(sets.training, sampler, 0, 2).found == "not used: no loader processes"
-
-
-def test_free_memory_is_the_containers_where_that_is_less(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**10))
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    assert machine.free_memory() == 10**10
-    (tmp_path / "memory.current").write_text("3000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.free_memory() == 10**10
-    (tmp_path / "memory.max").write_text("8000\n")
-    assert machine.free_memory() == 5000

@@ -58,8 +58,24 @@ ROWS: list[Plant | Row] = [
         MACHINE + "few_open_files_fail",
     ),
     Row(
-        "the limit of a container is not looked at", "mpp/checks/machine.py", "return min(free, most - used)", "return free",
-        MACHINE + "free_memory_is_the_containers_where_that_is_less",
+        "the limit of a container is not looked at", "mpp/base/machine.py", "least = min(least, of(group, old))", "least",
+        "tests/base/test_machine.py::test_a_container_has_what_its_limits_leave",
+    ),
+    Row(
+        "only the innermost group limits", "mpp/base/machine.py", "                if group == top:\n", "                if True:\n",
+        "tests/base/test_machine.py::test_the_narrowest_of_all_limits_around_a_process_holds",
+    ),
+    Row(
+        "remembered files are not free", "mpp/base/machine.py", "return used - remembered", "return used",
+        "tests/base/test_machine.py::test_a_container_has_what_its_limits_leave",
+    ),
+    Row(
+        "a part of a core is a whole one beyond the first", "mpp/base/machine.py", "max(1, int(min(allowed,", "max(1, math.ceil(min(allowed,",
+        "tests/base/test_machine.py::test_a_container_has_what_its_limits_leave",
+    ),
+    Row(
+        "no quota at all is taken for one", "mpp/base/machine.py", "if int(quota) > 0 else math.inf", "if int(quota) > 0 else 0",
+        "tests/base/test_machine.py::test_without_limits_the_machine_is_all_there_is",
     ),
     Row(
         "the token stays", "mpp/checks/folder.py", "            token.unlink(missing_ok=True)\n", "            pass\n",

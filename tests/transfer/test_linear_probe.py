@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,8 +274,7 @@ def test_a_grid_that_does_not_fit_is_refused_before_anything_is_extracted_and_sa
     tmp_path, splits, encoder_folder, monkeypatch, capsys
 ):
     monkeypatch.setattr(probe_job, "TOLD_MEMORY", 0)
-    free = SimpleNamespace(available=10**6)
-    monkeypatch.setattr(probe_job.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(probe_job, "free_memory", lambda: 10**6)
     words = [f"encoder={encoder_folder}", f"train={splits['train']}", f"out={tmp_path}", *QUICK, "linear.batch=100000"]
     # 2 rates x 3 classes; of the encoder layers 0 to 3 of 12 columns, mean and class token, and the last 1 and 4 of each pooling and both.
     with pytest.raises(
@@ -284,7 +282,7 @@ def test_a_grid_that_does_not_fit_is_refused_before_anything_is_extracted_and_sa
     ):
         linear_probe.main(words)
     assert not list((tmp_path / "features").glob("*/features.npy"))
-    free.available = 10**9
+    monkeypatch.setattr(probe_job, "free_memory", lambda: 10**9)
     assert linear_probe.main([*words, "linear.batch=20"]) == 0
     assert "memory    linear: 0.0 GB a process: " in capsys.readouterr().out
 
@@ -307,9 +305,9 @@ def test_processes_that_share_a_grid_need_less_each_and_room_for_all_of_a_machin
     monkeypatch.setattr(probe_job, "together", lambda world, work: work())
     share = probe_job.memory_of(job)["linear"][0]
     assert of_one / 8 < share < of_one / 3 and len(job.rows) < 6
-    monkeypatch.setattr(probe_job.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * share))
+    monkeypatch.setattr(probe_job, "free_memory", lambda: 8 * share)
     probe_job.state_memory(job)
-    monkeypatch.setattr(probe_job.psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * share))
+    monkeypatch.setattr(probe_job, "free_memory", lambda: 6 * share)
     with pytest.raises(ConfigError, match=r"linear: .* divided among 8 processes, take 0.0 GB in each of 8 processes of a machine"):
         probe_job.state_memory(job)
 
