@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +63,8 @@ def test_a_killed_worker_is_an_error_and_no_hang(tiny_shards, workers):
 
 
 def test_default_workers_leave_a_core_for_each_rank(monkeypatch):
-    cores: Callable[[int], None] = lambda count: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
     for count, local_world, expected in [(16, 1, 15), (64, 1, 16), (16, 4, 3), (2, 1, 1), (1, 1, 1), (8, 8, 1)]:
-        cores(count)
+        monkeypatch.setattr("mpp.data.loader.usable_cores", lambda count=count: count)
         assert default_workers(local_world) == expected
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mpp.base.machine import usable_cores
 from mpp.config.sections import ModelConfig
 from mpp.data.shards import ShardSet
 from mpp.interop.encoder_folder import write_encoder
@@ -154,7 +155,7 @@ def test_the_batch_script_trains_on_two_nodes_as_one_process_does(slurm, shards,
     for step in ours:
         assert theirs[step]["train/loss"] == pytest.approx(ours[step]["train/loss"], rel=1e-4)
     assert not list(ROOT.glob(".hostfile-*"))
-    usable = min(2, len(os.sched_getaffinity(0)))
+    usable = min(2, usable_cores())
     assert (
         json.loads((tmp_path / "run" / "environment.json").read_text())["cpus"] == usable
     )  # SLURM binds tasks here, to all they were given
