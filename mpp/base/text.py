@@ -40,6 +40,17 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def sized(count: float) -> str:
+    """Bytes in words, in units of 1,000: "492 kB", "1.23 GB", "17 bytes"."""
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while count >= 999.5 and unit != "TB":
+        count, unit = count / 1000, next(units)
+    if unit == "bytes":
+        return counted(round(count), "byte")
+    return f"{count:.3g} {unit}" if count < 999.5 else f"{count:,.0f} {unit}"
+
+
 def say(text: object = "", *, error: bool = False) -> None:
     """One line on stdout, or on stderr."""
     with making_room():

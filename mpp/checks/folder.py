@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpp.base.errors import UserError
 from mpp.base.progress import Progress, minutes
-from mpp.base.text import counted
+from mpp.base.text import counted, sized
 from mpp.checks.finding import Finding
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.sections import CheckpointConfig
@@ -105,8 +105,8 @@ def room(run_dirs: Sequence[Path], checkpoint: CheckpointConfig, commit_bytes: i
     needed, free = sum(max(1, most - each) for each in there_now) * commit_bytes, shutil.disk_usage(there).free
     present, each_of = sum(there_now), f" for each of {len(run_dirs)} repeats" if len(run_dirs) > 1 else ""
     found = (
-        f"{counted(most, 'checkpoint')} of {commit_bytes / 1e9:.3g} GB{each_of}{f', {present} of them there' if present else ''}: "
-        f"{needed / 1e9:.3g} GB are needed at most, {free / 1e9:.3g} GB are free in {there}"
+        f"{counted(most, 'checkpoint')} of {sized(commit_bytes)}{each_of}{f', {present} of them there' if present else ''}: "
+        f"{sized(needed)} are needed at most, {sized(free)} are free in {there}"
     )
     if needed > free:
         return Finding(
@@ -130,7 +130,7 @@ def copies(run_dir: Path, checkpoint: KeptCheckpointConfig, commit_bytes: int) -
         )
     rate = found["bytes_per_second"]
     seconds, steps = commit_bytes / rate, [int(name) for name in found["commits"]]
-    said = f"{where} can be listed, written, read and deleted from, at {rate / 1e6:.0f} MB/s: {minutes(seconds)} for a checkpoint of {commit_bytes / 1e9:.3g} GB"
+    said = f"{where} can be listed, written, read and deleted from, at {rate / 1e6:.0f} MB/s: {minutes(seconds)} for a checkpoint of {sized(commit_bytes)}"
     said += f", and holds checkpoints up to step {max(steps)}" if steps else ""
     if checkpoint.every_minutes is not None and seconds > 60 * checkpoint.every_minutes:
         return Finding(

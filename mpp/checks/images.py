@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mpp.base.errors import BadSample
-from mpp.base.text import counted
+from mpp.base.text import counted, sized
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import listed
@@ -42,10 +42,9 @@ TIMED_VIEWS = 64  # of a batch that is timed, at most: each loader process makes
 
 def shards(opened: Opened, peers_size: int) -> Finding:
     """Of a set that was opened, and so checked."""
-    size = sum(opened.shard_bytes.tolist()) / 1e9
     seen = f", seen by all {peers_size} processes" if peers_size > 1 else ""
     return Finding(
-        "shards", "ok", f"{opened.path}: {counted(len(opened), 'image')} in {counted(len(opened.shard_bytes), 'shard')}, {size:.3g} GB, as the manifest says{seen}"
+        "shards", "ok", f"{opened.path}: {counted(len(opened), 'image')} in {counted(len(opened.shard_bytes), 'shard')}, {sized(sum(opened.shard_bytes.tolist()))}, as the manifest says{seen}"
     )  # fmt: skip
 
 
@@ -173,7 +172,7 @@ def loader_of_a_node(core: float, step: float, per_node: int, cores: int, lighte
 def unmeasured(where: str, training: CropDataset, local_size: int, free: Callable[[], int]) -> Finding:
     """Of images that are decoded once and stay in memory: whether that has room for them.  where: system.images.  free: bytes of RAM."""
     needed = 3 * pixels_of(training) * local_size
-    found = f"system.images={where}: decoded images take {needed / 1e9:.3g} GB of {free() / 1e9:.3g} GB free"
+    found = f"system.images={where}: decoded images take {sized(needed)} of {sized(free())} free"
     if needed > 0.8 * free():
         return Finding("loader", "FAILED", found, "take system.images=shards, or make shards with --resize")
     return Finding("loader", "ok", f"{found}; no step waits for a disk")

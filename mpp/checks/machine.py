@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from mpp.base.machine import usable_cores
-from mpp.base.text import counted
+from mpp.base.text import counted, sized
 from mpp.checks.finding import Finding, attempt
 from mpp.config.sections import SystemConfig
 from mpp.data.crop_dataset import CropDataset
@@ -38,7 +38,7 @@ def device(own: torch.device) -> Finding:
             )  # fmt: skip
         return Finding("device", "ok", f"no GPU: CPU cores, {counted(torch.get_num_threads(), 'thread')} a process")
     free, whole = torch.cuda.mem_get_info(own)
-    name = f"{torch.cuda.get_device_name(own)}, {free / 1e9:.0f} of {whole / 1e9:.0f} GB free"
+    name = f"{torch.cuda.get_device_name(own)}, {sized(free)} of {sized(whole)} free"
     if whole - free > BUSY * whole:
         return Finding(
             "device", "warning", name, "another program holds its memory: nvidia-smi names it; end it, or choose other GPUs by CUDA_VISIBLE_DEVICES"
@@ -104,6 +104,4 @@ def shared_memory(dataset: CropDataset, sampler: OrderSampler, workers: int, loc
     if isinstance(refused, Finding):
         return refused
     free = shutil.disk_usage(SHARED_MEMORY).free
-    return Finding(
-        "shared memory", "ok", f"{SHARED_MEMORY} has {free / 1e9:.3g} GB free, loaders hold up to {needed / 1e9:.2g} GB", figure=free / 1e9
-    )
+    return Finding("shared memory", "ok", f"{SHARED_MEMORY} has {sized(free)} free, loaders hold up to {sized(needed)}", figure=free / 1e9)

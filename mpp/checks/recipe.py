@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mpp.base.text import sized
 from mpp.checks.finding import Finding, amount
 from mpp.config.schema import seconds_of
 from mpp.config.sections import OptimConfig
@@ -77,7 +78,7 @@ def memory(found: Counts, stage: int, plan: BatchPlan, size: int, room: float, w
     """stage: ZeRO's.  room: bytes that one process may use; what: of what, in words; peak: bytes that forward and backward were seen to take here;
     together: views that stay in one micro-batch."""
     held = held_at_most(found.parameters, stage, size, int(found.bytes_at(plan.micro_batch)), plan.accumulation)
-    words = f"{held / 1e9:.3g} GB a process at ZeRO {stage} and micro-batch {plan.micro_batch}, of {room / 1e9:.3g} GB ({what})"
+    words = f"{sized(held)} a process at ZeRO {stage} and micro-batch {plan.micro_batch}, of {sized(room)} ({what})"
     if peak:
         words += f"; forward and backward took {peak / 1e9:.3g}"
     if max(held, peak) > room:

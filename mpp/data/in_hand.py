@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpp.base.errors import ConfigError
+from mpp.base.text import sized
 from mpp.data.order import Order
 
 WORTH = 0.9  # of the widest window of shuffling, for which more streams are taken
@@ -20,7 +21,7 @@ class InHand:
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.shards:,} {'shard' if self.shards == 1 else 'shards'}, {self.bytes / 1e9:.3g} GB"
+        return f"{self.shards:,} {'shard' if self.shards == 1 else 'shards'}, {sized(self.bytes)}"
 
 
 def in_hand(order: Order, machines: int, shard_bytes: np.ndarray) -> InHand:
@@ -40,7 +41,7 @@ def refuse_beyond(
     room = int(np.searchsorted(np.cumsum(np.sort(shard_bytes)[::-1]), limit, side="right"))
     wider = f"raise system.cache_gb to {found.bytes / 1e9 * 1.05:.3g}"
     if disk is not None and found.bytes * 1.05 > disk:
-        wider = f"give system.cache= on a disk with {found.bytes / 1e9 * 1.05:.3g} GB of room (this one has {disk / 1e9:.3g})"
+        wider = f"give system.cache= on a disk with {sized(found.bytes * 1.05)} of room (this one has {sized(disk)})"
     best = max((size for streams in _streams(order, world) if (size := _window(order, streams, machines, room))), default=None, key=np.prod)
     if best:
         chosen = next(
@@ -52,7 +53,7 @@ def refuse_beyond(
         wider = f"set {streams}data.block={chosen[1]} from the start of a run (samples are then shuffled among {chosen[0] * chosen[1]:,}), or {wider}"
     words = "an epoch" if order.block is None else "a block of its streams"
     raise ConfigError(
-        f"{where}: a machine reads from up to {found} in {words}, and the cache holds {limit / 1e9:.3g} GB{', which is all that its disk has' if limit < asked else ''} ({room:,} shards): it would fetch the same "
+        f"{where}: a machine reads from up to {found} in {words}, and the cache holds {sized(limit)}{', which is all that its disk has' if limit < asked else ''} ({room:,} shards): it would fetch the same "
         f"shards again and again; {wider}"
     )
 

@@ -38,7 +38,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mpp.base.errors import DataError, UserError, disk_fault
-from mpp.base.text import say, say_json
+from mpp.base.text import say, say_json, sized
 from mpp.data.cache_folder import CacheFolder, Part, Shard
 from mpp.data.fetch_plan import Plan
 from mpp.data.origins import Origin, origin_of
@@ -256,8 +256,8 @@ class Keeper:
             if theirs and theirs + hand > self.folder.limit:
                 pids = ", ".join(str(told["pid"]) for told in self.folder.others() if told["hand"])
                 raise DataError(
-                    f"system.cache={self.folder.path}: other jobs here (processes {pids}) have up to {theirs / 1e9:.3g} GB in hand and this one "
-                    f"{hand / 1e9:.3g}, beyond the limit of {self.folder.limit / 1e9:.3g} GB; raise system.cache_gb, or give this job another folder"
+                    f"system.cache={self.folder.path}: other jobs here (processes {pids}) have up to {sized(theirs)} in hand and this one "
+                    f"{sized(hand)}, beyond the limit of {sized(self.folder.limit)}; raise system.cache_gb, or give this job another folder"
                 )
             number = next(self._numbers)
             self.plans[number], self.hands[number] = Plan(sampler, kept.key, kept.shards.names, kept.starts), asked["hand"]
@@ -394,12 +394,12 @@ class Keeper:
             return why
         if why == "disk full" or size > self.folder.limit or not self.fetching:
             words = (
-                f"the disk has {self.folder.free() / 1e9:.3g} GB left"
+                f"the disk has {sized(self.folder.free())} left"
                 if why == "disk full"
-                else f"its limit of {self.folder.limit / 1e9:.3g} GB is reached by what is needed sooner, here or by other jobs"
+                else f"its limit of {sized(self.folder.limit)} is reached by what is needed sooner, here or by other jobs"
             )
             room = DataError(
-                f"system.cache={self.folder.path} has no room for {self.sets[shard.key].origin.where(shard.name)} ({size / 1e9:.3g} GB): {words}; "
+                f"system.cache={self.folder.path} has no room for {self.sets[shard.key].origin.where(shard.name)} ({sized(size)}): {words}; "
                 "make room there, raise system.cache_gb, or give another folder"
             )
             self._fails(shard, room)

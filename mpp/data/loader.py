@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mpp.base.errors import ConfigError, of_this_rank
 from mpp.base.machine import usable_cores
+from mpp.base.text import sized
 from mpp.data.crop_dataset import Batch, CropDataset, Key
 from mpp.data.handing_over import PREFETCHED, as_it_is, begun, handed_over, settings, unpacked
 from mpp.data.order import EveryOnce, OrderSampler, Parts
@@ -133,7 +134,7 @@ def refuse_small_shared_memory(needed: int, workers: int) -> None:
     if SHARED_MEMORY.is_dir() and needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
         raise of_this_rank(
             ConfigError(
-                f"{workers} loader processes a rank hand over batches through {SHARED_MEMORY}, up to {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB "
+                f"{workers} loader processes a rank hand over batches through {SHARED_MEMORY}, up to {sized(needed)}, and {sized(free)} "
                 "are free; lower system.workers or system.micro_batch_max (of a probe features.workers or features.batch), or make it larger "
                 "(docker run --shm-size, --ipc=host)"
             )

@@ -17,6 +17,7 @@ from torch import Tensor
 from mpp.base.errors import BadSample, ConfigError, of_this_rank
 from mpp.base.machine import free_memory
 from mpp.base.progress import tracked
+from mpp.base.text import sized
 from mpp.data.crop import Box, Size, as_stored, as_stored_size, both, cut, jpeg_decoder, resize, turned
 from mpp.data.decode import open_stored
 from mpp.data.images import Images
@@ -221,7 +222,7 @@ def _refuse_beyond(what: str, needed: int, free: int) -> None:
     if needed > 0.8 * free:
         raise of_this_rank(
             ConfigError(
-                f"system.images: the decoded images take {needed / 1e9:.1f} GB of {what}, of which {free / 1e9:.1f} GB are free; "
+                f"system.images: the decoded images take {sized(needed)} of {what}, of which {sized(free)} are free; "
                 "take system.images=shards, or smaller images"
             )
         )

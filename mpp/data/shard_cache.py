@@ -26,6 +26,7 @@ from typing import Any
 
 from mpp.base.errors import DataError, of_this_rank
 from mpp.base.progress import Progress, minutes
+from mpp.base.text import sized
 from mpp.data.in_hand import InHand
 from mpp.data.order import Sampler
 from mpp.disk.patience import disks
@@ -123,9 +124,9 @@ def fetched_words(sets: Sequence[CachedSet], hand: InHand) -> str:
     rate = told[0]["bytes"] / told[0]["seconds"] if told[0]["seconds"] else 0.0
     held = sum(each["held"] for each in told)
     left = max(0, hand.bytes - held)
-    there = f"{held / 1e9:.3g} GB are there"
+    there = f"{sized(held)} are there"
     there += f", at {rate / 1e6:,.0f} MB/s all of that in about {minutes(left / rate)}" if left and rate else ""
-    return f"shards come through {sets[0].cache} (limit {sets[0].limit / 1e9:.3g} GB) | in hand of this machine up to {hand} | {there}"
+    return f"shards come through {sets[0].cache} (limit {sized(sets[0].limit)}) | in hand of this machine up to {hand} | {there}"
 
 
 # ------------------------------------------------------------------------------------------------ the keeper, from outside

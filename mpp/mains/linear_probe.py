@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mpp.base.progress import Progress, tracked
+from mpp.base.text import sized
 from mpp.config.probe import ProbeConfig
 from mpp.data.labelled import LabelledImages, remarks_on
 from mpp.disk.files import write_atomically
@@ -76,8 +77,8 @@ def store(job: Probing, tables: Mapping[str, Extracted]) -> int:
     if job.test is not None:
         for name, table in job.extract(job.test, tested(job)).items():
             job.say(f"test      {job.config.test}: {table}: {name}")
-    size = sum(table.features.values.nbytes for table in tables.values()) / 1e9
-    job.say(f"features lie in {job.cache} (of train {size:,.2f} GB); the same command without extract_only=true probes them")
+    size = sum(table.features.values.nbytes for table in tables.values())
+    job.say(f"features lie in {job.cache} (of train {sized(size)}); the same command without extract_only=true probes them")
     return 0
 
 

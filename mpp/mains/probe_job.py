@@ -14,6 +14,7 @@ from mpp.base import text
 from mpp.base.errors import ConfigError, of_this_rank
 from mpp.base.machine import allow_open_files, free_memory
 from mpp.base.rng import INIT, seed_of
+from mpp.base.text import sized
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import flat
 from mpp.data.labelled import LabelledImages, check_splits, is_array, open_labelled
@@ -225,7 +226,7 @@ def state_memory(job: Probing) -> None:
         beside = job.world.local_size if key in divided else min(job.world.local_size, len(job.rows) * len(job.division.splits))
         what, _, remedy = words.partition("; ")
         if needed >= TOLD_MEMORY:
-            job.say(f"memory    {key}: {needed / 1e9:,.1f} GB a process: {what}")
+            job.say(f"memory    {key}: {sized(needed)} a process: {what}")
         together(job.world, partial(_refuse_beyond, job, needed, beside, key, what, remedy))
 
 
@@ -239,9 +240,7 @@ def _refuse_beyond(job: Probing, needed: int, beside: int, key: str, what: str, 
     if needed * beside > free:
         times = f" in each of {beside} processes of a machine" if beside > 1 else ""
         raise of_this_rank(
-            ConfigError(
-                f"{key}: {what} take {needed / 1e9:,.1f} GB{times}, and {free / 1e9:,.1f} GB of {device.type} memory are free; {remedy}"
-            )
+            ConfigError(f"{key}: {what} take {sized(needed)}{times}, and {sized(free)} of {device.type} memory are free; {remedy}")
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mpp.base.errors import UserError
 from mpp.base.progress import Progress
-from mpp.base.text import counted, printable, say
+from mpp.base.text import counted, printable, say, sized
 from mpp.disk.files import write_atomically
 from mpp.mains.results import differences, in_words, tables_of, verdicts
 from mpp.monitor.figures import figure_of
@@ -56,7 +56,7 @@ def report(folders: Sequence[str], out: str | None) -> int:
     if not file.parent.is_dir():
         raise UserError(f"--out {file}: there is no folder {file.parent}; make it first")
     write_atomically(file, text.encode())
-    say(f"report {file} ({len(text) / 1e6:.1f} MB; open it in a browser, it needs no network)")
+    say(f"report {file} ({sized(len(text))}; open it in a browser, it needs no network)")
     return 0
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import mpp
-from mpp.base.text import counted, printable
+from mpp.base.text import counted, printable, sized
 from mpp.data.shards import flat_channels
 from mpp.data.streams import in_words, is_stream
 from mpp.monitor.figures import figure_of
@@ -320,7 +320,7 @@ def _set_card(run: RunFolder, word: str, key: str) -> tuple[list[tuple[str, str]
         sides = ", ".join(f"{count:,} from {side:,} pixels on" for side, count in manifest.short_sides)
         mean, std = (", ".join(f"{value:.3f}" for value in each) for each in (manifest.mean, manifest.std))
         rows += [
-            ("count", f"{manifest.samples:,} in {counted(len(manifest.shards), 'shard')}, {manifest.bytes / 1e6:,.1f} MB"),
+            ("count", f"{manifest.samples:,} in {counted(len(manifest.shards), 'shard')}, {sized(manifest.bytes)}"),
             (
                 "classes",
                 f"{len(manifest.classes):,}: {', '.join(map(printable, manifest.classes[:12]))}{', ...' if len(manifest.classes) > 12 else ''}"

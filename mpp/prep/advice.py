@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mpp.base.text import sized
 from mpp.data.order import Order, default_streams
 from mpp.data.shard_format import Manifest
 
@@ -45,7 +46,7 @@ def feeding_lines(manifest: Manifest) -> list[str]:
     reach = lambda block: [Order(sizes, BATCH, default_streams(BATCH), 0, block).shards_in_reach(count) for count in PROCESSES]
     in_words = lambda shards: ", ".join(f"of {count}: {found:,}" for count, found in zip(PROCESSES, shards, strict=True))
     told = [
-        f"feeding:  {len(sizes):,} shards of {whole:,} images, {whole * image / 1e6:,.0f} MB; in an epoch of data.global_batch={BATCH} a process reads "
+        f"feeding:  {len(sizes):,} shards of {whole:,} images, {sized(whole * image)}; in an epoch of data.global_batch={BATCH} a process reads "
         f"from at most so many of them, {in_words(reach(None))}"
     ]
     if any(wide >= OFTEN * narrow for wide, narrow in zip(reach(None), reach(whole), strict=True)):

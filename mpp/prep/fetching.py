@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from mpp.base.errors import DataError
-from mpp.base.text import counted
+from mpp.base.text import counted, sized
 from mpp.data.shard_format import MANIFEST
 from mpp.disk.files import write_atomically, writing
 from mpp.disk.locks import lock_folder
@@ -75,7 +75,7 @@ def refuse_small_scratch(folder: Path, sizes: Iterable[int], workers: int) -> No
     fit = max((count for count in range(len(largest)) if sum(largest[:count]) <= free), default=0)
     fewer = f", or --workers {fit}" if fit else ""
     raise DataError(
-        f"{folder}: has {free / 1e9:.3g} GB free, and {counted(len(largest), 'worker')} may take {sum(largest) / 1e9:.3g} GB, a tar each; "
+        f"{folder}: has {sized(free)} free, and {counted(len(largest), 'worker')} may take {sized(sum(largest))}, a tar each; "
         f"give --scratch on a larger disk{fewer}"
     )
 

@@ -22,7 +22,7 @@ import PIL
 import mpp
 from mpp.base.errors import BadSample, DataError, UserError
 from mpp.base.progress import Progress, tracked
-from mpp.base.text import counted, say
+from mpp.base.text import counted, say, sized
 from mpp.data.class_folders import listed_names, too_sparse
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, Manifest, manifest_in
@@ -308,7 +308,7 @@ def write_index(jobs: list[TarJob], work: Work, source: dict, args: argparse.Nam
     )
     for name in (INDEX, MANIFEST):
         work.out.publish(".", name)
-    say(f"{args.out}: {counted(images, 'image')} in {counted(len(manifest.shards), 'tar')}, {manifest.bytes / 1e6:,.1f} MB")
+    say(f"{args.out}: {counted(images, 'image')} in {counted(len(manifest.shards), 'tar')}, {sized(manifest.bytes)}")
     say(f"rejected: {rejects:,}" + (f" ({work.out.where(REJECTS)})" if rejects else ""))
     say(f"ignored:  {ignored.total():,}" + (f" ({describe(ignored)})" if ignored else ""))
     if said := say_small_range(counts):

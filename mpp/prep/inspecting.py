@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mpp.base.errors import BadSample, UserError
 from mpp.base.progress import Progress, tracked
-from mpp.base.text import counted, font_file, printable, say, say_json
+from mpp.base.text import counted, font_file, printable, say, say_json, sized
 from mpp.data.class_folders import listed_names
 from mpp.data.decode import format_of, is_deep, open_image
 from mpp.data.shard_faults import ROWS, most_pixels
@@ -229,7 +229,7 @@ def show(facts: Facts) -> None:
     size = " / ".join(f"{value / 1e6:,.1f}" for value in facts.per_shard["bytes"])
     say(f"a shard:  {samples} images, {size} MB (least / median / most)")
     say(
-        f"an image: {manifest['bytes'] / images / 1e3:,.1f} kB on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, "
+        f"an image: {sized(manifest['bytes'] / images)} on average, sides {facts.narrowest:,} to {facts.longest:,} pixels, "
         f"up to {facts.aspect:,.1f} times as long as wide"
     )
     formats = ", ".join(f"{name} {count}" for name, count in facts.formats.most_common())
@@ -296,7 +296,7 @@ def drawn_name(names: list[str], number: int) -> str:
 def size_of(facts: Facts) -> str:
     """ "300 images in 1 shard, 32.7 MB" """
     manifest = facts.manifest
-    return f"{counted(manifest['samples'], 'image')} in {counted(facts.shards, 'shard')}, {manifest['bytes'] / 1e6:,.1f} MB"
+    return f"{counted(manifest['samples'], 'image')} in {counted(facts.shards, 'shard')}, {sized(manifest['bytes'])}"
 
 
 def save(path: Path, facts: Facts) -> None:

@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 
-from mpp.base.text import counted, say, say_json
+from mpp.base.text import counted, say, say_json, sized
 from mpp.data.class_folders import listed_names
 from mpp.prep import holdout
 from mpp.prep.advice import feeding_lines, next_line
@@ -66,7 +66,7 @@ class Summary:
             return
         for split, found in self.splits.items():
             say(
-                f"{self.out.where(split)}: {counted(found['images'], 'image')} in {counted(found['shards'], 'shard')}, {found['bytes'] / 1e6:,.1f} MB"
+                f"{self.out.where(split)}: {counted(found['images'], 'image')} in {counted(found['shards'], 'shard')}, {sized(found['bytes'])}"
             )
         if cut := self.listed.cut:
             left = f", {counted(cut['rejected'], 'scan')} rejected" if cut["rejected"] else ""

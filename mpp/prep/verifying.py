@@ -12,7 +12,7 @@ import numpy as np
 
 from mpp.base.errors import DataError
 from mpp.base.progress import Progress
-from mpp.base.text import counted, say, say_json
+from mpp.base.text import counted, say, say_json, sized
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, most_pixels, row_faults
 from mpp.data.shard_format import (
     INDEX_DTYPE,
@@ -245,7 +245,7 @@ def show(reports: list[Report], args: argparse.Namespace, seconds: float) -> Non
             if (more := report.tally.counts[kind] - len(faults)) > 0:
                 say(f"  {kind}: and {more:,} more")
     how = "every byte" if args.full else f"a sample (seed {args.seed}); --full reads every byte"
-    say(f"read {read / 1e6:,.1f} MB in {seconds:,.1f} s, {read / 1e6 / seconds:,.1f} MB/s: {how}")
+    say(f"read {sized(read)} in {seconds:,.1f} s, {read / 1e6 / seconds:,.1f} MB/s: {how}")
 
 
 def line(fault: Fault) -> str:

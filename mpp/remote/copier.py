@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from mpp.base.errors import BusyError, DataError, UserError
 from mpp.base.progress import minutes
-from mpp.base.text import say
+from mpp.base.text import say, sized
 from mpp.disk.files import seal_of, sha256_of, temporary, write_atomically
 from mpp.disk.locks import Owner
 from mpp.remote import retries
@@ -301,9 +301,7 @@ class Copy:
         needed = sum(facts["bytes"] for facts in record["files"].values())
         to.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(to).free) < needed:
-            raise DataError(
-                f"{to}: {needed / 1e9:.3g} GB are to be fetched from {self.where} and {free / 1e9:.3g} GB free; make room there"
-            )
+            raise DataError(f"{to}: {sized(needed)} are to be fetched from {self.where} and {sized(free)} free; make room there")
         done = 0
 
         @contextmanager

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.base.errors import CheckpointError, disk_fault
+from mpp.base.text import sized
 from mpp.disk.files import sha256_of, sync_path, writing
 from mpp.processes.watch import meeting, watch
 from mpp.processes.world import World
@@ -136,7 +137,7 @@ def _fresh(folder: Path, needed: int) -> None:
     folder.mkdir()
     if (free := shutil.disk_usage(folder).free) < needed:
         folder.rmdir()
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB free", str(folder.parent))
+        raise OSError(errno.ENOSPC, f"{sized(needed)} are needed and {sized(free)} free", str(folder.parent))
 
 
 def _write(start: Path, tensors: dict[str, Tensor], moments: Sequence[str]) -> dict[str, dict]:

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 import mpp
 from mpp.base.errors import BusyError, CheckpointError, UserError
 from mpp.base.progress import Progress
-from mpp.base.text import say
+from mpp.base.text import say, sized
 from mpp.config.pretrain import KeptCheckpointConfig
 from mpp.config.schema import flat
 from mpp.disk.files import user_folder
@@ -373,7 +373,7 @@ def _fetch(helper: Helper, commit: Commit, beside: bool) -> str | None:
             if error.kind == "DamagedCopyError":
                 return str(error)
             raise
-    say(f"fetched step {commit.step} from {where} ({done / 1e6:,.1f} MB in {time.monotonic() - began:.0f} s)", error=not beside)
+    say(f"fetched step {commit.step} from {where} ({sized(done)} in {time.monotonic() - began:.0f} s)", error=not beside)
     return None
 
 

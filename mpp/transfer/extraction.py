@@ -27,7 +27,7 @@ from torch import Tensor
 from mpp.base.errors import CheckpointError, ConfigError, DataError, UserError, of_this_rank
 from mpp.base.machine import usable_cores
 from mpp.base.progress import Progress
-from mpp.base.text import counted
+from mpp.base.text import counted, sized
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.images import LabelledImages
@@ -205,7 +205,7 @@ def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             raise UserError(
-                f"{place}: no room for {len(samples)} x {shape[1]} features, {4 * shape[0] * shape[1] / 1e9:.2f} GB ({error.strerror}); "
+                f"{place}: no room for {len(samples)} x {shape[1]} features, {sized(4 * shape[0] * shape[1])} ({error.strerror}); "
                 "give features.cache= on a larger disk, or fewer layers (linear.curve=false knn.curve=false)"
             ) from error
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from mpp.base.text import Cleaned, counted, printable, say, say_json
+from mpp.base.text import Cleaned, counted, printable, say, say_json, sized
 from mpp.transfer.plots import confusion
 from mpp.transfer.table import aligned
 
@@ -144,3 +144,23 @@ def test_errors_and_tracebacks_of_programs_are_cleaned(error, status):
 def test_one_is_one_and_all_else_are_many():
     assert [counted(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
     assert [counted(n, "process", "processes") for n in (1, 8)] == ["1 process", "8 processes"]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (492_400, "492 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (1_234_567, "1.23 MB"),
+        (3.5e9, "3.5 GB"),
+        (99.96e9, "100 GB"),
+        (12_345e12, "12,345 TB"),
+    ],
+)
+def test_sizes_have_three_digits_and_the_unit_that_fits(count, words):
+    assert sized(count) == words

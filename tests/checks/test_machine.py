@@ -33,7 +33,7 @@ def test_a_gpu_that_another_program_holds_is_told(monkeypatch, free, verdict):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
     found = machine.device(GPU)
-    assert found.verdict == verdict and found.found.startswith(f"H100, {free / 1e9:.0f} of 80 GB free")
+    assert found.verdict == verdict and found.found.startswith(f"H100, {free / 1e9:.3g} GB of 80 GB free")
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_bad_input_is_one_line(store, said, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"set/train/000001.tar: .*still so after several tries"):
         said(SET, "--full")
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 1000))
-    with pytest.raises(DataError, match=r"has 1e-06 GB free, and 1 worker may take .* GB, a tar each; give --scratch on a larger disk"):
+    with pytest.raises(DataError, match=r"has 1 kB free, and 1 worker may take [\d.]+ kB, a tar each; give --scratch on a larger disk"):
         said(SET, "--full")
     assert not left(tmp_path)
 

@@ -172,7 +172,7 @@ def test_a_full_disk_is_named_before_anything_is_extracted(splits, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(extraction.os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"no room for 60 x 192 features, 0.00 GB \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"no room for 60 x 192 features, 46.1 kB \(No space left on device\)"):
         run(splits["test"], tmp_path, {"p": pixels()})
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.base.errors import DataError
+from mpp.base.text import sized
 from mpp.data.class_folders import SPLITS
 from mpp.disk.files import write_stream
 from mpp.prep.source import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
@@ -86,8 +87,8 @@ class Parquet(Source):
         sizes = [self._image_bytes(self.root / name) for name in missing]
         if sum(sizes) > (free := shutil.disk_usage(scratch).free):
             raise DataError(
-                f"{scratch}: the images must be copied out of {self.name} for the time of the run ({sum(sizes) / 1e9:.1f} GB), but the disk "
-                f"has {free / 1e9:.1f} GB free; free some space or choose another OUT"
+                f"{scratch}: the images must be copied out of {self.name} for the time of the run ({sized(sum(sizes))}), but the disk "
+                f"has {sized(free)} free; free some space or choose another OUT"
             )
         with bar("unpacking", sum(sizes)) as progress:
             for name in missing:
