@@ -144,31 +144,40 @@ def serve(address: str) -> dict:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
+    ended, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    running: dict[int, socket.socket] = {}  # process -> who waits for it
     gc.freeze()  # a collection in a program would copy what all of them share
     print("ready", flush=True)
     while True:
-        if sys.stdin in select.select([listener, sys.stdin], [], [])[0]:  # whoever started us has ended
+        ready = select.select([listener, ended, sys.stdin], [], [])[0]
+        if sys.stdin in ready:  # whoever started us has ended
             os._exit(0)
-        connection, _ = listener.accept()
-        if not os.fork():
-            listener.close()
-            return _kept(connection)
-        connection.close()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        if ended in ready:
+            ended.recv(4096)
+            with suppress(ChildProcessError):
+                while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                    with running.pop(found[0]) as connection, suppress(OSError):  # who no longer waits
+                        connection.sendall(f"{os.waitstatus_to_exitcode(found[1])}\n".encode())
+        if listener in ready:
+            connection, _ = listener.accept()
+            _, files, _, _ = socket.recv_fds(connection, 1, 2)
+            request = json.loads(connection.makefile().readline())
+            if not (process := os.fork()):
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for mine in (listener, ended, wake, *running.values()):
+                    mine.close()
+                return _begin(connection, files, request)
+            running[process] = connection
+            for file in files:
+                os.close(file)
 
 
-def _kept(connection: socket.socket) -> dict:
-    """Fork the program off and stay to tell its exit status."""
-    _, files, _, _ = socket.recv_fds(connection, 1, 2)
-    request = json.loads(connection.makefile().readline())
-    program = os.fork()
-    if program:
-        status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
-        with suppress(BrokenPipeError):
-            connection.sendall(f"{status}\n".encode())
-        os._exit(0)
+def _begin(connection: socket.socket, files: Sequence[int], request: dict) -> dict:
+    """In the program: its session, its output, and its number for whoever asked for it."""
     os.setsid()
     connection.sendall(f"{os.getpid()}\n".encode())
     connection.close()

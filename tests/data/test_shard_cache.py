@@ -209,7 +209,8 @@ def test_a_shard_that_made_way_takes_no_room_any_more(store, cache):
 def test_a_cache_in_which_nothing_fits_is_refused_with_what_would(store):
     far = opened(limit=3)
     with pytest.raises(
-        ConfigError, match=r"s3://bucket/set/train: a machine reads from up to 8 shards, .* GB in an epoch, and the cache holds"
+        ConfigError,
+        match=r"s3://bucket/set/train: a machine reads from up to 8 shards, [\d.]+ kB in an epoch, and the cache holds [\d.]+ kB",
     ):
         far.in_hand(Order(tuple(far.samples_per_shard), 12, 12, 0), 1, 1)
 
@@ -219,7 +220,9 @@ def test_jobs_that_cannot_have_their_shards_in_hand_together_are_told_who_has_th
     done = far.expects(sampler([0]), 3 * largest())
     other = CacheFolder(cache, 5 * largest() * 1e-9)
     other.claim(3 * largest(), [])
-    with pytest.raises(DataError, match=rf"other jobs here \(processes {os.getpid()}\) have up to .* GB in hand"):
+    with pytest.raises(
+        DataError, match=rf"other jobs here \(processes {os.getpid()}\) have up to [\d.]+ kB in hand and this one [\d.]+ kB"
+    ):
         far.expects(sampler([0]), 0)
     other.close()
     done(-1)
@@ -556,7 +559,9 @@ def test_a_full_disk_is_told_with_what_is_free_and_a_run_goes_on_when_there_is_r
         caching.use(str(small / "cache"), 1.0)
         far = ShardSet.open("s3://bucket/set/train")
         (small / "others").write_bytes(bytes(300_000))
-        with pytest.raises(DataError, match=r"has no room for s3://bucket/set/train/00000\d.tar .*: the disk has .* GB left; make room"):
+        with pytest.raises(
+            DataError, match=r"has no room for s3://bucket/set/train/00000\d.tar .*: the disk has [\d.]+ kB left; make room"
+        ):
             images_of(far)
         assert not list(small.glob("cache/sets/*/.*.part"))
         (small / "others").unlink()

@@ -8,6 +8,7 @@ import pytest
 
 from mpp import doctor
 from mpp.base.errors import ConfigError
+from mpp.base.text import sized
 from mpp.checks import images, recipe
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
@@ -167,7 +168,7 @@ def test_what_is_kept_and_held_follows_from_the_optimiser(optim, given, tmp_path
     _, told = examined(capsys, *words(given, tmp_path / "run"), *asked)
     (found,) = seen
     each = {"adamw": 4, "sgd": 3}.get(optim, 2)  # weight, average, moments
-    assert isinstance(found, Counts) and of(told, "disk")["found"].startswith(f"10 checkpoints of {10995 * 4 * each / 1e9:.3g} GB")
+    assert isinstance(found, Counts) and of(told, "disk")["found"].startswith(f"10 checkpoints of {sized(10995 * 4 * each)}: ")
     assert held_at_most(found.parameters, 0, 1, 0) == 4 * 10995 * each and found.flop > 0 and found.bytes_at(4) > 4 * 10995
 
 

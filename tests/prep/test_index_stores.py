@@ -322,7 +322,7 @@ def test_a_store_that_may_not_be_written_to_is_known_before_a_tar_is_fetched(sto
 def test_a_scratch_disk_too_small_for_the_tars_of_all_workers_is_refused_with_what_fits(store, monkeypatch):
     largest = sorted(((of(store) / name).stat().st_size for name in NAMES), reverse=True)
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, largest[0] + largest[1]))
-    with pytest.raises(DataError, match=r"3 workers may take .* GB, a tar each; give --scratch on a larger disk, or --workers 2"):
+    with pytest.raises(DataError, match=r"3 workers may take [\d.]+ kB, a tar each; give --scratch on a larger disk, or --workers 2"):
         index(workers=3)
     assert not store.fetched(TARS)
     index(workers=2)
