@@ -8,7 +8,10 @@ the rate of large matrix products is measured.  Quoted are medians over rounds. 
     loop      the same model, optimiser and clipping without DeepSpeed
     peer      transformers' ViTMAEForPreTraining or ViTForMaskedImageModeling, with the same optimiser and clipping
     ...+c     the same with torch.compile
-The limit (`floor`): an image's FLOP (mpp/monitor/arithmetic.py) by that rate.  Prints a table; --out has it as JSON with versions and commit.
+    products  no step, but its matrix products (and attention and convolutions) one after the other, in their own shapes and layouts, of random numbers that
+              lie in the caches: nothing else of a step is done
+The limit (`floor`): an image's FLOP (mpp/monitor/arithmetic.py) by that rate.  `products` is the nearer one, as small products run more slowly than large
+ones.  Prints a table; --out has it as JSON with versions and commit.
 """
 
 import argparse
@@ -22,6 +25,9 @@ import numpy as np
 import torch
 from step import synthetic_batch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
 
 from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
@@ -29,7 +35,7 @@ from mpp.config.schema import load
 from mpp.data.order import plan_batch
 from mpp.mains.pretrain import flop_of
 from mpp.model.normalise import normalise
-from mpp.monitor.arithmetic import matrix_rate
+from mpp.monitor.arithmetic import FUSED, matrix_rate
 from mpp.processes.world import World
 from mpp.recipe.decoders.transformer import TransformerDecoder
 from mpp.recipe.masking import Masking
@@ -52,7 +58,7 @@ SHAPES: dict[str, tuple[str, list[str], int]] = {  # config, words, batch
     "mpp_l16": ("mpp_b16", ["model.arch=vit_large_patch16_224"], 4),
 }
 SHOWN = ("mae_ti4", "mae_s16", "mae_b16", "mpp_ti4")
-SIDES = ("engine", "loop", "peer", "engine+c", "loop+c", "peer+c")
+SIDES = ("engine", "loop", "peer", "engine+c", "loop+c", "peer+c", "products")
 RATE = 1e-4
 CPU = torch.device("cpu")
 Take = Callable[[], None]  # a step
@@ -94,12 +100,18 @@ def measure(name: str, batch: int, sides: Sequence[str], rounds: int, steps: int
     prepared = lambda: masked_images(inputs, world.device)
     fused = world.device.type == "cuda"
     flop = flop_of(build_model(config, fused), config, masking, CPU)
-    makers = {"engine": engine_side, "loop": loop_side, "peer": peer_side}
-    taken = {side: makers[side.removesuffix("+c")](config, prepared, world, side.endswith("+c")) for side in sides}
-    for take in taken.values():
-        take()
-        take()  # what is compiled, allocated or cached at first is not timed
-    times: dict[str, list[float]] = {side: [] for side in sides}
+    makers = {"engine": engine_side, "loop": loop_side, "peer": peer_side, "products": products_side}
+    taken = {}
+    for side in sides:
+        try:
+            take = makers[side.removesuffix("+c")](config, prepared, world, side.endswith("+c"))
+            take()
+            take()  # what is compiled, allocated or cached at first is not timed
+            taken[side] = take
+        except torch.OutOfMemoryError as error:
+            print(f"{name} x {batch}: {side} is left out: {str(error).partition('.')[0]}", flush=True)
+            torch.cuda.empty_cache()
+    times: dict[str, list[float]] = {side: [] for side in taken}
     rates = []
     for _ in range(rounds):
         for side, take in taken.items():
@@ -181,6 +193,44 @@ def peer_of(config: PretrainConfig, device: torch.device) -> Any:
         "decoder_intermediate_size": 4 * decoder.width,
     }
     return ViTMAEForPreTraining(ViTMAEConfig(**sizes, **of_decoder, mask_ratio=0.75, norm_pix_loss=True)).to(device)
+
+
+class Calls(TorchDispatchMode):
+    """Notes each call of what FLOP are counted of, forward and backward, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple[Any, ...] = (), words: dict[str, Any] | None = None) -> Any:
+        if function.overloadpacket in flop_registry or function.overloadpacket in FUSED:
+            self.made.append((function, arguments, words or {}))
+        return function(*arguments, **(words or {}))
+
+
+def products_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+    model = build_model(config, world.device.type == "cuda").to(world.device)
+    with Calls() as calls, torch.autocast(world.device.type, torch.bfloat16):
+        model(*inputs())[1].mean().backward()
+    made: dict[tuple[Any, ...], Tensor] = {}
+
+    def like(value: Any) -> Any:
+        """Random numbers in its layout, the same ones for every tensor of that layout."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        layout = (value.shape, value.stride(), value.dtype)
+        if layout not in made:
+            made[layout] = torch.empty_strided(*layout[:2], dtype=value.dtype, device=value.device).normal_()
+        return made[layout]
+
+    replayed = [(function, tree_map(like, arguments), tree_map(like, words)) for function, arguments, words in calls.made]
+
+    @torch.no_grad()
+    def take() -> None:
+        for function, arguments, words in replayed:
+            function(*arguments, **words)
+
+    return take
 
 
 def plain(model: nn.Module, loss: Callable[[], Tensor], config: PretrainConfig, world: World, compiled: bool) -> Take:

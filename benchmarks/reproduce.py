@@ -3,6 +3,7 @@
     python benchmarks/reproduce.py                                          # the table: each record, where and at which commit it was measured, its figures
     python benchmarks/reproduce.py --run bare_step growth --device cpu2     # these, on this machine, as benchmarks/results/cpu2-bare_step.json ...
     python benchmarks/reproduce.py --run everything --device cpu2 --images CIFAR10_TRAIN.tar --photos PHOTOS.tar
+    python benchmarks/reproduce.py --run gpu --device h100 --minutes 9      # what a card alone can tell, the most telling first, in the time it is lent
 
 These records take minutes each; those of whole trainings (recipes, small sets) take hours and have commands of their own in docs/results.md and
 docs/small.md.  Each command is printed before it runs; a record that fails does not stop the others.  Shards are made below --work when first needed.
@@ -10,6 +11,7 @@ docs/small.md.  Each command is printed before it runs; a record that fails does
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -136,11 +138,13 @@ RECORDS = [
     Record("loader", 120, "python benchmarks/loader.py --peers {peers}/bin/python --out {out}", of_sets),
     Record("stores", 45, "python benchmarks/stores.py --peers {peers}/bin/python --out {out}", of_stores),
     Record("data_prep", 60, "python benchmarks/data_prep.py --peers {peers}/bin/python --out {out} --rounds 3 --photos 2000 --resized 600", of_sets),
-    Record("sweep", 6, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 mae_l16 mpp_l16 --batches 64 128 256 --rounds 5 --steps 10 --out {out}", of_shapes, gpu=True),
     *(synthetic(config) for config in ("mpp_b16", "mae_b16", "mae_l16")),
+    Record("compiled", 3, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 --batches 256 --sides engine engine+c peer+c products --rounds 5 --steps 10 --out {out}", of_shapes, gpu=True),
     *(real(config, decode) for config in ("mpp_b16", "mae_b16") for decode in ("cpu", "device")),
+    Record("sweep", 4, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 mae_l16 mpp_l16 --batches 64 128 256 --sides engine loop peer --rounds 3 --steps 10 --out {out}", of_shapes, gpu=True),
 ]  # fmt: skip
 BY_NAME = {record.name: record for record in RECORDS}
+GROUPS: dict[str, Callable[[Record], bool]] = {"everything": lambda _: True, "gpu": lambda record: record.gpu}
 
 SETS = {  # what makes each, once, in {work}
     "cifar": "python data_prep/make_shards.py {images} {work}/cifar --labels",
@@ -153,20 +157,28 @@ SETS = {  # what makes each, once, in {work}
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure again what benchmarks/results holds, or print it.")
-    parser.add_argument("--run", nargs="+", choices=["everything", *BY_NAME], metavar="RECORD", help=", ".join(["everything", *BY_NAME]))
+    parser.add_argument("--run", nargs="+", choices=[*GROUPS, *BY_NAME], metavar="RECORD", help=", ".join([*GROUPS, *BY_NAME]))
     parser.add_argument("--device", help="the records' first word: cpu2, h100 ...")
     parser.add_argument("--images", default="../shared/data/cifar10-train.tar.xz", help="JPEGs in class folders, as a tar")
     parser.add_argument("--photos", default="../shared/data/photos-300.tar", help="photographs, as a tar")
     parser.add_argument("--peers", help="an environment with the other libraries (benchmarks/peers/)")
     parser.add_argument("--work", default="runs/benchmarks", help="where sets are made")
+    parser.add_argument("--minutes", type=float, help="begin nothing that is expected to end later than this")
     options = parser.parse_args(argv)
     if not options.run:
         print(table())
         return 0
     if not options.device:
         parser.error("--run needs --device, such as cpu2")
-    asked = [record for record in RECORDS if record.name in options.run or "everything" in options.run]
-    failed = [record.name for record in asked if not measured(record, options)]
+    began, failed = time.monotonic(), []
+    for record in RECORDS:
+        if not (record.name in options.run or any(GROUPS[group](record) for group in options.run if group in GROUPS)):
+            continue
+        left = math.inf if options.minutes is None else options.minutes - (time.monotonic() - began) / 60
+        if record.minutes > left:
+            print(f"{record.name}: left for another time: about {record.minutes} min, and {max(0, left):.1f} are left", flush=True)
+        elif not measured(record, options):
+            failed.append(record.name)
     print(table(options.device))
     if failed:
         raise UserError(f"not measured: {', '.join(failed)}; their output stands above")

@@ -42,7 +42,21 @@ def test_what_fails_does_not_stop_what_follows_and_is_named(reproduce, tmp_path,
     monkeypatch.setattr(
         reproduce, "RECORDS", [reproduce.Record("bad", 1, "exit 3", str), reproduce.Record("good", 1, "echo '{{}}' > {out}", str)]
     )
-    monkeypatch.setattr(reproduce, "BY_NAME", {record.name: record for record in reproduce.RECORDS} | {"everything": None})
+    monkeypatch.setattr(reproduce, "BY_NAME", {record.name: record for record in reproduce.RECORDS})
     with pytest.raises(reproduce.UserError, match="not measured: bad;"):
         reproduce.main(["--run", "bad", "good", "--device", "here"])
     assert (tmp_path / "here-good.json").exists() and "failed (3)" in capsys.readouterr().out
+
+
+def test_what_would_not_end_in_time_is_left_and_a_group_has_its_records_in_order(reproduce, tmp_path, monkeypatch, capsys):
+    made = "echo '{{}}' > {out}"
+    records = [reproduce.Record("first", 2, made, str, gpu=True), reproduce.Record("long", 9, made, str, gpu=True)]
+    records += [reproduce.Record("last", 1, made, str, gpu=True), reproduce.Record("other", 1, made, str)]
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    monkeypatch.setattr(reproduce, "RECORDS", records)
+    monkeypatch.setattr(reproduce, "BY_NAME", {record.name: record for record in records})
+    monkeypatch.setattr(reproduce.torch.cuda, "is_available", lambda: True)
+    assert reproduce.main(["--run", "gpu", "--device", "here", "--minutes", "5"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"here-first.json", "here-last.json"}
+    told = capsys.readouterr().out
+    assert "long: left for another time: about 9 min, and 5.0 are left" in told
