@@ -8,6 +8,7 @@ the rate of large matrix products is measured.  Quoted are medians over rounds. 
     loop      the same model, optimiser and clipping without DeepSpeed
     peer      transformers' ViTMAEForPreTraining or ViTForMaskedImageModeling, with the same optimiser and clipping
     ...+c     the same with torch.compile
+    engine+g  the same with CUDA graphs (on a GPU)
     products  no step, but its matrix products (and attention and convolutions) one after the other, in their own shapes and layouts, of random numbers that
               lie in the caches: nothing else of a step is done
 The limit (`floor`): an image's FLOP (mpp/monitor/arithmetic.py) by that rate.  `products` is the nearer one, as small products run more slowly than large
@@ -58,10 +59,11 @@ SHAPES: dict[str, tuple[str, list[str], int]] = {  # config, words, batch
     "mpp_l16": ("mpp_b16", ["model.arch=vit_large_patch16_224"], 4),
 }
 SHOWN = ("mae_ti4", "mae_s16", "mae_b16", "mpp_ti4")
-SIDES = ("engine", "loop", "peer", "engine+c", "loop+c", "peer+c", "products")
+SIDES = ("engine", "loop", "peer", "engine+c", "loop+c", "peer+c", "engine+g", "products")
 RATE = 1e-4
 CPU = torch.device("cpu")
 Take = Callable[[], None]  # a step
+# A side's `how`: as it is written (""), compiled ("c"), with CUDA graphs ("g").
 Inputs = Callable[[], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]  # what a model is given, on the device
 
 
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time the bare step of several shapes beside its peers and its limit.")
     parser.add_argument("--shapes", nargs="+", default=list(SHOWN), choices=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, help="of every shape, in place of its own")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=[side for side in SIDES if side != "engine+g"], choices=SIDES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     parser.add_argument("--out", help="a JSON file")
@@ -104,7 +106,7 @@ def measure(name: str, batch: int, sides: Sequence[str], rounds: int, steps: int
     taken = {}
     for side in sides:
         try:
-            take = makers[side.removesuffix("+c")](config, prepared, world, side.endswith("+c"))
+            take = makers[side.partition("+")[0]](config, prepared, world, side.partition("+")[2])
             take()
             take()  # what is compiled, allocated or cached at first is not timed
             taken[side] = take
@@ -135,8 +137,8 @@ def measure(name: str, batch: int, sides: Sequence[str], rounds: int, steps: int
     }
 
 
-def engine_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
-    system = config.system.model_copy(update={"compile": compiled})
+def engine_side(config: PretrainConfig, inputs: Inputs, world: World, how: str) -> Take:
+    system = config.system.model_copy(update={"compile": bool(how), "cuda_graphs": how == "g"})
     model = build_model(config, world.device.type == "cuda").to(world.device)
     plan = plan_batch(config.data.global_batch, 1, 1, config.data.global_batch)
     engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
@@ -149,12 +151,12 @@ def engine_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: 
     return take
 
 
-def loop_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+def loop_side(config: PretrainConfig, inputs: Inputs, world: World, how: str) -> Take:
     model = build_model(config, world.device.type == "cuda").to(world.device)
-    return plain(model, lambda: model(*inputs())[1].mean(), config, world, compiled)
+    return plain(model, lambda: model(*inputs())[1].mean(), config, world, how)
 
 
-def peer_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+def peer_side(config: PretrainConfig, inputs: Inputs, world: World, how: str) -> Take:
     model = peer_of(config, world.device)
     seen = lambda images: normalise(images, config.data.mean, config.data.std)
     if isinstance(config.decoder, TransformerDecoder):
@@ -165,7 +167,7 @@ def peer_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bo
             images, kind, *_ = inputs()
             return model(seen(images), bool_masked_pos=kind > 0).loss
 
-    return plain(model, loss, config, world, compiled)
+    return plain(model, loss, config, world, how)
 
 
 def peer_of(config: PretrainConfig, device: torch.device) -> Any:
@@ -208,7 +210,7 @@ class Calls(TorchDispatchMode):
         return function(*arguments, **(words or {}))
 
 
-def products_side(config: PretrainConfig, inputs: Inputs, world: World, compiled: bool) -> Take:
+def products_side(config: PretrainConfig, inputs: Inputs, world: World, how: str) -> Take:
     model = build_model(config, world.device.type == "cuda").to(world.device)
     with Calls() as calls, torch.autocast(world.device.type, torch.bfloat16):
         model(*inputs())[1].mean().backward()
@@ -233,10 +235,10 @@ def products_side(config: PretrainConfig, inputs: Inputs, world: World, compiled
     return take
 
 
-def plain(model: nn.Module, loss: Callable[[], Tensor], config: PretrainConfig, world: World, compiled: bool) -> Take:
+def plain(model: nn.Module, loss: Callable[[], Tensor], config: PretrainConfig, world: World, how: str) -> Take:
     """Steps of a plain torch loop, of what the engine does: autocast, clipping by the global norm, fused AdamW."""
     model.train()
-    if compiled:
+    if how:
         model.compile()
     optimiser = build_optimiser(model, config.optim)
     for group in optimiser.param_groups:

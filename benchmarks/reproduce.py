@@ -139,7 +139,7 @@ RECORDS = [
     Record("stores", 45, "python benchmarks/stores.py --peers {peers}/bin/python --out {out}", of_stores),
     Record("data_prep", 60, "python benchmarks/data_prep.py --peers {peers}/bin/python --out {out} --rounds 3 --photos 2000 --resized 600", of_sets),
     *(synthetic(config) for config in ("mpp_b16", "mae_b16", "mae_l16")),
-    Record("compiled", 3, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 --batches 256 --sides engine engine+c peer+c products --rounds 5 --steps 10 --out {out}", of_shapes, gpu=True),
+    Record("compiled", 3, "python benchmarks/bare_step.py --shapes mae_ti4 mpp_ti4 mae_b16 --batches 256 --sides engine engine+c engine+g peer+c products --rounds 5 --steps 10 --out {out}", of_shapes, gpu=True),
     *(real(config, decode) for config in ("mpp_b16", "mae_b16") for decode in ("cpu", "device")),
     Record("sweep", 4, "python benchmarks/bare_step.py --shapes mae_b16 mpp_b16 mae_l16 mpp_l16 --batches 64 128 256 --sides engine loop peer --rounds 3 --steps 10 --out {out}", of_shapes, gpu=True),
 ]  # fmt: skip

@@ -95,6 +95,7 @@ OTHERS: dict[tuple[str, ...], tuple[str, str]] = {
     ("system.precision", "features.precision"): ("amp amp_dtype dtype fp16 bf16 mixed_precision half autocast", "bf16 or fp32"),
     ("system.zero_stage",): ("zero stage zero_optimization deepspeed_stage", ""),
     ("system.compile",): ("torch_compile torchcompile", ""),
+    ("system.cuda_graphs",): ("cudagraphs cuda_graph reduce_overhead", ""),
     ("system.recompute",): ("activation_checkpointing gradient_checkpointing grad_checkpointing checkpoint_activations", "none, selective or full"),
     ("system.fused_attention",): ("flash flash_attn flash_attention sdpa", ""),
     ("run_dir", "out"): ("output_dir out_dir output log_dir save_dir workdir work_dir output_path exp_dir default_root_dir logdir", ""),

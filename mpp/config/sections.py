@@ -169,6 +169,7 @@ class SystemConfig(Section):
     decode: Literal["cpu", "device"] = "cpu"  # device: JPEGs of `images: shards` by a GPU's nvJPEG (levels differ by a few)
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO
     compile: StrictBool | None = None  # the training step by torch.compile; null: in runs of 10,000 steps and more, at zero_stage 0 to 2
+    cuda_graphs: StrictBool = False  # the compiled step's kernels recorded once and replayed, for small models, whose kernels take less time than to start them; at zero_stage 0
     recompute: Recompute = "none"  # activation checkpointing, to save memory: of the blocks again in the backward pass all, or (selective) all but matrix products
     fused_attention: StrictBool | None = (
         None  # torch's fused attention in place of plain matrix products; null: on GPUs, and on CPUs in fp32 (docs/results.md)
@@ -187,6 +188,16 @@ class SystemConfig(Section):
         300.0  # how long a read is tried again where a shared file system fails for a while
     )
     deepspeed: dict[str, Any] = {}  # further DeepSpeed settings, passed through
+
+    @model_validator(mode="after")
+    def _graphs_of_a_compiled_step(self) -> Self:
+        if self.cuda_graphs and self.compile is False:
+            raise ValueError("cuda_graphs=true is of a compiled step, and compile=false; leave compile out, or cuda_graphs at false")
+        if self.cuda_graphs and self.zero_stage:
+            raise ValueError(
+                f"cuda_graphs=true needs gradients that stay where they are, and zero_stage={self.zero_stage} moves them; set zero_stage=0"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

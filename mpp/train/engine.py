@@ -24,7 +24,7 @@ from mpp.monitor.phases import Phases
 from mpp.processes.peers import Peers
 from mpp.processes.watch import watch
 from mpp.processes.world import World, join_processes
-from mpp.train.compiling import CompiledStep
+from mpp.train.compiling import CompiledStep, FixedGradients
 from mpp.train.gradient_exchange import GradientExchange
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between processes of one machine without a GPU
@@ -110,7 +110,7 @@ class Engine:
         }
         settings = _merged(ours, system.deepspeed)
         recompute_blocks(model, system.recompute)
-        self._compiled = CompiledStep(model, world.device, plan.micro_batch, world.first) if system.compile else None
+        self._compiled = CompiledStep(model, world.device, plan.micro_batch, world.first, system.cuda_graphs) if system.compile else None
         try:
             self.deepspeed, self.optimiser, *_ = deepspeed.initialize(
                 model=model, optimizer=optimiser, config=settings, dist_init_required=False
@@ -126,6 +126,7 @@ class Engine:
         trained = [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
         self._parts, self._gradient_norms = parts_of(trained), dict[str, Tensor]()
+        self._fixed = FixedGradients(self._trained) if self._compiled and system.cuda_graphs else None
         self._exchange: GradientExchange | None = None
         if self.stage == 0 and world.size > 1:
             self._exchange = GradientExchange(self._trained, world.size, self.deepspeed.communication_data_type)
@@ -152,9 +153,10 @@ class Engine:
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the module's own forward pass gives, under autocast where system.precision says so."""
-        with self.phases("forward" if self.deepspeed.training else MEASURING):
+        training = self.module.training  # DeepSpeed's own engine says True whatever `train` was told
+        with self.phases("forward" if training else MEASURING):
             call = lambda: self.deepspeed(*inputs)
-            outputs = self._compiled(call, self.deepspeed.training, len(inputs[0])) if self._compiled else call()
+            outputs = self._compiled(call, training, len(inputs[0])) if self._compiled else call()
         watch.moved()
         return outputs
 
@@ -208,6 +210,8 @@ class Engine:
             # torch's fused optimisers then change nothing.
             self.inner_optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.deepspeed.step()
+        if self._fixed:
+            self._fixed.clear()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
         if self.stage in (1, 2) and not self._state_linked and self.inner_optimiser.state:  # none after a first step that was skipped

@@ -7,7 +7,22 @@ NO_WAITING = "tests/pipeline/test_no_waiting.py::test_"
 COMPILING = "tests/train/test_compiling.py::test_"
 EXCHANGE = "tests/train/test_gradient_exchange.py::test_"
 ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline/test_speed_figures.py::test_"
+GRAPHS = "tests/pipeline/test_cuda_graphs.py::test_memory_that_every_pass_overwrites_changes_no_bit_of_a_run[1-colour]"
 ROWS: list[Plant | Row] = [
+    Row(
+        "gradients stay in the memory of a CUDA graph", "mpp/train/engine.py", "FixedGradients(self._trained) if self._compiled and system.cuda_graphs else None", "None",
+        GRAPHS,
+    ),
+    Row(
+        "gradients of a CUDA graph are added up for ever", "mpp/train/compiling.py", "        torch._foreach_zero_(self._gradients)\n", "", GRAPHS,
+    ),
+    Row(
+        "what a pass gives stays in the memory of a CUDA graph", "mpp/train/compiling.py", "tree_map_only(Tensor, Tensor.clone, replayed())", "replayed()",
+        COMPILING + "what_a_pass_has_given_outlives_the_next_replay_of_a_cuda_graph",
+    ),
+    Row(
+        "the hold-out is compiled", "mpp/train/engine.py", "training = self.module.training  #", "training = self.deepspeed.training  #", GRAPHS,
+    ),
     Row(
         "what is computed again comes out otherwise", "mpp/model/recompute.py", "use_reentrant=False, **contexts", "use_reentrant=False, preserve_rng_state=False, **contexts",
         "tests/model/test_recompute.py::test_losses_and_gradients_stay_the_same_to_the_bit[full-cifar_mpp]",

@@ -29,7 +29,7 @@ class Noted(run.Step):
         super().__init__(*given)
 def poisoned(self, *inputs):
     prediction, loss, *rest = forward(self, *inputs)
-    hit = self.deepspeed.training and now[0] in steps and os.environ["RANK"] == rank
+    hit = self.module.training and now[0] in steps and os.environ["RANK"] == rank
     return prediction, loss * factor if hit else loss, *rest
 run.Step, Engine.forward = Noted, poisoned
 run_program(main)

@@ -82,8 +82,16 @@ def test_a_run_is_that_of_a_cpu_and_goes_on_after_a_kill(recipe, shards, tmp_pat
 
 @pytest.mark.parametrize(
     "words",
-    [["system.precision=bf16"], ["system.images=device"], ["system.zero_stage=1"], ["system.zero_stage=2", "system.micro_batch_max=4"]],
-    ids=lambda words: words[0],
+    [
+        ["system.precision=bf16"],
+        ["system.images=device"],
+        ["system.zero_stage=1"],
+        ["system.zero_stage=2", "system.micro_batch_max=4"],
+        ["system.compile=true"],
+        ["system.cuda_graphs=true"],
+        ["system.cuda_graphs=true", "system.micro_batch_max=4"],
+    ],
+    ids=",".join,
 )
 def test_knobs_that_a_gpu_has_change_little(words, shards, tmp_path):
     plain, there = tmp_path / "plain", tmp_path / "there"

@@ -158,6 +158,7 @@ CHANGES = {
     "system.images": [Change("system.images=ram", "printed", same="rate steps"), Change("system.images=device", "printed", "data.shards={square}", same="rate steps")],
     "system.zero_stage": [Change("system.zero_stage=1", "printed commits", same="first holdout_first rate")],
     "system.compile": [Change("system.compile=true", "compiled", same=SPEED)],
+    "system.cuda_graphs": [Change("system.cuda_graphs=true", "compiled printed", same=SPEED)],
     "system.recompute": [Change("system.recompute=full", "recomputed", same=SPEED), Change("system.recompute=selective", "recomputed", MAE, same=SPEED)],
     "system.fused_attention": [Change("system.fused_attention=false", "attention", same="rate parameters"), Change("system.fused_attention=false", "attention", MAE)],
     "system.deepspeed": [Change("system.deepspeed={wall_clock_breakdown: true}", "engine", same=SPEED)],

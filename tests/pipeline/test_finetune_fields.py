@@ -115,6 +115,7 @@ TABLE = {
     "system.decode": Row("device", says="refused: .*augment.rand_augment=null"),
     "system.zero_stage": Row(1, maybe=AFTER_GRADIENT, says="ZeRO 1"),
     "system.compile": Row("true", says="compiled"),
+    "system.cuda_graphs": Row("true", says="compiled"),
     "system.recompute": Row("selective", says="computed again: True"),
     "system.fused_attention": Row("false", maybe=AFTER_GRADIENT, says="fused attention: False"),
     "system.deepspeed": Row("{zero_optimization: {overlap_comm: nonsense}}", says="refused: DeepSpeed refuses system.deepspeed"),

@@ -38,6 +38,7 @@ def forgotten():
 def test_long_runs_are_compiled_and_whoever_says_has_the_last_word():
     assert pays(SystemConfig(), COMPILED_STEPS) and not pays(SystemConfig(), COMPILED_STEPS - 1)
     assert pays(SystemConfig(zero_stage=2), COMPILED_STEPS) and not pays(SystemConfig(zero_stage=3), COMPILED_STEPS)
+    assert pays(SystemConfig(cuda_graphs=True), 1)
     assert pays(SystemConfig(compile=True, zero_stage=3), 1) and not pays(SystemConfig(compile=False), 10**9)
 
 
@@ -59,7 +60,8 @@ class Seen:
         return counted
 
     def take_the_place_of_inductor(self, monkeypatch) -> "Seen":
-        def compile(module, dynamic):
+        def compile(module, dynamic, options):
+            self.options = options
             module._compiled_call_impl = torch.compile(module._call_impl, backend=self, dynamic=dynamic)
 
         monkeypatch.setattr(nn.Module, "compile", compile)
@@ -68,7 +70,7 @@ class Seen:
 
 def test_training_batches_of_one_size_are_compiled_and_all_else_runs_as_it_is_written(monkeypatch):
     seen, model = Seen().take_the_place_of_inductor(monkeypatch), nn.Linear(3, 2)
-    step = CompiledStep(model, CPU, batch=4, tells=False)
+    step = CompiledStep(model, CPU, batch=4, tells=False, graphs=False)
     for batch, training in [(1, True), (4, False), (4, True), (3, True), (4, True), (4, False)]:
         images = torch.randn(batch, 3)
         expected = torch.nn.functional.linear(images, model.weight, model.bias)
@@ -76,10 +78,39 @@ def test_training_batches_of_one_size_are_compiled_and_all_else_runs_as_it_is_wr
     assert (seen.graphs, seen.calls) == (1, 2)
 
 
+class Replayed(Seen):
+    """Gives its results in the same memory every time, as a CUDA graph does."""
+
+    def __call__(self, graph, _):
+        memory: list[torch.Tensor] = []
+
+        def replayed(*inputs):
+            found = graph(*inputs)
+            memory[:] = memory or [torch.empty_like(each) for each in found]
+            for mine, each in zip(memory, found, strict=True):
+                mine.copy_(each)
+            return memory
+
+        return replayed
+
+
+@torch.no_grad()
+def test_what_a_pass_has_given_outlives_the_next_replay_of_a_cuda_graph(monkeypatch, capsys):
+    replayed, model = Replayed().take_the_place_of_inductor(monkeypatch), nn.Linear(3, 2)
+    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=True)
+    assert replayed.options == {"triton.cudagraphs": True} and "changes nothing without a GPU" in capsys.readouterr().out
+    batches = [torch.randn(4, 3) for _ in range(3)]
+    given = [step(lambda images=images: model(images), True, 4) for images in batches]
+    assert all(
+        torch.equal(found, torch.nn.functional.linear(images, model.weight, model.bias))
+        for found, images in zip(given, batches, strict=True)
+    )
+
+
 def test_what_cannot_be_compiled_runs_as_it_is_written_and_it_is_said_once(monkeypatch, capsys):
     Seen(fails=True).take_the_place_of_inductor(monkeypatch)
     model, images = nn.Linear(3, 2), torch.randn(4, 3)
-    step = CompiledStep(model, CPU, batch=4, tells=True)
+    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=False)
     for _ in range(3):
         assert torch.equal(step(lambda: model(images), True, 4), torch.nn.functional.linear(images, model.weight, model.bias))
     (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note"))
@@ -95,7 +126,7 @@ def test_without_a_compiler_nothing_is_compiled_and_it_is_said_what_is_missing(m
     seen = Seen().take_the_place_of_inductor(monkeypatch)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     model, images = nn.Linear(3, 2), torch.randn(4, 3)
-    step = CompiledStep(model, CPU, batch=4, tells=True)
+    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=False)
     assert torch.equal(step(lambda: model(images), True, 4), torch.nn.functional.linear(images, model.weight, model.bias))
     assert seen.graphs == 0 and "not compiled: that needs a C++ compiler" in capsys.readouterr().out
     assert compiling.missing(CPU)
