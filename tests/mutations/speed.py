@@ -21,7 +21,8 @@ ROWS: list[Plant | Row] = [
         COMPILING + "what_a_pass_has_given_outlives_the_next_replay_of_a_cuda_graph",
     ),
     Row(
-        "the hold-out is compiled", "mpp/train/engine.py", "training = self.module.training  #", "training = self.deepspeed.training  #", GRAPHS,
+        "the hold-out is compiled, and part of a step", "mpp/train/engine.py", "training = self.module.training  #", "training = self.deepspeed.training  #",
+        f"{FIGURES}what_is_measured_between_steps_is_no_part_of_their_forward_passes {GRAPHS}",
     ),
     Row(
         "what is computed again comes out otherwise", "mpp/model/recompute.py", "use_reentrant=False, **contexts", "use_reentrant=False, preserve_rng_state=False, **contexts",

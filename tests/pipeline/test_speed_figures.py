@@ -115,3 +115,23 @@ def test_a_run_writes_down_what_each_row_took(shards, tmp_path):
     assert found.status == [0], found.err[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["speed/energy_joules"] for row in rows if "train/loss" in row] == [7.0] * 4
+
+
+PHASES = """
+from mpp.base.errors import run_program
+from mpp.monitor.phases import Phases
+from mpp.pretrain import main
+real = Phases.__call__
+def told(self, phase):
+    print("PHASE", phase, flush=True)
+    return real(self, phase)
+Phases.__call__ = told
+run_program(main)
+"""
+
+
+def test_what_is_measured_between_steps_is_no_part_of_their_forward_passes(shards, tmp_path):
+    finished = pretrain(tmp_path / "run", shards, program=["-c", PHASES])
+    assert finished.status == [0], finished.err
+    assert finished.out.count("PHASE forward\n") == finished.out.count("PHASE optimiser\n") == 8  # steps of one micro-batch
+    assert finished.out.count("PHASE measuring\n") == 4  # two looks at a hold-out of one batch, and as many pictures
