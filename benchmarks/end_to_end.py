@@ -4,7 +4,8 @@
 
 FOLDER: class folders of JPEGs; SHARDS: what data_prep/make_shards.py makes of it.  Every side has the same crops (scale, flip, size), batch, precision,
 clipping, optimiser and number of loader processes, and takes its steps in one process, turn by turn; the first steps of a turn are not timed, as their
-batches were made while others trained.  timm's side encodes every patch: other arithmetic for other labels, of the same images.  Prints a table.
+batches were made while others trained.  compiled: by torch.compile, as mpp's runs of 10,000 steps and more are.  timm's side encodes every patch: other
+arithmetic for other labels, of the same images.  Prints a table.
 """
 
 import argparse
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = default_workers(1)
     sides = {
         "mpp": mpp_side(config, workers, world),
+        "mpp, compiled": mpp_side(config, workers, world, "c"),
         "transformers, ImageFolder": peer_side(config, options.images, workers, world),
+        "transformers, compiled, ImageFolder": peer_side(config, options.images, workers, world, "c"),
         "timm supervised, ImageFolder": supervised_side(config, options.images, workers, world),
     }
     if importlib.util.find_spec("lightly"):
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             times[side].append((time.perf_counter() - began) / options.steps)
     rates = {side: batch / float(np.median(seconds)) for side, seconds in times.items()}
     for side, rate in rates.items():
-        print(f"{side:30}{rate:10.1f} images/s{rates['mpp'] / rate:8.2f}")
+        print(f"{side:38}{rate:10.1f} images/s{rates['mpp'] / rate:8.2f}")
     if options.out:
         found = {
             "shape": options.shape, "batch": batch, "loader_processes": workers, "images": Path(options.images).name, "images_per_second": rates,
@@ -91,13 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def mpp_side(config: PretrainConfig, workers: int, world: World) -> Take:
+def mpp_side(config: PretrainConfig, workers: int, world: World, how: str = "") -> Take:
     plan = plan_batch(config.data.global_batch, config.data.streams, 1, config.data.global_batch)
     sets = open_training_set(config)
     sampler = OrderSampler(sets.order(config, plan), plan, 0, 1, 0, 10**6)
     stream = batches(sets.placed(config, world.device, 1), sampler, workers, world.device.type == "cuda")
     model = build_model(config, world.device.type == "cuda").to(world.device)
-    engine = Engine(model, build_optimiser(model, config.optim), plan, world, config.system, config.optim.clip_norm)
+    system = config.system.model_copy(update={"compile": bool(how)})
+    engine = Engine(model, build_optimiser(model, config.optim), plan, world, system, config.optim.clip_norm)
 
     def take() -> None:
         _, loss, *_ = engine.forward(*masked_images(next(stream), world.device))
@@ -127,9 +131,9 @@ def folder_stream(config: PretrainConfig, images: str, workers: int, device: tor
             yield batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def peer_side(config: PretrainConfig, images: str, workers: int, world: World) -> Take:
+def peer_side(config: PretrainConfig, images: str, workers: int, world: World, how: str = "") -> Take:
     stream, model = folder_stream(config, images, workers, world.device), peer_of(config, world.device)
-    return plain(model, lambda: model(next(stream)[0]).loss, config, world, False)
+    return plain(model, lambda: model(next(stream)[0]).loss, config, world, how)
 
 
 def lightly_side(config: PretrainConfig, images: str, workers: int, world: World) -> Take:
@@ -161,7 +165,7 @@ def lightly_side(config: PretrainConfig, images: str, workers: int, world: World
         goal = utils.get_at_index(utils.patchify(pixels, patch), hidden - 1)  # the class token counts as a place
         return torch.nn.functional.mse_loss(predicted, goal)
 
-    return plain(model, loss, config, world, False)
+    return plain(model, loss, config, world, "")
 
 
 def supervised_side(config: PretrainConfig, images: str, workers: int, world: World) -> Take:
@@ -176,7 +180,7 @@ def supervised_side(config: PretrainConfig, images: str, workers: int, world: Wo
         batch, labels = next(stream)
         return torch.nn.functional.cross_entropy(model(batch), labels)
 
-    return plain(model, loss, config, world, False)
+    return plain(model, loss, config, world, "")
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def stepped(shapes: Sequence[tuple[Any, list[str], int]], key: str, rounds: int)
 
 def seconds_of(config: PretrainConfig, masking: Masking, batch: int, world: World) -> float:
     inputs = synthetic_batch(config, masking, batch)
-    take: Callable[[], None] = engine_side(config, lambda: masked_images(inputs, world.device), world, compiled=False)
+    take: Callable[[], None] = engine_side(config, lambda: masked_images(inputs, world.device), world, "")
     take()
     seconds = []
     for _ in range(3):
