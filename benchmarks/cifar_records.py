@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from mpp.base.errors import DataError
 from mpp.disk.files import write_atomically
-from mpp.transfer.joined import Line, put_together
+from mpp.transfer.common_table import Line, put_together
 from mpp.transfer.ledger import TEST_READS
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results

@@ -10,15 +10,15 @@ import torch
 from safetensors import safe_open
 from sklearn.cluster import KMeans
 
-from mpp import fit_codebook
 from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.loader import fixed_batches
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set
+from mpp.fit_codebook import config_of, main, parse
 from mpp.interop.codebook_file import read_codebook
-from mpp.mains import fit_codebook as codebook_fitting
+from mpp.mains import fit_codebook
 from mpp.mains.fit_codebook import first_centres, kmeans, moved
 from mpp.train.step import images_on_device
 
@@ -60,7 +60,7 @@ def test_iterations_and_tolerance_end_it():
 def test_a_dead_centre_goes_to_the_point_that_is_farthest_from_its_own():
     points = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
     centres = torch.tensor([[1.0], [50.0]])
-    codes, errors = codebook_fitting.assigned(points, centres, CPU)
+    codes, errors = fit_codebook.assigned(points, centres, CPU)
     assert codes.tolist() == [0, 0, 0, 0] and errors.tolist() == [1, 0, 1, 64]
     assert moved(points, centres, codes, errors, codes.bincount(minlength=2), CPU).tolist() == [[3.0], [9.0]]
     far = torch.cat([blobs()[:4], torch.full((6, 5), 1e4)])
@@ -92,7 +92,7 @@ def test_first_centres_are_different_points_chosen_by_the_seed(init):
 def test_points_that_pass_in_parts_give_the_same_centres(monkeypatch):
     points = blobs()
     whole, _ = fitted(points, points[:8], iterations=5)
-    monkeypatch.setattr(codebook_fitting, "SCORES", 8 * 17)
+    monkeypatch.setattr(fit_codebook, "SCORES", 8 * 17)
     parts, _ = fitted(points, points[:8], iterations=5)
     torch.testing.assert_close(parts.centres, whole.centres, atol=1e-5, rtol=1e-5)
     assert torch.equal(parts.codes, whole.codes)
@@ -102,7 +102,7 @@ def test_points_that_pass_in_parts_give_the_same_centres(monkeypatch):
 
 
 def fit(shards: Path, out: Path, *words: str) -> Path:
-    assert fit_codebook.main([*SIZES, f"data.shards={shards}", f"out={out}", "clusters=9", *words]) == 0
+    assert main([*SIZES, f"data.shards={shards}", f"out={out}", "clusters=9", *words]) == 0
     return out
 
 
@@ -156,11 +156,11 @@ def test_a_yaml_of_pretraining_gives_seed_sizes_data_and_the_place(tmp_path):
     yaml = tmp_path / "run.yaml"
     text = "seed: 3\nmodel: {image_size: 32, patch_size: 8}\ntarget: {name: codebook, path: here.safetensors}\ndata: {flip: false}\noptim: {base_lr: 1}\n"
     yaml.write_text(text)
-    config = fit_codebook.config_of(fit_codebook.parse(["--config", str(yaml), "clusters=5", "data.shards=s"]))
+    config = config_of(parse(["--config", str(yaml), "clusters=5", "data.shards=s"]))
     assert (config.seed, config.model.patch_size, config.data.flip, config.data.shards) == (3, 8, False, "s")
     assert (config.out, config.clusters) == ("here.safetensors", 5)
     yaml.write_text("model: {patch_size: 8}\n")
-    assert fit_codebook.config_of(fit_codebook.parse(["--config", str(yaml)])).out == "codebook.safetensors"
+    assert config_of(parse(["--config", str(yaml)])).out == "codebook.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from timm.utils import AttentionExtract
 
-from mpp import inside
 from mpp.base.errors import ConfigError, DataError, UserError
 from mpp.config.inside import InsideConfig
 from mpp.config.schema import load
 from mpp.config.sections import ModelConfig
 from mpp.data.labelled import open_images
+from mpp.inside import main
 from mpp.interop.encoder_folder import write_encoder
 from mpp.interop.loaded_encoder import LoadedEncoder, digest_of
 from mpp.interop.read_encoder import read_encoder
-from mpp.mains import inside as looking_inside
+from mpp.mains import inside
 from mpp.model.encoder import build_encoder
 from mpp.model.normalise import normalise
 from mpp.monitor.attention import rollout
@@ -75,14 +75,14 @@ def loaded(name, **words):
 
 
 def looked_at(out, *words):
-    assert inside.main([*words, f"out={out}"]) == 0
+    assert main([*words, f"out={out}"]) == 0
     return json.loads((out / "inside.json").read_text())
 
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_of_any_model_of_timm_everything_that_it_has_is_drawn_and_the_rest_named(name, photos, tmp_path, monkeypatch, capsys):
     encoder = loaded(name, **THEIRS[name])
-    monkeypatch.setattr(looking_inside, "read_encoder", lambda source: encoder)
+    monkeypatch.setattr(inside, "read_encoder", lambda source: encoder)
     found = looked_at(tmp_path, f"encoder=timm:{name}", f"images={photos}", "count=5", "maps=2", "batch=3")
     assert set(found["files"]) == FIGURES[name]
     for file in found["files"].values():
@@ -105,7 +105,7 @@ def test_of_our_own_encoders_the_numbers_are_those_of_timms_extractor_and_plain_
     found = looked_at(out, *words)
     encoder = read_encoder(tmp_path / "encoder").net
     prefix, classes = encoder.num_prefix_tokens, model.class_tokens
-    crops = looking_inside.choose(load(InsideConfig, None, words), open_images(str(photos)), (32, 32))
+    crops = inside.choose(load(InsideConfig, None, words), open_images(str(photos)), (32, 32))
     images = lambda ids: normalise(crops.images(ids).float(), HALF, HALF)
     for module in encoder.modules():
         if hasattr(module, "fused_attn"):
@@ -144,7 +144,7 @@ def test_attention_inside_of_windows_is_as_far_as_windows_reach(photos, tmp_path
             if type(module).__name__ == "WindowAttention":
                 module.qkv.weight.zero_()
                 module.relative_position_bias_table.zero_()  # now every head looks everywhere alike
-    monkeypatch.setattr(looking_inside, "read_encoder", lambda source: encoder)
+    monkeypatch.setattr(inside, "read_encoder", lambda source: encoder)
     layers = looked_at(tmp_path, "encoder=timm:swin", f"images={photos}", "count=2", "maps=1", "random_init=null")["attention"]["layers"]
     for layer, cell in zip(layers, (4, 8), strict=True):
         points = [(row * cell, column * cell) for row in range(7) for column in range(7)]
@@ -155,7 +155,7 @@ def test_attention_inside_of_windows_is_as_far_as_windows_reach(photos, tmp_path
 
 def test_batches_and_which_images_are_drawn_change_no_average(photos, tmp_path, monkeypatch):
     encoder = loaded("vit_tiny_patch16_224", **THEIRS["vit_tiny_patch16_224"])
-    monkeypatch.setattr(looking_inside, "read_encoder", lambda source: encoder)
+    monkeypatch.setattr(inside, "read_encoder", lambda source: encoder)
     words = ["encoder=timm:vit", f"images={photos}", "count=7", "random_init=null"]
     one = looked_at(tmp_path / "one", *words, "batch=7")
     other = looked_at(tmp_path / "other", *words, "batch=2", "show=[11, 3]")
@@ -167,7 +167,7 @@ def test_batches_and_which_images_are_drawn_change_no_average(photos, tmp_path, 
 
 def test_a_picture_that_another_encoder_left_behind_goes(photos, tmp_path, monkeypatch):
     encoder = loaded("convnext_atto", **THEIRS["convnext_atto"])
-    monkeypatch.setattr(looking_inside, "read_encoder", lambda source: encoder)
+    monkeypatch.setattr(inside, "read_encoder", lambda source: encoder)
     (tmp_path / "maps.png").write_bytes(b"old")
     (tmp_path / "own.png").write_bytes(b"not ours")
     looked_at(tmp_path, "encoder=timm:x", f"images={photos}", "count=2")
@@ -176,21 +176,21 @@ def test_a_picture_that_another_encoder_left_behind_goes(photos, tmp_path, monke
 
 def test_what_cannot_be_is_refused_in_one_line(photos, tmp_path, monkeypatch):
     encoder = loaded("vit_tiny_patch16_224", **THEIRS["vit_tiny_patch16_224"])
-    monkeypatch.setattr(looking_inside, "read_encoder", lambda source: encoder)
+    monkeypatch.setattr(inside, "read_encoder", lambda source: encoder)
     words = ["encoder=timm:vit", f"images={photos}", f"out={tmp_path}"]
     with pytest.raises(ConfigError, match=r"show=\[12\]: .* holds the images 0 to 11; 12 is none of them"):
-        inside.main([*words, "show=[12]"])
+        main([*words, "show=[12]"])
     with pytest.raises(ConfigError, match=r"resolution=40 must be a multiple of the patch size 16; the nearest that fit are 32 and 48"):
-        inside.main([*words, "resolution=40"])
+        main([*words, "resolution=40"])
     with pytest.raises(ConfigError, match=r"images= is missing; python mpp/inside.py encoder=RUN images=FOLDER"):
-        inside.main(words[:1])
+        main(words[:1])
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"none holds neither manifest.json nor images; give a folder of images or of shards"):
-        inside.main([words[0], f"images={tmp_path / 'none'}"])
+        main([words[0], f"images={tmp_path / 'none'}"])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     with pytest.raises(UserError, match=r"a\.png"):
-        inside.main([words[0], f"images={tmp_path / 'broken'}", words[2]])
+        main([words[0], f"images={tmp_path / 'broken'}", words[2]])
 
 
 def test_images_come_from_shards_and_from_folders_with_or_without_folders_in_them(tiny_shards, photos, tmp_path):

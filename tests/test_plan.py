@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from mpp import plan as program
 from mpp.base.errors import UserError
 from mpp.data.order import plan_batch
-from mpp.mains import plan as planning
+from mpp.mains import plan
 from mpp.mains.plan import GPUS, Counts, Machines, step_time
+from mpp.plan import main
 from mpp.train.zero_costs import Parameters, held_at_most
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT, environment, free_port
@@ -18,7 +18,7 @@ MACHINES = Machines(gpus=16, per_node=8, gpu="h100", network=25.0, cores=96, loa
 
 
 def planned(capsys, *words: str) -> str:
-    assert program.main(list(words)) == 0
+    assert main(list(words)) == 0
     return capsys.readouterr().out
 
 
@@ -93,8 +93,8 @@ def test_less_is_held_where_more_is_computed_again_and_by_bf16_gradients_less_is
 @pytest.mark.parametrize("recipe", ["cifar_data2vec", "cifar_capi_clusters", "cifar_ijepa"])
 def test_a_teacher_is_held_beside_the_model(recipe, capsys, monkeypatch):
     seen = []
-    real = planning.counts
-    monkeypatch.setattr(planning, "counts", lambda model, *given: seen.append((model, real(model, *given))) or seen[-1][1])
+    real = plan.counts
+    monkeypatch.setattr(plan, "counts", lambda model, *given: seen.append((model, real(model, *given))) or seen[-1][1])
     planned(capsys, "--config", f"configs/{recipe}.yaml", "--gpus", "1")
     ((model, found),) = seen
     size = lambda net: sum(parameter.numel() for parameter in net.parameters())
@@ -113,7 +113,7 @@ def test_a_rate_that_was_measured_counts(capsys):
 )
 def test_what_cannot_be_planned_is_refused_by_name(words):
     with pytest.raises(UserError, match=words[1]):
-        program.main(["--config", "configs/mae_b16.yaml", *words])
+        main(["--config", "configs/mae_b16.yaml", *words])
 
 
 def test_this_machine_is_measured(tmp_path):

@@ -97,7 +97,7 @@ class Fetching:
 
     @property
     def has_more(self) -> bool:
-        return self.error is None and (self.next < self.part.size or (self.part.size == 0 and self.pending == 0))
+        return self.error is None and self.next < self.part.size
 
 
 class Failure:
@@ -385,8 +385,11 @@ class Keeper:
             part.discard()
             return self._appears(shard)
         self.began = self.began or time.monotonic()
-        self.fetching[shard] = Fetching(shard, kept, part)
-        return self.fetching[shard]
+        begun = self.fetching[shard] = Fetching(shard, kept, part)
+        if not size:  # no byte to ask for
+            self._complete(begun)
+            return "there"
+        return begun
 
     def _has_no_room(self, shard: Shard, size: int, why: str) -> str:
         """Nothing to do as long as nobody waits for it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from mpp.base.errors import DataError
 from mpp.disk.patience import patiently as disk_patiently
 from mpp.remote import stores, web
-from mpp.remote.retries import InTroubleError, Refused, Trouble, patiently, shown, unless_absent
+from mpp.remote.retries import InTroubleError, Refused, Trouble, patiently, shown, too_large, unless_absent
 from mpp.remote.stores import Write
 from mpp.remote.urls import WEB, is_url, split_url
 
@@ -88,8 +88,10 @@ class StoreOrigin(Origin):
     def small(self, name: str) -> bytes:
         path = f"{self.root}/{name}"
         info = self.store.info(path)
-        if info is None or info.size > MOST_SMALL:
-            raise Refused("is a folder" if info is None else f"has {info.size} bytes, which no manifest has", absent=info is None)
+        if info is None:
+            raise Refused("is a folder", absent=True)
+        if info.size > MOST_SMALL:
+            raise too_large(MOST_SMALL)
         return self.store.read(path, 0, info.size)
 
     def fetch(self, name: str, start: int, end: int, write: Write) -> int:

@@ -28,7 +28,7 @@ from mpp.pages.page import (
 )
 from mpp.pages.run_folder import PRETRAINING, RunFolder, differing, open_run
 from mpp.train.progress import clock
-from mpp.transfer.joined import Joined
+from mpp.transfer.common_table import CommonTable
 from mpp.transfer.table import PRETRAINED, TUNED
 
 REPORT, COMPARISON = "report.html", "comparison.html"
@@ -60,7 +60,7 @@ def report(folders: Sequence[str], out: str | None) -> int:
     return 0
 
 
-def measured(runs: Sequence[RunFolder], pictured: bool) -> tuple[list[Table], list[Joined]]:
+def measured(runs: Sequence[RunFolder], pictured: bool) -> tuple[list[Table], list[CommonTable]]:
     """The tables over all that was measured of these runs, and what they are made of.  Raises DataError for damaged results."""
     found, made = tables_of(results_below(runs), [str(run.path) for run in runs]), []
     for joined in found:
@@ -170,7 +170,7 @@ def warnings(runs: Sequence[RunFolder]) -> list[str]:
     return found
 
 
-def paired(tables: Sequence[Joined]) -> list[Table]:
+def paired(tables: Sequence[CommonTable]) -> list[Table]:
     """Differences to the first run on the same images, by the first of PROBES that several runs have."""
     made = []
     for joined in tables:

@@ -1,6 +1,6 @@
 """What mpp/results.py does: one table over every results.json in and below the folders given, a verdict, and paired differences.
 
-Which figures may stand in one column, and which rows are one, mpp/transfer/joined.py says.
+Which figures may stand in one column, and which rows are one, mpp/transfer/common_table.py says.
 """
 
 import json
@@ -18,7 +18,7 @@ from mpp.base.errors import DataError
 from mpp.base.progress import Progress, tracked
 from mpp.disk.files import write_atomically
 from mpp.monitor import rank
-from mpp.transfer.joined import BASELINES, Joined, Line, put_together, run_name
+from mpp.transfer.common_table import BASELINES, CommonTable, Line, put_together, run_name
 from mpp.transfer.ledger import ledger_path, reads_of
 from mpp.transfer.metrics import difference
 from mpp.transfer.results import Result, find_results
@@ -66,7 +66,7 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
     return 0
 
 
-def tables_of(results: Sequence[Result], folders: Sequence[str]) -> list[Joined]:
+def tables_of(results: Sequence[Result], folders: Sequence[str]) -> list[CommonTable]:
     """A table, or several, for each set of images that was measured on."""
     tables: dict[tuple, list[Result]] = defaultdict(list)
     contents = contents_of(results)

@@ -20,7 +20,7 @@ from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
 from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
 from mpp.train.progress import clock
-from mpp.transfer.joined import Joined
+from mpp.transfer.common_table import CommonTable
 from mpp.transfer.results import RESULTS, Result, find_results
 from mpp.transfer.table import ALWAYS, FINETUNED, SCRATCH, TUNED, rank_cells, remarks_on_table
 
@@ -252,7 +252,7 @@ def results_below(runs: Sequence[RunFolder]) -> list[Result]:
     return find_results(measured) if measured else []
 
 
-def table_of(table: Joined, title: str, verdicts: Sequence[str], pictured: bool) -> Table:
+def table_of(table: CommonTable, title: str, verdicts: Sequence[str], pictured: bool) -> Table:
     """title: what was measured on.  pictured: with the pictures that each measurement drew."""
     columns = list(table.columns.values())
     rows = [[line.name, *(_cell(column.figures.get(line.name, line.always.get(ALWAYS))) for column in columns)] for line in table.lines]

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mpp.base.errors import BusyError, DataError, UserError
-from mpp.base.progress import minutes
 from mpp.base.text import say, sized
 from mpp.disk.files import seal_of, sha256_of, temporary, write_atomically
 from mpp.disk.locks import Owner
@@ -72,6 +71,7 @@ class Copy:
         self.where, self.run_dir, self.owner, self._moved = shown(where.rstrip("/")), run_dir, owner, moved
         self.store, self.root = store_for(protocol), path.strip("/")
         self.commits: dict[str, Record] = {}  # those that exist there, by folder
+        self._counting, self._has_let_go = threading.Lock(), False  # of the lease
         self._sent: dict[str, tuple[int, int]] = {}  # what lies beside them: size and time of the last change of what was copied
         self._drawn: dict[str, int] | None = None  # pictures that an earlier start has copied: bytes
 
@@ -161,14 +161,19 @@ class Copy:
 
     def count(self) -> None:
         """Tell others that this run lives."""
-        self.owner = replace(self.owner, count=self.owner.count + 1)
-        self.check_lease()
-        self._write_lease()
+        with self._counting:
+            if not self._has_let_go:
+                self.owner = replace(self.owner, count=self.owner.count + 1)
+                self.check_lease()
+                self._write_lease()
 
     def let_go(self) -> None:
-        found, _ = self._lease()
-        if found is not None and found.token == self.owner.token:
-            self.store.remove([f"{self.root}/{LEASE}"])
+        """For good, and not while it is being counted: a lease that is written again behind this would keep others waiting for a run that is over."""
+        with self._counting:
+            self._has_let_go = True
+            found, _ = self._lease()
+            if found is not None and found.token == self.owner.token:
+                self.store.remove([f"{self.root}/{LEASE}"])
 
     def _busy(self, owner: Owner) -> BusyError:
         return BusyError(
@@ -483,8 +488,8 @@ class Copier:
             if os.getppid() != self._parent:  # a loader process may still hold the pipe
                 self._leave()
             if self._busy and time.monotonic() - self._last > retries.PATIENCE.stall_seconds:
-                seconds = minutes(retries.PATIENCE.stall_seconds)
-                self.answer({"failed": f"{self.copy.where}: has taken and given nothing for {seconds} min", "kind": "Stalled"})
+                seconds = f"{retries.PATIENCE.stall_seconds:g} s"
+                self.answer({"failed": f"{self.copy.where}: has taken and given nothing for {seconds}", "kind": "Stalled"})
                 os._exit(1)
 
     def _count(self) -> None:

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from mpp.base.errors import DataError
-from mpp.base.text import say
+from mpp.base.text import say, sized
 
 T = TypeVar("T")
 
@@ -91,6 +91,11 @@ class Refused(Exception):
     def __init__(self, reason: str, *, absent: bool = False):
         super().__init__(reason)
         self.absent = absent
+
+
+def too_large(most: int) -> Refused:
+    """most: bytes that are taken."""
+    return Refused(f"is larger than {sized(most)}")
 
 
 def unless_absent(call: Callable[[], T]) -> T | None:

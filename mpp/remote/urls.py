@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mpp.base.errors import BadSample, DataError
 from mpp.disk.files import write_atomically
 from mpp.remote import retries, web
-from mpp.remote.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown
+from mpp.remote.retries import Refused, Trouble, errors, give_up_or_wait, meaning, patiently, shown, too_large
 from mpp.remote.stores import Info, store_for
 
 WEB = ("http", "https")
@@ -85,7 +85,7 @@ def read_url(url: str) -> bytes:
         if not data:
             raise Refused("an empty file")
         if len(data) > MAX_FILE_BYTES:
-            raise Refused(f"is larger than {MAX_FILE_BYTES} bytes")
+            raise too_large(MAX_FILE_BYTES)
         return data
     except Refused as error:
         raise BadSample(f"{shown(url)[:200]}: {error}") from error

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 import mpp
 from mpp.base.errors import DataError
 from mpp.remote import body, retries
-from mpp.remote.retries import Refused, Trouble, in_time, shown
+from mpp.remote.retries import Refused, Trouble, in_time, shown, too_large
 
 REDIRECTS = 10
 TRY_AGAIN = (408, 425, 429)  # and everything from 500 on
@@ -87,14 +87,16 @@ def get(url: str, start: int | None = None, end: int = 0) -> Iterator[Answer]:
 
 
 def read(url: str, most: int) -> bytes:
-    """At most `most` bytes and one more, where there are more.  Raises as `get`."""
+    """A whole file, of `most` bytes at most: more are not even taken.  Raises as `get`, and Refused for more."""
     data = bytearray()
     with get(url) as answer:
         answer.refuse_packed()
-        for chunk in answer.chunks if (answer.size or 0) <= most else [bytes(most + 1)]:
+        if answer.size is not None and answer.size > most:
+            raise too_large(most)
+        for chunk in answer.chunks:
             data += chunk
             if len(data) > most:
-                return bytes(data)
+                raise too_large(most)
         if answer.size is not None and len(data) != answer.size:
             raise Trouble(f"sent {len(data)} of {answer.size} bytes")
     return bytes(data)

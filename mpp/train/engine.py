@@ -1,4 +1,4 @@
-"""The only door to DeepSpeed: one process group, one engine, what an optimiser step needs of them, and the state that ZeRO deals out."""
+"""All that mpp knows of DeepSpeed: one process group, one engine, what an optimiser step needs of them, and the state that ZeRO deals out."""
 
 import logging
 import os

@@ -124,7 +124,7 @@ class Flight:
         self._steps[-1].batches.append(
             {
                 "position": batch["position"].numpy()[0],
-                "samples": samples[:: self.views],
+                "samples": samples[:: self.views].copy(),  # a view would keep all numbers of the batch, masks too, as long as it is noted
                 "replaced": {int(asked): int(seen) for asked, seen in zip(samples[samples != shown], shown[samples != shown], strict=True)},
                 "masks": masks_check(batch),
                 "labels": labels_check(batch),

@@ -2,6 +2,7 @@
 store does."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -21,9 +22,10 @@ from mpp.base.errors import BadSample, ConfigError, DataError
 from mpp.data.cache_folder import CacheFolder
 from mpp.data.keeper import BEGUN
 from mpp.data.order import EveryOnce, Order
-from mpp.data.shard_cache import _keepers, caching, end_keepers
+from mpp.data.shard_cache import _keepers, cached_set, caching, end_keepers
 from mpp.data.shards import ShardSet
 from mpp.disk.patience import disks
+from mpp.processes.watch import watch
 from mpp.processes.watchman import process_state
 from tests.conftest import write_shards
 from tests.object_store import ObjectStore
@@ -111,6 +113,17 @@ def test_a_store_a_web_server_and_a_far_disk_give_what_the_folder_gives_and_each
             assert len(fetched) == SHARDS + 2 and set(fetched.values()) <= {1, 2}, "web servers are asked for sizes, by their first bytes"
             assert store.sent("*.tar").total() <= sum(path.stat().st_size for path in made.glob("*.tar")) + SHARDS
     assert tars(tmp_path / "cache") == [f"{number:06d}.tar" for number in range(SHARDS)]
+
+
+def test_a_shard_without_a_byte_is_there_at_once(tmp_path, monkeypatch):
+    split = write_shards(tmp_path / "split", [SAMPLES])
+    manifest = json.loads((split / "manifest.json").read_text())
+    manifest["shards"].append({"name": "000001.tar", "bytes": 0, "sha256": hashlib.sha256(b"").hexdigest(), "samples": 0})
+    (split / "manifest.json").write_text(json.dumps(manifest))
+    (split / "000001.tar").touch()
+    monkeypatch.setattr(watch, "slow", 10.0)
+    cached_set(str(split)).want(["000001.tar"])
+    assert tars(tmp_path / "cache") == ["000001.tar"]
 
 
 def test_what_is_there_from_an_earlier_job_is_not_fetched_again(store, cache):

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mpp import export
 from mpp.base.errors import CheckpointError, ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.disk.files import sha256_of
+from mpp.export import main
 from mpp.interop import certificate
 from mpp.interop.read_encoder import read_encoder
 from mpp.interop.weight_files import read_weights
-from mpp.mains import export as exporting
+from mpp.mains import export
 from mpp.model.encoder import Encoder
 from mpp.model.tokens import class_tokens_of
 from mpp.recipe.model import PretrainingModel, build_model
@@ -67,7 +67,7 @@ def exported(tmp_path_factory) -> tuple[Path, PretrainingModel]:
     """(folder of all four exports, the model); not to be changed."""
     folder = tmp_path_factory.mktemp("exported")
     model = make_run(folder / "run")
-    assert export.main([str(folder / "run"), str(folder / "out"), "--to", *ALL]) == 0
+    assert main([str(folder / "run"), str(folder / "out"), "--to", *ALL]) == 0
     return folder / "out", model
 
 
@@ -168,7 +168,7 @@ def test_each_certificate_says_what_it_is_of(exported):
 
 
 def test_check_measures_all_below_a_folder(exported, capsys):
-    assert export.main(["--check", str(exported[0])]) == 0
+    assert main(["--check", str(exported[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ALL
 
@@ -197,7 +197,7 @@ def resealed(folder: Path) -> None:
 def test_another_encoder_under_matching_hashes_is_found(copy, tmp_path, kind):
     folder, run = copy(kind), tmp_path / "other"
     make_run(run, seed=9)
-    export.main([str(run), str(tmp_path / "others"), "--to", kind])
+    main([str(run), str(tmp_path / "others"), "--to", kind])
     (name,) = [name for name in certificate.FILES[kind] if name.endswith(".safetensors")]
     (folder / name).write_bytes((tmp_path / "others" / kind / name).read_bytes())
     resealed(folder)
@@ -286,7 +286,7 @@ def test_what_a_target_cannot_express_is_refused_before_anything_is_written(tmp_
         make_run(tmp_path / "run", **changes)
         source = str(tmp_path / "run")
     with pytest.raises(ConfigError, match=words):
-        export.main([source, str(tmp_path / "out"), "--to", "timm", target])
+        main([source, str(tmp_path / "out"), "--to", "timm", target])
     assert not (tmp_path / "out").exists()
 
 
@@ -296,13 +296,13 @@ def test_what_a_target_cannot_express_is_refused_before_anything_is_written(tmp_
 )
 def test_another_kind_of_network_is_no_vit_of_transformers(tmp_path, source, words):
     with pytest.raises(ConfigError, match=words):
-        export.main([source, str(tmp_path), "--to", "transformers"])
+        main([source, str(tmp_path), "--to", "transformers"])
 
 
 @pytest.mark.parametrize("changes", [{"class_tokens": 8}, ROTARY | {"class_tokens": 3, "rotary_frequencies": (7.0, 7e-4)}])
 def test_several_class_tokens_and_rotary_positions_go_out_with_what_pools_them(tmp_path, changes, capsys):
     make_run(tmp_path / "run", model=MAE["model"] | changes)
-    assert export.main([str(tmp_path / "run"), str(tmp_path / "out"), "--to", "timm", "safetensors"]) == 0
+    assert main([str(tmp_path / "run"), str(tmp_path / "out"), "--to", "timm", "safetensors"]) == 0
     source, count = read_encoder(tmp_path / "run"), changes["class_tokens"]
     for kind in ("timm", "safetensors"):
         found = read_encoder(tmp_path / "out" / kind)
@@ -319,25 +319,25 @@ def test_a_fine_tuned_run_is_read_by_its_encoder_folder(exported, tmp_path):
     record = json.loads(commit.read_text())
     write_commit(commit.parent, record | {"program": "finetune", "config": {"encoder": "some/run"}})
     shutil.copytree(exported[0] / "timm", tmp_path / "run" / "encoder")
-    assert exporting.open_source(str(tmp_path / "run")).run is None
+    assert export.open_source(str(tmp_path / "run")).run is None
     assert read_encoder(tmp_path / "run").digest == read_encoder(exported[0] / "timm").digest
 
 
 def test_an_encoder_without_its_run_has_no_decoder_to_export(exported, tmp_path):
     with pytest.raises(ConfigError, match="without a decoder"):
-        export.main([str(exported[0] / "timm"), str(tmp_path), "--to", "transformers-mae"])
+        main([str(exported[0] / "timm"), str(tmp_path), "--to", "transformers-mae"])
 
 
 def test_without_transformers_the_remedy_is_named(exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="pip install"):
-        export.main([str(exported[0] / "timm"), str(tmp_path / "out"), "--to", "transformers"])
+        main([str(exported[0] / "timm"), str(tmp_path / "out"), "--to", "transformers"])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("source", ["timm:resnet10t@random", "timm:vit_tiny_patch16_224@random"])
 def test_encoders_of_timm_go_out_too(tmp_path, source, capsys):
-    assert export.main([source, str(tmp_path), "--to", "timm", "safetensors"]) == 0
+    assert main([source, str(tmp_path), "--to", "timm", "safetensors"]) == 0
     assert read_encoder(tmp_path / "timm").digest == read_encoder(tmp_path / "safetensors").digest == read_encoder(source).digest
 
 
@@ -351,7 +351,7 @@ def test_an_encoder_goes_from_transformers_to_timm_and_back(tmp_path, capsys):
     )
     model = scattered(transformers.ViTModel(config))
     model.save_pretrained(tmp_path / "theirs")
-    export.main([str(tmp_path / "theirs"), str(tmp_path), "--to", "timm", "transformers"])
+    main([str(tmp_path / "theirs"), str(tmp_path), "--to", "timm", "transformers"])
     assert (
         read_encoder(tmp_path / "timm").digest == read_encoder(tmp_path / "theirs").digest == read_encoder(tmp_path / "transformers").digest
     )
@@ -362,14 +362,14 @@ def test_an_encoder_goes_from_transformers_to_timm_and_back(tmp_path, capsys):
 
 def test_a_kill_between_two_files_leaves_no_certificate(exported, tmp_path, monkeypatch):
     make_run(tmp_path / "run")
-    export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+    main([str(tmp_path / "run"), str(tmp_path / "out")])
     assert (tmp_path / "out" / "timm" / "CERTIFICATE.json").exists()
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "certify", killed)
+    monkeypatch.setattr(export, "certify", killed)
     with pytest.raises(KeyboardInterrupt):
-        export.main([str(tmp_path / "run"), str(tmp_path / "out")])
+        main([str(tmp_path / "run"), str(tmp_path / "out")])
     with pytest.raises(CheckpointError, match="holds no CERTIFICATE"):
         certificate.check(tmp_path / "out" / "timm")

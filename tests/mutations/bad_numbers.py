@@ -93,6 +93,10 @@ ROWS = [
     ),
     # The flight recorder.
     Row(
+        "what is noted of a batch keeps the batch", "mpp/train/flight.py", "samples[:: self.views].copy(),", "samples[:: self.views],",
+        "tests/train/test_flight.py::test_what_is_noted_of_a_batch_keeps_none_of_its_memory",
+    ),
+    Row(
         "the message names the dump of rank 0 whoever it was", "mpp/train/flight.py", 'return self.folder / f"rank{rank}.json"', 'return self.folder / "rank0.json"',
         STOPPED,
     ),

@@ -8,6 +8,20 @@ KEEPER, FOLDER = "mpp/data/keeper.py", "mpp/data/cache_folder.py"
 
 ROWS = [
     Row(
+        "a shard without a byte is asked for, for ever",
+        KEEPER,
+        "        if not size:  # no byte",
+        "        if size < 0:  # no byte",
+        CACHE + "test_a_shard_without_a_byte_is_there_at_once",
+    ),
+    Row(
+        "a web server's file is taken whatever it says that it has",
+        "mpp/remote/web.py",
+        "        if answer.size is not None and answer.size > most:\n            raise too_large(most)\n",
+        "        most = max(most, answer.size or 0)\n",
+        STORES + "test_of_a_small_file_no_more_is_taken_than_any_has[http]",
+    ),
+    Row(
         "shards are fetched in the order of their names",
         KEEPER,
         "heapq.nsmallest(TRIED, missing, key=lambda each: (self._urgency(each), each))",

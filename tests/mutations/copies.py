@@ -35,6 +35,20 @@ ROWS = [
         f"{COPIES}test_what_is_no_place_for_a_run_is_an_error_of_one_line",
     ),
     Row(
+        "a lease that is let go is written again",
+        FILE,
+        "            if not self._has_let_go:\n",
+        "            if True:\n",
+        f"{COPIER}test_who_has_let_go_counts_no_more_not_even_where_a_count_was_under_way",
+    ),
+    Row(
+        "a lease is let go while it is counted",
+        FILE,
+        "        with self._counting:\n            self._has_let_go = True\n",
+        "        if True:\n            self._has_let_go = True\n",
+        f"{COPIER}test_who_has_let_go_counts_no_more_not_even_where_a_count_was_under_way",
+    ),
+    Row(
         "the flight recorder is not copied",
         FILE,
         'FOLDERS = ("tensorboard", "pictures", FLIGHT,',

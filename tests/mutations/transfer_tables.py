@@ -11,7 +11,7 @@ RANK, TABLE = "tests/monitor/test_rank.py", "tests/transfer/test_table.py"
 ROWS = [
     Row(
         "rows of one name hide each other",
-        "mpp/transfer/joined.py",
+        "mpp/transfer/common_table.py",
         "if seen[line.name] > 1 and line.cells:",
         "if False:",
         f"{RESULTS}::test_every_row_is_shown_where_one_run_was_measured_twice",
@@ -59,19 +59,19 @@ ROWS = [
     ),
     Plant(
         "what was measured otherwise stands in one column",
-        "mpp.transfer.joined:_key",
+        "mpp.transfer.common_table:_key",
         "lambda value: real({k: v for k, v in value.items() if k != 'labels'} if isinstance(value, dict) and 'draws' in value else value)",
         f"{RESULTS}::test_what_was_measured_otherwise_stands_apart_and_is_named",
     ),
     Plant(
         "baselines that differ hide each other",
-        "mpp.transfer.joined:_agree",
+        "mpp.transfer.common_table:_agree",
         "lambda *_: True",
         f"{RESULTS}::test_a_baseline_that_was_measured_twice_with_other_figures_is_shown_twice",
     ),
     Row(
         "a baseline shows the first run alone",
-        "mpp/transfer/joined.py",
+        "mpp/transfer/common_table.py",
         "known.cells = own | known.cells",
         "known.cells = known.cells",
         f"{RESULTS}::test_a_baseline_has_what_any_of_the_runs_has_measured_of_it",
@@ -92,7 +92,7 @@ ROWS = [
     ),
     Plant(
         "images that train holds count in tables of several results",
-        "mpp.transfer.joined:Cell.fresh",
+        "mpp.transfer.common_table:Cell.fresh",
         "property(lambda self: torch.ones_like(self.truth, dtype=torch.bool))",
         f"{RESULTS}::test_images_that_train_holds_too_count_for_no_verdict_and_no_difference",
     ),

@@ -14,10 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mpp import doctor
 from mpp.base.errors import ConfigError, UserError
 from mpp.checks import images, links, recipe
-from mpp.mains import doctor as examining
+from mpp.doctor import main
+from mpp.mains import doctor
 from tests.data.tars import write_tars
 from tests.forks import Forked
 from tests.pipeline.conftest import ROOT, TINY, environment, finish, free_port, start, succeed
@@ -37,7 +37,7 @@ def soon(monkeypatch):
 
 def examined(capsys, *words: str) -> tuple[int, dict]:
     capsys.readouterr()
-    status = doctor.main([*TINY, "--json", *words])
+    status = main([*TINY, "--json", *words])
     return status, json.loads(capsys.readouterr().out)
 
 
@@ -71,7 +71,7 @@ def test_a_stream_is_examined_and_what_is_weaker_is_said(tmp_path, capsys):
 
 
 def test_lines_are_told_for_people_and_end_in_a_count(shards, tmp_path, capsys):
-    assert doctor.main([*TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "data.global_batch=12"]) == 0
+    assert main([*TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "data.global_batch=12"]) == 0
     lines = capsys.readouterr().out.splitlines()
     warned = next(number for number, line in enumerate(lines) if line.startswith("warning  "))
     assert lines[warned + 1].split()[0] == "->"
@@ -110,7 +110,7 @@ def test_shards_that_are_not_as_the_manifest_says_fail(shards, tmp_path, capsys)
 
 def test_a_wrong_command_has_a_status_of_its_own(tmp_path):
     with pytest.raises(UserError, match="base_lrr"):
-        doctor.main([*TINY, "optim.base_lrr=1"])
+        main([*TINY, "optim.base_lrr=1"])
     for words in (
         ["--gpus", "12", "--per-node", "8"],
         ["--gpus", "8", "--gpu", "abacus"],
@@ -119,7 +119,7 @@ def test_a_wrong_command_has_a_status_of_its_own(tmp_path):
         ["--cores", "8"],
     ):
         with pytest.raises(UserError):
-            doctor.main([*TINY, *words])
+            main([*TINY, *words])
 
 
 def test_on_a_login_machine_the_machines_that_are_meant_are_looked_at(shards, tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_on_a_login_machine_the_machines_that_are_meant_are_looked_at(shards, tm
 
 def test_a_preset_and_a_budget_are_settled_as_the_run_would(shards, tmp_path, capsys):
     words = [f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "system.workers=0", "model={image_size: 16, patch_size: 4}", "--json"]
-    assert doctor.main(["--config", "configs/small_32.yaml", "budget=2h", *words]) == 0
+    assert main(["--config", "configs/small_32.yaml", "budget=2h", *words]) == 0
     told = json.loads(capsys.readouterr().out)
     assert "46 training images" in of(told, "samples")["found"] and of(told, "length")["found"].startswith("budget=2h: up to ")
     assert list(tmp_path.iterdir()) == []
@@ -233,7 +233,7 @@ def test_processes_that_do_not_meet_are_a_failed_check(capsys, monkeypatch, tmp_
     def nobody(seconds: float) -> None:
         raise ConfigError("rank 3 of 4 has not come to n0:29500 within 120 s; start as many processes as WORLD_SIZE says")
 
-    monkeypatch.setattr(examining, "meet", nobody)
+    monkeypatch.setattr(doctor, "meet", nobody)
     status, told = examined(capsys, f"run_dir={tmp_path / 'run'}")
     (found,) = told["checks"]
     assert status == 1 and found["name"] == "processes" and found["fix"] == "start as many processes as WORLD_SIZE says"
@@ -243,7 +243,7 @@ def test_a_disk_that_fails_under_a_check_is_a_finding_and_the_others_follow(shar
     def broken(*_) -> None:
         raise OSError(errno.ESTALE, "Stale file handle", "/there")
 
-    monkeypatch.setattr(examining.folder, "room", broken)
+    monkeypatch.setattr(doctor.folder, "room", broken)
     status, told = examined(capsys, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}")
     assert status == 1 and of(told, "disk")["fix"] == "the file server has lost it: mount it again"
     assert {each["name"] for each in told["checks"]} == ALL
@@ -304,7 +304,7 @@ def test_a_process_that_dies_while_clocks_are_compared_is_a_failed_check_that_na
     port, began = free_port(), time.monotonic()
     words = ["-c", DIES, str(ROOT), how, *TINY, f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "--json"]
     done = finish([Forked(words, cwd=ROOT, env=environment(rank, 2, port)) for rank in (0, 1)])
-    assert done.status == [1, status] and time.monotonic() - began < examining.MEETING_SECONDS, done.err
+    assert done.status == [1, status] and time.monotonic() - began < doctor.MEETING_SECONDS, done.err
     told = json.loads(done.out)
     said = [each for each in told["checks"] if each["name"] == "processes" and each["verdict"] == "failed"]
     assert len(said) == 1 and said[0]["found"].startswith("rank 1 (host ") and found in said[0]["found"] and fix in said[0]["fix"]

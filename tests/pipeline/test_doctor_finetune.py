@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mpp import doctor
 from mpp.base.errors import ConfigError
 from mpp.base.text import sized
 from mpp.checks import images, recipe
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
-from mpp.mains import doctor as examining
+from mpp.doctor import main, parse, schema_of
+from mpp.mains import doctor
 from mpp.mains.plan import Counts
 from mpp.train.zero_costs import held_at_most
 from tests.forks import Forked
@@ -61,7 +61,7 @@ def words(given: Path, run_dir: Path) -> list[str]:
 
 def examined(capsys, *asked: str) -> tuple[int, dict]:
     capsys.readouterr()
-    status = doctor.main(["--json", *asked])
+    status = main(["--json", *asked])
     return status, json.loads(capsys.readouterr().out)
 
 
@@ -118,7 +118,7 @@ def test_without_an_encoder_the_images_are_looked_at_nevertheless(given, tmp_pat
 
 def test_which_program_is_meant_is_known_by_the_keys(monkeypatch):
     monkeypatch.chdir(ROOT)
-    schema = lambda *asked: doctor.schema_of(doctor.parse(list(asked)))
+    schema = lambda *asked: schema_of(parse(list(asked)))
     for path in sorted(Path("configs").glob("*.yaml")):
         assert schema("--config", str(path)) is (FinetuneConfig if path.name.startswith("finetune_") else PretrainConfig), path
     assert schema("encoder=runs/a", "train=shards/train") is FinetuneConfig
@@ -129,13 +129,13 @@ def test_which_program_is_meant_is_known_by_the_keys(monkeypatch):
 
 def test_what_no_file_can_know_is_asked_for(given):
     with pytest.raises(ConfigError, match="encoder= is missing"):
-        doctor.main(["--config", "configs/finetune_cifar.yaml", f"train={given}/train"])
+        main(["--config", "configs/finetune_cifar.yaml", f"train={given}/train"])
     with pytest.raises(ConfigError, match=r"unknown key 'augment\.mixupp'"):
-        doctor.main([f"encoder={given}/encoder", f"train={given}/train", "augment.mixupp=1"])
+        main([f"encoder={given}/encoder", f"train={given}/train", "augment.mixupp=1"])
 
 
 def test_a_slow_loader_is_told_with_what_fine_tuning_can_do_about_it(given, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(examining.images, "loader_rate", lambda *_: images.LoaderRate(0.5, 1.0, 1))
+    monkeypatch.setattr(doctor.images, "loader_rate", lambda *_: images.LoaderRate(0.5, 1.0, 1))
     _, told = examined(capsys, *words(given, tmp_path / "run"))
     slow = of(told, "loader")
     assert slow["verdict"] == "warning" and slow["fix"].endswith("or make shards with --resize") and "data.views" not in json.dumps(told)
@@ -145,7 +145,7 @@ def test_a_slow_loader_is_told_with_what_fine_tuning_can_do_about_it(given, tmp_
 
 def test_a_preset_is_settled_as_the_run_would(given, tmp_path, capsys):
     asked = [f"encoder={given}/encoder", f"train={given}/train", f"test={given}/test", f"run_dir={tmp_path / 'run'}", "system.workers=0"]
-    assert doctor.main(["--config", "configs/finetune_small.yaml", "--json", *asked]) == 0
+    assert main(["--config", "configs/finetune_small.yaml", "--json", *asked]) == 0
     told = json.loads(capsys.readouterr().out)
     plan, time = [each["found"] for each in told["checks"] if each["name"] == "length"]
     assert plan.startswith("fit small: 43 labels | ") and time.split()[0].replace(",", "").isdigit()

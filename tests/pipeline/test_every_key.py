@@ -200,7 +200,7 @@ MANY = """
 import contextlib, hashlib, io, json, re, sys, traceback
 from pathlib import Path
 import deepspeed, torch, torch.distributed as dist
-import mpp.mains.pretrain as pretraining
+import mpp.mains.pretrain as pretrain
 import mpp.train.engine as engine
 import mpp.train.gathering as gathering
 from mpp.base.errors import UserError
@@ -210,7 +210,7 @@ world = engine.start_distributed()
 gathering.start_distributed = lambda *_, **__: world  # one process group for all runs
 dist.destroy_process_group = lambda *_: None
 seen = {}
-initialize, build_model, compile = deepspeed.initialize, pretraining.build_model, torch.nn.Module.compile
+initialize, build_model, compile = deepspeed.initialize, pretrain.build_model, torch.nn.Module.compile
 def initialized(*_, **words):
     seen["engine"], seen["micro_batch"] = words["config"], words["config"]["train_micro_batch_size_per_gpu"]
     return initialize(*_, **words)
@@ -218,7 +218,7 @@ def built(*words):
     model = build_model(*words)
     seen["attention"] = [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")]
     return model
-deepspeed.initialize, pretraining.build_model = initialized, built
+deepspeed.initialize, pretrain.build_model = initialized, built
 torch.nn.Module.compile = lambda *_, **__: seen.update(compiled=True)
 import mpp.model.recompute
 again = mpp.model.recompute.checkpoint

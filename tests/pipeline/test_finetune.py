@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from mpp.config.small import tuning
 from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
-from mpp.mains import finetune as finetuning
+from mpp.mains.finetune import Tuned, measured
 from mpp.processes.world import World
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from tests.pipeline.conftest import Finished, finish, metrics, start, succeed, tensors
@@ -255,9 +255,9 @@ def test_everything_is_measured_by_the_same_loader_processes(monkeypatch):
     world = World(0, 1, 1, torch.device("cpu"))
     run = SimpleNamespace(plan=SimpleNamespace(micro_batch=8), workers=1, world=world, engine=Mock())
     repeat, loaders = SimpleNamespace(run=run, job=SimpleNamespace(loaded=Mock())), SimpleNamespace(measuring=object())
-    tuned, asked = finetuning.Tuned(repeat, loaders, None, "arch", {}), []
-    monkeypatch.setattr(finetuning, "measure", lambda predict, **words: asked.append((words["data"], words["kept"])))
+    tuned, asked = Tuned(repeat, loaders, None, "arch", {}), []
+    monkeypatch.setattr("mpp.mains.finetune.measure", lambda predict, **words: asked.append((words["data"], words["kept"])))
     holdout, test = object(), object()
     for data in (holdout, holdout, test, holdout):
-        finetuning.measured(tuned, data)
+        measured(tuned, data)
     assert asked == [(data, loaders.measuring) for data in (holdout, holdout, test, holdout)]

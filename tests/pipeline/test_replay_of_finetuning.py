@@ -17,11 +17,11 @@ from tests.pipeline.finetune_runs import write_encoder, write_images
 NOTES = """
 import os, sys
 import torch
-import mpp.mains.finetune as finetuning
+import mpp.mains.finetune as finetune
 import mpp.train.run as run
 from mpp.base.errors import run_program
 from mpp.finetune import main
-folder, seen, update, prepare = sys.argv.pop(1), [], run.Step.update, finetuning.inputs_and_targets
+folder, seen, update, prepare = sys.argv.pop(1), [], run.Step.update, finetune.inputs_and_targets
 def noting(batch, *rest):
     found = prepare(batch, *rest)
     seen.append(({name: value.clone() for name, value in batch.items() if isinstance(value, torch.Tensor)}, *(each.clone() for each in found)))
@@ -33,7 +33,7 @@ def breaking(self):
         raise ZeroDivisionError("planted")
     if self.run.config.seed == 7 and self.last:
         seen.clear()
-finetuning.inputs_and_targets, run.Step.update = noting, breaking
+finetune.inputs_and_targets, run.Step.update = noting, breaking
 run_program(main)
 """
 # The same, with a weight that becomes NaN behind step 3.

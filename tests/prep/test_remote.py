@@ -26,6 +26,7 @@ from PIL import Image
 
 from data_prep import make_shards
 from mpp.base.errors import BadSample, DataError, UserError
+from mpp.base.text import sized
 from mpp.data.shards import ShardSet
 from mpp.prep import destination
 from mpp.prep.source import Item
@@ -254,7 +255,7 @@ def test_a_row_is_read_up_to_the_limit_and_no_further(server, monkeypatch):
     monkeypatch.setattr(urls, "MAX_FILE_BYTES", len(BODY) - 1)
     for words in ([], ["no length"]):
         server.script = words
-        with pytest.raises(BadSample, match="is larger than 4999 bytes"):
+        with pytest.raises(BadSample, match=f"is larger than {sized(len(BODY) - 1)}$"):
             urls.read_url(server.url)
     server.body = b""
     with pytest.raises(BadSample, match="an empty file"):

@@ -319,6 +319,22 @@ def test_one_that_is_set_aside_is_whole_under_its_new_name_and_no_checkpoint_any
 # ---------------------------------------------------------------- who may write
 
 
+def test_who_has_let_go_counts_no_more_not_even_where_a_count_was_under_way(store, held, monkeypatch):
+    check, leaving = held.check_lease, threading.Thread(target=held.let_go)
+
+    def looked():
+        check()
+        leaving.start()
+        leaving.join(1)  # which waits for the count; else the lease would be gone now, and written again behind it
+
+    monkeypatch.setattr(held, "check_lease", looked)
+    held.count()
+    leaving.join()
+    monkeypatch.setattr(held, "check_lease", check)
+    held.count()
+    assert "lease.json" not in listing(store, "runs/a/")
+
+
 def test_a_second_run_is_refused_while_the_first_one_lives(store, held, run_dir):
     held.let_go()
     parent = os.getppid()
@@ -438,7 +454,7 @@ def test_a_process_whose_store_hangs_says_so_and_is_ended(tmp_path, monkeypatch)
         time.sleep(0.05)
         if left:
             break
-    assert left == [1] and answers == [{"failed": "memory://a/b: has taken and given nothing for 0:00 min", "kind": "Stalled"}]
+    assert left == [1] and answers == [{"failed": "memory://a/b: has taken and given nothing for 0.2 s", "kind": "Stalled"}]
 
 
 def test_the_doctor_learns_what_the_store_takes_and_leaves_nothing(store, run_dir, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpp.base.errors import DataError
+from mpp.data import origins
 from mpp.data.origins import origin_of
 from mpp.remote import body, retries, s3, stores, urls
 from mpp.remote.retries import Refused
@@ -65,6 +66,14 @@ def test_a_range_is_written_in_parts_to_its_place(origin, start, end):
     assert origin.fetch("0.tar", start, end, file) == len(BODY[start:end])
     assert file.data[start:end].rstrip(b"\0") == BODY[start:end].rstrip(b"\0")
     assert file.at == list(range(start, min(end, len(BODY)), body.PART))
+
+
+def test_of_a_small_file_no_more_is_taken_than_any_has(origin, monkeypatch):
+    monkeypatch.setattr(origins, "MOST_SMALL", len(BODY))
+    assert origin.small("0.tar") == BODY
+    monkeypatch.setattr(origins, "MOST_SMALL", 1000)
+    with pytest.raises(Refused, match=r"^is larger than 1 kB$"):
+        origin.small("0.tar")
 
 
 def test_after_a_cut_it_is_written_from_its_start_again(origin, store):

@@ -16,8 +16,7 @@ from mpp.base.errors import UserError
 from mpp.config.probe import ProbeConfig
 from mpp.config.schema import load
 from mpp.interop.encoder_folder import write_encoder
-from mpp.mains import linear_probe as probing
-from mpp.mains import probe_report
+from mpp.mains import linear_probe, probe_report
 from mpp.model.encoder import build_encoder
 from mpp.transfer.extractors import EncoderExtractor
 from tests.keys import Change, faults, keys, split
@@ -182,7 +181,7 @@ def observed(tmp_path_factory) -> dict[tuple[str, str], dict]:
             config, printed = load(ProbeConfig, None, text), io.StringIO()
             try:
                 with contextlib.redirect_stdout(printed):
-                    assert probing.probe(config, text) == 0
+                    assert linear_probe.probe(config, text) == 0
                 found = figures(place, place / str(config.out), cache, printed.getvalue())
             except UserError as error:
                 found = {"error": str(error)}

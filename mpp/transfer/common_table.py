@@ -1,4 +1,4 @@
-"""Rows of one table out of several results.json.
+"""One table of several results.json: its rows and columns.
 
 A column holds what was measured alike: one probe, its grid, labels and draws, features, hold-out and metric.  What differs in any of it stands in a
 column of its own, and what differs is said.  No row is left out: baselines that several runs share are shown once where they are equal.  Runs that
@@ -125,8 +125,8 @@ class Line:
 
 
 @dataclass
-class Joined:
-    """A table."""
+class CommonTable:
+    """What several results give together."""
 
     results: list[Result]
     lines: list[Line]
@@ -134,7 +134,7 @@ class Joined:
     apart: list[str]  # what was measured otherwise, in words
 
 
-def put_together(results: Sequence[Result], folders: Sequence[str]) -> list[Joined]:
+def put_together(results: Sequence[Result], folders: Sequence[str]) -> list[CommonTable]:
     """Of results on the same images: one table, and a further one for those that have every column otherwise than it."""
     tables: list[list[Result]] = []
     ways: list[dict[str, set[str]]] = []  # of each table: column -> how it was measured
@@ -182,7 +182,7 @@ def _cells(results: Sequence[Result]) -> list[Cell]:
     ]
 
 
-def _table(results: Sequence[Result], folders: Sequence[str]) -> Joined:
+def _table(results: Sequence[Result], folders: Sequence[str]) -> CommonTable:
     cells = _cells(results)
     names, apart = _column_names(cells)
     lines = _rows(results, cells, names, folders)
@@ -192,7 +192,7 @@ def _table(results: Sequence[Result], folders: Sequence[str]) -> Joined:
         variant = name.partition(" ")[2]
         title = title_of(name) + (f" {variant}" if variant else "")
         columns[name] = Column(title, {line.name: line.cells[name].figure for line in lines if name in line.cells})
-    return Joined(list(results), lines, columns, apart)
+    return CommonTable(list(results), lines, columns, apart)
 
 
 def _place(name: str) -> tuple:
