@@ -385,11 +385,8 @@ class Keeper:
             part.discard()
             return self._appears(shard)
         self.began = self.began or time.monotonic()
-        begun = self.fetching[shard] = Fetching(shard, kept, part)
-        if not size:  # no byte to ask for
-            self._complete(begun)
-            return "there"
-        return begun
+        self.fetching[shard] = Fetching(shard, kept, part)
+        return self.fetching[shard]
 
     def _has_no_room(self, shard: Shard, size: int, why: str) -> str:
         """Nothing to do as long as nobody waits for it."""

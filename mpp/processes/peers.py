@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds, and a process alone needs none of it
 
 LOOKUP_SECONDS = 60.0  # for the name of rank 0's host to become known: a pod's may take a moment
 ATTENTIVE = timedelta(seconds=1)  # between two looks whether somebody has left
-FAREWELL_SECONDS = 5.0  # in which the others may hear what has stopped rank 0, with whom the store ends
+FAREWELL_SECONDS = 5.0  # in which the others may hear what rank 0 has told last, with whom the store ends
 NAMED = 8  # ranks, or differences, that a message names
 Made = TypeVar("Made")
 
@@ -200,11 +200,13 @@ class Peers:
             raise (of_this_rank(gone) if speaks else gone) from error
 
     def leaves(self, status: int, words: str, said: bool) -> None:
-        """Tell the others, who may wait for this process, unless they have a watch by now (mpp/processes/watch.py)."""
-        if self.store is None or self.joined or not status:
+        """Tell the others, who may wait for this process, unless they have a watch by now (mpp/processes/watch.py).  Rank 0 lets them leave first, also
+        where all is well: who is slow may not have read yet what it has told last."""
+        if self.store is None or self.joined:
             return
         with contextlib.suppress(Exception):  # the store may be gone, and this process ends anyhow
-            self.store.compare_set("left", "", json.dumps([self.rank, words or f"exit status {status}", status]))
+            if status:
+                self.store.compare_set("left", "", json.dumps([self.rank, words or f"exit status {status}", status]))
             self.store.add("gone", 1)
             end = time.monotonic() + FAREWELL_SECONDS
             while self.first and self.store.add("gone", 0) < self.size and time.monotonic() < end:  # with whom the store ends

@@ -115,15 +115,18 @@ def test_a_store_a_web_server_and_a_far_disk_give_what_the_folder_gives_and_each
     assert tars(tmp_path / "cache") == [f"{number:06d}.tar" for number in range(SHARDS)]
 
 
-def test_a_shard_without_a_byte_is_there_at_once(tmp_path, monkeypatch):
-    split = write_shards(tmp_path / "split", [SAMPLES])
+def test_a_shard_without_a_byte_is_there_at_once(store, tmp_path, monkeypatch):
+    split = write_shards(tmp_path / "store" / "bucket" / "odd", [SAMPLES])
     manifest = json.loads((split / "manifest.json").read_text())
     manifest["shards"].append({"name": "000001.tar", "bytes": 0, "sha256": hashlib.sha256(b"").hexdigest(), "samples": 0})
     (split / "manifest.json").write_text(json.dumps(manifest))
     (split / "000001.tar").touch()
     monkeypatch.setattr(watch, "slow", 10.0)
-    cached_set(str(split)).want(["000001.tar"])
-    assert tars(tmp_path / "cache") == ["000001.tar"]
+    for where in (str(split), "s3://bucket/odd"):
+        end_keepers()
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        cached_set(where).want(["000001.tar"])
+        assert tars(tmp_path / "cache") == ["000001.tar"]
 
 
 def test_what_is_there_from_an_earlier_job_is_not_fetched_again(store, cache):

@@ -10,8 +10,8 @@ ROWS = [
     Row(
         "a shard without a byte is asked for, for ever",
         KEEPER,
-        "        if not size:  # no byte",
-        "        if size < 0:  # no byte",
+        "return self.error is None and self.next < self.part.size\n",
+        "return self.error is None and (self.next < self.part.size or not self.part.size + self.pending)\n",
         CACHE + "test_a_shard_without_a_byte_is_there_at_once",
     ),
     Row(

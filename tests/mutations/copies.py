@@ -186,8 +186,8 @@ ROWS = [
     Row(
         "whoever leaves lets go of another's lease",
         FILE,
-        "        if found is not None and found.token == self.owner.token:\n            self.store.remove",
-        "        if found is not None:\n            self.store.remove",
+        "            if found is not None and found.token == self.owner.token:\n                self.store.remove",
+        "            if found is not None:\n                self.store.remove",
         COPIER + "test_who_was_taken_over_commits_and_deletes_nothing_any_more",
     ),
     Row(

@@ -21,6 +21,11 @@ WEIGHTS = "tests/pipeline/test_same_weights.py::test_ranks_that_read_other_weigh
 LEAVE = "tests/data/test_loader_processes.py::test_loader_processes_leave_nothing_in_the_folder_for_temporary_files"
 
 ROWS = [
+    Row(
+        "rank 0 leaves before others have read what it told last", "mpp/processes/peers.py",
+        "        if self.store is None or self.joined:\n", "        if self.store is None or self.joined or not status:\n",
+        PEERS + "rank_0_with_whom_the_store_ends_leaves_last",
+    ),
     # Weights that each process reads for itself.
     Row(
         "weights that a run begins from are not compared", "mpp/mains/pretrain.py",

@@ -1,6 +1,8 @@
 """What processes tell each other before they have collectives.  Ranks are threads here, with a store of their own process; tests/pipeline has real ones."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +99,31 @@ def test_who_has_ended_otherwise_lets_the_others_be_started_again():
 
     found = job(3, work, seconds=5)
     assert {(str(found[rank]), found[rank].status) for rank in (0, 2)} == {("rank 1 (host n0) has left: exit status 130", AGAIN)}
+
+
+LATE = """
+import sys, time
+from mpp.base.errors import run_program
+from mpp.processes.peers import Peers, meet
+wait = Peers._wait
+def late(self, names):
+    wait(self, names)
+    time.sleep(1)  # the system gives this process no core for a moment
+Peers._wait = late
+def main(argv):
+    print(meet(20).from_first(lambda: "all is well"))
+run_program(main)
+"""
+
+
+def test_rank_0_with_whom_the_store_ends_leaves_last(tmp_path):
+    (tmp_path / "program.py").write_text(LATE)
+    port, ranks = free_port(), []
+    for rank in range(3):
+        ours = {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        given = os.environ | {name: str(value) for name, value in ours.items()}
+        ranks.append(subprocess.Popen([sys.executable, tmp_path / "program.py"], env=given, stdout=subprocess.PIPE, text=True))
+    assert [(process.communicate(timeout=60)[0], process.returncode) for process in ranks] == [("all is well\n", 0)] * 3
 
 
 ALONE_OF_TWO = ["mpp/pretrain.py", "system.patience_slow_seconds=1", "data.shards=nowhere"]
