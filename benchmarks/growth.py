@@ -50,7 +50,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.keeper import Kept
+from mpp.data.keeping import Kept
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.origins import FolderOrigin
 from mpp.data.pixels import StoredPixels

@@ -26,7 +26,7 @@ DANGEROUS = {
 # Where one of these names stands nevertheless, and why that is all right.
 EXCEPTIONS = {
     ("mpp/data/cifar.py", "pickle.Unpickler"): "a subclass that makes arrays of bytes alone, after the checksum",
-    ("mpp/data/keeper.py", "pickle.loads"): "a sampler of the job's own process, over a socket in a folder of this user's alone",
+    ("mpp/data/keeping.py", "pickle.loads"): "a sampler of the job's own process, over a socket in a folder of this user's alone",
     ("benchmarks/reproduce.py", "shell="): "command lines that stand there, with values from outside quoted",
 }  # fmt: skip
 

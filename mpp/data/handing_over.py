@@ -4,21 +4,16 @@ Every data loader of mpp is read through `handed_over`.
 """
 
 import atexit
-import fcntl
 import gc
 import math
 import multiprocessing
-import os
 import re
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +21,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from mpp.base.errors import DataError, leave_no_children, of_this_rank
-from mpp.disk.files import folder_of_sockets
+from mpp.disk.sockets import folder_of_sockets
 from mpp.processes.place import orphaned
 from mpp.processes.watch import watch
 from mpp.processes.watchman import process_state
 
 ENDING = 0.5  # seconds from the last that a killed process hands over until it is seen to have ended
 PREFETCHED = 4  # batches a worker is ahead
-FOLDERS = "mpp-loaders-"  # how the names of folders begin in which loader processes have their sockets
-BEGINNING = 60.0  # seconds in which nobody may hold the lock of such a folder yet
 DIED = "exited unexpectedly|is killed by signal|Pin memory thread exited"  # torch's words
 
 
@@ -87,30 +80,10 @@ def begun(loader: DataLoader) -> Iterator[Any]:
 
 def _make_folder() -> None:
     """For the sockets over which loader processes hand over files: one folder for all of this process, for each would make its own, and leave it where it is
-    killed, as most are.  It goes when this process ends; where that is killed, too, the next one's beginning removes it."""
+    killed, as most are.  It goes when this process ends (`leave_no_children`)."""
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # which forked processes have, too
-    if config.get("tempdir") and Path(config["tempdir"]).is_dir():
-        return
-    sweep()
-    config["tempdir"] = tempfile.mkdtemp(prefix=FOLDERS, dir=folder_of_sockets())
-    lock = Path(config["tempdir"], "lock").open("w")  # noqa: SIM115  # open, and so locked, for as long as this process or one of its loaders lives
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    _locks.append(lock)
-
-
-_locks: list[Any] = []
-
-
-def sweep() -> None:
-    """Remove the folders of processes that were killed."""
-    for folder in Path(folder_of_sockets()).glob(f"{FOLDERS}*"):
-        with suppress(OSError):
-            began = (folder / "lock").stat()
-            if began.st_uid != os.getuid() or time.time() - began.st_mtime < BEGINNING:
-                continue
-            with (folder / "lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+    if not (config.get("tempdir") and Path(config["tempdir"]).is_dir()):
+        config["tempdir"] = str(folder_of_sockets("loaders"))
 
 
 def handed_over(loader: DataLoader, phase: str, iterator: Iterator[Any] | None = None) -> Generator[Any]:

@@ -1,7 +1,7 @@
 """Where the shards of a set lie that are read through a cache: below a URL, or in a folder on a disk that is far away.
 
 An origin gives small files whole, large ones by ranges, and, where it can, the sizes of all; what becomes of an answer that is not the file asked for
-is decided by who knows its sha256 (keeper.py).
+is decided by who knows its sha256 (keeping.py).
 """
 
 import os

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,11 +99,6 @@ def sync_path(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def folder_of_sockets() -> str:
-    """Where temporary folders of sockets are made: TMPDIR, unless what lies in one of them would exceed the 107 bytes that a socket's path may have."""
-    return "/tmp" if len(tempfile.gettempdir()) > 60 else tempfile.gettempdir()
 
 
 def make_folder(path: Path, key: str) -> None:

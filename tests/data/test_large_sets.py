@@ -23,7 +23,7 @@ from mpp.data import shard_faults, shard_table
 from mpp.data.augment import Centre
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs
-from mpp.data.keeper import Kept
+from mpp.data.keeping import Kept
 from mpp.data.order import Order, OrderSampler, plan_batch
 from mpp.data.origins import FolderOrigin
 from mpp.data.pixels import StoredPixels

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import pytest
 
 from mpp.base.errors import BadSample, ConfigError, DataError
 from mpp.data.cache_folder import CacheFolder
-from mpp.data.keeper import BEGUN
+from mpp.data.keeping import BEGUN
 from mpp.data.order import EveryOnce, Order
 from mpp.data.shard_cache import _keepers, cached_set, caching, end_keepers
 from mpp.data.shards import ShardSet
@@ -587,3 +588,20 @@ def test_a_full_disk_is_told_with_what_is_free_and_a_run_goes_on_when_there_is_r
         far.ahead([])
         del far
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_the_sockets_of_a_keeper_that_was_killed_go_when_the_next_one_begins_and_those_of_one_that_lives_stay(made, tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="mpp-test-") as short:  # a socket's path has 107 bytes at most
+        monkeypatch.setenv("TMPDIR", short)
+        homes = lambda: {path for path in Path(short).iterdir() if path.name.startswith("mpp-keeper-")}
+        cached_set(str(made))
+        (killed,) = homes()
+        end_keepers()
+        cached_set(str(made))
+        (lives,) = homes() - {killed}
+        for home in (killed, lives):
+            os.utime(home / "lock", (1e9, 1e9))
+        caching.use(str(tmp_path / "other"), 1.0)
+        cached_set(str(made))
+        assert killed not in homes() and lives in homes() and len(homes()) == 2
+        end_keepers()

@@ -4,12 +4,12 @@ from tests.mutations import Row
 
 CACHE, ROOM = "tests/data/test_shard_cache.py::", "tests/data/test_cache_room.py::"
 STORES = "tests/remote/test_stores.py::"
-KEEPER, FOLDER = "mpp/data/keeper.py", "mpp/data/cache_folder.py"
+KEEPER, KEEPING, FOLDER = "mpp/data/keeper.py", "mpp/data/keeping.py", "mpp/data/cache_folder.py"
 
 ROWS = [
     Row(
         "a shard without a byte is asked for, for ever",
-        KEEPER,
+        KEEPING,
         "return self.error is None and self.next < self.part.size\n",
         "return self.error is None and (self.next < self.part.size or not self.part.size + self.pending)\n",
         CACHE + "test_a_shard_without_a_byte_is_there_at_once",
@@ -23,7 +23,7 @@ ROWS = [
     ),
     Row(
         "shards are fetched in the order of their names",
-        KEEPER,
+        KEEPING,
         "heapq.nsmallest(TRIED, missing, key=lambda each: (self._urgency(each), each))",
         "heapq.nsmallest(TRIED, missing)",
         CACHE + "test_shards_come_in_the_order_of_need_before_anybody_asks",
@@ -65,21 +65,21 @@ ROWS = [
     ),
     Row(
         "a shard's sha256 is not looked at",
-        KEEPER,
+        KEEPING,
         "if error is None and shard.name not in kept.odd and found != entry.sha256:",
         "if False:",
         CACHE + "test_what_has_its_name_in_the_cache_is_what_the_manifest_says",
     ),
     Row(
         "an object that was found missing once is given up",
-        KEEPER,
+        KEEPING,
         "failure.final = failure.times > RENEWED",
         "failure.final = True",
         CACHE + "test_a_store_that_misbehaves_for_a_while_changes_nothing[loses-and-finds-an-object-s3]",
     ),
     Row(
         "credentials are looked for once",
-        KEEPER,
+        KEEPING,
         '            if "credentials" in words:\n                origin.renew()\n',
         "",
         CACHE + "test_credentials_that_are_rotated_are_looked_for_anew",
@@ -93,14 +93,14 @@ ROWS = [
     ),
     Row(
         "bytes that are not the manifest's stop a run",
-        KEEPER,
+        KEEPING,
         "            if self.wrong.get(shard) != found:\n",
         "            if True:\n",
         CACHE + "test_bytes_that_are_not_the_manifests_also_when_fetched_again_are_judged_sample_by_sample_as_on_a_disk",
     ),
     Row(
         "sizes in the store are believed",
-        KEEPER,
+        KEEPING,
         "        faults = self._wrong_sizes(kept)\n",
         "        faults: dict[str, int] = {}\n",
         CACHE + "test_a_set_that_is_not_whole_is_refused_when_it_is_opened[s3-lost-shard]",
@@ -233,21 +233,21 @@ ROWS = [
     ),
     Row(
         "wrong bytes are taken at the second time, though they are others",
-        KEEPER,
+        KEEPING,
         "            if self.wrong.get(shard) != found:\n",
         "            if shard not in self.wrong:\n",
         CACHE + "test_wrong_bytes_that_are_others_each_time_are_fetched_until_they_are_right",
     ),
     Row(
         "a set that was replaced is trained on, image by image",
-        KEEPER,
+        KEEPING,
         "elif self._was_replaced(kept):",
         "elif False:",
         CACHE + "test_a_set_that_another_has_taken_the_place_of_is_named_as_that",
     ),
     Row(
         "a store in trouble ends a job that begins",
-        KEEPER,
+        KEEPING,
         "                if now - began > disks.patience:\n                    raise\n",
         "                raise\n",
         CACHE + "test_a_store_that_is_in_trouble_while_a_set_is_opened_is_waited_for",
@@ -268,7 +268,7 @@ ROWS = [
     ),
     Row(
         "a manifest that is none is told with the cache's path",
-        KEEPER,
+        KEEPING,
         "manifest_in(data, origin.where(MANIFEST))",
         "manifest_in(data, self.folder.path)",
         CACHE + "test_a_page_of_somebody_elses_is_told_with_the_address_and_leaves_nothing",
@@ -289,8 +289,8 @@ ROWS = [
     ),
     Row(
         "a fault of the cache's disk is told as the store's",
-        KEEPER,
-        "failure.error = self._fault_of_cache(error) or said",
+        KEEPING,
+        "failure.error = self.fault_of_cache(error) or said",
         "failure.error = said",
         CACHE + "test_a_cache_that_is_deleted_under_a_job_is_told_as_that_and_not_as_the_stores_fault",
     ),

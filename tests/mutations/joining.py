@@ -52,17 +52,19 @@ ROWS = [
         "        shutil.rmtree(folder, ignore_errors=True)\n", "        pass\n", LEAVE + "[is_ended]",
     ),
     Row(
-        "nobody removes what a killed process has left", "mpp/data/handing_over.py", "    sweep()\n    config", "    config", LEAVE + "[is_killed]",
+        "nobody removes what a killed process has left", "mpp/disk/sockets.py", "    sweep(kind)\n", "",
+        LEAVE + "[is_killed] tests/data/test_shard_cache.py::"
+        "test_the_sockets_of_a_keeper_that_was_killed_go_when_the_next_one_begins_and_those_of_one_that_lives_stay",
     ),
     Row(
-        "the sockets of a process that lives are swept away", "mpp/data/handing_over.py",
+        "the sockets of a process that lives are swept away", "mpp/disk/sockets.py",
         "                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n", "", LEAVE + "[is_killed]",
     ),
     Row(
-        "the sockets of a process that has only begun are swept away", "mpp/data/handing_over.py", "BEGINNING = 60.0", "BEGINNING = -1e9", LEAVE + "[is_killed]",
+        "the sockets of a process that has only begun are swept away", "mpp/disk/sockets.py", "BEGINNING = 60.0", "BEGINNING = -1e9", LEAVE + "[is_killed]",
     ),
     Row(
-        "a long path for temporary files is taken for sockets", "mpp/disk/files.py", "if len(tempfile.gettempdir()) > 60", "if len(tempfile.gettempdir()) > 600",
+        "a long path for temporary files is taken for sockets", "mpp/disk/sockets.py", "if len(tempfile.gettempdir()) > 60", "if len(tempfile.gettempdir()) > 600",
         "tests/data/test_loader_processes.py::test_a_long_path_for_temporary_files_is_none_for_sockets",
     ),
     Row(

@@ -175,7 +175,7 @@ ROWS = [
     ),
     Row(
         "shards are looked up as if they were listed by name",
-        "mpp/data/keeper.py",
+        "mpp/data/keeping.py",
         "np.searchsorted(self._names, wanted, sorter=self._by_name)",
         "np.searchsorted(self._names, wanted)",
         LARGE + "an_entry_is_found_by_its_name_in_any_order_of_the_list",
