@@ -55,7 +55,7 @@ def stream(tars: list[Tar]) -> Finding:
     )
 
 
-def stream_samples(sets: TrainingSet, config: PretrainConfig, workers: int) -> Finding:
+def stream_samples(sets: TrainingSet, workers: int) -> Finding:
     """What is weaker than with an indexed set."""
     assert sets.stream is not None
     words = sets.stream.said.removeprefix("note: ")

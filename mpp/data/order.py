@@ -320,7 +320,7 @@ def _by(views: int) -> str:
 
 
 class OrderSampler:
-    """Micro-batches of (epoch, sample id, position of its first view) for one rank, from `step` to `last_step`: a batch sampler for the torch
+    """Micro-batches of (epoch, sample id, position of its first view) for one rank, from `step` up to `last_step`: a batch sampler for the torch
     DataLoader.  chosen: where the order is over some of the images only, their ids; the order's n-th sample is chosen[n]."""
 
     def __init__(
@@ -335,7 +335,6 @@ class OrderSampler:
         passed: Container[int] = (),
     ):
         self.order, self.plan, self.rank, self.world = order, plan, rank, world
-        self.step, self.last_step = step, last_step
         self.chosen = chosen
         self.steps = [each for each in range(step, last_step) if each not in passed] if passed else range(step, last_step)
         self.micro_batch = plan.micro_batch

@@ -6,24 +6,22 @@ mains/doctor_finetuning.py.
 
 import os
 import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpp.base.errors import ConfigError, UserError, say_error
+from mpp.base.errors import ConfigError, UserError
 from mpp.base.machine import allow_open_files, free_memory
 from mpp.base.progress import Progress
-from mpp.base.text import counted, say, say_json
+from mpp.base.text import counted
 from mpp.checks import folder, images, links, machine, recipe
-from mpp.checks.finding import Finding, attempt, merged, status
+from mpp.checks.finding import Finding, attempt, merged
+from mpp.checks.report import Report
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
@@ -43,7 +41,6 @@ from mpp.train.zero_costs import Parameters
 MEETING_SECONDS = 120.0  # in which all processes must have come, and for which one may let the others wait
 PATIENCE, PATIENCE_SLOW = 30.0, 90.0  # seconds of the watchmen, who know more: less than that
 DISK_SECONDS = 5.0  # for which a disk that fails is tried again
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -54,75 +51,6 @@ class Planned:
     per_node: int
     gpu: str
     cores: int  # of a node
-
-
-class Report:
-    """Tells each finding as soon as it is there: what comes later may hang."""
-
-    def __init__(self, as_json: bool, speaks: bool):
-        self.as_json, self.speaks, self.findings, self.began = as_json, speaks, list[Finding](), time.perf_counter()
-        self._writing, self._ended = threading.Lock(), False
-
-    def add(self, *findings: Finding) -> None:
-        with self._writing:
-            if not self._ended:
-                self._add(findings)
-
-    def _add(self, findings: Sequence[Finding]) -> None:
-        self.findings += findings
-        if self.speaks and not self.as_json:
-            for finding in findings:
-                for line in finding.lines:
-                    say(line)
-
-    def attempt(self, name: str, work: Callable[[], Made]) -> Made | None:
-        """What it gives that all processes give alike; None, and told, where it is refused."""
-        found = attempt(name, work)
-        if isinstance(found, Finding):
-            self.add(found)
-            return None
-        return found
-
-    def passes(self, name: str, work: Callable[[], object]) -> bool:
-        """Whether it is not refused, which is told."""
-        return self.attempt(name, lambda: [work()]) is not None
-
-    def end(self, peers: Peers) -> int:
-        """Exit status, of all ranks that of rank 0."""
-        with self._writing:
-            self._sum_up(peers)
-        return peers.from_first(lambda: status(self.findings))
-
-    def break_off(self, peers: Peers, words: str) -> None:
-        """From any thread: the processes cannot go on together, which is a finding, too; nobody is waited for, and nothing is told any more.  words: why,
-        as an error has them."""
-        with self._writing:
-            if self._ended:
-                return
-            if self.speaks:
-                self._add([Finding.refused("processes", UserError(words or "another process has left; its own message says why"))])
-                self._sum_up(peers)
-                sys.stdout.flush()
-            elif words:
-                say_error(words)
-            self._ended = True
-
-    def _sum_up(self, peers: Peers) -> None:
-        self._ended = True
-        seconds = time.perf_counter() - self.began
-        of = {verdict: sum(each.verdict == verdict for each in self.findings) for verdict in ("ok", "warning", "FAILED")}
-        if self.speaks and self.as_json:
-            say_json(
-                {
-                    "checks": [{k: v for k, v in each.as_dict().items() if k != "figure"} | {"verdict": each.verdict.lower()} for each in self.findings],
-                    "ok": of["ok"], "warnings": of["warning"], "failed": of["FAILED"],
-                    "processes": peers.size, "hosts": list(dict.fromkeys(peers.hosts)), "seconds": round(seconds, 1),
-                }
-            )  # fmt: skip
-        elif self.speaks:
-            say(
-                f"{counted(len(self.findings), 'finding')} in {seconds:.0f} s: {of['ok']} ok, {counted(of['warning'], 'warning')}, {of['FAILED']} failed"
-            )
 
 
 @dataclass(frozen=True)
@@ -387,10 +315,9 @@ class Examiner:
 
     def look_at_links(self) -> None:
         report, peers = self.report, self.peers
-        if peers.size == 1 or not self.has_device:
-            report.add(links.clocks(peers))
-            return
         report.add(links.clocks(peers))
+        if peers.size == 1 or not self.has_device:
+            return
         failure, mine = None, None
         try:
             with Progress("exchanging tensors", at_once=True):

@@ -10,6 +10,7 @@ from torch import Tensor
 from mpp.checks import labelled, recipe
 from mpp.checks.finding import Finding, attempt
 from mpp.checks.images import samples
+from mpp.checks.report import Report
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
 from mpp.data.decode import require_codecs
@@ -17,7 +18,7 @@ from mpp.data.finetune_set import FinetuneSet
 from mpp.data.shards import ShardSet
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder
-from mpp.mains.doctor import Asked, Examiner, Learner, Report
+from mpp.mains.doctor import Asked, Examiner, Learner
 from mpp.mains.finetune import blank_loss, flop_of, micro_step_bytes
 from mpp.mains.finetune_job import (
     PROGRAM,

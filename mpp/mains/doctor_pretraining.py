@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mpp.checks import folder, images, recipe
 from mpp.checks.finding import Finding
+from mpp.checks.report import Report
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.decode import require_codecs
 from mpp.data.joined_shards import open_shards
@@ -16,7 +17,7 @@ from mpp.data.streams import is_stream, tars_of
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.interop.lent import Brought, bring
 from mpp.interop.start_from import initialise_from
-from mpp.mains.doctor import Asked, Examiner, Learner, Report
+from mpp.mains.doctor import Asked, Examiner, Learner
 from mpp.mains.plan import counts
 from mpp.mains.pretrain import PROGRAM, blank_inputs, run_of
 from mpp.mains.settling import settle_unmeasured
@@ -68,9 +69,7 @@ class PretrainingExaminer(Examiner):
         if order is None:
             return
         total = settled.optim.total_samples
-        report.add(
-            images.samples(order, total, data.views) if isinstance(order, Order) else images.stream_samples(sets, settled, self.workers)
-        )
+        report.add(images.samples(order, total, data.views) if isinstance(order, Order) else images.stream_samples(sets, self.workers))
         hand = report.attempt("cache", lambda: sets.in_hand(order, self.size, self.per_node))
         report.add(*(Finding("cache", "ok", words) for words in sets.fetched_words(hand)))
         self.look_at_shared_memory(sets.training, order, plan)

@@ -23,7 +23,7 @@ import mpp
 from mpp.base.errors import BadSample, DataError, UserError
 from mpp.base.progress import Progress, tracked
 from mpp.base.text import counted, say, sized
-from mpp.data.class_folders import listed_names, too_sparse
+from mpp.data.class_folders import MAX_CLASSES, describe, listed_names, too_sparse
 from mpp.data.decode import MAX_PIXELS
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, MEAN_STD_IMAGES, Manifest, manifest_in
 from mpp.data.shards import ShardSet
@@ -37,7 +37,7 @@ from mpp.prep.options import disk_errors
 from mpp.prep.plan import refuse_odd_names
 from mpp.prep.prepare import Options, Prepared, prepare, say_small_range
 from mpp.prep.shard_job import REJECTS, Record, Work, note_down, read_record, records, report_rejects, totals
-from mpp.prep.source import FOREIGN, MAX_CLASSES, Item, SourceOptions, check_size, describe
+from mpp.prep.source import FOREIGN, Item, SourceOptions, check_size
 from mpp.prep.sources.archives import CHUNK, PlainReader
 from mpp.prep.sources.webdataset import TarImage, WebDataset, is_our_manifest, is_ours, open_webdataset, with_fields
 from mpp.prep.workers import Tick, run_jobs

@@ -14,6 +14,7 @@ from typing import Any
 from mpp.base.errors import DataError, UserError
 from mpp.base.progress import Progress
 from mpp.base.text import counted, say
+from mpp.data.class_folders import IMAGE_SUFFIXES, MAX_CLASSES, describe
 from mpp.disk.files import write_atomically
 from mpp.disk.locks import hold_folder, lock_folder
 from mpp.prep.destination import LOCK, PLAN, Destination
@@ -23,7 +24,7 @@ from mpp.prep.multi_label import said_of, several_in
 from mpp.prep.prepare import Options
 from mpp.prep.shard_job import Job
 from mpp.prep.shuffle import Listed, order_lines, shuffle
-from mpp.prep.source import FETCHED, IMAGE_SUFFIXES, MAX_CLASSES, Item, Source, describe
+from mpp.prep.source import FETCHED, Item, Source
 from mpp.prep.sources import EITHER
 from mpp.prep.sources.lists import ROWS
 from mpp.prep.tiles import FOLDER as TILES

@@ -20,8 +20,9 @@ from typing import Any
 
 from mpp.base.errors import DataError
 from mpp.base.progress import tracked
+from mpp.data.class_folders import MAX_CLASSES
 from mpp.disk.files import temporary, write_atomically, write_stream
-from mpp.prep.source import MAX_CLASSES, Item, Source
+from mpp.prep.source import Item, Source
 
 BUCKETS = 1024  # a bucket of a thousand million items still fits into 400 MB
 BUFFER_BYTES = 32 << 20  # held before anything is written

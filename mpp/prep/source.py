@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpp.base.errors import BadSample
-from mpp.data.class_folders import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from mpp.data.class_folders import MAX_CLASSES as MAX_CLASSES
-from mpp.data.class_folders import MAX_DEPTH as MAX_DEPTH
 from mpp.data.class_folders import class_names, folder_at
-from mpp.data.class_folders import describe as describe
-from mpp.data.class_folders import reason_to_ignore as reason_to_ignore
-from mpp.remote.urls import MAX_FILE_BYTES as MAX_FILE_BYTES
-from mpp.remote.urls import Bar as Bar
+from mpp.remote.urls import MAX_FILE_BYTES, Bar
 
 FOREIGN = "webdataset in place"  # the manifest's source.kind of tars that were indexed where they lie
 FETCHED = "fetched"  # the folder of the scratch folder that holds what came from a URL

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mpp.base.text import counted, say, say_json, sized
-from mpp.data.class_folders import listed_names
+from mpp.data.class_folders import describe, listed_names
 from mpp.prep import holdout
 from mpp.prep.advice import feeding_lines, next_line
 from mpp.prep.destination import Destination
 from mpp.prep.prepare import TRAINED_PIXELS, say_small_range, say_windowed
 from mpp.prep.shard_job import Record, Totals
 from mpp.prep.shuffle import Listed
-from mpp.prep.source import describe
 
 
 class Summary:

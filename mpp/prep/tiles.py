@@ -37,10 +37,11 @@ from mpp.disk.files import TEMPORARY, write_stream
 from mpp.prep.holdout import Grouping
 from mpp.prep.prepare import Options, encoded, storable
 from mpp.prep.shuffle import Listed, read_order
-from mpp.prep.source import MAX_FILE_BYTES, Around, Item, Source
+from mpp.prep.source import Around, Item, Source
 from mpp.prep.sources.archives import FilesReader
 from mpp.prep.workers import Tick, run_jobs
 from mpp.remote.retries import shown
+from mpp.remote.urls import MAX_FILE_BYTES
 
 FOLDER = "tiles"  # in the scratch folder
 FILES = 1024  # of a split's tiles, about; fewer where there are fewer scans

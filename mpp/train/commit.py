@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mpp.base.errors import CheckpointError
-from mpp.base.text import say
+from mpp.base.text import counted, say
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.disk.files import seal_of, sha256_of, write_atomically
@@ -105,7 +105,7 @@ def not_finite(tensor: torch.Tensor) -> bool:
 
 
 def some(names: Sequence[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"{counted(len(names), 'tensor')} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def write_commit(folder: Path, record: dict[str, Any]) -> Commit:

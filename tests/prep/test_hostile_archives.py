@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpp.base.errors import BadSample, DataError
-from mpp.prep.source import MAX_FILE_BYTES, Item
+from mpp.prep.source import Item
 from mpp.prep.sources import open_source
 from mpp.prep.sources.archives import tar_members
+from mpp.remote.urls import MAX_FILE_BYTES
 
 IMAGES = {f"{'ab'[number % 2]}/{number}.png": bytes([number]) * (40 + 300 * number) for number in range(4)}  # readers do not look inside
 

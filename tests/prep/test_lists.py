@@ -11,9 +11,10 @@ import pytest
 from data_prep import make_shards
 from mpp.base.errors import BadSample, DataError
 from mpp.data.shards import ShardSet
-from mpp.prep.source import MAX_FILE_BYTES, Item, SourceOptions, wrong_size
+from mpp.prep.source import Item, SourceOptions, wrong_size
 from mpp.prep.sources import open_source
 from mpp.prep.sources.lists import MAX_LINE_BYTES, ListFile, ListReader
+from mpp.remote.urls import MAX_FILE_BYTES
 
 
 def rows(path: Path, **options) -> list[tuple[str, str]]:

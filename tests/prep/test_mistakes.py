@@ -15,9 +15,9 @@ import pytest
 from data_prep import index_shards
 from data_prep.make_shards import main
 from mpp.base.errors import BadSample, DataError, UserError
+from mpp.data.class_folders import reason_to_ignore
 from mpp.data.shards import ShardSet
 from mpp.prep.destination import PLAN, Destination
-from mpp.prep.source import reason_to_ignore
 from mpp.prep.sources import open_source
 
 

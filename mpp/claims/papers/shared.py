@@ -53,12 +53,12 @@ def schedule(
     ]
 
 
-def adamw(source: str, betas: tuple[float, float], decay: float, clip: float, norms: float = 0.0, clip_source: str = "") -> list[Claim]:
+def adamw(source: str, betas: tuple[float, float], decay: float, clip: float, norms: float = 0.0) -> list[Claim]:
     return [
         Claim("optimiser", "AdamW", training.optimiser, source),
         Claim("betas", betas, training.betas, source),
         Claim("weight decay of matrices, biases, norms, tokens", (decay, 0.0, norms, 0.0), training.decays, source),
-        Claim("gradient clipped to (0: not)", clip, training.clip, clip_source or source),
+        Claim("gradient clipped to (0: not)", clip, training.clip, source),
     ]
 
 
@@ -140,9 +140,9 @@ def cross_cost(blocks: int, width: int, queries: int, keys: int, keys_width: int
     return blocks * (10 * width**2 * queries + 2 * keys_width * width * keys + 2 * queries * keys * width)
 
 
-def gigaflop(multiply_adds: float, source: str = ARITHMETIC, once: float = 0.0, near: float = 0.015) -> Claim:
+def gigaflop(multiply_adds: float, once: float = 0.0, near: float = 0.015) -> Claim:
     """Of a training step: twice forward, four times backward; once: forward alone, of a teacher."""
-    return Claim("GFLOP of a training step, an image", (6 * multiply_adds + 2 * once) / 1e9, model.gigaflop, source, near=near)
+    return Claim("GFLOP of a training step, an image", (6 * multiply_adds + 2 * once) / 1e9, model.gigaflop, ARITHMETIC, near=near)
 
 
 def first_loss(theory: float, source: str, near: float = 1e-5) -> Claim:

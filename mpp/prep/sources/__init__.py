@@ -8,7 +8,8 @@ from pathlib import Path
 from mpp.base.errors import DataError, UserError
 from mpp.data.cifar import CLASSES as CIFAR
 from mpp.data.cifar import LAYOUTS
-from mpp.prep.source import IMAGE_SUFFIXES, Source, SourceOptions
+from mpp.data.class_folders import IMAGE_SUFFIXES
+from mpp.prep.source import Source, SourceOptions
 from mpp.prep.sources.archives import MAGIC, PackedTar, Tar, Zip
 from mpp.prep.sources.checksum import checked, parse_checksum
 from mpp.prep.sources.cifar import Cifar, folder_inside

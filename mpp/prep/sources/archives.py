@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mpp.base.errors import BadSample, DataError
+from mpp.data.class_folders import reason_to_ignore
 from mpp.disk.files import write_stream
-from mpp.prep.source import Bar, Item, Reader, Source, check_size, first_folder, reason_to_ignore
+from mpp.prep.source import Item, Reader, Source, check_size, first_folder
 from mpp.prep.sources.links import HARD, SYMBOLIC, Member, name_parts, with_links
+from mpp.remote.urls import Bar
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # a stream that unpacks to more than both is no pile of images
 CHUNK = 1 << 20

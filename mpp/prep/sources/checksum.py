@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mpp.base.errors import DataError, UserError
 from mpp.disk.files import write_atomically
-from mpp.prep.source import Around, Bar, Source
+from mpp.prep.source import Around, Source
+from mpp.remote.urls import Bar
 
 OFFICIAL = "official"  # --checksum official: those that the publisher of a known data set gives
 CHUNK = 1 << 20

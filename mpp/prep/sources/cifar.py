@@ -14,10 +14,11 @@ from mpp.base.errors import DataError
 from mpp.data import cifar
 from mpp.data.cifar import LAYOUTS, Layout
 from mpp.disk.files import write_atomically, write_stream
-from mpp.prep.source import Bar, Item, Source
+from mpp.prep.source import Item, Source
 from mpp.prep.sources.archives import PACKED, PackedTar, Stretch, errors_of_packed, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
 from mpp.prep.sources.rows import RowsReader, packed, read_rows
+from mpp.remote.urls import Bar
 
 MAX_MEMBER_BYTES = 1 << 28  # the largest official member has 155 MB
 START_BYTES = 1 << 13  # of a tar, in which its first member is looked for; a header may claim any size

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mpp.base.errors import DataError
-from mpp.prep.source import Bar, Item, Source, state_of
+from mpp.prep.source import Item, Source, state_of
 from mpp.prep.sources.archives import FilesReader, Stretch, Tar, irregular, tar_images, tar_members
 from mpp.prep.sources.checksum import OFFICIAL, verify_once
+from mpp.remote.urls import Bar
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 MD5 = {TRAIN: "1d675b47d978889d74fa0da5fadfb00e", VAL: "29b22e2961454d5413ddabcf34fc5622", DEVKIT: "fa75699e90414af021442c21a62c3abf"}

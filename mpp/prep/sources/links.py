@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from mpp.base.errors import DataError
-from mpp.prep.source import MAX_DEPTH, reason_to_ignore
+from mpp.data.class_folders import MAX_DEPTH, reason_to_ignore
 
 HARD, SYMBOLIC = "hard", "symbolic"
 NOWHERE = -1  # the size of a link that leads to no file of the archive

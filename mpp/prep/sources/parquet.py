@@ -20,11 +20,12 @@ from typing import Any
 
 from mpp.base.errors import DataError
 from mpp.base.text import sized
-from mpp.data.class_folders import SPLITS
+from mpp.data.class_folders import IMAGE_SUFFIXES, SPLITS, reason_to_ignore
 from mpp.disk.files import write_stream
-from mpp.prep.source import IMAGE_SUFFIXES, Bar, Item, Source, SourceOptions, reason_to_ignore
+from mpp.prep.source import Item, Source, SourceOptions
 from mpp.prep.sources.rows import RowsReader, packed, read_rows
 from mpp.prep.sources.webdataset import label_text
+from mpp.remote.urls import Bar
 
 PARQUET_MAGIC = b"PAR1"
 LABEL_LISTS = ("label", "labels")  # columns that hold labels, where they hold lists

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpp.base.errors import DataError, UserError
-from mpp.prep.source import FETCHED, Bar, Item, Reader, Source, SourceOptions, check_size, first_folder, reason_to_ignore
+from mpp.data.class_folders import reason_to_ignore
+from mpp.prep.source import FETCHED, Item, Reader, Source, SourceOptions, check_size, first_folder
 from mpp.remote.retries import Refused
 from mpp.remote.stores import Info, Store, store_for
-from mpp.remote.urls import download, last_name, split_url, stat
+from mpp.remote.urls import Bar, download, last_name, split_url, stat
 
 
 def open_url(url: str, leave_out: str, options: SourceOptions, opener: Callable[[Path], Source]) -> Source:

@@ -21,10 +21,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mpp.base.errors import DataError
+from mpp.data.class_folders import reason_to_ignore
 from mpp.data.shard_format import FORMAT, MANIFEST
 from mpp.data.shards import ShardSet
 from mpp.prep.multi_label import list_text
-from mpp.prep.source import Item, Source, SourceOptions, reason_to_ignore
+from mpp.prep.source import Item, Source, SourceOptions
 from mpp.prep.sources.archives import FilesReader, regular_files
 from mpp.prep.sources.links import NOWHERE
 

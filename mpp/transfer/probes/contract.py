@@ -49,9 +49,9 @@ class Answers:
         return Answers(**{name: part[..., images] for name, part in self.parts().items()})
 
 
-def stacked(runs: Sequence[Answers], dim: int = 0) -> Answers:
+def stacked(runs: Sequence[Answers]) -> Answers:
     """Runs side by side along a new first axis."""
-    return Answers(**{name: torch.stack([run.parts()[name] for run in runs], dim) for name in runs[0].parts()})
+    return Answers(**{name: torch.stack([run.parts()[name] for run in runs]) for name in runs[0].parts()})
 
 
 Said = tuple[Tensor, Tensor, Tensor | None]
