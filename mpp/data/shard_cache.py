@@ -43,6 +43,7 @@ MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
+LOOK_SECONDS = 1.0  # between two looks whether there is still anybody to wait for
 BEGINNING_SECONDS = 60.0  # for a keeper to answer that it is there
 
 
@@ -97,7 +98,9 @@ class CachedSet:
 
         def moved(batch: int) -> None:
             if os.getpid() == process:
-                _tell(self.address, {"do": "done", "plan": number} if batch < 0 else {"do": "at", "plan": number, "batch": batch})
+                _tell(
+                    self.address, {"do": "done", "plan": number} if batch < 0 else {"do": "at", "plan": number, "batch": batch}, batch < 0
+                )
 
         return moved
 
@@ -180,34 +183,60 @@ class _Line:
     def __init__(self, address: str):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(address)
-        self.socket.settimeout(1.0)
+        self.socket.settimeout(LOOK_SECONDS)
         self.rest = b""
 
-    def send(self, asked: dict) -> None:
-        self.socket.sendall(json.dumps(asked).encode() + b"\n")
+    def send(self, asked: dict, what: str) -> None:
+        """Waits for a keeper that does not read just now, as where another job's holds the folder of both."""
+        self._send(json.dumps(asked).encode() + b"\n", what)
+
+    def _send(self, data: bytes, what: str) -> None:
+        with Progress(what) as bar:
+            end = time.monotonic() + watch.slow
+            while data:
+                try:
+                    data = data[self.socket.send(data) :]
+                except TimeoutError:
+                    _go_on_waiting(bar, end, what)
+
+    def tell(self, asked: dict, what: str) -> None:
+        """Waits for nobody: what a keeper that does not read has no room for is left out."""
+        line, sent = json.dumps(asked).encode() + b"\n", 0
+        self.socket.setblocking(False)
+        try:
+            sent = self.socket.send(line)
+        except BlockingIOError:
+            return
+        finally:
+            self.socket.settimeout(LOOK_SECONDS)
+        if sent < len(line):
+            self._send(line[sent:], what)
 
     def receive(self, what: str) -> dict:
-        end = time.monotonic() + watch.slow
         with Progress(what) as bar:
+            end = time.monotonic() + watch.slow
             while b"\n" not in self.rest:
                 try:
                     if not (data := self.socket.recv(1 << 16)):
                         raise ConnectionResetError("it has ended")
                 except TimeoutError:
-                    bar.update(0)
-                    if orphaned():
-                        raise ConnectionResetError("the process that this one loads for has ended") from None
-                    watch.moved("waiting for shards", slow=True)
-                    if time.monotonic() > end:
-                        raise of_this_rank(
-                            DataError(
-                                f"the keeper of the cache has not answered for {watch.slow:.0f} s ({what}); end this job and begin it again"
-                            )
-                        ) from None
+                    _go_on_waiting(bar, end, what)
                     continue
                 self.rest += data
         line, _, self.rest = self.rest.partition(b"\n")
         return json.loads(line)
+
+
+def _go_on_waiting(bar: Progress, end: float, what: str) -> None:
+    """Each second, for the keeper.  Raises DataError from `end` on, a moment of time.monotonic."""
+    bar.update(0)
+    if orphaned():
+        raise ConnectionResetError("the process that this one loads for has ended") from None
+    watch.moved("waiting for shards", slow=True)
+    if time.monotonic() > end:
+        raise of_this_rank(
+            DataError(f"the keeper of the cache has not answered for {watch.slow:.0f} s ({what}); end this job and begin it again")
+        ) from None
 
 
 def _line(address: str) -> _Line:
@@ -218,9 +247,15 @@ def _line(address: str) -> _Line:
     return lines[known]
 
 
-def _tell(address: str, asked: dict) -> None:
+def _tell(address: str, asked: dict, must: bool) -> None:
+    """must: what is told next does not make up for it."""
+    what = "telling the keeper of the cache"
     try:
-        _line(address).send(asked)
+        line = _line(address)
+        if must:
+            line.send(asked, what)
+        else:
+            line.tell(asked, what)
     except OSError as error:
         raise _gone(error) from error
 
@@ -228,7 +263,7 @@ def _tell(address: str, asked: dict) -> None:
 def _ask(address: str, asked: dict, what: str) -> dict:
     try:
         line = _line(address)
-        line.send(asked)
+        line.send(asked, what)
         told = line.receive(what)
     except OSError as error:
         raise _gone(error) from error

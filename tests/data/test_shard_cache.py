@@ -246,6 +246,24 @@ def test_jobs_that_cannot_have_their_shards_in_hand_together_are_told_who_has_th
     far.expects(sampler([0]), 0)(-1)
 
 
+def test_a_keeper_that_waits_for_its_folder_keeps_nobody_who_has_his_shards(store, cache):
+    """As where the keeper of another job was suspended while it held the folder of both."""
+    far = opened()
+    first = far.read(0)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = far.expects(sampler(list(range(SHARDS * SAMPLES))))
+        time.sleep(0.5)  # it looks for a shard to fetch, and waits
+        for number in range(2000):
+            done(number // 50)
+        assert far.read(0) == first
+        ends = threading.Timer(2.5, fcntl.flock, (lock, fcntl.LOCK_UN))
+        ends.start()
+        done(-1)  # which is waited for
+        ends.join()
+    assert len(images_of(far)) == SHARDS * SAMPLES
+
+
 # ------------------------------------------------------------------------------------------------ stores that misbehave
 
 

@@ -8,6 +8,20 @@ KEEPER, KEEPING, FOLDER = "mpp/data/keeper.py", "mpp/data/keeping.py", "mpp/data
 
 ROWS = [
     Row(
+        "who tells how far he is waits for a keeper that does not read",
+        "mpp/data/shard_cache.py",
+        "        self.socket.setblocking(False)\n",
+        "",
+        CACHE + "test_a_keeper_that_waits_for_its_folder_keeps_nobody_who_has_his_shards",
+    ),
+    Row(
+        "a keeper that does not read for a second is gone",
+        "mpp/data/shard_cache.py",
+        "                    data = data[self.socket.send(data) :]\n                except TimeoutError:\n",
+        "                    data = data[self.socket.send(data) :]\n                except ZeroDivisionError:\n",
+        CACHE + "test_a_keeper_that_waits_for_its_folder_keeps_nobody_who_has_his_shards",
+    ),
+    Row(
         "a shard without a byte is asked for, for ever",
         KEEPING,
         "return self.error is None and self.next < self.part.size\n",
@@ -409,8 +423,8 @@ ROWS = [
     Row(
         "who waits for a stopped keeper outlives his rank",
         "mpp/data/shard_cache.py",
-        "                    if orphaned():\n",
-        "                    if False:\n",
+        "    if orphaned():\n",
+        "    if False:\n",
         CACHE + "test_who_waits_for_a_stopped_keeper_ends_with_the_process_it_works_for",
     ),
     Row(
