@@ -21,6 +21,7 @@ from mpp.interop.weight_files import read_json, read_weights
 from mpp.model.encoder import Encoder
 from mpp.recipe.decoders.base import Given
 from mpp.recipe.targets import base as targets
+from mpp.recipe.teacher import TeacherKnobs
 from mpp.train.commit import Commit, not_finite, read_config, read_tensors, some, whole_commit
 from mpp.train.copies import local
 
@@ -51,6 +52,13 @@ def read_encoder(source: str | Path, *, quiet: bool = False, commit: Commit | No
 
 def _open(source: str, commit: Commit | None = None, network: str = "encoder") -> LoadedEncoder:
     path = Path(source)
+    if network == "teacher" and commit is None and path.is_dir():
+        commit = whole_commit(path)
+    if network == "teacher" and not has_teacher(commit):
+        raise CheckpointError(
+            f"{source} has no teacher: that is what a pretraining run, or its checkpoint, has whose target learns from an average of its encoder "
+            "(such as target.name=features); leave --teacher (in Python: network) out for the encoder"
+        )
     if source.startswith(TIMM):
         return open_timm(source)
     if path.is_file():
@@ -88,6 +96,11 @@ def _open(source: str, commit: Commit | None = None, network: str = "encoder") -
     found = _fitting(path, config.model, weights, config.data.mean, config.data.std, words)
     predictor = _predictor(commit, found) if network == "encoder" else None
     return replace(found, pretraining=pretraining_of(commit, network), predictor=predictor)
+
+
+def has_teacher(commit: Commit | None) -> bool:
+    """Whether it holds an average of the encoder that the run learns from."""
+    return commit is not None and commit.record.get("program") != "finetune" and isinstance(read_config(commit).target, TeacherKnobs)
 
 
 def _predictor(commit: Commit, loaded: LoadedEncoder) -> LoadedPredictor | None:

@@ -36,6 +36,7 @@ from mpp.train.copies import local
 
 PLACES, EMBEDDING, DECODER_PLACES = f"{PREFIX}pos_embed", f"{PREFIX}patch_embed.proj.weight", "decoder.pos_embed"
 POOL = "attn_pool"  # timm's pooling by attention, behind the tokens: no part of an encoder here
+MAE_DECODER = {"width": 512, "heads": 16}  # of the published ones (MAE, the authors' models_mae.py)
 SHAPING = ("width", "depth", "heads", "mlp_ratio", "memory")  # keys of a decoder by which its weights are others
 NAMED = 4  # tensors that are said by name
 
@@ -178,6 +179,11 @@ def _decoder_notes(source: str, theirs: Mapping[str, Any], config: PretrainConfi
         raise ConfigError(
             f"init_from={source} has a decoder of {other['heads']} attention heads, and here it has {ours['heads']}; set {words}"
         )
+    if "heads" not in theirs and blocks and theirs["width"] == MAE_DECODER["width"] and ours["heads"] != MAE_DECODER["heads"]:
+        return [
+            f"its decoder is taken with decoder.heads={ours['heads']}; a file of weights does not say how many it has, and those that MAE's "
+            f"authors published, as wide as this one, have {MAE_DECODER['heads']}"
+        ]
     return [f"its decoder is another, of which the weights that do not fit begin afresh; {words} would take all of it"] if other else []
 
 

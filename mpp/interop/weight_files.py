@@ -1,7 +1,9 @@
 """Weights and what is said of them, as files: safetensors, torch's own format, and JSON beside them."""
 
+import argparse
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from torch import Tensor
 from mpp.base.errors import CheckpointError
 from mpp.disk.files import write_atomically
 
+# What training code keeps beside weights, such as `args` of MAE's and DINO's own checkpoints: a bag of names, whose making runs nothing.
+HARMLESS: list[Any] = [argparse.Namespace]
 WRAPPERS = ("model", "state_dict", "teacher")  # keys under which training code keeps the weights of what one would use
 
 
@@ -29,8 +33,15 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 b"\x80\x02",
             ):  # torch's formats, a zip archive or a bare pickle: its unpickler stumbles over others
                 raise ValueError("neither of torch's formats")
-        tree = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            tree = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{file} cannot be read as weights: it holds a {named[1]} beside them, and from a file of others (weights_only=True) tensors, "
+                "numbers and texts alone are read; if you trust whoever made it, keep the weights alone: "
+                f"python -c \"import torch; torch.save(torch.load({str(file)!r}, weights_only=False)['model'], 'weights.pth')\""
+            ) from error
         raise CheckpointError(
             f"{file} cannot be read as weights ({' '.join(str(error).split())[:160]}); give a .safetensors file, or one that torch.load opens with "
             "weights_only=True"

@@ -7,7 +7,7 @@ from mpp.base.errors import UserError
 from mpp.base.progress import Progress
 from mpp.base.text import counted, printable, say, sized
 from mpp.disk.files import write_atomically
-from mpp.mains.results import differences, in_words, tables_of, verdicts
+from mpp.mains.results import by_first, differences, in_words, tables_of, verdicts
 from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart
 from mpp.pages.page import (
@@ -171,11 +171,10 @@ def warnings(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def paired(tables: Sequence[CommonTable]) -> list[Table]:
-    """Differences to the first run on the same images, by the first of PROBES that several runs have."""
+    """Differences to the first run (of several seeds: their mean) on the same images, by the first of PROBES that several runs have."""
     made = []
     for joined in tables:
-        found = next((each for probe in PROBES if (each := differences(joined.lines, probe))), [])
-        if found:
+        for found in by_first(next((each for probe in PROBES if (each := differences(joined.lines, probe))), [])):
             rows = [
                 [
                     each["b"], each["probe"], f"{100 * each['difference']:+.2f}", f"{100 * each['ci95'][0]:+.2f} to {100 * each['ci95'][1]:+.2f}",

@@ -58,7 +58,8 @@ def tabulate(folders: Sequence[str], compare: str | None, json_file: str | None)
         if compare:
             made["differences"] = differences(lines, compare)
             text.say()
-            text.say_lines(said(made["differences"], compare, lines))
+            for part in by_first(made["differences"]) or [[]]:
+                text.say_lines(said(part, compare, lines))
         written.append(made)
         text.say()
     if json_file:
@@ -173,12 +174,16 @@ def same_draws(line: Line, other: Line) -> bool:
 
 
 def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
-    """Of every line to the first that is no baseline, by every column of the probe, on the same images."""
+    """Of every line to the first that is no baseline, by every column of the probe, on the same images.  Runs that differ in their seeds alone are
+    compared as their mean: one of them beside a mean that it is part of says nothing, and one seed is no recipe."""
     found = []
     for column in dict.fromkeys(column for line in lines for column in line.cells if _is_of(column, probe)):
         able = [line for line in lines if column in line.cells and line.cells[column].said() is not None]
         first = next((line for line in able if line.kind not in BASELINES), None)
-        for line in able if first else []:
+        stands_for_itself = lambda line, able=able: not any(line.whole is other for other in able)
+        if first and first.whole and not stands_for_itself(first):
+            first = first.whole
+        for line in filter(stands_for_itself, able):
             if first is None or line is first:
                 continue
             ours, theirs = first.cells[column], line.cells[column]
@@ -192,6 +197,14 @@ def differences(lines: Sequence[Line], probe: str) -> list[dict[str, Any]]:
             paired = difference(a.of(fresh).predicted, b.of(fresh).predicted, ours.truth[fresh], first.metric, same_draws(first, line))
             found.append({"a": first.name, "b": line.name, "probe": column, "labels": ours.figure.get("labels")} | paired)
     return found
+
+
+def by_first(found: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Apart by what the others are compared to: in two columns it may be two rows."""
+    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in found:
+        parts[each["a"]].append(each)
+    return list(parts.values())
 
 
 def said(found: Sequence[dict[str, Any]], probe: str, lines: Sequence[Line]) -> str:

@@ -20,7 +20,7 @@ from mpp.monitor.figures import figure_of
 from mpp.pages.charts import Chart, Points, draw
 from mpp.pages.run_folder import FINE_TUNING, PRETRAINING, RunFolder
 from mpp.train.progress import clock
-from mpp.transfer.common_table import CommonTable
+from mpp.transfer.common_table import CommonTable, run_name
 from mpp.transfer.results import RESULTS, Result, find_results
 from mpp.transfer.table import ALWAYS, FINETUNED, SCRATCH, TUNED, rank_cells, remarks_on_table
 
@@ -264,7 +264,7 @@ def table_of(table: CommonTable, title: str, verdicts: Sequence[str], pictured: 
         for name, found in rows_of.items()
         if "feature_rank" in found
     ]
-    remarks += [" ".join(words.split()) for result in table.results if (words := (result.about.get("overlap") or {}).get("words"))]
+    remarks += _overlaps(table.results)
     pictures = [
         Picture(CAPTIONS[name], embedded(result.folder / name))
         for result in table.results
@@ -273,6 +273,15 @@ def table_of(table: CommonTable, title: str, verdicts: Sequence[str], pictured: 
     ]
     head = [f"top-1, % on {title}", *(column.title for column in columns)]
     return Table(title, head, [*marked, *rows] if columns else [], remarks, list(verdicts), pictures)
+
+
+def _overlaps(results: Sequence[Result]) -> list[str]:
+    """What is known of images seen before: once for all runs of which the same is known, and of which, where it differs."""
+    known: dict[str, list[str]] = {}
+    for result in results:
+        if words := " ".join(((result.about.get("overlap") or {}).get("words") or "").split()):
+            known.setdefault(words, []).append(run_name(result.folder, []))
+    return [words if len(known) == 1 else f"{', '.join(runs)}: {words}" for words, runs in known.items()]
 
 
 def _cell(figure: Mapping[str, Any] | None) -> str:

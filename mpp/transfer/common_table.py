@@ -89,7 +89,7 @@ class Line:
     kind: str  # its name in results.json
     cells: dict[str, Cell] = field(default_factory=dict)  # by column, as `columns` below names them
     feature_rank: Any = None
-    alone: bool = True  # no part of a row of several seeds
+    whole: "Line | None" = None  # the row of several seeds that it is part of
 
     @property
     def about(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Line:
     @property
     def counts(self) -> bool:
         """Whether a verdict is to be given on it, and not on the row of several seeds that it is part of."""
-        return self.alone and bool(self.cells)
+        return self.whole is None and bool(self.cells)
 
     @property
     def always(self) -> dict[str, Any]:
@@ -295,10 +295,11 @@ def _over_seeds(lines: Sequence[Line]) -> list[Line]:
             kept = {key: first.figure[key] for key in ("labels", "holdout_score") if key in first.figure}
             cells[column] = Cell(first.result, first.row, column, found | kept, together)
         if cells:
-            for line in group:
-                line.alone = False
             kind = {PRETRAINED: "", TUNED: "", SCRATCH: ", from scratch"}[group[0].kind]
-            joined.append(Line(f"mean of {len(group)} seeds{kind} ({group[0].name}, ...)", group[0].kind, cells))
+            whole = Line(f"mean of {len(group)} seeds{kind} ({group[0].name}, ...)", group[0].kind, cells)
+            for line in group:
+                line.whole = whole
+            joined.append(whole)
     return joined
 
 

@@ -1,8 +1,10 @@
 """Checkpoints of other projects: built by the reference library itself (or, for SimMIM and BEiT, by an implementation here) and compared by its own forward."""
 
+import argparse
 import json
 import logging
 import math
+import pickle
 
 import pytest
 import timm
@@ -328,6 +330,33 @@ def test_nothing_in_a_file_is_executed(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="weights_only"):
         read_encoder(tmp_path / "hostile.pth")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_checkpoints_that_keep_the_words_of_their_training_are_read(tmp_path):
+    """As MAE's, DINO's and DeiT's own programs write them: `args` is an argparse.Namespace."""
+    weights, args = build_encoder(SMALL, 0).vit.state_dict(), argparse.Namespace(model="mae_vit_base_patch16", lr=1e-3, norm_pix_loss=True)
+    torch.save({"model": weights, "optimizer": {"state": {0: {"step": 3}}}, "epoch": 799, "args": args}, tmp_path / "checkpoint-799.pth")
+    found = read_encoder(tmp_path / "checkpoint-799.pth").net.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    with pytest.raises(pickle.UnpicklingError, match="Namespace"):  # for that file alone: nobody else's torch.load is changed
+        torch.load(tmp_path / "checkpoint-799.pth", weights_only=True)
+
+
+def test_what_else_lies_beside_weights_is_named_with_the_way_to_leave_it_out(tmp_path):
+    torch.save({"model": build_encoder(SMALL, 0).vit.state_dict(), "config": Hostile}, tmp_path / "other.pth")
+    with pytest.raises(
+        CheckpointError,
+        match=r"other\.pth cannot be read as weights: it holds a \S+\.Hostile beside them, .* keep the weights alone: python",
+    ):
+        read_encoder(tmp_path / "other.pth")
+
+
+def test_only_a_run_that_learns_from_a_teacher_has_one(tmp_path):
+    """A folder, a file and timm's weights are one encoder each: asked for another, they do not give that one."""
+    save_file(build_encoder(SMALL, 0).vit.state_dict(), tmp_path / "file.safetensors")
+    for source in (tmp_path / "file.safetensors", "timm:vit_tiny_patch16_224@random"):
+        with pytest.raises(CheckpointError, match=r"has no teacher: that is what a pretraining run"):
+            read_encoder(source, network="teacher")
 
 
 def test_files_without_weights_are_refused(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from mpp.base.errors import ConfigError
 from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
+from mpp.interop import start_from
 from mpp.interop.start_from import initialise_from
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import PretrainingModel, build_model
@@ -111,6 +112,18 @@ def test_the_first_loss_is_the_oracles(oracle, tmp_path, form, capsys):
     torch.testing.assert_close(loss, oracle(normalised(images), noise=noise).loss, atol=1e-5, rtol=1e-5)
     said = capsys.readouterr().out
     assert "0 begin afresh" in said and "note" not in said
+
+
+@torch.no_grad()
+def test_heads_of_a_decoder_that_a_file_does_not_say_are_told_where_published_ones_have_others(oracle, tmp_path, capsys, monkeypatch):
+    """Shapes do not show them, so weights alone would fit."""
+    torch.save({"model": published(oracle)}, tmp_path / "mae.pth")
+    initialise_from(build_model(config := configured(tmp_path / "mae.pth", decoder={"heads": 2}), False), config)
+    assert "note" not in capsys.readouterr().out  # of this width nothing is published
+    monkeypatch.setitem(start_from.MAE_DECODER, "width", 32)
+    initialise_from(build_model(config, False), config)
+    assert "its decoder is taken with decoder.heads=2; a file of weights does not say how many it has, and " in capsys.readouterr().out
+    assert start_from.MAE_DECODER["heads"] == PretrainConfig.model_validate({"decoder": {"name": "transformer"}}).decoder.heads
 
 
 @torch.no_grad()

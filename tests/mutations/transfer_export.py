@@ -29,8 +29,29 @@ ROWS = [
         f"{FOREIGN}::test_a_tensor_too_many_too_few_or_of_another_shape_is_named",
     ),
     Row(
-        "a checkpoint is unpickled whole", "mpp/interop/weight_files.py", "weights_only=True)", "weights_only=False)",
+        "a checkpoint is unpickled whole", "mpp/interop/weight_files.py", '"cpu", weights_only=True)', '"cpu", weights_only=False)',
         f"{FOREIGN}::test_nothing_in_a_file_is_executed",
+    ),
+    Plant(
+        "args beside weights are refused", "mpp.interop.weight_files:HARMLESS", "[]",
+        f"{FOREIGN}::test_checkpoints_that_keep_the_words_of_their_training_are_read",
+    ),
+    Row(
+        "every torch.load of the process takes what weights of others may have beside them", "mpp/interop/weight_files.py",
+        "with torch.serialization.safe_globals(HARMLESS):", "if torch.serialization.add_safe_globals(HARMLESS) is None:",
+        f"{FOREIGN}::test_checkpoints_that_keep_the_words_of_their_training_are_read",
+    ),
+    Row(
+        "what lies beside weights is not named", "mpp/interop/weight_files.py", 'r"GLOBAL ([\\w.]+)"', 'r"GLOBAL: ([\\w.]+)"',
+        f"{FOREIGN}::test_what_else_lies_beside_weights_is_named_with_the_way_to_leave_it_out",
+    ),
+    Plant(
+        "whatever has no teacher gives its encoder for one", "mpp.interop.read_encoder:has_teacher", "lambda commit: True",
+        f"{FOREIGN}::test_only_a_run_that_learns_from_a_teacher_has_one",
+    ),
+    Row(
+        "other heads of a published decoder are taken in silence", "mpp/interop/start_from.py", '"heads" not in theirs and blocks', "False and blocks",
+        f"{CONTINUED}::test_heads_of_a_decoder_that_a_file_does_not_say_are_told_where_published_ones_have_others",
     ),
     Row(
         "SimMIM's shared relative positions are left out", "mpp/interop/foreign_names.py",

@@ -63,6 +63,33 @@ ROWS = [
         "lambda value: real({k: v for k, v in value.items() if k != 'labels'} if isinstance(value, dict) and 'draws' in value else value)",
         f"{RESULTS}::test_what_was_measured_otherwise_stands_apart_and_is_named",
     ),
+    Row(
+        "one seed is compared with a mean that it is part of",
+        "mpp/mains/results.py",
+        "if first and first.whole and not stands_for_itself(first):",
+        "if False:",
+        f"{RESULTS}::test_seeds_of_a_recipe_are_compared_as_their_mean_and_never_with_it",
+    ),
+    Row(
+        "seeds of a recipe are compared one by one, too",
+        "mpp/mains/results.py",
+        "for line in filter(stands_for_itself, able):",
+        "for line in able:",
+        f"{RESULTS}::test_seeds_of_a_recipe_are_compared_as_their_mean_and_never_with_it",
+    ),
+    Row(
+        "a page says of each run again what is known of images seen before",
+        "mpp/pages/page.py",
+        "known.setdefault(words, [])",
+        'known.setdefault(words + " " * len(known), [])',
+        f"{RESULTS}::test_a_page_says_once_what_is_known_of_images_seen_before_and_of_whom_where_it_differs",
+    ),
+    Plant(
+        "differences to two rows stand below the name of one",
+        "mpp.mains.results:by_first",
+        "lambda found: [found] if found else []",
+        f"{RESULTS}::test_differences_to_another_row_stand_in_a_part_of_their_own",
+    ),
     Plant(
         "baselines that differ hide each other",
         "mpp.transfer.common_table:_agree",

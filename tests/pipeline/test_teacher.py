@@ -130,7 +130,7 @@ def test_the_teacher_is_handed_on_beside_it_and_exported_on_request(run, tmp_pat
     for folder in ("timm", "safetensors"):
         exported = read_encoder(tmp_path / "out" / folder).net.state_dict()
         assert all(torch.equal(tensor, kinds(run, 4)["ema"][f"vit.{name}"]) for name, tensor in exported.items())
-    with pytest.raises(CheckpointError, match=r"encoder has no teacher: .*; leave --teacher out"):
+    with pytest.raises(CheckpointError, match=r"encoder has no teacher: .*; leave --teacher \(in Python: network\) out"):
         export(str(run / "encoder"), str(tmp_path / "none"), ["timm"], teacher=True)
     assert [found.problem for found in trained_on(str(run / "teacher"))] == [""]  # images seen before are found through it, too
     about = json.loads((run / "teacher" / "config.json").read_text())["mpp"]

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 
 from mpp import results
 from mpp.base.errors import DataError
+from mpp.mains.results import tables_of
+from mpp.pages.page import table_of
 from mpp.transfer.metrics import figures
 from mpp.transfer.probes.contract import Answers
 from mpp.transfer.probes.linear import layer_curve
@@ -210,6 +212,47 @@ def test_differences_are_paired_and_written(tmp_path, capsys):
     assert "+15.00" in table and "1 x 1 and 1 x 1" in table and "test images" in table
     (difference,) = json.loads((tmp_path / "table.json").read_text())[0]["differences"]
     assert (difference["a_only"], difference["b_only"]) == (30, 0) and 0.05 < difference["ci95"][0] < 0.15 and difference["labels"] == 10
+
+
+def test_seeds_of_a_recipe_are_compared_as_their_mean_and_never_with_it(tmp_path, capsys):
+    """Two recipes of two pretrainings each, and a run alone: three things to compare, not seven."""
+    origin = lambda recipe, seed: {"encoder": {"digest": f"{recipe}{seed}", "pretraining": {"recipe": recipe, "seed": seed}}}
+    given = {"a0": 150, "a1": 140, "b0": 120, "b1": 124, "c0": 100}
+    runs = {name: measured(tmp_path / name, right, about=origin(*name), baseline=name == "a0") for name, right in given.items()}
+    table = shown(capsys, *runs.values(), words=["--compare", "linear", "--json", str(tmp_path / "table.json")])
+    found = json.loads((tmp_path / "table.json").read_text())[0]["differences"]
+    a, b = (f"mean of 2 seeds ({runs[name]}, ...)" for name in ("a0", "b0"))
+    told = {each["b"]: (each["a"], each["difference"], each["runs"]) for each in found}
+    assert told == {
+        "raw pixels": (a, pytest.approx(0.725 - 0.25), [[2, 1], [1, 1]]), str(runs["c0"]): (a, pytest.approx(0.725 - 0.5), [[2, 1], [1, 1]]),
+        b: (a, pytest.approx(0.725 - 0.61), [[2, 1], [2, 1]]),
+    }  # fmt: skip
+    assert table.count(" less ...") == 1 and "seeds of the network" in next(each for each in found if each["b"] == b)["ci95_covers"]
+
+
+def test_differences_to_another_row_stand_in_a_part_of_their_own(tmp_path, capsys):
+    """Of k-NN with another k the first run has none, so there the second is what others are compared to."""
+    one, two = {"columns": ("linear",)}, {"columns": ("linear", "linear/last")}
+    a, b, c = (
+        measured(tmp_path / "a", 150, baseline=False, **one),
+        *(measured(tmp_path / name, 120, baseline=False, **two) for name in "bc"),
+    )
+    table = shown(capsys, a, b, c, words=["--compare", "linear"])
+    below = lambda run: table.split(f"{run} less ...")[1].split(" less ...")[0]
+    assert line_of(below(a), b)[0] == "linear" and line_of(below(b), c)[0] == "linear/last" and str(a) not in below(b)
+
+
+def test_a_page_says_once_what_is_known_of_images_seen_before_and_of_whom_where_it_differs(tmp_path):
+    known = {"a": "overlap   0 of 200 seen", "b": "overlap   0 of 200 seen", "c": "overlap   7 of 200 seen"}
+    runs = {name: str(measured(tmp_path / name, 150, about={"overlap": {"words": words}})) for name, words in known.items()}
+
+    def remarks(*names):
+        given = [runs[name] for name in names]
+        (table,) = tables_of(find_results(given), given)
+        return [words for words in table_of(table, "", [], False).remarks if "seen" in words]
+
+    assert remarks("a", "b") == ["overlap 0 of 200 seen"]
+    assert remarks(*"abc") == [f"{runs['a']}, {runs['b']}: overlap 0 of 200 seen", f"{runs['c']}: overlap 7 of 200 seen"]
 
 
 def test_one_lone_row_is_no_error_and_a_probe_that_nobody_has_is(tmp_path, capsys):
