@@ -225,7 +225,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     if world.first and isinstance(sets.trained_on, JoinedShards):
         write_atomically(run_dir / "sources.json", sets.trained_on.as_json().encode())
     if run.board:
-        run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name)))
+        run.board.explain(Signs(Course(config.optim.warmup_samples, config.optim.total_samples, baseline.name, baseline.knows_more)))
     if looks and not run.first_step:
         look_at_features(run, model, looks, 0, 0)  # what random initialisation is worth
 
@@ -417,7 +417,9 @@ def baseline_of_run(run: Run, model: PretrainingModel, config: PretrainConfig, s
     elif run.world.first:
         cells = lambda data, ids: lambda: clean_cells(model, data, ids, run.world.device)
         held_out = cells(sets.holdout, np.array(sets.holdout.pool))
-        fit = lambda baselines: fit_baseline(baselines, config.model.grid, cells(*sets.some_training(BASELINE_SAMPLES)), held_out)
+        fit = lambda baselines: fit_baseline(
+            baselines, config.model.grid, cells(*sets.some_training(BASELINE_SAMPLES)), held_out, model.target.looks_beyond
+        )
         holder[0] = fit(model.target.baselines) if model.target.baselines else NONE
     if run.world.first:
         write_atomically(run.run_dir / "baseline.json", (json.dumps(holder[0].as_dict(), indent=2) + "\n").encode())

@@ -30,6 +30,7 @@ class Course:
     warmup_samples: int
     total_samples: int
     baseline: str  # the trivial predictor's name
+    knows_more: bool = False  # than the model does, so that it is no sign to be below it
 
     @property
     def settled(self) -> float:
@@ -66,7 +67,9 @@ class Signs:
         if skill is not None and samples >= course.settled:
             margin = max(2 * (row.get("holdout/skill_error") or 0.0), NOTHING)
             self._settled_skill = skill if self._settled_skill is None else self._settled_skill
-            if skill < -margin and self._skill is not None and skill < self._skill + margin:  # and it does not rise either
+            if skill <= margin and course.knows_more:
+                pass
+            elif skill < -margin and self._skill is not None and skill < self._skill + margin:  # and it does not rise either
                 yield (
                     "below the trivial predictor",
                     (

@@ -1,10 +1,13 @@
 """Skill: how much better than trivial the predictions are, 1 - loss / baseline, on masked patches only (kept ones show their answer).
 
-Three trivial predictors that see no more than the model does, each shrunk towards the first by a weight fitted on a training sample:
+Three trivial predictors, each shrunk towards the first by a weight fitted on a training sample:
     constant   the colour histogram (add-one smoothed) of the sample, or its mean value
     visible    the histogram, or mean value, of the visible patches of the same image
     nearest    the nearest cell of the nearest visible patch
 (Where no patch is visible, as of images that lost their colour or were turned, the first alone.)
+They see no more than the model does, where a goal is told by its own patch.  Where it looks beyond (a frozen encoder's features, in which each patch has
+read all others; by a pixel, histograms of gradients), the goals of visible patches tell of hidden ones, too: skill is then too low, never too high, and
+what is below such a rule is judged beside the first predictor alone.
 The best of them on that sample is the baseline, once for the run; skill divides by its loss on the hold-out with fixed masks.  Skills of
 different targets are not comparable.  Its standard error is over the images of the hold-out; the baseline's loss counts as a given number, though
 it is of the same images: what makes an image hard for both cancels, so the true error is rather smaller.  Where the baseline leaves nothing to predict, as on a hold-out whose images are of one colour each,
@@ -37,6 +40,12 @@ class Baseline:
     weight: float
     loss: float | None  # on the hold-out, masked patches; None: the target has no trivial predictor
     losses: dict[str, float]  # of each predictor, on the hold-out
+    looks_beyond: bool = False  # whether goals tell of more than their own patch (recipe/targets/base.py)
+
+    @property
+    def knows_more(self) -> bool:
+        """Than the model does: goals of visible patches that tell of hidden ones."""
+        return self.looks_beyond and self.name != "constant"
 
     @property
     def defines_skill(self) -> bool:
@@ -56,6 +65,8 @@ class Baseline:
         if self.loss is None:
             return "no trivial baseline: this target moves with its teacher, so no skill is defined"
         words = f"trivial baseline: {self.name}, loss {self.loss + 0.0:.4f} on {images:,} held-out images"
+        if self.knows_more:
+            words += "; goals of this target tell of other patches, too, so it knows more than the model, and skill is rather too low"
         return (
             words if self.defines_skill else f"{words}: it leaves nothing to predict (are they of one colour each?), so no skill is defined"
         )
@@ -110,7 +121,7 @@ def verdict(baseline: Baseline, course: Sequence[Mapping[str, Any]], images: int
     from scipy.special import stdtrit  # here, because it takes a quarter of a second
 
     first, last = course[0], course[-1]
-    figures = {
+    figures: dict[str, Any] = {
         name: {key.removeprefix("holdout/"): value for key, value in row.items()} for name, row in (("first", first), ("last", last))
     }
     made = lambda learned, words: Verdict(learned, words, figures | {"baseline": baseline.name, "images": images})
@@ -138,6 +149,12 @@ def verdict(baseline: Baseline, course: Sequence[Mapping[str, Any]], images: int
         fell = best["holdout/skill"] - skill > margin
         past = f"; it was {best['holdout/skill']:+.3f} at {best['samples']:,} samples: the end has lost some of it" if fell else ""
         return made("yes", f"{said} (0: {rule}; 1: no error): this run predicts better than any trivial rule{past}")
+    if baseline.knows_more and last["holdout/loss"] < baseline.losses["constant"]:
+        return made(
+            "not shown",
+            f"{said}: no better than {rule}, which knows more than the model, as goals of this target tell of other patches, too; better than a "
+            "constant prediction. So skill cannot tell: judge by a probe, mpp/linear_probe.py encoder=RUN train=SHARDS",
+        )
     if skill >= -margin:
         return made("not shown", f"{said}: no better than {rule}, and nothing is shown to be learned beyond it; train longer, or {look}")
     began, before = first.get("holdout/skill"), first.get("holdout/skill_error")
@@ -152,8 +169,10 @@ def verdict(baseline: Baseline, course: Sequence[Mapping[str, Any]], images: int
     )
 
 
-def fit_baseline(baselines: Baselines, grid: tuple[int, int], sample: Callable[[], Cells], holdout: Callable[[], Cells]) -> Baseline:
-    """baselines: of the target.  sample, holdout: give batches of (cells of all patches [B, N, g, g(, V)], kind [B, N]) afresh at each call;
+def fit_baseline(
+    baselines: Baselines, grid: tuple[int, int], sample: Callable[[], Cells], holdout: Callable[[], Cells], looks_beyond: bool = False
+) -> Baseline:
+    """baselines, looks_beyond: of the target.  sample, holdout: give batches of (cells of all patches [B, N, g, g(, V)], kind [B, N]) afresh at each call;
     the first fits and chooses, the second is quoted."""
     constant = baselines.constant(cells[kind == MASKED] for cells, kind in sample())
     best: dict[str, tuple[float, float]] = {}  # predictor -> (loss on the sample, weight)
@@ -162,7 +181,7 @@ def fit_baseline(baselines: Baselines, grid: tuple[int, int], sample: Callable[[
         best[name] = min((float(row[WEIGHTS.index(weight)]), weight) for weight in weights)
     on_holdout = {name: float(row[WEIGHTS.index(best[name][1])]) for name, row in _losses(baselines, grid, constant, holdout()).items()}
     chosen = min(best, key=lambda name: best[name][0])
-    return Baseline(chosen, best[chosen][1], on_holdout[chosen], on_holdout)
+    return Baseline(chosen, best[chosen][1], on_holdout[chosen], on_holdout, looks_beyond)
 
 
 def _losses(baselines: Baselines, grid: tuple[int, int], constant: Tensor, batches: Cells) -> dict[str, Tensor]:

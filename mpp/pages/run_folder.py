@@ -141,7 +141,9 @@ class RunFolder:
         if self.kind != PRETRAINING:
             return []
         optim = self.tree.get("optim") or {}
-        signs = Signs(Course(optim.get("warmup_samples") or 0, optim.get("total_samples") or 0, self.baseline.get("name") or "none"))
+        name = self.baseline.get("name") or "none"
+        more = bool(self.baseline.get("looks_beyond")) and name != "constant"
+        signs = Signs(Course(optim.get("warmup_samples") or 0, optim.get("total_samples") or 0, name, more))
         said = [line for row in self.rows for line in signs.see(row)]
         if isinstance(self.config, PretrainConfig):
             said += filter(None, [small_rate_note(self.config.optim, self.config.data.global_batch)])

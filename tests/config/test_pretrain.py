@@ -362,7 +362,6 @@ def test_what_a_choice_refuses_is_told_by_its_section():
 
 
 def test_an_unknown_choice_is_told_with_those_there_are():
-    with pytest.raises(
-        ConfigError, match=r"^mask\.name=blok is not known; take one of 'random', 'block', 'multi_block', 'inverse_block', 'all', 'turn'$"
-    ):
+    known = "'random', 'block', 'multi_block', 'inverse_block', 'all', 'turn'"  # the first of them: a further one is no fault
+    with pytest.raises(ConfigError, match=rf"^mask\.name=blok is not known; take one of {known}(, '\w+')*$"):
         load(PretrainConfig, None, ["mask.name=blok"])

@@ -4,11 +4,12 @@ import pytest
 
 from mpp.monitor.signs import Course, Signs
 
+MORE = Course(warmup_samples=1000, total_samples=10_000, baseline="nearest", knows_more=True)
 COURSE = Course(warmup_samples=1000, total_samples=10_000, baseline="visible")
 
 
-def said(*rows):
-    signs = Signs(COURSE)
+def said(*rows, course=COURSE):
+    signs = Signs(course)
     return [line for row in rows for line in signs.see(row)]
 
 
@@ -56,6 +57,11 @@ def test_early_or_uncertain_skill_says_nothing():
     assert said(holdout(2000, -0.3), holdout(5000, 0.004), holdout(6000, 0.004)) == []  # it has risen
     assert said(holdout(1999, 0.99), holdout(2000, 0.89), holdout(3000, 0.92, error=0.011)) == []
     assert said({"samples": 9000, "holdout/loss": 1.0}) == []  # no skill is defined
+
+
+def test_to_be_below_a_rule_that_knows_more_than_the_model_is_no_sign():
+    assert said(holdout(2000, -0.5), holdout(3000, -0.5), holdout(5000, 0.0), holdout(6000, 0.0), course=MORE) == []
+    assert len(said(holdout(2000, 0.91), course=MORE)) == 1  # too good is too good
 
 
 def test_a_loss_that_rises_for_three_rows_is_said_unless_the_target_moves():

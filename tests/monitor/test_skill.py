@@ -282,6 +282,28 @@ def test_the_verdict_is_on_the_last_skill_beyond_what_the_images_leave_open(skil
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["words"] == found.words
 
 
+@pytest.mark.parametrize(
+    ("skill", "learned", "says"),
+    [
+        (0.2, "yes", "better than any trivial rule"),
+        (0.01, "not shown", "no better than the trivial predictor 'nearest', which knows more than the model"),
+        (-0.9, "not shown", "better than a constant prediction. So skill cannot tell: judge by a probe"),
+        (-1.1, "no", "worse than the trivial predictor 'nearest'"),
+    ],
+)
+def test_below_a_rule_that_reads_what_the_model_may_not_a_run_is_judged_beside_a_constant(skill, learned, says):
+    """Goals of visible patches in which each patch has read all others tell of hidden ones.  Here a constant has twice the loss of the nearest."""
+    found = verdict(Baseline("nearest", 0.9, 0.8, {"constant": 1.6, "nearest": 0.8}, looks_beyond=True), course(skill, skill), 2000)
+    assert found.learned == learned and says in found.words, found.words
+    assert verdict(Baseline("nearest", 0.9, 0.8, {"constant": 1.6, "nearest": 0.8}), course(-0.9, -0.9), 2000).learned == "no"
+
+
+def test_a_trivial_rule_that_knows_more_than_the_model_says_so_and_a_constant_never_does():
+    rule = lambda name: Baseline(name, 0.9, 0.8, {}, looks_beyond=True)
+    assert "it knows more than the model, and skill is rather too low" in rule("nearest").said(50) and rule("nearest").knows_more
+    assert "knows more" not in rule("constant").said(50) and "knows more" not in BASELINE.said(50)
+
+
 def test_few_images_leave_more_open_by_students_distribution():
     assert verdict(BASELINE, course(-0.2, 0.08), 100).learned == "yes"
     assert verdict(BASELINE, course(-0.2, 0.08), 3).learned == "not shown"  # 4.3 standard errors

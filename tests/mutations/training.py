@@ -468,6 +468,31 @@ ROWS = [
         "tests/pipeline/test_verdict.py::test_a_run_that_learned_nothing_does_not_end_with_done_alone",
     ),
     Row(
+        "a run below a rule that knows more than the model has learned nothing", "mpp/monitor/skill.py",
+        'if baseline.knows_more and last["holdout/loss"] < baseline.losses["constant"]:', "if False:",
+        "tests/monitor/test_skill.py::test_below_a_rule_that_reads_what_the_model_may_not_a_run_is_judged_beside_a_constant",
+    ),
+    Row(
+        "a constant is taken for a rule that knows more", "mpp/monitor/skill.py", 'self.looks_beyond and self.name != "constant"', "self.looks_beyond",
+        "tests/monitor/test_skill.py::test_a_trivial_rule_that_knows_more_than_the_model_says_so_and_a_constant_never_does",
+    ),
+    Row(
+        "to be below a rule that knows more is a sign", "mpp/monitor/signs.py", "if skill <= margin and course.knows_more:", "if False:",
+        "tests/monitor/test_signs.py::test_to_be_below_a_rule_that_knows_more_than_the_model_is_no_sign",
+    ),
+    Row(
+        "codes of gradients count as told by their own patch", "mpp/recipe/targets/codebook.py", "return self.codebook.of.looks_beyond", "return False",
+        "tests/recipe/test_codebook_target.py::test_a_target_says_whether_its_goals_tell_of_other_patches",
+    ),
+    Plant(
+        "a teacher's goals count as told by their own patch", "mpp.recipe.targets.base:FixedTarget.looks_beyond", "False",
+        "tests/recipe/test_features_target.py::test_goals_of_a_teacher_tell_of_every_patch_and_say_so",
+    ),
+    Row(
+        "a run does not know that its target looks beyond a patch", "mpp/mains/pretrain.py", "held_out, model.target.looks_beyond", "held_out",
+        "tests/pipeline/test_lent_targets.py::test_a_frozen_encoders_skill_says_that_its_trivial_rules_know_more",
+    ),
+    Row(
         "a skill within its error counts", "mpp/monitor/skill.py", "if skill > margin:", "if skill > 0:",
         "tests/monitor/test_skill.py::test_the_verdict_is_on_the_last_skill_beyond_what_the_images_leave_open",
     ),

@@ -1,4 +1,4 @@
-"""The target, the mask and the probe of docs/extend.md, put into a copy of mpp as the page says, train and measure."""
+"""The target, the mask, the decoder and the probe of docs/extend.md, put into a copy of mpp as the page says, train and measure."""
 
 import json
 import os
@@ -10,8 +10,18 @@ import pytest
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT, TINY, environment, free_port, metrics
 
-PLACES = {"brightness": "mpp/recipe/targets", "checker": "mpp/recipe/masks", "centroid": "mpp/transfer/probes"}
-LISTS = {"brightness": "    | CodebookTarget,", "checker": " | TurnMask,", "centroid": ", FewShotProbe)"}  # their ends today
+PLACES = {
+    "brightness": "mpp/recipe/targets",
+    "checker": "mpp/recipe/masks",
+    "mlp": "mpp/recipe/decoders",
+    "centroid": "mpp/transfer/probes",
+}
+LISTS = {
+    "brightness": "    | CodebookTarget,",
+    "checker": " | TurnMask,",
+    "mlp": " | PooledDecoder,",
+    "centroid": ", FewShotProbe)",
+}  # their ends today
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,13 @@ def run(copy, *words):
 
 @pytest.mark.slow
 def test_the_choices_of_the_page_train_are_drawn_and_measure(extended, shards, tmp_path):
-    recipe = ["mask={name: checker}", "target={name: brightness, scale: 32}", f"run_dir={tmp_path / 'run'}", f"data.shards={shards}"]
+    recipe = [
+        "mask={name: checker}",
+        "target={name: brightness, scale: 32}",
+        "decoder={name: mlp, width: 24}",
+        f"run_dir={tmp_path / 'run'}",
+        f"data.shards={shards}",
+    ]
     said = run(extended, "mpp/pretrain.py", *TINY, *recipe)
     assert "16 patches, 8 predicted" in said and "target brightness" in said and "verdict  hold-out skill" in said
     skills = [row["holdout/skill"] for row in metrics(tmp_path / "run").values() if "holdout/skill" in row]

@@ -58,6 +58,14 @@ def test_a_run_learns_from_it_with_a_skill_and_pictures(made, shards):
     assert json.loads((run / "baseline.json").read_text())["loss"] > 0
 
 
+def test_a_frozen_encoders_skill_says_that_its_trivial_rules_know_more(made):
+    """Each of its features has read the whole image; codes of pixels are told by their own patch."""
+    kind, _, run, said = made
+    baseline = json.loads((run / "baseline.json").read_text())
+    assert baseline["looks_beyond"] == (kind == "frozen")
+    assert ("knows more than the model" in said) == (kind == "frozen" and baseline["name"] != "constant")
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit_wherever_it_lies_by_now(made, shards, tmp_path):
     kind, lent, run, _ = made
     moved, again = tmp_path / "moved.safetensors", tmp_path / "run"

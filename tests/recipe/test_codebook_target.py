@@ -14,7 +14,7 @@ from mpp.recipe.distances import Distance
 from mpp.recipe.model import build_model
 from mpp.recipe.patches import gather_patches, patchify
 from mpp.recipe.places import Masks
-from mpp.recipe.targets.base import Given, Lent
+from mpp.recipe.targets.base import Given, Lent, everywhere
 from mpp.recipe.targets.codebook import CodebookTarget, Codes
 from mpp.recipe.targets.hog import Hog
 from mpp.recipe.targets.pixels import Pixels
@@ -110,3 +110,13 @@ def test_a_model_learns_the_codes_that_it_has_lent_and_keeps_none_of_them():
         build_model(config)
     with pytest.raises(ConfigError, match="which was not read"):
         CodebookTarget(path="nowhere").build(Given(P, 32, 1, HALF, HALF))
+
+
+@pytest.mark.parametrize("made", [*INNER.values(), *(Codes(codebook(name)) for name in INNER)], ids=lambda made: type(made).__name__)
+def test_a_target_says_whether_its_goals_tell_of_other_patches(made):
+    """Trivial predictors read goals of visible patches: where other patches change these, they know more than the model does."""
+    mask = everywhere(Masks(*(part.repeat(40, 1) for part in masks())))
+    shown = torch.randint(0, 256, (120, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(3)).float()
+    before = made(shown, mask)
+    shown[:, :, :P, P:] = 255 - shown[:, :, :P, P:]  # all of the first row of patches but the first one
+    assert torch.equal(made(shown, mask)[:, 0], before[:, 0]) != made.looks_beyond

@@ -90,6 +90,16 @@ def test_the_teacher_sees_the_whole_clean_image_whatever_is_hidden_from_the_stud
 
 
 @torch.no_grad()
+def test_goals_of_a_teacher_tell_of_every_patch_and_say_so():
+    """So trivial predictors of a frozen encoder's features know more than the model, and skill is judged accordingly."""
+    model, shown = taught(recipe(**FEATURES)), pictures().float()
+    mask = everywhere(Masks(**masks(recipe(**FEATURES))))
+    before = model.target(shown, mask, model.teacher)
+    side = shown.shape[-1] // 2
+    shown[:, :, side:] = 255 - shown[:, :, side:]
+    assert not torch.equal(model.target(shown, mask, model.teacher)[:, 0], before[:, 0]) and model.target.looks_beyond
+
+
 def test_the_teacher_drops_no_path_and_draws_no_random_number():
     config = with_model(drop_path=0.9, depth=4)
     model, images = taught(config).train(), pictures().float()

@@ -86,6 +86,10 @@ class Target(Protocol):
         """Trivial predictors of its goals, if these are cells [B, M, g, g(, V)]; None: there are none, and so no skill."""
 
     @property
+    def looks_beyond(self) -> bool:
+        """Whether a patch's goal tells of other patches, too: then trivial predictors, which read goals of visible patches, know more than the model."""
+
+    @property
     def head(self) -> Callable[[int], nn.Module] | None:
         """Its own last layer of a decoder, by the width of what comes in; None: linear."""
 
@@ -118,6 +122,7 @@ class FixedTarget:
     own_scales = None
     head = None
     borrows: str | None = None
+    looks_beyond = True
 
     def __call__(self, images: Tensor, masks: Masks[Tensor], teacher: Teacher | None = None) -> Tensor:
         raise NotImplementedError
@@ -128,9 +133,10 @@ class FixedTarget:
 
 
 class PatchTarget(FixedTarget):
-    """A target that looks at the predicted patches alone."""
+    """A target that looks at the predicted patches alone, at each for itself."""
 
     patch_size: int
+    looks_beyond = False
 
     def cells(self, patches: Tensor) -> Tensor:
         """Clean patches float [B, M, 3, P, P], 0..255 -> goals [B, M, ...]."""

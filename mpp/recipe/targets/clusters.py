@@ -54,6 +54,7 @@ class Clusters(nn.Module):
         return self.knobs.clusters
 
     borrows = None
+    looks_beyond = True
 
     @property
     def baselines(self) -> None:

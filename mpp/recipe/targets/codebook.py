@@ -50,6 +50,10 @@ class Codes(FixedTarget):
         return self.codebook.of.borrows
 
     @property
+    def looks_beyond(self) -> bool:  # type: ignore[override]
+        return self.codebook.of.looks_beyond
+
+    @property
     def caption(self) -> str:
         return f"likeliest of {len(self.codebook)} codes, drawn as its centre: {self.codebook.of.caption}"
 
