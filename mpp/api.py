@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mpp.base.errors import BadSample, DataError
+from mpp.base.errors import BadSample, ConfigError, DataError
 from mpp.config.schema import checked
 from mpp.data.array_images import SplitName, is_array
 from mpp.data.augment import Centre
@@ -64,10 +64,22 @@ def load_encoder(
     network: "teacher" for the average that a run has learned from.  precision: of matrix products.  device: None for the GPU where there is one.
     Raises CheckpointError, ConfigError.
     """
+    there = usable_device(device)
     loaded = read_encoder(_as_timm(source), network=network)
     known = {"pooling": pooling, "resolution": resolution, "crop": crop, "precision": precision}
     asked = checked(FeatureConfig, known | {"layers": (layers,) if isinstance(layers, int) else tuple(layers)})
-    return ImageEncoder(loaded, asked, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return ImageEncoder(loaded, asked, there)
+
+
+def usable_device(asked: str | torch.device | None) -> torch.device:
+    """None: the GPU, if there is one.  Raises ConfigError where torch cannot compute."""
+    try:
+        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such name, no driver, a torch without CUDA, no kernels
+        why = str(error).strip().split("\n")[0]
+        raise ConfigError(f"device={str(asked)!r}: torch cannot compute there ({why}); take device='cpu', or leave it out") from error
+    return device
 
 
 def _as_timm(source: str | Path) -> str | Path:

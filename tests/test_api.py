@@ -370,6 +370,12 @@ def test_the_page_runs_as_it_is_printed(folder, tmp_path, monkeypatch, capsys):
     assert found["loss"].requires_grad
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_told_before_anything_is_read(tmp_path, device):
+    with pytest.raises(ConfigError, match=rf"^device='{device}': torch cannot compute there \(.*\); take device='cpu', or leave it out$"):
+        mpp.load_encoder(tmp_path / "nothing", device=device)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [({"pooling": "max"}, r"pooling.*'mean', 'cls', 'both'"), ({"crop": 2.0}, "crop"), ({"precision": "fp16"}, "precision")],

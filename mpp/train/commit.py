@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mpp.base.errors import CheckpointError
+from mpp.base.errors import CheckpointError, ConfigError
 from mpp.base.text import counted, say
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
@@ -311,7 +311,13 @@ def set_aside_after(run_dir: Path, step: int) -> list[Path]:
 
 
 def read_config(commit: Commit) -> PretrainConfig:
-    return load(PretrainConfig, None, [f"{key}={json.dumps(value)}" for key, value in commit.record["config"].items()])
+    """Raises CheckpointError where it was written with choices or keys that are not known here."""
+    try:
+        return load(PretrainConfig, None, [f"{key}={json.dumps(value)}" for key, value in commit.record["config"].items()])
+    except ConfigError as error:
+        handed = commit.folder.parent.parent / "encoder"
+        instead = f"give the mpp that wrote it, or the encoder alone, {handed}" if handed.is_dir() else "use the mpp that wrote it"
+        raise CheckpointError(f"the config of {commit.folder} is not one of this mpp ({error}); {instead}") from error
 
 
 def read_tensors(commit: Commit, prefix: str) -> dict[str, torch.Tensor]:

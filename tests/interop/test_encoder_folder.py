@@ -182,6 +182,22 @@ def test_folders_and_commits_from_when_there_was_one_class_token_or_none_are_rea
         check_same_run(commit, other, record["manifests"])
 
 
+def test_a_run_with_choices_that_are_not_known_here_says_what_is_read_without_them(tmp_path):
+    """Of a branch with a mask of its own, or of another version: the encoder folder knows of no recipe."""
+    commit_of(tmp_path / "run", 1, seed=1, model=TINY)
+    record = find_commit(tmp_path / "run", "auto").record
+    config = record["config"] | {"mask": {"name": "stripes", "ratio": 0.5}}
+    write_commit(checkpoint_folder(tmp_path / "run", 1), record | {"config": config})
+    with pytest.raises(
+        CheckpointError, match=r"000000001 is not one of this mpp \(mask\.name=stripes is not known; .*\); use the mpp that wrote it$"
+    ):
+        read_encoder(tmp_path / "run")
+    exported(tmp_path / "run" / "encoder")
+    with pytest.raises(CheckpointError, match=r"give the mpp that wrote it, or the encoder alone, \S+/run/encoder$"):
+        read_encoder(tmp_path / "run")
+    read_encoder(tmp_path / "run" / "encoder")
+
+
 def test_a_fine_tuned_encoder_keeps_its_class_tokens(tmp_path):
     config, encoder = exported(tmp_path / "encoder", class_tokens=8)
     wanted = ClassifierConfig(pooling="cls")

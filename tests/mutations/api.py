@@ -37,6 +37,10 @@ ROWS: list[Plant | Row] = [
     Row("tokens are those of the last block", FILE, "layer = self.layers[-1]\n        found", "layer = self.backbone.depth\n        found", POOLED),
     Row("tokens count the class token", FILE, "found[:, self.backbone.prefix :]", "found[:, self.backbone.prefix - 1 : -1]", POOLED),
     Row("both is the mean alone", FILE, '{"pooling": pooling,', '{"pooling": "mean" if pooling == "both" else pooling,', POOLED),
+    Plant(
+        "a device that is not there is found out by torch", "mpp.api:usable_device", "lambda asked: __import__('torch').device(asked or 'cpu')",
+        TEST + "a_device_that_is_not_there_is_told_before_anything_is_read",
+    ),
     Row(
         "the teacher is not asked for", FILE, "read_encoder(_as_timm(source), network=network)", 'read_encoder(_as_timm(source), network="encoder")',
         TEST + "the_teacher_is_asked_for_by_name",

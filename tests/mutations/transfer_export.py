@@ -32,6 +32,10 @@ ROWS = [
         "a checkpoint is unpickled whole", "mpp/interop/weight_files.py", '"cpu", weights_only=True)', '"cpu", weights_only=False)',
         f"{FOREIGN}::test_nothing_in_a_file_is_executed",
     ),
+    Row(
+        "of a run with choices of its own nobody says what can be read", "mpp/train/commit.py", "if handed.is_dir() else", "if False else",
+        "tests/interop/test_encoder_folder.py::test_a_run_with_choices_that_are_not_known_here_says_what_is_read_without_them",
+    ),
     Plant(
         "args beside weights are refused", "mpp.interop.weight_files:HARMLESS", "[]",
         f"{FOREIGN}::test_checkpoints_that_keep_the_words_of_their_training_are_read",
