@@ -9,6 +9,10 @@ RANDOM_ROW = f"{PLACES}::test_the_predictor_of_a_random_row_is_as_a_run_with_its
 ATTENTIVE = f"{PLACES}::test_the_attentive_probe_chooses_its_layer_on_the_hold_out_and_reads_the_last_beside_it"
 SHOWN = f"{PLACES}::test_the_last_block_has_a_column_and_places_are_said"
 ROWS = [
+    Plant(
+        "the last block may be better on the hold-out than the best of all places", "mpp.transfer.probes.linear:best_of_all", "lambda *both: list(both)",
+        f"{PLACES}::test_the_last_block_is_the_best_place_too_where_rates_that_were_widened_for_it_alone_made_it_so",
+    ),
     Row(
         "the predictor reads tokens that are not normed", "mpp/model/backbone.py", "else norm(found[self.depth])", "else found[self.depth]", FEATURE,
     ),

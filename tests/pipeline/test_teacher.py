@@ -107,7 +107,13 @@ def test_no_skill_is_defined_and_log_and_board_say_so(run):
     assert "skill none" in said and "skill +" not in said and "skill -" not in said
     names = {name for values in metrics(run).values() for name in values}
     assert {"train/loss", "holdout/loss"} <= names and not any("skill" in name for name in names)
-    assert json.loads((run / "baseline.json").read_text()) == {"name": "none", "weight": 0.0, "loss": None, "losses": {}}
+    assert json.loads((run / "baseline.json").read_text()) == {
+        "name": "none",
+        "weight": 0.0,
+        "loss": None,
+        "losses": {},
+        "looks_beyond": False,
+    }
     assert [path.stem for path in sorted((run / "pictures").glob("*-reconstruction.png"))] == [
         f"{at:012d}-reconstruction" for at in (48, 96)
     ]

@@ -22,6 +22,8 @@ from mpp.processes.world import World
 from mpp.recipe.model import build_model
 from mpp.train.commit import checkpoint_folder, write_commit
 from mpp.transfer.features import PREDICTOR, Features, FeatureSpec, Layout, Variant
+from mpp.transfer.grid import searching
+from mpp.transfer.probes import linear
 from mpp.transfer.probes.attentive import AttentiveProbe
 from mpp.transfer.probes.contract import Answers, Measured, Train
 from mpp.transfer.probes.few_shot import FewShotProbe
@@ -170,10 +172,10 @@ def features_of(labels, seed, telling: dict[int, float]) -> Features:
     return Features(SPEC, LAYOUT, torch.from_numpy(values))
 
 
-def measured(telling, probes=PROBES, own=LAST, truth=None):
+def measured(telling, probes=PROBES, own=LAST, truth=None, widen=False):
     labels, asked = np.arange(300) % 3, np.arange(90) % 3
     train = Train(
-        features_of(labels, 1, telling), own, labels, "abc", Split(*hold_out(labels, 0.3, 0, CHOOSE)), 0, torch.device("cpu"), widen=False
+        features_of(labels, 1, telling), own, labels, "abc", Split(*hold_out(labels, 0.3, 0, CHOOSE)), 0, torch.device("cpu"), widen=widen
     )
     said = answers_to(choose(probes, train, OFFERED), Measured(features_of(asked, 2, telling), np.arange(90)))
     return report([[said]], torch.from_numpy(asked if truth is None else truth), 3)
@@ -199,6 +201,29 @@ def test_the_best_place_and_the_last_block_have_a_figure_each_and_the_last_is_me
         scores = {(one["layer"], one["pooling"]): one["holdout_score"] for one in figure["by_layer"]}
         assert scores.keys() == {(0, "mean"), (1, "mean"), (2, "mean"), (None, "predictor")}
         assert max(scores, key=scores.get) == (1, "mean") and scores[2, "mean"] == last["holdout_score"]
+
+
+def test_the_last_block_is_the_best_place_too_where_rates_that_were_widened_for_it_alone_made_it_so(monkeypatch):
+    """At the given rates it is level with another place, which is taken, as its rate lies inside the grid; so only then they are widened."""
+    tried = {("mean of layer 1", 0.1): 0.5, ("mean of layer 2", 0.3): 0.5, ("mean of layer 2", 0.6): 0.7}
+
+    def by_table(axes, _, widen):
+        def evaluate(values):
+            return np.array([[tried.get((str(variant), round(rate, 3)), 0.1) for rate in values[1]] for variant in values[0]])
+            yield
+
+        return searching(axes, evaluate, widen)
+
+    monkeypatch.setattr(linear, "searching", by_table)
+    found, answers = measured({}, [LinearProbe(epochs=1, learning_rates=(0.01, 0.1, 0.3), last_layers=())], widen=True)
+    for figure in (found["linear"], found["linear"]["last"]):
+        assert (figure["place"], figure["holdout_score"]) == ("mean of layer 2", 0.7) and figure["chosen"][
+            "learning_rate"
+        ] == pytest.approx(0.6)
+    assert torch.equal(answers["linear"].predicted, answers["linear/last"].predicted)
+    tried["mean of layer 2", 0.6] = 0.5
+    found, _ = measured({}, [LinearProbe(epochs=1, learning_rates=(0.01, 0.1, 0.3), last_layers=())], widen=True)
+    assert (found["linear"]["place"], found["linear"]["last"]["place"]) == ("mean of layer 1", "mean of layer 2")
 
 
 def test_labels_of_test_touch_neither_the_best_nor_the_last_place():

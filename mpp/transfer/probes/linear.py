@@ -42,6 +42,7 @@ from mpp.transfer.probes.contract import (
 from mpp.transfer.probes.divided import DividedProbe, Search, Trials, deal
 from mpp.transfer.split import BATCHES
 
+Chosen = tuple[Variant, float, dict[str, Any]]  # a place, a learning rate, and what is told of them
 LIMITS = 1e-6, 100.0  # of a learning rate
 MOMENTUM = 0.9  # ViT B.1.1; DINOv2's grid probe
 BLOCK = 256  # rows of a matrix product that are enough for it to run at full speed; what is cut finer is slower (10 rows: by half)
@@ -139,6 +140,7 @@ class LinearProbe(DividedProbe):
         # The rates are widened for the last block as they were for all, so that it is tuned as hard.
         if ends := [variant for variant in train.variants if variant.layers == (train.last,)]:
             picked.append((yield from chosen(ends)))
+            picked = best_of_all(*picked)
 
         def again() -> FittedLinear:
             """What was chosen, in one pass."""
@@ -179,6 +181,13 @@ class FittedLinear(Fitted):
     def answer(self, images: Measured) -> Answers:
         predicted, confidence, score = self.head.predict(images.features.values, images.rows)[0]
         return Answers(predicted[0], confidence[0], None if score is None else score[0])
+
+
+def best_of_all(first: Chosen, last: Chosen) -> list[Chosen]:
+    """What was chosen of all places and of the last block alone, as it is reported.  The last block's rates may have been widened by themselves, where
+    all were level with it: if that was better on the hold-out, it is the best of all."""
+    score = lambda chosen: chosen[2]["holdout_score"]
+    return [(last[0], last[1], dict(last[2])) if score(last) > score(first) else first, last]
 
 
 def layer_curve(grid: Sequence[Mapping[str, Any]], images: int) -> list[tuple[int, float, tuple[float, float]]]:
