@@ -123,7 +123,7 @@ def of_grid(record: Any) -> str:
 
 
 RECORDS = [
-    Record("bare_step", 8, "python benchmarks/bare_step.py --rounds 7 --steps 2 --out {out}", of_shapes),
+    Record("bare_step", 12, "python benchmarks/bare_step.py --rounds 7 --steps 3 --out {out}", of_shapes),
     Record("guards", 4, "python benchmarks/guards.py --shapes mae_ti4 --saves mae_ti4 mae_s16 --rounds 3 --out {out}", of_guards),
     Record("divided_grid", 8, "python benchmarks/divided_grid.py --out {out}", of_grid),
     Record("cpu_cores", 12, "python benchmarks/cpu_cores.py --shards {cifar}/train --rounds 2 --out {out}", of_cores),
