@@ -129,7 +129,7 @@ RECORDS = [
     Record("cpu_cores", 12, "python benchmarks/cpu_cores.py --shards {cifar}/train --rounds 2 --out {out}", of_cores),
     Record("end_to_end-cifar", 4, "python benchmarks/end_to_end.py --images {cifar_images} --shards {cifar}/train --out {out}", rates),
     Record(
-        "end_to_end-photos", 4, "python benchmarks/end_to_end.py --images {photo_images} --shards {photos}/train --shape mae_s16 --steps 6 --out {out}", rates
+        "end_to_end-photos", 4, "python benchmarks/end_to_end.py --images {photo_images} --shards {photos}/train --shape mae_s16 --steps 6 --rounds 4 --out {out}", rates
     ),
     Record("attention", 6, "python benchmarks/attention.py --rounds 3 --out {out}", of_attention),
     Record("faults", 10, "python benchmarks/planted_faults.py --digits {digits} --out {out} --plots docs/curves", of_faults),
