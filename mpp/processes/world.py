@@ -93,9 +93,9 @@ def local_device(local_rank: int, local_size: int) -> torch.device:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         return device
-    # Processes that share cores slow each other down severalfold if each has a thread for every core.
-    if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, usable_cores() // local_size))
+    # Threads beyond the cores hold each other up severalfold: of processes that share them, or in a container whose quota torch does not know.
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // local_size)))
     return torch.device("cpu")
 
 

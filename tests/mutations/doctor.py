@@ -62,6 +62,10 @@ ROWS: list[Plant | Row] = [
         "tests/base/test_machine.py::test_a_container_has_what_its_limits_leave",
     ),
     Row(
+        "one process has torch's threads whatever its container's quota", "mpp/processes/world.py", 'if "OMP_NUM_THREADS" not in os.environ:', 'if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:',
+        "tests/processes/test_place.py::test_a_process_has_its_share_of_the_usable_cores_as_threads_and_no_more_than_torch_would_take",
+    ),
+    Row(
         "only the innermost group limits", "mpp/base/machine.py", "                if group == top:\n", "                if True:\n",
         "tests/base/test_machine.py::test_the_narrowest_of_all_limits_around_a_process_holds",
     ),

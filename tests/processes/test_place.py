@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mpp.base.errors import ConfigError
+from mpp.processes import world
 from mpp.processes.place import PORT, Place, place_of_process
 
 POD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456"}
@@ -83,3 +84,17 @@ def test_every_subset_of_a_launchers_words_is_a_place_or_a_line(present):
         return
     assert 0 <= place.rank < place.size
     assert place == Place() or {"RANK", "WORLD_SIZE"} <= said.keys()
+
+
+@pytest.mark.parametrize(("cores", "local_size", "threads"), [(8, 1, 4), (4, 2, 2), (3, 1, 3), (1, 1, 1), (2, 4, 1)])
+def test_a_process_has_its_share_of_the_usable_cores_as_threads_and_no_more_than_torch_would_take(cores, local_size, threads, monkeypatch):
+    set_to = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(world, "usable_cores", lambda: cores)
+    monkeypatch.setattr(world.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(world.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(world.torch, "set_num_threads", set_to.append)
+    assert world.local_device(0, local_size).type == "cpu" and set_to == [threads]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # has the last word
+    world.local_device(0, local_size)
+    assert set_to == [threads]
