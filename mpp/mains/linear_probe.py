@@ -22,7 +22,7 @@ from mpp.mains.probe_job import PROGRAM, Probing, Reported, prepare, state_memor
 from mpp.mains.probe_report import write
 from mpp.monitor import rank
 from mpp.processes.watch import watch
-from mpp.processes.world import from_all, from_first, to_first, together
+from mpp.processes.world import from_all, from_first, leave, to_first, together
 from mpp.transfer.extraction import Extracted
 from mpp.transfer.extractors import PixelExtractor
 from mpp.transfer.ledger import log_test_read
@@ -69,7 +69,7 @@ def probe(config: ProbeConfig, words: Sequence[str]) -> int:
     if job.world.first:
         with Progress("writing the table and pictures", at_once=True):
             write(job, shown, started)
-    return 0
+    return leave()
 
 
 def store(job: Probing, tables: Mapping[str, Extracted]) -> int:
@@ -79,7 +79,7 @@ def store(job: Probing, tables: Mapping[str, Extracted]) -> int:
             job.say(f"test      {job.config.test}: {table}: {name}")
     size = sum(table.features.values.nbytes for table in tables.values())
     job.say(f"features lie in {job.cache} (of train {sized(size)}); the same command without extract_only=true probes them")
-    return 0
+    return leave()
 
 
 def tested(job: Probing) -> np.ndarray:

@@ -240,4 +240,8 @@ ROWS = [
         "ZeRO-3 goes on only where the number of processes divides every parameter", "mpp/train/engine.py", "yield nn.functional.pad(value.flatten(), (0, with_padding - own))", "yield value",
         f"{RESUME}::test_each_zero_stage_on_processes_that_divide_no_parameter_too_resumes_to_the_same_bits",
     ),
+    Row(
+        "who calls a program from Python has a rank that ends without a word", "mpp/processes/world.py", '    watch.leaves(0, "", said=True)\n', "",
+        f"{ALIVE}::test_ranks_that_call_a_program_end_in_order_though_none_says_so",
+    ),
 ]  # fmt: skip

@@ -168,6 +168,32 @@ def test_fine_tuning_names_a_stopped_rank(tmp_path, shards, encoder, rank):
     assert f"rank {rank} (host" in ended(job, run).error_lines[0]
 
 
+IN_ORDER = """
+import importlib, os, sys, time
+rank, program, slow = int(os.environ["RANK"]), *sys.argv[1:3]
+status = importlib.import_module(f"mpp.{program}").main(sys.argv[3:])
+time.sleep(2 if rank == int(slow) else 0)  # while the other has ended, and its watchman has seen it
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("program", ["pretrain", "linear_probe"])
+@pytest.mark.parametrize("slow", [0, 1])
+def test_ranks_that_call_a_program_end_in_order_though_none_says_so(tmp_path, shards, encoder, program, slow):
+    """As a script of somebody's own does, without what prints errors and leaves: one may have ended while another still has work of its own."""
+    words = [
+        *TINY,
+        f"data.shards={shards}",
+        f"run_dir={tmp_path / 'run'}",
+        "optim={total_samples: 24, warmup_samples: 0}",
+        "log.pictures=0",
+    ]
+    if program == "linear_probe":
+        words = [f"encoder={encoder}", f"train={shards}", f"out={tmp_path / 'out'}", "extract_only=true"]
+    done = finish(start([program, str(slow), *words], 2, ["-c", IN_ORDER]))
+    assert done.status == [0, 0], done.err
+
+
 @pytest.mark.parametrize("what", ["hangs", pytest.param("stops", marks=pytest.mark.long)])
 def test_a_probe_names_a_rank_that_hangs_or_stops(tmp_path, shards, encoder, what):
     out = tmp_path / "out"
