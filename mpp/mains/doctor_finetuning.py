@@ -36,6 +36,7 @@ from mpp.mains.finetune_job import (
     repeat_of,
 )
 from mpp.mains.plan import Counts, bytes_by_batch, parameters_of
+from mpp.model.architecture import in_words
 from mpp.model.recompute import recompute_blocks
 from mpp.processes.peers import Peers
 from mpp.transfer.repeats import repeat_folder
@@ -162,7 +163,7 @@ class FinetuningExaminer(Examiner):
             return None
         model = made[0]
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        said = f"{made[1]} at {size[0]}x{size[1]} with a head for {len(sets.classes)} classes: {parameters:,} parameters"
+        said = f"{in_words(made[1], made[2])} at {size[0]}x{size[1]} with a head for {len(sets.classes)} classes: {parameters:,} parameters"
         self.report.add(Finding("model", "ok", said))
         prepare = lambda: recompute_blocks(model, config.system.recompute)
 

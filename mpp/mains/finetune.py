@@ -48,6 +48,7 @@ from mpp.mains.finetune_report import (
     seen_before,
     verdict_of,
 )
+from mpp.model.architecture import in_words
 from mpp.model.tokens import class_tokens_of
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import Board
@@ -179,7 +180,7 @@ def train(repeat: Repeat, loaders: Loaders, model: torch.nn.Module, arch: str, m
         [
             *([repeat.words] if job.config.repeats > 1 else []),
             *job.words,
-            f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {arch} at {size[0]}x{size[1]} | {parameters:,} parameters",
+            f"encoder {loaded.source}{' (random initialisation)' if random else ''} | {in_words(arch, model_arguments)} at {size[0]}x{size[1]} | {parameters:,} parameters",
             f"{order.samples:,} labelled images of {len(sets.classes)} classes{held} | {order.steps_per_epoch} steps an epoch",
             *(f"note: {remark}" for remark in sets.remarks),
             f"{run.total_steps} steps of {config.data.global_batch} | {run.rate_words}, "

@@ -20,6 +20,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.data.order import BatchPlan, plan_batch
 from mpp.interop.lent import bring
 from mpp.mains.pretrain import blank_inputs, flop_of, micro_step_bytes
+from mpp.model.encoder import encoder_in_words
 from mpp.model.recompute import recompute_blocks
 from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import matrix_rate
@@ -201,7 +202,7 @@ def about(config: PretrainConfig, machines: Machines, gpu: Gpu, batch: BatchPlan
     return [
         f"{machines.gpus} x {gpu.name} on {counted(machines.nodes, 'node')} | {config.data.global_batch:,} images a step: micro-batch "
         f"{batch.micro_batch} x accumulation {batch.accumulation} a GPU | {steps:,} steps, {samples:,} samples",
-        f"{config.model.arch} {config.model.image_size}px/{config.model.patch_size}, target {config.target.name}: {found.parameters.trained:,} trained "
+        f"{encoder_in_words(config.model)}, target {config.target.name}: {found.parameters.trained:,} trained "
         f"parameters, {found.flop / 1e9:.1f} GFLOP an image, forward and backward",
     ]
 

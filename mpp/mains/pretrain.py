@@ -34,6 +34,7 @@ from mpp.interop.lent import Brought, bring
 from mpp.interop.pretraining import pretraining_of
 from mpp.interop.start_from import initialise_from
 from mpp.mains.settling import Again, settle
+from mpp.model.encoder import encoder_in_words
 from mpp.model.tokens import fuses_attention
 from mpp.monitor.arithmetic import training_flop
 from mpp.monitor.board import logged
@@ -194,7 +195,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
     run.announce(
         [
             *settled.words,
-            f"encoder {config.model.arch} {config.model.image_size}px/{config.model.patch_size}: {masking.patches} patches, "
+            f"encoder {encoder_in_words(config.model)}: {masking.patches} patches, "
             f"{masking.counts.predicted} predicted | {parameters:,} parameters with the decoder | target {config.target.name}",
             f"{run.total_steps} steps of {data.global_batch} | {order.words} | "
             f"{run.rate_words} | ZeRO {system.zero_stage}, {system.precision}",

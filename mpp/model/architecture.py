@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,13 @@ class Architecture:
     def pooled_norm(self) -> str:
         """timm's word for moving the final norm behind the pooling."""
         return "use_fc_norm" if self.eva else "fc_norm"
+
+
+def in_words(name: str, arguments: Mapping[str, Any]) -> str:
+    """vit_tiny_patch16_224, and in brackets what of its shape is not its own.  arguments: of `timm.create_model`."""
+    own = {"depth": "depth", "embed_dim": "width", "num_heads": "heads"}
+    changed = ", ".join(f"{word} {arguments[key]}" for key, word in own.items() if key in arguments)
+    return f"{name} ({changed})" if changed else name
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.model.architecture import architecture_of, position_arguments
+from mpp.model.architecture import architecture_of, in_words, position_arguments
 from mpp.model.tokens import choose_attention, gather_rotations, gather_tokens, initialise_linear, note_class_tokens, sincos_positions
 
 
@@ -109,6 +109,10 @@ def timm_arguments(config: ModelConfig) -> dict:
     if further and config.position in ("learned", "sincos2d"):
         arguments["no_embed_class"] = False  # a position of its own for each
     return arguments | position_arguments(config, known)
+
+
+def encoder_in_words(config: ModelConfig) -> str:
+    return f"{in_words(config.arch, timm_arguments(config))} {config.image_size}px/{config.patch_size}"
 
 
 def build_encoder(config: ModelConfig, seed: int, fused_attention: bool | None = None) -> Encoder:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpp.base.errors import ConfigError
 from mpp.config.sections import ModelConfig
-from mpp.model.encoder import build_encoder, timm_arguments
+from mpp.model.encoder import build_encoder, encoder_in_words, timm_arguments
 from mpp.model.tokens import gather_tokens, sincos_positions
 
 TINY = {"arch": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
@@ -17,6 +17,18 @@ N = 16
 
 def encoder(seed: int = 0, **changes):
     return build_encoder(ModelConfig(**(TINY | changes)), seed, fused_attention=False).eval()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "vit_tiny_patch16_224 (depth 2, width 48, heads 3) 32px/8"),
+        ({"width": None, "heads": None}, "vit_tiny_patch16_224 (depth 2) 32px/8"),
+        ({"width": None, "heads": None, "depth": None, "registers": 2}, "vit_tiny_patch16_224 32px/8"),
+    ],
+)
+def test_words_for_an_encoder_name_what_of_its_shape_is_not_that_of_its_name(changes, words):
+    assert encoder_in_words(ModelConfig(**(TINY | changes))) == words
 
 
 def images(batch: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:

@@ -3,6 +3,10 @@
 from tests.mutations import Plant, Row
 
 ROWS = [
+    Row(
+        "an encoder of another width is called by the name alone", "mpp/model/architecture.py", 'return f"{name} ({changed})" if changed else name', "return name",
+        "tests/model/test_encoder.py::test_words_for_an_encoder_name_what_of_its_shape_is_not_that_of_its_name",
+    ),
     Plant(
         "a commit is due only where a step ends on a multiple", "mpp.train.run:Step.crosses",
         "lambda self, every: every is not None and self.samples_seen % every == 0",
