@@ -34,6 +34,7 @@ PRELOADED = (
     "torch", "torch.utils.data", "torch.utils.tensorboard", "torch.utils.cpp_extension", "torchvision.transforms", "torchvision.datasets",
     "timm", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",  # for which ZeRO 1-3 ask, and it for all of torch.compile
     "numpy", "PIL.Image", "yaml", "pydantic", "safetensors.torch", "transformers.models.vit_mae.modeling_vit_mae",
+    "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "PIL.TiffImagePlugin",
     "tensorboard.backend.event_processing.event_accumulator", "pyarrow.parquet", "scipy.io", "webdataset", "fsspec", "requests", "tqdm",
     "pytest", "xdist.plugin", "pytest_timeout", "hypothesis", "_hypothesis_pytestplugin",
 )  # fmt: skip
