@@ -20,13 +20,11 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt mpp/data/_jpeg.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1), mpp needs Python 3.11 to 3.13; try: make PYTHON=python3.12 ..."; exit 2; }
-	@command -v g++ >/dev/null || command -v c++ >/dev/null || \
-	  { echo "error: no C++ compiler found; DeepSpeed needs one for its CPU collectives: apt-get install g++ (or your system's)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel ninja py-cpuinfo
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c 'import mpp.data._jpeg' 2>/dev/null || \
-	  echo "note: JPEGs will be decoded by Pillow, at about half the speed: apt-get install libjpeg-dev (or your system's), then $(BIN)/pip install --no-build-isolation -e ."
+	  echo "note: JPEGs will be decoded by Pillow, at about half the speed: apt-get install g++ libjpeg-dev (or your system's), then $(BIN)/pip install --no-build-isolation -e ."
 	@# As pip would, but on all cores: else where PYTHONDONTWRITEBYTECODE is set every start of a program compiles torch again, 6 s.
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	touch $@

@@ -20,7 +20,7 @@ from mpp.data.loader import SHARED_MEMORY, refuse_small_shared_memory, shared_by
 from mpp.data.order import OrderSampler
 from mpp.data.shards import OPEN_FILES
 from mpp.train.compiling import missing, pays
-from mpp.train.engine import SHARED_MEMORY_OP, check_version, is_compiled
+from mpp.train.engine import check_version
 
 DRIVER = Path("/dev/nvidiactl")  # there where a driver of NVIDIA's is
 BUSY = 0.1  # of a card's memory that others hold, from which on they are in the way
@@ -61,20 +61,12 @@ def cores(own: torch.device, local_size: int, workers: int) -> Finding:
 
 
 def compiler(system: SystemConfig, own: torch.device, steps: int) -> Finding:
-    """What DeepSpeed and torch.compile will want to compile here.  steps: of the run."""
-    name, gxx = "compilers", shutil.which("g++") or shutil.which("c++")
+    """Whether DeepSpeed is one that serves, and torch.compile has what it needs here.  steps: of the run."""
+    name = "compilers"
     refused = attempt(name, lambda: check_version(version("deepspeed")))
     if isinstance(refused, Finding):
         return refused
-    said, fix = f"DeepSpeed {version('deepspeed')}", ""
-    if own.type == "cuda":
-        said += " compiles nothing on a GPU"
-    elif not gxx:
-        said, fix = said + " cannot compile its collectives without g++: plain gloo, more slowly", "apt-get install g++"
-    elif not is_compiled(SHARED_MEMORY_OP):
-        said += " compiles its collectives for CPUs at the first start: one to two minutes"
-    else:
-        said += " has its collectives compiled"
+    said, fix = f"DeepSpeed {version('deepspeed')} compiles nothing", ""
     if pays(system, steps):
         if lacking := missing(own):
             said, fix = f"{said}; the step will not be compiled, which needs {lacking}", f"install {lacking}, or set system.compile=false"

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import shutil
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +13,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mpp.base.errors import ConfigError, UserError
-from mpp.base.text import say
 from mpp.config.sections import SystemConfig
 from mpp.data.order import BatchPlan
 from mpp.model.recompute import recompute_blocks
@@ -27,35 +24,23 @@ from mpp.processes.world import World, join_processes
 from mpp.train.compiling import CompiledStep, FixedGradients
 from mpp.train.gradient_exchange import GradientExchange
 
-SHARED_MEMORY_OP = "deepspeed_shm_comm"  # DeepSpeed's collectives between processes of one machine without a GPU
-
-COMPILING = "DeepSpeed compiles its collectives for CPUs, once on a machine: one to two minutes"
+INFERENCE_SUM = "deepspeed_shm_comm"  # of processes of one machine without a GPU: DeepSpeed's inference alone calls it
 LEAST, TRIED = (0, 18), "mpp is tried with 0.18 and 0.19; pip install deepspeed==0.19.8"
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own
 MEASURING = "measuring"  # the phase of forward passes in eval mode
-SURPRISING_SECONDS = 5.0  # of silence, after which it is said anyhow
 
 
 def start_distributed(patience: float = 60, slow: float = 1800, folder: Path = Path(), peers: Peers | None = None) -> World:
-    """`join_processes`, and what DeepSpeed adds: on CPUs it compiles collectives of its own, once on a machine."""
+    """`join_processes`, for DeepSpeed, too."""
     quiet_deepspeed()
     world = join_processes(patience, slow, folder, alone_too=True, peers=peers)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     check_version(deepspeed.__version__)
-
-    compiling = threading.Timer(SURPRISING_SECONDS, say, [COMPILING])  # also where an old one no longer fits, or another process compiles
     if world.device.type == "cpu":
-        if not (shutil.which("g++") or shutil.which("c++")):
-            __compatible_ops__[SHARED_MEMORY_OP] = False  # plain gloo: the shortcut cannot be compiled here
-        elif world.first and __compatible_ops__.get(SHARED_MEMORY_OP) and not is_compiled(SHARED_MEMORY_OP):
-            say(COMPILING)
-        elif world.first:
-            compiling.start()
-    with watch.slowly("compiling DeepSpeed's collectives"):
-        deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
-    compiling.cancel()
+        __compatible_ops__[INFERENCE_SUM] = False  # else it is compiled now, for half a minute or more, and no step calls it
+    deepspeed.init_distributed(dist_backend="nccl" if world.device.type == "cuda" else "gloo", verbose=False)
     return world
 
 
@@ -63,13 +48,6 @@ def check_version(version: str) -> None:
     """Raises UserError for a DeepSpeed without the private attributes that this file uses."""
     if tuple(int(part) for part in version.split(".")[:2]) < LEAST:
         raise UserError(f"DeepSpeed {version} is too old: {TRIED}")
-
-
-def is_compiled(op: str) -> bool:
-    """Whether torch has this extension where it keeps those that it compiled (TORCH_EXTENSIONS_DIR, else below the user's cache)."""
-    from torch.utils.cpp_extension import _get_build_directory  # creates the folder, as loading does
-
-    return (Path(_get_build_directory(op, verbose=False)) / f"{op}.so").exists()
 
 
 def quiet_deepspeed() -> None:

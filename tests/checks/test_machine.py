@@ -48,16 +48,10 @@ def test_a_gpu_wants_two_cores_and_a_process_one(monkeypatch, cores, ranks, devi
 
 def test_what_will_be_compiled_is_told_and_what_cannot_be_is_a_warning(monkeypatch):
     system = SystemConfig()
-    monkeypatch.setattr(machine, "is_compiled", lambda op: True)
     monkeypatch.setattr(machine, "missing", lambda device: "")
     found = machine.compiler(system, CPU, steps=10)
-    assert (found.verdict, found.found.partition(" has ")[2]) == ("ok", "its collectives compiled")
-    monkeypatch.setattr(machine, "is_compiled", lambda op: False)
-    assert "compiles its collectives for CPUs at the first start" in machine.compiler(system, CPU, 10).found
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    found = machine.compiler(system, CPU, 10)
-    assert (found.verdict, found.fix) == ("warning", "apt-get install g++")
-    assert machine.compiler(system, GPU, 10).verdict == "ok"
+    assert found.verdict == "ok" and found.found.endswith(" compiles nothing")
+    assert machine.compiler(system, CPU, 100_000).found.endswith("; the step is compiled by torch, up to a minute")
     monkeypatch.setattr(machine, "missing", lambda device: "Triton")
     assert machine.compiler(system, GPU, 10).verdict == "ok"  # so short a run is not compiled
     found = machine.compiler(system, GPU, 100_000)

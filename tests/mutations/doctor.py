@@ -46,7 +46,7 @@ ROWS: list[Plant | Row] = [
         MACHINE + "a_gpu_wants_two_cores_and_a_process_one",
     ),
     Row(
-        "a missing compiler is no matter", "mpp/checks/machine.py", "    elif not gxx:\n", "    elif False:\n",
+        "a missing compiler is no matter", "mpp/checks/machine.py", "if lacking := missing(own):", "if lacking := \"\":",
         MACHINE + "what_will_be_compiled_is_told_and_what_cannot_be_is_a_warning",
     ),
     Row(

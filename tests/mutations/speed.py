@@ -10,6 +10,10 @@ ARITHMETIC, FIGURES = "tests/monitor/test_arithmetic.py::test_", "tests/pipeline
 GRAPHS = "tests/pipeline/test_cuda_graphs.py::test_memory_that_every_pass_overwrites_changes_no_bit_of_a_run[1-colour]"
 ROWS: list[Plant | Row] = [
     Row(
+        "DeepSpeed compiles at the first start what no step calls", "mpp/train/engine.py", "        __compatible_ops__[INFERENCE_SUM] = False", "        pass",
+        "tests/pipeline/test_first_start.py::test_nothing_is_compiled_whatever_the_processes_and_the_stage[2-3]",
+    ),
+    Row(
         "gradients stay in the memory of a CUDA graph", "mpp/train/engine.py", "FixedGradients(self._trained) if self._compiled and system.cuda_graphs else None", "None",
         GRAPHS,
     ),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mpp.disk.files import user_folder
 from mpp.interop.read_encoder import read_encoder
 from mpp.transfer import overlap
 from tests.pipeline.conftest import TINY, finish, metrics, pretrain, start, succeed, tensors
@@ -157,10 +156,6 @@ def test_a_run_that_bad_numbers_have_stopped_leaves_what_tells_why_in_the_store(
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_run_whose_only_copy_lies_in_a_store_gives_weights_and_branches_as_from_its_folder(store, shards, tmp_path, monkeypatch):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/torch_extensions").symlink_to(
-        user_folder("XDG_CACHE_HOME", "~/.cache") / "torch_extensions"
-    )  # what DeepSpeed has compiled
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trunk, url = tmp_path / "trunk", "s3://bucket/runs/trunk"
     constant = [
