@@ -17,6 +17,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor import cpp_builder
 
 memory = []  # what all graphs have given, in place
 
@@ -45,6 +46,7 @@ def compile(module, dynamic, options):
     assert bool(options) == overwrites
     module._compiled_call_impl = torch.compile(module._call_impl, backend=backend, dynamic=dynamic)
 nn.Module.compile = compile
+cpp_builder.get_cpp_compiler = lambda: "none is called"
 torch.compiler.cudagraph_mark_step_begin = spoiled
 from mpp.pretrain import main
 from mpp.base.errors import run_program
