@@ -71,7 +71,7 @@ ROWS: list[Plant | Row] = [
         "tests/pipeline/test_figures.py::test_a_run_writes_the_figures_of_the_table_and_no_others[pretraining]",
     ),
     Row(
-        "a figure of the table is written by nobody", "mpp/mains/finetune.py", 'f"{kind}/balanced_accuracy": final.balanced_accuracy', 'f"{kind}/accuracy": final.accuracy',
+        "a figure of the table is written by nobody", "mpp/mains/finetune_end.py", 'f"{kind}/balanced_accuracy": final.balanced_accuracy', 'f"{kind}/accuracy": final.accuracy',
         "tests/pipeline/test_figures.py::test_a_run_writes_the_figures_of_the_table_and_no_others[fine-tuning]",
     ),
     Row(

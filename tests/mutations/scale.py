@@ -337,8 +337,8 @@ ROWS = [
     ),
     Row(
         "every look has loader processes of its own",
-        "mpp/mains/finetune.py",
-        "kept=tuned.loaders.measuring,",
+        "mpp/mains/finetune_end.py",
+        "kept=tuned.loader,",
         "kept=None,",
         "tests/pipeline/test_finetune.py::test_everything_is_measured_by_the_same_loader_processes",
     ),

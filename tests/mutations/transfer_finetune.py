@@ -121,13 +121,13 @@ ROWS = [
     ),
     # A whole run, computed again by hand.
     Row(
-        'weights are chosen on the test split', 'mpp/mains/finetune.py',
+        'weights are chosen on the test split', 'mpp/mains/finetune_end.py',
         '        on_holdout = measured(tuned, sets.holdout)',
         '        on_holdout = measured(tuned, sets.test or sets.holdout)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
     ),
     Row(
-        'the weights as they are leave the run whatever was chosen', 'mpp/mains/finetune.py',
+        'the weights as they are leave the run whatever was chosen', 'mpp/mains/finetune_end.py',
         'final_weights(run.engine, tuned.average if chosen == AVERAGE else None)',
         'final_weights(run.engine, None)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",
@@ -167,7 +167,7 @@ ROWS = [
         "augment.smoothing, (0.5,) * 3, (0.5,) * 3, world.device)", HAND + "rate_loss_and_norm_of_every_step_with_adamw",
     ),
     Row(
-        "measuring normalises by other colours than the encoder's", 'mpp/mains/finetune.py',
+        "measuring normalises by other colours than the encoder's", 'mpp/mains/finetune_end.py',
         '        mean=loaded.mean,\n        std=loaded.std,\n        micro_batch=run',
         '        mean=(0.5,) * 3,\n        std=(0.5,) * 3,\n        micro_batch=run',
         HAND + "every_look_at_the_holdout_from_scratch",
@@ -195,13 +195,13 @@ ROWS = [
         HAND + "weights_after_every_step_of_adamw",
     ),
     Row(
-        'the hold-out is measured in training mode', 'mpp/mains/finetune.py',
+        'the hold-out is measured in training mode', 'mpp/mains/finetune_end.py',
         '        run.engine.train(False)\n',
         '',
         HAND + "every_look_at_the_holdout_of_weights_and_average",
     ),
     Row(
-        'after a look at the hold-out no path is dropped any more', 'mpp/mains/finetune.py',
+        'after a look at the hold-out no path is dropped any more', 'mpp/mains/finetune_end.py',
         '        run.engine.train(True)\n',
         '',
         HAND + "rate_loss_and_norm_of_every_step_with_adamw",
@@ -221,7 +221,7 @@ ROWS = [
         "few labels of a class are all of them", "mpp/mains/finetune_job.py", "per_class=data.labels_per_class", "per_class=None", HAND + "the_results_count_what_was_seen[sgd-job1-random]",
     ),
     Row(
-        'samples seen are the images there are', 'mpp/mains/finetune.py',
+        'samples seen are the images there are', 'mpp/mains/finetune_end.py',
         '"samples_seen": commit.samples_seen,',
         '"samples_seen": about["train_images"],',
         HAND + "the_results_count_what_was_seen[sgd-job1-random]",
@@ -271,7 +271,7 @@ ROWS = [
         FIELDS + "a_logged_loss_is_the_mean_since_the_line_before",
     ),
     Row(
-        'without a hold-out the average is not asked', 'mpp/mains/finetune.py',
+        'without a hold-out the average is not asked', 'mpp/mains/finetune_end.py',
         'if on_holdout else AVERAGE if tuned.average else WEIGHTS',
         'if on_holdout else WEIGHTS',
         FIELDS + "without_a_test_split_the_holdout_is_reported_and_without_a_holdout_the_average",
@@ -295,7 +295,7 @@ ROWS = [
         "the loss is of this process's images", "mpp/train/classify.py", "float(losses[order].mean())", "float(mine[4].mean())", STEP + "two_processes_find_of_every_image_what_one_finds",
     ),
     Row(
-        'the test split is read with what was not chosen, too', 'mpp/mains/finetune.py',
+        'the test split is read with what was not chosen, too', 'mpp/mains/finetune_end.py',
         'measured(tuned, sets.test, names=[chosen])',
         'measured(tuned, sets.test)',
         HAND + "the_holdout_chooses_though_the_test_split_would_choose_otherwise",

@@ -25,7 +25,7 @@ sys.path.insert(0, root)
 import torch
 import torch.distributed as dist
 from torch.nn import functional
-import mpp.mains.finetune
+import mpp.mains.finetune_end
 import mpp.train.gathering
 import mpp.train.speed
 from mpp.base.errors import UserError
@@ -33,13 +33,13 @@ from mpp.finetune import main
 world = mpp.train.gathering.start_distributed()
 mpp.train.gathering.start_distributed = lambda *_: world  # one process group for all runs
 dist.destroy_process_group = lambda: None
-mpp.mains.finetune.draw_answers = lambda *_: None
+mpp.mains.finetune_end.draw_answers = lambda *_: None
 os.fsync = lambda _: None
-measure = mpp.mains.finetune.measure
+measure = mpp.mains.finetune_end.measure
 def looked(*inputs, **words):
     print(f"looks at {len(words['data'].ids)} images")
     return measure(*inputs, **words)
-mpp.mains.finetune.measure = looked
+mpp.mains.finetune_end.measure = looked
 class Clock:
     seconds = 0
     def __getattr__(self, name):

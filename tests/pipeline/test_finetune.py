@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from mpp.config.small import tuning
 from mpp.data.fingerprints import content_id
 from mpp.data.shards import ShardSet
-from mpp.mains.finetune import Tuned, measured
+from mpp.mains.finetune_end import Tuned, measured
 from mpp.processes.world import World
 from mpp.transfer.split import CHOOSE, few_labels, hold_out
 from tests.pipeline.conftest import Finished, finish, metrics, start, succeed, tensors
@@ -254,10 +254,10 @@ def test_a_preset_settles_what_is_left_open_by_the_number_of_labels_and_a_run_th
 def test_everything_is_measured_by_the_same_loader_processes(monkeypatch):
     world = World(0, 1, 1, torch.device("cpu"))
     run = SimpleNamespace(plan=SimpleNamespace(micro_batch=8), workers=1, world=world, engine=Mock())
-    repeat, loaders = SimpleNamespace(run=run, job=SimpleNamespace(loaded=Mock())), SimpleNamespace(measuring=object())
-    tuned, asked = Tuned(repeat, loaders, None, "arch", {}), []
-    monkeypatch.setattr("mpp.mains.finetune.measure", lambda predict, **words: asked.append((words["data"], words["kept"])))
+    repeat, loader = SimpleNamespace(run=run, job=SimpleNamespace(loaded=Mock())), object()
+    tuned, asked = Tuned(repeat, loader, None, "arch", {}), []
+    monkeypatch.setattr("mpp.mains.finetune_end.measure", lambda predict, **words: asked.append((words["data"], words["kept"])))
     holdout, test = object(), object()
     for data in (holdout, holdout, test, holdout):
         measured(tuned, data)
-    assert asked == [(data, loaders.measuring) for data in (holdout, holdout, test, holdout)]
+    assert asked == [(data, loader) for data in (holdout, holdout, test, holdout)]
