@@ -10,7 +10,7 @@ from PIL import Image
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.mains import pretrain
+from mpp.mains import pretrain_looks
 from mpp.monitor import pictures
 from mpp.monitor.pictures import FRAMES, LEAST_SIDE, MARGIN, ErrorScale, nearest_seen, reconstruction
 from mpp.monitor.skill import NONE, Baseline
@@ -274,12 +274,12 @@ def test_a_batch_that_is_filled_up_is_drawn_without_what_fills_it_up(real, asked
     images, weight, seen = torch.rand(4, 3, 8, 8), (torch.arange(4) < real).float(), []
     batch = {"image": images, "sample": torch.arange(4)}
     monkeypatch.setattr(
-        pretrain, "masked_images", lambda few, device: (few["image"], few["sample"], few["sample"], few["sample"], few["sample"])
+        pretrain_looks, "masked_images", lambda few, device: (few["image"], few["sample"], few["sample"], few["sample"], few["sample"])
     )
-    monkeypatch.setattr(pretrain, "reconstruction", lambda model, shown, *_: seen.append(shown))
+    monkeypatch.setattr(pretrain_looks, "reconstruction", lambda model, shown, *_: seen.append(shown))
     engine = SimpleNamespace(train=lambda mode: None, forward=lambda *inputs: (inputs[0],))
     run = SimpleNamespace(engine=engine, world=SimpleNamespace(device=torch.device("cpu")), board=SimpleNamespace(picture=lambda *_: None))
     model = SimpleNamespace(target=lambda images, masks, teacher: None, teacher=None)
     config = load(PretrainConfig, None, [f"log.pictures={asked}"])
-    pretrain.picture(run, model, batch, weight, None, config, SimpleNamespace(samples_seen=0))
+    pretrain_looks.picture(run, model, batch, weight, None, config, SimpleNamespace(samples_seen=0))
     assert torch.equal(seen[0], images[:drawn])

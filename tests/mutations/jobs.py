@@ -158,7 +158,7 @@ ROWS = [
         "the image runs as root", "jobs/Dockerfile", "USER 1000\n", "", f"{DOCKER}::test_the_base_is_pinned_and_supported_and_the_image_does_not_run_as_root",
     ),
     Row(
-        "a run that was asked to stop passes for finished", "mpp/mains/pretrain.py", "return 0 if run.commit and run.commit.step == run.total_steps else AGAIN", "return 0",
+        "a run that was asked to stop passes for finished", "mpp/mains/pretrain.py", "return 0 if finished else AGAIN", "return 0",
         f"{RESUME}::test_a_signal_to_the_whole_group_leaves_the_loader_its_work_and_commits",
     ),
     Row(

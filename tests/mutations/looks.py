@@ -7,7 +7,7 @@ SIGNS = "tests/monitor/test_signs.py::test_"
 UNIT, RUNS = "tests/transfer/test_while_training.py::test_", "tests/pipeline/test_features_while_training.py::test_"
 ROWS: list[Plant | Row] = [
     Row(
-        "what fills a batch up is drawn", "mpp/mains/pretrain.py", "min(config.log.pictures, int(weight.sum()))", "config.log.pictures",
+        "what fills a batch up is drawn", "mpp/mains/pretrain_looks.py", "min(config.log.pictures, int(weight.sum()))", "config.log.pictures",
         "tests/monitor/test_pictures.py::test_a_batch_that_is_filled_up_is_drawn_without_what_fills_it_up",
     ),
     Row(
@@ -36,7 +36,7 @@ ROWS: list[Plant | Row] = [
         UNIT + "figures_are_those_of_the_features_and_the_same_on_any_number_of_processes",
     ),
     Row(
-        "a look leaves the model in evaluation mode", "mpp/mains/pretrain.py",
+        "a look leaves the model in evaluation mode", "mpp/mains/pretrain_looks.py",
         "gathered, samples_seen)\n    run.engine.train(True)\n", "gathered, samples_seen)\n",
         RUNS + "a_run_that_is_looked_at_has_the_weights_of_one_that_is_not",
     ),

@@ -149,7 +149,7 @@ ROWS = [
         RUNS + "every_step_of_a_run_has_its_share_of_each_source_and_its_log_says_which_sample_is_whose",
     ),
     Row(
-        "held-out images count for another source", "mpp/mains/pretrain.py", '(batch["origin"] == number)', '(batch["origin"] != number)',
+        "held-out images count for another source", "mpp/mains/pretrain_looks.py", '(batch["origin"] == number)', '(batch["origin"] != number)',
         RUNS + "the_hold_out_loss_is_that_of_the_sources_each_by_its_images",
     ),
     Row(

@@ -110,7 +110,7 @@ ROWS: list[Plant | Row] = [
         "tests/monitor/test_collapse.py::test_a_run_whose_target_collapsed_ends_with_that_verdict",
     ),
     Row(
-        "the collapse is looked for in the predicted patches alone", "mpp/mains/pretrain.py",
+        "the collapse is looked for in the predicted patches alone", "mpp/mains/pretrain_looks.py",
         "model.target(images, everywhere(Masks(*masks)), model.teacher).flatten(2)", "model.target(images, Masks(*masks), model.teacher).flatten(2)",
         TAUGHT + "what_is_left_of_the_differences_between_images_is_measured_on_the_hold_out",
     ),

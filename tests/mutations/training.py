@@ -432,7 +432,7 @@ ROWS = [
         "tests/pipeline/test_by_hand.py::test_loss_skill_norm_and_update_of_two_steps_after_a_look_at_the_holdout",
     ),
     Row(
-        'hold-out skill over kept patches too', 'mpp/mains/pretrain.py',
+        'hold-out skill over kept patches too', 'mpp/mains/pretrain_looks.py',
         'loss * counted * masked, counted * masked)',
         'loss * counted, counted)',
         "tests/pipeline/test_by_hand.py::test_loss_and_skill_of_the_holdout",
@@ -493,7 +493,7 @@ ROWS = [
         "tests/recipe/test_features_target.py::test_goals_of_a_teacher_tell_of_every_patch_and_say_so",
     ),
     Row(
-        "a run does not know that its target looks beyond a patch", "mpp/mains/pretrain.py", "held_out, model.target.looks_beyond", "held_out",
+        "a run does not know that its target looks beyond a patch", "mpp/mains/pretrain_looks.py", "held_out, model.target.looks_beyond", "held_out",
         "tests/pipeline/test_lent_targets.py::test_a_frozen_encoders_skill_says_that_its_trivial_rules_know_more",
     ),
     Row(
@@ -509,7 +509,7 @@ ROWS = [
         "tests/monitor/test_skill.py::test_the_standard_error_is_the_spread_of_the_skill_over_drawn_holdouts",
     ),
     Row(
-        "a finished run keeps its verdict to itself", "mpp/mains/pretrain.py", 'if known := run.commit.record.get("baseline"):', "if known := None:",
+        "a finished run keeps its verdict to itself", "mpp/mains/pretrain.py", 'if known := commit.record.get("baseline"):', "if known := None:",
         "tests/pipeline/test_verdict.py::test_a_run_that_learned_says_so_and_says_it_again_when_it_is_asked_for_once_more",
     ),
 ]  # fmt: skip

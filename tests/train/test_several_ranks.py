@@ -17,7 +17,7 @@ from mpp.data.loader import fixed_batches
 from mpp.data.order import FIXED
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
-from mpp.mains.pretrain import loss_and_skill, on_holdout
+from mpp.mains.pretrain_looks import Holdout, loss_and_skill, on_holdout
 from mpp.monitor.skill import Baseline
 from mpp.processes.world import World
 from mpp.recipe.masking import Masking
@@ -140,7 +140,7 @@ def test_loss_and_skill_of_the_hold_out_are_over_the_images_of_all_ranks_once(ti
         batches = list(fixed_batches(data, np.arange(29, 40), size, world.rank, world.size))
         for batch, _ in batches:
             batch["origin"] = batch["shown"] % 3
-        sums, by_image, by_source = on_holdout(engine, batches, world, 3)
+        sums, by_image, by_source = on_holdout(engine, Holdout(batches, ("a", "b", "c")), world)
         return (*loss_and_skill(sums, baseline), by_image.images, baseline.skill_error(by_image), *by_source)
 
     (alone,) = Ranks(1).run(monkeypatch, work)
