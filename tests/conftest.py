@@ -123,6 +123,19 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files and folders that this process flushes to the disk, in order; of what has a temporary name, this."""
+    names, real = [], os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return names
+
+
+@pytest.fixture
 def damage() -> Callable[[Path, Sequence[int]], None]:
     """damage(folder, samples): turn one bit in the bytes of each of these samples."""
 

@@ -4,6 +4,7 @@ http(s)://host/path      s3://bucket/key      gs://bucket/key      and, for SOUR
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -162,6 +163,7 @@ def download(url: str, expected: Info, path: Path, bar: Bar) -> None:
                 continue
             waits = iter(retries.PATIENCE.waits)
             file.flush()
+            os.fsync(file.fileno())  # a note that outlives a power cut must be true
             write_atomically(note, json.dumps([known, done]).encode())
     found = stat(url)
     if found is None or (found.size, found.tag) != (expected.size, expected.tag):

@@ -63,6 +63,11 @@ class CompiledStep:
         if graphs and tells and device.type != "cuda":
             say("note: system.cuda_graphs=true changes nothing without a GPU")
 
+    @property
+    def replays(self) -> bool:
+        """Whether passes are those of CUDA graphs, as was asked for: until it turns out that the step cannot be compiled."""
+        return self.on and self._graphs
+
     def __call__(self, call: Callable[[], Any], training: bool, batch: int) -> Any:
         """call: the model on such a batch."""
         if self.on and training and batch == self._batch:

@@ -104,7 +104,7 @@ class Engine:
         trained = [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
         self._parts, self._gradient_norms = parts_of(trained), dict[str, Tensor]()
-        self._fixed = FixedGradients(self._trained) if self._compiled and system.cuda_graphs else None
+        self._fixed = FixedGradients(self._trained) if self._compiled and self._compiled.replays else None
         self._exchange: GradientExchange | None = None
         if self.stage == 0 and world.size > 1:
             self._exchange = GradientExchange(self._trained, world.size, self.deepspeed.communication_data_type)
@@ -188,8 +188,10 @@ class Engine:
             # torch's fused optimisers then change nothing.
             self.inner_optimiser.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.deepspeed.step()
-        if self._fixed:
+        if self._fixed and self._compiled and self._compiled.replays:
             self._fixed.clear()
+        else:
+            self._fixed = None
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
         if self.stage in (1, 2) and not self._state_linked and self.inner_optimiser.state:  # none after a first step that was skipped

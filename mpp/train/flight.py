@@ -42,7 +42,7 @@ from torch import Tensor
 
 from mpp.base import errors
 from mpp.data.crop_dataset import Batch
-from mpp.disk.files import temporary, write_atomically
+from mpp.disk.files import sync_path, temporary, write_atomically
 from mpp.processes.world import World
 from mpp.train.commit import warn
 
@@ -240,6 +240,7 @@ class Flight:
         if goes_on and shutil.disk_usage(self.folder).free < (1 + CHECKPOINT) * needed:
             raise OSError(errno.ENOSPC, "the next checkpoint needs the room", str(self.folder))
         save_file(copies, str(part), {"step": str(kept.step)})
+        sync_path(part)
         part.rename(self.folder / WEIGHTS)
 
     def close(self, remove: bool) -> None:

@@ -274,6 +274,8 @@ def _commit(
             "stretch": STRETCH,
             "files": hashes[place],
         }
+        for file in FILES:
+            sync_path(place / file)
         sync_path(place)
         write_atomically(place / "features.json", (json.dumps(about, indent=1) + "\n").encode())
 

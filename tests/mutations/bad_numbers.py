@@ -55,6 +55,10 @@ ROWS = [
     ),
     # What a skipped step leaves.
     Row(
+        "weights of a dump have their name before they are on the disk", "mpp/train/flight.py", "        sync_path(part)\n", "",
+        "tests/train/test_flight.py::test_weights_are_on_the_disk_before_they_have_their_name",
+    ),
+    Row(
         "only rank 0 writes a skipped step down", "mpp/train/flight.py", '        self._try_to_write(f"the gradient of', '        if self.world.first:\n            self._try_to_write(f"the gradient of',
         WRITTEN,
     ),

@@ -239,6 +239,13 @@ ROWS = [
         STORES + "test_what_is_read_after_a_cut_holds_nothing_of_the_answer_before",
     ),
     Row(
+        "bytes are noted as fetched that are on no disk",
+        "mpp/remote/urls.py",
+        "            os.fsync(file.fileno())  # a note",
+        "            # a note",
+        "tests/prep/test_remote.py::test_what_is_noted_as_fetched_is_on_the_disk",
+    ),
+    Row(
         "a download does not hear how long to wait",
         "mpp/remote/urls.py",
         "next(waits, None), error)",

@@ -14,8 +14,13 @@ ROWS: list[Plant | Row] = [
         "tests/pipeline/test_first_start.py::test_nothing_is_compiled_whatever_the_processes_and_the_stage[2-3]",
     ),
     Row(
-        "gradients stay in the memory of a CUDA graph", "mpp/train/engine.py", "FixedGradients(self._trained) if self._compiled and system.cuda_graphs else None", "None",
+        "gradients stay in the memory of a CUDA graph", "mpp/train/engine.py", "FixedGradients(self._trained) if self._compiled and self._compiled.replays else None", "None",
         GRAPHS,
+    ),
+    Row(
+        "a step that is not compiled has the gradients of CUDA graphs", "mpp/train/compiling.py", "return self.on and self._graphs", "return self._graphs",
+        "tests/pipeline/test_cuda_graphs.py::test_a_step_that_is_not_compiled_keeps_no_memory_for_the_gradients_of_cuda_graphs "
+        + COMPILING + "what_cannot_be_compiled_runs_as_it_is_written_and_it_is_said_once",
     ),
     Row(
         "gradients of a CUDA graph are added up for ever", "mpp/train/compiling.py", "        torch._foreach_zero_(self._gradients)\n", "", GRAPHS,

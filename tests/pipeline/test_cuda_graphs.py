@@ -88,3 +88,39 @@ def test_memory_that_every_pass_overwrites_changes_no_bit_of_a_run(recipe, world
 def test_what_does_not_go_with_them_is_refused(words, says):
     with pytest.raises(ConfigError, match=says):
         load(PretrainConfig, None, words)
+
+
+NOT_COMPILED = """
+import torch
+from torch import nn
+from mpp.train import compiling, engine
+{planted}
+class Noted(engine.FixedGradients):
+    def __init__(self, parameters):
+        print("gradients of their own")
+        super().__init__(parameters)
+    def clear(self):
+        print("cleared")
+        super().clear()
+engine.FixedGradients = Noted
+from mpp.pretrain import main
+from mpp.base.errors import run_program
+run_program(main)
+"""
+NO_COMPILER = 'compiling.missing = lambda device: "a compiler"'
+FAILS = """
+def refuses(graph, _):
+    raise RuntimeError("no such instruction")
+nn.Module.compile = lambda module, **_: setattr(module, "_compiled_call_impl", torch.compile(module._call_impl, backend=refuses))
+"""
+
+
+def test_a_step_that_is_not_compiled_keeps_no_memory_for_the_gradients_of_cuda_graphs(shards, tmp_path):
+    given = [*TINY, f"data.shards={shards}"]
+    assert finish(start([*given, f"run_dir={tmp_path / 'plain'}"], 1)).status == [0]
+    for name, planted, made in [("missing", NO_COMPILER, 0), ("refused", FAILS, 1)]:
+        program = ["-c", NOT_COMPILED.format(planted=planted)]
+        done = finish(start([*given, f"run_dir={tmp_path / name}", "system.compile=null", "system.cuda_graphs=true"], 1, program))
+        assert done.status == [0], done.err[-3000:]
+        assert (done.out.count("gradients of their own"), done.out.count("cleared")) == (made, made), name
+        assert metrics(tmp_path / name) == metrics(tmp_path / "plain")

@@ -121,6 +121,12 @@ def fetch(server, folder: Path, limit: int = 1 << 60) -> bytes:
     return (folder / "photos.tar").read_bytes()
 
 
+def test_what_is_noted_as_fetched_is_on_the_disk(server, tmp_path, flushed):
+    fetch(server, tmp_path)
+    files = [name.partition(".tmp-")[0] for name in flushed if name != tmp_path.name]
+    assert files == [".photos.tar.part", "..photos.tar.json"] * (len(files) // 2) and files
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -111,10 +111,12 @@ def test_what_a_pass_has_given_outlives_the_next_replay_of_a_cuda_graph(monkeypa
 def test_what_cannot_be_compiled_runs_as_it_is_written_and_it_is_said_once(monkeypatch, capsys):
     Seen(fails=True).take_the_place_of_inductor(monkeypatch)
     model, images = nn.Linear(3, 2), torch.randn(4, 3)
-    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=False)
+    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=True)
+    assert step.replays  # as far as is known
     for _ in range(3):
         assert torch.equal(step(lambda: model(images), True, 4), torch.nn.functional.linear(images, model.weight, model.bias))
-    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note"))
+    (_, note) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note"))  # the first: that there is no GPU
+    assert not step.replays
     assert "cannot be compiled (" in note and "no such instruction" in note and "training goes on as it is written" in note
 
 
@@ -127,7 +129,8 @@ def test_without_a_compiler_nothing_is_compiled_and_it_is_said_what_is_missing(m
     seen = Seen().take_the_place_of_inductor(monkeypatch)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     model, images = nn.Linear(3, 2), torch.randn(4, 3)
-    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=False)
+    step = CompiledStep(model, CPU, batch=4, tells=True, graphs=True)
+    assert not step.replays
     assert torch.equal(step(lambda: model(images), True, 4), torch.nn.functional.linear(images, model.weight, model.bias))
     assert seen.graphs == 0 and "not compiled: that needs a C++ compiler" in capsys.readouterr().out
     assert compiling.missing(CPU)

@@ -30,6 +30,12 @@ def test_weights_of_a_run_that_goes_on_leave_room_for_its_next_checkpoint(free, 
     assert (tmp_path / "flight" / "weights.safetensors").exists() == kept
 
 
+def test_weights_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch, flushed):
+    monkeypatch.setattr(errors, "at_stopping", [])
+    recorder(tmp_path).keep_weights({"weight/a": torch.zeros(3)}, Kept(3, 3), goes_on=False)
+    assert [name.partition(".tmp-")[0] for name in flushed] == [".weights.safetensors"]
+
+
 def test_what_is_drawn_for_labelled_images_changes_their_check():
     batch = {
         "label": torch.tensor([1, 0]),

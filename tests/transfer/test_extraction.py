@@ -67,6 +67,12 @@ def test_a_table_is_plain_arrays_with_labels_and_ids(splits, tmp_path):
     assert about["spec"]["encoder"] == "tiny" and about["data"]["identity"] == ShardSet.open(splits["train"]).manifest_hash
 
 
+def test_all_of_a_table_is_on_the_disk_before_it_is_said_to_exist(splits, tmp_path, flushed):
+    run(splits["train"], tmp_path, {"e": encoder()})
+    before = flushed[: next(at for at, name in enumerate(flushed) if name.startswith(".features.json.tmp-"))]
+    assert {"features.npy", "labels.npy", "samples.npy"} <= set(before)
+
+
 def test_a_table_is_used_again_only_while_nothing_has_changed(splits, tmp_path, monkeypatch):
     train = open_labelled(str(splits["train"]), "train")
     first = run(splits["train"], tmp_path, {"e": encoder()})["e"]
