@@ -54,7 +54,6 @@ WORDS = [
 FAULTS = {"job": 5, "save": 7, "rank": 4, "stop": 1, "nan": 1, "disk": 2}  # how often each, in proportion
 LIVES_HURT = 8  # of a run; then it is let be
 LONGEST_LIFE = 180.0  # seconds
-SAMPLE = 1  # column; the first is the position
 
 
 @dataclass

@@ -22,7 +22,9 @@ import PIL
 
 import mpp
 from mpp.base.errors import run_program
+from mpp.data.shard_format import read_manifest
 from mpp.data.shards import ShardSet
+from mpp.disk.files import sha256_of
 from mpp.prep import shard_job
 
 PROGRAMS = Path(__file__).parents[2] / "data_prep"
@@ -43,10 +45,12 @@ def make(root: str, out: str, workers: str, per_shard: str, resize: str, colour_
 def verify(out: str, workers: str, full: str = "") -> None:
     if full:
         run_program(lambda _: program("verify_shards")([f"{out}/train", "--full", "--quiet", "--workers", workers]))
-    shards = ShardSet.open(Path(out) / "train")
+    folder = Path(out) / "train"
+    shards = list(read_manifest(folder)[0].shards)
     with ProcessPoolExecutor(int(workers)) as pool:
-        for _ in pool.map(shards.verify_sha256, range(len(shards.samples_per_shard))):
-            pass
+        for entry, found in zip(shards, pool.map(sha256_of, [folder / entry.name for entry in shards]), strict=True):
+            if found != entry.sha256:
+                raise SystemExit(f"{folder / entry.name}: sha256 is not the manifest's")
 
 
 if __name__ == "__main__":

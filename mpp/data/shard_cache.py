@@ -170,7 +170,7 @@ def _keeper() -> str:
 
 
 def end_keepers() -> None:
-    """Those of this process, which end with it otherwise."""
+    """Those of this process, which end with it otherwise: for tests, which are many programs in one process."""
     for known in [known for known in _keepers if known[0] == os.getpid()]:
         process, _ = _keepers.pop(known)
         process.kill()

@@ -22,7 +22,6 @@ from mpp.data.shard_cache import CachedSet, cached_set, fetched_words
 from mpp.data.shard_faults import UNREADABLE, Fault, file_faults, row_faults
 from mpp.data.shard_format import MANIFEST, REMAKE, Manifest, read_manifest
 from mpp.data.shard_index import Row, ShardIndex
-from mpp.disk.files import sha256_of
 from mpp.disk.patience import patiently
 from mpp.processes.peers import ALONE, Peers
 from mpp.remote.urls import Url, is_url
@@ -242,15 +241,6 @@ class ShardSet:
                 os.posix_fadvise(handle, row.offset, row.size, os.POSIX_FADV_WILLNEED)
             except OSError:
                 return
-
-    def verify_sha256(self, shard: int) -> None:
-        """Read one whole shard.  Raises DataError when its sha256 is not the manifest's."""
-        path = self.folder / self.shard_name(shard)
-        if self.cached is not None:
-            self.cached.want([self.shard_name(shard)])
-        said = read_manifest(self.folder)[0].shards.sha256(shard)
-        if (found := sha256_of(path)) != said:
-            raise DataError(f"{path}: sha256 is {found[:12]}…, the manifest says {said[:12]}…; {REMAKE}")
 
 
 def may_open(files: int) -> int:

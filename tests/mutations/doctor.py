@@ -7,10 +7,7 @@ FOLDER, LINKS = "tests/checks/test_folder.py::test_", "tests/checks/test_links.p
 IMAGES, RECIPE = "tests/checks/test_images.py::test_", "tests/checks/test_recipe.py::test_"
 ORDER, DOCTOR = "tests/data/test_order.py::test_", "tests/pipeline/test_doctor.py::test_"
 LABELLED, TUNING = "tests/checks/test_labelled.py::test_", "tests/pipeline/test_doctor_finetune.py::test_"
-WELL, FAULT = (
-    TUNING + "a_fine_tuning_that_would_go_well_is_told_so_and_nothing_is_left",
-    TUNING + "each_fault_is_one_failed_check_with_its_fix",
-)
+FAULT = TUNING + "each_fault_is_one_failed_check_with_its_fix"
 PEERS, ALONE = "tests/processes/test_peers.py::test_", "tests/pipeline/test_alone.py::test_"
 ROWS: list[Plant | Row] = [
     Row(

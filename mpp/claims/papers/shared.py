@@ -18,11 +18,11 @@ BEFORE_POSITIONS = "in place of embeddings, before positions are added"
 DROPPED = "nowhere: the encoder sees the visible patches alone"
 
 
-def encoder(size: str, source: str = VIT, near: float = 0.02) -> list[Claim]:
+def encoder(size: str, source: str = VIT) -> list[Claim]:
     blocks, width, heads, parameters = SIZES[size]
     return [
         Claim("encoder: blocks, width, heads", (blocks, width, heads), model.encoder_size, source),
-        Claim("parameters of the encoder", parameters, model.encoder_parameters, source, near=near),
+        Claim("parameters of the encoder", parameters, model.encoder_parameters, source, near=0.02),
         Claim("of them decay in full: its matrices", 12 * blocks * width**2, training.decaying, ARITHMETIC, near=0.01),
     ]
 
