@@ -19,7 +19,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.joined_shards import JoinedShards, Opened
 from mpp.data.loader import fixed_batches
 from mpp.data.mixed_order import MixedOrder
-from mpp.data.order import BatchPlan, Order, Places
+from mpp.data.order import BatchPlan, Order, SampleOrder
 from mpp.data.shards import ShardSet
 from mpp.data.streams import Tar
 from mpp.data.training_set import TrainingSet
@@ -137,7 +137,7 @@ class LoaderRate:
     workers: int
 
 
-def loader_rate(dataset: CropDataset, order: Places, plan: BatchPlan, workers: int) -> LoaderRate:
+def loader_rate(dataset: CropDataset, order: SampleOrder, plan: BatchPlan, workers: int) -> LoaderRate:
     """All ranks of a machine at the same time, as in training.  Raises UserError."""
     views = max(plan.views, min(plan.micro_batch, TIMED_VIEWS) // plan.views * plan.views)
     timed = replace(plan, micro_batch=views)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from mpp.base.errors import DataError, leave_no_children, of_this_rank
 from mpp.disk.sockets import folder_of_sockets
-from mpp.processes.place import orphaned
+from mpp.processes.launch import orphaned
 from mpp.processes.watch import watch
 from mpp.processes.watchman import process_state
 

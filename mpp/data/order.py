@@ -33,7 +33,7 @@ FIXED = 2**62  # the "epoch" of draws that never change: hold-outs, and what is 
 Sampler = Iterable[list[tuple[int, int, int]]]  # micro-batches of (epoch, sample id, position)
 
 
-class Places(Protocol):
+class SampleOrder(Protocol):
     """Which samples stand where in a run, as far as that is known before they are read."""
 
     @property
@@ -325,7 +325,7 @@ class OrderSampler:
 
     def __init__(
         self,
-        order: Places,
+        order: SampleOrder,
         plan: BatchPlan,
         rank: int,
         world: int,

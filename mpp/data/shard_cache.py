@@ -30,8 +30,8 @@ from mpp.base.text import sized
 from mpp.data.in_hand import InHand
 from mpp.data.order import Sampler
 from mpp.disk.patience import disks
+from mpp.processes.launch import orphaned
 from mpp.processes.peers import ALONE, Peers
-from mpp.processes.place import orphaned
 from mpp.processes.watch import watch
 from mpp.remote.retries import shown
 from mpp.remote.urls import is_url

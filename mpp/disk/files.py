@@ -92,13 +92,14 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def sync_path(folder: Path) -> None:
-    """Flush a file's bytes, or a folder's names, to the disk, so that they outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def sync_path(path: Path) -> None:
+    """Flush a file's bytes, or a folder's names, to the disk, so that they outlive a power cut.  An OSError names it."""
+    with writing(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def make_folder(path: Path, key: str) -> None:

@@ -27,7 +27,7 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import default_workers
-from mpp.data.order import BatchPlan, OrderSampler, Places
+from mpp.data.order import BatchPlan, OrderSampler, SampleOrder
 from mpp.data.shard_cache import caching
 from mpp.disk.patience import disks
 from mpp.mains.plan import GPUS, REACHED, SLACK, Counts
@@ -130,7 +130,7 @@ def watch_over(peers: Peers, report: Report) -> None:
         report.break_off(peers, words)
         leave_at_once(1)
 
-    os.environ.update(LOCAL_WORLD_SIZE=str(peers.local_size), MASTER_ADDR=peers.place.address)
+    os.environ.update(LOCAL_WORLD_SIZE=str(peers.local_size), MASTER_ADDR=peers.launch.address)
     watch.patience, watch.slow, watch.told = PATIENCE, PATIENCE_SLOW, told
     watch.begin(peers.rank, peers.size, None, lambda mine: peers.from_first(lambda: mine))
 
@@ -149,7 +149,7 @@ class Examiner:
         self.nodes, self.per_node = (planned.gpus // planned.per_node, planned.per_node) if planned else (peers.nodes, peers.local_size)
         self.device, self.has_device = torch.device("cpu"), True
         self.plan: BatchPlan | None = None
-        self.order: Places | None = None
+        self.order: SampleOrder | None = None
         self.steps: int | None = None  # of a run, where that is known
         self.loaded: images.LoaderRate | None = None
         self.compute: float | None = None  # seconds of a step on a rank
@@ -222,7 +222,7 @@ class Examiner:
                 self.report.add(recipe.lost_nodes(found, self.nodes, self.per_node))
         return found
 
-    def look_at_shared_memory(self, training: CropDataset, order: Places, plan: BatchPlan, chosen: np.ndarray | None = None) -> None:
+    def look_at_shared_memory(self, training: CropDataset, order: SampleOrder, plan: BatchPlan, chosen: np.ndarray | None = None) -> None:
         """Collective.  chosen: ids, where the order is over some of the images only."""
         sampler = OrderSampler(order, plan, 0, self.size, 0, self.steps or 1, chosen)
         self.each(lambda: [machine.shared_memory(training, sampler, self.workers, self.peers.local_size)])

@@ -20,7 +20,7 @@ from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import decode
 from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, default_workers
-from mpp.data.order import BatchPlan, OrderSampler, Places, plan_batch
+from mpp.data.order import BatchPlan, OrderSampler, SampleOrder, plan_batch
 from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
 from mpp.data.streams import Stream, in_words
@@ -115,13 +115,13 @@ def describe(dataset: CropDataset, config: PretrainConfig) -> None:
     )
 
 
-def sampler_of(dataset: CropDataset, order: Places, plan: BatchPlan) -> OrderSampler:
+def sampler_of(dataset: CropDataset, order: SampleOrder, plan: BatchPlan) -> OrderSampler:
     """Of as many steps as are timed."""
     chosen = dataset.pool if isinstance(dataset.pool, np.ndarray) else None  # an order over these alone, as of fine-tuning
     return OrderSampler(order, plan, 0, 1, 0, 1_000_000, chosen)
 
 
-def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
+def by_stage(dataset: CropDataset, masking: Masking, order: SampleOrder, plan: BatchPlan, seconds: float, max_pixels: int) -> Stages:
     """Each image through the loader's steps one by one, then decoded whole.  Raises DataError when none can be decoded."""
     shards, augment, stages, began = dataset.pixels.source, dataset.augment, Stages(), time.perf_counter()
     crops = dataset.views if dataset.differ_in == "crop" else 1
@@ -165,7 +165,7 @@ def by_stage(dataset: CropDataset, masking: Masking, order: Places, plan: BatchP
     return stages
 
 
-def alone(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float) -> float:
+def alone(dataset: CropDataset, order: SampleOrder, plan: BatchPlan, seconds: float) -> float:
     """Views per CPU-second, as whole micro-batches in this process."""
     views, whole = 0, Stage()
     for keys in tracked(sampler_of(dataset, order, plan), "timing one core", None, "micro-batches", at_once=True):
@@ -176,7 +176,7 @@ def alone(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float) 
     return views / whole.cpu
 
 
-def with_workers(dataset: CropDataset, order: Places, plan: BatchPlan, seconds: float, workers: int) -> float:
+def with_workers(dataset: CropDataset, order: SampleOrder, plan: BatchPlan, seconds: float, workers: int) -> float:
     """Views a second that reach this process, after each worker's first batch."""
     stream = batches(dataset, sampler_of(dataset, order, plan), workers, pin_memory=False)
     with Progress(f"timing {text.counted(workers, 'loader process', 'loader processes')}", at_once=True):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpp.base import errors
 from mpp.base.errors import ConfigError, GoneError, NotMetError, UserError, error_told, of_this_rank
-from mpp.processes.place import Place, find_place
+from mpp.processes.launch import Launch, find_launch
 from mpp.processes.watch import meeting
 
 if TYPE_CHECKING:  # torch takes seconds, and a process alone needs none of it
@@ -38,7 +38,7 @@ Made = TypeVar("Made")
 
 @dataclass
 class Peers:
-    place: Place = field(default_factory=Place)
+    launch: Launch = field(default_factory=Launch)
     hosts: Sequence[str] = ("",)  # of each rank
     local_ranks: Sequence[int] = (0,)  # likewise
     store: "dist.Store | None" = None  # none for a process alone
@@ -48,11 +48,11 @@ class Peers:
 
     @property
     def rank(self) -> int:
-        return self.place.rank
+        return self.launch.rank
 
     @property
     def size(self) -> int:
-        return self.place.size
+        return self.launch.size
 
     @property
     def first(self) -> bool:
@@ -61,7 +61,7 @@ class Peers:
     @property
     def local_size(self) -> int:
         """Processes of this machine."""
-        return self.place.local_size or self.hosts.count(self.hosts[self.rank])
+        return self.launch.local_size or self.hosts.count(self.hosts[self.rank])
 
     @property
     def nodes(self) -> int:
@@ -225,27 +225,29 @@ def meet(seconds: float) -> Peers:
     global _met
     if _met is not None:
         return _met
-    place = find_place()
-    if place.size == 1:
-        return Peers(place, (socket.gethostname(),), (place.local_rank,))
+    launch = find_launch()
+    if launch.size == 1:
+        return Peers(launch, (socket.gethostname(),), (launch.local_rank,))
     import torch.distributed as dist
 
-    _wait_for_name(place)
+    _wait_for_name(launch)
     limit = timedelta(seconds=max(seconds, 1.0))
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun serves it
     try:
-        store: dist.Store = dist.TCPStore(place.address, place.port, None, place.rank == 0 and not agents, limit, False, multi_tenant=True)
+        store: dist.Store = dist.TCPStore(
+            launch.address, launch.port, None, launch.rank == 0 and not agents, limit, False, multi_tenant=True
+        )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"mpp/{attempt}", store)
-        mine = json.dumps([place.size, socket.gethostname(), place.local_rank, os.getpid()])
-        if store.compare_set(f"here/{place.rank}", "", mine).decode() != mine:
+        mine = json.dumps([launch.size, socket.gethostname(), launch.local_rank, os.getpid()])
+        if store.compare_set(f"here/{launch.rank}", "", mine).decode() != mine:
             raise of_this_rank(
                 ConfigError(
-                    f"two processes are rank {place.rank} at {place.address}:{place.port}; give each process of a job its own RANK, and each job its own port"
+                    f"two processes are rank {launch.rank} at {launch.address}:{launch.port}; give each process of a job its own RANK, and each job its own port"
                 )
             )
-        if place.rank == 0:
-            names = [f"here/{rank}" for rank in range(place.size)]
+        if launch.rank == 0:
+            names = [f"here/{rank}" for rank in range(launch.size)]
             try:
                 store.wait(names, limit)
             except dist.DistStoreError:
@@ -256,20 +258,20 @@ def meet(seconds: float) -> Peers:
         store.wait(["all"], limit + ATTENTIVE)
         here = json.loads(store.get("all"))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise cannot_meet(place, error) from error
+        raise cannot_meet(launch, error) from error
     if isinstance(here, str):
         raise of_this_rank(
             NotMetError(
-                f"{here} of {place.size} has not come to {place.address}:{place.port} within {seconds:.0f} s; "
+                f"{here} of {launch.size} has not come to {launch.address}:{launch.port} within {seconds:.0f} s; "
                 "start as many processes as WORLD_SIZE says, on hosts that reach that address"
             )
         )
     for rank, (size, _, _, _) in enumerate(here):
-        if size != place.size:
+        if size != launch.size:
             raise ConfigError(
-                f"rank {rank} has WORLD_SIZE={size} and rank {place.rank} WORLD_SIZE={place.size}; give all processes the same"
+                f"rank {rank} has WORLD_SIZE={size} and rank {launch.rank} WORLD_SIZE={launch.size}; give all processes the same"
             )
-    peers = Peers(place, [host for _, host, _, _ in here], [local_rank for _, _, local_rank, _ in here], store, seconds)
+    peers = Peers(launch, [host for _, host, _, _ in here], [local_rank for _, _, local_rank, _ in here], store, seconds)
     errors.at_leaving.append(peers.leaves)
     _met = peers
     return peers
@@ -294,8 +296,8 @@ def some_ranks(ranks: Sequence[str]) -> str:
     return f"rank {', '.join(ranks[:NAMED])}{' ...' if ranks[NAMED:] else ''}"
 
 
-def cannot_meet(place: Place, error: Exception) -> NotMetError:
-    where = f"{place.address}:{place.port}"
+def cannot_meet(launch: Launch, error: Exception) -> NotMetError:
+    where = f"{launch.address}:{launch.port}"
     return of_this_rank(  # type: ignore[return-value]
         NotMetError(
             f"the processes cannot meet at {where} ({str(error).splitlines()[0]}); every node must reach that address, and on one host "
@@ -304,17 +306,17 @@ def cannot_meet(place: Place, error: Exception) -> NotMetError:
     )
 
 
-def _wait_for_name(place: Place) -> None:
+def _wait_for_name(launch: Launch) -> None:
     ends = time.monotonic() + LOOKUP_SECONDS
     while True:
         try:
-            socket.getaddrinfo(place.address, place.port)
+            socket.getaddrinfo(launch.address, launch.port)
             return
         except (OSError, UnicodeError) as error:
-            if time.monotonic() > ends or isinstance(error, UnicodeError) or place.rank == 0:
-                kind = NotMetError if place.rank and not isinstance(error, UnicodeError) else ConfigError
+            if time.monotonic() > ends or isinstance(error, UnicodeError) or launch.rank == 0:
+                kind = NotMetError if launch.rank and not isinstance(error, UnicodeError) else ConfigError
                 raise of_this_rank(
-                    kind(f"MASTER_ADDR={place.address} is not the name of a host ({error}); give the name or address of rank 0's")
+                    kind(f"MASTER_ADDR={launch.address} is not the name of a host ({error}); give the name or address of rank 0's")
                 ) from None
             time.sleep(1)
 

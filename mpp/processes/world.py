@@ -44,19 +44,19 @@ def join_processes(
     """
     watch.patience, watch.slow = patience, max(patience, slow)
     peers = peers or meet(slow)
-    place, local_size, device = peers.place, peers.local_size, device_of(peers)  # all come, or all know who does not
-    os.environ.update(LOCAL_WORLD_SIZE=str(local_size), MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
-    if place.size > 1 or alone_too:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo" if place.size > 1 else copies_alone()
+    launch, local_size, device = peers.launch, peers.local_size, device_of(peers)  # all come, or all know who does not
+    os.environ.update(LOCAL_WORLD_SIZE=str(local_size), MASTER_ADDR=launch.address, MASTER_PORT=str(launch.port))
+    if launch.size > 1 or alone_too:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo" if launch.size > 1 else copies_alone()
         store = peers.store or dist.HashStore()  # which needs no port
         try:
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=WAIT)
+            dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=WAIT)
         except (dist.DistNetworkError, dist.DistStoreError) as error:
-            raise cannot_meet(place, error) from error
-    if place.size > 1:
-        watch.begin(place.rank, place.size, folder, _share)
+            raise cannot_meet(launch, error) from error
+    if launch.size > 1:
+        watch.begin(launch.rank, launch.size, folder, _share)
         peers.joined = True
-    return World(place.rank, place.size, local_size, device)
+    return World(launch.rank, launch.size, local_size, device)
 
 
 def copies_alone() -> str:
@@ -77,7 +77,7 @@ def _share(value: Any) -> Any:
 
 def device_of(peers: Peers) -> torch.device:
     """Collective: this process's own GPU, or the CPU with its share of the threads.  Raises ConfigError for more processes than GPUs."""
-    device = peers.together(lambda: local_device(peers.place.local_rank, peers.local_size))
+    device = peers.together(lambda: local_device(peers.launch.local_rank, peers.local_size))
     if device.type == "cuda":
         peers.refuse_shared_gpus()
     return device

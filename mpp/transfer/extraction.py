@@ -80,34 +80,34 @@ def extract(
     Raises DataError for an image that cannot be read (none is left out), CheckpointError for features that are not finite, ConfigError where
     the comparison fails, UserError for a disk that is too full.
     """
-    places = {name: folder / f"{images.path.name}-{key_of(images, samples, e, world)[:20]}" for name, e in extractors.items()}
+    tables = {name: folder / f"{images.path.name}-{key_of(images, samples, e, world)[:20]}" for name, e in extractors.items()}
     with _locked(folder) if world.first else nullcontext():
         together(world, lambda: None)  # nobody looks before rank 0 holds the lock
-        return _extract(images, samples, extractors, places, config, world)
+        return _extract(images, samples, extractors, tables, config, world)
 
 
 def _extract(
     images: LabelledImages,
     samples: np.ndarray,
     extractors: Mapping[str, Extractor],
-    places: Mapping[str, Path],
+    tables: Mapping[str, Path],
     config: FeatureConfig,
     world: World,
 ) -> dict[str, Extracted]:
-    stored = _stored(places, world)
+    stored = _stored(tables, world)
     passes: dict[tuple[int, float], list[str]] = defaultdict(list)  # of the same crops
     for name, extractor in extractors.items():
         if not stored[name]:
             passes[extractor.spec.resolution, extractor.spec.crop].append(name)
     for names in passes.values():
-        _one_pass(images, samples, {name: extractors[name] for name in names}, {name: places[name] for name in names}, config, world)
+        _one_pass(images, samples, {name: extractors[name] for name in names}, {name: tables[name] for name in names}, config, world)
     made = {}
     for name, extractor in extractors.items():
-        about = json.loads((places[name] / "features.json").read_text())
-        values = torch.from_numpy(np.load(places[name] / "features.npy", mmap_mode="r+"))  # torch wants a writable map; nobody writes
+        about = json.loads((tables[name] / "features.json").read_text())
+        values = torch.from_numpy(np.load(tables[name] / "features.npy", mmap_mode="r+"))  # torch wants a writable map; nobody writes
         features = Features(extractor.spec, extractor.layout, values)
         numbers = (about["images"], about["repeated"], stored[name], about["seconds"], about["processes"])
-        made[name] = Extracted(features, *numbers, places[name])
+        made[name] = Extracted(features, *numbers, tables[name])
     together(world, lambda: _check(images, samples, extractors, made, config, world) if world.first else None)
     return made
 
@@ -166,7 +166,7 @@ def _one_pass(
     images: LabelledImages,
     samples: np.ndarray,
     extractors: Mapping[str, Extractor],
-    places: Mapping[str, Path],
+    tables: Mapping[str, Path],
     config: FeatureConfig,
     world: World,
 ) -> None:
@@ -174,10 +174,10 @@ def _one_pass(
     written is counted."""
     count = len(samples)
     began = time.perf_counter()
-    together(world, lambda: _make_room(images, samples, extractors, places) if world.first else None)
+    together(world, lambda: _make_room(images, samples, extractors, tables) if world.first else None)
     crops = centre_crops(images, samples, next(iter(extractors.values())).spec, config)
     written = np.zeros(count, dtype=np.int64)
-    together(world, lambda: _write_rows(crops, extractors, places, config, world, written))
+    together(world, lambda: _write_rows(crops, extractors, tables, config, world, written))
     times = total(world, written)
     missing, repeated = int((times == 0).sum()), int((times > 1).sum())
     if missing or repeated:
@@ -185,27 +185,27 @@ def _one_pass(
             f"{count - missing} of {count} images were extracted and {repeated} of them more than once; no figure would be right"
         )
     seconds = time.perf_counter() - began
-    hashes = hashes_of(list(places.values()), world)
+    hashes = hashes_of(list(tables.values()), world)
     known = {"images": count, "repeated": repeated, "seconds": round(seconds, 3)}
-    together(world, lambda: _commit(images, extractors, places, known, hashes, world) if world.first else None)
+    together(world, lambda: _commit(images, extractors, tables, known, hashes, world) if world.first else None)
 
 
-def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[str, Extractor], places: Mapping[str, Path]) -> None:
+def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[str, Extractor], tables: Mapping[str, Path]) -> None:
     """The files at their full size, so that a full disk is noticed now."""
     for name, extractor in extractors.items():
-        place, shape = places[name], (len(samples), extractor.layout.width)
-        shutil.rmtree(place, ignore_errors=True)  # of an extraction that was killed
-        make_folder(place, "features.cache")
+        table, shape = tables[name], (len(samples), extractor.layout.width)
+        shutil.rmtree(table, ignore_errors=True)  # of an extraction that was killed
+        make_folder(table, "features.cache")
         try:
-            with (place / "features.npy").open("w+b") as file:
+            with (table / "features.npy").open("w+b") as file:
                 np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * shape[0] * shape[1])
-            np.save(place / "samples.npy", samples.astype(np.int64))
-            np.save(place / "labels.npy", images.labels[samples].astype(np.int32))
+            np.save(table / "samples.npy", samples.astype(np.int64))
+            np.save(table / "labels.npy", images.labels[samples].astype(np.int32))
         except OSError as error:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(table, ignore_errors=True)
             raise UserError(
-                f"{place}: no room for {len(samples)} x {shape[1]} features, {sized(4 * shape[0] * shape[1])} ({error.strerror}); "
+                f"{table}: no room for {len(samples)} x {shape[1]} features, {sized(4 * shape[0] * shape[1])} ({error.strerror}); "
                 "give features.cache= on a larger disk, or fewer layers (linear.curve=false knn.curve=false)"
             ) from error
 
@@ -213,13 +213,13 @@ def _make_room(images: LabelledImages, samples: np.ndarray, extractors: Mapping[
 def _write_rows(
     crops: CropDataset,
     extractors: Mapping[str, Extractor],
-    places: Mapping[str, Path],
+    tables: Mapping[str, Path],
     config: FeatureConfig,
     world: World,
     written: np.ndarray,
 ) -> None:
-    count = len(written)
-    files = {name: (places[name] / "features.npy").open("r+b") for name in extractors}
+    count, folder = len(written), next(iter(tables.values())).parent
+    files = {name: (tables[name] / "features.npy").open("r+b") for name in extractors}
     starts = {name: os.fstat(file.fileno()).st_size - 4 * count * extractors[name].layout.width for name, file in files.items()}
     try:
         mine = own_rows(count, config.batch, world)
@@ -238,7 +238,9 @@ def _write_rows(
         for file in files.values():
             os.fsync(file.fileno())
     except OSError as error:
-        raise of_this_rank(UserError(f"{places}: features cannot be written ({error}); mend the disk and run the same command")) from error
+        raise of_this_rank(
+            UserError(f"features cannot be written to {folder} ({error}); mend the disk and run the same command")
+        ) from error
     finally:
         for file in files.values():
             file.close()
@@ -255,13 +257,13 @@ def _write_at(handle: int, values: np.ndarray, start: int, rows: np.ndarray) -> 
 def _commit(
     images: LabelledImages,
     extractors: Mapping[str, Extractor],
-    places: Mapping[str, Path],
+    tables: Mapping[str, Path],
     counted: dict,
     hashes: Mapping[Path, Mapping[str, list[str]]],
     world: World,
 ) -> None:
     for name, extractor in extractors.items():
-        place = places[name]
+        table = tables[name]
         about = {
             "format": FORMAT,
             "spec": extractor.spec.as_dict(),
@@ -272,48 +274,48 @@ def _commit(
             "device": world.device.type,
             "versions": {package: version(package) for package in VERSIONS},
             "stretch": STRETCH,
-            "files": hashes[place],
+            "files": hashes[table],
         }
         for file in FILES:
-            sync_path(place / file)
-        sync_path(place)
-        write_atomically(place / "features.json", (json.dumps(about, indent=1) + "\n").encode())
+            sync_path(table / file)
+        sync_path(table)
+        write_atomically(table / "features.json", (json.dumps(about, indent=1) + "\n").encode())
 
 
-def _stored(places: Mapping[str, Path], world: World) -> dict[str, bool]:
+def _stored(tables: Mapping[str, Path], world: World) -> dict[str, bool]:
     """Collective: which tables lie there, with the bytes that were committed.  Raises DataError for a damaged one."""
-    said = from_first(world, lambda: {place: about for place in places.values() if (about := _read_about(place)) is not None})
+    said = from_first(world, lambda: {table: about for table in tables.values() if (about := _read_about(table)) is not None})
     found = hashes_of(list(said), world)
-    for place, about in said.items():
+    for table, about in said.items():
         for file, hashes in about["files"].items():
-            if found[place][file] != hashes:
-                raise DataError(f"{place}/{file} is not what was written (sha256); delete {place}: it is made again")
-    return {name: place in said for name, place in places.items()}
+            if found[table][file] != hashes:
+                raise DataError(f"{table}/{file} is not what was written (sha256); delete {table}: it is made again")
+    return {name: table in said for name, table in tables.items()}
 
 
-def _read_about(place: Path) -> dict | None:
+def _read_about(table: Path) -> dict | None:
     """features.json; None where there is none.  Raises DataError for a damaged one."""
     try:
-        return json.loads((place / "features.json").read_text())
+        return json.loads((table / "features.json").read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DataError(f"{place}/features.json is damaged ({error}); delete {place}: it is made again") from error
+        raise DataError(f"{table}/features.json is damaged ({error}); delete {table}: it is made again") from error
 
 
-def hashes_of(places: Sequence[Path], world: World) -> dict[Path, dict[str, list[str]]]:
+def hashes_of(tables: Sequence[Path], world: World) -> dict[Path, dict[str, list[str]]]:
     """Collective: sha256, hexadecimal, of every STRETCH bytes of each file of these tables ([] of a missing or empty one).
 
     The stretches are dealt out to all processes, whose threads hash side by side: one after the other, 100 GB take minutes.
     """
-    sizes = from_first(world, lambda: {place / file: _size_of(place / file) for place in places for file in FILES})
+    sizes = from_first(world, lambda: {table / file: _size_of(table / file) for table in tables for file in FILES})
     stretches = [(path, at, min(STRETCH, size - at)) for path, size in sizes.items() for at in range(0, size, STRETCH)]
     mine = stretches[world.rank :: world.size]
     found = from_all(world, together(world, lambda: _hash_stretches(mine, world)))
     by_path: dict[Path, list[str]] = {path: [] for path in sizes}
     for number, (path, *_) in enumerate(stretches):
         by_path[path].append(found[number % world.size][number // world.size])
-    return {place: {file: by_path[place / file] for file in FILES} for place in places}
+    return {table: {file: by_path[table / file] for file in FILES} for table in tables}
 
 
 def _hash_stretches(stretches: Sequence[tuple[Path, int, int]], world: World) -> list[str]:

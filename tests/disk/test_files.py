@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from mpp.disk.files import append, writing
+from mpp.disk.files import append, sync_path, writing
 from mpp.disk.patience import disks
 
 
@@ -21,6 +21,17 @@ def test_what_fails_while_a_file_is_written_names_the_file(tmp_path, raised, nam
     with pytest.raises(OSError) as error, writing(tmp_path / "weights"):
         raise raised
     assert error.value.filename == (str(tmp_path / "weights") if named else "its-own")
+
+
+def test_what_cannot_be_flushed_is_named(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "labels.npy").write_bytes(b"1")
+    with pytest.raises(OSError) as error:
+        sync_path(tmp_path / "labels.npy")
+    assert error.value.filename == str(tmp_path / "labels.npy")
 
 
 def test_a_fault_of_the_tensors_themselves_stays_what_it_is(tmp_path):

@@ -60,7 +60,7 @@ ROWS: list[Plant | Row] = [
     ),
     Row(
         "one process has torch's threads whatever its container's quota", "mpp/processes/world.py", 'if "OMP_NUM_THREADS" not in os.environ:', 'if local_size > 1 and "OMP_NUM_THREADS" not in os.environ:',
-        "tests/processes/test_place.py::test_a_process_has_its_share_of_the_usable_cores_as_threads_and_no_more_than_torch_would_take",
+        "tests/processes/test_launch.py::test_a_process_has_its_share_of_the_usable_cores_as_threads_and_no_more_than_torch_would_take",
     ),
     Row(
         "only the innermost group limits", "mpp/base/machine.py", "                if group == top:\n", "                if True:\n",
@@ -311,7 +311,7 @@ ROWS: list[Plant | Row] = [
         "tests/test_job_scripts.py::test_the_manifest_says_the_same_number_of_nodes_everywhere_and_knows_the_statuses_of_its_pods",
     ),
     Row(
-        "a process alone listens for others", "mpp/processes/world.py", 'else "gloo" if place.size > 1 else copies_alone()', 'else "gloo"',
+        "a process alone listens for others", "mpp/processes/world.py", 'else "gloo" if launch.size > 1 else copies_alone()', 'else "gloo"',
         ALONE + "a_training_of_one_process_listens_on_no_port",
     ),
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from tests.mutations import Plant, Row
 
 WATCHMAN, WORLD, PROGRAMS, DISKS = (
     "tests/processes/test_watchman.py",
-    "tests/processes/test_place.py",
+    "tests/processes/test_launch.py",
     "tests/test_programs.py",
     "tests/pipeline/test_disks.py",
 )
@@ -54,16 +54,16 @@ ROWS = [
         f"{WATCHMAN}::test_a_rank_that_died_is_named_at_once_and_one_that_left_with_an_error_speaks_for_itself",
     ),
     Row(
-        "a pod without LOCAL_RANK is refused", "mpp/processes/place.py", "elif local_size in (None, 1):", "elif local_size == 1:",
-        f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
+        "a pod without LOCAL_RANK is refused", "mpp/processes/launch.py", "elif local_size in (None, 1):", "elif local_size == 1:",
+        f"{WORLD}::test_a_launch_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(
-        "a rank beyond the world is taken", "mpp/processes/place.py", "if rank >= size:", "if rank > size:",
+        "a rank beyond the world is taken", "mpp/processes/launch.py", "if rank >= size:", "if rank > size:",
         f"{WORLD}::test_what_is_missing_or_cannot_be_is_one_line",
     ),
     Row(
-        "a batch script takes itself for one of its job's tasks", "mpp/processes/place.py", 'if not said.get("SLURM_STEP_ID", "").isdigit() or said', "if said",
-        f"{WORLD}::test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be",
+        "a batch script takes itself for one of its job's tasks", "mpp/processes/launch.py", 'if not said.get("SLURM_STEP_ID", "").isdigit() or said', "if said",
+        f"{WORLD}::test_a_launch_is_what_the_launcher_says_or_the_only_one_that_can_be",
     ),
     Row(
         "help waits for torch", "mpp/results.py", "from mpp.base.errors import Parser, interruptible, run_program", "import torch\nfrom mpp.base.errors import Parser, interruptible, run_program",
@@ -79,6 +79,10 @@ ROWS = [
     Row(
         "a full disk has no name", "mpp/disk/files.py", "            error.filename = str(path)\n", "            pass\n",
         f"{DISKS}::test_a_full_disk_is_named_with_the_file_that_did_not_fit",
+    ),
+    Row(
+        "what cannot be flushed has no name", "mpp/disk/files.py", "    with writing(path):\n        handle = os.open", "    if True:\n        handle = os.open",
+        "tests/disk/test_files.py::test_what_cannot_be_flushed_is_named",
     ),
     Row(
         "what safetensors could not write has no name", "mpp/disk/files.py", ", str(path)) from error", ") from error",

@@ -195,9 +195,16 @@ ROWS = [
     ),
     # Hashes of tables.
     Row(
+        "a disk that fails under features is named in Python's words",
+        "mpp/transfer/extraction.py",
+        "cannot be written to {folder} (",
+        "cannot be written to {tables} (",
+        EXTRACTION + "test_a_disk_that_fails_while_features_are_written_is_one_line_with_the_folder",
+    ),
+    Row(
         "labels of a table are on no disk when it is said to exist",
         "mpp/transfer/extraction.py",
-        "        for file in FILES:\n            sync_path(place / file)\n",
+        "        for file in FILES:\n            sync_path(table / file)\n",
         "",
         EXTRACTION + "test_all_of_a_table_is_on_the_disk_before_it_is_said_to_exist",
     ),

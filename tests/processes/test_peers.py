@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from mpp.base.errors import AGAIN, UNMET, BusyError, ConfigError, GoneError, UserError
 from mpp.processes import agreement, peers
+from mpp.processes.launch import Launch
 from mpp.processes.peers import ALONE, Peers
-from mpp.processes.place import Place
 from tests.forks import run_forked
 from tests.pipeline.conftest import ROOT, free_port
 
@@ -23,7 +23,7 @@ def job(size: int, work: Callable[[Peers], Any], seconds: float = 20.0, hosts: i
     store, found = dist.HashStore(), [None] * size
 
     def one(rank: int) -> None:
-        mine = Peers(Place(rank, size), [f"n{r * hosts // size}" for r in range(size)], list(range(size)), store, seconds)
+        mine = Peers(Launch(rank, size), [f"n{r * hosts // size}" for r in range(size)], list(range(size)), store, seconds)
         try:
             found[rank] = work(mine)
         except UserError as error:
@@ -141,7 +141,7 @@ def test_processes_that_do_not_meet_end_with_a_status_for_a_few_more_tries(there
 def test_what_has_a_value_that_cannot_be_right_is_not_tried_again():
     for error in (ConfigError("two processes are rank 0"), UserError("")):
         assert error.status == 2
-    assert peers.cannot_meet(Place(), RuntimeError("timeout")).status == UNMET
+    assert peers.cannot_meet(Launch(), RuntimeError("timeout")).status == UNMET
 
 
 def test_hosts_know_their_first_process_and_how_many_they_have():
@@ -238,7 +238,7 @@ def test_rank_0s_death_between_two_calls_is_told_by_one_process_of_each_host(ran
     store.calls = 9
     store.set("told/2", '{"made": null}')  # what rank 0 has answered before it died
     store.calls = calls
-    mine = Peers(Place(rank, 4), hosts, range(4), store, 5.0)
+    mine = Peers(Launch(rank, 4), hosts, range(4), store, 5.0)
     with pytest.raises(GoneError, match=r"^rank 0 \(host a\) has ended, or cannot be reached any more") as raised:
         mine.gather(1)
     assert raised.value.status == AGAIN

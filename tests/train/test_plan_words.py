@@ -3,13 +3,13 @@
 from types import SimpleNamespace
 
 from mpp.data.order import plan_batch
+from mpp.processes.launch import Launch
 from mpp.processes.peers import Peers
-from mpp.processes.place import Place
 from mpp.train.run import Run
 
 
 def said(hosts: list[str]) -> str:
-    peers = Peers(Place(0, len(hosts)), hosts, list(range(len(hosts))))
+    peers = Peers(Launch(0, len(hosts)), hosts, list(range(len(hosts))))
     return Run.plan_words(SimpleNamespace(plan=plan_batch(96, 96, len(hosts), 8), _peers=peers))
 
 

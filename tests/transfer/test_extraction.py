@@ -173,6 +173,16 @@ def test_a_damaged_image_stops_the_probe_and_is_named(tmp_path, splits):
         assert "\n" not in str(caught.value)
 
 
+def test_a_disk_that_fails_while_features_are_written_is_one_line_with_the_folder(splits, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(extraction.os, "pwrite", fails)
+    with pytest.raises(UserError) as caught:
+        run(splits["test"], tmp_path, {"p": pixels()})
+    assert str(caught.value).startswith(f"features cannot be written to {tmp_path} ([Errno 5] Input/output error); ")
+
+
 def test_a_full_disk_is_named_before_anything_is_extracted(splits, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

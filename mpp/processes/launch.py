@@ -23,7 +23,7 @@ def orphaned() -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class Launch:
     """Of this process in its job."""
 
     rank: int = 0
@@ -34,17 +34,17 @@ class Place:
     port: int = PORT
 
 
-def find_place() -> Place:
+def find_launch() -> Launch:
     """Of this process; from then on the environment says it in full, in torch's names.  Raises ConfigError."""
     try:
-        place = place_of_process(os.environ)
+        launch = launch_of(os.environ)
     except ConfigError as error:
         raise of_this_rank(error) from None
-    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank))
-    return place
+    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.size), LOCAL_RANK=str(launch.local_rank))
+    return launch
 
 
-def place_of_process(environment: Mapping[str, str]) -> Place:
+def launch_of(environment: Mapping[str, str]) -> Launch:
     """What a launcher has said in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; where neither of the first two is
     set, what srun or mpirun says of a step of several processes; else this process is alone.
 
@@ -54,13 +54,13 @@ def place_of_process(environment: Mapping[str, str]) -> Place:
     if "RANK" not in said and "WORLD_SIZE" not in said:
         said |= _from_slurm(said) or _from_mpi(said)
     if "RANK" not in said and "WORLD_SIZE" not in said:
-        return Place()
+        return Launch()
     size = _number(said, "WORLD_SIZE", 1)
     rank = _number(said, "RANK", 0) if size != 1 or "RANK" in said else 0
     if rank >= size:
         raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={size}; ranks count from 0 (unset both to run one process)")
     if size == 1:  # it meets nobody: where does not matter
-        return Place(local_rank=_number(said, "LOCAL_RANK", 0) if "LOCAL_RANK" in said else 0, local_size=1)
+        return Launch(local_rank=_number(said, "LOCAL_RANK", 0) if "LOCAL_RANK" in said else 0, local_size=1)
     local_size = next((_number(said, name, 1) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in said), None)
     if local_size is not None and local_size > size:
         raise ConfigError(f"LOCAL_WORLD_SIZE={local_size} exceeds WORLD_SIZE={size}; it counts the processes of this machine alone")
@@ -81,7 +81,7 @@ def place_of_process(environment: Mapping[str, str]) -> Place:
     port = _number(said, "MASTER_PORT", 1) if "MASTER_PORT" in said else PORT
     if port > 65535:
         raise ConfigError(f"MASTER_PORT={port} must be from 1 to 65535, a port that is free on rank 0's host")
-    return Place(rank, size, local_rank, local_size, said.get("MASTER_ADDR", "127.0.0.1").strip(), port)
+    return Launch(rank, size, local_rank, local_size, said.get("MASTER_ADDR", "127.0.0.1").strip(), port)
 
 
 def _number(said: Mapping[str, str], name: str, least: int) -> int:

@@ -1,4 +1,4 @@
-"""What launchers say in the environment: a place for every process, or one line about what is missing or cannot be."""
+"""What launchers say in the environment: rank and size of every process, or one line about what is missing or cannot be."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 
 from mpp.base.errors import ConfigError
 from mpp.processes import world
-from mpp.processes.place import PORT, Place, place_of_process
+from mpp.processes.launch import PORT, Launch, launch_of
 
 POD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456"}
 FULL = POD | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -22,30 +22,30 @@ def without(said: dict[str, str], *names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "said, place",
+    "said, launch",
     [
-        ({}, Place()),
-        ({"LOCAL_RANK": "3", "MASTER_PORT": "x", "RANK": " "}, Place()),  # leftovers that say nothing of a job
-        (FULL, Place(1, 2, 1, 2, "master-0", 23456)),
-        (POD, Place(1, 2, 0, None, "master-0", 23456)),  # one process a machine
-        (POD | {"LOCAL_WORLD_SIZE": "1"}, Place(1, 2, 0, 1, "master-0", 23456)),
-        (without(FULL, "LOCAL_WORLD_SIZE") | {"LOCAL_SIZE": "2"}, Place(1, 2, 1, 2, "master-0", 23456)),  # DeepSpeed's word
-        (without(POD, "MASTER_PORT"), Place(1, 2, 0, None, "master-0", PORT)),
-        (without(FULL, "MASTER_ADDR"), Place(1, 2, 1, 2, "127.0.0.1", 23456)),  # all on one machine
-        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29711"}, Place(0, 1, 0, 1)),
-        ({"WORLD_SIZE": "1"}, Place(0, 1, 0, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "garbage"}, Place(0, 1, 0, 1)),  # it meets nobody
-        (STEP, Place(4, 5, 0, 1, "gpu07", 20000 + 3456)),
-        (STEP | {"SLURM_STEP_NODELIST": "alpha,beta[1-3]"}, Place(4, 5, 0, 1, "alpha", 23456)),
-        (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, Place()),
-        (without(STEP, "SLURM_STEP_ID"), Place()),  # a batch script is one process, whatever its job's size
-        (STEP | FULL, Place(1, 2, 1, 2, "master-0", 23456)),  # a launcher inside of the step
-        (MPI, Place(1, 2, 1, 2, "127.0.0.1", PORT)),
-        (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, Place()),
+        ({}, Launch()),
+        ({"LOCAL_RANK": "3", "MASTER_PORT": "x", "RANK": " "}, Launch()),  # leftovers that say nothing of a job
+        (FULL, Launch(1, 2, 1, 2, "master-0", 23456)),
+        (POD, Launch(1, 2, 0, None, "master-0", 23456)),  # one process a machine
+        (POD | {"LOCAL_WORLD_SIZE": "1"}, Launch(1, 2, 0, 1, "master-0", 23456)),
+        (without(FULL, "LOCAL_WORLD_SIZE") | {"LOCAL_SIZE": "2"}, Launch(1, 2, 1, 2, "master-0", 23456)),  # DeepSpeed's word
+        (without(POD, "MASTER_PORT"), Launch(1, 2, 0, None, "master-0", PORT)),
+        (without(FULL, "MASTER_ADDR"), Launch(1, 2, 1, 2, "127.0.0.1", 23456)),  # all on one machine
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29711"}, Launch(0, 1, 0, 1)),
+        ({"WORLD_SIZE": "1"}, Launch(0, 1, 0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "garbage"}, Launch(0, 1, 0, 1)),  # it meets nobody
+        (STEP, Launch(4, 5, 0, 1, "gpu07", 20000 + 3456)),
+        (STEP | {"SLURM_STEP_NODELIST": "alpha,beta[1-3]"}, Launch(4, 5, 0, 1, "alpha", 23456)),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, Launch()),
+        (without(STEP, "SLURM_STEP_ID"), Launch()),  # a batch script is one process, whatever its job's size
+        (STEP | FULL, Launch(1, 2, 1, 2, "master-0", 23456)),  # a launcher inside of the step
+        (MPI, Launch(1, 2, 1, 2, "127.0.0.1", PORT)),
+        (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, Launch()),
     ],
 )
-def test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be(said, place):
-    assert place_of_process(said) == place
+def test_a_launch_is_what_the_launcher_says_or_the_only_one_that_can_be(said, launch):
+    assert launch_of(said) == launch
 
 
 @pytest.mark.parametrize(
@@ -70,20 +70,20 @@ def test_a_place_is_what_the_launcher_says_or_the_only_one_that_can_be(said, pla
 )
 def test_what_is_missing_or_cannot_be_is_one_line(said, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as raised:
-        place_of_process(said)
+        launch_of(said)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("present", range(64))
-def test_every_subset_of_a_launchers_words_is_a_place_or_a_line(present):
+def test_every_subset_of_a_launchers_words_is_a_launch_or_a_line(present):
     said = {name: value for bit, (name, value) in enumerate(FULL.items()) if present >> bit & 1}
     try:
-        place = place_of_process(said)
+        launch = launch_of(said)
     except ConfigError:
         assert "RANK" in said or said.get("WORLD_SIZE")
         return
-    assert 0 <= place.rank < place.size
-    assert place == Place() or {"RANK", "WORLD_SIZE"} <= said.keys()
+    assert 0 <= launch.rank < launch.size
+    assert launch == Launch() or {"RANK", "WORLD_SIZE"} <= said.keys()
 
 
 @pytest.mark.parametrize(("cores", "local_size", "threads"), [(8, 1, 4), (4, 2, 2), (3, 1, 3), (1, 1, 1), (2, 4, 1)])
