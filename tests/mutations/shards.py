@@ -544,7 +544,7 @@ ROWS = [
         '            continue', 'tests/prep/test_inspect_shards.py::test_a_damaged_image_has_an_empty_cell_and_is_named',
     ),
     Plant(
-        'long names run into the next cell', 'mpp.prep.inspecting:fit', 'lambda text, face, width: text',
+        'long names run into the next cell', 'mpp.prep.inspect_sheet:fit', 'lambda text, face, width: text',
         'tests/prep/test_inspect_shards.py::test_captions_and_reasons_stay_in_their_cell',
     ),
     # Several labels of one image.

@@ -13,7 +13,7 @@ from data_prep import inspect_shards
 from mpp.base.errors import DataError, UserError
 from mpp.data.shard_format import SHORT_SIDES
 from mpp.data.write_shards import Sample, write_manifest, write_shard
-from mpp.prep.inspecting import (
+from mpp.prep.inspect_sheet import (
     CAPTION,
     CELL,
     COLUMNS,
@@ -26,9 +26,9 @@ from mpp.prep.inspecting import (
     fit,
     font,
     short,
-    short_sides_between,
     wrap,
 )
+from mpp.prep.inspecting import short_sides_between
 
 
 def make(
