@@ -33,7 +33,7 @@ from torch.utils.flop_counter import flop_registry
 from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 from mpp.mains.pretrain import flop_of
 from mpp.model.normalise import normalise
 from mpp.monitor.arithmetic import FUSED, matrix_rate

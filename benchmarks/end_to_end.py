@@ -26,8 +26,9 @@ from torchvision import datasets, transforms
 from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.data.batch_plan import plan_batch
 from mpp.data.loader import batches, default_workers
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.training_set import open_training_set
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.processes.world import World

@@ -49,9 +49,10 @@ from mpp.base.machine import usable_cores
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Centre
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.keeping import Kept
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.data.origins import FolderOrigin
 from mpp.data.pixels import StoredPixels
 from mpp.data.shard_format import INDEX, INDEX_DTYPE, MANIFEST, check_of, read_manifest

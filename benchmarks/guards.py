@@ -27,7 +27,7 @@ from step import synthetic_batch
 from mpp.base.errors import run_program
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 from mpp.processes import watchman
 from mpp.processes.watch import watch
 from mpp.processes.world import World

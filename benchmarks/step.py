@@ -27,9 +27,10 @@ from mpp.base.errors import run_program
 from mpp.base.rng import MASK, Draws
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import batches, default_workers
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.training_set import open_training_set
 from mpp.interop.lent import bring
 from mpp.model.tokens import fuses_attention

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mpp.base.errors import UserError
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 from mpp.mains import plan
 from mpp.mains.plan import GPUS, Counts, Machines, step_time
 from mpp.plan import main

@@ -13,8 +13,9 @@ from loader_child import CROP, ImageSet, main
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.data.batch_plan import plan_batch
 from mpp.data.loader import batches
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.training_set import open_training_set
 
 CONFIG = Path(__file__).parents[2] / "configs" / "mpp_b16.yaml"

@@ -12,8 +12,9 @@ from store_child import SHUFFLED, StoredSet, main
 
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.data.batch_plan import plan_batch
 from mpp.data.loader import batches
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.shard_cache import caching
 from mpp.data.training_set import open_training_set
 

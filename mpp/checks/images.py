@@ -15,11 +15,12 @@ from mpp.base.text import counted, sized
 from mpp.checks.finding import Finding, amount
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import listed
+from mpp.data.batch_plan import BatchPlan
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.joined_shards import JoinedShards, Opened
 from mpp.data.loader import fixed_batches
 from mpp.data.mixed_order import MixedOrder
-from mpp.data.order import BatchPlan, Order, SampleOrder
+from mpp.data.order import Order, SampleOrder
 from mpp.data.shards import ShardSet
 from mpp.data.streams import Tar
 from mpp.data.training_set import TrainingSet

@@ -11,7 +11,7 @@ from mpp.base.text import sized
 from mpp.checks.finding import Finding, amount
 from mpp.config.schema import seconds_of
 from mpp.config.sections import OptimConfig
-from mpp.data.order import BatchPlan, lost_nodes_words, nodes_that_fit
+from mpp.data.batch_plan import BatchPlan, lost_nodes_words, nodes_that_fit
 from mpp.mains.plan import SLACK, Counts
 from mpp.monitor.arithmetic import matrix_rate
 from mpp.train.schedule import rate_words

@@ -9,12 +9,13 @@ import torch
 
 from mpp.config.finetune import AugmentConfig, FinetuneConfig
 from mpp.data.augment import Augment, Centre
+from mpp.data.batch_plan import BatchPlan
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
 from mpp.data.images import Images
 from mpp.data.labelled import check_splits, open_labelled, remarks_on
 from mpp.data.mixing import Mixing
-from mpp.data.order import BatchPlan, Order
+from mpp.data.order import Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.recolour import rand_augment

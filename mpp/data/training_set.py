@@ -10,13 +10,14 @@ import torch
 from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Augment
+from mpp.data.batch_plan import BatchPlan
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import require_codecs
 from mpp.data.images import Images
 from mpp.data.in_hand import InHand
 from mpp.data.joined_shards import JoinedShards, Opened, open_holdout, open_shards, within
 from mpp.data.mixed_order import MixedOrder, exact_weights
-from mpp.data.order import BatchPlan, Order
+from mpp.data.order import Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.placement import placed
 from mpp.data.shards import ShardSet, flat_channels

@@ -25,9 +25,10 @@ from mpp.checks.report import Report
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import flat
+from mpp.data.batch_plan import BatchPlan
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import default_workers
-from mpp.data.order import BatchPlan, OrderSampler, SampleOrder
+from mpp.data.order import OrderSampler, SampleOrder
 from mpp.data.shard_cache import caching
 from mpp.disk.patience import disks
 from mpp.mains.plan import GPUS, REACHED, SLACK, Counts

@@ -10,9 +10,10 @@ from mpp.checks import folder, images, recipe
 from mpp.checks.finding import Finding
 from mpp.checks.report import Report
 from mpp.config.pretrain import PretrainConfig
+from mpp.data.batch_plan import plan_batch
 from mpp.data.decode import require_codecs
 from mpp.data.joined_shards import open_shards
-from mpp.data.order import Order, plan_batch
+from mpp.data.order import Order
 from mpp.data.streams import is_stream, tars_of
 from mpp.data.training_set import TrainingSet, open_training_set
 from mpp.interop.lent import Brought, bring

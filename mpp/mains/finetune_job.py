@@ -20,8 +20,9 @@ from mpp.base.text import counted
 from mpp.config import small
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.sections import OptimConfig
+from mpp.data.batch_plan import BatchPlan, plan_batch
 from mpp.data.finetune_set import Choose, FinetuneSet, Triple, open_finetune_set
-from mpp.data.order import BatchPlan, Order, plan_batch
+from mpp.data.order import Order
 from mpp.interop.encoder_folder import is_written
 from mpp.interop.loaded_encoder import LoadedEncoder
 from mpp.interop.read_encoder import read_encoder

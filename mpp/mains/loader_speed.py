@@ -15,12 +15,13 @@ from mpp.base.machine import allow_open_files, usable_cores
 from mpp.base.progress import Progress, tracked
 from mpp.base.rng import CROP, MASK, Draws
 from mpp.config.pretrain import PretrainConfig
+from mpp.data.batch_plan import BatchPlan, plan_batch
 from mpp.data.crop import decode_parts, jpeg_decoder, resize, turned
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.decode import decode
 from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches, default_workers
-from mpp.data.order import BatchPlan, OrderSampler, SampleOrder, plan_batch
+from mpp.data.order import OrderSampler, SampleOrder
 from mpp.data.shard_cache import caching
 from mpp.data.shards import ShardSet
 from mpp.data.streams import Stream, in_words

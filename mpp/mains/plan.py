@@ -17,7 +17,7 @@ from mpp.base.machine import usable_memory
 from mpp.base.progress import Progress
 from mpp.base.text import counted, say
 from mpp.config.pretrain import PretrainConfig
-from mpp.data.order import BatchPlan, plan_batch
+from mpp.data.batch_plan import BatchPlan, plan_batch
 from mpp.interop.lent import bring
 from mpp.mains.pretrain import blank_inputs, flop_of, micro_step_bytes
 from mpp.model.encoder import encoder_in_words

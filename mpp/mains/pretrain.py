@@ -19,10 +19,11 @@ from torch._subclasses import FakeTensor
 from mpp.base.errors import AGAIN
 from mpp.base.text import counted, say
 from mpp.config.pretrain import PretrainConfig
+from mpp.data.batch_plan import BatchPlan, plan_batch
 from mpp.data.crop_dataset import Batch
 from mpp.data.joined_shards import JoinedShards
 from mpp.data.loader import batches
-from mpp.data.order import BatchPlan, Order, OrderSampler, plan_batch, ranges_in_words, steps_over
+from mpp.data.order import Order, OrderSampler, ranges_in_words, steps_over
 from mpp.data.shards import few_open_files
 from mpp.data.streams import StreamOrder
 from mpp.data.training_set import TrainingSet, open_training_set

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from mpp.base.errors import CheckpointError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
+from mpp.data.batch_plan import BatchPlan, plan_batch
 from mpp.data.crop_dataset import Batch, CropDataset
 from mpp.data.mixing import NO_BOX
-from mpp.data.order import BatchPlan, OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.streams import refuse_stream
 from mpp.data.training_set import open_training_set
 from mpp.interop.lent import bring

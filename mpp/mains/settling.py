@@ -24,9 +24,10 @@ from mpp.base.text import counted
 from mpp.config import small
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import seconds_of
+from mpp.data.batch_plan import plan_batch
 from mpp.data.joined_shards import Opened, open_shards
 from mpp.data.loader import batches, default_workers
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.streams import refuse_unsized
 from mpp.data.training_set import open_training_set
 from mpp.interop.lent import bring

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mpp.base.text import sized
-from mpp.data.order import Order, default_streams
+from mpp.data.batch_plan import default_streams
+from mpp.data.order import Order
 from mpp.data.shard_format import Manifest
 
 FEW = 100_000  # images up to which a preset that fits itself to the set is advised (configs/small_*.yaml)

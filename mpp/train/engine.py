@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mpp.base.errors import ConfigError, UserError
 from mpp.config.sections import SystemConfig
-from mpp.data.order import BatchPlan
+from mpp.data.batch_plan import BatchPlan
 from mpp.model.recompute import recompute_blocks
 from mpp.monitor.norms import as_figures, norms, parts_of
 from mpp.monitor.phases import Phases

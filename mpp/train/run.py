@@ -35,9 +35,9 @@ from mpp.base.rng import DROP_PATH, seed_of
 from mpp.base.text import counted, say
 from mpp.config.schema import Section
 from mpp.config.sections import OptimConfig
+from mpp.data.batch_plan import BatchPlan, lost_nodes_words
 from mpp.data.crop_dataset import Batch
 from mpp.data.loader import default_workers
-from mpp.data.order import BatchPlan, lost_nodes_words
 from mpp.monitor.board import Board
 from mpp.monitor.layout import Layout
 from mpp.monitor.reference import Reference, find_reference

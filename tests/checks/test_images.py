@@ -10,9 +10,10 @@ from mpp.checks import images
 from mpp.checks.images import LoaderRate
 from mpp.config.pretrain import PretrainConfig
 from mpp.data.augment import Centre
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.folder_images import FolderImages
-from mpp.data.order import Order, plan_batch
+from mpp.data.order import Order
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set

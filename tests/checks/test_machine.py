@@ -10,7 +10,8 @@ import torch
 from mpp.checks import machine
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import SystemConfig
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.batch_plan import plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.training_set import open_training_set
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -5,7 +5,7 @@ import torch
 
 from mpp.checks import recipe
 from mpp.config.pretrain import PretrainConfig
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 from mpp.interop.lent import bring
 from mpp.mains.plan import Counts, counts
 from mpp.mains.pretrain import blank_inputs

@@ -11,7 +11,7 @@ from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load, seconds_of, tree_of
 from mpp.config.small import STEPS, Facts, batch_of, course, expectation, held_out, shape, usual_samples
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("small_*.yaml"))
 COLOURS = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

@@ -5,9 +5,10 @@ import torch
 
 from mpp.base.rng import CROP, Draws
 from mpp.data.augment import Augment
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop import cut
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.recipe.corruptions.replace import ReplaceCorruption

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpp.base.errors import ConfigError
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs, is_safe
 from mpp.data.loader import batches
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.data.shards import ShardSet
 from mpp.data.write_shards import Sample, write_manifest, write_shard
 from tests.data.masked_images import dataset

@@ -12,11 +12,12 @@ from PIL import Image
 import mpp.data.pixels as pixels
 from mpp.base.errors import BadSample, ConfigError
 from mpp.base.rng import CROP, Draws
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop import resize
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.labelled import open_labelled
 from mpp.data.loader import batches
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.data.pixels import DevicePixels, MemoryPixels, StoredPixels, bicubic_weights, cut_on_device
 from mpp.data.shards import ShardSet
 from tests.data.masked_images import AUGMENT, SIZE, dataset

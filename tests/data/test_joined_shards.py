@@ -9,11 +9,12 @@ import torch
 from mpp.base.errors import ConfigError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.joined_shards import JoinedShards, open_holdout, open_shards, shared_out, short_names, within
 from mpp.data.loader import batches
 from mpp.data.mixed_order import MixedOrder
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.pixels import MemoryPixels, StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.data.training_set import open_training_set

@@ -16,10 +16,11 @@ from torchvision.transforms.functional import center_crop, resize
 from mpp.base.errors import ConfigError
 from mpp.base.rng import MIX, RAND_AUGMENT, Draws, seed_of
 from mpp.data.augment import Augment, Centre
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
 from mpp.data.mixing import Mixing, beta, erased_box
-from mpp.data.order import FIXED, EveryOnce, Order, OrderSampler, Parts, plan_batch
+from mpp.data.order import FIXED, EveryOnce, Order, OrderSampler, Parts
 from mpp.data.pixels import MemoryPixels, StoredPixels
 from mpp.data.recolour import global_generators, rand_augment
 from mpp.data.shards import ShardSet

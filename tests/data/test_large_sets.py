@@ -21,10 +21,11 @@ from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data import shard_faults, shard_table
 from mpp.data.augment import Centre
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.device_jpegs import DeviceJpegs
 from mpp.data.keeping import Kept
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.data.origins import FolderOrigin
 from mpp.data.pixels import StoredPixels
 from mpp.data.shard_format import (

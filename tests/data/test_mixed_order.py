@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mpp.base.errors import ConfigError
 from mpp.base.rng import SOURCES, Draws, seed_of
+from mpp.data.batch_plan import plan_batch
 from mpp.data.mixed_order import MixedOrder, exact_weights
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 
 
 def mixed(sources, weights, batch, streams, seed=0, block=None) -> MixedOrder:

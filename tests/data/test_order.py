@@ -8,17 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpp.base.errors import ConfigError
-from mpp.data.order import (
-    Order,
-    OrderSampler,
-    default_streams,
-    lost_nodes_words,
-    nodes_that_fit,
-    permute,
-    plan_batch,
-    steps_over,
-    streams_for,
-)
+from mpp.data.batch_plan import default_streams, lost_nodes_words, nodes_that_fit, plan_batch, streams_for
+from mpp.data.order import Order, OrderSampler, permute, steps_over
 
 
 def divisors(number: int) -> list[int]:

@@ -18,9 +18,10 @@ from PIL import Image
 from mpp.base.errors import ConfigError, DataError
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
-from mpp.data.order import OrderSampler, plan_batch
+from mpp.data.order import OrderSampler
 from mpp.data.pixels import StoredPixels
 from mpp.data.streams import Kept, Passed, Reading, Stream, StreamDataset, StreamOrder, Tar, is_stream, open_stream, refuse_stream, tars_of
 from mpp.data.training_set import open_training_set

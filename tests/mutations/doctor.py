@@ -163,15 +163,15 @@ ROWS: list[Plant | Row] = [
         DOCTOR + "shards_that_are_not_as_the_manifest_says_fail",
     ),
     Row(
-        "streams for other worlds need not divide the batch", "mpp/data/order.py", "-least) if samples % v == 0), None)", "-least) if samples >= v), None)",
+        "streams for other worlds need not divide the batch", "mpp/data/batch_plan.py", "-least) if samples % v == 0), None)", "-least) if samples >= v), None)",
         ORDER + "streams_for_several_worlds_are_the_largest_that_all_of_them_divide",
     ),
     Row(
-        "nodes fit where their number does", "mpp/data/order.py", "if streams % (left * per_node) == 0]", "if streams % left == 0]",
+        "nodes fit where their number does", "mpp/data/batch_plan.py", "if streams % (left * per_node) == 0]", "if streams % left == 0]",
         ORDER + "the_nodes_that_fit_are_those_whose_processes_may_share_a_batch",
     ),
     Row(
-        "what is proposed fits without the nodes that are there", "mpp/data/order.py", "for n in (nodes, *wanted)]", "for n in wanted]",
+        "what is proposed fits without the nodes that are there", "mpp/data/batch_plan.py", "for n in (nodes, *wanted)]", "for n in wanted]",
         ORDER + "what_is_proposed_lets_a_run_go_on_without_the_nodes_that_are_lost",
     ),
     Row(

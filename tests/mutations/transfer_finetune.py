@@ -22,7 +22,7 @@ ROWS = [
         "lambda self, keys, shown: real(self, [(epoch, sample, place - keys[0][2]) for epoch, sample, place in keys], shown)", CROPS + "world_and_micro_batch_change_nothing_not_even_partners",
     ),
     Row(
-        "a pair is parted", "mpp/data/order.py", "plan = plan_batch(global_batch, streams, world, micro_batch_max, together)",
+        "a pair is parted", "mpp/data/batch_plan.py", "plan = plan_batch(global_batch, streams, world, micro_batch_max, together)",
         "plan = plan_batch(global_batch, streams, world, micro_batch_max)", CROPS + "world_and_micro_batch_change_nothing_not_even_partners",
     ),
     Plant(

@@ -12,8 +12,9 @@ from mpp.base.rng import DROP_PATH, seed_of
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import load
 from mpp.data.augment import Augment
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
-from mpp.data.order import FIXED, Order, OrderSampler, plan_batch
+from mpp.data.order import FIXED, Order, OrderSampler
 from mpp.data.pixels import StoredPixels
 from mpp.data.shards import ShardSet
 from mpp.recipe.corruptions.replace import corrupt

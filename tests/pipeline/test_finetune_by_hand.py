@@ -20,8 +20,9 @@ from timm.data.auto_augment import rand_augment_transform
 
 from mpp.base.rng import CROP, DROP_PATH, ERASE, MIX, PROBE, RAND_AUGMENT, Draws, seed_of
 from mpp.data.augment import Augment
+from mpp.data.batch_plan import plan_batch
 from mpp.data.mixing import beta, erased_box
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.transfer.split import CHOOSE, LABELS
 from tests.pipeline.conftest import metrics, tensors
 from tests.pipeline.finetune_runs import DEPTH, HEADS, MEAN, PATCH, STD, results, run_all, write_encoder, write_images

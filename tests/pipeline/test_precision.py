@@ -16,7 +16,7 @@ import numpy as np, torch, torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.sections import SystemConfig
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 from mpp.recipe.masking import Masking
 from mpp.recipe.model import build_model
 from tests.masks import draw

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from mpp.data.order import plan_batch
+from mpp.data.batch_plan import plan_batch
 from mpp.processes.launch import Launch
 from mpp.processes.peers import Peers
 from mpp.train.run import Run

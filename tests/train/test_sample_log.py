@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from mpp.data.batch_plan import plan_batch
 from mpp.data.crop_dataset import CropDataset
 from mpp.data.loader import batches
-from mpp.data.order import Order, OrderSampler, plan_batch
+from mpp.data.order import Order, OrderSampler
 from mpp.train.run_folder import cut_back_logs
 from mpp.train.sample_log import SampleLog
 from tests.data.masked_images import dataset
