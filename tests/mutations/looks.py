@@ -52,6 +52,10 @@ ROWS: list[Plant | Row] = [
         SIGNS + "early_or_uncertain_skill_says_nothing",
     ),
     Row(
+        "the noise of single steps is a loss that rises", "mpp/monitor/signs.py", "if seen > since] +", "if False] +",
+        SIGNS + "rows_of_single_steps_are_no_rise_by_their_noise",
+    ),
+    Row(
         "a few short steps are called waiting", "mpp/monitor/signs.py", " and self._waiting >= WAITED_SECONDS:", ":",
         SIGNS + "waiting_is_said_when_it_lasts_for_three_rows_and_a_minute",
     ),
