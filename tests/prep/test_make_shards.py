@@ -355,7 +355,7 @@ def test_bad_input_is_told_with_what_to_do(tmp_path, source):
         ((tmp_path / "bare", out, "--labels"), "'2.jpg' lies in no folder, so it has no class; mend that, or leave out --labels"),
         ((source, out, "--val", "0.001"), "--val 0.001 of 30 images is 0, and val and train need one at least; give a number from 1 to 29"),
         ((source, out, "--val", "30"), "30 images is 30, and val and train need one at least; give a number from 1 to 29"),
-        ((source, out, "--val", "1.5"), "'1.5' is not a share from 0 to 1"),
+        ((source, out, "--val", "1.5"), "'1.5' is neither a share below 1 nor a count of images"),
         ((source, out, "--samples-per-shard", "0"), "'0' is not a whole number of at least 1"),
         ((source, out, "--max-reject", "x"), "'x' is not a share"),
         ((source, out, "--colour"), "unrecognized arguments: --colour; --help lists the options"),
