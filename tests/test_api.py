@@ -77,7 +77,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 def test_features_of_no_file_are_refused_in_words(folder):
-    with pytest.raises(DataError, match="^features of no file: the list is empty"):
+    with pytest.raises(DataError, match=r"^features of no file: the list is empty"):
         mpp.load_encoder(folder).features([])
 
 
