@@ -369,6 +369,16 @@ def test_bad_input_is_told_with_what_to_do(tmp_path, source):
     assert not out.exists()
 
 
+def test_a_folder_of_splits_is_no_folder_of_images_though_a_contact_sheet_lies_in_it(tmp_path, source):
+    made = tmp_path / "made"
+    assert main([str(source), str(made)]) == 0
+    Image.new("RGB", (8, 8)).save(made / "inspect-train.png")
+    assert "holds splits of shards, not images; to make them anew give one of them, such as " + str(made / "train") in fails(
+        made, tmp_path / "again"
+    )
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(source, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
