@@ -169,7 +169,10 @@ def _level(text: str) -> float | int:
 
 
 def _val(text: str) -> float | int:
-    return int(text) if text.isdecimal() else share(text)
+    try:
+        return int(text) if text.isdecimal() else share(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share below 1 nor a count of images") from None
 
 
 def _group(text: str) -> Grouping:

@@ -235,6 +235,8 @@ class ImageEncoder(nn.Module):
 def _opened(images: str | Path | Sequence[str | Path], split: SplitName) -> LabelledImages:
     """Raises DataError."""
     if not isinstance(images, str | Path):
+        if not images:
+            raise DataError("features of no file: the list is empty; give one image at least")
         return FolderImages.of_files(Path(), [str(path) for path in images])
     folder = Path(images)
     if folder.is_dir() and not is_array(str(images)) and not (folder / MANIFEST).exists():

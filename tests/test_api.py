@@ -76,6 +76,11 @@ def pictures(tmp_path_factory) -> Path:
 # ------------------------------------------------------------------------------------------------------------- one image
 
 
+def test_features_of_no_file_are_refused_in_words(folder):
+    with pytest.raises(DataError, match=r"^features of no file: the list is empty"):
+        mpp.load_encoder(folder).features([])
+
+
 def test_an_image_is_preprocessed_to_the_bit_as_the_files_of_a_set_whatever_it_is_given_as(folder, pictures):
     encoder = mpp.load_encoder(folder)
     files = sorted(pictures.iterdir())

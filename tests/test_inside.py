@@ -2,11 +2,13 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
+from matplotlib.collections import PathCollection
 from PIL import Image
 from timm.utils import AttentionExtract
 
@@ -22,7 +24,8 @@ from mpp.interop.read_encoder import read_encoder
 from mpp.mains import inside
 from mpp.model.encoder import build_encoder
 from mpp.model.normalise import normalise
-from mpp.monitor.attention import rollout
+from mpp.monitor.attention import Spread, rollout
+from mpp.monitor.attention_by_layer import LayerSpread
 from mpp.transfer import inside_plots
 
 HALF = (0.5, 0.5, 0.5)
@@ -215,3 +218,15 @@ def test_a_mosaic_has_every_tile_in_its_place():
     assert (
         page.shape == (5, 11) and page[0, 4] == 1 and page[3, 0] == 3 and page[4, 6] == 4 and page[2, 0] == page[0, 3] == page[4, 10] == -1
     )
+
+
+def test_no_head_lies_on_the_edge_of_its_panel(monkeypatch):
+    distance = torch.tensor([[48.0, 49.0, 52.0], [50.0, 50.0, 50.0]])
+    spreads = [Spread(each, torch.full((3,), 4.9), torch.full((3,), 0.2)) for each in distance]
+    layers = [LayerSpread(SimpleNamespace(place=f"block {number}"), each, 144, 49.9) for number, each in enumerate(spreads, 1)]
+    drawn = []
+    monkeypatch.setattr(inside_plots, "png", lambda figure: drawn.append(figure) or b"")
+    inside_plots.attention(layers, [], "an encoder")
+    for axes in drawn[0].axes:
+        highest = max(float(points.get_offsets()[:, 1].max()) for points in axes.collections if isinstance(points, PathCollection))
+        assert axes.get_ylim()[0] == 0 and highest < 0.97 * axes.get_ylim()[1]

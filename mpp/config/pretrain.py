@@ -177,7 +177,8 @@ class PretrainConfig(Section):
         settled = lambda section, key: self.fit is None or key in section.model_fields_set  # else the preset's, which looks at the length
         if settled(self.data, "global_batch") and self.optim.total_samples < self.data.global_batch:
             raise ValueError(
-                f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}"
+                f"optim.total_samples={self.optim.total_samples} is less than one step of data.global_batch={self.data.global_batch}; "
+                "train longer, or in smaller steps"
             )
         if settled(self.optim, "warmup_samples") and self.optim.warmup_samples > self.optim.total_samples:
             raise ValueError(f"optim.warmup_samples={self.optim.warmup_samples} exceeds optim.total_samples={self.optim.total_samples}")

@@ -103,7 +103,10 @@ def sync_path(path: Path) -> None:
 
 
 def make_folder(path: Path, key: str) -> None:
-    """Make it, with those above it.  Raises UserError, naming the option it came from, where it cannot be made or written."""
+    """Make it, with those above it.  Raises UserError, naming the option it came from, where it cannot be made or written, or is a set of shards, which
+    whoever made it may make anew or delete."""
+    if (path / "manifest.json").is_file():
+        raise UserError(f"{key}={path} is a set of shards, beside which nothing else should lie; give a folder of its own")
     try:
         path.mkdir(parents=True, exist_ok=True)
         problem = "" if os.access(path, os.W_OK | os.X_OK) else "cannot be written"

@@ -63,7 +63,7 @@ from mpp.train.signals import stopped_words
 from mpp.train.step import masked_images
 from mpp.train.teacher import teacher_of
 from mpp.transfer.encoder_looks import EncoderLooks
-from mpp.transfer.while_training import FeatureLooks, cadence, choose
+from mpp.transfer.while_training import FeatureLooks, cadence, choose, unlooked_words
 
 PROGRAM = "mpp/pretrain.py"  # as command lines are noted
 
@@ -173,7 +173,7 @@ def pretrain(asked: PretrainConfig, run_dir: Path, argv: Sequence[str] | None, a
             *brought.words,
             *how_read(),
             baseline.said(len(sets.holdout.pool)),
-            *([f"features are looked at every {every} steps on {looks.features.words}"] if looks else []),
+            *([f"features are looked at every {every} steps on {looks.features.words}"] if looks else unlooked_words(config)),
             *([f"beside the reference on the board: {run.reference.about}"] if run.reference else []),
         ],
         of_pretraining(

@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import takewhile
 from typing import Any
 
 import timm
@@ -52,10 +54,11 @@ def in_words(name: str, arguments: Mapping[str, Any]) -> str:
 def architecture_of(name: str) -> Architecture:
     """Raises ConfigError for what is no Vision Transformer of timm's."""
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[1] if '_' in name else name}*patch*")[:3]
-        raise ConfigError(
-            f"model.arch={name} is not a timm model; try one of timm.list_models('vit_*'), such as {', '.join(near) or 'vit_base_patch16_224'}"
-        )
+        meant = re.sub("[^a-z0-9]", "_", name.lower())
+        begins = lambda known: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(meant, known, strict=False)))
+        ratio = lambda known: SequenceMatcher(None, meant, known[: len(meant)], autojunk=False).ratio()
+        near = sorted(timm.list_models("*patch*"), key=lambda known: (-begins(known), -ratio(known), len(known), known))[:3]
+        raise ConfigError(f"model.arch={name} is not a timm model; try one of timm.list_models('vit_*'), such as {', '.join(near)}")
     try:
         with torch.random.fork_rng(devices=[]):
             net: Any = timm.create_model(

@@ -8,6 +8,7 @@ below the trivial predictor, and the demo as it is, which says nothing, were run
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 SETTLED = 0.1  # of the samples, beyond the warm-up: before, nothing is concluded
@@ -16,7 +17,8 @@ PERFECT = 0.9  # of skill: no recipe here comes near it on photographs or digits
 HALF = 0.5
 SHRUNK = 0.25  # of the rank or the deviation that features had before training
 FLAT = 0.1  # a deviation above it is none of images all alike, however large it was before: at random initialisation tones alone may make it so
-RISEN = 1.25  # of the lowest training loss so far: no noise of a mean over log.every_steps
+RISEN = 1.25  # of the lowest training loss so far, each a mean over SMOOTHED
+SMOOTHED = 0.05  # of the samples: a row of a short run is a single step, whose loss is mostly noise
 WAITING = 0.2  # of the time
 WAITED_SECONDS = 60  # that such rows must cover: a few short steps tell of the machine's mood, not of the loader
 IN_A_ROW = 3  # rows
@@ -44,6 +46,8 @@ class Signs:
     _first: dict[str, float] = field(default_factory=dict)  # of the features' figures
     _skill: float | None = None  # at the last look
     _settled_skill: float | None = None  # at the first look at which something is concluded
+    _began: float = float("inf")  # samples of the first row with a loss
+    _losses: list[tuple[int, float]] = field(default_factory=list)  # samples and training loss of the rows within SMOOTHED
     _lowest: float = float("inf")
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _timed: float = 0.0  # samples up to which speed was last told
@@ -96,8 +100,10 @@ class Signs:
                     ),
                 )
         self._skill = self._skill if skill is None else skill
-        loss = row.get("train/loss")
-        if loss is not None:
+        if row.get("train/loss") is not None:
+            self._began, since = min(self._began, samples), samples - SMOOTHED * course.total_samples
+            self._losses = [(seen, loss) for seen, loss in self._losses if seen > since] + [(samples, row["train/loss"])]
+            loss = fmean(each for _, each in self._losses)
             risen = self._often("loss", loss > RISEN * self._lowest > 0 and samples >= course.settled)
             if risen and row.get("teacher/decay") is None:  # a target that moves may become harder
                 yield (
@@ -107,7 +113,7 @@ class Signs:
                         "gradient is clipped too late (optim.clip_norm)"
                     ),
                 )
-            self._lowest = min(self._lowest, loss)
+            self._lowest = min(self._lowest, loss) if self._began <= since else self._lowest  # of whole means
         yield from self._of_features(row, at)
         yield from self._of_waiting(row)
 

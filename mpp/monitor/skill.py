@@ -163,9 +163,10 @@ def verdict(baseline: Baseline, course: Sequence[Mapping[str, Any]], images: int
         return made("no", f"{said}: worse than {rule}; train longer, or {look}")
     if skill - began > math.hypot(margin, float(stdtrit(images - 1, 0.975)) * (before or 0.0)):
         return made("not shown", f"{said}: still worse than {rule}, but better than {since} ({began:+.3f}): it is learning; train longer")
+    better = "not shown to be better" if skill > began else "no better"  # it may have risen, by less than the margins
     return made(
         "no",
-        f"{said}, worse than {rule} and no better than {since} ({began:+.3f}): this run has learned nothing that it does not know; train longer, or {look}",
+        f"{said}, worse than {rule} and {better} than {since} ({began:+.3f}): this run has learned nothing that it does not know; train longer, or {look}",
     )
 
 

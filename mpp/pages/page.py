@@ -4,6 +4,7 @@ Everything on a page is of the run folder, so it can be computed again from it: 
 """
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -387,7 +388,17 @@ def reproduction(run: RunFolder) -> list[str]:
         if "torch" in about
         else []
     )
-    return [*lines, *dict.fromkeys(run.commands[-1:])]
+    return lines + [startable(command, about.get("world_size", 1)) for command in run.commands[-1:]]
+
+
+def startable(command: str, processes: int) -> str:
+    """A line of command.txt as one that a shell takes: behind python or DeepSpeed's launcher, without what a launcher adds itself."""
+    try:
+        program, *words = shlex.split(command)
+    except ValueError:  # a line that a kill has cut
+        return command
+    start = ["python"] if processes == 1 else ["deepspeed", "--num_gpus", str(processes)]
+    return shlex.join([*start, program, *(word for word in words if not word.startswith("--local_rank"))])
 
 
 def reconstructions(run: RunFolder) -> list[Picture]:

@@ -137,7 +137,7 @@ def say_small_range(counts: Counter) -> str:
     used = f"levels {least * 256:,} to {greatest * 256 + 255:,} of 65,535"
     hint = f", as {(greatest * 256 + 255).bit_length()}-bit data in 16-bit files do" if not least else ""
     return (
-        f"{images:,} images of 16 bits a channel use {used} only{hint}: in 8 bits, {least} to {greatest} of 255 are left of them; spread "
+        f"{images:,} {'image of 16 bits a channel uses' if images == 1 else 'images of 16 bits a channel use'} {used} only{hint}: in 8 bits, {least} to {greatest} of 255 are left of them; spread "
         f"the levels over all 16 bits first (in a TIFF, MaxSampleValue may state the greatest), or, of grey, give make_shards.py --window "
         f"{least * 256} {greatest * 256 + 255}"
     )

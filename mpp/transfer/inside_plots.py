@@ -146,8 +146,11 @@ def attention(own: Sequence[LayerSpread], fresh: Sequence[LayerSpread], title: s
             )
         named = all(each.layer.place == f"block {place}" for place, each in enumerate(own, 1))
         axes.set(
-            xlabel="block" if named else "layer of attention, from the first", ylabel=label, ylim=(0, None), xlim=(0.5, len(own) + 0.5)
-        )
+            xlabel="block" if named else "layer of attention, from the first",
+            ylabel=label,
+            ylim=(0, 1.04 * axes.get_ylim()[1]),
+            xlim=(0.5, len(own) + 0.5),
+        )  # from 0, so matplotlib's own margin, a share of the values' range, would cut the highest heads in half
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(axes, legend=False)
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -92,7 +92,7 @@ def draw_mistakes(
         [
             (f"truth {classes[int(truth[row])]}", ""),
             (f"said {classes[int(predicted[row])]}", f", {percent(float(confidence[row]))}"),
-            (crops.pixels.source.where(int(crops.ids[row])), ""),
+            (crops.pixels.source.name_of(int(crops.ids[row])), ""),
         ]
         for row in rows
     ]

@@ -66,12 +66,22 @@ def cadence(config: PretrainConfig) -> tuple[int, int]:
     images = int(min(asked.images, affordable / LEAST_LOOKS))
     if images < LEAST_IMAGES:
         if asked.train is not None:
-            raise ConfigError(
-                f"evaluate.train={asked.train} would never be looked at: a hundredth of optim.total_samples={config.optim.total_samples} is less than "
-                f"{LEAST_LOOKS} looks at {LEAST_IMAGES} images; say how often with evaluate.every_steps, such as {max(1, steps // LEAST_LOOKS)}, or leave it out"
-            )
+            raise ConfigError(f"evaluate.train={asked.train} would never be looked at: {_too_short(config)}, or leave it out")
         return 0, 0
     return max(1, steps // min(MOST_LOOKS, int(affordable / images))), images
+
+
+def unlooked_words(config: PretrainConfig) -> list[str]:
+    """Why there are no looks, where nobody asked for none."""
+    return [] if config.evaluate.images == 0 or cadence(config)[0] else [f"features are not looked at: {_too_short(config)}"]
+
+
+def _too_short(config: PretrainConfig) -> str:
+    every = max(1, config.optim.total_samples // config.data.global_batch // LEAST_LOOKS)
+    return (
+        f"a hundredth of optim.total_samples={config.optim.total_samples} is less than {LEAST_LOOKS} looks at {LEAST_IMAGES} images; say how often with "
+        f"evaluate.every_steps, such as {every}"
+    )
 
 
 @dataclass(frozen=True)

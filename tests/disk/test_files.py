@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from mpp.disk.files import append, sync_path, writing
+from mpp.base.errors import UserError
+from mpp.disk.files import append, make_folder, sync_path, writing
 from mpp.disk.patience import disks
 
 
@@ -81,3 +82,13 @@ def test_a_disk_that_takes_no_line_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(disks, "patience", 0.0)
     with pytest.raises(OSError, match="metrics"):
         append(tmp_path / "no folder" / "metrics.jsonl", "x\n")
+
+
+def test_nothing_is_written_into_a_set_of_shards(tmp_path):
+    make_folder(tmp_path / "train", "run_dir")
+    (tmp_path / "train" / "manifest.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"^run_dir=\S+/train is a set of shards, beside which nothing else should lie; give a folder of its own$"
+    ):
+        make_folder(tmp_path / "train", "run_dir")
+    make_folder(tmp_path / "train" / "own", "run_dir")

@@ -11,6 +11,7 @@ from mpp.base.errors import ConfigError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.schema import load
 from mpp.config.sections import ClassifierConfig, ModelConfig
+from mpp.model.architecture import architecture_of
 from mpp.model.backbone import Backbone
 from mpp.model.classifier import build_classifier, classifier_arguments
 from mpp.model.encoder import Encoder, build_encoder, timm_arguments
@@ -299,3 +300,19 @@ def test_fine_tuning_takes_the_class_tokens_where_it_is_told_to():
     without = encoder(**(ROTARY | CAPI)).vit
     with pytest.raises(ConfigError, match=r"model\.pooling=cls: the encoder has no class token"):
         classifier_arguments(without, timm_arguments(ModelConfig(**(ROTARY | CAPI))), config, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("vit_tinny", "vit_tiny_patch16_224"),
+        ("vit_base_patch16_244", "vit_base_patch16_224"),
+        ("ViT-B/16", "vit_b"),
+        ("deit_small", "deit_small_patch16_224"),
+    ],
+)
+def test_a_name_that_is_misspelt_brings_the_nearest_ones(wrong, near):
+    with pytest.raises(
+        ConfigError, match=rf"^model.arch={wrong} is not a timm model; try one of timm.list_models\('vit_\*'\), such as {near}"
+    ):
+        architecture_of(wrong)

@@ -65,11 +65,22 @@ def test_to_be_below_a_rule_that_knows_more_than_the_model_is_no_sign():
 
 
 def test_a_loss_that_rises_for_three_rows_is_said_unless_the_target_moves():
-    losses = lambda *values, **more: [{"samples": 3000 + 10 * at, "train/loss": value} | more for at, value in enumerate(values)]
+    losses = lambda *values, every=500, **more: [
+        {"samples": 3000 + every * at, "train/loss": value} | more for at, value in enumerate(values)
+    ]
     (line,) = said(*losses(1.0, 0.5, 0.64, 0.65, 0.66, 0.9))
-    assert "the training loss is 0.66 at 3,040 samples, and was 0.5: it rises" in line and "optim.base_lr" in line
+    assert "the training loss is 0.66 at 5,000 samples, and was 0.5: it rises" in line and "optim.base_lr" in line
     assert said(*losses(1.0, 0.5, 0.62, 0.6, 0.62)) == [] == said(*losses(1.0, 0.5, 0.7, 0.7, 0.5, 0.7))
     assert said(*losses(1.0, 0.5, 0.7, 0.7, 0.7, 0.7, **{"teacher/decay": 0.99})) == []
+
+
+def test_rows_of_single_steps_are_no_rise_by_their_noise():
+    noise = [1.0, 0.5, 1.3, 1.1, 1.4, 0.9, 1.2, 0.7, 1.0, 0.8]  # one step that was easy, then three as usual
+    rows = [{"samples": 3000 + 50 * at, "train/loss": noise[at % 10]} for at in range(100)]
+    assert said(*rows) == []
+    assert (
+        len(said(*rows, *({"samples": 8000 + 50 * at, "train/loss": 1.4 * noise[at % 10]} for at in range(20)))) == 1
+    )  # and a rise is seen
 
 
 @pytest.mark.parametrize(("name", "unit"), [("rank", 1.0), ("deviation", 0.01)])

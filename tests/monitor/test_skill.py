@@ -265,7 +265,7 @@ def course(*skills: float | None, error: float | None = 0.02) -> list[dict]:
             "not shown",
             "still worse than the trivial predictor 'nearest', but better than at 100 samples (-0.200): it is learning",
         ),
-        ((-0.2, -0.15), "no", "no better than at 100 samples"),  # .05 apart, of which either is known to .039
+        ((-0.2, -0.15), "no", "and not shown to be better than at 100 samples (-0.200)"),  # .05 apart, of which either is known to .039
         ((-0.2, 0.03), "not shown", "no better than the trivial predictor 'nearest'"),
         ((-0.2, -0.03), "not shown", "no better than the trivial predictor 'nearest'"),
         ((0.1, 0.5, 0.3), "yes", "; it was +0.500 at 200 samples: the end has lost some of it"),

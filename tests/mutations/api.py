@@ -65,4 +65,8 @@ ROWS: list[Plant | Row] = [
         TEST + "import_mpp_is_free_of_torch_and_says_what_it_has",
     ),
     Row("a program has no name", "mpp/__main__.py", '    "conformance",\n', "", TEST + "mpp_calls_the_programs_by_name"),
+    Row(
+        "an empty list is an index out of bounds", "mpp/api.py", "        if not images:\n", "        if images is None:\n",
+        "tests/test_api.py::test_features_of_no_file_are_refused_in_words",
+    ),
 ]  # fmt: skip

@@ -52,6 +52,18 @@ ROWS: list[Plant | Row] = [
         SIGNS + "early_or_uncertain_skill_says_nothing",
     ),
     Row(
+        "the noise of single steps is a loss that rises", "mpp/monitor/signs.py", "if seen > since] +", "if False] +",
+        SIGNS + "rows_of_single_steps_are_no_rise_by_their_noise",
+    ),
+    Row(
+        "a skill that has risen is called no better", "mpp/monitor/skill.py", 'if skill > began else "no better"', 'if False else "no better"',
+        "tests/monitor/test_skill.py::test_the_verdict_is_on_the_last_skill_beyond_what_the_images_leave_open",
+    ),
+    Row(
+        "a run too short for looks says nothing of it", FILE, 'else [f"features are not looked at', 'else [] and [f"features are not looked at',
+        UNIT + "a_short_run_is_not_looked_at_and_none_is_where_nobody_wants_it",
+    ),
+    Row(
         "a few short steps are called waiting", "mpp/monitor/signs.py", " and self._waiting >= WAITED_SECONDS:", ":",
         SIGNS + "waiting_is_said_when_it_lasts_for_three_rows_and_a_minute",
     ),

@@ -102,4 +102,8 @@ ROWS: list[Plant | Row] = [
         "damaged results are left out without a word", "mpp/pages/page.py", "return find_results(measured) if measured else []",
         "return []", REPORT + "damaged_results_are_named_and_not_left_out",
     ),
+    Row(
+        "a page's command has what a launcher adds", "mpp/pages/page.py", 'if not word.startswith("--local_rank")', "if word",
+        "tests/pages/test_run_folder.py::test_the_command_of_a_page_can_be_given_to_a_shell",
+    ),
 ]  # fmt: skip

@@ -657,4 +657,12 @@ ROWS = [
         'verify takes the other splits of a store for no splits', 'mpp/prep/splits.py', 'if "/" not in folder and not folder.startswith(".")',
         'if (not folder or folder == "train")', 'tests/prep/test_verify_stores.py::test_all_splits_of_an_out_are_looked_at_and_more_workers_say_the_same',
     ),
+    Row(
+        "the contact sheet of a set is taken for a set", "mpp/prep/sources/__init__.py", 'if is_ours(path / "train"):', "if False:",
+        "tests/prep/test_make_shards.py::test_a_folder_of_splits_is_no_folder_of_images_though_a_contact_sheet_lies_in_it",
+    ),
+    Row(
+        "names of a zip are DOS's letters unless it says otherwise", "mpp/prep/sources/archives.py", 'info.filename.encode("cp437").decode()', "info.filename",
+        "tests/prep/test_links.py::test_a_zip_without_the_mark_for_utf8_has_the_names_that_were_meant",
+    ),
 ]  # fmt: skip

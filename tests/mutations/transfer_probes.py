@@ -391,6 +391,10 @@ ROWS = [
         f"{PLOTS}::test_names_too_long_keep_both_ends_and_letters_the_font_lacks_are_told_apart",
     ),
     # The surest mistakes.
+    Row(
+        "a mistake is placed in words too long for its tile", "mpp/transfer/mistakes.py", "crops.pixels.source.name_of(", "crops.pixels.source.where(",
+        f"{MISTAKES}::test_each_error_stands_beside_its_own_image_as_the_probe_saw_it",
+    ),
     Plant(
         "right answers stand among the mistakes", "mpp.transfer.mistakes:worst",
         "lambda predicted, confidence, truth, most=MOST: np.argsort(-confidence.numpy(), kind='stable')[:most]",

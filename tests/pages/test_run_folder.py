@@ -9,7 +9,7 @@ from mpp.base.errors import UserError
 from mpp.config.finetune import FinetuneConfig
 from mpp.config.pretrain import PretrainConfig
 from mpp.config.schema import dump, load
-from mpp.pages.page import charts_of, cost, headline
+from mpp.pages.page import charts_of, cost, headline, startable
 from mpp.pages.run_folder import differing, open_run, shown
 
 ROWS = [
@@ -158,3 +158,16 @@ def test_a_folder_that_is_no_run_is_refused_with_what_lies_below_it(run, tmp_pat
     (tmp_path / "some" / "config.yaml").write_text("a: [1")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         open_run(tmp_path / "some")
+
+
+@pytest.mark.parametrize(
+    ("noted", "processes", "startable_line"),
+    [
+        ("mpp/pretrain.py --local_rank=0 --config c.yaml 'run_dir=a b'", 1, "python mpp/pretrain.py --config c.yaml 'run_dir=a b'"),
+        ("mpp/finetune.py --local_rank=3 seed=1", 8, "deepspeed --num_gpus 8 mpp/finetune.py seed=1"),
+        ("mpp/pretrain.py 'run_dir=cut", 1, "mpp/pretrain.py 'run_dir=cut"),
+        ("", 1, ""),
+    ],
+)
+def test_the_command_of_a_page_can_be_given_to_a_shell(noted, processes, startable_line):
+    assert startable(noted, processes) == startable_line

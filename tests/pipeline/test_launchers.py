@@ -54,6 +54,7 @@ def test_every_launcher_trains_the_same_run(launcher, alone, shards, tmp_path):
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
     assert "done" in finished.stdout
     assert_the_same_run(tmp_path / "run", alone)
+    assert not list(Path("/dev/shm").glob("*_29731_*"))  # nor does DeepSpeed leave its buffers
 
 
 def test_a_config_error_under_the_deepspeed_launcher_is_one_line_and_a_failure(shards, tmp_path):

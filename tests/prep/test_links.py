@@ -197,3 +197,12 @@ def test_links_without_end_are_refused_and_never_followed_for_ever(tmp_path, mon
     chain = [(f"{number}.jpg", "symbolic", f"{number + 1}.jpg") for number in range(MAX_LINKS + 1)]
     found = contents(tar(tmp_path / "chain.tar", [*chain, (f"{MAX_LINKS + 1}.jpg", "file", "end")]))
     assert (found["0.jpg"], found["1.jpg"]) == (NOWHERE, b"end")
+
+
+@pytest.mark.parametrize("code", ["utf-8", "cp437"])
+def test_a_zip_without_the_mark_for_utf8_has_the_names_that_were_meant(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda self: (self.filename.encode(code), 0))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("Größe/é.jpg", b"1")
+    monkeypatch.undo()
+    assert [(item.name, item.label) for item in open_source(tmp_path / "set.zip", tmp_path).items(Counter())] == [("Größe/é.jpg", "Größe")]

@@ -355,7 +355,7 @@ def test_bad_input_is_told_with_what_to_do(tmp_path, source):
         ((tmp_path / "bare", out, "--labels"), "'2.jpg' lies in no folder, so it has no class; mend that, or leave out --labels"),
         ((source, out, "--val", "0.001"), "--val 0.001 of 30 images is 0, and val and train need one at least; give a number from 1 to 29"),
         ((source, out, "--val", "30"), "30 images is 30, and val and train need one at least; give a number from 1 to 29"),
-        ((source, out, "--val", "1.5"), "'1.5' is not a share from 0 to 1"),
+        ((source, out, "--val", "1.5"), "'1.5' is neither a share below 1 nor a count of images"),
         ((source, out, "--samples-per-shard", "0"), "'0' is not a whole number of at least 1"),
         ((source, out, "--max-reject", "x"), "'x' is not a share"),
         ((source, out, "--colour"), "unrecognized arguments: --colour; --help lists the options"),
@@ -367,6 +367,16 @@ def test_bad_input_is_told_with_what_to_do(tmp_path, source):
     ):
         assert message in fails(*words), words
     assert not out.exists()
+
+
+def test_a_folder_of_splits_is_no_folder_of_images_though_a_contact_sheet_lies_in_it(tmp_path, source):
+    made = tmp_path / "made"
+    assert main([str(source), str(made)]) == 0
+    Image.new("RGB", (8, 8)).save(made / "inspect-train.png")
+    assert "holds splits of shards, not images; to make them anew give one of them, such as " + str(made / "train") in fails(
+        made, tmp_path / "again"
+    )
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(source, tmp_path):

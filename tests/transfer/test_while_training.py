@@ -15,7 +15,7 @@ from mpp.monitor.rank import spread
 from mpp.processes.world import World
 from mpp.transfer.probes.contract import Train
 from mpp.transfer.split import Split
-from mpp.transfer.while_training import BATCH, LEAST_IMAGES, OWN, SHARE, FeatureLooks, cadence, choose, least_squares
+from mpp.transfer.while_training import BATCH, LEAST_IMAGES, OWN, SHARE, FeatureLooks, cadence, choose, least_squares, unlooked_words
 from tests.train.test_several_ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -58,6 +58,11 @@ def test_looks_cost_a_hundredth_of_the_samples_at_most_and_are_five_to_twenty(to
 def test_a_short_run_is_not_looked_at_and_none_is_where_nobody_wants_it():
     short = ["optim.total_samples=16000", "data.global_batch=100", "optim.warmup_samples=0"]
     assert 16_000 * SHARE / 5 < LEAST_IMAGES and cadence(load(PretrainConfig, None, short)) == (0, 0)
+    assert unlooked_words(load(PretrainConfig, None, short)) == [
+        "features are not looked at: a hundredth of optim.total_samples=16000 is less than 5 looks at 64 images; say how often with evaluate.every_steps, "
+        f"such as {16_000 // load(PretrainConfig, None, short).data.global_batch // 5}"
+    ]
+    assert unlooked_words(load(PretrainConfig, None, ["evaluate.images=0"])) == unlooked_words(load(PretrainConfig, None, [])) == []
     assert cadence(load(PretrainConfig, None, ["evaluate.images=0"])) == (0, 0)
     with pytest.raises(
         ConfigError, match=r"evaluate\.train=there would never be looked at: .*total_samples=16000.* evaluate\.every_steps, such as 32"

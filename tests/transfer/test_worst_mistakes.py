@@ -47,6 +47,7 @@ def test_each_error_stands_beside_its_own_image_as_the_probe_saw_it(crops, writt
     made = np.asarray(Image.open(io.BytesIO(draw_mistakes(crops, predicted, confidence, truth, CLASSES, "pretrained, linear, test"))))
     assert written[:2] == ["pretrained, linear, test", "2 of 60 answers are wrong (3.3 %)"]
     assert written[2:4] == ["truth green", "said blue, 77 %"] and written[5:7] == ["truth green", "said blue, 55 %"]
+    assert [written[4], written[7]] == ["000000.tar/000000000040", "000000.tar/000000000007"]  # whole, so that it can be found
     for place, row in enumerate([40, 7]):
         seen = crops.batch([(0, row, 0)])["image"][0].numpy().transpose(1, 2, 0)
         enlarged = seen.repeat(SIDE // 16, axis=0).repeat(SIDE // 16, axis=1)

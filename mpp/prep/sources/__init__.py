@@ -18,7 +18,7 @@ from mpp.prep.sources.imagenet import TRAIN, ImageNet, is_imagenet
 from mpp.prep.sources.lists import ROWS, ListFile, beginning, kind_of_list
 from mpp.prep.sources.parquet import PARQUET_MAGIC, is_parquet, open_parquet
 from mpp.prep.sources.urls import open_url
-from mpp.prep.sources.webdataset import is_webdataset, open_webdataset
+from mpp.prep.sources.webdataset import is_ours, is_webdataset, open_webdataset
 
 FOLDERS = ("folder", "imagenet")
 EITHER = ("parquet", "webdataset")  # a file, or a folder of them
@@ -106,6 +106,8 @@ def _archive(path: Path) -> str:
 def _kind(path: Path, leave_out: Path) -> str:
     """Which of FORMATS a path is, by its content.  Raises DataError for none of them."""
     if path.is_dir():
+        if is_ours(path / "train"):  # its contact sheets would be all the images that are found
+            raise DataError(f"{path}: holds splits of shards, not images; to make them anew give one of them, such as {path / 'train'}")
         if is_imagenet(path):
             return "imagenet"
         return "webdataset" if is_webdataset(path, leave_out) else "parquet" if is_parquet(path) else "folder"

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -32,6 +33,7 @@ PACKED_CHUNK = 1 << 12  # unpacked at once: of zstd at most a hundred megabytes 
 OPEN_FILES = 64  # of one source, in each worker
 # What the standard library's parsers raise on damaged archives (found by fuzzing; tests/prep/test_hostile_archives.py repeats it).
 DAMAGED_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
+UTF8_NAME = 0x800  # bit of a zip entry's flags
 DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)
 MAX_NAME_BYTES = 1 << 20  # of a member's name and attributes
 ZIP_END_MAGIC, ZIP_END_BYTES = b"PK\5\6", 22
@@ -354,7 +356,7 @@ class Zip(Source):
     def items(self, ignored: Counter) -> Iterator[Item]:
         try:
             with zipfile.ZipFile(self.path) as archive:
-                entries = archive.infolist()
+                entries = [_named(info) for info in archive.infolist()]
         except DAMAGED_ZIP as error:
             raise DataError(f"{self.path}: is cut short or damaged ({error}); get it again") from error
         refuse_more_in_zip(self.path, entries)
@@ -390,6 +392,14 @@ class Zip(Source):
 
     def reader(self) -> "ZipReader":
         return ZipReader(self.path)
+
+
+def _named(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """By the name that was meant: zip and others on Linux and macOS write UTF-8 without the mark for it, which zipfile reads as DOS's letters."""
+    if not info.flag_bits & UTF8_NAME and not info.filename.isascii():
+        with suppress(UnicodeError):  # no UTF-8: DOS's letters then
+            info.filename = info.filename.encode("cp437").decode()
+    return info
 
 
 def refuse_more_in_zip(path: Path, entries: list[zipfile.ZipInfo]) -> None:
