@@ -22,6 +22,7 @@ from mpp.remote.urls import Url
 ROWS = 1 << 16  # looked at together: 2.6 MB
 LISTED = 20  # rows of one kind among them that get a message of their own
 ASKERS, IN_A_ROW = 16, 16  # threads that ask for sizes of files; files that each asks for
+ROUND = 16 * ASKERS * IN_A_ROW  # files whose answers are waited for together
 UNREADABLE = "unreadable file"  # an error of the system, perhaps of this machine alone
 Entry = IndexEntry | ShardEntry
 
@@ -94,12 +95,16 @@ def file_faults(folder: Path, manifest: Manifest, elsewhere: Url | None = None, 
 
 
 def _asked(entries: Iterator[Entry], ask: Callable[[Entry], int | OSError]) -> Iterator[tuple[Entry, int | OSError]]:
-    """Each with its answer, in order.  Many are asked for at once, as a file server answers each of perhaps a million late."""
-    with ThreadPoolExecutor(ASKERS) as pool:
-        while some := list(itertools.islice(entries, ASKERS * IN_A_ROW)):
-            parts = [some[first : first + IN_A_ROW] for first in range(0, len(some), IN_A_ROW)]
-            for part, found in zip(parts, pool.map(lambda part: [ask(entry) for entry in part], parts), strict=True):
-                yield from zip(part, found, strict=True)
+    """Each with its answer, in order.  Many are asked for at once, as a file server answers each of perhaps a million late.
+
+    No thread outlives a round: whoever asks may stop at the first fault, and Python then ends this when it likes, such as in the middle of a thread's start,
+    where waiting for another thread never ends.
+    """
+    while some := list(itertools.islice(entries, ROUND)):
+        parts = [some[first : first + IN_A_ROW] for first in range(0, len(some), IN_A_ROW)]
+        with ThreadPoolExecutor(ASKERS) as pool:
+            answers = list(pool.map(lambda part: [ask(entry) for entry in part], parts))
+        yield from zip(some, itertools.chain.from_iterable(answers), strict=True)
 
 
 def most_pixels(source: dict[str, Any]) -> int:

@@ -276,6 +276,17 @@ def test_sizes_of_many_shards_are_asked_for_at_once_and_told_in_order(tmp_path, 
     ]
 
 
+def test_who_stops_at_the_first_fault_leaves_no_thread_to_be_waited_for_later(tmp_path):
+    """By whichever thread Python then clears up in: one that is being started would wait for ever."""
+    manifest = manifest_of(entries_of(3, each=1))
+    (tmp_path / INDEX).write_bytes(bytes(manifest.index.bytes))
+    before = set(threading.enumerate())
+    faults = shard_faults.file_faults(tmp_path, manifest)
+    assert next(faults).kind == "missing file"
+    assert set(threading.enumerate()) == before
+    faults.close()
+
+
 # ---------------------------------------------------------------------------------------------------------------- some of many
 
 

@@ -11,6 +11,13 @@ DEALT = "tests/pipeline/test_probe_processes.py::test_probes_dealt_out_to_proces
 
 ROWS = [
     Row(
+        "threads wait between two answers for who may never ask again",
+        "mpp/data/shard_faults.py",
+        "            answers = list(pool.map(lambda part: [ask(entry) for entry in part], parts))\n        yield from",
+        "            answers = list(pool.map(lambda part: [ask(entry) for entry in part], parts))\n            yield from",
+        LARGE + "who_stops_at_the_first_fault_leaves_no_thread_to_be_waited_for_later",
+    ),
+    Row(
         "members of a class in the order of the file",
         "mpp/transfer/split.py",
         "shuffled = labels[order]",
