@@ -213,7 +213,7 @@ def given(path: str | Path | None, words: typing.Sequence[str] = ()) -> dict[str
         key, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
             file = f"; a file of keys is given as --config {word}" if word.endswith((".yaml", ".yml")) else ""
-            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as optim.base_lr=1e-3{file}")
+            raise ConfigError(f"'{hidden(word)}' is not of the form key=value, such as seed=1{file}")
         branch = tree
         *sections, last = key.split(".")
         for section in sections:

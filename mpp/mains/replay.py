@@ -37,7 +37,7 @@ from mpp.mains.replay_job import WEIGHT as OF_WEIGHTS
 from mpp.mains.replay_job import FinetuningJob, Inputs, PretrainingJob, ReplayJob
 from mpp.monitor.magnitudes import WEIGHT, Magnitudes, Seen, watching
 from mpp.train.average import PREFIX
-from mpp.train.commit import Commit, commits, read_commit, read_tensors
+from mpp.train.commit import Commit, asked_commit, commits, read_tensors
 from mpp.train.flight import FORMAT, WEIGHTS, pixels_check
 
 NAMED = 6  # dumps that a message names
@@ -198,7 +198,7 @@ def find_weights(dump: Dump, noted: Mapping[str, Any], asked: str | None, averag
     """Those that the step had, where they are kept; else the nearest.  average: whether it learns from one.  Raises CheckpointError."""
     step = noted["step"]
     if asked is not None:
-        commit = read_commit(Path(asked)) if Path(asked).is_dir() else None
+        commit = asked_commit(Path(asked)) if Path(asked).is_dir() else None
         if commit is None:
             raise CheckpointError(f"weights={asked} is no checkpoint; give a folder of {dump.run_dir}/checkpoints")
         return of_commit(commit, step, average)

@@ -15,7 +15,7 @@ from typing import Any
 
 from mpp.base.errors import CheckpointError
 from mpp.remote.urls import is_url
-from mpp.train.commit import Commit, commits, read_commit
+from mpp.train.commit import Commit, asked_commit, commits
 from mpp.train.copies import local, run_of
 from mpp.train.resume import Course, changes_of, of_trunk
 from mpp.train.run_folder import RunConfig, check_same_run
@@ -25,7 +25,7 @@ from mpp.train.schedule import stable_until
 def find_trunk(asked: str) -> Commit:
     """asked: a run, whose newest commit it is, or a checkpoint folder; also in a store, s3://...  A first look, which reads no tensors.  Raises CheckpointError."""
     path = Path(local(asked))
-    commit = read_commit(path) if os.path.lexists(path / "COMMIT.json") else next(iter(commits(path)), None)
+    commit = asked_commit(path) if os.path.lexists(path / "COMMIT.json") else next(iter(commits(path)), None)
     if commit is None:
         raise CheckpointError(f"branch_from={asked} holds no checkpoint that is whole; give a run, or one of its RUN/checkpoints/N")
     return commit

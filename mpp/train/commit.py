@@ -188,6 +188,17 @@ def _disagreement(folder: Path, record: Any) -> str | None:
     return None if record["files"] else "COMMIT.json names no files"
 
 
+def asked_commit(folder: Path, verify: bool = False) -> Commit | None:
+    """As `read_commit`, of the one checkpoint that somebody has named.  verify: every byte is compared but those of moments.  Raises CheckpointError."""
+    try:
+        commit = read_commit(folder)
+        if commit and verify:
+            commit.verify()
+    except DamagedError as error:
+        raise CheckpointError(f"{error}; bring it back from a copy, or give another checkpoint") from error
+    return commit
+
+
 def folders_of(run_dir: Path) -> list[Path]:
     """Those that may be checkpoints, newest first."""
     return sorted((run_dir / "checkpoints").glob("[0-9]" * 9), reverse=True)
@@ -214,7 +225,7 @@ def find_commit(run_dir: Path, resume: str | int) -> Commit | None:
     Raises CheckpointError, also where checkpoints were there and none is whole: to begin again would lose what was trained, unasked.
     """
     if isinstance(resume, int):
-        commit = read_commit(checkpoint_folder(run_dir, resume)) if checkpoint_folder(run_dir, resume).exists() else None
+        commit = asked_commit(checkpoint_folder(run_dir, resume)) if checkpoint_folder(run_dir, resume).exists() else None
         if commit is None:
             there = ", ".join(str(found.step) for found in reversed(commits(run_dir))) or "none"
             raise CheckpointError(f"resume={resume}: {run_dir} has no checkpoint of step {resume}; there are: {there}")
@@ -251,10 +262,7 @@ def whole_commit(source: Path) -> Commit | None:
     Damaged ones are passed over aloud, and left as they are.  Raises CheckpointError where commits exist and none is whole.
     """
     if os.path.lexists(source / "COMMIT.json"):
-        commit = read_commit(source)
-        if commit:
-            commit.verify()
-        return commit
+        return asked_commit(source, verify=True)
     damaged = []
     for found in survey(source):
         if isinstance(found, Commit):

@@ -4,6 +4,10 @@ from tests.mutations import Plant, Row
 
 ROWS = [
     Row(
+        "a damaged checkpoint that was asked for has no remedy", "mpp/train/commit.py", 'f"{error}; bring it back from a copy, or give another checkpoint"', "str(error)",
+        "tests/train/test_commit.py::test_a_run_sees_most_damage_before_its_processes_join",
+    ),
+    Row(
         "an encoder of another width is called by the name alone", "mpp/model/architecture.py", 'return f"{name} ({changed})" if changed else name', "return name",
         "tests/model/test_encoder.py::test_words_for_an_encoder_name_what_of_its_shape_is_not_that_of_its_name",
     ),
