@@ -23,7 +23,7 @@ from typing import Any
 from mpp.base.errors import BusyError
 from mpp.base.progress import Progress
 from mpp.base.text import say
-from mpp.disk.files import temporary
+from mpp.disk.files import temporary, writing
 from mpp.processes.watch import leave_at_once, watch
 
 LOCK_SECONDS = 10  # how long the workers of a killed run may take to notice and end
@@ -165,7 +165,8 @@ def _keep(lock: Any, path: Path, before: Owner | None) -> bool:
     mine = Owner.this_process()
     part = temporary(path)
     try:
-        part.write_text(json.dumps(asdict(mine)))
+        with writing(part):
+            part.write_text(json.dumps(asdict(mine)))
         if before is not None or path.exists():  # whoever can rename it away may put its own there
             aside = temporary(path)
             path.rename(aside)

@@ -21,7 +21,7 @@ from mpp.base.machine import usable_cores
 from mpp.config.schema import Section, dump, flat, load, may_change
 from mpp.data.crop import jpeg_decoder
 from mpp.data.order import ranges_in_words, steps_over
-from mpp.disk.files import TEMPORARY, keep_lines, write_atomically
+from mpp.disk.files import TEMPORARY, append, keep_lines, write_atomically
 from mpp.disk.locks import Owner, lock_folder
 from mpp.processes.agreement import PACKAGES
 from mpp.processes.peers import Peers
@@ -53,8 +53,7 @@ def write_run_folder(run_dir: Path, config: Section, argv: Sequence[str] | None,
     """config.yaml, command.txt (a line each start) and environment.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "config.yaml", dump(config).encode())
-    with (run_dir / "command.txt").open("a") as file:
-        file.write(shlex.join(map(hidden, sys.argv if argv is None else [program, *argv])) + "\n")
+    append(run_dir / "command.txt", shlex.join(map(hidden, sys.argv if argv is None else [program, *argv])) + "\n")
     write_atomically(run_dir / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())
 
 

@@ -248,4 +248,8 @@ ROWS = [
         "who calls a program from Python has a rank that ends without a word", "mpp/processes/world.py", '    watch.leaves(0, "", said=True)\n', "",
         f"{ALIVE}::test_ranks_that_call_a_program_end_in_order_though_none_says_so",
     ),
+    Row(
+        "a full disk under a folder's lock names no file", "mpp/disk/locks.py", "        with writing(part):\n            part.write_text(json.dumps(asdict(mine)))", "        part.write_text(json.dumps(asdict(mine)))",
+        f"{DISKS}::test_and_where_the_lock_of_a_folder_says_whose_it_is",
+    ),
 ]  # fmt: skip

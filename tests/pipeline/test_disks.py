@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpp.base.errors import disk_fault
+from mpp.disk import locks
 from mpp.monitor.board import Board
 from mpp.train.commit import commits
 from tests.pipeline.conftest import TINY, finish, start
@@ -64,6 +65,22 @@ def written_on_a_full_disk(folder: Path, what: str) -> Exception:
 def test_a_full_disk_is_named_with_the_file_that_did_not_fit(small_disk, what, file):
     line = disk_fault(written_on_a_full_disk(small_disk, what))
     assert line is not None and file in line and "No space left" in line and "make room" in line
+
+
+def test_so_it_is_where_a_start_writes_its_command_line(small_disk, shards, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "command.txt").symlink_to(small_disk / "command.txt")
+    fill(small_disk)
+    done = finish(start([*TINY, f"data.shards={shards}", f"run_dir={run}"]))
+    assert done.status == [2] and f"{run}/command.txt cannot be written" in done.err and "make room" in done.err
+
+
+def test_and_where_the_lock_of_a_folder_says_whose_it_is(small_disk):
+    fill(small_disk)
+    with pytest.raises(OSError, match="No space left") as raised, (small_disk / "filler").open("rb") as lock:
+        locks._keep(lock, small_disk / "lock.owner", None)
+    assert f"{small_disk}/.lock.owner" in str(disk_fault(raised.value))
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_whole_commits(small_disk, shards):

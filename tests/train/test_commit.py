@@ -159,7 +159,7 @@ def test_readers_pass_over_a_damaged_commit_aloud_and_leave_it_as_it_is(tmp_path
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole \(000000020: "):
         whole_commit(tmp_path)
     if folder.is_dir():
-        with pytest.raises(CheckpointError, match="is damaged: .*; bring it back from a copy, or give another checkpoint$"):
+        with pytest.raises(CheckpointError, match=r"is damaged: .*; bring it back from a copy, or give another checkpoint$"):
             whole_commit(folder)
 
 
@@ -170,7 +170,7 @@ def test_a_run_sees_most_damage_before_its_processes_join(tmp_path, damage):
     SEEN[damage](folder)
     assert steps(tmp_path) == [10]
     assert find_commit(tmp_path, "auto").step == find_commit(tmp_path, "must").step == 10
-    with pytest.raises(CheckpointError, match="000000020 is damaged: .*; bring it back from a copy, or give another checkpoint$"):
+    with pytest.raises(CheckpointError, match=r"000000020 is damaged: .*; bring it back from a copy, or give another checkpoint$"):
         find_commit(tmp_path, 20)
     shutil.rmtree(tmp_path / "checkpoints" / "000000010")
     for resume in ("auto", "must"):
