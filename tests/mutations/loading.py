@@ -79,7 +79,7 @@ ROWS = [
     Plant(
         "the same few are always left over",
         "mpp.data.order:_epoch_of",
-        "lambda order, epoch: replace(real(order, epoch), offset=0)",
+        "lambda order, epoch: __import__('dataclasses').replace(real(order, epoch), offset=0)",
         ORDER + "the_few_left_over_differ_from_epoch_to_epoch",
     ),
     Plant(
@@ -97,7 +97,7 @@ ROWS = [
     Plant(
         "a resumed sampler skips a step",
         "mpp.data.order:OrderSampler.__iter__",
-        "lambda self: itertools.islice(real(self), self.plan.accumulation, None)",
+        "lambda self: __import__('itertools').islice(real(self), self.plan.accumulation, None)",
         ORDER + "a_sampler_resumed_at_a_step_yields_exactly_the_rest",
     ),
     Row(

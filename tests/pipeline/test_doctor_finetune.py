@@ -74,7 +74,10 @@ def test_a_fine_tuning_that_would_go_well_is_told_so_and_nothing_is_left(given, 
     assert of(told, "encoder")["found"].startswith("encoder (timm): vit_tiny_patch16_224, 10,944 parameters, pretrained at 16 px")
     assert "48 images of 3 classes, 12 of them held out; trained on are 36, 9 to 15 a class" in of(told, "labels")["found"]
     assert "36 training images, 4 steps of 8 an epoch in 4 streams" in of(told, "samples")["found"]
-    assert of(told, "model")["found"] == "vit_tiny_patch16_224 at 16x16 with a head for 3 classes: 10,995 parameters"
+    assert (
+        of(told, "model")["found"]
+        == "vit_tiny_patch16_224 (depth 3, width 16, heads 2) at 16x16 with a head for 3 classes: 10,995 parameters"
+    )
     assert of(told, "start")["found"] == "starts, 8 steps in all"
     assert "after a warm-up of 32 samples" in of(told, "learning rate")["found"]
     assert list(tmp_path.iterdir()) == [] and below(given) == before  # no run folder, no ledger, no lock
