@@ -6,7 +6,9 @@ process forked off (tests/forks.py), so a row costs a second and not five.  Thos
 row still finds what it replaces, and its tests, is looked at in every run.
 """
 
+import builtins
 import compileall
+import dis
 import importlib
 import operator
 import os
@@ -14,6 +16,7 @@ import pkgutil
 import re
 import shutil
 import subprocess
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -132,13 +135,22 @@ def run(copy: Path) -> Callable[[list[str]], SimpleNamespace]:
     return request
 
 
+def global_names(code: types.CodeType) -> set[str]:
+    """That it reads, in what it defines, too."""
+    own = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(global_names(each) for each in code.co_consts if isinstance(each, types.CodeType)))
+
+
 def test_every_row_finds_what_it_replaces_and_its_tests():
     sources = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     for row in ROWS:
         row.sown((ROOT / row.file).read_text())
         if isinstance(row, tests.mutations.Plant):
             module, _, attribute = row.name.partition(":")
-            assert operator.attrgetter(attribute)(importlib.import_module(module)) is not None, row.bug
+            there = importlib.import_module(module)
+            assert operator.attrgetter(attribute)(there) is not None, row.bug
+            unknown = {name for name in global_names(compile(f"lambda real: {row.code}", row.bug, "eval")) if not hasattr(there, name)}
+            assert unknown <= vars(builtins).keys(), f"{row.bug}: {module} knows no {unknown}, and a test would fail of that alone"
         for test in row.tests.split():
             file, _, name = test.partition("::")
             assert not name or f"def {name.partition('[')[0]}(" in sources[ROOT / file], f"{row.bug}: there is no {test}"

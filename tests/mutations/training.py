@@ -79,7 +79,7 @@ ROWS = [
     ),
     Plant(
         'the mask token hides the position', "mpp.recipe.model:PretrainingModel.forward",
-        "lambda self, images, *masks: setattr(self.corruption.__class__, 'embeddings', lambda corruption, embeddings, masks, token: corrupt(embeddings + "
+        "lambda self, images, *masks: setattr(self.corruption.__class__, 'embeddings', lambda corruption, embeddings, masks, token: __import__('mpp.recipe.corruptions.replace', fromlist=['corrupt']).corrupt(embeddings + "
         "(place := self.encoder.vit.pos_embed[:, self.encoder.prefix :]), masks.kind, masks.source, token) - place) or real(self, images, *masks)",
         "tests/recipe/test_model.py::test_masked_patches_know_their_place",
     ),
