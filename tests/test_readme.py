@@ -3,6 +3,8 @@
 import itertools
 import re
 import shlex
+import shutil
+import subprocess
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +263,26 @@ def test_every_make_target_named_exists():
         if "=" not in word and word != "..."
     }
     assert len(named) >= 3 and named <= targets
+
+
+@pytest.mark.parametrize(
+    "target, programs", [("lint", ["ruff", "ruff", "mypy", "lint-imports"]), ("unit", ["python"]), ("format", ["ruff", "ruff"])]
+)
+def test_the_folder_of_the_repository_may_have_a_blank_in_its_name(target, programs, tmp_path):
+    """With an environment that is set up, of programs that note their names."""
+    folder = tmp_path / "a folder"
+    for file in ("pyproject.toml", "constraints.txt", "mpp/data/_jpeg.c", "Makefile"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file, folder / file)
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in set(programs):
+        program = folder / ".venv/bin" / name
+        program.write_text(f"#!/bin/sh\necho {name} >> {shlex.quote(str(tmp_path / 'ran'))}\n")
+        program.chmod(0o755)
+    (folder / ".venv/.ready").touch()
+    done = subprocess.run(["make", target], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ran").read_text().split() == programs
 
 
 def test_every_message_of_the_troubleshooting_page_is_one_that_the_programs_give():
