@@ -9,8 +9,8 @@ WORDS  ?= $(if $(DATA),budget=4min)
 TESTERS ?= 2
 export PATH := $(BIN):$(PATH)
 export DATA DEMO WORDS  # which shells below read as values, whatever is in them
-# Where there is no GPU DeepSpeed's launcher stumbles over this variable, whatever it holds.
-LAUNCH := $(shell nvidia-smi -L >/dev/null 2>&1 || echo env -u CUDA_VISIBLE_DEVICES) "$(BIN)/deepspeed"
+# Where there is no GPU DeepSpeed's launcher stumbles over this variable, whatever it holds; its own first line may hold no blank.
+LAUNCH := $(shell nvidia-smi -L >/dev/null 2>&1 || echo env -u CUDA_VISIBLE_DEVICES) "$(BIN)/python" "$(BIN)/deepspeed"
 
 .PHONY: demo test test-all unit lint setup format clean
 
